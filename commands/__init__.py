@@ -1,0 +1,1 @@
+"""What launch.py runs inside the environment: serve, demo, the demo's trainings, benchmarks."""

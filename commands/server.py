@@ -1,0 +1,157 @@
+"""A ComfyUI server of ours: starting it with the pack, asking it for things over HTTP, stopping it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from ..launch import HOME, PACKAGE, ROOT, link
+
+LOOPBACK = "127.0.0.1"
+START_SECONDS = 180
+
+
+_APART: dict[str, Any] = (
+    {"creationflags": 0x00000200} if os.name == "nt" else {"start_new_session": True}  # CREATE_NEW_PROCESS_GROUP
+)
+"""Keeps a Ctrl-C from the terminal away from the server, which is stopped after it has saved."""
+
+
+class ServerError(RuntimeError):
+    """The server did not start, or refused what it was given; the message says why."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def command(*, base: Path, listen: str, port: int, own_models: bool) -> list[str]:
+    """The command line of the embedded server, or of the user's own when COMFYUI_PATH is set.
+
+    base: the folder with custom_nodes, models, input, output and user. own_models: let a user's ComfyUI keep its own
+    folders, with the pack added to them.
+    """
+    import torch
+
+    options = ["--listen", listen, "--port", str(port), "--disable-auto-launch"]
+    if not torch.cuda.is_available():
+        options.append("--cpu")
+    comfyui = os.environ.get("COMFYUI_PATH")
+    if not comfyui:
+        link(ROOT, base / "custom_nodes" / PACKAGE)
+        return [sys.executable, "-m", f"{PACKAGE}.commands.embedded", "--cwd", str(base), *options]
+    start = [sys.executable, str(Path(comfyui) / "main.py"), *options]
+    if not own_models:
+        link(ROOT, base / "custom_nodes" / PACKAGE)
+        return [*start, "--base-directory", str(base)]
+    installed = [path.resolve() for path in (Path(comfyui) / "custom_nodes").iterdir()]
+    if ROOT in installed:
+        return start
+    paths = HOME / "extra_model_paths.yaml"
+    paths.write_text(f"fewstep:\n  custom_nodes: {json.dumps(str(HOME / 'packages'))}\n", encoding="utf-8")
+    return [*start, "--extra-model-paths-config", str(paths)]
+
+
+class Server:
+    """A running server at `address`; its log is a file."""
+
+    def __init__(self, process: subprocess.Popen[bytes], *, address: str, log: Path) -> None:
+        self.process, self.address, self.log = process, address, log
+
+    def get(self, path: str) -> Any:
+        return self._ask(urllib.request.Request(self.address + path))  # noqa: S310 (our own http address)
+
+    def post(self, path: str, data: dict[str, Any]) -> Any:
+        body = json.dumps(data).encode()
+        headers = {"Content-Type": "application/json"}
+        return self._ask(urllib.request.Request(self.address + path, data=body, headers=headers))  # noqa: S310
+
+    def _ask(self, request: urllib.request.Request) -> Any:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+                text = answer.read()
+        except urllib.error.HTTPError as error:
+            raise ServerError(refusal(error.read().decode(errors="replace"))) from error
+        return json.loads(text) if text else None
+
+    def wait_until_ready(self) -> None:
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                break
+            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+                self.get("/system_stats")
+                return
+            time.sleep(0.3)
+        raise ServerError(f"ComfyUI did not start; the end of its log ({self.log}):\n{self.tail()}")
+
+    def tail(self, lines: int = 25) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def stop(self) -> None:
+        """Politely, then firmly."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGINT)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+@contextlib.contextmanager
+def serving(*, base: Path, listen: str = LOOPBACK, port: int | None = None, own_models: bool = False) -> Iterator[Server]:
+    """Starts a server, waits until it answers, and stops it at the end. Its Ctrl-C is ours to handle."""
+    base.mkdir(parents=True, exist_ok=True)
+    port = port or free_port()
+    log = base / "server.log"
+    arguments = command(base=base, listen=listen, port=port, own_models=own_models)
+    environment = {**os.environ, "PYTHONPATH": str(HOME / "packages")}
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603 (our own argument list)
+            arguments, cwd=base, env=environment, stdout=output, stderr=subprocess.STDOUT, **_APART
+        )
+    address = f"http://{LOOPBACK if listen in ('0.0.0.0', '') else listen}:{port}"  # noqa: S104 (compared only)
+    server = Server(process, address=address, log=log)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()
+
+
+def refusal(text: str) -> str:
+    """What the server says of a workflow that it refuses, one line for each node."""
+    try:
+        answer = cast(dict[str, Any], json.loads(text))
+        nodes = answer.get("node_errors") or {}
+        lines = [
+            f"node {number} ({node['class_type']}): {error['message']}: {error['details']}"
+            for number, node in nodes.items()
+            for error in node["errors"]
+        ]
+        return "\n".join(lines) or str(answer.get("error", text))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return text
+
+
+def copy_workflows(base: Path) -> None:
+    """Puts the pack's workflows where the embedded editor's own workflow list looks."""
+    place = base / "user" / "default" / "workflows"
+    place.mkdir(parents=True, exist_ok=True)
+    for workflow in (ROOT / "workflows").glob("*.json"):
+        shutil.copy(workflow, place / workflow.name)

@@ -1,0 +1,36 @@
+"""Starts the editor with the pack and its workflows and prints the address. Ctrl-C stops it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import webbrowser
+
+from ..launch import HOME, ROOT
+from .server import LOOPBACK, copy_workflows, serving
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="launch.py ui", description=__doc__)
+    parser.add_argument("--port", type=int, help="default: a free one")
+    parser.add_argument("--listen", default=LOOPBACK, metavar="IP", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--open", action="store_true", help="open the address in the default browser")
+    arguments = parser.parse_args()
+    base = HOME / "host"
+    copy_workflows(base)
+    print("Starting ComfyUI ...", flush=True)
+    own = bool(os.environ.get("COMFYUI_PATH"))
+    with serving(base=base, listen=arguments.listen, port=arguments.port, own_models=own) as server:
+        print(f"The editor is at  {server.address}")
+        print("Workflows of the pack: in the template browser (Workflow > Browse Templates), or open a file of")
+        print(f"{ROOT / 'workflows'} with the Load button. The log: {server.log}. Ctrl-C stops.", flush=True)
+        if arguments.open:
+            webbrowser.open(server.address)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.process.wait()
+            print(f"ComfyUI ended by itself; its log ends:\n{server.tail()}")
+
+
+if __name__ == "__main__":
+    main()

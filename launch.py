@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""ComfyUI-FewStep from a fresh machine: makes an environment in .fewstep, then runs a command in it.
+
+    python launch.py demo    distil a model in a real ComfyUI, in minutes, on any machine
+    python launch.py ui      open the editor with the pack
+    python launch.py test    run all tests
+
+Needs Python 3.10 to 3.12 and nothing else. Set COMFYUI_PATH to use your own ComfyUI instead of the embedded one
+(COMFYUI_PYTHON names its Python where it cannot be found beside it).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+HOME = ROOT / ".fewstep"
+PACKAGE = "comfyui_fewstep"
+REQUIREMENTS = ROOT / "requirements"
+
+
+class Stop(Exception):
+    """Ends the command with a message for the user."""
+
+
+# --- the environment -------------------------------------------------------------------------------------------------
+
+
+def python_in(environment: Path) -> Path:
+    return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def own_environment() -> Path:
+    """The Python of the environment in .fewstep/venv, made on first use and again when the requirements change."""
+    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+        raise Stop(
+            f"this is Python {sys.version.split()[0]}; the embedded ComfyUI needs 3.10 to 3.12. Start launch.py with "
+            "one of those, or set COMFYUI_PATH to your own ComfyUI."
+        )
+    environment, stamp = HOME / "venv", HOME / "venv" / "fewstep-stamp"
+    files = [REQUIREMENTS / name for name in ("embedded.txt", "embedded-no-deps.txt", "test.txt")]
+    wanted = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    python = python_in(environment)
+    if stamp.exists() and stamp.read_text() == wanted and python.exists():
+        return python
+    print(f"Making the environment in {environment} (once; it downloads torch and what ComfyUI needs) ...", flush=True)
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    # torch alone first: others ask for any torch, and must find this one
+    torch = next(line for line in files[0].read_text().splitlines() if line.startswith("torch=="))
+    for arguments in ([torch], ["-r", str(files[0]), "-r", str(files[2])], ["--no-deps", "-r", str(files[1])]):
+        if subprocess.run([*pip, *arguments]).returncode:
+            raise Stop("installing failed, see above; start again to go on where it stopped.")
+    stamp.write_text(wanted)
+    return python
+
+
+def comfyui_path() -> Path | None:
+    """The user's own ComfyUI, when COMFYUI_PATH names one."""
+    given = os.environ.get("COMFYUI_PATH")
+    if not given:
+        return None
+    path = Path(given).expanduser().resolve()
+    if not (path / "main.py").is_file():
+        raise Stop(f"COMFYUI_PATH is {given}, but there is no main.py of ComfyUI in it.")
+    return path
+
+
+def comfyui_python(comfyui: Path) -> Path:
+    """The Python that runs the user's ComfyUI: COMFYUI_PYTHON, one beside it, or the one running this."""
+    given = os.environ.get("COMFYUI_PYTHON")
+    if given:
+        if not Path(given).is_file():
+            raise Stop(f"COMFYUI_PYTHON is {given}, but there is no such file.")
+        return Path(given)
+    beside = [python_in(comfyui / name) for name in ("venv", ".venv")]
+    beside.append(comfyui.parent / "python_embeded" / "python.exe")
+    return next((python for python in beside if python.is_file()), Path(sys.executable))
+
+
+def environment_python() -> Path:
+    comfyui = comfyui_path()
+    return comfyui_python(comfyui) if comfyui else own_environment()
+
+
+def require_modules(python: Path) -> None:
+    """What the tests need must be in the user's Python; nothing is installed into it unasked."""
+    code = (
+        "import importlib.util as u; print(*[m for m in "
+        "('diffusers','kornia','matplotlib','mypy','pytest','ruff','setuptools','sklearn') if not u.find_spec(m)])"
+    )
+    missing = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    if missing:
+        raise Stop(f"{python} lacks {missing}. Install: {python} -m pip install -r {REQUIREMENTS / 'test.txt'}")
+
+
+# --- links -----------------------------------------------------------------------------------------------------------
+
+
+def link(target: Path, place: Path) -> None:
+    """A folder link, or a junction on Windows, where links need rights that junctions do not."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.exists() and place.resolve() == target:
+        return
+    if place.is_symlink():
+        place.unlink()
+    if os.name == "nt":
+        import _winapi
+
+        _winapi.CreateJunction(str(target), str(place))
+    else:
+        place.symlink_to(target, target_is_directory=True)
+
+
+def run_in_environment(python: Path, *arguments: str) -> int:
+    """Runs Python with this repository importable as the package, whatever its folder is called."""
+    link(ROOT, HOME / "packages" / PACKAGE)
+    paths = [str(HOME / "packages"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    comfyui = comfyui_path()
+    if comfyui:
+        environment["COMFYUI_PATH"] = str(comfyui)
+    process = subprocess.Popen([str(python), *arguments], cwd=ROOT, env=environment)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            pass  # the command got the same signal; it stops cleanly and says so
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def command_module(name: str, rest: list[str]) -> int:
+    return run_in_environment(environment_python(), "-m", f"{PACKAGE}.commands.{name}", *rest)
+
+
+def command_test(rest: list[str]) -> int:
+    """ruff, mypy, then pytest; each says its own piece, and all run before the result."""
+    python = environment_python()
+    require_modules(python)
+    steps = {
+        "ruff check": ["-m", "ruff", "check", "."],
+        "ruff format": ["-m", "ruff", "format", "--check", "."],
+        "mypy": ["-m", "mypy", "-p", PACKAGE, "--cache-dir", str(HOME / "mypy")],
+    }
+    failed = []
+    if not rest:
+        for name, arguments in steps.items():
+            print(f"== {name}", flush=True)
+            if run_in_environment(python, *arguments):
+                failed.append(name)
+    print("== pytest", flush=True)
+    code = run_in_environment(python, "-m", "pytest", "-c", "tests/pytest.ini", "tests", *rest)
+    if failed:
+        print(f"failed before pytest: {', '.join(failed)}")
+    return code or bool(failed)
+
+
+def command_clean(_rest: list[str]) -> int:
+    """Removes .fewstep, links before what they point to."""
+    for place in (HOME / "packages" / PACKAGE, HOME / "host" / "custom_nodes" / PACKAGE):
+        if place.is_symlink():
+            place.unlink()
+        elif place.exists():
+            place.rmdir()
+    shutil.rmtree(HOME, ignore_errors=True)
+    return 0
+
+
+COMMANDS = {
+    "demo": ("distil the digits teacher from 64 to 4 steps in a real ComfyUI and show what it bought", "demo"),
+    "ui": ("start the editor with the pack and print its address", "ui"),
+    "test": ("lint, type check and all tests; what follows goes to pytest", None),
+    "bench": ("measure the figures of the README (bench --help lists the benchmarks)", "bench"),
+    "train-demo-teacher": ("train the demo teacher that the pack ships", "train_demo teacher"),
+    "train-demo-classifier": ("train the digits classifier that the pack ships", "train_demo classifier"),
+    "clean": ("remove the environment and everything else in .fewstep", None),
+}
+
+
+def main() -> int:
+    listing = "\n".join(f"  {name:24}{about}" for name, (about, _) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"commands:\n{listing}\n\n`python launch.py COMMAND --help` explains a command's own options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="options of the command")
+    arguments = parser.parse_args()
+    module = COMMANDS[arguments.command][1]
+    try:
+        if module:
+            name, *fixed = module.split()
+            return command_module(name, [*fixed, *arguments.options])
+        return {"test": command_test, "clean": command_clean}[arguments.command](arguments.options)
+    except Stop as stop:
+        print(f"launch.py: {stop}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

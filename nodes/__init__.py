@@ -1,0 +1,48 @@
+"""ComfyUI nodes: schema, unpack, one call, repack."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from . import demo, distillation, host, sampling
+
+NODE_CLASS_MAPPINGS = {
+    "FewStepLCMSampler": sampling.LCMSampler,
+    "FewStepLightningSampler": sampling.LightningSampler,
+    "FewStepSchedule": sampling.Schedule,
+    "FewStepProgressiveDistillation": distillation.ProgressiveDistillation,
+    "FewStepDistill": distillation.Distill,
+    "FewStepLoadStudent": distillation.LoadStudent,
+    "FewStepLossChart": distillation.LossChart,
+    "FewStepDemoTeacher": demo.DemoTeacher,
+    "FewStepDigitPrompt": demo.DigitPrompt,
+    "FewStepDigitsData": demo.DigitsData,
+    "FewStepEvaluateDigits": demo.EvaluateDigits,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "FewStepLCMSampler": "LCM Sampler (few-step)",
+    "FewStepLightningSampler": "Lightning Sampler (few-step)",
+    "FewStepSchedule": "Few-Step Schedule",
+    "FewStepProgressiveDistillation": "Progressive Distillation",
+    "FewStepDistill": "Distill Model",
+    "FewStepLoadStudent": "Load Distilled Student",
+    "FewStepLossChart": "Loss Chart",
+    "FewStepDemoTeacher": "Demo Teacher (digits)",
+    "FewStepDigitPrompt": "Digit Prompt",
+    "FewStepDigitsData": "Digits Data Set",
+    "FewStepEvaluateDigits": "Evaluate Digits",
+}
+
+_OPTIONAL = {"matplotlib": "charts", "sklearn": "the digits data set", "kornia": "PSNR"}
+
+
+def _say_what_is_missing() -> None:
+    missing = [f"{name} ({use})" for name, use in _OPTIONAL.items() if importlib.util.find_spec(name) is None]
+    if missing:
+        host.log.warning(
+            "ComfyUI-FewStep: not installed: %s. All else works; requirements.txt lists them.", ", ".join(missing)
+        )
+
+
+_say_what_is_missing()

@@ -1,0 +1,225 @@
+"""The digits demo: a teacher that is distilled in minutes on a CPU, its prompt, its data and its judge."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..samplers.few_step import sample_few_step
+from ..samplers.schedules import trailing_sigmas
+from ..trainers.charts import picture_grid, quality_chart
+from ..trainers.digits import DIGITS, DigitClassifier, load_pictures, to_latents, to_pictures
+from ..trainers.evaluate import DigitJudge, FeatureStatistics, Score, table
+from ..trainers.files import read_tensors, write_atomically
+from ..trainers.run_folder import RunFolder
+from . import digits_model, host
+
+CLASSIFIER_FILE = digits_model.ASSETS / "digits_classifier.safetensors"
+
+
+class DemoTeacher:
+    RETURN_TYPES = ("MODEL", "VAE")
+    OUTPUT_TOOLTIPS = (
+        "A small v-prediction UNet that draws handwritten digits; prompt it with Digit Prompt.",
+        "Shows a digit at 32 x 32 pixels.",
+    )
+    FUNCTION = "load"
+    CATEGORY = "few-step/demo"
+    DESCRIPTION = (
+        "A real, tiny diffusion model of handwritten digits, shipped with the pack, for trying distillation out on any "
+        "machine. Use Empty Latent Image at 32 x 32, the stock KSampler, VAE Decode and the rest as with any model."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {}}
+
+    def load(self) -> tuple[Any, digits_model.DigitVAE]:
+        return digits_model.load_teacher(), digits_model.DigitVAE()
+
+
+class DigitPrompt:
+    RETURN_TYPES = ("CONDITIONING",)
+    OUTPUT_TOOLTIPS = ("The prompt; several digits are spread over the pictures of a batch, in order.",)
+    FUNCTION = "encode"
+    CATEGORY = "few-step/demo"
+    DESCRIPTION = "Says which digits the demo teacher draws. Leave it empty for the negative (empty) prompt."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "digits": (
+                    "STRING",
+                    {"default": "0123456789", "tooltip": "One or more of 0 to 9, or nothing for the empty prompt."},
+                )
+            }
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, digits: Any = None) -> bool | str:
+        try:
+            digits_model.prompt(str(digits or ""))
+        except ValueError as error:
+            return str(error)
+        return True
+
+    def encode(self, digits: str) -> tuple[host.Conditioning]:
+        return (digits_model.prompt(digits),)
+
+
+class DigitsData:
+    RETURN_TYPES = ("LATENT", "CONDITIONING")
+    OUTPUT_TOOLTIPS = ("1797 digits as latents.", "The label of each, in the same order.")
+    FUNCTION = "load"
+    CATEGORY = "few-step/demo"
+    DESCRIPTION = "scikit-learn's data set of 1797 handwritten digits, for distilling the demo teacher."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {}}
+
+    def load(self) -> tuple[dict[str, Tensor], host.Conditioning]:
+        pictures, labels = load_pictures()
+        return {"samples": to_latents(pictures)}, digits_model.condition(labels)
+
+
+class EvaluateDigits:
+    RETURN_TYPES = ("STRING", "IMAGE", "IMAGE")
+    RETURN_NAMES = ("table", "chart", "pictures")
+    OUTPUT_TOOLTIPS = (
+        "Frechet distance, accuracy and PSNR for each model and step count, as Markdown.",
+        "Quality over steps, teacher against student.",
+        "The same noise drawn by each model at each step count.",
+    )
+    OUTPUT_NODE = True
+    FUNCTION = "evaluate"
+    CATEGORY = "few-step/demo"
+    DESCRIPTION = (
+        "Measures what distillation bought: both models draw the same noise at several step counts. Frechet distance to "
+        "the real digits and accuracy are measured on the features of a small classifier (this is not FID); PSNR "
+        "compares with the teacher's own picture at its first step count. Writes report.json into the run's folder."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "teacher": ("MODEL", {"tooltip": "The undistilled demo teacher."}),
+                "student": ("MODEL", {"tooltip": "The distilled student."}),
+                "run_name": ("STRING", {"forceInput": True, "tooltip": "From Distill Model; the report goes there."}),
+                "teacher_steps": (
+                    "STRING",
+                    {"default": "64, 8, 4", "tooltip": "Step counts for the teacher; the first is the reference."},
+                ),
+                "student_steps": ("STRING", {"default": "4", "tooltip": "Step counts for the student."}),
+                "guidance_scale": (
+                    "FLOAT",
+                    {
+                        "default": 1.5,
+                        "min": 1.0,
+                        "max": 100.0,
+                        "step": 0.1,
+                        "tooltip": "The teacher's guidance: the scale that was baked into the student, for a fair comparison.",
+                    },
+                ),
+                "count": ("INT", {"default": 1000, "min": 100, "max": 20000, "tooltip": "Pictures for each row."}),
+                "seed": ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "tooltip": "Of the noise."}),
+            }
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, teacher_steps: Any = None, student_steps: Any = None) -> bool | str:
+        try:
+            _step_counts(str(teacher_steps or "1"), name="teacher_steps")
+            _step_counts(str(student_steps or "1"), name="student_steps")
+        except ValueError as error:
+            return str(error)
+        return True
+
+    def evaluate(
+        self,
+        teacher: Any,
+        student: Any,
+        run_name: str,
+        teacher_steps: str,
+        student_steps: str,
+        guidance_scale: float,
+        count: int,
+        seed: int,
+    ) -> dict[str, Any]:
+        run = RunFolder(host.runs_root(), run_name)
+        judged = _Judged(count=count, seed=seed)
+        for steps in _step_counts(teacher_steps, name="teacher_steps"):
+            judged.add("teacher", teacher, steps=steps, cfg=guidance_scale)
+        for steps in _step_counts(student_steps, name="student_steps"):
+            judged.add("student", student, steps=steps, cfg=1.0)
+        report = {
+            "scores": [dataclasses.asdict(score) for score in judged.scores],
+            "pictures": count,
+            "noise_seed": seed,
+            **run.description(),
+        }
+        write_atomically(run.path / "report.json", (json.dumps(report, indent=2) + "\n").encode())
+        text = table(judged.scores)
+        grid = picture_grid(judged.rows)
+        return {"ui": {"text": [text]}, "result": (text, quality_chart(judged.scores)[None], grid[None])}
+
+
+class _Judged:
+    """Rows of the table and of the grid, all from the same noise; the first row is the reference of PSNR."""
+
+    def __init__(self, *, count: int, seed: int) -> None:
+        self.scores: list[Score] = []
+        self.rows: dict[str, Tensor] = {}
+        self._labels = torch.arange(count) % DIGITS
+        self._noise = torch.randn(count, 4, 4, 4, generator=torch.Generator().manual_seed(seed))
+        self._reference: Tensor | None = None
+        self._judge = load_judge()
+
+    def add(self, name: str, model: Any, *, steps: int, cfg: float) -> None:
+        host.check_cancelled()
+        table_of_levels = host.noise_levels(host.model_sampling_of(model))
+        start = time.perf_counter()
+        latents = host.sample(
+            model,
+            host.sampler(sample_few_step, gamma=0.0),
+            trailing_sigmas(steps, table=table_of_levels),
+            noise=self._noise,
+            positive=digits_model.condition(self._labels),
+            negative=digits_model.prompt(""),
+            cfg=cfg,
+        )
+        seconds = time.perf_counter() - start
+        pictures = to_pictures(latents)
+        nfe = steps if cfg == 1.0 else 2 * steps
+        score = self._judge.score(
+            pictures, self._labels, reference=self._reference, model=name, steps=steps, nfe=nfe, seconds=seconds
+        )
+        self.scores.append(score)
+        self.rows[f"{name}, {steps} steps"] = pictures[:DIGITS].expand(-1, 3, -1, -1).movedim(1, -1)
+        if self._reference is None:
+            self._reference = pictures
+
+
+def load_judge() -> DigitJudge:
+    """The shipped classifier and the feature statistics of the real digits."""
+    with torch.inference_mode(False):
+        tensors, _ = read_tensors(CLASSIFIER_FILE)
+        real = FeatureStatistics(tensors.pop("real.mean"), tensors.pop("real.covariance"))
+        classifier = DigitClassifier()
+        classifier.load_state_dict(tensors)
+        return DigitJudge(classifier.eval().requires_grad_(False), real)
+
+
+def _step_counts(text: str, *, name: str) -> list[int]:
+    """ "64, 8, 4" as numbers. ValueError, naming the input, otherwise."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= 1000 for part in parts):
+        raise ValueError(f"{name} is {text!r}; give step counts from 1 to 1000 with commas between: 64, 8, 4.")
+    return [int(part) for part in parts]

@@ -1,0 +1,250 @@
+"""The only file that knows ComfyUI's insides and how hosts differ: from the host's objects to tensors and denoisers."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import comfy.conds
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sample
+import comfy.samplers
+import comfy.supported_models_base
+import comfy.utils
+import folder_paths
+import torch
+from torch import Tensor, nn
+
+from ..samplers.noise import Denoiser, NoiseFamily
+from ..trainers.data import Condition
+
+log = logging.getLogger("comfyui_fewstep")
+
+Conditioning = list[list[Any]]
+"""The host's CONDITIONING: [[text embedding (B, tokens, width), {options}], ...]."""
+
+_VARIANCE_EXPLODING = {"EPS": "eps", "V_PREDICTION": "v_prediction", "EDM": "edm", "X0": "x0"}
+_FLOW = {"CONST": "flow"}
+_UNSUPPORTED_CONDITIONING = ("area", "mask", "control", "gligen", "hooks", "timestep_start", "timestep_end", "concat_mask")
+_UNSUPPORTED_MODEL_OPTIONS = (
+    "model_function_wrapper",
+    "sampler_cfg_function",
+    "sampler_post_cfg_function",
+    "sampler_pre_cfg_function",
+    "denoise_mask_function",
+)
+
+
+# --- what a MODEL is -------------------------------------------------------------------------------------------------
+
+
+def _parameterisation(model_sampling: Any) -> tuple[NoiseFamily, str]:
+    """By the class that the host mixes in; the most derived known name decides (X0 derives from EPS)."""
+    for base in type(model_sampling).__mro__:
+        if base.__name__ in _VARIANCE_EXPLODING:
+            return NoiseFamily.VARIANCE_EXPLODING, _VARIANCE_EXPLODING[base.__name__]
+        if base.__name__ in _FLOW:
+            return NoiseFamily.FLOW, _FLOW[base.__name__]
+    names = [base.__name__ for base in type(model_sampling).__mro__]
+    raise ValueError(
+        f"this model's sampling is of a kind that FewStep does not know ({', '.join(names[:4])}); known are "
+        f"{', '.join([*_VARIANCE_EXPLODING, *_FLOW])}."
+    )
+
+
+def noise_family(model_sampling: Any) -> NoiseFamily:
+    """How the host's model mixes sample and noise. ValueError for kinds that no formula here covers."""
+    return _parameterisation(model_sampling)[0]
+
+
+def prediction_type(model_sampling: Any) -> str:
+    """What the network predicts: eps, v_prediction, edm, x0 or flow."""
+    return _parameterisation(model_sampling)[1]
+
+
+def model_sampling_of(model: Any) -> Any:
+    """The MODEL's own sampling object, patches included."""
+    return model.get_model_object("model_sampling")
+
+
+def noise_levels(model_sampling: Any) -> Tensor:
+    """The ascending table (T,) of noise levels, on the CPU, as a tensor that autograd may see."""
+    with torch.inference_mode(False):
+        return model_sampling.sigmas.detach().cpu().float().clone()
+
+
+# --- sampling --------------------------------------------------------------------------------------------------------
+
+
+def sampler(function: Callable[..., Tensor], **options: Any) -> Any:
+    """A SAMPLER from a k-diffusion-shaped function that also takes family=, read from the model when it runs."""
+
+    def with_family(model: Any, x: Tensor, sigmas: Tensor, **rest: Any) -> Tensor:
+        family = noise_family(model.inner_model.inner_model.model_sampling)
+        return function(model, x, sigmas, family=family, **rest)
+
+    return comfy.samplers.KSAMPLER(with_family, extra_options=options)
+
+
+def sample(
+    model: Any, sampler: Any, sigmas: Tensor, *, noise: Tensor, positive: Conditioning, negative: Conditioning, cfg: float
+) -> Tensor:
+    """Latents (B, ...) from unit noise (B, ...) through the host's own sampling, as SamplerCustom does it."""
+    empty = torch.zeros_like(noise)
+    return comfy.sample.sample_custom(
+        model, noise, cfg, sampler, sigmas, positive, negative, empty, disable_pbar=True, seed=0
+    )
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def latents_for_training(model: Any, latent: dict[str, Tensor]) -> Tensor:
+    """The samples of a LATENT in the model's own scale, on its device, as tensors that autograd may see."""
+    if "noise_mask" in latent:
+        raise ValueError("the latents carry a noise mask; training uses whole pictures. Remove Set Latent Noise Mask.")
+    with torch.inference_mode(False):
+        samples = latent["samples"].clone().float()
+        return model.model.process_latent_in(samples).to(model.load_device)
+
+
+def condition_for_training(model: Any, conditioning: Conditioning, *, latents: Tensor, name: str) -> Condition:
+    """The model inputs of a CONDITIONING, (N, ...) each, encoded by the host's model as its samplers encode them.
+
+    conditioning: N entries, or one entry of batch N or 1. ValueError for options that a training step cannot honour.
+    """
+    if not conditioning:
+        raise ValueError(f"the {name} conditioning is empty; connect a prompt.")
+    encoded = [_encode(model, entry, latents=latents, name=name) for entry in conditioning]
+    if any(e.keys() != encoded[0].keys() for e in encoded):
+        raise ValueError(f"the {name} conditioning mixes entries of different kinds; encode all with one text encoder.")
+    condition = {}
+    for key in encoded[0]:
+        shapes = {tuple(e[key].shape[1:]) for e in encoded}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"the {name} conditioning mixes prompts of different lengths or sizes ({key}: {sorted(shapes)}); "
+                "give prompts that encode to one shape."
+            )
+        condition[key] = torch.cat([e[key] for e in encoded])
+    return condition
+
+
+def _encode(model: Any, entry: list[Any], *, latents: Tensor, name: str) -> Condition:
+    embedding, options = entry
+    refused = [key for key in _UNSUPPORTED_CONDITIONING if options.get(key) is not None]
+    if refused:
+        raise ValueError(f"the {name} conditioning carries {', '.join(refused)}, which training does not support; remove it.")
+    with torch.inference_mode(False):
+        inputs = {key: value.clone() if isinstance(value, Tensor) else value for key, value in options.items()}
+        inputs["cross_attn"] = embedding.clone() if embedding is not None else None
+        height, width = latents.shape[-2] * 8, latents.shape[-1] * 8
+        encoded = model.model.extra_conds(
+            **{"width": width, "height": height, "prompt_type": name, **inputs},
+            device=model.load_device,
+            noise=latents[:1],
+            latent_image=latents[:1],
+        )
+        if inputs["cross_attn"] is not None:
+            encoded.setdefault("c_crossattn", comfy.conds.CONDCrossAttn(inputs["cross_attn"]))
+        plain = {key: value.cond for key, value in encoded.items()}
+    odd = [key for key, value in plain.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise ValueError(f"the {name} conditioning gives this model {', '.join(odd)}, which training does not support yet.")
+    return {key: value.to(model.load_device) for key, value in plain.items()}
+
+
+def trainable_copy(model: Any) -> nn.Module:
+    """A copy of the MODEL's network as wired, its LoRAs and patches applied, that nobody else holds.
+
+    Its weights are ordinary float32 tensors, though the host made its own under inference mode.
+    """
+    refused = [key for key in _UNSUPPORTED_MODEL_OPTIONS if model.model_options.get(key)]
+    if refused:
+        raise ValueError(f"the MODEL carries {', '.join(refused)}, which training does not support; remove that node.")
+    comfy.model_management.load_models_gpu([model])
+    base = model.model
+    shared = {id(base.latent_format): base.latent_format, id(base.model_config): base.model_config}
+    if getattr(base, "current_patcher", None) is not None:
+        shared[id(base.current_patcher)] = None
+    with torch.inference_mode(False):
+        return copy.deepcopy(base, shared).float()
+
+
+def model_from(network: nn.Module, *, like: Any) -> Any:
+    """A MODEL around a network of ours, with the device policy of another MODEL."""
+    network = network.eval().requires_grad_(False)
+    return comfy.model_patcher.ModelPatcher(network, like.load_device, like.offload_device)
+
+
+def as_denoiser(network: nn.Module) -> Denoiser:
+    """The host's model as D(x, sigma, **condition) -> x0, scalings and prediction type included."""
+
+    def denoiser(x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+        return network.apply_model(x, sigma, transformer_options={}, **condition)
+
+    return denoiser
+
+
+def writes_in_place(network: nn.Module, *, latents: Tensor, condition: Condition) -> bool:
+    """Whether a backward pass fails because the host's blocks overwrite what autograd saved (hosts of mid-2024)."""
+    x, sigma = latents[:1], latents.new_ones(1)
+    one = {key: value[:1] for key, value in condition.items()}
+    try:
+        as_denoiser(network)(x, sigma, **one).sum().backward()
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        return True
+    finally:
+        network.zero_grad(set_to_none=True)
+    return False
+
+
+def network_state_dict(network: nn.Module) -> dict[str, Tensor]:
+    """The diffusion model's own weights, under its own names."""
+    return dict(network.diffusion_model.state_dict())
+
+
+# --- the running host ------------------------------------------------------------------------------------------------
+
+
+def check_cancelled() -> None:
+    """Raises the host's own exception when the user pressed cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def progress_bar(total: int) -> Any:
+    """The bar on the running node: update_absolute(value, total, ("JPEG", picture, largest side))."""
+    return comfy.utils.ProgressBar(total)
+
+
+def send(event: str, data: dict[str, Any]) -> None:
+    """A message to every open browser tab; nothing where no server runs."""
+    try:
+        from server import PromptServer
+    except ImportError:
+        return
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.send_sync(event, data)
+
+
+def runs_root() -> Path:
+    """Where run folders live: below the host's output folder, as it is set when this is called."""
+    return Path(folder_paths.get_output_directory()) / "fewstep" / "runs"
+
+
+def students_root() -> Path:
+    """Where a user puts students that came from elsewhere."""
+    return Path(folder_paths.models_dir) / "fewstep_students"
+
+
+def output_folder(name: str) -> Path:
+    """A folder of ours below the host's output folder."""
+    return Path(folder_paths.get_output_directory()) / "fewstep" / name

@@ -1,0 +1,114 @@
+"""The two noise families and the one update rule that every few-step sampler and every target is built on.
+
+Both families mix a clean sample with Gaussian noise at a noise level sigma, and in both a deterministic step of
+the probability-flow ODE is the same straight line through x and x0 (Karras et al. 2022, section 2; Liu et al. 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+Denoiser = Callable[..., Tensor]
+"""D(x (B, ...), sigma (B,), **condition) -> x0 (B, ...): the clean sample that the model sees in x."""
+
+
+def expand_like(sigma: Tensor, x: Tensor) -> Tensor:
+    """sigma () or (B,) with trailing axes of size one, so that it broadcasts against x (B, ...)."""
+    return sigma.reshape(sigma.shape + (1,) * (x.ndim - sigma.ndim)) if sigma.ndim else sigma
+
+
+class NoiseFamily(Enum):
+    """How a clean sample and noise are mixed at a noise level.
+
+    VARIANCE_EXPLODING: x = x0 + sigma * noise, for eps-, v-, x0- and EDM-models in k-diffusion's convention.
+    FLOW: x = (1 - sigma) * x0 + sigma * noise, for rectified-flow models, sigma in [0, 1].
+    """
+
+    VARIANCE_EXPLODING = "variance_exploding"
+    FLOW = "flow"
+
+    def add_noise(self, x0: Tensor, noise: Tensor, *, sigma: Tensor) -> Tensor:
+        """x (B, ...) at noise level sigma () or (B,)."""
+        sigma = expand_like(sigma, x0)
+        if self is NoiseFamily.FLOW:
+            return sigma * noise + (1.0 - sigma) * x0
+        return sigma * noise + x0
+
+    def noise_in(self, x: Tensor, x0: Tensor, *, sigma: Tensor) -> Tensor:
+        """The noise that add_noise mixed into x; the inverse of add_noise for sigma > 0."""
+        sigma = expand_like(sigma, x)
+        if self is NoiseFamily.FLOW:
+            return (x - (1.0 - sigma) * x0) / sigma
+        return (x - x0) / sigma
+
+    def initial(self, noise: Tensor, *, sigma: Tensor) -> Tensor:
+        """x at the first noise level of a schedule, from unit noise, when there is no picture to start from.
+
+        A variance-exploding model was trained on data of about unit variance plus sigma of noise, hence
+        sqrt(1 + sigma^2); ComfyUI starts its samplers so at sigma_max.
+        """
+        sigma = expand_like(sigma, noise)
+        return noise * sigma if self is NoiseFamily.FLOW else noise * torch.sqrt(1.0 + sigma**2)
+
+    def jump(
+        self,
+        x: Tensor,
+        x0: Tensor,
+        *,
+        sigma: Tensor,
+        sigma_next: Tensor,
+        gamma: float = 0.0,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """From x at sigma, with the denoiser's x0, to sigma_next.
+
+        gamma = 0 follows the ODE (an Euler step, DDIM: SDXL-Lightning). gamma = 1 forgets x and noises x0 afresh
+        (LCM, multistep consistency: Song et al. 2023, Algorithm 1). Between, the step goes down to
+        sqrt(1 - gamma^2) of the target's noise and fills up with fresh noise (Kim et al. 2023, Algorithm 3, for
+        variance-exploding models; the same mixture of old and fresh noise for flow models).
+
+        x, x0, noise: (B, ...). sigma, sigma_next: () or (B,). noise is required when gamma > 0.
+        """
+        if gamma == 0.0:
+            sigma, sigma_next = expand_like(sigma, x), expand_like(sigma_next, x)
+            return x + (x - x0) / sigma * (sigma_next - sigma)
+        if not 0.0 < gamma <= 1.0:
+            raise ValueError(f"gamma is {gamma}; allowed is 0 (deterministic) to 1 (all noise fresh).")
+        if noise is None:
+            raise ValueError(f"gamma is {gamma}, so the jump adds fresh noise, but noise is None.")
+        if gamma < 1.0:
+            noise = (1.0 - gamma**2) ** 0.5 * self.noise_in(x, x0, sigma=sigma) + gamma * noise
+        return self.add_noise(x0, noise, sigma=sigma_next)
+
+
+def solved_x0(x_t: Tensor, x_s: Tensor, *, sigma_t: Tensor, sigma_s: Tensor) -> Tensor:
+    """The x0 with which one deterministic step from x_t at sigma_t lands exactly on x_s at sigma_s < sigma_t.
+
+    x0 = x_t - sigma_t (x_s - x_t) / (sigma_s - sigma_t), the secant of Salimans and Ho (2022), equation 8, in both
+    noise families. It is computed as x_s plus a correction: at sigma_s = 0 (the last step of a schedule) that is
+    x_s itself, with no cancellation. Computed in the inputs' precision: give float32 or better.
+
+    x_t, x_s: (B, ...). sigma_t, sigma_s: () or (B,).
+    """
+    sigma_t, sigma_s = expand_like(sigma_t, x_t), expand_like(sigma_s, x_t)
+    return x_s + sigma_s * (x_s - x_t) / (sigma_t - sigma_s)
+
+
+def guided(denoiser: Denoiser, *, guidance_scale: float, unconditional: dict[str, Tensor]) -> Denoiser:
+    """Classifier-free guidance: x0 = uncond + guidance_scale * (cond - uncond) (Ho and Salimans 2021, with w = s - 1).
+
+    unconditional: the model inputs of the empty prompt, (1, ...) or (B, ...) each. A scale of 1 is the denoiser itself.
+    """
+    if guidance_scale == 1.0:
+        return denoiser
+
+    def guided_denoiser(x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+        negative = {name: value.expand(len(x), *value.shape[1:]) for name, value in unconditional.items()}
+        without = denoiser(x, sigma, **negative)
+        return without + guidance_scale * (denoiser(x, sigma, **condition) - without)
+
+    return guided_denoiser

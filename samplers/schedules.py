@@ -1,0 +1,67 @@
+"""Schedules: lists of timesteps, and the noise levels that a model's table gives them.
+
+A schedule is a 1-D tensor of noise levels, descending, ending in 0. Timesteps are indices into the model's table of
+levels (for ComfyUI's discrete models `model_sampling.sigmas`, ascending, 1000 of them).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def _require_steps(steps: int, *, most: int, what: str) -> None:
+    if not 1 <= steps <= most:
+        raise ValueError(f"steps is {steps}; {what} allows 1 to {most}.")
+
+
+def trailing_timesteps(steps: int, *, train_timesteps: int = 1000) -> list[int]:
+    """Evenly spaced, from the last training timestep down: SDXL-Lightning, Hyper-SD's N-step files, progressive students.
+
+    t = round(T, T - T/n, ...) - 1 (Lin et al. 2023, "Common Diffusion Noise Schedules", table 2), as in diffusers'
+    `timestep_spacing="trailing"`; Python and numpy both round halves to even. 4 steps: [999, 749, 499, 249].
+    """
+    _require_steps(steps, most=train_timesteps, what=f"a trailing schedule of {train_timesteps} training timesteps")
+    return [round(train_timesteps - k * train_timesteps / steps) - 1 for k in range(steps)]
+
+
+def lcm_timesteps(
+    steps: int, *, original_steps: int = 50, train_timesteps: int = 1000, strength: float = 1.0
+) -> list[int]:
+    """LCM's skipping-step list (Luo et al. 2023, section 4.3): `steps` of the grid that the student was distilled on.
+
+    The grid is k*j - 1 with k = T // original_steps, j = 1 .. floor(original_steps * strength); from it, reversed,
+    evenly spaced indices are taken, the last grid point excluded, as in diffusers' LCMScheduler.
+    4 steps: [999, 759, 499, 259].
+
+    strength: share of the grid that is used, for image-to-image; 1 starts from pure noise.
+    """
+    if not 1 <= original_steps <= train_timesteps:
+        raise ValueError(f"original_steps is {original_steps}; allowed is 1 to {train_timesteps}.")
+    if not 0.0 < strength <= 1.0:
+        raise ValueError(f"strength is {strength}; allowed is above 0 up to 1.")
+    grid = math.floor(original_steps * strength)
+    if grid < 1:
+        raise ValueError(f"strength {strength} of {original_steps} original steps leaves no step; raise the strength.")
+    _require_steps(steps, most=grid, what=f"an LCM schedule of {original_steps} original steps at strength {strength}")
+    stride = train_timesteps // original_steps
+    return [stride * (grid - int(k * grid / steps)) - 1 for k in range(steps)]
+
+
+def timesteps_to_sigmas(timesteps: list[int], *, table: Tensor) -> Tensor:
+    """The noise levels (n + 1,) of the timesteps, looked up in the model's ascending table (T,), and a final 0."""
+    if timesteps and max(timesteps) >= len(table):
+        raise ValueError(f"timestep {max(timesteps)} is outside this model's {len(table)} noise levels.")
+    levels = table.cpu().float()[timesteps]
+    return torch.cat([levels, levels.new_zeros(1)])
+
+
+def trailing_sigmas(steps: int, *, table: Tensor) -> Tensor:
+    """The trailing schedule (steps + 1,) on a model's ascending table of noise levels (T,).
+
+    The schedule of n steps is every second level of the schedule of 2n steps whenever 2n divides into the table
+    without different roundings, as it does for all powers of two up to 256 at T = 1000.
+    """
+    return timesteps_to_sigmas(trailing_timesteps(steps, train_timesteps=len(table)), table=table)

@@ -1,0 +1,91 @@
+"""Charts and picture grids as tensors (H, W, 3) in [0, 1], drawn by matplotlib off screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .evaluate import Score
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = {"teacher": "#8a8f98", "student": "#d9480f"}
+
+
+def _figure(*, width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "charts are drawn with matplotlib, which is not installed. Install it into ComfyUI's Python: "
+            "python -m pip install matplotlib"
+        ) from error
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def _render(figure: Figure) -> Tensor:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)
+    width, height = canvas.get_width_height()
+    return pixels.reshape(height, width, 4)[..., :3].float() / 255.0
+
+
+def quality_chart(scores: Sequence[Score]) -> Tensor:
+    """Frechet distance and accuracy over steps, teacher against student."""
+    figure = _figure(width=9.0, height=3.8)
+    axes = figure.subplots(1, 2)
+    for axis, value, name in zip(axes, ("frechet", "accuracy"), ("Frechet distance", "accuracy"), strict=True):
+        for model, colour in COLOURS.items():
+            own = sorted((s for s in scores if s.model == model), key=lambda s: s.steps)
+            if own:
+                axis.plot([s.steps for s in own], [getattr(s, value) for s in own], "o-", color=colour, label=model)
+        steps = sorted({s.steps for s in scores})
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(steps, [str(s) for s in steps])
+        axis.minorticks_off()
+        axis.set_xlabel("sampling steps")
+        axis.set_title(name)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    axes[0].set_yscale("log")
+    return _render(figure)
+
+
+def loss_chart(losses: Mapping[str, Sequence[float]]) -> Tensor:
+    """The loss over logged iterations, one curve after the other for each stage, on a log axis."""
+    figure = _figure(width=9.0, height=3.8)
+    axis = figure.subplots()
+    start = 0
+    for stage, values in losses.items():
+        axis.plot(range(start, start + len(values)), values, linewidth=1.2, label=stage)
+        start += len(values)
+    axis.set_yscale("log")
+    axis.set_xlabel("logged point")
+    axis.set_title("loss")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return _render(figure)
+
+
+def picture_grid(rows: Mapping[str, Tensor]) -> Tensor:
+    """Rows of pictures (N, H, W, 3) in [0, 1] under each other, each row labelled; columns share their noise."""
+    count = max(len(pictures) for pictures in rows.values())
+    figure = _figure(width=1.6 + 0.8 * count, height=0.85 * len(rows))
+    grid = figure.subplots(len(rows), count, squeeze=False)
+    for axes, (label, pictures) in zip(grid, rows.items(), strict=True):
+        for column, axis in enumerate(axes):
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for side in axis.spines.values():
+                side.set_visible(False)
+            if column < len(pictures):
+                axis.imshow(pictures[column].cpu().numpy(), interpolation="nearest")
+        axes[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+    return _render(figure)

@@ -1,0 +1,262 @@
+"""The training loop: one loop for every method, over a state that is whole between any two iterations."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..samplers.noise import Denoiser, expand_like
+from .data import TensorData
+from .method import Method, Stage, Target
+from .run_folder import RunFolder
+from .student import Student
+
+OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What a user chooses about the optimisation. ValueError, naming the input, for values that no run could use."""
+
+    batch_size: int = 64
+    optimiser: str = "adam"
+    weight_decay: float = 0.0
+    gradient_clip: float = 1.0
+    seed: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.optimiser not in OPTIMISERS:
+            raise ValueError(f"optimiser is {self.optimiser!r}; allowed are {', '.join(OPTIMISERS)}.")
+        if self.weight_decay < 0.0 or self.gradient_clip <= 0.0:
+            raise ValueError(
+                f"weight_decay is {self.weight_decay} and gradient_clip is {self.gradient_clip}; weight_decay must not "
+                "be negative and gradient_clip must be above 0."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """Told to every observer after every iteration. iteration counts over all stages, stage_iteration in its own.
+
+    loss, x0_error (mean squared, unweighted) and gradient_norm are means since the last logged iteration.
+    """
+
+    stage: int
+    stages: int
+    stage_name: str
+    stage_iteration: int
+    stage_iterations: int
+    iteration: int
+    iterations: int
+    loss: float
+    x0_error: float
+    gradient_norm: float
+    learning_rate: float
+    seconds_left: float
+    logged: bool
+
+
+Observer = Callable[[Metrics], None]
+"""Called after every iteration; an observer stops the run by raising, and the run is then saved."""
+
+
+class NonFiniteLoss(FloatingPointError):
+    """The loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+def weighted_error(denoiser: Denoiser, target: Target) -> tuple[Tensor, Tensor]:
+    """(weighted, unweighted) mean squared error of x0, in float32: the student's loss, the same for every method."""
+    if target.x0.requires_grad:
+        raise RuntimeError("the target carries a gradient; a method's target must be computed under no_grad.")
+    x0 = denoiser(target.x_t, target.sigma, **target.condition).float()
+    error = (x0 - target.x0.float()).square()
+    return (expand_like(target.weight, error) * error).mean(), error.mean()
+
+
+def train(
+    run: RunFolder,
+    method: Method,
+    student: Student,
+    data: TensorData,
+    *,
+    options: TrainOptions,
+    observers: Sequence[Observer] = (),
+) -> None:
+    """Trains all stages of method, going on from run's newest checkpoint if there is one.
+
+    The randomness of an iteration depends on the seed and its number alone, so that a resumed run repeats the
+    unbroken one. When an observer raises, the state is saved first. NonFiniteLoss leaves the last checkpoint as it is.
+    """
+    _Training(run, method, student, data, options, list(observers)).run()
+
+
+class _Training:
+    def __init__(
+        self,
+        run: RunFolder,
+        method: Method,
+        student: Student,
+        data: TensorData,
+        options: TrainOptions,
+        observers: list[Observer],
+    ) -> None:
+        self._run, self._method, self._student, self._data = run, method, student, data
+        self._options, self._observers = options, observers
+        self._stages = method.stages()
+        self._stage, self._stage_iteration = 0, 0
+        self._optimiser = self._new_optimiser()
+        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._means = (math.nan, math.nan, math.nan)
+        self._started, self._done_before = time.monotonic(), 0
+
+    def run(self) -> None:
+        self._restore()
+        while self._stage < len(self._stages):
+            stage = self._stages[self._stage]
+            while self._stage_iteration < stage.iterations:
+                self._step(stage)
+                self._account(stage)
+            self._finish_stage()
+
+    def _step(self, stage: Stage) -> None:
+        """One optimiser step: batch, target, loss, gradient, update."""
+        generator = torch.Generator().manual_seed(self._iteration_seed())
+        batch = self._data.batch(self._options.batch_size, generator=generator)
+        target = self._method.target(
+            batch, stage=self._stage, teacher=self._student.teacher, student=self._student.denoiser, generator=generator
+        )
+        rate = stage.learning_rate * (1.0 - self._stage_iteration / stage.iterations)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        self._optimiser.zero_grad(set_to_none=True)
+        with self._student.autograd():
+            loss, x0_error = weighted_error(self._student.denoiser, target)
+            loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self._student.parameters(), self._options.gradient_clip)
+        self._optimiser.step()
+        self._pending.append((loss.detach(), x0_error.detach(), norm.detach()))
+        self._stage_iteration += 1
+
+    def _account(self, stage: Stage) -> None:
+        """Logs, checkpoints and tells the observers, in that order."""
+        logged = self._iteration % self._options.log_every == 0 or self._stage_iteration == stage.iterations
+        if logged:
+            self._settle()
+        metrics = self._metrics(stage, logged=logged)
+        if logged:
+            self._run.log(_loggable(metrics))
+        try:
+            for observer in self._observers:
+                observer(metrics)
+        except BaseException:
+            self._settle()
+            self._save()
+            raise
+        if self._iteration % self._options.checkpoint_every == 0:
+            self._settle()
+            self._save()
+
+    def _finish_stage(self) -> None:
+        self._student.promote()
+        self._stage, self._stage_iteration = self._stage + 1, 0
+        self._optimiser = self._new_optimiser()
+        self._save()
+
+    def _settle(self) -> None:
+        """Reads the pending losses from the device, once for many iterations, and stops if one is not finite."""
+        if not self._pending:
+            return
+        columns = torch.stack([torch.stack(entry).float() for entry in self._pending])
+        first = self._iteration - len(self._pending) + 1
+        self._pending.clear()
+        bad = (~torch.isfinite(columns).all(dim=1)).nonzero()
+        if len(bad):
+            raise NonFiniteLoss(
+                f"the loss became {columns[bad[0, 0], 0].item()} at iteration {first + int(bad[0, 0])} (stage "
+                f"{self._stages[self._stage].name}); the last good checkpoint is kept. Lower the learning rate, and "
+                "check the data and the teacher."
+            )
+        self._means = tuple(columns.mean(dim=0).tolist())
+
+    def _metrics(self, stage: Stage, *, logged: bool) -> Metrics:
+        total = sum(s.iterations for s in self._stages)
+        pace = (time.monotonic() - self._started) / max(self._iteration - self._done_before, 1)
+        loss, x0_error, norm = self._means
+        return Metrics(
+            stage=self._stage,
+            stages=len(self._stages),
+            stage_name=stage.name,
+            stage_iteration=self._stage_iteration,
+            stage_iterations=stage.iterations,
+            iteration=self._iteration,
+            iterations=total,
+            loss=loss,
+            x0_error=x0_error,
+            gradient_norm=norm,
+            learning_rate=float(self._optimiser.param_groups[0]["lr"]),
+            seconds_left=pace * (total - self._iteration),
+            logged=logged,
+        )
+
+    @property
+    def _iteration(self) -> int:
+        return sum(s.iterations for s in self._stages[: self._stage]) + self._stage_iteration
+
+    def _iteration_seed(self) -> int:
+        """One stream for each (seed, iteration): splitmix64's increment keeps neighbouring seeds apart."""
+        return (self._options.seed * 0x9E3779B97F4A7C15 + self._iteration) % 2**63
+
+    def _new_optimiser(self) -> torch.optim.Optimizer:
+        kind = OPTIMISERS[self._options.optimiser]
+        return kind(self._student.parameters(), lr=0.0, weight_decay=self._options.weight_decay)
+
+    def _save(self) -> None:
+        """The state between two iterations: weights, the optimiser's moments and the position."""
+        moments, groups = _flatten_optimiser(self._optimiser)
+        position = {"stage": self._stage, "stage_iteration": self._stage_iteration, "optimiser": groups}
+        self._run.save_checkpoint(self._iteration, self._student.state_dict() | moments, position)
+
+    def _restore(self) -> None:
+        loaded = self._run.load_checkpoint()
+        if loaded is None:
+            self._run.forget_metrics_after(0)
+            return
+        tensors, position = loaded
+        self._student.load_state_dict(tensors)
+        self._stage, self._stage_iteration = position["stage"], position["stage_iteration"]
+        self._optimiser.load_state_dict(_unflatten_optimiser(tensors, position["optimiser"]))
+        self._done_before = self._iteration
+        self._run.forget_metrics_after(self._iteration)
+
+
+def _loggable(metrics: Metrics) -> dict[str, Any]:
+    """What depends on the run alone, not on the machine's speed: a resumed run logs the same lines."""
+    kept = dataclasses.asdict(metrics)
+    return {name: value for name, value in kept.items() if name not in ("seconds_left", "logged")}
+
+
+def _flatten_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[Any]]:
+    """The optimiser's tensors under names, and its groups as JSON values."""
+    state = optimiser.state_dict()
+    tensors = {f"optimiser.{i}.{k}": torch.as_tensor(v) for i, entry in state["state"].items() for k, v in entry.items()}
+    return tensors, state["param_groups"]
+
+
+def _unflatten_optimiser(tensors: dict[str, Tensor], groups: list[Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimiser."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = value
+    return {"state": state, "param_groups": groups}

@@ -1,0 +1,62 @@
+"""What a distillation method is: stages to train, and a target for each batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..samplers.noise import Denoiser, NoiseFamily
+from ..samplers.recipe import Recipe
+from .data import Batch, Condition
+
+
+class Target(NamedTuple):
+    """What the student must see at x_t (B, ...), sigma (B,) and condition: x0 (B, ...), its squared error times weight (B,)."""
+
+    x_t: Tensor
+    sigma: Tensor
+    condition: Condition
+    x0: Tensor
+    weight: Tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One optimisation from start to end. After it the student becomes the teacher of the next stage.
+
+    sigmas: (steps + 1,) the schedule that the student of this stage is sampled with.
+    """
+
+    name: str
+    iterations: int
+    learning_rate: float
+    sigmas: Tensor
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+
+class Method(Protocol):
+    """Progressive, guidance, consistency, ...: everything that differs between distillations."""
+
+    name: str
+    family: NoiseFamily
+
+    def options(self) -> dict[str, Any]:
+        """What identifies the method in run.json: JSON values."""
+
+    def stages(self) -> Sequence[Stage]:
+        """What to train, in order."""
+
+    def target(
+        self, batch: Batch, *, stage: int, teacher: Denoiser, student: Denoiser, generator: torch.Generator
+    ) -> Target:
+        """The target for a batch, without gradient, in float32 or better. All randomness comes from generator (CPU)."""
+
+    def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
+        """How the student of a stage is sampled."""

@@ -1,0 +1,139 @@
+"""A training run is a folder. The node, the command line, the browser and resume all read and write this one thing.
+
+    run.json               what the run is: method, options, seed, teacher and data by hash
+    metrics.jsonl          one line for each logged iteration
+    checkpoints/*.safetensors   the last few states, each enough to go on from
+    previews/*.png         pictures at fixed noise
+    student.safetensors    the result, with its sampling recipe; its presence says that the run is finished
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from .files import read_tensors, write_atomically, write_tensors
+
+KEPT_CHECKPOINTS = 2
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,99}")
+
+
+class RunFolder:
+    """The folder of one run below `root`. ValueError when `name` could lead elsewhere."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        if not _NAME.fullmatch(name) or name.endswith((".", " ")):
+            raise ValueError(
+                f"the run name is {name!r}; allowed are 1 to 100 letters, digits, spaces and . _ - beginning with a "
+                "letter or digit and not ending in a dot or space: it names a folder, so no path may be in it."
+            )
+        self.name = name
+        self.path = root / name
+
+    @property
+    def student_file(self) -> Path:
+        return self.path / "student.safetensors"
+
+    @property
+    def finished(self) -> bool:
+        return self.student_file.exists()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Refuses a second process on the same folder; the system drops the lock when a process dies."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(f"the run {self.name!r} is being trained by another process; wait or choose another name.") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def claim(self, description: Mapping[str, Any]) -> bool:
+        """Makes the folder this run's, or checks that it already is. True when there was one to go on with.
+
+        ValueError, naming every entry of "run" that differs, when the folder holds another run.
+        """
+        file = self.path / "run.json"
+        if not file.exists():
+            write_atomically(file, (json.dumps(description, indent=2) + "\n").encode())
+            return False
+        wanted, found = json.loads(json.dumps(description["run"])), self.description().get("run", {})
+        differing = [key for key in sorted(wanted.keys() | found.keys()) if wanted.get(key) != found.get(key)]
+        if differing:
+            lines = [f"{key}: there {found.get(key)}, here {wanted.get(key)}" for key in differing]
+            raise ValueError(
+                f"the run folder {self.name!r} holds another run. Choose another run name, or restore its settings. "
+                "What differs: " + "; ".join(lines) + "."
+            )
+        return True
+
+    def description(self) -> dict[str, Any]:
+        """run.json. ValueError when it is missing or damaged."""
+        file = self.path / "run.json"
+        try:
+            return dict(json.loads(file.read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise ValueError(f"there is no run {self.name!r} in {self.path.parent}.") from error
+        except ValueError as error:
+            raise ValueError(f"run.json of the run {self.name!r} is damaged ({error}).") from error
+
+    def checkpoints(self) -> list[Path]:
+        """Newest last."""
+        return sorted((self.path / "checkpoints").glob("*.safetensors"))
+
+    def save_checkpoint(self, iteration: int, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
+        """iteration: counted over all stages, it names the file. position: JSON values, where to go on."""
+        path = self.path / "checkpoints" / f"{iteration:08d}.safetensors"
+        write_tensors(path, tensors, metadata={"fewstep.position": json.dumps(position)})
+        for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
+            old.unlink()
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest checkpoint, or None. ValueError when it is damaged: going on from an older one is the user's choice."""
+        existing = self.checkpoints()
+        if not existing:
+            return None
+        newest = existing[-1]
+        try:
+            tensors, metadata = read_tensors(newest)
+            return tensors, json.loads(metadata["fewstep.position"])
+        except (ValueError, KeyError) as error:
+            older = f"to go on from {existing[-2].name}" if len(existing) > 1 else "to begin the run anew"
+            raise ValueError(f"the run {self.name!r} cannot be resumed: {error} Delete {newest} {older}.") from error
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Appends a line to metrics.jsonl."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All whole lines of metrics.jsonl; the last may have been cut by a crash."""
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return []
+        lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def losses(self) -> dict[str, list[float]]:
+        """The logged loss by stage name, in order."""
+        by_stage: dict[str, list[float]] = {}
+        for line in self.metrics():
+            by_stage.setdefault(line["stage_name"], []).append(line["loss"])
+        return by_stage
+
+    def forget_metrics_after(self, iteration: int) -> None:
+        """Drops what was logged after the checkpoint that a run resumes from, so that no iteration stands twice."""
+        kept = [line for line in self.metrics() if line["iteration"] <= iteration]
+        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
