@@ -114,7 +114,7 @@ def link(target: Path, place: Path) -> None:
     if os.name == "nt":
         import _winapi
 
-        _winapi.CreateJunction(str(target), str(place))
+        _winapi.CreateJunction(str(target), str(place))  # type: ignore[attr-defined, unused-ignore]
     else:
         place.symlink_to(target, target_is_directory=True)
 

@@ -45,7 +45,7 @@ def import_host() -> None:
             import comfy.cmd.folder_paths
 
             sys.modules["folder_paths"] = comfy.cmd.folder_paths
-        import comfy.samplers  # noqa: F401
+        import comfy.samplers
     finally:
         sys.argv = arguments
 

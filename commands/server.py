@@ -114,7 +114,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(*, base: Path, listen: str = LOOPBACK, port: int | None = None, own_models: bool = False) -> Iterator[Server]:
+def serving(
+    *, base: Path, listen: str = LOOPBACK, port: int | None = None, own_models: bool = False
+) -> Iterator[Server]:
     """Starts a server, waits until it answers, and stops it at the end. Its Ctrl-C is ours to handle."""
     base.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
@@ -122,7 +124,7 @@ def serving(*, base: Path, listen: str = LOOPBACK, port: int | None = None, own_
     arguments = command(base=base, listen=listen, port=port, own_models=own_models)
     environment = {**os.environ, "PYTHONPATH": str(HOME / "packages")}
     with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603 (our own argument list)
+        process = subprocess.Popen(
             arguments, cwd=base, env=environment, stdout=output, stderr=subprocess.STDOUT, **_APART
         )
     address = f"http://{LOOPBACK if listen in ('0.0.0.0', '') else listen}:{port}"  # noqa: S104 (compared only)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from ..samplers.noise import Denoiser
 from ..trainers.data import TensorData
 from ..trainers.digits import DIGITS, DigitClassifier, load_pictures, split, to_latents
 from ..trainers.evaluate import FeatureStatistics
@@ -71,7 +72,9 @@ def train_teacher(seed: int, iterations: int, batch_size: int) -> None:
     student = FullWeightsStudent(network, unused, as_denoiser=_with_placeholder_text)
     run = RunFolder(ROOT / ".fewstep" / "demo-training", f"teacher seed {seed}")
     shutil.rmtree(run.path, ignore_errors=True)
-    options = TrainOptions(batch_size=batch_size, optimiser="adamw", weight_decay=0.01, seed=seed, checkpoint_every=10**6)
+    options = TrainOptions(
+        batch_size=batch_size, optimiser="adamw", weight_decay=0.01, seed=seed, checkpoint_every=10**6
+    )
     with run.locked():
         train(run, method, student, data, options=options, observers=[_say])
     weights = {name: value.half() for name, value in network.diffusion_model.state_dict().items()}
@@ -91,7 +94,7 @@ def train_teacher(seed: int, iterations: int, batch_size: int) -> None:
     print(f"teacher: {sum(v.numel() for v in weights.values())} parameters in {digits_model.TEACHER_FILE.name}")
 
 
-def _with_placeholder_text(network: torch.nn.Module):  # type: ignore[no-untyped-def]  # a Denoiser
+def _with_placeholder_text(network: torch.nn.Module) -> Denoiser:
     """The host's apply_model wants a text embedding, which this network ignores."""
     from ..nodes import host
 

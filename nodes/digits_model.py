@@ -67,7 +67,9 @@ class DigitModel(comfy.model_base.BaseModel):
     def encode_adm(self, **inputs: Any) -> Tensor:
         pooled = inputs.get("pooled_output")
         if pooled is None or pooled.shape[-1] != DIGITS:
-            raise ValueError("the digits model understands digits only; connect Digit Prompt instead of a text encoder.")
+            raise ValueError(
+                "the digits model understands digits only; connect Digit Prompt instead of a text encoder."
+            )
         return pooled
 
 
@@ -77,7 +79,7 @@ def new_model() -> DigitModel:
     return DigitModel(config, model_type=comfy.model_base.ModelType.V_PREDICTION)
 
 
-def initialise(network: nn.Module, *, generator: torch.Generator) -> None:
+def initialise(network: Any, *, generator: torch.Generator) -> None:
     """torch's own default initialisation, which the host's layers skip, and a last layer at zero."""
     for module in network.modules():
         weight = getattr(module, "weight", None)
@@ -125,7 +127,9 @@ class DigitVAE:
     def encode(self, pixels: Tensor) -> Tensor:
         height, width = (side // SCALE * 2 for side in pixels.shape[1:3])
         if not height or not width:
-            raise ValueError(f"pictures of {tuple(pixels.shape[1:3])} pixels are too small; the least is {SCALE} x {SCALE}.")
+            raise ValueError(
+                f"pictures of {tuple(pixels.shape[1:3])} pixels are too small; the least is {SCALE} x {SCALE}."
+            )
         grey = pixels[..., :3].float().mean(dim=-1)[:, None]
         return to_latents(F.interpolate(grey, size=(height, width), mode="area"))
 
@@ -153,7 +157,9 @@ def prompt(digits: str) -> list[list[Any]]:
     """
     kept = digits.replace(" ", "").replace(",", "")
     if kept and not (kept.isascii() and kept.isdigit()):
-        raise ValueError(f"the digits are {digits!r}; allowed are 0 to 9, spaces and commas, or nothing for the empty prompt.")
+        raise ValueError(
+            f"the digits are {digits!r}; allowed are 0 to 9, spaces and commas, or nothing for the empty prompt."
+        )
     labels = torch.tensor([int(c) for c in kept], dtype=torch.long)
     return condition(labels) if kept else [[torch.zeros(1, 1, 1), {"pooled_output": torch.zeros(1, DIGITS)}]]
 

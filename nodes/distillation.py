@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..samplers.few_step import sample_few_step
 from ..trainers.charts import loss_chart
@@ -18,7 +18,6 @@ from ..trainers.distillation import Distillation
 from ..trainers.export import read_student
 from ..trainers.files import tensors_sha256
 from ..trainers.loop import OPTIMISERS, Metrics, TrainOptions
-from ..trainers.method import Method
 from ..trainers.run_folder import RunFolder
 from ..trainers.student import FullWeightsStudent
 from ..trainers.targets.progressive import Progressive, ProgressiveOptions
@@ -162,14 +161,28 @@ class Distill:
                 ),
                 "batch_size": ("INT", {"default": 64, "min": 1, "max": 4096, "tooltip": "Pictures in each iteration."}),
                 "optimiser": (list(OPTIMISERS), {"default": "adam", "tooltip": "The paper uses adam without decay."}),
-                "weight_decay": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.001, "tooltip": "0 is none."}),
+                "weight_decay": (
+                    "FLOAT",
+                    {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.001, "tooltip": "0 is none."},
+                ),
                 "gradient_clip": (
                     "FLOAT",
-                    {"default": 1.0, "min": 0.0, "max": 1000.0, "step": 0.1, "tooltip": "Largest norm of the gradient."},
+                    {
+                        "default": 1.0,
+                        "min": 0.0,
+                        "max": 1000.0,
+                        "step": 0.1,
+                        "tooltip": "Largest norm of the gradient.",
+                    },
                 ),
                 "checkpoint_every": (
                     "INT",
-                    {"default": 200, "min": 1, "max": 100000, "tooltip": "Iterations between checkpoints and previews."},
+                    {
+                        "default": 200,
+                        "min": 1,
+                        "max": 100000,
+                        "tooltip": "Iterations between checkpoints and previews.",
+                    },
                 ),
             },
             "optional": {
@@ -234,7 +247,7 @@ def _training_data(
     return TensorData(x0=x0, condition=condition, unconditional=unconditional)
 
 
-def _execute(distillation: Distillation, network: nn.Module, *, model: Any, vae: Any) -> None:
+def _execute(distillation: Distillation, network: host.Network, *, model: Any, vae: Any) -> None:
     """Trains network in place; the teacher is a second copy, since later stages replace its weights."""
     data = distillation.data
     student = FullWeightsStudent(
@@ -323,7 +336,10 @@ class LoadStudent:
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "The teacher, or any model of the same architecture."}),
-                "student": (sorted(_student_files()), {"tooltip": "A finished run, or a file in models/fewstep_students."}),
+                "student": (
+                    sorted(_student_files()),
+                    {"tooltip": "A finished run, or a file in models/fewstep_students."},
+                ),
             }
         }
 
@@ -335,7 +351,9 @@ class LoadStudent:
     def load(self, model: Any, student: str) -> tuple[Any, Any, Tensor]:
         path = _student_files().get(student)
         if path is None:
-            raise ValueError(f"there is no student {student!r}; known are: {', '.join(sorted(_student_files())) or 'none'}.")
+            raise ValueError(
+                f"there is no student {student!r}; known are: {', '.join(sorted(_student_files())) or 'none'}."
+            )
         weights, recipe, _ = read_student(path)
         sampling = host.model_sampling_of(model)
         found = (host.noise_family(sampling).value, host.prediction_type(sampling))

@@ -18,19 +18,31 @@ import comfy.supported_models_base
 import comfy.utils
 import folder_paths
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..samplers.noise import Denoiser, NoiseFamily
 from ..trainers.data import Condition
 
 log = logging.getLogger("comfyui_fewstep")
 
+Network = Any
+"""The host's model object (its BaseModel): a torch module with apply_model, diffusion_model and model_sampling."""
+
 Conditioning = list[list[Any]]
 """The host's CONDITIONING: [[text embedding (B, tokens, width), {options}], ...]."""
 
 _VARIANCE_EXPLODING = {"EPS": "eps", "V_PREDICTION": "v_prediction", "EDM": "edm", "X0": "x0"}
 _FLOW = {"CONST": "flow"}
-_UNSUPPORTED_CONDITIONING = ("area", "mask", "control", "gligen", "hooks", "timestep_start", "timestep_end", "concat_mask")
+_UNSUPPORTED_CONDITIONING = (
+    "area",
+    "mask",
+    "control",
+    "gligen",
+    "hooks",
+    "timestep_start",
+    "timestep_end",
+    "concat_mask",
+)
 _UNSUPPORTED_MODEL_OPTIONS = (
     "model_function_wrapper",
     "sampler_cfg_function",
@@ -92,7 +104,14 @@ def sampler(function: Callable[..., Tensor], **options: Any) -> Any:
 
 
 def sample(
-    model: Any, sampler: Any, sigmas: Tensor, *, noise: Tensor, positive: Conditioning, negative: Conditioning, cfg: float
+    model: Any,
+    sampler: Any,
+    sigmas: Tensor,
+    *,
+    noise: Tensor,
+    positive: Conditioning,
+    negative: Conditioning,
+    cfg: float,
 ) -> Tensor:
     """Latents (B, ...) from unit noise (B, ...) through the host's own sampling, as SamplerCustom does it."""
     empty = torch.zeros_like(noise)
@@ -139,7 +158,9 @@ def _encode(model: Any, entry: list[Any], *, latents: Tensor, name: str) -> Cond
     embedding, options = entry
     refused = [key for key in _UNSUPPORTED_CONDITIONING if options.get(key) is not None]
     if refused:
-        raise ValueError(f"the {name} conditioning carries {', '.join(refused)}, which training does not support; remove it.")
+        raise ValueError(
+            f"the {name} conditioning carries {', '.join(refused)}, which training does not support; remove it."
+        )
     with torch.inference_mode(False):
         inputs = {key: value.clone() if isinstance(value, Tensor) else value for key, value in options.items()}
         inputs["cross_attn"] = embedding.clone() if embedding is not None else None
@@ -155,11 +176,13 @@ def _encode(model: Any, entry: list[Any], *, latents: Tensor, name: str) -> Cond
         plain = {key: value.cond for key, value in encoded.items()}
     odd = [key for key, value in plain.items() if not isinstance(value, Tensor)]
     if odd:
-        raise ValueError(f"the {name} conditioning gives this model {', '.join(odd)}, which training does not support yet.")
+        raise ValueError(
+            f"the {name} conditioning gives this model {', '.join(odd)}, which training does not support yet."
+        )
     return {key: value.to(model.load_device) for key, value in plain.items()}
 
 
-def trainable_copy(model: Any) -> nn.Module:
+def trainable_copy(model: Any) -> Network:
     """A copy of the MODEL's network as wired, its LoRAs and patches applied, that nobody else holds.
 
     Its weights are ordinary float32 tensors, though the host made its own under inference mode.
@@ -176,13 +199,13 @@ def trainable_copy(model: Any) -> nn.Module:
         return copy.deepcopy(base, shared).float()
 
 
-def model_from(network: nn.Module, *, like: Any) -> Any:
+def model_from(network: Network, *, like: Any) -> Any:
     """A MODEL around a network of ours, with the device policy of another MODEL."""
     network = network.eval().requires_grad_(False)
     return comfy.model_patcher.ModelPatcher(network, like.load_device, like.offload_device)
 
 
-def as_denoiser(network: nn.Module) -> Denoiser:
+def as_denoiser(network: Network) -> Denoiser:
     """The host's model as D(x, sigma, **condition) -> x0, scalings and prediction type included."""
 
     def denoiser(x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
@@ -191,7 +214,7 @@ def as_denoiser(network: nn.Module) -> Denoiser:
     return denoiser
 
 
-def writes_in_place(network: nn.Module, *, latents: Tensor, condition: Condition) -> bool:
+def writes_in_place(network: Network, *, latents: Tensor, condition: Condition) -> bool:
     """Whether a backward pass fails because the host's blocks overwrite what autograd saved (hosts of mid-2024)."""
     x, sigma = latents[:1], latents.new_ones(1)
     one = {key: value[:1] for key, value in condition.items()}
@@ -206,7 +229,7 @@ def writes_in_place(network: nn.Module, *, latents: Tensor, condition: Condition
     return False
 
 
-def network_state_dict(network: nn.Module) -> dict[str, Tensor]:
+def network_state_dict(network: Network) -> dict[str, Tensor]:
     """The diffusion model's own weights, under its own names."""
     return dict(network.diffusion_model.state_dict())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,10 +22,12 @@ def trailing_timesteps(steps: int, *, train_timesteps: int = 1000) -> list[int]:
     """Evenly spaced, from the last training timestep down: SDXL-Lightning, Hyper-SD's N-step files, progressive students.
 
     t = round(T, T - T/n, ...) - 1 (Lin et al. 2023, "Common Diffusion Noise Schedules", table 2), as in diffusers'
-    `timestep_spacing="trailing"`; Python and numpy both round halves to even. 4 steps: [999, 749, 499, 249].
+    `timestep_spacing="trailing"`. 4 steps: [999, 749, 499, 249].
     """
     _require_steps(steps, most=train_timesteps, what=f"a trailing schedule of {train_timesteps} training timesteps")
-    return [round(train_timesteps - k * train_timesteps / steps) - 1 for k in range(steps)]
+    # numpy's arange, whose own rounding decides the ties (937.5 at 48 steps) as it did when the models were sampled
+    spaced = np.arange(train_timesteps, 0, -train_timesteps / steps)[:steps]
+    return [int(t) - 1 for t in spaced.round()]
 
 
 def lcm_timesteps(
@@ -47,7 +50,8 @@ def lcm_timesteps(
         raise ValueError(f"strength {strength} of {original_steps} original steps leaves no step; raise the strength.")
     _require_steps(steps, most=grid, what=f"an LCM schedule of {original_steps} original steps at strength {strength}")
     stride = train_timesteps // original_steps
-    return [stride * (grid - int(k * grid / steps)) - 1 for k in range(steps)]
+    skipped = np.floor(np.linspace(0, grid, num=steps, endpoint=False)).astype(int)
+    return [int(stride * (grid - k) - 1) for k in skipped]
 
 
 def timesteps_to_sigmas(timesteps: list[int], *, table: Tensor) -> Tensor:
@@ -59,9 +63,5 @@ def timesteps_to_sigmas(timesteps: list[int], *, table: Tensor) -> Tensor:
 
 
 def trailing_sigmas(steps: int, *, table: Tensor) -> Tensor:
-    """The trailing schedule (steps + 1,) on a model's ascending table of noise levels (T,).
-
-    The schedule of n steps is every second level of the schedule of 2n steps whenever 2n divides into the table
-    without different roundings, as it does for all powers of two up to 256 at T = 1000.
-    """
+    """The trailing schedule (steps + 1,) on a model's ascending table of noise levels (T,)."""
     return timesteps_to_sigmas(trailing_timesteps(steps, train_timesteps=len(table)), table=table)

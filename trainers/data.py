@@ -64,4 +64,6 @@ class TensorData:
 def _require_finite(values: Tensor, *, name: str) -> None:
     bad = int((~torch.isfinite(values)).sum())
     if bad:
-        raise ValueError(f"the {name} hold {bad} values that are NaN or infinite, of {values.numel()}; all must be finite.")
+        raise ValueError(
+            f"the {name} hold {bad} values that are NaN or infinite, of {values.numel()}; all must be finite."
+        )

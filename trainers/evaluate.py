@@ -67,7 +67,15 @@ class DigitJudge:
 
     @torch.no_grad()
     def score(
-        self, pictures: Tensor, labels: Tensor, *, reference: Tensor | None, model: str, steps: int, nfe: int, seconds: float
+        self,
+        pictures: Tensor,
+        labels: Tensor,
+        *,
+        reference: Tensor | None,
+        model: str,
+        steps: int,
+        nfe: int,
+        seconds: float,
     ) -> Score:
         """pictures: (N, 1, 8, 8) in [0, 1]. labels: (N,) what was asked for. seconds: what all N took to sample."""
         features = self.classifier.features(pictures)

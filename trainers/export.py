@@ -16,7 +16,13 @@ TEACHER_KEY = "fewstep.teacher_sha256"
 
 
 def write_student(
-    path: Path, weights: Mapping[str, Tensor], *, recipe: Recipe, teacher_sha256: str, title: str, provenance: Mapping[str, str]
+    path: Path,
+    weights: Mapping[str, Tensor],
+    *,
+    recipe: Recipe,
+    teacher_sha256: str,
+    title: str,
+    provenance: Mapping[str, str],
 ) -> None:
     """weights: the diffusion model's own state dict. provenance: plain facts for the metadata, each key prefixed."""
     metadata = {

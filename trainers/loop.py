@@ -249,7 +249,9 @@ def _loggable(metrics: Metrics) -> dict[str, Any]:
 def _flatten_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[Any]]:
     """The optimiser's tensors under names, and its groups as JSON values."""
     state = optimiser.state_dict()
-    tensors = {f"optimiser.{i}.{k}": torch.as_tensor(v) for i, entry in state["state"].items() for k, v in entry.items()}
+    tensors = {
+        f"optimiser.{i}.{k}": torch.as_tensor(v) for i, entry in state["state"].items() for k, v in entry.items()
+    }
     return tensors, state["param_groups"]
 
 

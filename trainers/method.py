@@ -44,8 +44,11 @@ class Stage:
 class Method(Protocol):
     """Progressive, guidance, consistency, ...: everything that differs between distillations."""
 
-    name: str
-    family: NoiseFamily
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def family(self) -> NoiseFamily: ...
 
     def options(self) -> dict[str, Any]:
         """What identifies the method in run.json: JSON values."""

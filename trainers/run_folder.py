@@ -1,10 +1,10 @@
 """A training run is a folder. The node, the command line, the browser and resume all read and write this one thing.
 
-    run.json               what the run is: method, options, seed, teacher and data by hash
-    metrics.jsonl          one line for each logged iteration
-    checkpoints/*.safetensors   the last few states, each enough to go on from
-    previews/*.png         pictures at fixed noise
-    student.safetensors    the result, with its sampling recipe; its presence says that the run is finished
+run.json               what the run is: method, options, seed, teacher and data by hash
+metrics.jsonl          one line for each logged iteration
+checkpoints/*.safetensors   the last few states, each enough to go on from
+previews/*.png         pictures at fixed noise
+student.safetensors    the result, with its sampling recipe; its presence says that the run is finished
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class RunFolder:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise ValueError(f"the run {self.name!r} is being trained by another process; wait or choose another name.") from error
+            raise ValueError(
+                f"the run {self.name!r} is being trained by another process; wait or choose another name."
+            ) from error
         try:
             yield
         finally:

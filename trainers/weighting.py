@@ -15,7 +15,10 @@ from ..samplers.noise import NoiseFamily
 
 
 class Weighting(Enum):
-    """CONSTANT: 1. SNR: the eps-error. TRUNCATED_SNR: max(SNR, 1), the larger of x0- and eps-error. SNR_PLUS_ONE: the v-error."""
+    """CONSTANT: 1. SNR: the eps-error. SNR_PLUS_ONE: the v-error.
+
+    TRUNCATED_SNR: max(SNR, 1), the larger of the x0- and the eps-error.
+    """
 
     TRUNCATED_SNR = "truncated_snr"
     SNR_PLUS_ONE = "snr_plus_one"

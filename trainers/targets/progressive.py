@@ -70,7 +70,7 @@ class Progressive:
             raise ValueError(f"start_steps is {options.start_steps}; this model has {len(table)} noise levels.")
         self.family = family
         self._options = options
-        self._table = table.detach().cpu().float()
+        self._finest = trailing_sigmas(options.start_steps, table=table)
         self._unconditional = unconditional
 
     def options(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Progressive:
                     name=f"{2 * steps} to {steps} steps",
                     iterations=self._options.iterations,
                     learning_rate=self._options.learning_rate,
-                    sigmas=trailing_sigmas(steps, table=self._table),
+                    sigmas=self._schedule(steps),
                 )
             )
         return stages
@@ -101,8 +101,9 @@ class Progressive:
         if stage == 0 and self._unconditional is not None:
             scale = self._options.guidance_scale
             teacher = guided(teacher, guidance_scale=scale, unconditional=self._unconditional)
-        fine = trailing_sigmas(2 * self._student_steps(stage), table=self._table)
-        k = torch.randint(self._student_steps(stage), (len(batch.x0),), generator=generator)
+        steps = self._options.start_steps >> (stage + 1)
+        fine = self._schedule(2 * steps)
+        k = torch.randint(steps, (len(batch.x0),), generator=generator)
         noise = torch.randn(batch.x0.shape, generator=generator).to(batch.x0)
         sigma_t, sigma_mid, sigma_s = (fine[2 * k + half].to(batch.x0.device) for half in range(3))
         x_t = self.family.add_noise(batch.x0, noise, sigma=sigma_t)
@@ -124,8 +125,9 @@ class Progressive:
             guidance_scale=self._options.guidance_scale,
         )
 
-    def _student_steps(self, stage: int) -> int:
-        return self._options.start_steps >> (stage + 1)
+    def _schedule(self, steps: int) -> Tensor:
+        """Each halving keeps every second level: a student is trained on the very levels it will be sampled at."""
+        return self._finest[:: self._options.start_steps // steps]
 
     def _teacher_step(
         self, teacher: Denoiser, x: Tensor, condition: Condition, *, sigma: Tensor, sigma_next: Tensor

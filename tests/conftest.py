@@ -1,0 +1,15 @@
+"""Makes the repository importable as the package, whatever its folder is called and without installing it."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+if "comfyui_fewstep" not in sys.modules and importlib.util.find_spec("comfyui_fewstep") is None:
+    spec = importlib.util.spec_from_file_location("comfyui_fewstep", ROOT / "__init__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["comfyui_fewstep"] = module
+    spec.loader.exec_module(module)

@@ -1,0 +1,90 @@
+"""Talking to the server as the editor does, and the workflows of the pack."""
+
+import asyncio
+import copy
+import json
+import uuid
+from pathlib import Path
+
+import aiohttp
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+
+
+def api_twin(workflow):
+    return json.loads((workflow.parent / "api" / workflow.name).read_text())
+
+
+class Failed(Exception):
+    """A node failed; the message is what the user reads on it."""
+
+
+class Client:
+    def __init__(self, server):
+        self.server = server
+
+    def run(self, prompt, *, on_event=lambda kind, data: None):
+        """The history of a finished prompt. Failed with the node's message, or "interrupted"."""
+        return asyncio.run(self._run(prompt, on_event))
+
+    async def _run(self, prompt, on_event):
+        client = uuid.uuid4().hex
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(f"{self.server.address}/ws?clientId={client}", max_msg_size=0) as socket,
+        ):
+            number = self.server.post("/prompt", {"prompt": prompt, "client_id": client})["prompt_id"]
+            async with asyncio.timeout(300):
+                async for message in socket:
+                    if message.type is aiohttp.WSMsgType.BINARY:
+                        on_event("preview", message.data)
+                        continue
+                    event = message.json()
+                    kind, data = event["type"], event.get("data") or {}
+                    on_event(kind, data)
+                    if kind == "execution_error":
+                        raise Failed(data["exception_message"])
+                    if kind == "execution_interrupted":
+                        raise Failed("interrupted")
+                    if kind == "executing" and data["node"] is None and data.get("prompt_id") == number:
+                        return self.server.get(f"/history/{number}")[number]
+        raise Failed("the connection closed")
+
+
+def demo(**inputs):
+    """The demo workflow at small settings; inputs by kind of node: demo(FewStepDistill={"seed": 3})."""
+    prompt = copy.deepcopy(api_twin(ROOT / "workflows" / "Distil digits to 4 steps.json"))
+    small = {
+        "FewStepProgressiveDistillation": {"start_steps": 8, "iterations": 6},
+        "FewStepDistill": {"batch_size": 8, "run_name": "test", "checkpoint_every": 3},
+        "FewStepEvaluateDigits": {"count": 100, "teacher_steps": "8, 4"},
+    }
+    for kind in small.keys() | inputs.keys():
+        for node in prompt.values():
+            if node["class_type"] == kind:
+                node["inputs"].update({**small.get(kind, {}), **inputs.get(kind, {})})
+    return prompt
+
+
+def ui_to_api(workflow, object_info):
+    """A UI-format workflow as the editor would queue it: links by slot, widget values by position."""
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt = {}
+    for node in workflow["nodes"]:
+        info = object_info[node["type"]]["input"]
+        inputs = {}
+        values = iter(node.get("widgets_values", []))
+        linked = {slot["name"]: sources[slot["link"]] for slot in node.get("inputs", []) if slot["link"] is not None}
+        for name, declared in {**info.get("required", {}), **info.get("optional", {})}.items():
+            kind, options = declared[0], (declared[1] if len(declared) > 1 else {})
+            widget = isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+            if widget and not options.get("forceInput"):
+                inputs[name] = next(values)
+                if name in ("seed", "noise_seed"):
+                    assert next(values) == "fixed", "a shared workflow must not change its seed by itself"
+            elif name in linked:
+                inputs[name] = linked[name]
+        assert not list(values), f"{node['type']} has more widget values than widgets"
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt

@@ -1,0 +1,138 @@
+"""Every bad input is named on its node, before any work starts, and leaves no run behind."""
+
+import pytest
+import torch
+from hosting import Failed, demo
+from safetensors.torch import save_file
+
+from comfyui_fewstep.commands.server import ServerError
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"FewStepProgressiveDistillation": {"start_steps": 12, "target_steps": 5}}, "start_steps is 12"),
+        ({"FewStepProgressiveDistillation": {"iterations": 0}}, "iterations is 0"),
+        ({"FewStepProgressiveDistillation": {"weighting": "best"}}, "weighting"),
+        ({"FewStepDistill": {"run_name": "../../elsewhere"}}, "no path may be in it"),
+        ({"FewStepDistill": {"run_name": ""}}, "the run name is"),
+        ({"FewStepDistill": {"batch_size": 0}}, "batch_size"),
+        ({"FewStepDistill": {"optimiser": "sgd"}}, "optimiser"),
+        ({"FewStepDigitPrompt": {"digits": "seven"}}, "the digits are 'seven'"),
+        ({"FewStepEvaluateDigits": {"teacher_steps": "64; 8"}}, "teacher_steps is '64; 8'"),
+        ({"FewStepEvaluateDigits": {"student_steps": "0"}}, "student_steps is '0'"),
+        ({"FewStepSchedule": {"schedule": "karras"}}, "schedule"),
+    ],
+)
+def test_refused_before_anything_runs(inputs, said, server, runs):
+    with pytest.raises(ServerError, match=said):
+        server.post("/prompt", {"prompt": demo(**inputs), "client_id": "test"})
+    assert not runs.exists() or not list(runs.iterdir())
+
+
+def without(prompt, kind, name):
+    for node in prompt.values():
+        if node["class_type"] == kind:
+            node["inputs"].pop(name)
+    return prompt
+
+
+def test_a_missing_connection_is_refused(server):
+    with pytest.raises(ServerError, match="positive"):
+        server.post("/prompt", {"prompt": without(demo(), "FewStepDistill", "positive"), "client_id": "test"})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda p: p["5"]["inputs"].pop("negative"), "connect the negative"),
+        (lambda p: p["5"]["inputs"].update(positive=["11", 0]), "10 entries .* but there are 1797 latents"),
+        (lambda p: p["5"]["inputs"].update(negative=["11", 0]), "negative conditioning holds 10 entries"),
+        (lambda p: p["5"]["inputs"].update(latents=["12", 0], positive=["2", 1]), "1797 entries .* 10 latents"),
+        (lambda p: p["14"]["inputs"].update(schedule="lcm", steps=51), "steps is 51"),
+    ],
+    ids=["no negative", "ten prompts", "ten negatives", "ten latents", "too many lcm steps"],
+)
+def test_named_when_it_arrives(change, said, client, runs):
+    prompt = demo()
+    change(prompt)
+    with pytest.raises(Failed, match=said):
+        client.run(prompt)
+    assert not [run for run in runs.glob("*") if (run / "metrics.jsonl").exists() and "51" not in said]
+
+
+def test_nan_in_the_data_is_named(client, base, runs):
+    (base / "input").mkdir(exist_ok=True)
+    latents = torch.zeros(2, 4, 4, 4)
+    latents[1, 0, 0, 0] = float("nan")
+    save_file({"latent_tensor": latents, "latent_format_version_0": torch.tensor([])}, base / "input" / "bad.latent")
+    prompt = demo()
+    prompt["30"] = {"class_type": "LoadLatent", "inputs": {"latent": "bad.latent"}}
+    prompt["5"]["inputs"].update(latents=["30", 0], positive=["3", 0])
+    with pytest.raises(Failed, match="training latents hold 1 values that are NaN"):
+        client.run(prompt)
+    assert not list(runs.glob("*/metrics.jsonl"))
+
+
+def test_a_run_folder_of_other_settings_is_named(client, runs):
+    client.run(demo())
+    other = demo(FewStepDistill={"batch_size": 9})
+    with pytest.raises(Failed, match=r"holds another run.*training\.batch_size: there 8, here 9"):
+        client.run(other)
+
+
+def test_a_damaged_checkpoint_is_named(client, server, runs):
+    prompt = demo(FewStepProgressiveDistillation={"iterations": 80})
+
+    def cancel(kind, data):
+        if kind == "fewstep.metrics":
+            server.post("/interrupt", {})
+
+    with pytest.raises(Failed, match="interrupted"):
+        client.run(prompt, on_event=cancel)
+    newest = sorted((runs / "test" / "checkpoints").glob("*.safetensors"))[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(Failed, match=rf"cannot be resumed.*{newest.name}"):
+        client.run(prompt)
+
+
+def test_a_damaged_student_is_named(client, runs):
+    client.run(demo())
+    file = runs / "test" / "student.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    prompt = demo()
+    loading = {k: prompt[k] for k in ("1",)}
+    loading["20"] = {"class_type": "FewStepLoadStudent", "inputs": {"model": ["1", 0], "student": "test (run)"}}
+    loading["21"] = {"class_type": "FewStepSchedule", "inputs": {"model": ["20", 0], "schedule": "trailing", "steps": 4}}
+    loading["22"] = dict(prompt["15"], inputs={**prompt["15"]["inputs"], "model": ["20", 0], "sigmas": ["21", 0]})
+    loading |= {k: prompt[k] for k in ("3", "11", "12", "13", "16", "17")}
+    loading["16"]["inputs"]["samples"] = ["22", 0]
+    with pytest.raises(Failed, match=r"student\.safetensors is damaged"):
+        client.run(loading)
+
+
+def test_an_unknown_student_is_refused(server):
+    prompt = {
+        "1": {"class_type": "FewStepDemoTeacher", "inputs": {}},
+        "2": {"class_type": "FewStepLoadStudent", "inputs": {"model": ["1", 0], "student": "../../secret"}},
+        "3": {"class_type": "EmptyLatentImage", "inputs": {"width": 32, "height": 32, "batch_size": 1}},
+        "4": {"class_type": "FewStepDigitPrompt", "inputs": {"digits": "1"}},
+        "5": {
+            "class_type": "SamplerCustom",
+            "inputs": {
+                "model": ["2", 0],
+                "add_noise": True,
+                "noise_seed": 0,
+                "cfg": 1.0,
+                "positive": ["4", 0],
+                "negative": ["4", 0],
+                "sampler": ["2", 1],
+                "sigmas": ["2", 2],
+                "latent_image": ["3", 0],
+            },
+        },
+        "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 1]}},
+        "7": {"class_type": "PreviewImage", "inputs": {"images": ["6", 0]}},
+    }
+    with pytest.raises(ServerError, match="student"):
+        server.post("/prompt", {"prompt": prompt, "client_id": "test"})

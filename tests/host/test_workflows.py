@@ -1,0 +1,218 @@
+"""The pack in a running ComfyUI: it loads, its workflows run from start to finish, cancel and resume work."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from hosting import ROOT, WORKFLOWS, Failed, api_twin, demo, ui_to_api
+from PIL import Image
+
+from comfyui_fewstep.commands.server import ServerError
+from comfyui_fewstep.trainers.export import read_student
+from comfyui_fewstep.trainers.files import read_tensors
+
+
+@pytest.fixture(scope="session")
+def object_info(server):
+    return server.get("/object_info")
+
+
+def own(object_info):
+    return {name: info for name, info in object_info.items() if name.startswith("FewStep")}
+
+
+def test_the_pack_loads_whole(object_info, server):
+    assert len(own(object_info)) == 11
+    assert "IMPORT FAILED" not in "\n".join(
+        line for line in server.tail(10**6).splitlines() if "comfyui_fewstep" in line.lower()
+    )
+
+
+def test_every_input_and_output_has_a_tooltip(object_info):
+    for name, info in own(object_info).items():
+        assert len(info["description"]) > 40, name
+        assert info["category"].startswith("few-step/")
+        for kind in ("required", "optional"):
+            for label, declared in info["input"].get(kind, {}).items():
+                assert declared[1].get("tooltip"), f"{name}.{label}"
+        if "output_tooltips" in info:  # hosts since late 2024
+            assert len(info["output_tooltips"]) == len(info["output"]), name
+
+
+def test_every_node_is_used_by_a_workflow_or_documented(object_info):
+    for name in own(object_info):
+        assert (ROOT / "web" / "docs" / f"{name}.md").is_file(), name
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda p: p.stem)
+def test_both_forms_of_a_workflow_agree(workflow, object_info):
+    queued = ui_to_api(json.loads(workflow.read_text()), object_info)
+    twin = {k: {"class_type": v["class_type"], "inputs": v["inputs"]} for k, v in api_twin(workflow).items()}
+    assert queued == twin
+
+
+def test_the_current_template_browser_lists_the_workflows(server):
+    try:
+        listed = server.get("/workflow_templates")
+    except (ServerError, ValueError):
+        pytest.skip("this host has no template browser")
+    assert listed["comfyui_fewstep"] == [workflow.stem for workflow in WORKFLOWS]
+
+
+def test_the_demo_runs_from_start_to_finish(client, base, runs):
+    events = {"fewstep.metrics": [], "progress": [], "preview": []}
+    history = client.run(demo(), on_event=lambda kind, data: events.get(kind, []).append(data))
+    run = runs / "test"
+    assert {path.name for path in run.iterdir()} >= {
+        "run.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "previews",
+        "student.safetensors",
+        "report.json",
+    }
+    _, recipe, metadata = read_student(run / "student.safetensors")
+    assert (recipe.steps, recipe.prediction_type, recipe.guidance_scale) == (4, "v_prediction", 1.5)
+    assert metadata["fewstep.iterations"] == "6"
+    report = json.loads((run / "report.json").read_text())
+    assert [(s["model"], s["steps"], s["nfe"]) for s in report["scores"]] == [
+        ("teacher", 8, 16),
+        ("teacher", 4, 8),
+        ("student", 4, 4),
+    ]
+    assert report["scores"][0]["accuracy"] > 0.9, "the shipped teacher draws what it is asked for"
+    last = events["fewstep.metrics"][-1]
+    assert (last["iteration"], last["iterations"], last["run"]) == (6, 6, "test")
+    assert events["progress"], "the host's own progress bar moved"
+    assert events["preview"], "a preview picture was shown"
+    images = [image for node in history["outputs"].values() for image in node.get("images", [])]
+    assert len(images) == 3 + 10
+    for image in images:
+        folder = base / ("output" if image["type"] == "output" else "temp")
+        if image["type"] == "output":
+            assert Image.open(folder / image["subfolder"] / image["filename"]).size[0] > 100
+
+
+def test_the_same_run_twice_is_trained_once_and_equal(client, runs):
+    client.run(demo())
+    before = (runs / "test" / "student.safetensors").stat().st_mtime_ns
+    seen = []
+    client.run(demo(EmptyLatentImage={"batch_size": 3}), on_event=lambda kind, data: seen.append(kind))
+    assert (runs / "test" / "student.safetensors").stat().st_mtime_ns == before
+
+
+def test_cancel_saves_and_the_next_start_goes_on(client, server, runs):
+    """The student of a run that was cancelled halfway equals the one of an unbroken run, bit for bit."""
+    client.run(demo(FewStepDistill={"run_name": "unbroken"}, FewStepProgressiveDistillation={"iterations": 60}))
+    broken = demo(FewStepDistill={"run_name": "broken"}, FewStepProgressiveDistillation={"iterations": 60})
+    cancelled = []
+
+    def cancel(kind, data):
+        if kind == "fewstep.metrics" and not cancelled:
+            cancelled.append(data["iteration"])
+            server.post("/interrupt", {})
+
+    with pytest.raises(Failed, match="interrupted"):
+        client.run(broken, on_event=cancel)
+    saved = sorted((runs / "broken" / "checkpoints").glob("*.safetensors"))[-1]
+    assert cancelled[0] <= int(saved.stem) < 60
+    assert not (runs / "broken" / "student.safetensors").exists()
+    iterations = []
+    client.run(broken, on_event=lambda k, d: iterations.append(d["iteration"]) if k == "fewstep.metrics" else None)
+    assert iterations[0] > int(saved.stem)
+    one, other = (read_tensors(runs / name / "student.safetensors")[0] for name in ("unbroken", "broken"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_finished_student_loads_and_draws_the_same(client, base, runs):
+    """The MODEL of the training node and the file of the loading node give equal pictures."""
+    prompt = demo()
+    prompt["16"]["inputs"]["samples"] = ["15", 0]
+    prompt["17"] = {"class_type": "SaveImage", "inputs": {"images": ["16", 0], "filename_prefix": "trained"}}
+    client.run(prompt)
+    loaded = {k: copy.deepcopy(prompt[k]) for k in ("1", "3", "11", "12", "15", "16")}
+    loaded["20"] = {"class_type": "FewStepLoadStudent", "inputs": {"model": ["1", 0], "student": "test (run)"}}
+    loaded["15"]["inputs"].update({"model": ["20", 0], "sampler": ["20", 1], "sigmas": ["20", 2]})
+    loaded["17"] = {"class_type": "SaveImage", "inputs": {"images": ["16", 0], "filename_prefix": "loaded"}}
+    client.run(loaded)
+    output = base / "output"
+    for i in range(1, 11):
+        one, other = (Image.open(output / f"{name}_{i:05d}_.png") for name in ("trained", "loaded"))
+        assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scheduler", "steps"), [("euler", "simple", 16), ("dpmpp_2m", "karras", 8), ("lcm", "sgm_uniform", 8)]
+)
+def test_the_stock_ksampler_draws_with_the_demo_teacher(sampler, scheduler, steps, client, base):
+    prompt = {
+        "1": {"class_type": "FewStepDemoTeacher", "inputs": {}},
+        "2": {"class_type": "FewStepDigitPrompt", "inputs": {"digits": "0123456789"}},
+        "3": {"class_type": "FewStepDigitPrompt", "inputs": {"digits": ""}},
+        "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 32, "height": 32, "batch_size": 10}},
+        "5": {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": ["1", 0],
+                "positive": ["2", 0],
+                "negative": ["3", 0],
+                "latent_image": ["4", 0],
+                "seed": 1,
+                "steps": steps,
+                "cfg": 2.0,
+                "sampler_name": sampler,
+                "scheduler": scheduler,
+                "denoise": 1.0,
+            },
+        },
+        "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 1]}},
+        "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": f"stock_{sampler}"}},
+        "8": {"class_type": "VAEEncode", "inputs": {"pixels": ["6", 0], "vae": ["1", 1]}},
+        "9": {"class_type": "VAEDecode", "inputs": {"samples": ["8", 0], "vae": ["1", 1]}},
+        "10": {"class_type": "PreviewImage", "inputs": {"images": ["9", 0]}},
+    }
+    history = client.run(prompt)
+    pictures = [Image.open(base / "output" / image["filename"]) for image in history["outputs"]["7"]["images"]]
+    assert [picture.size for picture in pictures] == [(32, 32)] * 10
+    assert _read_digits(pictures) >= 8
+
+
+def _read_digits(pictures):
+    """How many of ten pictures the shipped classifier reads as 0 to 9, in order."""
+    import numpy as np
+
+    from comfyui_fewstep.trainers.digits import DigitClassifier
+
+    tensors, _ = read_tensors(ROOT / "assets" / "digits_classifier.safetensors")
+    classifier = DigitClassifier()
+    classifier.load_state_dict({name: value for name, value in tensors.items() if not name.startswith("real.")})
+    grey = torch.stack([torch.from_numpy(np.array(picture.convert("L"))).float() / 255 for picture in pictures])
+    small = torch.nn.functional.interpolate(grey[:, None], size=(8, 8), mode="area")
+    said = classifier.eval().classify(classifier.features(small)).argmax(dim=1)
+    return int((said == torch.arange(10)).sum())
+
+
+def test_the_lcm_sampler_and_schedule_run_in_the_host(client):
+    prompt = demo()
+    kept = {k: prompt[k] for k in ("1", "3", "11", "12", "15", "16", "17")}
+    kept["13"] = {"class_type": "FewStepLCMSampler", "inputs": {}}
+    kept["14"] = {"class_type": "FewStepSchedule", "inputs": {"model": ["1", 0], "schedule": "lcm", "steps": 8}}
+    kept["15"]["inputs"]["model"] = ["1", 0]
+    history = client.run(kept)
+    assert len(history["outputs"]["17"]["images"]) == 10
+
+
+def test_importing_the_nodes_is_quick():
+    """Beyond torch and the host, which are loaded before any pack is."""
+    code = (
+        "import sys, time; from comfyui_fewstep.commands.embedded import import_host; import_host(); "
+        "import safetensors.torch, PIL.Image, tqdm, numpy; start = time.perf_counter(); import comfyui_fewstep as p; "
+        "p.NODE_CLASS_MAPPINGS; print(time.perf_counter() - start, 'matplotlib' in sys.modules, 'sklearn' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, charts, data = done.stdout.split()[-3:]
+    assert float(seconds) < 1.0
+    assert (charts, data) == ("False", "False"), "optional libraries are imported where they are used"

@@ -1,0 +1,81 @@
+import pytest
+import torch
+from comfyui_fewstep.trainers.charts import loss_chart, picture_grid, quality_chart
+from comfyui_fewstep.trainers.digits import DigitClassifier, split, to_latents, to_pictures
+from comfyui_fewstep.trainers.evaluate import DigitJudge, FeatureStatistics, Score, frechet_distance, psnr, table
+
+
+def statistics(mean, deviations):
+    return FeatureStatistics(torch.tensor(mean).double(), torch.diag(torch.tensor(deviations).double() ** 2))
+
+
+def test_frechet_distance_of_axis_aligned_gaussians():
+    """Sum of squared differences of means and of standard deviations (Dowson and Landau 1982, for commuting covariances)."""
+    a, b = statistics([0.0, 1.0], [1.0, 2.0]), statistics([3.0, 1.0], [2.0, 0.5])
+    assert frechet_distance(a, b) == pytest.approx(9.0 + 1.0 + 2.25)
+    assert frechet_distance(a, a) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_frechet_distance_ignores_the_choice_of_axes():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(400, 6, generator=generator), torch.randn(300, 6, generator=generator) * 2 + 1
+    rotation = torch.linalg.qr(torch.randn(6, 6, generator=generator)).Q
+    plain = frechet_distance(FeatureStatistics.of(a), FeatureStatistics.of(b))
+    turned = frechet_distance(FeatureStatistics.of(a @ rotation), FeatureStatistics.of(b @ rotation))
+    assert turned == pytest.approx(plain, rel=1e-5)
+    assert plain == pytest.approx(frechet_distance(FeatureStatistics.of(b), FeatureStatistics.of(a)), rel=1e-9)
+
+
+def test_psnr_of_a_known_error():
+    assert psnr(torch.full((2, 1, 4, 4), 0.6), torch.full((2, 1, 4, 4), 0.5)) == pytest.approx(20.0, abs=1e-4)
+
+
+def test_the_judge_counts_what_was_asked_for():
+    torch.manual_seed(0)
+    classifier = DigitClassifier()
+    classifier.initialise(torch.Generator().manual_seed(0))
+    pictures = torch.rand(20, 1, 8, 8)
+    classifier.eval()
+    said = classifier.classify(classifier.features(pictures)).argmax(dim=1)
+    judge = DigitJudge(classifier, FeatureStatistics.of(classifier.features(pictures).detach()))
+    asked = said.clone()
+    asked[:5] = (asked[:5] + 1) % 10
+    score = judge.score(pictures, asked, reference=pictures, model="student", steps=4, nfe=4, seconds=2.0)
+    assert score.accuracy == pytest.approx(0.75)
+    assert score.frechet == pytest.approx(0.0, abs=1e-6)
+    assert score.seconds_per_picture == pytest.approx(0.1)
+
+
+def test_latents_fold_pictures_without_loss():
+    pictures = torch.rand(3, 1, 8, 8)
+    latents = to_latents(pictures)
+    assert latents.shape == (3, 4, 4, 4)
+    torch.testing.assert_close(to_pictures(latents), pictures)
+
+
+def test_the_split_is_whole_and_disjoint():
+    kept, held_out = split(1797)
+    assert len(held_out) == 359
+    assert sorted([*kept.tolist(), *held_out.tolist()]) == list(range(1797))
+
+
+SCORES = [
+    Score(model=model, steps=steps, nfe=steps, frechet=f, accuracy=0.9, psnr=p, seconds_per_picture=0.001)
+    for model, steps, f, p in (("teacher", 64, 5.0, None), ("teacher", 4, 50.0, 12.0), ("student", 4, 6.0, 20.0))
+]
+
+
+def test_the_table_has_a_row_for_each_score():
+    lines = table(SCORES).splitlines()
+    assert len(lines) == 2 + len(SCORES)
+    assert lines[-1] == "| student | 4 | 4 | 6.00 | 0.900 | 20.0 dB | 1.00 |"
+    assert "| - |" in lines[2]
+
+
+def test_charts_draw_something_in_range():
+    rows = {"teacher": torch.rand(4, 8, 8, 3), "student": torch.rand(4, 8, 8, 3)}
+    for chart in (quality_chart(SCORES), loss_chart({"a": [1.0, 0.5], "b": [0.4]}), picture_grid(rows)):
+        assert chart.ndim == 3
+        assert chart.shape[-1] == 3
+        assert 0.0 <= chart.min() < chart.max() <= 1.0
+        assert chart.std() > 0.02, "an empty canvas"

@@ -1,0 +1,159 @@
+import diffusers.schedulers.scheduling_lcm as diffusers_lcm
+import pytest
+import torch
+from comfyui_fewstep.samplers.few_step import sample_few_step
+from comfyui_fewstep.samplers.noise import NoiseFamily
+from comfyui_fewstep.samplers.schedules import lcm_timesteps, timesteps_to_sigmas, trailing_sigmas, trailing_timesteps
+from diffusers import EulerDiscreteScheduler, LCMScheduler
+from gaussian import FAMILIES, gaussian_denoiser, table
+
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+VE = NoiseFamily.VARIANCE_EXPLODING
+LEVELS = table(VE)
+SHAPE = (2, 4, 6, 6)
+
+
+def predicted_noise(x_vp, t):
+    """A smooth network that is no denoiser of anything, as parity must hold for any; its pictures stay near [-1, 1]."""
+    picture = torch.tanh(x_vp * (0.5 + t / 2000.0)) + 0.3 * torch.tanh(torch.roll(x_vp, 1, dims=-1))
+    s = LEVELS[t]
+    return (x_vp * (1.0 + s**2) ** 0.5 - picture) / s
+
+
+def timestep_of(sigma):
+    return int((LEVELS - sigma).abs().argmin())
+
+
+def record(steps_taken):
+    return lambda state: steps_taken.append(state["x"])
+
+
+def in_vp_scale(x, sigma):
+    return x / (1.0 + sigma**2) ** 0.5
+
+
+@pytest.mark.parametrize("steps", range(1, 51))
+def test_lightning_equals_diffusers_euler_trailing(steps):
+    scheduler = EulerDiscreteScheduler(**SD, timestep_spacing="trailing")
+    scheduler.set_timesteps(steps)
+    start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(steps)) * float(scheduler.init_noise_sigma)
+
+    def denoiser(x, sigma):
+        s = sigma[0]
+        return x - s * predicted_noise(x / (1.0 + s**2) ** 0.5, timestep_of(s))
+
+    ours = []
+    sigmas = trailing_sigmas(steps, table=LEVELS)
+    last = sample_few_step(denoiser, start, sigmas, callback=record(ours), disable=True, family=VE, gamma=0.0)
+    x, theirs = start, []
+    for t in scheduler.timesteps:
+        theirs.append(x)
+        x = scheduler.step(predicted_noise(scheduler.scale_model_input(x, t), int(t)), t, x).prev_sample
+    for i, (mine, other) in enumerate(zip([*ours, last], [*theirs, x], strict=True)):
+        error = in_vp_scale(mine - other, sigmas[i]).abs().max()
+        assert error < 1e-5, f"step {i} of {steps}: {error}"
+
+
+@pytest.mark.parametrize("steps", range(1, 51))
+def test_lcm_equals_diffusers(steps, monkeypatch):
+    """With the boundary scalings of Luo et al. in the network, as diffusers applies them; noise injected in both."""
+    scheduler = LCMScheduler(**SD)
+    scheduler.set_timesteps(steps)
+    generator = torch.Generator().manual_seed(steps)
+    fresh = [torch.randn(SHAPE, generator=generator) for _ in range(steps)]
+    start = torch.randn(SHAPE, generator=generator)
+    sigmas = timesteps_to_sigmas(lcm_timesteps(steps), table=LEVELS)
+
+    def denoiser(x, sigma):
+        s = sigma[0]
+        t, x_vp = timestep_of(s), in_vp_scale(x, s)
+        x0 = x - s * predicted_noise(x_vp, t)
+        c_skip, c_out = 0.25 / ((10 * t) ** 2 + 0.25), 10 * t / ((10 * t) ** 2 + 0.25) ** 0.5
+        return c_out * x0 + c_skip * x_vp
+
+    draws = iter(fresh)
+    ours = []
+    last = sample_few_step(
+        denoiser,
+        start * (1.0 + sigmas[0] ** 2) ** 0.5,
+        sigmas,
+        callback=record(ours),
+        disable=True,
+        family=VE,
+        gamma=1.0,
+        noise_sampler=lambda *_: next(draws),
+    )
+    given = iter(fresh)
+    monkeypatch.setattr(diffusers_lcm, "randn_tensor", lambda *_, **__: next(given))
+    x, theirs = start, []
+    for t in scheduler.timesteps:
+        theirs.append(x)
+        x = scheduler.step(predicted_noise(x, int(t)), t, x).prev_sample
+    for i, (mine, other) in enumerate(zip([*ours, last], [*theirs, x], strict=True)):
+        error = (in_vp_scale(mine, sigmas[i]) - other).abs().max()
+        assert error < 1e-5, f"step {i} of {steps}: {error}"
+    assert len(list(draws)) == 1, "LCM draws no noise on its last step"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_many_deterministic_steps_reach_the_data(family):
+    """On an exact Gaussian denoiser the sampled mean and deviation converge to the data's."""
+    levels = table(family)
+    noise = torch.randn(40000, 1, generator=torch.Generator().manual_seed(0))
+    sigmas = trailing_sigmas(500, table=levels)
+    x = sample_few_step(
+        gaussian_denoiser(family),
+        family.initial(noise, sigma=sigmas[0]),
+        sigmas,
+        disable=True,
+        family=family,
+        gamma=0.0,
+    )
+    assert x.mean() == pytest.approx(0.7, abs=0.03)
+    assert x.std() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_previews_show_the_clean_picture(family):
+    shown = []
+    levels = trailing_sigmas(4, table=table(family))
+    denoiser = gaussian_denoiser(family)
+    sample_few_step(
+        denoiser,
+        torch.randn(2, 3, generator=torch.Generator().manual_seed(0)),
+        levels,
+        callback=shown.append,
+        disable=True,
+        family=family,
+        gamma=0.0,
+    )
+    assert [state["i"] for state in shown] == [0, 1, 2, 3]
+    for state in shown:
+        expected = denoiser(state["x"], state["sigma"].expand(2))
+        torch.testing.assert_close(state["denoised"], expected)
+
+
+def test_the_seed_decides_the_noise():
+    def run(seed):
+        return sample_few_step(
+            gaussian_denoiser(VE),
+            torch.ones(2, 3),
+            trailing_sigmas(4, table=LEVELS),
+            extra_args={"seed": seed},
+            disable=True,
+            family=VE,
+            gamma=1.0,
+        )
+
+    assert torch.equal(run(5), run(5))
+    assert not torch.equal(run(5), run(6))
+
+
+def test_a_schedule_that_stops_early_keeps_its_noise():
+    """Advanced workflows hand a half-denoised latent on: the last level is then not 0, and noise must be there."""
+    sigmas = trailing_sigmas(4, table=LEVELS)[:3]
+    x = sample_few_step(
+        gaussian_denoiser(VE), torch.zeros(5000, 1), sigmas, extra_args={"seed": 1}, disable=True, family=VE, gamma=1.0
+    )
+    assert x.std() == pytest.approx(float(sigmas[-1]), rel=0.05)
+    assert trailing_timesteps(4)[2] == 499
