@@ -73,7 +73,7 @@ async def follow(server: Server, workflow: dict[str, Any], terminal: Terminal) -
         aiohttp.ClientSession() as session,
         session.ws_connect(f"{server.address}/ws?clientId={client}", max_msg_size=0) as socket,
     ):
-        prompt = server.post("/prompt", {"prompt": workflow, "client_id": client})["prompt_id"]
+        prompt = server.queue(workflow, client=client)
         async for message in socket:
             if message.type is not aiohttp.WSMsgType.TEXT:
                 continue

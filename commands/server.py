@@ -80,6 +80,18 @@ class Server:
         headers = {"Content-Type": "application/json"}
         return self._ask(urllib.request.Request(self.address + path, data=body, headers=headers))  # noqa: S310
 
+    def queue(self, workflow: dict[str, Any], *, client: str) -> str:
+        """Queues an API-format workflow and returns its id. ServerError when any node was refused, and nothing runs then.
+
+        ComfyUI itself runs the outputs that do not depend on the refused node.
+        """
+        answer = self.post("/prompt", {"prompt": workflow, "client_id": client})
+        if answer["node_errors"]:
+            self.post("/queue", {"delete": [answer["prompt_id"]]})
+            self.post("/interrupt", {})
+            raise ServerError(refusal(json.dumps(answer)))
+        return str(answer["prompt_id"])
+
     def _ask(self, request: urllib.request.Request) -> Any:
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310

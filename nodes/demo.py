@@ -128,7 +128,7 @@ class EvaluateDigits:
                         "tooltip": "The teacher's guidance: the scale that was baked into the student, for a fair comparison.",
                     },
                 ),
-                "count": ("INT", {"default": 1000, "min": 100, "max": 20000, "tooltip": "Pictures for each row."}),
+                "count": ("INT", {"default": 2000, "min": 100, "max": 20000, "tooltip": "Pictures for each row."}),
                 "seed": ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "tooltip": "Of the noise."}),
             }
         }

@@ -72,7 +72,7 @@ class ProgressiveDistillation:
                 "learning_rate": (
                     "FLOAT",
                     {
-                        "default": 1e-3,
+                        "default": 5e-4,
                         "min": 0.0,
                         "max": 1.0,
                         "step": 0.000001,

@@ -127,6 +127,12 @@ def latents_for_training(model: Any, latent: dict[str, Tensor]) -> Tensor:
     """The samples of a LATENT in the model's own scale, on its device, as tensors that autograd may see."""
     if "noise_mask" in latent:
         raise ValueError("the latents carry a noise mask; training uses whole pictures. Remove Set Latent Noise Mask.")
+    channels = model.get_model_object("latent_format").latent_channels
+    if latent["samples"].shape[1] != channels:
+        raise ValueError(
+            f"the latents have {latent['samples'].shape[1]} channels but this model works on {channels}; encode the "
+            "pictures with the model's own VAE."
+        )
     with torch.inference_mode(False):
         samples = latent["samples"].clone().float()
         return model.model.process_latent_in(samples).to(model.load_device)
@@ -196,7 +202,10 @@ def trainable_copy(model: Any) -> Network:
     if getattr(base, "current_patcher", None) is not None:
         shared[id(base.current_patcher)] = None
     with torch.inference_mode(False):
-        return copy.deepcopy(base, shared).float()
+        network = copy.deepcopy(base, shared).float()
+    network.diffusion_model.dtype = torch.float32  # the host casts inputs to what this says
+    network.manual_cast_dtype = None
+    return network
 
 
 def model_from(network: Network, *, like: Any) -> Any:

@@ -16,10 +16,10 @@ NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
 
 def seeded_noise_sampler(x: Tensor, *, seed: int | None) -> NoiseSampler:
-    """Fresh noise from the graph's seed, one generator on x's device, as ComfyUI's own stochastic samplers draw it.
+    """Fresh noise from the graph's seed, from one generator on x's device.
 
-    ComfyUI draws the initial noise from the same seed on the CPU; on a CPU host the stream therefore starts after
-    that draw would repeat, so the generator is moved on by one.
+    ComfyUI draws the initial noise from the same seed on the CPU. There the first fresh noise would be that very
+    draw again, so on the CPU the next seed is taken.
     """
     generator = None
     if seed is not None:

@@ -1,11 +1,10 @@
 """A real ComfyUI server with the pack: the embedded one, or the one at COMFYUI_PATH. One for all host tests."""
 
-import shutil
+import uuid
 
 import pytest
-from hosting import Client
-
 from comfyui_fewstep.commands.server import serving
+from hosting import Client
 
 
 @pytest.fixture(scope="session")
@@ -25,9 +24,13 @@ def client(server):
     return Client(server)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def runs(base):
-    """The folder of all runs, emptied after the test."""
-    place = base / "output" / "fewstep" / "runs"
-    yield place
-    shutil.rmtree(place, ignore_errors=True)
+    """The folder of all runs."""
+    return base / "output" / "fewstep" / "runs"
+
+
+@pytest.fixture
+def name():
+    """A run name of the test's own: ComfyUI keeps the results of nodes whose inputs it has seen before."""
+    return uuid.uuid4().hex

@@ -34,7 +34,7 @@ class Client:
             aiohttp.ClientSession() as session,
             session.ws_connect(f"{self.server.address}/ws?clientId={client}", max_msg_size=0) as socket,
         ):
-            number = self.server.post("/prompt", {"prompt": prompt, "client_id": client})["prompt_id"]
+            number = self.server.queue(prompt, client=client)
             async with asyncio.timeout(300):
                 async for message in socket:
                     if message.type is aiohttp.WSMsgType.BINARY:
@@ -52,12 +52,12 @@ class Client:
         raise Failed("the connection closed")
 
 
-def demo(**inputs):
-    """The demo workflow at small settings; inputs by kind of node: demo(FewStepDistill={"seed": 3})."""
+def demo(name, **inputs):
+    """The demo workflow at small settings as a run; inputs by kind of node: demo(name, FewStepDistill={"seed": 3})."""
     prompt = copy.deepcopy(api_twin(ROOT / "workflows" / "Distil digits to 4 steps.json"))
     small = {
         "FewStepProgressiveDistillation": {"start_steps": 8, "iterations": 6},
-        "FewStepDistill": {"batch_size": 8, "run_name": "test", "checkpoint_every": 3},
+        "FewStepDistill": {"batch_size": 8, "run_name": name, "checkpoint_every": 3},
         "FewStepEvaluateDigits": {"count": 100, "teacher_steps": "8, 4"},
     }
     for kind in small.keys() | inputs.keys():

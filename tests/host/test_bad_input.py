@@ -2,10 +2,9 @@
 
 import pytest
 import torch
+from comfyui_fewstep.commands.server import ServerError
 from hosting import Failed, demo
 from safetensors.torch import save_file
-
-from comfyui_fewstep.commands.server import ServerError
 
 
 @pytest.mark.parametrize(
@@ -24,10 +23,10 @@ from comfyui_fewstep.commands.server import ServerError
         ({"FewStepSchedule": {"schedule": "karras"}}, "schedule"),
     ],
 )
-def test_refused_before_anything_runs(inputs, said, server, runs):
+def test_refused_before_anything_runs(inputs, said, server, runs, name):
     with pytest.raises(ServerError, match=said):
-        server.post("/prompt", {"prompt": demo(**inputs), "client_id": "test"})
-    assert not runs.exists() or not list(runs.iterdir())
+        server.queue(demo(name, **inputs), client="test")
+    assert not (runs / name).exists()
 
 
 def without(prompt, kind, name):
@@ -37,9 +36,9 @@ def without(prompt, kind, name):
     return prompt
 
 
-def test_a_missing_connection_is_refused(server):
+def test_a_missing_connection_is_refused(server, name):
     with pytest.raises(ServerError, match="positive"):
-        server.post("/prompt", {"prompt": without(demo(), "FewStepDistill", "positive"), "client_id": "test"})
+        server.queue(without(demo(name), "FewStepDistill", "positive"), client="test")
 
 
 @pytest.mark.parametrize(
@@ -49,40 +48,40 @@ def test_a_missing_connection_is_refused(server):
         (lambda p: p["5"]["inputs"].update(positive=["11", 0]), "10 entries .* but there are 1797 latents"),
         (lambda p: p["5"]["inputs"].update(negative=["11", 0]), "negative conditioning holds 10 entries"),
         (lambda p: p["5"]["inputs"].update(latents=["12", 0], positive=["2", 1]), "1797 entries .* 10 latents"),
-        (lambda p: p["14"]["inputs"].update(schedule="lcm", steps=51), "steps is 51"),
+        (lambda p: p["14"]["inputs"].update(model=["1", 0], schedule="lcm", steps=51), "steps is 51"),
     ],
     ids=["no negative", "ten prompts", "ten negatives", "ten latents", "too many lcm steps"],
 )
-def test_named_when_it_arrives(change, said, client, runs):
-    prompt = demo()
+def test_named_when_it_arrives(change, said, client, runs, name):
+    prompt = demo(name)
     change(prompt)
     with pytest.raises(Failed, match=said):
         client.run(prompt)
-    assert not [run for run in runs.glob("*") if (run / "metrics.jsonl").exists() and "51" not in said]
+    assert not (runs / name).exists() or "steps is 51" in said
 
 
-def test_nan_in_the_data_is_named(client, base, runs):
+def test_nan_in_the_data_is_named(client, base, runs, name):
     (base / "input").mkdir(exist_ok=True)
     latents = torch.zeros(2, 4, 4, 4)
     latents[1, 0, 0, 0] = float("nan")
     save_file({"latent_tensor": latents, "latent_format_version_0": torch.tensor([])}, base / "input" / "bad.latent")
-    prompt = demo()
+    prompt = demo(name)
     prompt["30"] = {"class_type": "LoadLatent", "inputs": {"latent": "bad.latent"}}
     prompt["5"]["inputs"].update(latents=["30", 0], positive=["3", 0])
     with pytest.raises(Failed, match="training latents hold 1 values that are NaN"):
         client.run(prompt)
-    assert not list(runs.glob("*/metrics.jsonl"))
+    assert not (runs / name).exists()
 
 
-def test_a_run_folder_of_other_settings_is_named(client, runs):
-    client.run(demo())
-    other = demo(FewStepDistill={"batch_size": 9})
+def test_a_run_folder_of_other_settings_is_named(client, name):
+    client.run(demo(name))
+    other = demo(name, FewStepDistill={"batch_size": 9})
     with pytest.raises(Failed, match=r"holds another run.*training\.batch_size: there 8, here 9"):
         client.run(other)
 
 
-def test_a_damaged_checkpoint_is_named(client, server, runs):
-    prompt = demo(FewStepProgressiveDistillation={"iterations": 80})
+def test_a_damaged_checkpoint_is_named(client, server, runs, name):
+    prompt = demo(name, FewStepProgressiveDistillation={"iterations": 80})
 
     def cancel(kind, data):
         if kind == "fewstep.metrics":
@@ -90,20 +89,23 @@ def test_a_damaged_checkpoint_is_named(client, server, runs):
 
     with pytest.raises(Failed, match="interrupted"):
         client.run(prompt, on_event=cancel)
-    newest = sorted((runs / "test" / "checkpoints").glob("*.safetensors"))[-1]
+    newest = sorted((runs / name / "checkpoints").glob("*.safetensors"))[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
     with pytest.raises(Failed, match=rf"cannot be resumed.*{newest.name}"):
         client.run(prompt)
 
 
-def test_a_damaged_student_is_named(client, runs):
-    client.run(demo())
-    file = runs / "test" / "student.safetensors"
+def test_a_damaged_student_is_named(client, runs, name):
+    client.run(demo(name))
+    file = runs / name / "student.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
-    prompt = demo()
+    prompt = demo(name)
     loading = {k: prompt[k] for k in ("1",)}
-    loading["20"] = {"class_type": "FewStepLoadStudent", "inputs": {"model": ["1", 0], "student": "test (run)"}}
-    loading["21"] = {"class_type": "FewStepSchedule", "inputs": {"model": ["20", 0], "schedule": "trailing", "steps": 4}}
+    loading["20"] = {"class_type": "FewStepLoadStudent", "inputs": {"model": ["1", 0], "student": f"{name} (run)"}}
+    loading["21"] = {
+        "class_type": "FewStepSchedule",
+        "inputs": {"model": ["20", 0], "schedule": "trailing", "steps": 4},
+    }
     loading["22"] = dict(prompt["15"], inputs={**prompt["15"]["inputs"], "model": ["20", 0], "sigmas": ["21", 0]})
     loading |= {k: prompt[k] for k in ("3", "11", "12", "13", "16", "17")}
     loading["16"]["inputs"]["samples"] = ["22", 0]
@@ -135,4 +137,4 @@ def test_an_unknown_student_is_refused(server):
         "7": {"class_type": "PreviewImage", "inputs": {"images": ["6", 0]}},
     }
     with pytest.raises(ServerError, match="student"):
-        server.post("/prompt", {"prompt": prompt, "client_id": "test"})
+        server.queue(prompt, client="test")

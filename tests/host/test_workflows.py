@@ -7,12 +7,11 @@ import sys
 
 import pytest
 import torch
-from hosting import ROOT, WORKFLOWS, Failed, api_twin, demo, ui_to_api
-from PIL import Image
-
 from comfyui_fewstep.commands.server import ServerError
 from comfyui_fewstep.trainers.export import read_student
 from comfyui_fewstep.trainers.files import read_tensors
+from hosting import ROOT, WORKFLOWS, Failed, api_twin, demo, ui_to_api
+from PIL import Image
 
 
 @pytest.fixture(scope="session")
@@ -62,10 +61,10 @@ def test_the_current_template_browser_lists_the_workflows(server):
     assert listed["comfyui_fewstep"] == [workflow.stem for workflow in WORKFLOWS]
 
 
-def test_the_demo_runs_from_start_to_finish(client, base, runs):
+def test_the_demo_runs_from_start_to_finish(client, base, runs, name):
     events = {"fewstep.metrics": [], "progress": [], "preview": []}
-    history = client.run(demo(), on_event=lambda kind, data: events.get(kind, []).append(data))
-    run = runs / "test"
+    history = client.run(demo(name), on_event=lambda kind, data: events.get(kind, []).append(data))
+    run = runs / name
     assert {path.name for path in run.iterdir()} >= {
         "run.json",
         "metrics.jsonl",
@@ -85,7 +84,7 @@ def test_the_demo_runs_from_start_to_finish(client, base, runs):
     ]
     assert report["scores"][0]["accuracy"] > 0.9, "the shipped teacher draws what it is asked for"
     last = events["fewstep.metrics"][-1]
-    assert (last["iteration"], last["iterations"], last["run"]) == (6, 6, "test")
+    assert (last["iteration"], last["iterations"], last["run"]) == (6, 6, name)
     assert events["progress"], "the host's own progress bar moved"
     assert events["preview"], "a preview picture was shown"
     images = [image for node in history["outputs"].values() for image in node.get("images", [])]
@@ -96,18 +95,21 @@ def test_the_demo_runs_from_start_to_finish(client, base, runs):
             assert Image.open(folder / image["subfolder"] / image["filename"]).size[0] > 100
 
 
-def test_the_same_run_twice_is_trained_once_and_equal(client, runs):
-    client.run(demo())
-    before = (runs / "test" / "student.safetensors").stat().st_mtime_ns
+def test_a_finished_run_is_loaded_not_trained_again(client, runs, name):
+    """Another checkpoint interval makes ComfyUI run the node again; it is still the same run."""
+    client.run(demo(name))
+    before = (runs / name / "student.safetensors").stat().st_mtime_ns
     seen = []
-    client.run(demo(EmptyLatentImage={"batch_size": 3}), on_event=lambda kind, data: seen.append(kind))
-    assert (runs / "test" / "student.safetensors").stat().st_mtime_ns == before
+    client.run(demo(name, FewStepDistill={"checkpoint_every": 2}), on_event=lambda kind, data: seen.append(kind))
+    assert "fewstep.metrics" not in seen
+    assert (runs / name / "student.safetensors").stat().st_mtime_ns == before
 
 
-def test_cancel_saves_and_the_next_start_goes_on(client, server, runs):
+def test_cancel_saves_and_the_next_start_goes_on(client, server, runs, name):
     """The student of a run that was cancelled halfway equals the one of an unbroken run, bit for bit."""
-    client.run(demo(FewStepDistill={"run_name": "unbroken"}, FewStepProgressiveDistillation={"iterations": 60}))
-    broken = demo(FewStepDistill={"run_name": "broken"}, FewStepProgressiveDistillation={"iterations": 60})
+    whole, part = f"{name} whole", f"{name} part"
+    client.run(demo(whole, FewStepProgressiveDistillation={"iterations": 60}))
+    broken = demo(part, FewStepProgressiveDistillation={"iterations": 60})
     cancelled = []
 
     def cancel(kind, data):
@@ -117,24 +119,23 @@ def test_cancel_saves_and_the_next_start_goes_on(client, server, runs):
 
     with pytest.raises(Failed, match="interrupted"):
         client.run(broken, on_event=cancel)
-    saved = sorted((runs / "broken" / "checkpoints").glob("*.safetensors"))[-1]
+    saved = sorted((runs / part / "checkpoints").glob("*.safetensors"))[-1]
     assert cancelled[0] <= int(saved.stem) < 60
-    assert not (runs / "broken" / "student.safetensors").exists()
+    assert not (runs / part / "student.safetensors").exists()
     iterations = []
     client.run(broken, on_event=lambda k, d: iterations.append(d["iteration"]) if k == "fewstep.metrics" else None)
     assert iterations[0] > int(saved.stem)
-    one, other = (read_tensors(runs / name / "student.safetensors")[0] for name in ("unbroken", "broken"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    one, other = (read_tensors(runs / run / "student.safetensors")[0] for run in (whole, part))
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_the_finished_student_loads_and_draws_the_same(client, base, runs):
+def test_the_finished_student_loads_and_draws_the_same(client, base, name):
     """The MODEL of the training node and the file of the loading node give equal pictures."""
-    prompt = demo()
-    prompt["16"]["inputs"]["samples"] = ["15", 0]
+    prompt = demo(name)
     prompt["17"] = {"class_type": "SaveImage", "inputs": {"images": ["16", 0], "filename_prefix": "trained"}}
     client.run(prompt)
     loaded = {k: copy.deepcopy(prompt[k]) for k in ("1", "3", "11", "12", "15", "16")}
-    loaded["20"] = {"class_type": "FewStepLoadStudent", "inputs": {"model": ["1", 0], "student": "test (run)"}}
+    loaded["20"] = {"class_type": "FewStepLoadStudent", "inputs": {"model": ["1", 0], "student": f"{name} (run)"}}
     loaded["15"]["inputs"].update({"model": ["20", 0], "sampler": ["20", 1], "sigmas": ["20", 2]})
     loaded["17"] = {"class_type": "SaveImage", "inputs": {"images": ["16", 0], "filename_prefix": "loaded"}}
     client.run(loaded)
@@ -183,7 +184,6 @@ def test_the_stock_ksampler_draws_with_the_demo_teacher(sampler, scheduler, step
 def _read_digits(pictures):
     """How many of ten pictures the shipped classifier reads as 0 to 9, in order."""
     import numpy as np
-
     from comfyui_fewstep.trainers.digits import DigitClassifier
 
     tensors, _ = read_tensors(ROOT / "assets" / "digits_classifier.safetensors")
@@ -195,8 +195,8 @@ def _read_digits(pictures):
     return int((said == torch.arange(10)).sum())
 
 
-def test_the_lcm_sampler_and_schedule_run_in_the_host(client):
-    prompt = demo()
+def test_the_lcm_sampler_and_schedule_run_in_the_host(client, name):
+    prompt = demo(name)
     kept = {k: prompt[k] for k in ("1", "3", "11", "12", "15", "16", "17")}
     kept["13"] = {"class_type": "FewStepLCMSampler", "inputs": {}}
     kept["14"] = {"class_type": "FewStepSchedule", "inputs": {"model": ["1", 0], "schedule": "lcm", "steps": 8}}

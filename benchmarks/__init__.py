@@ -1,0 +1,1 @@
+"""What the README's figures come from: `python launch.py bench NAME`."""

@@ -1,0 +1,24 @@
+"""Measures what the README reports."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..benchmarks import demo
+
+BENCHMARKS = {"demo": demo}
+
+
+def main() -> None:
+    listing = "\n".join(f"  {name}: {module.__doc__}" for name, module in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        prog="launch.py bench", description=listing, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=BENCHMARKS)
+    parser.add_argument("options", nargs=argparse.REMAINDER)
+    arguments = parser.parse_args()
+    BENCHMARKS[arguments.name].main(arguments.options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""nodes/host.py against the host's own classes, in this process: the embedded ComfyUI or the one at COMFYUI_PATH."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+import comfy.model_base as model_base  # noqa: E402
+import comfy.samplers  # noqa: E402
+from comfyui_fewstep.nodes import digits_model, distillation, host  # noqa: E402
+from comfyui_fewstep.nodes.sampling import LightningSampler, Schedule  # noqa: E402
+from comfyui_fewstep.samplers.noise import NoiseFamily  # noqa: E402
+from comfyui_fewstep.trainers.student import FullWeightsStudent  # noqa: E402
+from comfyui_fewstep.trainers.targets.progressive import ProgressiveOptions  # noqa: E402
+from comfyui_fewstep.trainers.weighting import Weighting  # noqa: E402
+
+VE, FLOW = NoiseFamily.VARIANCE_EXPLODING, NoiseFamily.FLOW
+
+
+def teacher():
+    """Made under inference mode, as the host makes every model."""
+    with torch.inference_mode():
+        return digits_model.load_teacher()
+
+
+class Cancelled(Exception):
+    """Stands for the host's own, which lives in another module on each host."""
+
+
+def weights_of(model):
+    return {name: value.clone() for name, value in model.model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "prediction"),
+    [("EPS", VE, "eps"), ("V_PREDICTION", VE, "v_prediction"), ("EDM", VE, "edm"), ("FLOW", FLOW, "flow")],
+)
+def test_every_kind_of_model_is_known(kind, family, prediction):
+    sampling = model_base.model_sampling(SimpleNamespace(sampling_settings={}), model_base.ModelType[kind])
+    assert host.noise_family(sampling) is family
+    assert host.prediction_type(sampling) == prediction
+    levels = host.noise_levels(sampling)
+    assert torch.all(levels.diff() > 0)
+    assert not levels.is_inference()
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="of a kind that FewStep does not know"):
+        host.noise_family(torch.nn.Identity())
+
+
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
+def test_noise_is_added_as_the_host_adds_it(kind):
+    sampling = model_base.model_sampling(SimpleNamespace(sampling_settings={}), model_base.ModelType[kind])
+    x0, noise, sigma = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3), torch.tensor(0.7)
+    theirs = sampling.noise_scaling(sigma, noise.clone(), x0)
+    assert torch.equal(host.noise_family(sampling).add_noise(x0, noise, sigma=sigma), theirs)
+
+
+@torch.inference_mode()
+def test_lightning_is_the_hosts_euler_bit_for_bit():
+    model = teacher()
+    noise = torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    (sigmas,) = Schedule().make(model, "trailing", 5)
+    inputs = {"noise": noise, "positive": digits_model.prompt("1234"), "negative": digits_model.prompt(""), "cfg": 2.0}
+    (ours,) = LightningSampler().make()
+    theirs = comfy.samplers.sampler_object("euler")
+    assert torch.equal(host.sample(model, ours, sigmas, **inputs), host.sample(model, theirs, sigmas, **inputs))
+
+
+def distil(model, root, monkeypatch, **changed):
+    monkeypatch.setattr(host, "runs_root", lambda: root)
+    options = {"start_steps": 4, "target_steps": 2, "iterations": 4, "learning_rate": 1e-3, "guidance_scale": 2.0}
+    method = ProgressiveOptions(weighting=Weighting.TRUNCATED_SNR, **options)
+    training = {"seed": 0, "batch_size": 4, "optimiser": "adam", "weight_decay": 0.0, "gradient_clip": 1.0}
+    inputs = {"latents": {"samples": torch.randn(10, 4, 4, 4)}, "positive": digits_model.prompt("0123456789")}
+    with torch.inference_mode():
+        return distillation.Distill().distil(
+            model,
+            method=method,
+            run_name="run",
+            checkpoint_every=2,
+            negative=digits_model.prompt(""),
+            **{**training, **inputs, **changed},
+        )
+
+
+def test_the_hosts_model_is_untouched_and_the_student_differs(tmp_path, monkeypatch):
+    model = teacher()
+    before = weights_of(model)
+    student, losses, name = distil(model, tmp_path, monkeypatch)
+    after = model.model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert not any(parameter.requires_grad for parameter in student.model.parameters())
+    assert not torch.equal(student.model.diffusion_model.out[2].weight, model.model.diffusion_model.out[2].weight)
+    assert (len(losses["loss"]), name) == (1, "run")
+
+
+def test_the_hosts_model_is_untouched_after_a_cancel(tmp_path, monkeypatch):
+    model = teacher()
+    before = weights_of(model)
+    calls = []
+
+    def cancel():
+        calls.append(1)
+        if len(calls) == 3:
+            raise Cancelled
+
+    monkeypatch.setattr(host, "check_cancelled", cancel)
+    with pytest.raises(Cancelled):
+        distil(model, tmp_path, monkeypatch)
+    assert [path.stem for path in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["00000002", "00000003"]
+    after = model.model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_patches_on_the_wire_are_distilled_too():
+    """A LoRA changes the MODEL, not the base: the copy must carry the change, the base must not keep it."""
+    model = teacher()
+    key = "diffusion_model.out.2.weight"
+    before = weights_of(model)[key]
+    with torch.inference_mode():
+        patched = model.clone()
+        patched.add_patches({key: (torch.ones_like(before),)}, 0.5)
+    network = host.trainable_copy(patched)
+    torch.testing.assert_close(network.state_dict()[key], before + 0.5)
+    torch.testing.assert_close(host.trainable_copy(model).state_dict()[key], before)
+
+
+def test_a_copy_can_be_trained_though_the_host_made_inference_tensors():
+    network = host.trainable_copy(teacher())
+    assert not any(parameter.is_inference() for parameter in network.parameters())
+    x, y = torch.randn(2, 4, 4, 4), torch.zeros(2, 10)
+    host.as_denoiser(network)(x, torch.ones(2), y=y, c_crossattn=torch.zeros(2, 1, 1)).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("option", ["area", "control", "mask"])
+def test_conditioning_that_training_cannot_honour_is_refused(option):
+    prompt = copy.deepcopy(digits_model.prompt("1"))
+    prompt[0][1][option] = object()
+    with pytest.raises(ValueError, match=f"positive conditioning carries {option}"):
+        host.condition_for_training(teacher(), prompt, latents=torch.zeros(1, 4, 4, 4), name="positive")
+
+
+def test_latents_of_another_model_are_refused():
+    with pytest.raises(ValueError, match="latents have 16 channels but this model works on 4"):
+        host.latents_for_training(teacher(), {"samples": torch.zeros(1, 16, 4, 4)})
+
+
+def transformer_unet():
+    """The host's UNet with attention, whose blocks add in place on hosts of mid-2024."""
+    config = digits_model.DigitConfig()
+    config.unet_config |= {
+        "transformer_depth": [1, 0],
+        "transformer_depth_output": [0, 0, 1, 0],
+        "context_dim": 8,
+        "use_spatial_transformer": True,
+    }
+    model = digits_model.DigitModel(config, model_type=model_base.ModelType.V_PREDICTION)
+    digits_model.initialise(model, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(model.diffusion_model.out[-1].weight, std=0.1)
+    return model
+
+
+def test_gradients_are_right_through_the_hosts_transformer_blocks():
+    """Against finite differences: an overwritten tensor that autograd saved would give a wrong or no gradient."""
+    network = transformer_unet()
+    x, sigma = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0.7, 2.0])
+    condition = {
+        "y": torch.eye(10)[:2],
+        "c_crossattn": torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(2)),
+    }
+    in_place = host.writes_in_place(network, latents=x, condition=condition)
+    student = FullWeightsStudent(
+        network, copy.deepcopy(network), as_denoiser=host.as_denoiser, writes_in_place=in_place
+    )
+    with student.autograd():
+        student.denoiser(x, sigma, **condition).square().mean().backward()
+    weight = network.get_parameter("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_v.weight")
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
+    slope = float((weight.grad * direction).sum())
+
+    def loss(step):
+        with torch.no_grad():
+            weight.add_(step * direction)
+            value = student.denoiser(x, sigma, **condition).square().mean()
+            weight.sub_(step * direction)
+        return float(value)
+
+    assert slope == pytest.approx((loss(1e-2) - loss(-1e-2)) / 2e-2, rel=0.05)
