@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..samplers.few_step import sample_few_step
@@ -17,16 +15,13 @@ from ..trainers.data import TensorData
 from ..trainers.distillation import Distillation
 from ..trainers.export import read_student
 from ..trainers.files import tensors_sha256
-from ..trainers.loop import OPTIMISERS, Metrics, TrainOptions
+from ..trainers.loop import OPTIMISERS, TrainOptions
 from ..trainers.run_folder import RunFolder
 from ..trainers.student import FullWeightsStudent
 from ..trainers.targets.progressive import Progressive, ProgressiveOptions
 from ..trainers.weighting import Weighting
 from . import host
-
-SECONDS_BETWEEN_MESSAGES = 0.25
-PREVIEW_PICTURES = 10
-PREVIEW_PIXELS = 512
+from .observing import Preview, Show
 
 
 class ProgressiveDistillation:
@@ -256,65 +251,9 @@ def _execute(distillation: Distillation, network: host.Network, *, model: Any, v
         as_denoiser=host.as_denoiser,
         writes_in_place=host.writes_in_place(network, latents=data.x0, condition=data.condition),
     )
-    preview = None if vae is None else _Preview(distillation, student, model=model, vae=vae)
-    show = _Show(distillation, preview)
+    preview = None if vae is None else Preview(distillation, student, model=model, vae=vae)
+    show = Show(distillation, preview)
     distillation.execute(student, weights=lambda: host.network_state_dict(network), observers=[show])
-
-
-class _Show:
-    """The observer on the host's side: cancel, progress bar, previews, and messages to the browser, rarely enough."""
-
-    def __init__(self, distillation: Distillation, preview: _Preview | None) -> None:
-        self._distillation, self._preview = distillation, preview
-        self._bar: Any = None
-        self._last_message = 0.0
-
-    def __call__(self, metrics: Metrics) -> None:
-        host.check_cancelled()
-        if self._bar is None:
-            self._bar = host.progress_bar(metrics.iterations)
-        last = metrics.stage_iteration == metrics.stage_iterations
-        picture = None
-        if self._preview and (last or metrics.iteration % self._distillation.options.checkpoint_every == 0):
-            picture = ("JPEG", self._preview(metrics), PREVIEW_PIXELS)
-        now = time.monotonic()
-        if last or picture or (metrics.logged and now - self._last_message > SECONDS_BETWEEN_MESSAGES):
-            self._last_message = now
-            self._bar.update_absolute(metrics.iteration, metrics.iterations, picture)
-            host.send("fewstep.metrics", {"run": self._distillation.run.name, **vars(metrics)})
-
-
-class _Preview:
-    """Pictures at fixed noise and equal steps, this stage's teacher above and the student below, kept in the run folder."""
-
-    def __init__(self, distillation: Distillation, student: FullWeightsStudent, *, model: Any, vae: Any) -> None:
-        self._distillation, self._student, self._model, self._vae = distillation, student, model, vae
-        data = distillation.data
-        count = min(PREVIEW_PICTURES, len(data.x0))
-        self._noise = torch.randn(data.x0[:count].shape, generator=torch.Generator().manual_seed(0)).to(data.x0)
-        self._condition = {
-            key: value[:count] if len(value) > 1 else value.expand(count, *value.shape[1:])
-            for key, value in data.condition.items()
-        }
-
-    def __call__(self, metrics: Metrics) -> Image.Image:
-        sigmas = self._distillation.method.stages()[metrics.stage].sigmas
-        rows = [self._pictures(denoiser, sigmas) for denoiser in (self._student.teacher, self._student.denoiser)]
-        grid = torch.cat([torch.cat(list(row), dim=1) for row in rows]).mul(255).byte()
-        picture = Image.fromarray(grid.cpu().numpy())
-        folder = self._distillation.run.path / "previews"
-        folder.mkdir(exist_ok=True)
-        picture.save(folder / f"{metrics.iteration:08d}.png")
-        return picture
-
-    def _pictures(self, denoiser: Any, sigmas: Tensor) -> Tensor:
-        family = self._distillation.method.family
-        sigmas = sigmas.to(self._noise)
-        start = family.initial(self._noise, sigma=sigmas[0])
-        latents = sample_few_step(
-            denoiser, start, sigmas, extra_args=self._condition, disable=True, family=family, gamma=0.0
-        )
-        return self._vae.decode(self._model.model.process_latent_out(latents))[..., :3].clamp(0.0, 1.0)
 
 
 class LoadStudent:

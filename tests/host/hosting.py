@@ -26,7 +26,7 @@ class Client:
 
     def run(self, prompt, *, on_event=lambda kind, data: None):
         """The history of a finished prompt. Failed with the node's message, or "interrupted"."""
-        return asyncio.run(self._run(prompt, on_event))
+        return asyncio.run(asyncio.wait_for(self._run(prompt, on_event), 300))
 
     async def _run(self, prompt, on_event):
         client = uuid.uuid4().hex
@@ -35,20 +35,19 @@ class Client:
             session.ws_connect(f"{self.server.address}/ws?clientId={client}", max_msg_size=0) as socket,
         ):
             number = self.server.queue(prompt, client=client)
-            async with asyncio.timeout(300):
-                async for message in socket:
-                    if message.type is aiohttp.WSMsgType.BINARY:
-                        on_event("preview", message.data)
-                        continue
-                    event = message.json()
-                    kind, data = event["type"], event.get("data") or {}
-                    on_event(kind, data)
-                    if kind == "execution_error":
-                        raise Failed(data["exception_message"])
-                    if kind == "execution_interrupted":
-                        raise Failed("interrupted")
-                    if kind == "executing" and data["node"] is None and data.get("prompt_id") == number:
-                        return self.server.get(f"/history/{number}")[number]
+            async for message in socket:
+                if message.type is aiohttp.WSMsgType.BINARY:
+                    on_event("preview", message.data)
+                    continue
+                event = message.json()
+                kind, data = event["type"], event.get("data") or {}
+                on_event(kind, data)
+                if kind == "execution_error":
+                    raise Failed(data["exception_message"])
+                if kind == "execution_interrupted":
+                    raise Failed("interrupted")
+                if kind == "executing" and data["node"] is None and data.get("prompt_id") == number:
+                    return self.server.get(f"/history/{number}")[number]
         raise Failed("the connection closed")
 
 

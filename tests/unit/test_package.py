@@ -1,0 +1,53 @@
+"""What a user gets: the shipped weights, and the wheel."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from comfyui_fewstep.trainers.files import read_metadata
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", ["digits_teacher", "digits_classifier"])
+def test_shipped_weights_are_small_and_say_where_they_come_from(name):
+    path = ROOT / "assets" / f"{name}.safetensors"
+    assert path.stat().st_size <= 2 * 2**20
+    metadata = read_metadata(path)
+    assert "load_digits" in metadata["data"]
+    assert metadata["command"].startswith("python launch.py train-demo-")
+    assert f"--seed {metadata['seed']} --iterations {metadata['iterations']}" in metadata["command"]
+
+
+def test_the_wheel_holds_the_pack_and_not_the_tests(tmp_path):
+    source = tmp_path / "source"
+    names = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, names.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    done = subprocess.run([*pip, "-w", str(tmp_path), str(source)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    for wanted in (
+        "__init__.py",
+        "samplers/noise.py",
+        "trainers/targets/progressive.py",
+        "nodes/host.py",
+        "assets/digits_teacher.safetensors",
+        "web/docs/FewStepDistill.md",
+        "workflows/Distil digits to 4 steps.json",
+        "workflows/api/Distil digits to 4 steps.json",
+    ):
+        assert f"comfyui_fewstep/{wanted}" in held
+    assert not any("tests/" in name for name in held)
