@@ -51,7 +51,8 @@ def own_environment() -> Path:
         return python
     print(f"Making the environment in {environment} (once; it downloads torch and what ComfyUI needs) ...", flush=True)
     if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+        if subprocess.run([sys.executable, "-m", "venv", str(environment)]).returncode:
+            raise Stop("Python could not make an environment, see above (Debian and Ubuntu: apt install python3-venv).")
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     # torch alone first: others ask for any torch, and must find this one
     torch = next(line for line in files[0].read_text().splitlines() if line.startswith("torch=="))
@@ -158,7 +159,8 @@ def command_test(rest: list[str]) -> int:
             if run_in_environment(python, *arguments):
                 failed.append(name)
     print("== pytest", flush=True)
-    code = run_in_environment(python, "-m", "pytest", "-c", "tests/pytest.ini", "tests", *rest)
+    chosen = [] if any(Path(option.split("::")[0]).exists() for option in rest) else ["tests"]
+    code = run_in_environment(python, "-m", "pytest", "-c", "tests/pytest.ini", *chosen, *rest)
     if failed:
         print(f"failed before pytest: {', '.join(failed)}")
     return code or bool(failed)

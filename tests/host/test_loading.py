@@ -32,7 +32,7 @@ def load(*, name="pack", missing=(), then=""):
 
 
 @pytest.mark.parametrize(
-    "name", ["ComfyUI-FewStep", "comfyui_fewstep", "My pack (copy)", "few.step-main", "/root/custom_nodes/x_x_few"]
+    "name", ["ComfyUI-FewStep", "comfyui_fewstep", "My pack (copy)", "few_x_step-main", "/root/custom_nodes/x_x_few"]
 )
 def test_it_loads_under_any_folder_name(name):
     assert "NODES 11 11 ./web" in load(name=name)
