@@ -50,9 +50,8 @@ def own_environment() -> Path:
     if stamp.exists() and stamp.read_text() == wanted and python.exists():
         return python
     print(f"Making the environment in {environment} (once; it downloads torch and what ComfyUI needs) ...", flush=True)
-    if not python.exists():
-        if subprocess.run([sys.executable, "-m", "venv", str(environment)]).returncode:
-            raise Stop("Python could not make an environment, see above (Debian and Ubuntu: apt install python3-venv).")
+    if not python.exists() and subprocess.run([sys.executable, "-m", "venv", str(environment)]).returncode:
+        raise Stop("Python could not make an environment, see above (Debian and Ubuntu: apt install python3-venv).")
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     # torch alone first: others ask for any torch, and must find this one
     torch = next(line for line in files[0].read_text().splitlines() if line.startswith("torch=="))
