@@ -112,7 +112,6 @@ class EvaluateDigits:
             "required": {
                 "teacher": ("MODEL", {"tooltip": "The undistilled demo teacher."}),
                 "student": ("MODEL", {"tooltip": "The distilled student."}),
-                "run_name": ("STRING", {"forceInput": True, "tooltip": "From Distill Model; the report goes there."}),
                 "teacher_steps": (
                     "STRING",
                     {"default": "64, 8, 4", "tooltip": "Step counts for the teacher; the first is the reference."},
@@ -130,6 +129,8 @@ class EvaluateDigits:
                 ),
                 "count": ("INT", {"default": 2000, "min": 100, "max": 20000, "tooltip": "Pictures for each row."}),
                 "seed": ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "tooltip": "Of the noise."}),
+                # last: the editor of 2024 counts it among the widgets, whose values it saves by position
+                "run_name": ("STRING", {"forceInput": True, "tooltip": "From Distill Model; the report goes there."}),
             }
         }
 
@@ -146,12 +147,12 @@ class EvaluateDigits:
         self,
         teacher: Any,
         student: Any,
-        run_name: str,
         teacher_steps: str,
         student_steps: str,
         guidance_scale: float,
         count: int,
         seed: int,
+        run_name: str,
     ) -> dict[str, Any]:
         run = RunFolder(host.runs_root(), run_name)
         judged = _Judged(count=count, seed=seed)
