@@ -123,7 +123,7 @@ def run_in_environment(python: Path, *arguments: str) -> int:
     """Runs Python with this repository importable as the package, whatever its folder is called."""
     link(ROOT, HOME / "packages" / PACKAGE)
     paths = [str(HOME / "packages"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "MYPYPATH": paths[0]}
     comfyui = comfyui_path()
     if comfyui:
         environment["COMFYUI_PATH"] = str(comfyui)
