@@ -212,6 +212,12 @@ def test_gradients_reach_the_student_only():
     assert all(p.grad is None for p in student._teacher_module.parameters())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_target_carries_no_gradient_even_from_a_teacher_that_could_learn(family):
+    target, _ = target_of(family, teacher=as_denoiser(TinyNetwork()))
+    assert not any(tensor.requires_grad for tensor in (target.x_t, target.x0, target.weight))
+
+
 def test_a_target_with_a_gradient_is_refused():
     target, _ = target_of(NoiseFamily.VARIANCE_EXPLODING)
     with pytest.raises(RuntimeError, match="no_grad"):

@@ -102,6 +102,26 @@ def run_until_killed(root):
     execute(distillation(root), [observer])
 
 
+def test_the_student_of_a_stage_teaches_the_next(tmp_path):
+    """At the end of each stage the teacher's weights are the student's, and stay so while the next one trains."""
+    network, teacher = TinyNetwork(), TinyNetwork(seed=1)
+    student = FullWeightsStudent(network, teacher, as_denoiser=as_denoiser)
+    first, at_border, later = teacher.hidden.clone(), [], []
+
+    def watch(metrics):
+        if metrics.iteration == 12:
+            assert torch.equal(teacher.hidden, first)
+            at_border.append(network.hidden.detach().clone())
+        if metrics.iteration > 12:
+            later.append(teacher.hidden.clone())
+
+    made = distillation(tmp_path)
+    with made.run.locked():
+        made.execute(student, weights=network.state_dict, observers=[watch])
+    assert len(later) == 12
+    assert all(torch.equal(hidden, at_border[0]) for hidden in later)
+
+
 def test_a_finished_run_is_loaded_not_trained(tmp_path):
     made = distillation(tmp_path)
     first, done = execute(made)
