@@ -63,11 +63,7 @@ class DigitPrompt:
 
     @classmethod
     def VALIDATE_INPUTS(cls, digits: Any = None) -> bool | str:
-        try:
-            digits_model.prompt(str(digits or ""))
-        except ValueError as error:
-            return str(error)
-        return True
+        return host.error_of(lambda: digits_model.prompt(str(digits or "")))
 
     def encode(self, digits: str) -> tuple[host.Conditioning]:
         return (digits_model.prompt(digits),)
@@ -136,12 +132,10 @@ class EvaluateDigits:
 
     @classmethod
     def VALIDATE_INPUTS(cls, teacher_steps: Any = None, student_steps: Any = None) -> bool | str:
-        try:
-            _step_counts(str(teacher_steps or "1"), name="teacher_steps")
-            _step_counts(str(student_steps or "1"), name="student_steps")
-        except ValueError as error:
-            return str(error)
-        return True
+        given = {"teacher_steps": teacher_steps, "student_steps": student_steps}
+        return host.error_of(
+            lambda: [_step_counts(str(text), name=name) for name, text in given.items() if text is not None]
+        )
 
     def evaluate(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,7 @@ class ProgressiveDistillation:
         """Before anything runs, where the values are typed in; linked values are checked when they arrive."""
         if not all(isinstance(value, int) for value in (start_steps, target_steps, iterations)):
             return True
-        return _error_of(
+        return host.error_of(
             lambda: ProgressiveOptions(
                 start_steps=start_steps,
                 target_steps=target_steps,
@@ -191,7 +190,7 @@ class Distill:
 
     @classmethod
     def VALIDATE_INPUTS(cls, run_name: Any = None) -> bool | str:
-        return True if run_name is None else _error_of(lambda: RunFolder(Path(), str(run_name)))
+        return True if run_name is None else host.error_of(lambda: RunFolder(Path(), str(run_name)))
 
     def distil(
         self,
@@ -336,12 +335,3 @@ def _student_files() -> dict[str, Path]:
     """Name to file, of every finished run and every file that the user put into models/fewstep_students."""
     runs = {f"{path.parent.name} (run)": path for path in host.runs_root().glob("*/student.safetensors")}
     return runs | {path.name: path for path in host.students_root().glob("*.safetensors")}
-
-
-def _error_of(make: Callable[[], object]) -> bool | str:
-    """True, or the message of the ValueError that make raises: the shape that ComfyUI's VALIDATE_INPUTS wants."""
-    try:
-        make()
-    except ValueError as error:
-        return str(error)
-    return True

@@ -243,6 +243,18 @@ def network_state_dict(network: Network) -> dict[str, Tensor]:
     return dict(network.diffusion_model.state_dict())
 
 
+# --- nodes -----------------------------------------------------------------------------------------------------------
+
+
+def error_of(make: Callable[[], object]) -> bool | str:
+    """True, or the message of the ValueError that make raises: the shape that ComfyUI's VALIDATE_INPUTS wants."""
+    try:
+        make()
+    except ValueError as error:
+        return str(error)
+    return True
+
+
 # --- the running host ------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 METADATA_KEY = "fewstep.recipe"
@@ -35,7 +36,7 @@ class Recipe:
             raise ValueError(
                 f"the recipe names {self.steps} steps but {len(self.sigmas)} noise levels; one more than steps is right."
             )
-        descending = all(a > b for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
+        descending = all(a > b for a, b in pairwise(self.sigmas))
         if not descending or self.sigmas[-1] != 0.0 or not all(map(math.isfinite, self.sigmas)):
             raise ValueError(f"the recipe's sigmas must fall to 0, but they are {list(self.sigmas)}.")
         if not 0.0 <= self.gamma <= 1.0:

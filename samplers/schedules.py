@@ -7,6 +7,7 @@ levels (for ComfyUI's discrete models `model_sampling.sigmas`, ascending, 1000 o
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -65,3 +66,56 @@ def timesteps_to_sigmas(timesteps: list[int], *, table: Tensor) -> Tensor:
 def trailing_sigmas(steps: int, *, table: Tensor) -> Tensor:
     """The trailing schedule (steps + 1,) on a model's ascending table of noise levels (T,)."""
     return timesteps_to_sigmas(trailing_timesteps(steps, train_timesteps=len(table)), table=table)
+
+
+def turbo_timesteps(steps: int) -> list[int]:
+    """SDXL-Turbo's and SD-Turbo's list: the first `steps` of 999, 899, .., 99 (Sauer et al. 2023; ComfyUI's SDTurboScheduler)."""
+    _require_steps(steps, most=10, what="a Turbo schedule")
+    return [999 - 100 * k for k in range(steps)]
+
+
+def dmd2_timesteps(steps: int) -> list[int]:
+    """DMD2's lists (Yin et al. 2024, released SDXL models): 4 steps 999, 749, 499, 249; 1 step 399, at unit variance."""
+    lists = {1: [399], 4: [999, 749, 499, 249]}
+    if steps not in lists:
+        raise ValueError(f"steps is {steps}; DMD2 models were made for 1 or 4 steps.")
+    return lists[steps]
+
+
+def consistency_sigmas(
+    steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, train_levels: int = 40, rho: float = 7.0
+) -> Tensor:
+    """(steps + 1,) for consistency models: every (train_levels // steps)th of the levels they were distilled on, and a 0.
+
+    The levels are even in sigma^(1/rho) (Karras et al. 2022, equation 5; Song et al. 2023, section 3), as in diffusers'
+    CMStochasticIterativeScheduler.
+    """
+    _require_steps(steps, most=train_levels, what=f"a consistency schedule of {train_levels} trained levels")
+    if not 0.0 < sigma_min < sigma_max:
+        raise ValueError(f"sigma_min is {sigma_min} and sigma_max is {sigma_max}; needed is 0 < sigma_min < sigma_max.")
+    ramp = torch.arange(steps, dtype=torch.float64) * (train_levels // steps) / max(train_levels - 1, 1)
+    low, high = sigma_min ** (1.0 / rho), sigma_max ** (1.0 / rho)
+    return torch.cat([(high + ramp * (low - high)) ** rho, ramp.new_zeros(1)]).float()
+
+
+def shifted_sigmas(sigmas: Tensor, *, shift: float) -> Tensor:
+    """A flow schedule bent towards noise: shift s / (1 + (shift - 1) s) (Esser et al. 2024, section 5.3.2); 1 leaves it."""
+    if shift <= 0.0:
+        raise ValueError(f"shift is {shift}; it must be above 0.")
+    return shift * sigmas / (1.0 + (shift - 1.0) * sigmas)
+
+
+def parse_numbers(text: str, *, name: str) -> list[float]:
+    """A typed list, commas or spaces between. ValueError naming the input when it is empty, no numbers or not falling."""
+    parts = text.replace(",", " ").split()
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError as error:
+        raise ValueError(
+            f"{name} is {text!r}; give numbers with commas between, 999, 749, 499, 249 for example."
+        ) from error
+    if not numbers or not all(map(math.isfinite, numbers)) or min(numbers) < 0.0:
+        raise ValueError(f"{name} is {text!r}; give at least one number, none of them negative.")
+    if any(later >= earlier for earlier, later in pairwise(numbers)):
+        raise ValueError(f"{name} is {text!r}; the numbers must fall from each to the next.")
+    return numbers
