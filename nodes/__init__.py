@@ -9,6 +9,8 @@ from . import demo, distillation, host, sampling
 NODE_CLASS_MAPPINGS = {
     "FewStepLCMSampler": sampling.LCMSampler,
     "FewStepLightningSampler": sampling.LightningSampler,
+    "FewStepConsistencySampler": sampling.ConsistencySampler,
+    "FewStepTCDSampler": sampling.TCDSampler,
     "FewStepSchedule": sampling.Schedule,
     "FewStepProgressiveDistillation": distillation.ProgressiveDistillation,
     "FewStepDistill": distillation.Distill,
@@ -23,6 +25,8 @@ NODE_CLASS_MAPPINGS = {
 NODE_DISPLAY_NAME_MAPPINGS = {
     "FewStepLCMSampler": "LCM Sampler (few-step)",
     "FewStepLightningSampler": "Lightning Sampler (few-step)",
+    "FewStepConsistencySampler": "Consistency Sampler (few-step)",
+    "FewStepTCDSampler": "TCD Sampler (few-step)",
     "FewStepSchedule": "Few-Step Schedule",
     "FewStepProgressiveDistillation": "Progressive Distillation",
     "FewStepDistill": "Distill Model",
@@ -41,8 +45,11 @@ def _say_what_is_missing() -> None:
     missing = [f"{name} ({use})" for name, use in _OPTIONAL.items() if importlib.util.find_spec(name) is None]
     if missing:
         host.log.warning(
-            "ComfyUI-FewStep: not installed: %s. All else works; requirements.txt lists them.", ", ".join(missing)
+            "ComfyUI-FewStep: not installed: %s. All else works. To add them: python -m pip install matplotlib "
+            "scikit-learn kornia",
+            ", ".join(missing),
         )
 
 
 _say_what_is_missing()
+sampling.add_to_menus()

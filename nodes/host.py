@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import comfy.conds
+import comfy.k_diffusion.sampling
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -93,14 +95,48 @@ def noise_levels(model_sampling: Any) -> Tensor:
 # --- sampling --------------------------------------------------------------------------------------------------------
 
 
+def sampler_function(function: Callable[..., Tensor], **options: Any) -> Callable[..., Tensor]:
+    """A function as the host calls its samplers, from one of ours, which also wants what only the running model knows.
+
+    family= is always given, table= (the model's noise levels) where function takes it. unit_variance_start=True undoes
+    that the host scales the first noise by sigma alone below sigma_max (Hyper-SD from 800, DMD2 from 399).
+    """
+    wants_table = "table" in inspect.signature(function).parameters
+    unit_variance_start = options.pop("unit_variance_start", False)
+
+    def host_function(model: Any, x: Tensor, sigmas: Tensor, *rest: Any, **named: Any) -> Tensor:
+        sampling = model.inner_model.inner_model.model_sampling
+        family = noise_family(sampling)
+        if unit_variance_start and family is NoiseFamily.VARIANCE_EXPLODING and sigmas[0] < 0.9999 * sampling.sigma_max:
+            x = family.initial(x / sigmas[0], sigma=sigmas[0])
+        known = {"family": family} | ({"table": noise_levels(sampling)} if wants_table else {})
+        return function(model, x, sigmas, *rest, **known, **options, **named)
+
+    return host_function
+
+
 def sampler(function: Callable[..., Tensor], **options: Any) -> Any:
-    """A SAMPLER from a k-diffusion-shaped function that also takes family=, read from the model when it runs."""
+    """A SAMPLER from one of our sampler functions and its options."""
+    return comfy.samplers.KSAMPLER(sampler_function(function, **options))
 
-    def with_family(model: Any, x: Tensor, sigmas: Tensor, **rest: Any) -> Tensor:
-        family = noise_family(model.inner_model.inner_model.model_sampling)
-        return function(model, x, sigmas, family=family, **rest)
 
-    return comfy.samplers.KSAMPLER(with_family, extra_options=options)
+def add_to_sampler_menu(functions: dict[str, Callable[..., Tensor]]) -> None:
+    """Puts samplers into the stock KSampler's menu, where the host looks them up by name; overwrites nothing."""
+    for name, function in functions.items():
+        if name not in comfy.samplers.KSampler.SAMPLERS and not hasattr(comfy.k_diffusion.sampling, f"sample_{name}"):
+            setattr(comfy.k_diffusion.sampling, f"sample_{name}", function)
+            comfy.samplers.KSampler.SAMPLERS.append(name)
+
+
+def add_to_scheduler_menu(functions: dict[str, Callable[[Any, int], Tensor]]) -> None:
+    """Puts schedules (model_sampling, steps) -> sigmas into the stock menus, on hosts that let packs do so (2025 on)."""
+    handlers = getattr(comfy.samplers, "SCHEDULER_HANDLERS", None)
+    if handlers is None:
+        return
+    for name, function in functions.items():
+        if name not in handlers:
+            handlers[name] = comfy.samplers.SchedulerHandler(function)
+            comfy.samplers.KSampler.SCHEDULERS.append(name)
 
 
 def sample(

@@ -16,15 +16,21 @@ NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
 
 def seeded_noise_sampler(x: Tensor, *, seed: int | None) -> NoiseSampler:
-    """Fresh noise from the graph's seed, from one generator on x's device.
+    """Fresh noise from the graph's seed, on x's device, from one generator for each sample.
 
-    ComfyUI draws the initial noise from the same seed on the CPU. There the first fresh noise would be that very
-    draw again, so on the CPU the next seed is taken.
+    So a picture does not depend on what else is in its batch. No sample takes the seed itself: ComfyUI draws the
+    initial noise from it, and on the CPU the first fresh noise would be that very draw again.
     """
-    generator = None
-    if seed is not None:
-        generator = torch.Generator(device=x.device).manual_seed(seed + (x.device.type == "cpu"))
-    return lambda sigma, sigma_next: torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+    if seed is None:
+        return lambda sigma, sigma_next: torch.randn_like(x)
+    seeds = ((seed + 1 + i * 0x9E3779B97F4A7C15) % 2**63 for i in range(len(x)))
+    generators = [torch.Generator(device=x.device).manual_seed(own) for own in seeds]
+    shape = x.shape[1:]
+
+    def noise_sampler(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        return torch.stack([torch.randn(shape, dtype=x.dtype, device=x.device, generator=g) for g in generators])
+
+    return noise_sampler
 
 
 @torch.no_grad()
@@ -78,21 +84,43 @@ def sample_few_step(
     return x
 
 
-def tcd_gammas(sigmas: Tensor, *, eta: float, table: Tensor) -> list[float]:
+def sample_tcd(
+    model: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+    *,
+    family: NoiseFamily,
+    table: Tensor,
+    eta: float = 0.3,
+    noise_sampler: NoiseSampler | None = None,
+) -> Tensor:
+    """Trajectory consistency sampling: `sample_few_step` with the gammas of TCD's eta on the model's table of levels (T,)."""
+    gammas = tcd_gammas(sigmas, eta=eta, table=table, family=family)
+    return sample_few_step(
+        model, x, sigmas, extra_args, callback, disable, family=family, gamma=gammas, noise_sampler=noise_sampler
+    )
+
+
+def tcd_gammas(sigmas: Tensor, *, eta: float, table: Tensor, family: NoiseFamily) -> list[float]:
     """The gamma of each step that is TCD's eta (Zheng et al. 2024, section 4.2, as diffusers' TCDScheduler has it).
 
-    A step goes down to timestep s = floor((1 - eta) t_next) and up again to t_next, so sqrt(1 - gamma^2) =
-    sigma_s / sigma_next. A step to 0 adds no noise. sigmas: (n + 1,) on the model's ascending table of levels (T,).
+    A step goes down to timestep s = floor((1 - eta) t_next) and up again to t_next. What is left of the old noise is
+    sqrt(1 - gamma^2) = r_s / r_next, with r the noise over the signal: sigma, or sigma / (1 - sigma) for flow models.
+    A step to 0 adds no noise. sigmas: (n + 1,) on the model's ascending table of levels (T,).
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta is {eta}; allowed is 0 (deterministic) to 1 (all noise fresh).")
     gammas = []
     levels = table.double().cpu()
+    ratios = levels / (1.0 - levels) if family is NoiseFamily.FLOW else levels
     for sigma_next in sigmas[1:].double().cpu():
         if sigma_next == 0.0 or eta == 0.0:
             gammas.append(0.0)
             continue
         t_next = int((levels - sigma_next).abs().argmin())
         s = int((1.0 - eta) * t_next)
-        gammas.append(float((1.0 - (levels[s] / levels[t_next]) ** 2).clamp(min=0.0).sqrt()))
+        gammas.append(float((1.0 - (ratios[s] / ratios[t_next]) ** 2).clamp(min=0.0).sqrt()))
     return gammas

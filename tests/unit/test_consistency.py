@@ -44,7 +44,7 @@ def test_tcd_equals_diffusers_at_every_step_count(kind, eta, monkeypatch):
             return picture(x / (1.0 + sigma[0] ** 2) ** 0.5, t)
 
         draws = iter(fresh)
-        gammas = tcd_gammas(sigmas, eta=eta, table=LEVELS)
+        gammas = tcd_gammas(sigmas, eta=eta, table=LEVELS, family=VE)
         shown = []
         ours = sample_few_step(
             denoiser,
@@ -182,7 +182,25 @@ def test_one_gamma_for_each_step_is_required():
 
 def test_tcd_etas_ends_are_lightning_and_lcm():
     sigmas = timesteps_to_sigmas(lcm_timesteps(4), table=LEVELS)
-    assert tcd_gammas(sigmas, eta=0.0, table=LEVELS) == [0.0] * 4
-    assert min(tcd_gammas(sigmas, eta=1.0, table=LEVELS)[:3]) > 0.99
+    assert tcd_gammas(sigmas, eta=0.0, table=LEVELS, family=VE) == [0.0] * 4
+    assert min(tcd_gammas(sigmas, eta=1.0, table=LEVELS, family=VE)[:3]) > 0.99
     with pytest.raises(ValueError, match=r"eta is 1\.5"):
-        tcd_gammas(sigmas, eta=1.5, table=LEVELS)
+        tcd_gammas(sigmas, eta=1.5, table=LEVELS, family=VE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("eta", [0.3, 0.7])
+def test_tcd_goes_down_to_s_and_up_again(family, eta):
+    """Literally: an Euler step to the lower timestep, then the forward process up to the next, with the same fresh noise."""
+    levels = table(family)
+    sigma, t_next = levels[900], 600
+    s = int((1 - eta) * t_next)
+    generator = torch.Generator().manual_seed(0)
+    x, x0, fresh = (torch.randn(3, 4, generator=generator) for _ in range(3))
+    down = family.jump(x, x0, sigma=sigma, sigma_next=levels[s])
+    keep = (1 - levels[t_next]) / (1 - levels[s]) if family is NoiseFamily.FLOW else 1.0
+    expected = keep * down + (levels[t_next] ** 2 - (keep * levels[s]) ** 2).sqrt() * fresh
+    sigmas = torch.stack([sigma, levels[t_next]])
+    (gamma,) = tcd_gammas(sigmas, eta=eta, table=levels, family=family)
+    landed = family.jump(x, x0, sigma=sigma, sigma_next=levels[t_next], gamma=gamma, noise=fresh)
+    torch.testing.assert_close(landed, expected, atol=1e-5, rtol=1e-5)

@@ -149,6 +149,23 @@ def test_the_seed_decides_the_noise():
     assert not torch.equal(run(5), run(6))
 
 
+def test_a_picture_does_not_depend_on_its_batch():
+    def run(count):
+        start = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))[:count]
+        return sample_few_step(
+            gaussian_denoiser(VE),
+            start,
+            trailing_sigmas(4, table=LEVELS),
+            extra_args={"seed": 5},
+            disable=True,
+            family=VE,
+            gamma=1.0,
+        )
+
+    assert torch.equal(run(8)[:3], run(3))
+    assert len(run(8).unique(dim=0)) == 8
+
+
 def test_a_schedule_that_stops_early_keeps_its_noise():
     """Advanced workflows hand a half-denoised latent on: the last level is then not 0, and noise must be there."""
     sigmas = trailing_sigmas(4, table=LEVELS)[:3]

@@ -1,0 +1,189 @@
+"""The samplers and schedules against the host's own, in this process, for every kind of model."""
+
+import pytest
+import torch
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+import comfy.k_diffusion.sampling  # noqa: E402
+import comfy.model_base as model_base  # noqa: E402
+import comfy.model_patcher  # noqa: E402
+import comfy.sample  # noqa: E402
+import comfy.samplers  # noqa: E402
+from comfyui_fewstep.nodes import digits_model, host, sampling  # noqa: E402
+from comfyui_fewstep.samplers.few_step import sample_few_step  # noqa: E402
+
+KINDS = ["EPS", "V_PREDICTION", "EDM", "FLOW"]
+CPU = torch.device("cpu")
+
+
+def model_of(kind):
+    """The digits network read as another kind of model: what it draws does not matter, how it is sampled does."""
+    with torch.inference_mode():
+        network = digits_model.DigitModel(digits_model.DigitConfig(), model_type=model_base.ModelType[kind])
+        network.diffusion_model.load_state_dict(digits_model.load_teacher().model.diffusion_model.state_dict())
+        return comfy.model_patcher.ModelPatcher(network.eval(), load_device=CPU, offload_device=CPU)
+
+
+def noise_of(count=4, seed=0):
+    return torch.randn(count, 4, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def draw(model, sampler, sigmas, *, count=4, latent=None, mask=None):
+    noise = noise_of(count)
+    latent = torch.zeros_like(noise) if latent is None else latent
+    prompt = digits_model.prompt("1234")
+    return comfy.sample.sample_custom(
+        model, noise, 1.0, sampler, sigmas, prompt, prompt, latent, noise_mask=mask, disable_pbar=True, seed=7
+    )
+
+
+def schedule(model, name="trailing", steps=5, **options):
+    return sampling.Schedule().make(model, name, steps, **options)[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lightning_is_the_hosts_euler(kind):
+    model = model_of(kind)
+    sigmas = schedule(model)
+    (ours,) = sampling.LightningSampler().make()
+    assert torch.equal(draw(model, ours, sigmas), draw(model, comfy.samplers.sampler_object("euler"), sigmas))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lcm_is_the_hosts_lcm_with_the_same_noise(kind):
+    model = model_of(kind)
+    sigmas = schedule(model)
+    fresh = [noise_of(seed=10 + i) for i in range(5)]
+
+    def samplers():
+        draws = [iter(fresh), iter(fresh)]
+        yield host.sampler(sample_few_step, gamma=1.0, noise_sampler=lambda *_: next(draws[0]).clone())
+        options = {"noise_sampler": lambda *_: next(draws[1]).clone()}
+        yield comfy.samplers.KSAMPLER(comfy.k_diffusion.sampling.sample_lcm, extra_options=options)
+
+    ours, theirs = (draw(model, sampler, sigmas) for sampler in samplers())
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("make", ["LCMSampler", "ConsistencySampler", "TCDSampler"])
+def test_every_sampler_draws_with_every_kind_of_model(kind, make):
+    model = model_of(kind)
+    options = {
+        "ConsistencySampler": {"gamma": 0.5, "s_noise": 1.0, "sigma_min": 0.0, "unit_variance_start": False},
+        "TCDSampler": {"eta": 0.3},
+    }.get(make, {})
+    (sampler,) = getattr(sampling, make)().make(**options)
+    sigmas = schedule(model)
+    drawn = draw(model, sampler, sigmas)
+    assert torch.isfinite(drawn).all()
+    assert torch.equal(drawn, draw(model, sampler, sigmas)), "the seed decides"
+    # the batch does not, but for the rounding of a network whose kernels depend on the batch's size
+    torch.testing.assert_close(drawn[:2], draw(model, sampler, sigmas, count=2), rtol=1e-3, atol=1e-3)
+
+
+def test_inpainting_keeps_what_the_mask_protects():
+    model = model_of("V_PREDICTION")
+    latent = noise_of(seed=3)
+    mask = torch.zeros(4, 1, 4, 4)
+    mask[..., 2:] = 1.0
+    (sampler,) = sampling.LCMSampler().make()
+    drawn = draw(model, sampler, schedule(model), latent=latent, mask=mask)
+    torch.testing.assert_close(drawn[..., :2], latent[..., :2], atol=1e-4, rtol=1e-4)
+    assert (drawn[..., 2:] - latent[..., 2:]).abs().mean() > 0.1
+
+
+@pytest.mark.parametrize(("wanted", "deviation"), [(False, 0.7576), (True, 1.0)])
+def test_starting_below_sigma_max_at_unit_variance(wanted, deviation):
+    """DMD2 in one step starts at 399, where the host would give 0.7576 in the variance-preserving scale."""
+    model, seen = model_of("EPS"), []
+
+    def spy(inner, x, sigmas, extra_args=None, callback=None, disable=None, *, family):
+        seen.append(x / (1.0 + sigmas[0] ** 2) ** 0.5)
+        return x
+
+    draw(model, host.sampler(spy, unit_variance_start=wanted), schedule(model, "dmd2", 1))
+    expected = deviation * float(noise_of().std())
+    assert float(seen[0].std()) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "options", "indices"),
+    [
+        ("trailing", 4, {}, [999, 749, 499, 249, None]),
+        ("lcm", 4, {}, [999, 759, 499, 259, None]),
+        ("lcm", 2, {"original_steps": 100, "strength": 0.5}, [499, 249, None]),
+        ("tcd", 4, {}, [999, 759, 499, 259, 0]),
+        ("turbo", 4, {}, [999, 899, 799, 699, None]),
+        ("dmd2", 1, {}, [399, None]),
+        ("timesteps", 9, {"values": "800"}, [800, None]),
+        ("timesteps", 9, {"values": "999, 500 20"}, [999, 500, 20, None]),
+    ],
+)
+def test_schedules_are_levels_of_the_models_table(name, steps, options, indices):
+    model = model_of("EPS")
+    table = host.noise_levels(host.model_sampling_of(model))
+    expected = torch.tensor([0.0 if index is None else float(table[index]) for index in indices])
+    assert torch.equal(schedule(model, name, steps, **options), expected)
+
+
+def test_published_sigmas():
+    """SDTurboScheduler's and diffusers' LCM values for Stable Diffusion's betas, to the digits that they are quoted with."""
+    model = model_of("EPS")
+    turbo, lcm = schedule(model, "turbo", 4), schedule(model, "lcm", 4)
+    torch.testing.assert_close(turbo[:4], torch.tensor([14.6146, 8.3028, 5.0878, 3.3211]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(lcm[:4], torch.tensor([14.6146, 4.2606, 1.6129, 0.7194]), atol=1e-4, rtol=0)
+
+
+def test_flow_schedules_bend_with_shift():
+    model = model_of("FLOW")
+    plain, bent = schedule(model, steps=4), schedule(model, steps=4, shift=3.0)
+    assert plain[0] == bent[0] == 1.0
+    torch.testing.assert_close(bent[1:4], 3.0 * plain[1:4] / (1.0 + 2.0 * plain[1:4]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "steps", "options", "said"),
+    [
+        ("FLOW", "lcm", 4, {}, "this is a flow model"),
+        ("FLOW", "turbo", 4, {}, "this is a flow model"),
+        ("EPS", "trailing", 4, {"shift": 3.0}, "shift is 3.0"),
+        ("EPS", "lcm", 51, {}, "steps is 51"),
+        ("EPS", "turbo", 11, {}, "steps is 11"),
+        ("EPS", "dmd2", 2, {}, "steps is 2"),
+        ("EPS", "timesteps", 4, {}, "give at least one"),
+        ("EPS", "timesteps", 4, {"values": "999, fast"}, "values is '999, fast'"),
+        ("EPS", "timesteps", 4, {"values": "1000"}, "timestep 1000"),
+        ("EPS", "timesteps", 4, {"values": "500.5"}, "whole numbers"),
+        ("EPS", "timesteps", 4, {"values": "1, 999"}, "must fall"),
+        ("EPS", "sigmas", 4, {"values": "14, -1"}, "none of them negative"),
+        ("EPS", "sigmas", 4, {"values": "0"}, "leaves no step"),
+        ("EPS", "sigmas", 4, {"values": "nan"}, "values is 'nan'"),
+    ],
+)
+def test_bad_schedules_are_named(kind, name, steps, options, said):
+    with pytest.raises(ValueError, match=said):
+        schedule(model_of(kind), name, steps, **options)
+
+
+def test_the_stock_menu_has_ours_and_lost_nothing():
+    before = list(comfy.samplers.KSampler.SAMPLERS)
+    sampling.add_to_menus()
+    assert before == comfy.samplers.KSampler.SAMPLERS, "a second time adds nothing"
+    assert {"fewstep_lcm", "fewstep_lightning", "fewstep_tcd", "euler", "lcm"} <= set(before)
+    assert len(before) == len(set(before))
+
+
+@pytest.mark.parametrize("name", ["fewstep_lcm", "fewstep_lightning", "fewstep_tcd"])
+@torch.inference_mode()
+def test_the_stock_ksampler_takes_ours(name):
+    model, noise, prompt = model_of("V_PREDICTION"), noise_of(), digits_model.prompt("1234")
+    schedulers = ["simple"] + [s for s in comfy.samplers.KSampler.SCHEDULERS if s.startswith("fewstep_")]
+    for scheduler in schedulers:
+        drawn = comfy.sample.sample(
+            model, noise, 4, 1.0, name, scheduler, prompt, prompt, torch.zeros_like(noise), disable_pbar=True, seed=1
+        )
+        assert torch.isfinite(drawn).all()
