@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from . import demo, distillation, host, sampling
+from . import demo, distillation, host, model_sampling, sampling
 
 NODE_CLASS_MAPPINGS = {
     "FewStepLCMSampler": sampling.LCMSampler,
@@ -12,6 +12,9 @@ NODE_CLASS_MAPPINGS = {
     "FewStepConsistencySampler": sampling.ConsistencySampler,
     "FewStepTCDSampler": sampling.TCDSampler,
     "FewStepSchedule": sampling.Schedule,
+    "FewStepLCMModel": model_sampling.LCMModel,
+    "FewStepPredictionType": model_sampling.PredictionType,
+    "FewStepConsistencyModel": model_sampling.ConsistencyModel,
     "FewStepProgressiveDistillation": distillation.ProgressiveDistillation,
     "FewStepDistill": distillation.Distill,
     "FewStepLoadStudent": distillation.LoadStudent,
@@ -28,6 +31,9 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FewStepConsistencySampler": "Consistency Sampler (few-step)",
     "FewStepTCDSampler": "TCD Sampler (few-step)",
     "FewStepSchedule": "Few-Step Schedule",
+    "FewStepLCMModel": "LCM Model (few-step)",
+    "FewStepPredictionType": "Prediction Type (few-step)",
+    "FewStepConsistencyModel": "Consistency Model (few-step)",
     "FewStepProgressiveDistillation": "Progressive Distillation",
     "FewStepDistill": "Distill Model",
     "FewStepLoadStudent": "Load Distilled Student",

@@ -14,6 +14,7 @@ import comfy.k_diffusion.sampling
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import comfy.supported_models_base
@@ -33,7 +34,7 @@ Network = Any
 Conditioning = list[list[Any]]
 """The host's CONDITIONING: [[text embedding (B, tokens, width), {options}], ...]."""
 
-_VARIANCE_EXPLODING = {"EPS": "eps", "V_PREDICTION": "v_prediction", "EDM": "edm", "X0": "x0"}
+_VARIANCE_EXPLODING = {"EPS": "eps", "V_PREDICTION": "v_prediction", "EDM": "edm", "X0": "x0", "_X0": "x0"}
 _FLOW = {"CONST": "flow"}
 _UNSUPPORTED_CONDITIONING = (
     "area",
@@ -67,7 +68,7 @@ def _parameterisation(model_sampling: Any) -> tuple[NoiseFamily, str]:
     names = [base.__name__ for base in type(model_sampling).__mro__]
     raise ValueError(
         f"this model's sampling is of a kind that FewStep does not know ({', '.join(names[:4])}); known are "
-        f"{', '.join([*_VARIANCE_EXPLODING, *_FLOW])}."
+        f"{', '.join(sorted({*_VARIANCE_EXPLODING.values(), *_FLOW.values()}))}."
     )
 
 
@@ -90,6 +91,47 @@ def noise_levels(model_sampling: Any) -> Tensor:
     """The ascending table (T,) of noise levels, on the CPU, as a tensor that autograd may see."""
     with torch.inference_mode(False):
         return model_sampling.sigmas.detach().cpu().float().clone()
+
+
+class _X0(comfy.model_sampling.EPS):
+    """The network's output is the clean sample. Hosts of mid-2024 keep this class where no pack can import it."""
+
+    def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
+        return model_output
+
+
+def with_model_sampling(model: Any, *, prediction: str | None = None, change: type | None = None) -> Any:
+    """A clone whose output is read as `prediction` (None: as before), `change` mixed in ahead of that.
+
+    The noise levels stay: schedule, zero terminal SNR, everything in the model's own sampling object.
+    """
+    sampling = model_sampling_of(model)
+    family, own = _parameterisation(sampling)
+    if family is NoiseFamily.FLOW or own == "edm":
+        raise ValueError(f"this is for eps-, v- and x0-models with a table of timesteps; the connected model is {own}.")
+    kinds = {"eps": comfy.model_sampling.EPS, "v_prediction": comfy.model_sampling.V_PREDICTION, "x0": _X0}
+    levels = next(base for base in type(sampling).__mro__ if _holds_levels_only(base))
+    patched = copy.deepcopy(sampling)
+    patched.__class__ = type("ModelSampling", (*([change] if change else []), levels, kinds[prediction or own]), {})
+    clone = model.clone()
+    clone.add_object_patch("model_sampling", patched)
+    return clone
+
+
+def _holds_levels_only(base: type) -> bool:
+    return issubclass(base, torch.nn.Module) and not hasattr(base, "calculate_denoised")
+
+
+def with_consistency_sampling(
+    model: Any, *, change: type, sigma_min: float, sigma_max: float, sigma_data: float
+) -> Any:
+    """A clone on continuous EDM noise levels, `change` mixed in ahead of the host's EDM."""
+    kinds = (change, comfy.model_sampling.ModelSamplingContinuousEDM, comfy.model_sampling.EDM)
+    patched = type("ModelSampling", kinds, {})(model.model.model_config)
+    patched.set_parameters(sigma_min, sigma_max, sigma_data)
+    clone = model.clone()
+    clone.add_object_patch("model_sampling", patched)
+    return clone
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,111 @@
+"""Nodes that say how a model's output is read: its prediction type, and the boundary of consistency models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..samplers.boundary import consistency_scalings, lcm_scalings
+from ..samplers.noise import expand_like
+from . import host
+
+_PREDICTIONS = ["eps", "v_prediction", "x0"]
+
+
+class LCMBoundary:
+    """Mixed into the host's model sampling, before its prediction type, whose x0 it scales."""
+
+    def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
+        x0 = super().calculate_denoised(sigma, model_output, model_input)  # type: ignore[misc]
+        c_skip, c_out = lcm_scalings(self.timestep(sigma))  # type: ignore[attr-defined]
+        x_vp = model_input / expand_like((1.0 + sigma**2).sqrt(), model_input)
+        return expand_like(c_out, x0) * x0 + expand_like(c_skip, x0) * x_vp
+
+
+class ConsistencyBoundary:
+    """Mixed into the host's continuous EDM sampling; reads the raw network and its time as Song et al. trained them."""
+
+    def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
+        scalings = consistency_scalings(sigma, sigma_data=self.sigma_data, sigma_min=float(self.sigma_min))  # type: ignore[attr-defined]
+        c_skip, c_out = (expand_like(scaling, model_input) for scaling in scalings)
+        return c_skip * model_input + c_out * model_output
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """A thousand times what the host's EDM gives."""
+        return 1000.0 * 0.25 * torch.log(sigma + 1e-44)
+
+
+class LCMModel:
+    RETURN_TYPES = ("MODEL",)
+    OUTPUT_TOOLTIPS = ("The model with LCM's boundary; sample it with the LCM Sampler and the lcm schedule.",)
+    FUNCTION = "patch"
+    CATEGORY = "few-step/model"
+    DESCRIPTION = (
+        "Reads the model as a latent consistency model: LCM's boundary on top of the model's own prediction type. The "
+        "stock ModelSamplingDiscrete (lcm) reads every model as eps, so that v-prediction LCMs come out wrong."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL", {"tooltip": "An LCM checkpoint, or a model with an LCM-LoRA."})}}
+
+    def patch(self, model: Any) -> tuple[Any]:
+        return (host.with_model_sampling(model, change=LCMBoundary),)
+
+
+class PredictionType:
+    RETURN_TYPES = ("MODEL",)
+    OUTPUT_TOOLTIPS = ("The model, its output read as chosen.",)
+    FUNCTION = "patch"
+    CATEGORY = "few-step/model"
+    DESCRIPTION = (
+        "Says what the network predicts, on the noise levels that the model has: x0 for one-step checkpoints such as "
+        "SDXL-Lightning 1-step, eps or v_prediction where the host took the wrong one."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "An eps-, v- or x0-model."}),
+                "prediction": (_PREDICTIONS, {"default": "x0", "tooltip": "What the network's output is."}),
+            }
+        }
+
+    def patch(self, model: Any, prediction: str) -> tuple[Any]:
+        return (host.with_model_sampling(model, prediction=prediction),)
+
+
+class ConsistencyModel:
+    RETURN_TYPES = ("MODEL",)
+    OUTPUT_TOOLTIPS = ("The model; sample it with the Consistency Sampler at gamma 1 and the consistency schedule.",)
+    FUNCTION = "patch"
+    CATEGORY = "few-step/model"
+    DESCRIPTION = (
+        "Reads the network as a consistency model of Song et al.: their boundary, their time input (a thousand times "
+        "ComfyUI's EDM), and their range of noise levels."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        def number(default: float, most: float, tooltip: str) -> tuple[str, dict[str, Any]]:
+            limits = {"default": default, "min": 0.0001, "max": most, "step": 0.001, "round": False}
+            return ("FLOAT", {**limits, "tooltip": tooltip})
+
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "A model whose network is a consistency model."}),
+                "sigma_data": number(0.5, 100.0, "Deviation of the data; 0.5 for pixels in [-1, 1]."),
+                "sigma_min": number(0.002, 1.0, "Smallest trained level; also the Consistency Sampler's sigma_min."),
+                "sigma_max": number(80.0, 1000.0, "Largest trained level."),
+            }
+        }
+
+    def patch(self, model: Any, **levels: float) -> tuple[Any]:
+        if levels["sigma_min"] >= levels["sigma_max"]:
+            raise ValueError(
+                f"sigma_min is {levels['sigma_min']} and sigma_max is {levels['sigma_max']}; sigma_min must be below it."
+            )
+        return (host.with_consistency_sampling(model, change=ConsistencyBoundary, **levels),)

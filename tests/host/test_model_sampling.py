@@ -1,0 +1,92 @@
+"""How a model's output is read: against what diffusers' schedulers make of the same output."""
+
+import pytest
+import torch
+from comfyui_fewstep.commands.embedded import import_host
+from diffusers import CMStochasticIterativeScheduler, LCMScheduler
+
+import_host()
+
+from comfyui_fewstep.nodes import host, model_sampling, sampling  # noqa: E402
+from comfyui_fewstep.samplers.boundary import consistency_scalings, lcm_scalings  # noqa: E402
+from test_sampling import model_of, noise_of, schedule  # noqa: E402
+
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+THEIR_NAMES = {"eps": "epsilon", "v_prediction": "v_prediction", "x0": "sample"}
+
+
+def reading(model):
+    return host.model_sampling_of(model)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v_prediction", "x0"])
+def test_lcm_reads_every_prediction_type_as_diffusers_does(prediction):
+    (model,) = model_sampling.PredictionType().patch(model_of("EPS"), prediction)
+    (model,) = model_sampling.LCMModel().patch(model)
+    assert host.prediction_type(reading(model)) == prediction
+    scheduler = LCMScheduler(**SD, prediction_type=THEIR_NAMES[prediction])
+    scheduler.set_timesteps(8)
+    x_vp, output = noise_of(seed=1), noise_of(seed=2)
+    table = host.noise_levels(reading(model))
+    for t in scheduler.timesteps:
+        sigma = table[int(t)]
+        x = x_vp * (1.0 + sigma**2) ** 0.5
+        ours = reading(model).calculate_denoised(sigma.expand(4), output, x)
+        theirs = scheduler.step(output, t, x_vp).denoised
+        assert (ours - theirs).abs().max() / max(1.0, theirs.abs().max()) < 1e-5, int(t)
+
+
+def test_a_v_prediction_lcm_keeps_its_prediction_type():
+    """The stock node would read it as eps."""
+    (model,) = model_sampling.LCMModel().patch(model_of("V_PREDICTION"))
+    assert host.prediction_type(reading(model)) == "v_prediction"
+    assert torch.equal(host.noise_levels(reading(model)), host.noise_levels(reading(model_of("V_PREDICTION"))))
+
+
+def test_the_connected_model_is_not_changed():
+    model = model_of("EPS")
+    model_sampling.PredictionType().patch(model, "x0")
+    assert host.prediction_type(reading(model)) == "eps"
+
+
+def test_one_step_of_an_x0_model_is_its_output():
+    (model,) = model_sampling.PredictionType().patch(model_of("EPS"), "x0")
+    assert torch.equal(
+        reading(model).calculate_denoised(torch.tensor([14.6]), noise_of(1), noise_of(1, 5)), noise_of(1)
+    )
+
+
+def test_consistency_models_are_read_as_diffusers_reads_them():
+    (model,) = model_sampling.ConsistencyModel().patch(model_of("EDM"), sigma_data=0.5, sigma_min=0.002, sigma_max=80.0)
+    scheduler = CMStochasticIterativeScheduler(clip_denoised=False)
+    scheduler.set_timesteps(1)
+    x, output, sigma = noise_of(seed=1) * 80, noise_of(seed=2), torch.tensor([80.0] * 4)
+    torch.testing.assert_close(reading(model).timestep(sigma)[0], scheduler.timesteps[0].float(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        reading(model).calculate_input(sigma, x), scheduler.scale_model_input(x, scheduler.timesteps[0])
+    )
+    theirs = scheduler.step(output, scheduler.timesteps[0], x).prev_sample
+    torch.testing.assert_close(reading(model).calculate_denoised(sigma, output, x), theirs, atol=1e-5, rtol=1e-5)
+    sigmas = schedule(model, "consistency", 4)
+    assert float(sigmas[0]) == pytest.approx(80.0, rel=1e-4)
+    assert sampling.ConsistencySampler().make(gamma=1.0, s_noise=1.0, sigma_min=0.002, unit_variance_start=False)
+
+
+def test_boundaries_are_the_identity_where_noise_ends():
+    c_skip, c_out = consistency_scalings(torch.tensor(0.002), sigma_data=0.5, sigma_min=0.002)
+    assert (float(c_skip), float(c_out)) == (1.0, 0.0)
+    c_skip, c_out = lcm_scalings(torch.tensor(0))
+    assert (float(c_skip), float(c_out)) == (1.0, 0.0)
+    c_skip, c_out = lcm_scalings(torch.tensor(19))
+    assert float(c_skip) == pytest.approx(6.9e-6, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["FLOW", "EDM"])
+def test_other_kinds_are_refused_by_name(kind):
+    with pytest.raises(ValueError, match="for eps-, v- and x0-models"):
+        model_sampling.LCMModel().patch(model_of(kind))
+
+
+def test_bad_levels_are_named():
+    with pytest.raises(ValueError, match=r"sigma_min is 1\.0 and sigma_max is 0\.5"):
+        model_sampling.ConsistencyModel().patch(model_of("EDM"), sigma_data=0.5, sigma_min=1.0, sigma_max=0.5)
