@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from . import demo, distillation, host, model_sampling, sampling
+from . import demo, distillation, host, model_sampling, recipes, sampling
 
 NODE_CLASS_MAPPINGS = {
     "FewStepLCMSampler": sampling.LCMSampler,
@@ -12,6 +12,7 @@ NODE_CLASS_MAPPINGS = {
     "FewStepConsistencySampler": sampling.ConsistencySampler,
     "FewStepTCDSampler": sampling.TCDSampler,
     "FewStepSchedule": sampling.Schedule,
+    "FewStepApplyRecipe": recipes.ApplyRecipe,
     "FewStepLCMModel": model_sampling.LCMModel,
     "FewStepPredictionType": model_sampling.PredictionType,
     "FewStepConsistencyModel": model_sampling.ConsistencyModel,
@@ -31,6 +32,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FewStepConsistencySampler": "Consistency Sampler (few-step)",
     "FewStepTCDSampler": "TCD Sampler (few-step)",
     "FewStepSchedule": "Few-Step Schedule",
+    "FewStepApplyRecipe": "Apply Recipe (few-step)",
     "FewStepLCMModel": "LCM Model (few-step)",
     "FewStepPredictionType": "Prediction Type (few-step)",
     "FewStepConsistencyModel": "Consistency Model (few-step)",
