@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from ..benchmarks import demo
+from ..benchmarks import demo, samplers
 
-BENCHMARKS = {"demo": demo}
+BENCHMARKS = {"demo": demo, "samplers": samplers}
 
 
 def main() -> None:
