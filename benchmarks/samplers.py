@@ -76,7 +76,7 @@ def contenders(*, steps: int, batch: int) -> dict[str, Callable[[], Tensor]]:
         return x
 
     def ours(gamma: float) -> Callable[[], Tensor]:
-        options = fresh if gamma else {}
+        options: dict[str, Any] = dict(fresh) if gamma else {}
         return lambda: sample_few_step(model, start, sigmas, disable=True, family=FAMILY, gamma=gamma, **options)
 
     return {

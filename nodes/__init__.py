@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from . import demo, distillation, host, model_sampling, recipes, sampling
+from . import demo, distillation, guidance, host, model_sampling, recipes, sampling
 
 NODE_CLASS_MAPPINGS = {
     "FewStepLCMSampler": sampling.LCMSampler,
@@ -13,6 +13,7 @@ NODE_CLASS_MAPPINGS = {
     "FewStepTCDSampler": sampling.TCDSampler,
     "FewStepSchedule": sampling.Schedule,
     "FewStepApplyRecipe": recipes.ApplyRecipe,
+    "FewStepGuidanceEmbedding": guidance.GuidanceEmbedding,
     "FewStepLCMModel": model_sampling.LCMModel,
     "FewStepPredictionType": model_sampling.PredictionType,
     "FewStepConsistencyModel": model_sampling.ConsistencyModel,
@@ -33,6 +34,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FewStepTCDSampler": "TCD Sampler (few-step)",
     "FewStepSchedule": "Few-Step Schedule",
     "FewStepApplyRecipe": "Apply Recipe (few-step)",
+    "FewStepGuidanceEmbedding": "Guidance Embedding (LCM)",
     "FewStepLCMModel": "LCM Model (few-step)",
     "FewStepPredictionType": "Prediction Type (few-step)",
     "FewStepConsistencyModel": "Consistency Model (few-step)",
