@@ -17,7 +17,7 @@ from ..trainers.digits import DIGITS, DigitClassifier, load_pictures, to_latents
 from ..trainers.evaluate import DigitJudge, FeatureStatistics, Score, table
 from ..trainers.files import read_tensors, write_atomically
 from ..trainers.run_folder import RunFolder
-from . import digits_model, host
+from . import digits_model, folders, host
 
 CLASSIFIER_FILE = digits_model.ASSETS / "digits_classifier.safetensors"
 
@@ -148,7 +148,7 @@ class EvaluateDigits:
         seed: int,
         run_name: str,
     ) -> dict[str, Any]:
-        run = RunFolder(host.runs_root(), run_name)
+        run = RunFolder(folders.runs_root(), run_name)
         judged = _Judged(count=count, seed=seed)
         for steps in _step_counts(teacher_steps, name="teacher_steps"):
             judged.add("teacher", teacher, steps=steps, cfg=guidance_scale)

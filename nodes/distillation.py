@@ -19,7 +19,7 @@ from ..trainers.run_folder import RunFolder
 from ..trainers.student import FullWeightsStudent
 from ..trainers.targets.progressive import Progressive, ProgressiveOptions
 from ..trainers.weighting import Weighting
-from . import host
+from . import folders, host
 from .observing import Preview, Show
 
 
@@ -204,7 +204,7 @@ class Distill:
         **options: Any,
     ) -> tuple[Any, dict[str, list[float]], str]:
         with torch.inference_mode(False), torch.enable_grad():
-            run = RunFolder(host.runs_root(), run_name)
+            run = RunFolder(folders.runs_root(), run_name)
             train_options = TrainOptions(**options)
             data = _training_data(model, latents, positive, negative)
             sampling = host.model_sampling_of(model)
@@ -325,7 +325,7 @@ class LossChart:
         }
 
     def draw(self, run_name: str) -> tuple[Tensor]:
-        losses = RunFolder(host.runs_root(), run_name).losses()
+        losses = RunFolder(folders.runs_root(), run_name).losses()
         if not losses:
             raise ValueError(f"the run {run_name!r} has logged nothing yet; distil first.")
         return (loss_chart(losses)[None],)
@@ -333,5 +333,5 @@ class LossChart:
 
 def _student_files() -> dict[str, Path]:
     """Name to file, of every finished run and every file that the user put into models/fewstep_students."""
-    runs = {f"{path.parent.name} (run)": path for path in host.runs_root().glob("*/student.safetensors")}
-    return runs | {path.name: path for path in host.students_root().glob("*.safetensors")}
+    runs = {f"{path.parent.name} (run)": path for path in folders.runs_root().glob("*/student.safetensors")}
+    return runs | {path.name: path for path in folders.students_root().glob("*.safetensors")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..samplers.guidance_embedding import GuidedTimeEmbedding
-from . import host
+from . import folders
 
 
 class GuidanceEmbedding:
@@ -23,7 +23,10 @@ class GuidanceEmbedding:
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "The UNet that was loaded from the same file."}),
-                "file": (host.model_files(), {"tooltip": "The full LCM checkpoint or UNet file that holds cond_proj."}),
+                "file": (
+                    folders.model_files(),
+                    {"tooltip": "The full LCM checkpoint or UNet file that holds cond_proj."},
+                ),
                 "guidance_scale": (
                     "FLOAT",
                     {
@@ -38,7 +41,7 @@ class GuidanceEmbedding:
         }
 
     def patch(self, model: Any, file: str, guidance_scale: float) -> tuple[Any]:
-        cond_proj = host.read_tensor(file, ending="cond_proj.weight", what="guidance embedding (cond_proj)")
+        cond_proj = folders.read_tensor(file, ending="cond_proj.weight", what="guidance embedding (cond_proj)")
         original = model.get_model_object("diffusion_model.time_embed")
         channels = original[0].in_features
         if cond_proj.ndim != 2 or cond_proj.shape[0] != channels:

@@ -6,7 +6,6 @@ import copy
 import inspect
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import comfy.conds
@@ -19,9 +18,7 @@ import comfy.sample
 import comfy.samplers
 import comfy.supported_models_base
 import comfy.utils
-import folder_paths
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from ..samplers.noise import Denoiser, NoiseFamily
@@ -356,46 +353,3 @@ def send(event: str, data: dict[str, Any]) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is not None:
         server.send_sync(event, data)
-
-
-_MODEL_FOLDERS = ("checkpoints", "unet", "diffusion_models")
-
-
-def _folders() -> list[str]:
-    return [name for name in _MODEL_FOLDERS if name in folder_paths.folder_names_and_paths]
-
-
-def model_files() -> list[str]:
-    """The safetensors files in the host's model folders, for a combo."""
-    names = {name for folder in _folders() for name in folder_paths.get_filename_list(folder)}
-    return sorted(name for name in names if name.endswith(".safetensors"))
-
-
-def read_tensor(file: str, *, ending: str, what: str) -> Tensor:
-    """The only tensor of a model file whose name ends so. ValueError, naming the file, when it holds none."""
-    paths = [folder_paths.get_full_path(folder, file) for folder in _folders()]
-    path = next((path for path in paths if path), None)
-    if path is None:
-        raise ValueError(f"there is no file {file!r} in the folders {', '.join(_folders())}.")
-    with safe_open(path, framework="pt") as content:
-        names = [name for name in content.keys() if name.endswith(ending)]  # noqa: SIM118 (not a dict)
-        if len(names) != 1:
-            raise ValueError(
-                f"{file} holds no {what}: it is no full LCM checkpoint. An LCM-LoRA needs none; sample it at cfg 1 to 2."
-            )
-        return content.get_tensor(names[0])
-
-
-def runs_root() -> Path:
-    """Where run folders live: below the host's output folder, as it is set when this is called."""
-    return Path(folder_paths.get_output_directory()) / "fewstep" / "runs"
-
-
-def students_root() -> Path:
-    """Where a user puts students that came from elsewhere."""
-    return Path(folder_paths.models_dir) / "fewstep_students"
-
-
-def output_folder(name: str) -> Path:
-    """A folder of ours below the host's output folder."""
-    return Path(folder_paths.get_output_directory()) / "fewstep" / name
