@@ -24,14 +24,20 @@ def mend_torchvision() -> None:
         mend_torchvision.library = library  # type: ignore[attr-defined]  # dropped, it would undo the declaration
 
 
+def cpu_options() -> list[str]:
+    """["--cpu"] for ComfyUI where torch sees no accelerator: CUDA, ROCm, Apple's or Intel's."""
+    import torch
+
+    found = (torch.cuda.is_available(), torch.backends.mps.is_available(), torch.xpu.is_available())
+    return [] if any(found) else ["--cpu"]
+
+
 def import_host() -> None:
     """Makes `comfy` and `folder_paths` importable here, as they are inside a running host, on the CPU when there is no GPU.
 
     ComfyUI reads its options from sys.argv on import, so ours are hidden from it.
     """
-    import torch
-
-    arguments, sys.argv = sys.argv, [sys.argv[0], *([] if torch.cuda.is_available() else ["--cpu"])]
+    arguments, sys.argv = sys.argv, [sys.argv[0], *cpu_options()]
     path = os.environ.get("COMFYUI_PATH")
     try:
         if path:

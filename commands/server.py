@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..launch import HOME, PACKAGE, ROOT, link
+from .embedded import cpu_options
 
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 180
@@ -45,11 +46,7 @@ def command(*, base: Path, listen: str, port: int, own_models: bool) -> list[str
     base: the folder with custom_nodes, models, input, output and user. own_models: let a user's ComfyUI keep its own
     folders, with the pack added to them.
     """
-    import torch
-
-    options = ["--listen", listen, "--port", str(port), "--disable-auto-launch"]
-    if not torch.cuda.is_available():
-        options.append("--cpu")
+    options = ["--listen", listen, "--port", str(port), "--disable-auto-launch", *cpu_options()]
     comfyui = os.environ.get("COMFYUI_PATH")
     if not comfyui:
         link(ROOT, base / "custom_nodes" / PACKAGE)
