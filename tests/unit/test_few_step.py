@@ -54,15 +54,18 @@ def test_lightning_equals_diffusers_euler_trailing(steps):
         assert error < 1e-5, f"step {i} of {steps}: {error}"
 
 
-@pytest.mark.parametrize("steps", range(1, 51))
-def test_lcm_equals_diffusers(steps, monkeypatch):
+@pytest.mark.parametrize(
+    ("steps", "strength"),
+    [(n, 1.0) for n in range(1, 51)] + [(n, k / 10) for k in range(1, 10) for n in (1, 2, 4, 5 * k)],
+)
+def test_lcm_equals_diffusers(steps, strength, monkeypatch):
     """With the boundary scalings of Luo et al. in the network, as diffusers applies them; noise injected in both."""
     scheduler = LCMScheduler(**SD)
-    scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(steps, strength=strength)
     generator = torch.Generator().manual_seed(steps)
     fresh = [torch.randn(SHAPE, generator=generator) for _ in range(steps)]
     start = torch.randn(SHAPE, generator=generator)
-    sigmas = timesteps_to_sigmas(lcm_timesteps(steps), table=LEVELS)
+    sigmas = timesteps_to_sigmas(lcm_timesteps(steps, strength=strength), table=LEVELS)
 
     def denoiser(x, sigma):
         s = sigma[0]

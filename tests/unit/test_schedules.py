@@ -20,7 +20,7 @@ def test_trailing_equals_diffusers(steps):
 
 
 @pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("strength", [1.0, 0.7, 0.3])
+@pytest.mark.parametrize("strength", [k / 10 for k in range(1, 11)])
 def test_lcm_equals_diffusers(steps, strength):
     scheduler = LCMScheduler(**SD)
     if steps > int(50 * strength):
