@@ -49,12 +49,9 @@ class Preview:
     def __init__(self, distillation: Distillation, student: Student, *, model: Any, vae: Any) -> None:
         self._distillation, self._student, self._model, self._vae = distillation, student, model, vae
         data = distillation.data
-        count = min(PREVIEW_PICTURES, len(data.x0))
-        self._noise = torch.randn(data.x0[:count].shape, generator=torch.Generator().manual_seed(0)).to(data.x0)
-        self._condition = {
-            key: value[:count] if len(value) > 1 else value.expand(count, *value.shape[1:])
-            for key, value in data.condition.items()
-        }
+        first = data.take(torch.arange(min(PREVIEW_PICTURES, len(data.x0))))
+        self._noise = torch.randn(first.x0.shape, generator=torch.Generator().manual_seed(0)).to(data.x0)
+        self._condition = first.condition
 
     def __call__(self, metrics: Metrics) -> Image.Image:
         sigmas = self._distillation.method.stages()[metrics.stage].sigmas

@@ -17,7 +17,7 @@ from ..samplers.schedules import (
     parse_numbers,
     shifted_sigmas,
     timesteps_to_sigmas,
-    trailing_timesteps,
+    trailing_sigmas,
     turbo_timesteps,
 )
 from . import host
@@ -251,7 +251,7 @@ class Schedule:
 
 
 def _trailing(*, table: Tensor, steps: int, **_: Any) -> Tensor:
-    return timesteps_to_sigmas(trailing_timesteps(steps, train_timesteps=len(table)), table=table)
+    return trailing_sigmas(steps, table=table)
 
 
 def _lcm(*, table: Tensor, steps: int, original_steps: int = 50, strength: float = 1.0, **_: Any) -> Tensor:

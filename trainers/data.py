@@ -48,9 +48,12 @@ class TensorData:
 
     def batch(self, size: int, *, generator: torch.Generator) -> Batch:
         """`size` samples drawn with replacement, so that what is drawn depends on the generator alone."""
-        index = torch.randint(len(self.x0), (size,), generator=generator)
+        return self.take(torch.randint(len(self.x0), (size,), generator=generator))
+
+    def take(self, index: Tensor) -> Batch:
+        """The samples at index (B,), each with its own condition or the one that all share."""
         condition = {
-            name: value[index] if len(value) > 1 else value.expand(size, *value.shape[1:])
+            name: value[index] if len(value) > 1 else value.expand(len(index), *value.shape[1:])
             for name, value in self.condition.items()
         }
         return Batch(self.x0[index], condition)

@@ -15,8 +15,6 @@ from ..data import Batch, Condition
 from ..method import Stage, Target
 from ..weighting import Weighting
 
-NAME = "progressive_distillation"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProgressiveOptions:
@@ -56,7 +54,7 @@ class Progressive:
     options.guidance_scale is not 1.
     """
 
-    name = NAME
+    name = "progressive_distillation"
 
     def __init__(
         self, options: ProgressiveOptions, *, family: NoiseFamily, table: Tensor, unconditional: Condition | None
@@ -113,11 +111,11 @@ class Progressive:
         return Target(x_t, sigma_t, batch.condition, x0, self._options.weighting(sigma_t, family=self.family))
 
     def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
-        sigmas = self.stages()[stage].sigmas
+        trained = self.stages()[stage]
         return Recipe(
             method=self.name,
-            steps=len(sigmas) - 1,
-            sigmas=tuple(sigmas.tolist()),
+            steps=trained.steps,
+            sigmas=tuple(trained.sigmas.tolist()),
             schedule="trailing",
             gamma=0.0,
             prediction_type=prediction_type,
