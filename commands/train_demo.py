@@ -96,9 +96,9 @@ def train_teacher(seed: int, iterations: int, batch_size: int) -> None:
 
 def _with_placeholder_text(network: torch.nn.Module) -> Denoiser:
     """The host's apply_model wants a text embedding, which this network ignores."""
-    from ..nodes import host
+    from ..nodes import host_training
 
-    denoiser = host.as_denoiser(network)
+    denoiser = host_training.as_denoiser(network)
     return lambda x, sigma, **condition: denoiser(x, sigma, c_crossattn=x.new_zeros(len(x), 1, 1), **condition)
 
 

@@ -19,7 +19,7 @@ from ..trainers.run_folder import RunFolder
 from ..trainers.student import FullWeightsStudent
 from ..trainers.targets.progressive import Progressive, ProgressiveOptions
 from ..trainers.weighting import Weighting
-from . import folders, host
+from . import folders, host, host_training
 from .observing import Preview, Show
 
 
@@ -214,45 +214,45 @@ class Distill:
                 table=host.noise_levels(sampling),
                 unconditional=data.unconditional,
             )
-            network = host.trainable_copy(model)
+            network = host_training.trainable_copy(model)
             with run.locked():
                 distillation = Distillation(
                     run=run,
                     method=resolved,
                     data=data,
                     options=train_options,
-                    teacher_sha256=tensors_sha256(host.network_state_dict(network)),
+                    teacher_sha256=tensors_sha256(host_training.network_state_dict(network)),
                     prediction_type=host.prediction_type(sampling),
                 )
                 _execute(distillation, network, model=model, vae=vae)
             network.diffusion_model.load_state_dict(distillation.result())
         losses = [loss for stage in run.losses().values() for loss in stage]
-        return host.model_from(network, like=model), {"loss": losses}, run_name
+        return host_training.model_from(network, like=model), {"loss": losses}, run_name
 
 
 def _training_data(
     model: Any, latents: dict[str, Tensor], positive: host.Conditioning, negative: host.Conditioning | None
 ) -> TensorData:
-    x0 = host.latents_for_training(model, latents)
+    x0 = host_training.latents_for_training(model, latents)
     unconditional = None
     if negative is not None:
-        unconditional = host.condition_for_training(model, negative, latents=x0, name="negative")
-    condition = host.condition_for_training(model, positive, latents=x0, name="positive")
+        unconditional = host_training.condition_for_training(model, negative, latents=x0, name="negative")
+    condition = host_training.condition_for_training(model, positive, latents=x0, name="positive")
     return TensorData(x0=x0, condition=condition, unconditional=unconditional)
 
 
-def _execute(distillation: Distillation, network: host.Network, *, model: Any, vae: Any) -> None:
+def _execute(distillation: Distillation, network: host_training.Network, *, model: Any, vae: Any) -> None:
     """Trains network in place; the teacher is a second copy, since later stages replace its weights."""
     data = distillation.data
     student = FullWeightsStudent(
         network,
-        host.trainable_copy(model),
-        as_denoiser=host.as_denoiser,
-        writes_in_place=host.writes_in_place(network, latents=data.x0, condition=data.condition),
+        host_training.trainable_copy(model),
+        as_denoiser=host_training.as_denoiser,
+        writes_in_place=host_training.writes_in_place(network, latents=data.x0, condition=data.condition),
     )
     preview = None if vae is None else Preview(distillation, student, model=model, vae=vae)
     show = Show(distillation, preview)
-    distillation.execute(student, weights=lambda: host.network_state_dict(network), observers=[show])
+    distillation.execute(student, weights=lambda: host_training.network_state_dict(network), observers=[show])
 
 
 class LoadStudent:
@@ -300,13 +300,13 @@ class LoadStudent:
                 f"{student} is a {recipe.noise_family} {recipe.prediction_type} student, but the connected model is "
                 f"{' '.join(found)}. Connect the model that it was distilled from."
             )
-        network = host.trainable_copy(model)
+        network = host_training.trainable_copy(model)
         try:
             network.diffusion_model.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(f"{student} does not fit the connected model: {error}") from error
         sampler = host.sampler(sample_few_step, gamma=recipe.gamma)
-        return host.model_from(network, like=model), sampler, torch.tensor(recipe.sigmas)
+        return host_training.model_from(network, like=model), sampler, torch.tensor(recipe.sigmas)
 
 
 class LossChart:

@@ -11,7 +11,7 @@ import_host()
 
 import comfy.model_base as model_base  # noqa: E402
 import comfy.samplers  # noqa: E402
-from comfyui_fewstep.nodes import digits_model, distillation, folders, host  # noqa: E402
+from comfyui_fewstep.nodes import digits_model, distillation, folders, host, host_training  # noqa: E402
 from comfyui_fewstep.nodes.sampling import LightningSampler, Schedule  # noqa: E402
 from comfyui_fewstep.samplers.noise import NoiseFamily  # noqa: E402
 from comfyui_fewstep.trainers.student import FullWeightsStudent  # noqa: E402
@@ -126,16 +126,16 @@ def test_patches_on_the_wire_are_distilled_too():
     with torch.inference_mode():
         patched = model.clone()
         patched.add_patches({key: (torch.ones_like(before),)}, 0.5)
-    network = host.trainable_copy(patched)
+    network = host_training.trainable_copy(patched)
     torch.testing.assert_close(network.state_dict()[key], before + 0.5)
-    torch.testing.assert_close(host.trainable_copy(model).state_dict()[key], before)
+    torch.testing.assert_close(host_training.trainable_copy(model).state_dict()[key], before)
 
 
 def test_a_copy_can_be_trained_though_the_host_made_inference_tensors():
-    network = host.trainable_copy(teacher())
+    network = host_training.trainable_copy(teacher())
     assert not any(parameter.is_inference() for parameter in network.parameters())
     x, y = torch.randn(2, 4, 4, 4), torch.zeros(2, 10)
-    host.as_denoiser(network)(x, torch.ones(2), y=y, c_crossattn=torch.zeros(2, 1, 1)).sum().backward()
+    host_training.as_denoiser(network)(x, torch.ones(2), y=y, c_crossattn=torch.zeros(2, 1, 1)).sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
@@ -144,12 +144,12 @@ def test_conditioning_that_training_cannot_honour_is_refused(option):
     prompt = copy.deepcopy(digits_model.prompt("1"))
     prompt[0][1][option] = object()
     with pytest.raises(ValueError, match=f"positive conditioning carries {option}"):
-        host.condition_for_training(teacher(), prompt, latents=torch.zeros(1, 4, 4, 4), name="positive")
+        host_training.condition_for_training(teacher(), prompt, latents=torch.zeros(1, 4, 4, 4), name="positive")
 
 
 def test_latents_of_another_model_are_refused():
     with pytest.raises(ValueError, match="latents have 16 channels but this model works on 4"):
-        host.latents_for_training(teacher(), {"samples": torch.zeros(1, 16, 4, 4)})
+        host_training.latents_for_training(teacher(), {"samples": torch.zeros(1, 16, 4, 4)})
 
 
 def transformer_unet():
@@ -175,9 +175,9 @@ def test_gradients_are_right_through_the_hosts_transformer_blocks():
         "y": torch.eye(10)[:2],
         "c_crossattn": torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(2)),
     }
-    in_place = host.writes_in_place(network, latents=x, condition=condition)
+    in_place = host_training.writes_in_place(network, latents=x, condition=condition)
     student = FullWeightsStudent(
-        network, copy.deepcopy(network), as_denoiser=host.as_denoiser, writes_in_place=in_place
+        network, copy.deepcopy(network), as_denoiser=host_training.as_denoiser, writes_in_place=in_place
     )
     with student.autograd():
         student.denoiser(x, sigma, **condition).square().mean().backward()

@@ -51,3 +51,54 @@ def paper_target(denoiser, x_t, *, levels, family):
     z_m = ddim(z_t, predict(z_t, a_t, levels[0]), alpha_t=a_t, s_t=s_t, alpha_s=a_m, s_s=s_m)
     z_s = ddim(z_m, predict(z_m, a_m, levels[1]), alpha_t=a_m, s_t=s_m, alpha_s=a_s, s_s=s_s)
     return (z_s - s_s / s_t * z_t) / (a_s - s_s / s_t * a_t)
+
+
+class Mixture:
+    """A Gaussian mixture on the line: its noised versions, their distribution, denoiser and flow map, in float64.
+
+    Everything is elementwise: a sigma must broadcast against x.
+    """
+
+    def __init__(self, *, weights, means, stds):
+        self.weights, self.means, self.stds = (torch.tensor(v, dtype=torch.float64) for v in (weights, means, stds))
+
+    def noised(self, sigma, family):
+        """(alpha, means, stds) of the components at sigma, along a last axis of their own."""
+        sigma = torch.as_tensor(sigma, dtype=torch.float64).unsqueeze(-1)
+        alpha = 1.0 - sigma if family is NoiseFamily.FLOW else torch.ones_like(sigma)
+        return alpha, alpha * self.means, (alpha**2 * self.stds**2 + sigma**2).sqrt()
+
+    def cdf(self, x, sigma, family):
+        _, means, stds = self.noised(sigma, family)
+        return torch.special.ndtr((x.unsqueeze(-1) - means) / stds) @ self.weights
+
+    def quantile(self, level, sigma, family):
+        """The x with cdf(x) = level, by bisection of +-10 deviations to 1e-12 of their width."""
+        _, means, stds = self.noised(sigma, family)
+        low, high = ((means + side * stds) for side in (-10.0, 10.0))
+        low, high = low.amin(-1).expand_as(level), high.amax(-1).expand_as(level)
+        for _ in range(40):
+            middle = (low + high) / 2
+            below = self.cdf(middle, sigma, family) < level
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
+
+    def denoiser(self, family):
+        """E[x0 | x]: each component's regression, weighted by how likely x came from it."""
+
+        def denoise(x, sigma, **_):
+            alpha, means, stds = self.noised(sigma.reshape(-1, *(1,) * (x.ndim - 1)), family)
+            score = (x.unsqueeze(-1) - means) / stds
+            likely = torch.softmax(self.weights.log() - stds.log() - score**2 / 2, dim=-1)
+            return (likely * (self.means + alpha * self.stds**2 / stds * score)).sum(-1)
+
+        return denoise
+
+    def flow_map(self, family, *, sigma_min=0.0):
+        """The exact consistency function: the ODE keeps the order of points on a line, so a sample keeps its quantile."""
+
+        def consistency(x, sigma, **_):
+            level = self.cdf(x, sigma.reshape(-1, *(1,) * (x.ndim - 1)), family)
+            return self.quantile(level, sigma_min, family)
+
+        return consistency
