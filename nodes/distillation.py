@@ -275,7 +275,7 @@ class LoadStudent:
             "required": {
                 "model": ("MODEL", {"tooltip": "The teacher, or any model of the same architecture."}),
                 "student": (
-                    sorted(_student_files()),
+                    sorted(folders.student_files()),
                     {"tooltip": "A finished run, or a file in models/fewstep_students."},
                 ),
             }
@@ -283,14 +283,14 @@ class LoadStudent:
 
     @classmethod
     def IS_CHANGED(cls, student: str, **_: Any) -> float:
-        path = _student_files().get(student)
+        path = folders.student_files().get(student)
         return path.stat().st_mtime if path else 0.0
 
     def load(self, model: Any, student: str) -> tuple[Any, Any, Tensor]:
-        path = _student_files().get(student)
+        path = folders.student_files().get(student)
         if path is None:
             raise ValueError(
-                f"there is no student {student!r}; known are: {', '.join(sorted(_student_files())) or 'none'}."
+                f"there is no student {student!r}; known are: {', '.join(sorted(folders.student_files())) or 'none'}."
             )
         weights, recipe, _ = read_student(path)
         sampling = host.model_sampling_of(model)
@@ -329,9 +329,3 @@ class LossChart:
         if not losses:
             raise ValueError(f"the run {run_name!r} has logged nothing yet; distil first.")
         return (loss_chart(losses)[None],)
-
-
-def _student_files() -> dict[str, Path]:
-    """Name to file, of every finished run and every file that the user put into models/fewstep_students."""
-    runs = {f"{path.parent.name} (run)": path for path in folders.runs_root().glob("*/student.safetensors")}
-    return runs | {path.name: path for path in folders.students_root().glob("*.safetensors")}

@@ -44,3 +44,20 @@ def runs_root() -> Path:
 def students_root() -> Path:
     """Where a user puts students that came from elsewhere."""
     return Path(folder_paths.models_dir) / "fewstep_students"
+
+
+def student_files() -> dict[str, Path]:
+    """Name to file, of every finished run and every file that the user put into models/fewstep_students."""
+    runs = {f"{path.parent.name} (run)": path for path in runs_root().glob("*/student.safetensors")}
+    return runs | {path.name: path for path in students_root().glob("*.safetensors")}
+
+
+def recipe_files() -> dict[str, Path]:
+    """Name to file, of everything whose metadata may hold a recipe: LoRAs, models and students."""
+    files = {
+        f"{folder}/{name}": Path(folder_paths.get_full_path(folder, name))
+        for folder in ("loras", *_folders())
+        for name in folder_paths.get_filename_list(folder)
+        if name.endswith(".safetensors")
+    }
+    return files | student_files()

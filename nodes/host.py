@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import comfy.conds
 import comfy.k_diffusion.sampling
 import comfy.model_management
 import comfy.model_sampling
@@ -17,6 +19,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ..samplers.guidance_embedding import GuidedTimeEmbedding
 from ..samplers.noise import NoiseFamily
 
 log = logging.getLogger("comfyui_fewstep")
@@ -110,22 +113,33 @@ def with_consistency_sampling(
 # --- sampling --------------------------------------------------------------------------------------------------------
 
 
-def sampler_function(function: Callable[..., Tensor], **options: Any) -> Callable[..., Tensor]:
+def sampler_function(
+    function: Callable[..., Tensor],
+    *,
+    unit_variance_start: bool = False,
+    guidance_distilled: bool = False,
+    models_sigma_min: bool = False,
+    **options: Any,
+) -> Callable[..., Tensor]:
     """A function as the host calls its samplers, from one of ours, which also wants what only the running model knows.
 
-    family= is always given, table= (the model's noise levels) where function takes it. unit_variance_start=True undoes
-    that the host scales the first noise by sigma alone below sigma_max (Hyper-SD from 800, DMD2 from 399).
+    family= is always given, table= (the model's noise levels) where function takes it, sigma_min= of a consistency model
+    with models_sigma_min. unit_variance_start undoes that the host scales the first noise by sigma alone below sigma_max
+    (Hyper-SD from 800, DMD2 from 399). guidance_distilled: the cfg goes into the network, one forward a step.
     """
     wants_table = "table" in inspect.signature(function).parameters
-    unit_variance_start = options.pop("unit_variance_start", False)
 
     def host_function(model: Any, x: Tensor, sigmas: Tensor, *rest: Any, **named: Any) -> Tensor:
         sampling = model.inner_model.inner_model.model_sampling
-        family = noise_family(sampling)
+        family, prediction = _parameterisation(sampling)
         if unit_variance_start and family is NoiseFamily.VARIANCE_EXPLODING and sigmas[0] < 0.9999 * sampling.sigma_max:
             x = family.initial(x / sigmas[0], sigma=sigmas[0])
-        known = {"family": family} | ({"table": noise_levels(sampling)} if wants_table else {})
-        return function(model, x, sigmas, *rest, **known, **options, **named)
+        known: dict[str, Any] = {"family": family} | ({"table": noise_levels(sampling)} if wants_table else {})
+        if models_sigma_min and prediction == "edm":
+            known["sigma_min"] = float(sampling.sigma_min)
+        with _one_forward(model.inner_model) if guidance_distilled else nullcontext(model.inner_model) as guider:
+            model.inner_model = guider  # of KSamplerX0Inpaint, which the host makes anew for every sampling
+            return function(model, x, sigmas, *rest, **known, **options, **named)
 
     return host_function
 
@@ -133,6 +147,31 @@ def sampler_function(function: Callable[..., Tensor], **options: Any) -> Callabl
 def sampler(function: Callable[..., Tensor], **options: Any) -> Any:
     """A SAMPLER from one of our sampler functions and its options."""
     return comfy.samplers.KSAMPLER(sampler_function(function, **options))
+
+
+def guider(model: Any, conditioning: dict[str, Conditioning], *, cfg: float) -> Any:
+    """A GUIDER. conditioning: positive, and negative where cfg is not 1."""
+    made = comfy.samplers.CFGGuider(model)
+    made.inner_set_conds(conditioning)
+    made.set_cfg(cfg)
+    return made
+
+
+class _NoGuider:
+    """Stands where no guider could be made; whoever uses it is told why."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    @property
+    def model_patcher(self) -> Any:
+        """The first thing that the host asks a guider for."""
+        raise ValueError(self._reason)
+
+
+def no_guider(reason: str) -> Any:
+    """For a GUIDER output that may stay unconnected: a ValueError with the reason as soon as something samples with it."""
+    return _NoGuider(reason)
 
 
 def add_to_sampler_menu(functions: dict[str, Callable[..., Tensor]]) -> None:
@@ -169,6 +208,92 @@ def sample(
     return comfy.sample.sample_custom(
         model, noise, cfg, sampler, sigmas, positive, negative, empty, disable_pbar=True, seed=0
     )
+
+
+# --- guidance inside the network -------------------------------------------------------------------------------------
+
+_TIME_EMBEDDING = "diffusion_model.time_embed"
+_NO_GUIDANCE_INPUT = (
+    "this model has no guidance input. For a full LCM checkpoint put Guidance Embedding before; models of the Flux dev "
+    "kind have one of their own; any other model takes its guidance as cfg with an ordinary sampler and guider."
+)
+
+
+def _has_guidance_input(diffusion_model: torch.nn.Module) -> bool:
+    """Whether the architecture itself takes a guidance scale (Flux dev, HunyuanVideo); in Flux schnell it is an Identity."""
+    layer = getattr(diffusion_model, "guidance_in", None)
+    return layer is not None and not isinstance(layer, torch.nn.Identity)
+
+
+class _GuidanceDistilledGuider(comfy.samplers.CFGGuider):
+    """One forward a step: the positive conditioning only, the scale inside the network."""
+
+    guidance_scale: float
+
+
+def guidance_distilled_guider(model: Any, positive: Conditioning, *, guidance_scale: float) -> Any:
+    """A GUIDER for a model with a guidance embedding, or one whose architecture has a guidance input."""
+    embedding = model.object_patches.get(_TIME_EMBEDDING)
+    if isinstance(embedding, GuidedTimeEmbedding):
+        model = with_guidance_embedding(model, embedding.cond_proj, guidance_scale=guidance_scale)
+    elif _has_guidance_input(model.model.diffusion_model):
+        positive = [[embedded, {**options, "guidance": guidance_scale}] for embedded, options in positive]
+    else:
+        raise ValueError(_NO_GUIDANCE_INPUT)
+    guider = _GuidanceDistilledGuider(model)
+    guider.inner_set_conds({"positive": positive})
+    guider.guidance_scale = guidance_scale
+    return guider
+
+
+def with_guidance_embedding(model: Any, cond_proj: Tensor, *, guidance_scale: float) -> Any:
+    """A clone whose UNet takes the scale through cond_proj (channels, dim), before its first time-embedding layer."""
+    layers = model.get_model_object(_TIME_EMBEDDING)
+    channels = layers[0].in_features
+    if cond_proj.ndim != 2 or cond_proj.shape[0] != channels:
+        raise ValueError(
+            f"the guidance embedding is of shape {tuple(cond_proj.shape)}, but the connected model's time embedding has "
+            f"{channels} channels. Connect the model that was loaded from the same file."
+        )
+    clone = model.clone()
+    embedding = GuidedTimeEmbedding(layers, cond_proj, guidance_scale=guidance_scale)
+    clone.add_object_patch(_TIME_EMBEDDING, embedding)
+    return clone
+
+
+@contextmanager
+def _one_forward(guider: Any) -> Iterator[Any]:
+    """A copy of a running guider that evaluates the positive conditioning only, its cfg as the network's guidance."""
+    scale = _scale_of(guider)
+    one = copy.copy(guider)
+    one.cfg, one.conds = 1.0, {"positive": guider.conds["positive"]}
+    diffusion_model = guider.inner_model.diffusion_model
+    embedding = getattr(diffusion_model, "time_embed", None)
+    if isinstance(embedding, GuidedTimeEmbedding):
+        before, embedding.guidance_scale = embedding.guidance_scale, scale
+        try:
+            yield one
+        finally:
+            embedding.guidance_scale = before
+    elif _has_guidance_input(diffusion_model):
+        guidance = {"guidance": comfy.conds.CONDRegular(torch.tensor([scale]))}
+        one.conds["positive"] = [
+            {**entry, "model_conds": {**entry["model_conds"], **guidance}} for entry in one.conds["positive"]
+        ]
+        yield one
+    else:
+        raise ValueError(_NO_GUIDANCE_INPUT)
+
+
+def _scale_of(guider: Any) -> float:
+    if isinstance(guider, _GuidanceDistilledGuider):
+        return guider.guidance_scale
+    if type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise or "negative" not in guider.conds:
+        raise ValueError(
+            f"a guidance-distilled sampler takes its scale from the cfg, but {type(guider).__name__} has none. Use "
+            "KSampler, SamplerCustom, CFGGuider or Guidance-Distilled Guider, or an ordinary sampler with this guider."
+        )
+    return float(guider.cfg)
 
 
 # --- nodes -----------------------------------------------------------------------------------------------------------

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..samplers.few_step import sample_few_step, sample_tcd
+from ..samplers.few_step import sample_ancestral, sample_few_step, sample_tcd
 from ..samplers.presets import PRESETS, Preset
-from . import host
+from ..samplers.recipe import Recipe
+from ..trainers.files import read_metadata
+from . import folders, host
 from .model_sampling import LCMBoundary
 from .sampling import Schedule
 
+FROM_FILE = "from the file's own metadata"
+_NO_FILE = "none"
+
 
 class ApplyRecipe:
-    RETURN_TYPES = ("MODEL", "SAMPLER", "SIGMAS", "FLOAT")
-    RETURN_NAMES = ("model", "sampler", "sigmas", "cfg")
+    RETURN_TYPES = ("MODEL", "SAMPLER", "SIGMAS", "FLOAT", "GUIDER")
+    RETURN_NAMES = ("model", "sampler", "sigmas", "cfg", "guider")
     OUTPUT_TOOLTIPS = (
         "The model, its output read as the recipe says.",
         "The sampler of the recipe.",
         "The exact noise levels of the recipe.",
-        "The guidance scale to sample with: 1, no guidance, for all of these.",
+        "The guidance scale to sample with: 1, no guidance, for almost all of these.",
+        "For SamplerCustomAdvanced: model, prompts and guidance of the recipe. Needs positive.",
     )
     FUNCTION = "apply"
     CATEGORY = "few-step/sampling"
     DESCRIPTION = (
-        "Sets model, sampler and schedule as the authors of a well-known few-step model mean it. Load the checkpoint or "
-        "LoRA with the host's own loaders first. For students that FewStep made, use Load Distilled Student."
+        "Sets model, sampler, schedule and guidance as the authors of a well-known few-step model mean it, or as a file "
+        "that FewStep made says of itself. Load the checkpoint or LoRA with the host's own loaders first."
     )
 
     @classmethod
@@ -35,25 +42,97 @@ class ApplyRecipe:
             "required": {
                 "model": ("MODEL", {"tooltip": "The few-step checkpoint, or the base model with its speed LoRA."}),
                 "recipe": (
-                    list(PRESETS),
+                    [*PRESETS, FROM_FILE],
                     {"tooltip": "Which family the file is of, and for how many steps it was made."},
                 ),
-            }
+            },
+            "optional": {
+                "file": (
+                    [_NO_FILE, *sorted(folders.recipe_files())],
+                    {"tooltip": f"Read with '{FROM_FILE}': a student or LoRA that FewStep made. Loads no weights."},
+                ),
+                "positive": ("CONDITIONING", {"tooltip": "Needed for the guider output only."}),
+                "negative": ("CONDITIONING", {"tooltip": "For the guider output of recipes with a cfg above 1."}),
+            },
         }
 
-    def apply(self, model: Any, recipe: str) -> tuple[Any, Any, Tensor, float]:
-        if recipe not in PRESETS:
-            raise ValueError(f"there is no recipe {recipe!r}; known are: {', '.join(PRESETS)}.")
-        preset = PRESETS[recipe]
+    @classmethod
+    def VALIDATE_INPUTS(cls, recipe: str, file: str = _NO_FILE) -> bool | str:
+        return host.error_of(lambda: _preset(recipe) if recipe != FROM_FILE else _recipe_of(file))
+
+    @classmethod
+    def IS_CHANGED(cls, file: str = _NO_FILE, **_: Any) -> float:
+        path = folders.recipe_files().get(file)
+        return path.stat().st_mtime if path else 0.0
+
+    def apply(
+        self, model: Any, recipe: str, file: str = _NO_FILE, positive: Any = None, negative: Any = None
+    ) -> tuple[Any, Any, Tensor, float, Any]:
+        if recipe == FROM_FILE:
+            model, sampler, sigmas = _from_file(model, file)
+            return model, sampler, sigmas, 1.0, _guider(model, positive, negative, cfg=1.0, guidance_scale=None)
+        preset = _preset(recipe)
+        if host.noise_family(host.model_sampling_of(model)) is not preset.family:
+            kind = host.prediction_type(host.model_sampling_of(model))
+            raise ValueError(
+                f"{recipe!r} is no recipe for this kind of model ({kind}). Connect the model that it names."
+            )
         if preset.prediction or preset.lcm_boundary:
             change = LCMBoundary if preset.lcm_boundary else None
             model = host.with_model_sampling(model, prediction=preset.prediction, change=change)
         (sigmas,) = Schedule().make(model, preset.schedule, preset.steps, values=preset.values)
-        return model, _sampler(preset), sigmas, preset.cfg
+        guider = _guider(model, positive, negative, cfg=preset.cfg, guidance_scale=preset.guidance_scale)
+        return model, _sampler(preset), sigmas, preset.cfg, guider
+
+
+def _preset(recipe: str) -> Preset:
+    if recipe not in PRESETS:
+        raise ValueError(f"there is no recipe {recipe!r}; known are: {', '.join(PRESETS)}.")
+    return PRESETS[recipe]
+
+
+def _recipe_of(file: str) -> Recipe:
+    path = folders.recipe_files().get(file)
+    if path is None:
+        raise ValueError(f"file is {file!r}, but {FROM_FILE!r} reads one. Choose a student or LoRA that FewStep made.")
+    try:
+        return Recipe.from_metadata(read_metadata(path), source=file)
+    except ValueError as error:
+        raise ValueError(f"{error} Recipes of known families are: {', '.join(PRESETS)}.") from error
+
+
+def _from_file(model: Any, file: str) -> tuple[Any, Any, Tensor]:
+    recipe = _recipe_of(file)
+    sampling = host.model_sampling_of(model)
+    family, sigma_max = host.noise_family(sampling), float(host.noise_levels(sampling)[-1])
+    if family.value != recipe.noise_family:
+        raise ValueError(f"{file} is for {recipe.noise_family} models, but the connected model is {family.value}.")
+    if recipe.sigmas[0] > 1.001 * sigma_max:
+        raise ValueError(
+            f"{file} starts at noise level {recipe.sigmas[0]:g}, but the connected model's largest is {sigma_max:g}. "
+            "Connect the model that it was distilled from."
+        )
+    if recipe.prediction_type != host.prediction_type(sampling):
+        model = host.with_model_sampling(model, prediction=recipe.prediction_type)
+    return model, host.sampler(sample_few_step, gamma=recipe.gamma), torch.tensor(recipe.sigmas)
 
 
 def _sampler(preset: Preset) -> Any:
     if preset.sampler == "tcd":
         return host.sampler(sample_tcd, eta=preset.eta)
+    if preset.sampler == "ancestral":
+        return host.sampler(sample_ancestral)
     gamma = 0.0 if preset.sampler == "lightning" else 1.0
     return host.sampler(sample_few_step, gamma=gamma, unit_variance_start=preset.unit_variance_start)
+
+
+def _guider(model: Any, positive: Any, negative: Any, *, cfg: float, guidance_scale: float | None) -> Any:
+    if positive is None:
+        return host.no_guider("connect positive to Apply Recipe: its guider output needs a prompt.")
+    if guidance_scale is not None:
+        return host.guidance_distilled_guider(model, positive, guidance_scale=guidance_scale)
+    if cfg == 1.0:
+        return host.guider(model, {"positive": positive}, cfg=1.0)
+    if negative is None:
+        return host.no_guider(f"connect negative to Apply Recipe: this recipe samples at cfg {cfg:g}.")
+    return host.guider(model, {"positive": positive, "negative": negative}, cfg=cfg)

@@ -316,10 +316,15 @@ def add_to_menus() -> None:
             "fewstep_lcm": host.sampler_function(sample_few_step, gamma=1.0),
             "fewstep_lightning": host.sampler_function(sample_few_step, gamma=0.0),
             "fewstep_tcd": host.sampler_function(sample_tcd, eta=0.3),
+            "fewstep_consistency": host.sampler_function(sample_few_step, gamma=1.0, models_sigma_min=True),
+            "fewstep_guidance_distilled": host.sampler_function(sample_few_step, gamma=0.0, guidance_distilled=True),
+            "fewstep_guidance_distilled_lcm": host.sampler_function(
+                sample_few_step, gamma=1.0, guidance_distilled=True
+            ),
         }
     )
     host.add_to_scheduler_menu(
-        {f"fewstep_{name}": _from_menu(_SCHEDULES[name]) for name in ("trailing", "lcm", "tcd", "turbo")}
+        {f"fewstep_{name}": _from_menu(_SCHEDULES[name]) for name in ("trailing", "lcm", "tcd", "turbo", "consistency")}
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -63,6 +64,8 @@ def sample_few_step(
         raise ValueError(
             f"there are {len(gammas)} gammas for a schedule of {len(sigmas) - 1} steps; give one for each."
         )
+    if sigma_min > 0.0 and family is NoiseFamily.FLOW:
+        raise ValueError(f"sigma_min is {sigma_min}, but a flow model's levels end at 0; set it to 0.")
     if noise_sampler is None and any(gammas):
         noise_sampler = seeded_noise_sampler(x, seed=extra_args.get("seed"))
     ones = x.new_ones([x.shape[0]])
@@ -104,23 +107,61 @@ def sample_tcd(
     )
 
 
+@torch.no_grad()
+def sample_ancestral(
+    model: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+    *,
+    family: NoiseFamily,
+    noise_sampler: NoiseSampler | None = None,
+) -> Tensor:
+    """Ancestral Euler (SD- and SDXL-Turbo at more than one step): `sample_few_step` with the gammas of that rule."""
+    gammas = ancestral_gammas(sigmas, family=family)
+    return sample_few_step(
+        model, x, sigmas, extra_args, callback, disable, family=family, gamma=gammas, noise_sampler=noise_sampler
+    )
+
+
+def _gamma(down: Tensor, up: Tensor, *, family: NoiseFamily) -> float:
+    """The gamma of a step that goes down to one level and is noised up to the next.
+
+    What is left of the old noise is sqrt(1 - gamma^2) = r_down / r_up, with r the noise over the signal: sigma, or
+    sigma / (1 - sigma) for flow models.
+    """
+    if family is NoiseFamily.FLOW:
+        down, up = down / (1.0 - down), up / (1.0 - up)
+    return float((1.0 - (down / up) ** 2).clamp(min=0.0).sqrt())
+
+
+def ancestral_gammas(sigmas: Tensor, *, family: NoiseFamily) -> list[float]:
+    """The gamma of each step that is ancestral sampling: down to sigma_next^2 / sigma, as k-diffusion has it at eta 1.
+
+    sigmas: (n + 1,). A step to 0 adds no noise.
+    """
+    levels = sigmas.double().cpu()
+    return [
+        _gamma(after**2 / before, after, family=family) if after > 0.0 else 0.0 for before, after in pairwise(levels)
+    ]
+
+
 def tcd_gammas(sigmas: Tensor, *, eta: float, table: Tensor, family: NoiseFamily) -> list[float]:
     """The gamma of each step that is TCD's eta (Zheng et al. 2024, section 4.2, as diffusers' TCDScheduler has it).
 
-    A step goes down to timestep s = floor((1 - eta) t_next) and up again to t_next. What is left of the old noise is
-    sqrt(1 - gamma^2) = r_s / r_next, with r the noise over the signal: sigma, or sigma / (1 - sigma) for flow models.
-    A step to 0 adds no noise. sigmas: (n + 1,) on the model's ascending table of levels (T,).
+    A step goes down to timestep s = floor((1 - eta) t_next) and up again to t_next. A step to 0 adds no noise.
+    sigmas: (n + 1,) on the model's ascending table of levels (T,).
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta is {eta}; allowed is 0 (deterministic) to 1 (all noise fresh).")
-    gammas = []
     levels = table.double().cpu()
-    ratios = levels / (1.0 - levels) if family is NoiseFamily.FLOW else levels
+    gammas = []
     for sigma_next in sigmas[1:].double().cpu():
         if sigma_next == 0.0 or eta == 0.0:
             gammas.append(0.0)
             continue
         t_next = int((levels - sigma_next).abs().argmin())
-        s = int((1.0 - eta) * t_next)
-        gammas.append(float((1.0 - (ratios[s] / ratios[t_next]) ** 2).clamp(min=0.0).sqrt()))
+        gammas.append(_gamma(levels[int((1.0 - eta) * t_next)], levels[t_next], family=family))
     return gammas

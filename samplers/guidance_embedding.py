@@ -24,15 +24,27 @@ class GuidedTimeEmbedding(nn.Sequential):
     """The UNet's own time embedding, its layers shared, with cond_proj(w) added to what goes into the first of them.
 
     cond_proj: (channels, dim), no bias. It is no parameter of the module, so that the UNet's state dict, by which LoRAs
-    find their layers, stays as it is.
+    find their layers, stays as it is. guidance_scale may be set anew at any time.
     """
 
     def __init__(self, time_embedding: nn.Sequential, cond_proj: Tensor, *, guidance_scale: float) -> None:
         super().__init__(*time_embedding)
-        self._projected = [w_embedding(torch.tensor([guidance_scale]), dim=cond_proj.shape[1]) @ cond_proj.float().T]
+        self.cond_proj = cond_proj.float()
+        self.guidance_scale = guidance_scale
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @guidance_scale.setter
+    def guidance_scale(self, scale: float) -> None:
+        if not 1.0 <= scale < math.inf:
+            raise ValueError(f"guidance_scale is {scale}; a guidance embedding takes 1 (no guidance) and above.")
+        self._guidance_scale = scale
+        self._projected = w_embedding(torch.tensor([scale]), dim=self.cond_proj.shape[1]) @ self.cond_proj.T
 
     def forward(self, embedding: Tensor) -> Tensor:
-        embedding = embedding + self._projected[0].to(embedding)
+        embedding = embedding + self._projected.to(embedding)
         for layer in self:
             embedding = layer(embedding)
         return embedding

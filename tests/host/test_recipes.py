@@ -1,47 +1,111 @@
-"""Each preset gives the levels, the reading and the sampler that its source names."""
+"""Each preset gives the levels, the reading, the sampler and the guidance that its source names; files speak for themselves."""
 
 import pytest
 import torch
 from comfyui_fewstep.commands.embedded import import_host
+from safetensors.torch import save_file
 
 import_host()
 
-from comfyui_fewstep.nodes import host, recipes  # noqa: E402
+import comfy.samplers  # noqa: E402
+import folder_paths  # noqa: E402
+from comfyui_fewstep.nodes import digits_model, host, recipes  # noqa: E402
+from comfyui_fewstep.samplers.noise import NoiseFamily  # noqa: E402
 from comfyui_fewstep.samplers.presets import PRESETS  # noqa: E402
+from comfyui_fewstep.samplers.recipe import Recipe  # noqa: E402
+from test_guidance_distilled import advanced, guided_model  # noqa: E402
 from test_sampling import draw, model_of  # noqa: E402
 
+PROMPT = digits_model.prompt("1234")
+SPACED = {n: [round(1000 - 1000 * k / n) - 1 for k in range(n)] for n in (1, 2, 4, 8)}
+LCM = {
+    2: [999, 499],
+    4: [999, 759, 499, 259],
+    8: [999, 879, 759, 639, 499, 379, 259, 139],
+    16: [999, 939, 879, 819, 759, 699, 639, 579, 499, 439, 379, 319, 259, 199, 139, 79],
+}
 TIMESTEPS = {
-    "LCM or LCM-LoRA, 4 steps": [999, 759, 499, 259],
-    "LCM or LCM-LoRA, 8 steps": [999, 879, 759, 639, 499, 379, 259, 139],
+    "LCM or LCM-LoRA, 4 steps": LCM[4],
+    "LCM or LCM-LoRA, 8 steps": LCM[8],
     "SDXL-Lightning, 1 step": [999],
     "SDXL-Lightning, 2 steps": [999, 499],
     "SDXL-Lightning, 4 steps": [999, 749, 499, 249],
     "SDXL-Lightning, 8 steps": [999, 874, 749, 624, 499, 374, 249, 124],
     "SD- or SDXL-Turbo, 1 step": [999],
-    "Hyper-SD LoRA, 2 steps": [999, 499],
-    "Hyper-SD LoRA, 4 steps": [999, 749, 499, 249],
-    "Hyper-SD LoRA, 8 steps": [999, 874, 749, 624, 499, 374, 249, 124],
+    "SD- or SDXL-Turbo, 2 steps": [999, 899],
+    "SD- or SDXL-Turbo, 4 steps": [999, 899, 799, 699],
+    "Hyper-SD LoRA, 2 steps": SPACED[2],
+    "Hyper-SD LoRA, 4 steps": SPACED[4],
+    "Hyper-SD LoRA, 8 steps": SPACED[8],
+    "Hyper-SD CFG LoRA, 8 steps": SPACED[8],
+    "Hyper-SD CFG LoRA, 12 steps": [999, 916, 832, 749, 666, 582, 499, 416, 332, 249, 166, 82],
     "Hyper-SD unified LoRA, 1 step": [999],
     "Hyper-SD UNet, 1 step": [800],
     "DMD2, 4 steps": [999, 749, 499, 249],
     "DMD2, 1 step": [399],
-    "TCD-LoRA, 4 steps": [999, 759, 499, 259],
+    "TCD-LoRA, 4 steps": LCM[4],
+    **{f"PCM small-CFG LoRA, {n} steps": LCM[n] for n in (2, 4, 8, 16)},
+    **{f"PCM normal-CFG LoRA, {n} steps": LCM[n] for n in (4, 8, 16)},
+    "PCM LCM-like LoRA, 4 steps": LCM[4],
 }
+# The demo model's own shift is 1.
+SIGMAS = {
+    "FLUX.1 schnell, 1 step": [1.0],
+    "FLUX.1 schnell, 4 steps": [1.0, 0.75, 0.5, 0.25],
+    "Hyper-FLUX LoRA, 8 steps": [1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125],
+    "Hyper-FLUX LoRA, 16 steps": [1 - k / 16 for k in range(16)],
+    "Qwen-Image-Lightning, 4 steps": [1.0, 0.9, 0.75, 0.5],
+    "Qwen-Image-Lightning, 8 steps": [1.0, 0.954545, 0.9, 0.833333, 0.75, 0.642857, 0.5, 0.3],
+    "LTX-Video distilled, 8 steps": [1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875],
+}
+WITH_CFG = {"Hyper-SD CFG": 5.0, "PCM normal-CFG": 7.5}
+
+
+def model_for(name):
+    if PRESETS[name].family is NoiseFamily.FLOW:
+        return guided_model(kind="FLOW") if PRESETS[name].guidance_scale else model_of("FLOW")
+    return model_of("EPS")
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_recipe_is_complete_and_runs(name):
-    model, sampler, sigmas, cfg = recipes.ApplyRecipe().apply(model_of("EPS"), name)
-    table = host.noise_levels(host.model_sampling_of(model))
-    assert torch.equal(sigmas[:-1], table[TIMESTEPS[name]])
-    assert cfg == 1.0
+    model, sampler, sigmas, cfg, guider = recipes.ApplyRecipe().apply(
+        model_for(name), name, positive=PROMPT, negative=digits_model.prompt("")
+    )
+    if name in SIGMAS:
+        # the table of a flow model has 1000 levels: trailing is exact to half of one
+        torch.testing.assert_close(sigmas[:-1], torch.tensor(SIGMAS[name]), atol=6e-4, rtol=0.0)
+    else:
+        table = host.noise_levels(host.model_sampling_of(model))
+        assert torch.equal(sigmas[:-1], table[TIMESTEPS[name]])
+        wanted = "x0" if name == "SDXL-Lightning, 1 step" else "eps"
+        assert host.prediction_type(host.model_sampling_of(model)) == wanted
+    assert cfg == next((scale for family, scale in WITH_CFG.items() if name.startswith(family)), 1.0)
     assert PRESETS[name].source
-    assert host.prediction_type(host.model_sampling_of(model)) == ("x0" if name == "SDXL-Lightning, 1 step" else "eps")
-    assert torch.isfinite(draw(model, sampler, sigmas)).all()
+    drawn = advanced(guider, sampler, sigmas)
+    assert torch.isfinite(drawn).all()
+    if cfg == 1.0 and PRESETS[name].guidance_scale is None:
+        assert torch.equal(drawn, draw(model, sampler, sigmas, seed=3)), (
+            "the guider is what SamplerCustom does at cfg 1"
+        )
+
+
+def test_every_preset_is_compared_with_its_published_list():
+    assert set(PRESETS) == set(TIMESTEPS) | set(SIGMAS)
+
+
+def test_a_guider_output_without_a_prompt_says_what_to_connect():
+    name = "PCM normal-CFG LoRA, 4 steps"
+    *_, guider = recipes.ApplyRecipe().apply(model_of("EPS"), name)
+    with pytest.raises(ValueError, match="connect positive to Apply Recipe"):
+        guider.model_patcher  # noqa: B018 (what SamplerCustomAdvanced asks first)
+    *_, guider = recipes.ApplyRecipe().apply(model_of("EPS"), name, positive=PROMPT)
+    with pytest.raises(ValueError, match=r"connect negative to Apply Recipe: this recipe samples at cfg 7\.5"):
+        guider.model_patcher  # noqa: B018
 
 
 def test_one_step_lightning_is_the_networks_output():
-    model, sampler, sigmas, _ = recipes.ApplyRecipe().apply(model_of("EPS"), "SDXL-Lightning, 1 step")
+    model, sampler, sigmas, *_ = recipes.ApplyRecipe().apply(model_of("EPS"), "SDXL-Lightning, 1 step")
     drawn = draw(model, sampler, sigmas)
     noise = torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     start = noise * (1.0 + sigmas[0] ** 2) ** 0.5
@@ -54,10 +118,96 @@ def test_one_step_lightning_is_the_networks_output():
 
 
 def test_an_unknown_recipe_lists_the_known():
-    with pytest.raises(ValueError, match="no recipe 'PCM'; known are: LCM or LCM-LoRA"):
+    with pytest.raises(ValueError, match=r"no recipe 'PCM'; known are: LCM or LCM-LoRA.*LTX"):
         recipes.ApplyRecipe().apply(model_of("EPS"), "PCM")
 
 
-def test_a_flow_model_is_refused():
-    with pytest.raises(ValueError, match="flow"):
-        recipes.ApplyRecipe().apply(model_of("FLOW"), "LCM or LCM-LoRA, 4 steps")
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        ("FLOW", "LCM or LCM-LoRA, 4 steps", r"no recipe for this kind of model \(flow\)"),
+        ("FLOW", "SDXL-Lightning, 4 steps", r"no recipe for this kind of model \(flow\)"),
+        ("EPS", "FLUX.1 schnell, 4 steps", r"no recipe for this kind of model \(eps\)"),
+        ("FLOW", "Hyper-FLUX LoRA, 8 steps", "no guidance input"),
+    ],
+)
+def test_a_recipe_for_another_kind_of_model_is_refused(kind, name, said):
+    with pytest.raises(ValueError, match=said):
+        recipes.ApplyRecipe().apply(model_of(kind), name, positive=PROMPT)
+
+
+# --- recipes in files ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lora(tmp_path):
+    """Writes a LoRA file with metadata where the host looks for LoRAs; returns its name in the node."""
+    folder_paths.add_model_folder_path("loras", str(tmp_path))
+
+    def write(metadata):
+        save_file({"a": torch.ones(1)}, tmp_path / f"{tmp_path.name}.safetensors", metadata=metadata)
+        return f"loras/{tmp_path.name}.safetensors"
+
+    return write
+
+
+def recipe_of(**changed):
+    fields = {
+        "method": "progressive_distillation",
+        "steps": 2,
+        "sigmas": (14.0, 1.6, 0.0),
+        "schedule": "trailing",
+        "gamma": 0.0,
+        "prediction_type": "eps",
+        "noise_family": "variance_exploding",
+        "guidance_scale": 1.0,
+    }
+    return Recipe(**{**fields, **changed}).to_metadata()
+
+
+@pytest.mark.parametrize(("gamma", "node"), [(0.0, "euler"), (1.0, "LCMSampler")])
+def test_a_files_own_recipe_is_followed(gamma, node, lora):
+    file = lora(recipe_of(gamma=gamma))
+    model, sampler, sigmas, cfg, guider = recipes.ApplyRecipe().apply(
+        model_of("EPS"), recipes.FROM_FILE, file, positive=PROMPT
+    )
+    assert (sigmas.tolist(), cfg) == (pytest.approx([14.0, 1.6, 0.0]), 1.0)
+    theirs = (
+        comfy.samplers.sampler_object("euler")
+        if node == "euler"
+        else recipes.host.sampler(recipes.sample_few_step, gamma=1.0)
+    )
+    assert torch.equal(draw(model, sampler, sigmas), draw(model, theirs, sigmas))
+    assert torch.equal(advanced(guider, sampler, sigmas), draw(model, theirs, sigmas, seed=3))
+
+
+def test_a_student_that_predicts_otherwise_is_read_so(lora):
+    """A v-student's LoRA on an eps checkpoint: the network's output is v now."""
+    file = lora(recipe_of(prediction_type="v_prediction"))
+    model, *_ = recipes.ApplyRecipe().apply(model_of("EPS"), recipes.FROM_FILE, file)
+    assert host.prediction_type(host.model_sampling_of(model)) == "v_prediction"
+
+
+@pytest.mark.parametrize(
+    ("kind", "metadata", "said"),
+    [
+        ("EPS", {}, "carries no FewStep recipe.*Recipes of known families are: LCM or LCM-LoRA"),
+        ("EPS", {"fewstep.recipe": "nonsense"}, "cannot be read"),
+        ("FLOW", recipe_of(), "is for variance_exploding models, but the connected model is flow"),
+        (
+            "EPS",
+            recipe_of(sigmas=(80.0, 1.6, 0.0)),
+            "starts at noise level 80, but the connected model's largest is 14.6",
+        ),
+    ],
+)
+def test_a_file_that_does_not_fit_is_named(kind, metadata, said, lora):
+    file = lora(metadata)
+    with pytest.raises(ValueError, match=f"{file} .*{said}|in {file} {said}"):
+        recipes.ApplyRecipe().apply(model_of(kind), recipes.FROM_FILE, file)
+
+
+def test_no_file_is_named():
+    with pytest.raises(ValueError, match=r"file is 'none'.*Choose a student or LoRA"):
+        recipes.ApplyRecipe().apply(model_of("EPS"), recipes.FROM_FILE)
+    assert "file is 'gone'" in recipes.ApplyRecipe.VALIDATE_INPUTS(recipes.FROM_FILE, "gone")

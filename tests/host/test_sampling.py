@@ -12,10 +12,11 @@ import comfy.model_patcher  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
 from comfyui_fewstep.nodes import digits_model, host, sampling  # noqa: E402
-from comfyui_fewstep.samplers.few_step import sample_few_step  # noqa: E402
+from comfyui_fewstep.samplers.few_step import sample_ancestral, sample_few_step  # noqa: E402
 
 KINDS = ["EPS", "V_PREDICTION", "EDM", "FLOW"]
 CPU = torch.device("cpu")
+MENU = ["fewstep_lcm", "fewstep_lightning", "fewstep_tcd", "fewstep_consistency"]
 
 
 def model_of(kind):
@@ -31,12 +32,12 @@ def noise_of(count=4, seed=0):
 
 
 @torch.inference_mode()
-def draw(model, sampler, sigmas, *, count=4, latent=None, mask=None):
+def draw(model, sampler, sigmas, *, count=4, latent=None, mask=None, seed=7):
     noise = noise_of(count)
     latent = torch.zeros_like(noise) if latent is None else latent
     prompt = digits_model.prompt("1234")
     return comfy.sample.sample_custom(
-        model, noise, 1.0, sampler, sigmas, prompt, prompt, latent, noise_mask=mask, disable_pbar=True, seed=7
+        model, noise, 1.0, sampler, sigmas, prompt, prompt, latent, noise_mask=mask, disable_pbar=True, seed=seed
     )
 
 
@@ -66,6 +67,22 @@ def test_lcm_is_the_hosts_lcm_with_the_same_noise(kind):
 
     ours, theirs = (draw(model, sampler, sigmas) for sampler in samplers())
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ancestral_is_the_hosts_euler_ancestral_with_the_same_noise(kind):
+    """SD- and SDXL-Turbo at more than one step. Equal to rounding: the host adds up where we mix."""
+    if kind == "FLOW" and not hasattr(comfy.k_diffusion.sampling, "sample_euler_ancestral_RF"):
+        pytest.skip("this host's euler_ancestral does not know flow models")
+    model = model_of(kind)
+    sigmas = schedule(model)
+    fresh = [noise_of(seed=10 + i) for i in range(5)]
+    drawn = []
+    for function in (host.sampler_function(sample_ancestral), comfy.k_diffusion.sampling.sample_euler_ancestral):
+        draws = iter(fresh)
+        options = {"noise_sampler": lambda *_, draws=draws: next(draws).clone()}
+        drawn.append(draw(model, comfy.samplers.KSAMPLER(function, extra_options=options), sigmas))
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -173,11 +190,11 @@ def test_the_stock_menu_has_ours_and_lost_nothing():
     before = list(comfy.samplers.KSampler.SAMPLERS)
     sampling.add_to_menus()
     assert before == comfy.samplers.KSampler.SAMPLERS, "a second time adds nothing"
-    assert {"fewstep_lcm", "fewstep_lightning", "fewstep_tcd", "euler", "lcm"} <= set(before)
+    assert {*MENU, "fewstep_guidance_distilled", "fewstep_guidance_distilled_lcm", "euler", "lcm"} <= set(before)
     assert len(before) == len(set(before))
 
 
-@pytest.mark.parametrize("name", ["fewstep_lcm", "fewstep_lightning", "fewstep_tcd"])
+@pytest.mark.parametrize("name", MENU)
 @torch.inference_mode()
 def test_the_stock_ksampler_takes_ours(name):
     model, noise, prompt = model_of("V_PREDICTION"), noise_of(), digits_model.prompt("1234")

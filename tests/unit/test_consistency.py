@@ -9,6 +9,7 @@ from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.samplers.schedules import consistency_sigmas, lcm_timesteps, timesteps_to_sigmas
 from diffusers import CMStochasticIterativeScheduler, TCDScheduler
 from gaussian import FAMILIES, gaussian_denoiser, table
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 VE = NoiseFamily.VARIANCE_EXPLODING
@@ -204,3 +205,52 @@ def test_tcd_goes_down_to_s_and_up_again(family, eta):
     (gamma,) = tcd_gammas(sigmas, eta=eta, table=levels, family=family)
     landed = family.jump(x, x0, sigma=sigma, sigma_next=levels[t_next], gamma=gamma, noise=fresh)
     torch.testing.assert_close(landed, expected, atol=1e-5, rtol=1e-5)
+
+
+class _CountsReads(TorchDispatchMode):
+    """Counts what makes the host wait for the device: reading a tensor's value in Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.reads = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.reads += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("sigma_min", [0.0, 0.002])
+def test_the_loop_never_waits_for_the_device(family, gamma, sigma_min):
+    """As many reads at 40 steps as at 4: all of them are before the loop."""
+    if sigma_min and family is NoiseFamily.FLOW:
+        pytest.skip("a flow model has no sigma_min")
+    reads = []
+    for steps in (4, 40):
+        sigmas = torch.linspace(0.9, 0.0, steps + 1)
+        with _CountsReads() as counter:
+            sample_few_step(
+                lambda x, sigma, **_: 0.5 * x,
+                torch.ones(2, 3),
+                sigmas,
+                {"seed": 1},
+                disable=True,
+                family=family,
+                gamma=gamma,
+                sigma_min=sigma_min,
+            )
+        reads.append(counter.reads)
+    assert reads[0] == reads[1] > 0
+
+
+def test_a_flow_model_has_no_sigma_min():
+    with pytest.raises(ValueError, match=r"sigma_min is 0\.002, but a flow model's levels end at 0"):
+        sample_few_step(
+            lambda x, sigma: x,
+            torch.ones(1, 1),
+            torch.tensor([1.0, 0.0]),
+            family=NoiseFamily.FLOW,
+            gamma=1.0,
+            sigma_min=0.002,
+        )

@@ -1,0 +1,121 @@
+"""Guidance-distilled sampling: the scale in the network, one forward a step, from KSampler's cfg and from a guider."""
+
+import pytest
+import torch
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+import comfy.sample  # noqa: E402
+import comfy.samplers  # noqa: E402
+from comfyui_fewstep.nodes import digits_model, guidance, host, sampling  # noqa: E402
+from test_sampling import model_of, noise_of, schedule  # noqa: E402
+
+BATCH = 4
+PROMPT = digits_model.prompt("1234")
+NO_PROMPT = digits_model.prompt("")
+
+
+def guided_model(scale=1.0, kind="V_PREDICTION"):
+    cond_proj = torch.randn(32, 16, generator=torch.Generator().manual_seed(5))
+    return host.with_guidance_embedding(model_of(kind), cond_proj, guidance_scale=scale)
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """The number of samples in every call of the network."""
+    seen = []
+    forward = comfy.model_base.BaseModel.apply_model
+
+    def counted(self, x, *rest, **named):
+        seen.append(len(x))
+        return forward(self, x, *rest, **named)
+
+    monkeypatch.setattr(comfy.model_base.BaseModel, "apply_model", counted)
+    return seen
+
+
+@torch.inference_mode()
+def ksampler(model, name, *, cfg, negative=NO_PROMPT, steps=4):
+    noise = noise_of(BATCH)
+    return comfy.sample.sample(
+        model, noise, steps, cfg, name, "simple", PROMPT, negative, torch.zeros_like(noise), disable_pbar=True, seed=3
+    )
+
+
+@torch.inference_mode()
+def advanced(guider, sampler, sigmas):
+    """As SamplerCustomAdvanced does it."""
+    noise = noise_of(BATCH)
+    return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("distilled", "ordinary"),
+    [("fewstep_guidance_distilled", "fewstep_lightning"), ("fewstep_guidance_distilled_lcm", "fewstep_lcm")],
+)
+def test_ksamplers_cfg_goes_into_the_network_at_one_forward_a_step(distilled, ordinary, rows):
+    drawn = ksampler(guided_model(), distilled, cfg=7.5)
+    assert rows == [BATCH] * 4
+    assert torch.equal(drawn, ksampler(guided_model(7.5), ordinary, cfg=1.0))
+    assert not torch.equal(drawn, ksampler(guided_model(), distilled, cfg=3.0))
+
+
+def test_an_ordinary_sampler_would_pay_twice(rows):
+    ksampler(guided_model(), "fewstep_lightning", cfg=7.5)
+    assert sum(rows) == 2 * BATCH * 4
+
+
+def test_the_guider_costs_one_forward_a_step_with_any_sampler(rows):
+    model = guided_model()
+    (guider,) = guidance.GuidanceDistilledGuider().make(model, PROMPT, 7.5)
+    sigmas = schedule(model, steps=4)
+    drawn = advanced(guider, comfy.samplers.sampler_object("euler"), sigmas)
+    assert rows == [BATCH] * 4
+    (sampler,) = sampling.LightningSampler().make()
+    (plain,) = guidance.GuidanceDistilledGuider().make(guided_model(3.0), PROMPT, 7.5)
+    assert torch.equal(drawn, advanced(plain, sampler, sigmas)), "the guider's scale replaces the model's"
+    (distilled,) = guidance.GuidanceDistilledSampler().make(0.0)
+    assert torch.equal(drawn, advanced(guider, distilled, sigmas)), "both together ask for the guider's scale"
+
+
+def test_the_negative_prompt_is_not_evaluated():
+    one = ksampler(guided_model(), "fewstep_guidance_distilled", cfg=7.5)
+    other = ksampler(guided_model(), "fewstep_guidance_distilled", cfg=7.5, negative=digits_model.prompt("9"))
+    assert torch.equal(one, other)
+
+
+def test_the_model_keeps_its_own_scale_afterwards():
+    model = guided_model(3.0)
+    embedding = model.object_patches["diffusion_model.time_embed"]
+    before = ksampler(model, "fewstep_lightning", cfg=1.0)
+    ksampler(model, "fewstep_guidance_distilled", cfg=7.5)
+    assert embedding.guidance_scale == 3.0
+    with pytest.raises(ValueError, match=r"guidance_scale is 0\.5"):
+        ksampler(model, "fewstep_guidance_distilled", cfg=0.5)
+    assert torch.equal(before, ksampler(model, "fewstep_lightning", cfg=1.0))
+
+
+def test_a_guider_can_sample_twice():
+    model = guided_model()
+    guider = host.guider(model, {"positive": PROMPT, "negative": NO_PROMPT}, cfg=5.0)
+    (sampler,) = guidance.GuidanceDistilledSampler().make(1.0)
+    sigmas = schedule(model, steps=3)
+    assert torch.equal(advanced(guider, sampler, sigmas), advanced(guider, sampler, sigmas))
+    assert guider.cfg == 5.0
+
+
+@pytest.mark.parametrize("kind", ["EPS", "FLOW"])
+def test_a_model_without_guidance_input_is_refused(kind):
+    with pytest.raises(ValueError, match=r"no guidance input\. For a full LCM checkpoint put Guidance Embedding"):
+        ksampler(model_of(kind), "fewstep_guidance_distilled", cfg=3.0)
+    with pytest.raises(ValueError, match="no guidance input"):
+        guidance.GuidanceDistilledGuider().make(model_of(kind), PROMPT, 3.0)
+
+
+def test_a_guider_without_cfg_is_refused():
+    (sampler,) = guidance.GuidanceDistilledSampler().make(0.0)
+    model = guided_model()
+    guider = host.guider(model, {"positive": PROMPT}, cfg=1.0)
+    with pytest.raises(ValueError, match="takes its scale from the cfg, but CFGGuider has none"):
+        advanced(guider, sampler, schedule(model))
