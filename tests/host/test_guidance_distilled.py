@@ -8,6 +8,7 @@ import_host()
 
 import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
+from architectures import conditioning, kinds, noise_for, tiny  # noqa: E402
 from comfyui_fewstep.nodes import digits_model, guidance, host, sampling  # noqa: E402
 from test_sampling import model_of, noise_of, schedule  # noqa: E402
 
@@ -119,3 +120,39 @@ def test_a_guider_without_cfg_is_refused():
     guider = host.guider(model, {"positive": PROMPT}, cfg=1.0)
     with pytest.raises(ValueError, match="takes its scale from the cfg, but CFGGuider has none"):
         advanced(guider, sampler, schedule(model))
+
+
+@pytest.mark.parametrize("kind", kinds("flux"))
+@torch.inference_mode()
+def test_the_hosts_own_guidance_input_takes_the_scale(kind, rows):
+    """Flux dev's: the cfg equals a prompt that carries the guidance, and the prompt's own is replaced."""
+    model, noise = tiny(kind), noise_for(tiny(kind))
+    prompt = conditioning(kind)
+    prompt_of = lambda scale: [[text, {**options, "guidance": scale}] for text, options in prompt]  # noqa: E731
+    negative = conditioning(kind, seed=1)
+
+    def draw(name, positive, cfg):
+        empty = torch.ones_like(noise)  # an empty one would have its channels counted wrongly by some hosts
+        return comfy.sample.sample(
+            model, noise, 3, cfg, name, "simple", positive, negative, empty, disable_pbar=True, seed=3
+        )
+
+    drawn = draw("fewstep_guidance_distilled", prompt, 7.5)
+    assert rows == [len(noise)] * 3
+    assert torch.equal(drawn, draw("fewstep_lightning", prompt_of(7.5), 1.0))
+    assert not torch.equal(drawn, draw("fewstep_lightning", prompt, 1.0))
+    (guider,) = guidance.GuidanceDistilledGuider().make(model, prompt, 7.5)
+    (sampler,) = sampling.LightningSampler().make()
+    sigmas = comfy.samplers.calculate_sigmas(host.model_sampling_of(model), "simple", 3)
+    guided = guider.sample(noise, torch.ones_like(noise), sampler, sigmas, disable_pbar=True, seed=3)
+    assert torch.equal(drawn, guided)
+    assert prompt[0][1]["guidance"] == 3.5, "the connected prompt is as it was"
+
+
+def test_a_network_built_without_guidance_is_refused():
+    """Flux schnell has the layer's place, and nothing in it."""
+    network = torch.nn.Module()
+    network.guidance_in = torch.nn.Identity()
+    assert not host._has_guidance_input(network)
+    network.guidance_in = torch.nn.Linear(2, 2)
+    assert host._has_guidance_input(network)

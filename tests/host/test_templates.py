@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 
 TEMPLATES = [workflow for workflow in WORKFLOWS if "FewStepDistill" not in workflow.read_text()]
 GUIDANCE = "demo_cond_proj.safetensors"
-TEACHER, FLOW_TEACHER = ["teacher", 0], ["flow", 0]
 
 
 @pytest.fixture(scope="module")
@@ -22,32 +21,36 @@ def guidance_file(base):
     save_file({"time_embedding.cond_proj.weight": cond_proj}, folder / GUIDANCE)
 
 
+def demo_node(node):
+    """The demo's counterpart of a host node: texts become digits, latents small, a guidance file the one above."""
+    kind, inputs = node["class_type"], node["inputs"]
+    if kind == "CLIPTextEncode":
+        return {"class_type": "FewStepDigitPrompt", "inputs": {"digits": "7" if inputs["text"] else ""}}
+    if kind.startswith("Empty"):
+        return {"class_type": "EmptyLatentImage", "inputs": {"width": 32, "height": 32, "batch_size": 1}}
+    if kind == "FewStepGuidanceEmbedding":
+        return {**node, "inputs": {**inputs, "file": GUIDANCE}}
+    return node
+
+
 def with_demo_models(prompt):
-    """Checkpoints become the demo teacher, read as a flow model where the recipe is for one; texts become digits."""
-    prompt = copy.deepcopy(prompt)
+    """Checkpoints become the demo teacher, read as a flow model where the recipe is for one."""
     flow = any("FLUX" in str(node["inputs"].get("recipe")) for node in prompt.values())
-    replaced = {}
+    instead = {}
     for number, node in prompt.items():
-        if node["class_type"] in ("CheckpointLoaderSimple", "UNETLoader"):
-            replaced |= {(number, 0): FLOW_TEACHER if flow else TEACHER, (number, 2): ["teacher", 1]}
-        elif node["class_type"] == "CLIPTextEncode":
-            digits = "7" if node["inputs"]["text"] else ""
-            prompt[number] = {"class_type": "FewStepDigitPrompt", "inputs": {"digits": digits}}
-        elif node["class_type"].startswith("Empty"):
-            prompt[number] = {"class_type": "EmptyLatentImage", "inputs": {"width": 32, "height": 32, "batch_size": 1}}
-        elif node["class_type"] == "FewStepGuidanceEmbedding":
-            node["inputs"]["file"] = GUIDANCE
-    for number, node in prompt.items():
-        if node["class_type"] == "LoraLoaderModelOnly":
-            replaced[number, 0] = replaced[tuple(node["inputs"]["model"])]
-    gone = {number for number, _ in replaced}
-    kept = {number: node for number, node in prompt.items() if number not in gone}
-    for node in kept.values():
+        if node["class_type"] == "CheckpointLoaderSimple":
+            instead |= {(number, 0): ["flow" if flow else "teacher", 0], (number, 2): ["teacher", 1]}
+        elif node["class_type"] == "LoraLoaderModelOnly":
+            instead[number, 0] = instead[tuple(node["inputs"]["model"])]
+    kept = {
+        "teacher": {"class_type": "FewStepDemoTeacher", "inputs": {}},
+        "flow": {"class_type": "ModelSamplingSD3", "inputs": {"model": ["teacher", 0], "shift": 1.0}},
+    }
+    for number in prompt.keys() - {number for number, _ in instead}:
+        node = kept[number] = demo_node(copy.deepcopy(prompt[number]))
         for name, value in node["inputs"].items():
-            if isinstance(value, list) and tuple(value) in replaced:
-                node["inputs"][name] = replaced[tuple(value)]
-    kept["teacher"] = {"class_type": "FewStepDemoTeacher", "inputs": {}}
-    kept["flow"] = {"class_type": "ModelSamplingSD3", "inputs": {"model": TEACHER, "shift": 1.0}}
+            if isinstance(value, list):
+                node["inputs"][name] = instead.get(tuple(value), value)
     return kept
 
 
