@@ -138,7 +138,7 @@ def as_denoiser(network: Network) -> Denoiser:
 
 
 def writes_in_place(network: Network, *, latents: Tensor, condition: Condition) -> bool:
-    """Whether a backward pass fails because the host's blocks overwrite what autograd saved (hosts of mid-2024)."""
+    """Whether a backward pass fails because the host's blocks overwrite what autograd saved (2024's UNets, Flux)."""
     x, sigma = latents[:1], latents.new_ones(1)
     one = {key: value[:1] for key, value in condition.items()}
     try:

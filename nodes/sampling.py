@@ -234,20 +234,22 @@ class Schedule:
         shift: float = 1.0,
         values: str = "",
     ) -> tuple[Tensor]:
-        sampling = host.model_sampling_of(model)
-        table, family = host.noise_levels(sampling), host.noise_family(sampling)
         if schedule not in _SCHEDULES:
             raise ValueError(f"schedule is {schedule!r}; allowed are {', '.join(_SCHEDULES)}.")
-        if family is NoiseFamily.FLOW and schedule in _NOT_FOR_FLOW:
-            raise ValueError(
-                f"the {schedule} schedule is for eps-, v- and x0-models; this is a flow model. Use trailing or sigmas."
-            )
-        if shift != 1.0 and family is not NoiseFamily.FLOW:
+        sampling = host.model_sampling_of(model)
+        if shift != 1.0 and host.noise_family(sampling) is not NoiseFamily.FLOW:
             raise ValueError(f"shift is {shift}, but only flow models have one; set it to 1.")
-        sigmas = _SCHEDULES[schedule](
-            table=table, steps=steps, original_steps=original_steps, strength=strength, values=values
-        )
+        options = {"original_steps": original_steps, "strength": strength, "values": values}
+        sigmas = _sigmas(sampling, schedule, steps, **options)
         return (sigmas if shift == 1.0 else shifted_sigmas(sigmas, shift=shift),)
+
+
+def _sigmas(model_sampling: Any, schedule: str, steps: int, **options: Any) -> Tensor:
+    if host.noise_family(model_sampling) is NoiseFamily.FLOW and schedule in _NOT_FOR_FLOW:
+        raise ValueError(
+            f"the {schedule} schedule is for eps-, v- and x0-models; this is a flow model. Use trailing or sigmas."
+        )
+    return _SCHEDULES[schedule](table=host.noise_levels(model_sampling), steps=steps, **options)
 
 
 def _trailing(*, table: Tensor, steps: int, **_: Any) -> Tensor:
@@ -323,10 +325,9 @@ def add_to_menus() -> None:
             ),
         }
     )
-    host.add_to_scheduler_menu(
-        {f"fewstep_{name}": _from_menu(_SCHEDULES[name]) for name in ("trailing", "lcm", "tcd", "turbo", "consistency")}
-    )
+    in_menu = ("trailing", "lcm", "tcd", "turbo", "consistency")
+    host.add_to_scheduler_menu({f"fewstep_{name}": _from_menu(name) for name in in_menu})
 
 
-def _from_menu(make: Callable[..., Tensor]) -> Callable[[Any, int], Tensor]:
-    return lambda model_sampling, steps: make(table=host.noise_levels(model_sampling), steps=steps)
+def _from_menu(name: str) -> Callable[[Any, int], Tensor]:
+    return lambda model_sampling, steps: _sigmas(model_sampling, name, steps)

@@ -204,3 +204,13 @@ def test_the_stock_ksampler_takes_ours(name):
             model, noise, 4, 1.0, name, scheduler, prompt, prompt, torch.zeros_like(noise), disable_pbar=True, seed=1
         )
         assert torch.isfinite(drawn).all()
+
+
+@pytest.mark.parametrize("name", ["lcm", "tcd", "turbo", "consistency"])
+def test_the_stock_menus_refuse_a_schedule_of_another_family(name):
+    """Where the node would; a flow model's table would be read at timesteps that mean nothing to it."""
+    if f"fewstep_{name}" not in comfy.samplers.KSampler.SCHEDULERS:
+        pytest.skip("this host lets no pack add schedulers")
+    sampling_of_flow = host.model_sampling_of(model_of("FLOW"))
+    with pytest.raises(ValueError, match=f"the {name} schedule is for eps-, v- and x0-models; this is a flow model"):
+        comfy.samplers.calculate_sigmas(sampling_of_flow, f"fewstep_{name}", 4)
