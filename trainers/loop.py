@@ -14,6 +14,7 @@ from torch import Tensor
 from ..samplers.noise import Denoiser, expand_like
 from .data import TensorData
 from .method import Method, Stage, Target
+from .micro_batches import in_pieces, split
 from .run_folder import RunFolder
 from .student import Student
 
@@ -22,7 +23,11 @@ OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """What a user chooses about the optimisation. ValueError, naming the input, for values that no run could use."""
+    """What a user chooses about the optimisation. ValueError, naming the input, for values that no run could use.
+
+    batch_size: pictures in one optimiser step. accumulation: pieces that they pass the networks in, one after another:
+    more need less memory, and the gradient stays the mean over the whole batch.
+    """
 
     batch_size: int = 64
     optimiser: str = "adam"
@@ -31,11 +36,17 @@ class TrainOptions:
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 200
+    accumulation: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "log_every", "checkpoint_every"):
+        for name in ("batch_size", "log_every", "checkpoint_every", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size is {self.batch_size} and accumulation is {self.accumulation}; batch_size must be a multiple "
+                "of accumulation, so that all pieces of a batch count alike."
+            )
         if self.optimiser not in OPTIMISERS:
             raise ValueError(f"optimiser is {self.optimiser!r}; allowed are {', '.join(OPTIMISERS)}.")
         if self.weight_decay < 0.0 or self.gradient_clip <= 0.0:
@@ -131,22 +142,35 @@ class _Training:
 
     def _step(self, stage: Stage) -> None:
         """One optimiser step: batch, target, loss, gradient, update."""
-        generator = torch.Generator().manual_seed(self._iteration_seed())
-        batch = self._data.batch(self._options.batch_size, generator=generator)
-        target = self._method.target(
-            batch, stage=self._stage, teacher=self._student.teacher, student=self._student.denoiser, generator=generator
-        )
+        target = self._target()
         rate = stage.learning_rate * (1.0 - self._stage_iteration / stage.iterations)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         self._optimiser.zero_grad(set_to_none=True)
-        with self._student.autograd():
-            loss, x0_error = weighted_error(self._student.denoiser, target)
-            loss.backward()
+        errors = [self._backward(piece) for piece in split(target, self._options.accumulation)]
+        loss, x0_error = (torch.stack(column).sum() for column in zip(*errors, strict=True))
         norm = torch.nn.utils.clip_grad_norm_(self._student.parameters(), self._options.gradient_clip)
         self._optimiser.step()
-        self._pending.append((loss.detach(), x0_error.detach(), norm.detach()))
+        self._pending.append((loss, x0_error, norm.detach()))
         self._stage_iteration += 1
+
+    def _target(self) -> Target:
+        """For the whole batch: how it is split must not change what is drawn."""
+        generator = torch.Generator().manual_seed(self._iteration_seed())
+        batch = self._data.batch(self._options.batch_size, generator=generator)
+        teacher, student = (
+            in_pieces(denoiser, self._options.accumulation)
+            for denoiser in (self._student.teacher, self._student.denoiser)
+        )
+        return self._method.target(batch, stage=self._stage, teacher=teacher, student=student, generator=generator)
+
+    def _backward(self, piece: Target) -> tuple[Tensor, Tensor]:
+        """Adds a piece's gradient; its share of the batch's loss and x0 error, whose sums are the batch's means."""
+        share = 1.0 / self._options.accumulation
+        with self._student.autograd():
+            loss, x0_error = (share * error for error in weighted_error(self._student.denoiser, piece))
+            loss.backward()
+        return loss.detach(), x0_error.detach()
 
     def _account(self, stage: Stage) -> None:
         """Logs, checkpoints and tells the observers, in that order."""

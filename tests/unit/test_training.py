@@ -1,0 +1,126 @@
+"""The optimisation itself: what one optimiser step does, against the same mathematics written out."""
+
+import pytest
+import torch
+from comfyui_fewstep.samplers.noise import NoiseFamily
+from comfyui_fewstep.trainers.data import TensorData
+from comfyui_fewstep.trainers.loop import TrainOptions, train
+from comfyui_fewstep.trainers.method import Target
+from comfyui_fewstep.trainers.micro_batches import in_pieces, split
+from comfyui_fewstep.trainers.run_folder import RunFolder
+from comfyui_fewstep.trainers.student import FullWeightsStudent
+from comfyui_fewstep.trainers.targets.progressive import Progressive
+from gaussian import table
+from test_progressive import TinyNetwork, as_denoiser, batch, options
+
+FAMILY = NoiseFamily.VARIANCE_EXPLODING
+ITERATIONS = 12
+
+
+class Trained:
+    """A short run of two stages on the closed-form data, and what it left."""
+
+    def __init__(self, root, *, observers=(), hook=lambda _: None, learning_rate=1e-3, **training):
+        self.method = Progressive(
+            options(iterations=ITERATIONS, learning_rate=learning_rate),
+            family=FAMILY,
+            table=table(FAMILY),
+            unconditional=None,
+        )
+        self.network, self.teacher = TinyNetwork(), TinyNetwork(seed=1)
+        self.data = TensorData(x0=batch(64).x0, condition={"y": torch.arange(64.0).reshape(64, 1)})
+        self.student = FullWeightsStudent(self.network, self.teacher, as_denoiser=as_denoiser)
+        hook(self)
+        self.run = RunFolder(root, "run")
+        chosen = TrainOptions(**{"batch_size": 12, "log_every": 1, "seed": 4, **training})
+        train(self.run, self.method, self.student, self.data, options=chosen, observers=list(observers))
+
+    def weights(self):
+        return self.network.state_dict()
+
+
+def gradients(root, **training):
+    """The student's gradient after each backward pass, what the networks saw, and the run; the teacher never changes."""
+    seen, found = {"student": [], "teacher": []}, []
+
+    def counting(role, denoiser):
+        def counted(x, sigma, **condition):
+            assert len(x) == len(sigma) == len(condition["y"])
+            seen[role].append(len(x))
+            return denoiser(x, sigma, **condition)
+
+        return counted
+
+    def hook(trained):
+        trained.student.teacher = counting("teacher", trained.student.teacher)
+        trained.student.denoiser = counting("student", trained.student.denoiser)
+        trained.student.promote = lambda: None
+        trained.network.hidden.register_post_accumulate_grad_hook(lambda p: found.append(p.grad.clone()))
+
+    trained = Trained(root, hook=hook, gradient_clip=1e9, **training)
+    return found, seen, trained
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 12])
+def test_accumulation_changes_the_gradient_by_rounding_only(pieces, tmp_path):
+    """The same draws, and the mean over the whole batch: neither the sum of the pieces' means nor a share of a share."""
+    whole, _, one = gradients(tmp_path / "one")
+    parts, seen, many = gradients(tmp_path / "many", accumulation=pieces)
+    torch.testing.assert_close(parts[pieces - 1], whole[0], rtol=1e-5, atol=1e-7)
+    size = 12 // pieces
+    assert set(seen["student"]) == set(seen["teacher"]) == {size}, "no network sees more than a piece"
+    for line, other in zip(many.run.metrics(), one.run.metrics(), strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-3)
+        assert line["x0_error"] == pytest.approx(other["x0_error"], rel=1e-3)
+        assert line["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-2)
+
+
+def test_pieces_keep_samples_levels_and_conditions_together():
+    """The teacher's answer names each sample's condition and level; no piece may pair it with another's."""
+
+    def denoiser(x, sigma, y, shared):
+        assert shared.shape == (1, 2)
+        return x + 100.0 * sigma[:, None] + 10000.0 * y
+
+    x, sigma, y = torch.arange(6.0)[:, None], torch.arange(6.0) + 1, torch.arange(6.0)[:, None] + 1
+    condition = {"y": y, "shared": torch.zeros(1, 2)}
+    expected = denoiser(x, sigma, **condition)
+    assert torch.equal(in_pieces(denoiser, 3)(x, sigma, **condition), expected)
+    pieces = split(Target(x, sigma, condition, expected, sigma * 2), 3)
+    assert [len(piece.x_t) for piece in pieces] == [2, 2, 2]
+    assert torch.equal(torch.cat([denoiser(p.x_t, p.sigma, **p.condition) for p in pieces]), expected)
+    assert torch.equal(torch.cat([p.x0 for p in pieces]), expected)
+    assert torch.equal(torch.cat([p.weight for p in pieces]), sigma * 2)
+
+
+def test_the_default_run_is_the_plain_loop_bit_for_bit(tmp_path):
+    """Adam, the annealed rate, clipping and one stream for each iteration, written out: nothing else may happen."""
+    trained = Trained(tmp_path)
+    network, teacher = TinyNetwork(), TinyNetwork(seed=1)
+    for number, stage in enumerate(trained.method.stages()):
+        optimiser = torch.optim.Adam(network.parameters())
+        for i in range(ITERATIONS):
+            optimiser.param_groups[0]["lr"] = 1e-3 * (1.0 - i / ITERATIONS)
+            generator = torch.Generator().manual_seed((4 * 0x9E3779B97F4A7C15 + number * ITERATIONS + i) % 2**63)
+            drawn = trained.data.take(torch.randint(64, (12,), generator=generator))
+            target = trained.method.target(drawn, stage=number, teacher=teacher, student=network, generator=generator)
+            optimiser.zero_grad()
+            error = (network(target.x_t, target.sigma) - target.x0) ** 2
+            (target.weight.reshape(-1, 1, 1, 1) * error).mean().backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimiser.step()
+        teacher.load_state_dict(network.state_dict())
+        assert stage.iterations == ITERATIONS
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in trained.weights().items())
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"batch_size": 8, "accumulation": 3}, "batch_size is 8 and accumulation is 3; batch_size must be a multiple"),
+        ({"accumulation": 0}, "accumulation is 0; it must be at least 1"),
+    ],
+)
+def test_bad_options_are_named(changed, named):
+    with pytest.raises(ValueError, match=named):
+        TrainOptions(**changed)
