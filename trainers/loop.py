@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..samplers.noise import Denoiser, expand_like
 from .data import TensorData
+from .learning_rates import SCHEDULES, learning_rate, require_room_for_warmup
 from .method import Method, Stage, Target
 from .micro_batches import in_pieces, split
 from .run_folder import RunFolder
@@ -26,7 +27,8 @@ class TrainOptions:
     """What a user chooses about the optimisation. ValueError, naming the input, for values that no run could use.
 
     batch_size: pictures in one optimiser step. accumulation: pieces that they pass the networks in, one after another:
-    more need less memory, and the gradient stays the mean over the whole batch.
+    more need less memory, and the gradient stays the mean over the whole batch. learning_rate_schedule: of each stage,
+    one of SCHEDULES, after `warmup` iterations of rising.
     """
 
     batch_size: int = 64
@@ -37,6 +39,8 @@ class TrainOptions:
     log_every: int = 10
     checkpoint_every: int = 200
     accumulation: int = 1
+    learning_rate_schedule: str = "linear"
+    warmup: int = 0
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "log_every", "checkpoint_every", "accumulation"):
@@ -49,6 +53,12 @@ class TrainOptions:
             )
         if self.optimiser not in OPTIMISERS:
             raise ValueError(f"optimiser is {self.optimiser!r}; allowed are {', '.join(OPTIMISERS)}.")
+        if self.learning_rate_schedule not in SCHEDULES:
+            raise ValueError(
+                f"learning_rate_schedule is {self.learning_rate_schedule!r}; allowed are {', '.join(SCHEDULES)}."
+            )
+        if self.warmup < 0:
+            raise ValueError(f"warmup is {self.warmup}; it must not be negative, and 0 is none.")
         if self.weight_decay < 0.0 or self.gradient_clip <= 0.0:
             raise ValueError(
                 f"weight_decay is {self.weight_decay} and gradient_clip is {self.gradient_clip}; weight_decay must not "
@@ -125,6 +135,8 @@ class _Training:
         self._run, self._method, self._student, self._data = run, method, student, data
         self._options, self._observers = options, observers
         self._stages = method.stages()
+        for stage in self._stages:
+            require_room_for_warmup(stage, warmup=options.warmup)
         self._stage, self._stage_iteration = 0, 0
         self._optimiser = self._new_optimiser()
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -143,9 +155,8 @@ class _Training:
     def _step(self, stage: Stage) -> None:
         """One optimiser step: batch, target, loss, gradient, update."""
         target = self._target()
-        rate = stage.learning_rate * (1.0 - self._stage_iteration / stage.iterations)
         for group in self._optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = self._learning_rate(stage)
         self._optimiser.zero_grad(set_to_none=True)
         errors = [self._backward(piece) for piece in split(target, self._options.accumulation)]
         loss, x0_error = (torch.stack(column).sum() for column in zip(*errors, strict=True))
@@ -163,6 +174,10 @@ class _Training:
             for denoiser in (self._student.teacher, self._student.denoiser)
         )
         return self._method.target(batch, stage=self._stage, teacher=teacher, student=student, generator=generator)
+
+    def _learning_rate(self, stage: Stage) -> float:
+        schedule, warmup = self._options.learning_rate_schedule, self._options.warmup
+        return learning_rate(stage, self._stage_iteration, schedule=schedule, warmup=warmup)
 
     def _backward(self, piece: Target) -> tuple[Tensor, Tensor]:
         """Adds a piece's gradient; its share of the batch's loss and x0 error, whose sums are the batch's means."""

@@ -12,6 +12,7 @@ from comfyui_fewstep.trainers.student import FullWeightsStudent
 from comfyui_fewstep.trainers.targets.progressive import Progressive
 from gaussian import table
 from test_progressive import TinyNetwork, as_denoiser, batch, options
+from torch.optim import lr_scheduler
 
 FAMILY = NoiseFamily.VARIANCE_EXPLODING
 ITERATIONS = 12
@@ -119,8 +120,57 @@ def test_the_default_run_is_the_plain_loop_bit_for_bit(tmp_path):
     [
         ({"batch_size": 8, "accumulation": 3}, "batch_size is 8 and accumulation is 3; batch_size must be a multiple"),
         ({"accumulation": 0}, "accumulation is 0; it must be at least 1"),
+        ({"learning_rate_schedule": "step"}, "learning_rate_schedule is 'step'; allowed are linear, cosine, constant"),
+        ({"warmup": -1}, "warmup is -1; it must not be negative"),
     ],
 )
 def test_bad_options_are_named(changed, named):
     with pytest.raises(ValueError, match=named):
         TrainOptions(**changed)
+
+
+def torch_rates(kind, *, warmup):
+    """The rates of torch's own schedulers over a stage of ITERATIONS at a base of 1e-3."""
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
+    rest = ITERATIONS - warmup
+    after = {
+        "linear": lambda: lr_scheduler.LinearLR(optimiser, start_factor=1.0, end_factor=0.0, total_iters=rest),
+        "cosine": lambda: lr_scheduler.CosineAnnealingLR(optimiser, T_max=rest),
+        "constant": lambda: lr_scheduler.ConstantLR(optimiser, factor=1.0),
+    }
+    if warmup:
+        start = 1.0 / (warmup + 1)
+        rising = lr_scheduler.LinearLR(optimiser, start_factor=start, end_factor=1.0, total_iters=warmup)
+        scheduler = lr_scheduler.SequentialLR(optimiser, [rising, after[kind]()], milestones=[warmup])
+    else:
+        scheduler = after[kind]()
+    rates = []
+    for _ in range(ITERATIONS):
+        rates.append(scheduler.get_last_lr()[0])
+        optimiser.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
+def test_the_rates_are_those_of_torchs_schedulers(kind, warmup, tmp_path):
+    """In both stages, as logged; and the optimiser is given them, since Adam's first update is as long as its rate."""
+    moved = []
+
+    def hook(trained):
+        start = trained.network.out.detach().clone()
+        trained.network.out.register_post_accumulate_grad_hook(
+            lambda p: moved.append((p.detach() - start).abs().max().item())
+        )
+
+    trained = Trained(tmp_path, hook=hook, learning_rate_schedule=kind, warmup=warmup)
+    expected = torch_rates(kind, warmup=warmup)
+    assert [line["learning_rate"] for line in trained.run.metrics()] == pytest.approx(expected * 2, abs=1e-12)
+    assert moved[1] == pytest.approx(expected[0], rel=1e-2)
+
+
+def test_a_warmup_longer_than_a_stage_is_refused_before_work(tmp_path):
+    with pytest.raises(ValueError, match="warmup is 12, but the stage '16 to 8 steps' has 12 iterations; allowed is 0"):
+        Trained(tmp_path, warmup=12)
+    assert not list(tmp_path.rglob("*.safetensors"))
