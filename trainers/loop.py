@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..samplers.noise import Denoiser, expand_like
+from .average import Average
 from .data import TensorData
 from .learning_rates import SCHEDULES, learning_rate, require_room_for_warmup
 from .method import Method, Stage, Target
@@ -28,7 +29,8 @@ class TrainOptions:
 
     batch_size: pictures in one optimiser step. accumulation: pieces that they pass the networks in, one after another:
     more need less memory, and the gradient stays the mean over the whole batch. learning_rate_schedule: of each stage,
-    one of SCHEDULES, after `warmup` iterations of rising.
+    one of SCHEDULES, after `warmup` iterations of rising. ema_decay: of the moving average of the weights, which then is
+    what a stage results in; 0 is none.
     """
 
     batch_size: int = 64
@@ -41,6 +43,7 @@ class TrainOptions:
     accumulation: int = 1
     learning_rate_schedule: str = "linear"
     warmup: int = 0
+    ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "log_every", "checkpoint_every", "accumulation"):
@@ -59,6 +62,8 @@ class TrainOptions:
             )
         if self.warmup < 0:
             raise ValueError(f"warmup is {self.warmup}; it must not be negative, and 0 is none.")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay is {self.ema_decay}; allowed is 0 (off) to below 1: 0.999, for example.")
         if self.weight_decay < 0.0 or self.gradient_clip <= 0.0:
             raise ValueError(
                 f"weight_decay is {self.weight_decay} and gradient_clip is {self.gradient_clip}; weight_decay must not "
@@ -138,7 +143,7 @@ class _Training:
         for stage in self._stages:
             require_room_for_warmup(stage, warmup=options.warmup)
         self._stage, self._stage_iteration = 0, 0
-        self._optimiser = self._new_optimiser()
+        self._begin_stage()
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
         self._means = (math.nan, math.nan, math.nan)
         self._started, self._done_before = time.monotonic(), 0
@@ -162,6 +167,8 @@ class _Training:
         loss, x0_error = (torch.stack(column).sum() for column in zip(*errors, strict=True))
         norm = torch.nn.utils.clip_grad_norm_(self._student.parameters(), self._options.gradient_clip)
         self._optimiser.step()
+        if self._average:
+            self._average.update()
         self._pending.append((loss, x0_error, norm.detach()))
         self._stage_iteration += 1
 
@@ -206,10 +213,18 @@ class _Training:
             self._settle()
             self._save()
 
+    def _begin_stage(self) -> None:
+        self._optimiser = self._new_optimiser()
+        decay = self._options.ema_decay
+        self._average = Average(self._student.parameters(), decay=decay) if decay else None
+
     def _finish_stage(self) -> None:
+        """The stage's result becomes the student: promoted, gone on from, and after the last stage exported."""
+        if self._average:
+            self._average.to_weights()
         self._student.promote()
         self._stage, self._stage_iteration = self._stage + 1, 0
-        self._optimiser = self._new_optimiser()
+        self._begin_stage()
         self._save()
 
     def _settle(self) -> None:
@@ -261,10 +276,11 @@ class _Training:
         return kind(self._student.parameters(), lr=0.0, weight_decay=self._options.weight_decay)
 
     def _save(self) -> None:
-        """The state between two iterations: weights, the optimiser's moments and the position."""
+        """The state between two iterations: weights, their average, the optimiser's moments and the position."""
         moments, groups = _flatten_optimiser(self._optimiser)
+        average = self._average.state_dict() if self._average else {}
         position = {"stage": self._stage, "stage_iteration": self._stage_iteration, "optimiser": groups}
-        self._run.save_checkpoint(self._iteration, self._student.state_dict() | moments, position)
+        self._run.save_checkpoint(self._iteration, self._student.state_dict() | average | moments, position)
 
     def _restore(self) -> None:
         loaded = self._run.load_checkpoint()
@@ -275,6 +291,8 @@ class _Training:
         self._student.load_state_dict(tensors)
         self._stage, self._stage_iteration = position["stage"], position["stage_iteration"]
         self._optimiser.load_state_dict(_unflatten_optimiser(tensors, position["optimiser"]))
+        if self._average:
+            self._average.load_state_dict(tensors)
         self._done_before = self._iteration
         self._run.forget_metrics_after(self._iteration)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
+from comfyui_fewstep.trainers.average import Average
 from comfyui_fewstep.trainers.data import TensorData
 from comfyui_fewstep.trainers.loop import TrainOptions, train
 from comfyui_fewstep.trainers.method import Target
@@ -121,6 +122,8 @@ def test_the_default_run_is_the_plain_loop_bit_for_bit(tmp_path):
         ({"batch_size": 8, "accumulation": 3}, "batch_size is 8 and accumulation is 3; batch_size must be a multiple"),
         ({"accumulation": 0}, "accumulation is 0; it must be at least 1"),
         ({"learning_rate_schedule": "step"}, "learning_rate_schedule is 'step'; allowed are linear, cosine, constant"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0; allowed is 0 .off. to below 1"),
+        ({"ema_decay": -0.1}, "ema_decay is -0.1"),
         ({"warmup": -1}, "warmup is -1; it must not be negative"),
     ],
 )
@@ -174,3 +177,78 @@ def test_a_warmup_longer_than_a_stage_is_refused_before_work(tmp_path):
     with pytest.raises(ValueError, match="warmup is 12, but the stage '16 to 8 steps' has 12 iterations; allowed is 0"):
         Trained(tmp_path, warmup=12)
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_average_is_the_recursion_written_out_and_each_stages_result(tmp_path):
+    """average = d average + (1 - d) weights from the weights each stage begins at; the next stage begins at the average."""
+    steps, borders = {}, []
+
+    def hook(trained):
+        start.append(trained.network.hidden.detach().clone())
+        network.append(trained.network)
+        promote = trained.student.promote
+        trained.student.promote = lambda: (borders.append(trained.network.hidden.detach().clone()), promote())
+
+    def observe(metrics):
+        steps[metrics.iteration] = network[0].hidden.detach().clone()
+
+    start, network = [], []
+    trained = Trained(tmp_path, hook=hook, observers=[observe], ema_decay=0.8, learning_rate=1e-2)
+    average = start[0].double()
+    for i in range(1, 2 * ITERATIONS + 1):
+        average = 0.8 * average + 0.2 * steps[i].double()
+        if i % ITERATIONS == 0:
+            result = borders[i // ITERATIONS - 1]
+            torch.testing.assert_close(result.double(), average, rtol=1e-5, atol=1e-6)
+            assert (result - steps[i]).abs().max() > 1e-3, "the average is not the last weights"
+            average = result.double()
+    assert torch.equal(trained.network.hidden, borders[1])
+    assert torch.equal(trained.teacher.hidden, borders[1])
+    plain = Trained(tmp_path / "plain", learning_rate=1e-2)
+    assert plain.run.metrics()[:ITERATIONS] == trained.run.metrics()[:ITERATIONS], "averaging does not steer a stage"
+
+
+def test_the_average_of_half_precision_weights_keeps_small_steps():
+    """A step of 1/128 at decay 0.999 moves the average by less than bfloat16 can hold at 1."""
+    weight = torch.ones(3, dtype=torch.bfloat16)
+    average = Average([weight], decay=0.999)
+    weight.add_(1 / 128)
+    for _ in range(1000):
+        average.update()
+    average.to_weights()
+    expected = 1 + (1 - 0.999**1000) / 128
+    assert average.state_dict()["average.0"].tolist() == pytest.approx([expected] * 3, abs=1e-5)
+    assert torch.equal(weight, torch.full((3,), expected, dtype=torch.bfloat16))
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(iteration):
+    def observer(metrics):
+        if metrics.iteration == iteration:
+            raise Stopped
+
+    return observer
+
+
+RESUMED = {
+    "average": {"ema_decay": 0.8},
+    "warm-up": {"learning_rate_schedule": "cosine", "warmup": 4, "accumulation": 3},
+}
+
+
+@pytest.mark.parametrize("iteration", [3, 12, 13])
+@pytest.mark.parametrize("training", RESUMED.values(), ids=RESUMED)
+def test_a_broken_run_resumes_bit_for_bit(training, iteration, tmp_path):
+    """Within a stage, at its last iteration and after it; the student's weights, the teacher's and the metrics."""
+    unbroken = Trained(tmp_path / "a", **training)
+    with pytest.raises(Stopped):
+        Trained(tmp_path / "b", observers=[stop_at(iteration)], **training)
+    resumed = Trained(tmp_path / "b", **training)
+    assert all(torch.equal(value, unbroken.weights()[name]) for name, value in resumed.weights().items())
+    assert torch.equal(resumed.teacher.hidden, unbroken.teacher.hidden)
+    lines = {line["iteration"]: line for line in unbroken.run.metrics()}
+    assert all(line == lines[line["iteration"]] for line in resumed.run.metrics())
+    assert len(resumed.run.metrics()) == len(lines)
