@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from . import demo, distillation, guidance, host, model_sampling, recipes, sampling
+from . import demo, distillation, guidance, host, methods, model_sampling, recipes, sampling, students
 
 NODE_CLASS_MAPPINGS = {
     "FewStepLCMSampler": sampling.LCMSampler,
@@ -19,9 +19,11 @@ NODE_CLASS_MAPPINGS = {
     "FewStepLCMModel": model_sampling.LCMModel,
     "FewStepPredictionType": model_sampling.PredictionType,
     "FewStepConsistencyModel": model_sampling.ConsistencyModel,
-    "FewStepProgressiveDistillation": distillation.ProgressiveDistillation,
+    "FewStepProgressiveDistillation": methods.ProgressiveDistillation,
+    "FewStepLoRAStudent": students.LoRAStudentNode,
+    "FewStepFullWeightsStudent": students.FullWeightsStudentNode,
     "FewStepDistill": distillation.Distill,
-    "FewStepLoadStudent": distillation.LoadStudent,
+    "FewStepLoadStudent": students.LoadStudent,
     "FewStepLossChart": distillation.LossChart,
     "FewStepDemoTeacher": demo.DemoTeacher,
     "FewStepDigitPrompt": demo.DigitPrompt,
@@ -43,6 +45,8 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FewStepPredictionType": "Prediction Type (few-step)",
     "FewStepConsistencyModel": "Consistency Model (few-step)",
     "FewStepProgressiveDistillation": "Progressive Distillation",
+    "FewStepLoRAStudent": "LoRA Student",
+    "FewStepFullWeightsStudent": "Full-Weights Student",
     "FewStepDistill": "Distill Model",
     "FewStepLoadStudent": "Load Distilled Student",
     "FewStepLossChart": "Loss Chart",

@@ -8,6 +8,8 @@ import folder_paths
 from safetensors import safe_open
 from torch import Tensor
 
+from ..trainers.files import write_atomically
+
 _MODEL_FOLDERS = ("checkpoints", "unet", "diffusion_models")
 
 
@@ -61,3 +63,13 @@ def recipe_files() -> dict[str, Path]:
         if name.endswith(".safetensors")
     }
     return files | student_files()
+
+
+def publish_lora(file: Path, *, name: str) -> Path:
+    """Puts a copy of a finished LoRA where the host's LoRA loaders list it: output/loras/fewstep/<name>.safetensors."""
+    root = Path(folder_paths.get_output_directory()) / "loras"
+    target = root / "fewstep" / f"{name}.safetensors"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, file.read_bytes())
+    folder_paths.add_model_folder_path("loras", str(root))  # hosts of mid-2024 do not list it by themselves
+    return target

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.conds
+import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
+import comfy.sd
 import torch
 from torch import Tensor
 
@@ -107,11 +111,13 @@ def trainable_copy(model: Any) -> Network:
 
     Its weights are ordinary float32 tensors, though the host made its own under inference mode.
     """
-    refused = [key for key in _UNSUPPORTED_MODEL_OPTIONS if model.model_options.get(key)]
-    if refused:
-        raise ValueError(f"the MODEL carries {', '.join(refused)}, which training does not support; remove that node.")
-    comfy.model_management.load_models_gpu([model])
-    base = model.model
+    patches = [key for key in ("patches", "patches_replace") if _transformer_options(model).get(key)]
+    if patches:
+        raise ValueError(
+            "the MODEL carries attention patches (FreeU, IPAdapter and their kind), which full weights cannot take over; "
+            "remove that node or train a LoRA."
+        )
+    base = loaded(model)
     shared = {id(base.latent_format): base.latent_format, id(base.model_config): base.model_config}
     if getattr(base, "current_patcher", None) is not None:
         shared[id(base.current_patcher)] = None
@@ -122,36 +128,105 @@ def trainable_copy(model: Any) -> Network:
     return network
 
 
+def loaded(model: Any) -> Network:
+    """The MODEL's network on its device, LoRAs and patches applied. ValueError for what a training step cannot honour."""
+    refused = [key for key in _UNSUPPORTED_MODEL_OPTIONS if model.model_options.get(key)]
+    if refused:
+        raise ValueError(f"the MODEL carries {', '.join(refused)}, which training does not support; remove that node.")
+    comfy.model_management.load_models_gpu([model])
+    return model.model
+
+
+@contextmanager
+def shared_network(model: Any) -> Iterator[Network]:
+    """The MODEL's own network as wired, its weights as tensors that autograd may see, without a copy.
+
+    The host makes weights under inference mode, and autograd refuses to save such tensors. Inside, every weight stands
+    behind an ordinary tensor on the same memory; on leaving, the host's own objects are back in their places.
+    """
+    network = loaded(model)
+    held = [
+        (slots, name, value)
+        for module in network.modules()
+        for slots in (module._parameters, module._buffers)
+        for name, value in slots.items()
+        if type(value) in (Tensor, torch.nn.Parameter)
+    ]
+    try:
+        for slots, name, value in held:
+            slots[name] = _same_memory(value)
+        yield network
+    finally:
+        for slots, name, value in held:
+            slots[name] = value
+
+
+def _same_memory(value: Tensor) -> Tensor:
+    with torch.inference_mode(False):
+        alias = torch.empty(0, dtype=value.dtype, device=value.device)
+        alias.set_(value.untyped_storage(), value.storage_offset(), value.size(), value.stride())
+    return torch.nn.Parameter(alias, requires_grad=False) if isinstance(value, torch.nn.Parameter) else alias
+
+
 def model_from(network: Network, *, like: Any) -> Any:
     """A MODEL around a network of ours, with the device policy of another MODEL."""
     network = network.eval().requires_grad_(False)
     return comfy.model_patcher.ModelPatcher(network, like.load_device, like.offload_device)
 
 
-def as_denoiser(network: Network) -> Denoiser:
-    """The host's model as D(x, sigma, **condition) -> x0, scalings and prediction type included."""
+def _transformer_options(model: Any) -> dict[str, Any]:
+    return model.model_options.get("transformer_options", {})
+
+
+def as_denoiser(network: Network, *, model: Any = None) -> Denoiser:
+    """The host's network as D(x, sigma, **condition) -> x0, scalings and prediction type included.
+
+    model: whose attention patches count, as they do when the host samples it.
+    """
+    options = {} if model is None else _transformer_options(model)
 
     def denoiser(x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
-        return network.apply_model(x, sigma, transformer_options={}, **condition)
+        # a fresh copy: the host's blocks write their position into it
+        mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1]}
+        return network.apply_model(x, sigma, transformer_options=mine, **condition)
 
     return denoiser
-
-
-def writes_in_place(network: Network, *, latents: Tensor, condition: Condition) -> bool:
-    """Whether a backward pass fails because the host's blocks overwrite what autograd saved (2024's UNets, Flux)."""
-    x, sigma = latents[:1], latents.new_ones(1)
-    one = {key: value[:1] for key, value in condition.items()}
-    try:
-        as_denoiser(network)(x, sigma, **one).sum().backward()
-    except RuntimeError as error:
-        if "modified by an inplace operation" not in str(error):
-            raise
-        return True
-    finally:
-        network.zero_grad(set_to_none=True)
-    return False
 
 
 def network_state_dict(network: Network) -> dict[str, Tensor]:
     """The diffusion model's own weights, under its own names."""
     return dict(network.diffusion_model.state_dict())
+
+
+# --- LoRA ------------------------------------------------------------------------------------------------------------
+
+
+def lora_names(model: Any, paths: Iterable[str]) -> dict[str, str]:
+    """What LoRA files call layers of the diffusion model, by their path in it, as every loader of the host knows it.
+
+    For UNets these are kohya's names after diffusers' blocks, which diffusers and other tools read too; for DiTs
+    lora_unet_ and the path. ValueError for a layer that the host's loader could not find again.
+    """
+    names: dict[str, str] = {}
+    for name, weight in comfy.lora.model_lora_keys_unet(model.model, {}).items():
+        if name.startswith("lora_unet_") and isinstance(weight, str) and "label_emb" not in names.get(weight, ""):
+            names[weight] = (
+                name  # the names after diffusers come last; label_emb has two, so it keeps its own, as in kohya
+            )
+    wanted = {path: f"diffusion_model.{path}.weight" for path in paths}
+    missing = [path for path, weight in wanted.items() if weight not in names]
+    if missing:
+        raise ValueError(f"this ComfyUI's LoRA loader has no name for {len(missing)} layers, {missing[0]} first.")
+    return {path: names[weight] for path, weight in wanted.items()}
+
+
+def with_lora(model: Any, tensors: dict[str, Tensor]) -> Any:
+    """A clone with the tensors of a LoRA file, through the host's own loader. ValueError when it used not all of them."""
+    known = comfy.lora.model_lora_keys_unet(model.model, {})
+    modules = {name.rsplit(".lora_", 1)[0].removesuffix(".alpha") for name in tensors}
+    unused = sorted(modules - known.keys())
+    if unused:
+        raise ValueError(f"{len(unused)} of the LoRA's {len(modules)} layers are not in this model, {unused[0]} first.")
+    with torch.inference_mode(False):
+        clone, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0.0)
+    return clone

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .data import TensorData
-from .export import read_student, write_student
+from .export import FULL_WEIGHTS, LORA, read_student, write_student
 from .files import tensors_sha256
 from .loop import Observer, TrainOptions, train
 from .method import Method
 from .run_folder import RunFolder
-from .student import Student
+from .student import Student, probe_writes_in_place
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """A run folder and everything that must be equal for the run to be the same run."""
+    """A run folder and everything that must be equal for the run to be the same run.
+
+    student: what of the model learns, as JSON values.
+    """
 
     run: RunFolder
     method: Method
@@ -29,6 +32,7 @@ class Distillation:
     options: TrainOptions
     teacher_sha256: str
     prediction_type: str
+    student: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"kind": FULL_WEIGHTS})
 
     def description(self) -> dict[str, Any]:
         """run.json: "run" identifies it and is compared on resume; "made_with" is for the reader."""
@@ -40,6 +44,7 @@ class Distillation:
                 "method": self.method.name,
                 **{f"method.{key}": value for key, value in self.method.options().items()},
                 **{f"training.{key}": value for key, value in options.items()},
+                **{f"student.{key}": value for key, value in self.student.items()},
                 "teacher_sha256": self.teacher_sha256,
                 "data_sha256": tensors_sha256(self.data.tensors()),
                 "prediction_type": self.prediction_type,
@@ -53,30 +58,41 @@ class Distillation:
             },
         }
 
-    def execute(
-        self, student: Student, *, weights: Callable[[], Mapping[str, Tensor]], observers: Sequence[Observer] = ()
-    ) -> bool:
+    def finished(self) -> bool:
+        """Whether there is nothing to do. Makes the folder this run's; ValueError when it holds another."""
+        self.run.claim(self.description())
+        return self.run.finished
+
+    def execute(self, student: Student, *, observers: Sequence[Observer] = ()) -> bool:
         """Trains and exports; False when the run was finished before and nothing was done.
 
-        weights: reads the student's weights for the export, under the names that the host's loader knows. The caller
-        holds the run's lock. ValueError when the folder holds another run or a damaged checkpoint.
+        The caller holds the run's lock. ValueError when the folder holds another run or a damaged checkpoint.
         """
-        self.run.claim(self.description())
-        if self.run.finished:
+        if self.finished():
             return False
+        student.writes_in_place = probe_writes_in_place(student, self.data.take(torch.zeros(1, dtype=torch.long)))
         train(self.run, self.method, student, self.data, options=self.options, observers=observers)
         stages = self.method.stages()
         recipe = self.method.recipe(stage=len(stages) - 1, prediction_type=self.prediction_type)
         write_student(
             self.run.student_file,
-            weights(),
+            student.exported(),
+            kind=student.kind,
             recipe=recipe,
             teacher_sha256=self.teacher_sha256,
             title=self.run.name,
-            provenance={"seed": str(self.options.seed), "iterations": str(sum(stage.iterations for stage in stages))},
+            provenance=self._provenance(),
         )
         return True
 
+    def _provenance(self) -> dict[str, str]:
+        iterations = sum(stage.iterations for stage in self.method.stages())
+        facts = {"fewstep.seed": str(self.options.seed), "fewstep.iterations": str(iterations)}
+        if self.student["kind"] != LORA:
+            return facts
+        rank, alpha = str(self.student["rank"]), str(self.student["alpha"])
+        return {**facts, "ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": alpha}
+
     def result(self) -> dict[str, Tensor]:
-        """The exported student's weights, from the file that users will load."""
+        """The exported student's tensors, from the file that users will load; see read_student."""
         return read_student(self.run.student_file)[0]

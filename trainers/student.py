@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -11,15 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from ..samplers.noise import Denoiser
+from .adapters import Adapters, AdapterSet, LoRAOptions, copied, flattened, load_into, lora_file
+from .data import Batch
+from .export import FULL_WEIGHTS, LORA, PREFIX
 
 
 class Student(Protocol):
-    """teacher and denoiser are plain denoisers; only parameters() learn."""
+    """teacher and denoiser are plain denoisers; only parameters() learn.
 
-    teacher: Denoiser
-    denoiser: Denoiser
+    writes_in_place: whether the network's forward overwrites tensors that autograd saved (ComfyUI's UNets of 2024 and its
+    Flux add in place); each pass then keeps copies of what is overwritten, at some cost in time.
+    """
 
-    def parameters(self) -> list[nn.Parameter]:
+    kind: str
+    writes_in_place: bool
+
+    @property
+    def teacher(self) -> Denoiser: ...
+
+    @property
+    def denoiser(self) -> Denoiser: ...
+
+    def parameters(self) -> list[Tensor]:
         """The weights that the optimiser steps, in a fixed order."""
 
     def promote(self) -> None:
@@ -31,6 +44,9 @@ class Student(Protocol):
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of state_dict. ValueError when names or shapes differ."""
 
+    def exported(self) -> dict[str, Tensor]:
+        """What the file of the finished student holds, under the names that loaders know."""
+
     def autograd(self) -> AbstractContextManager[object]:
         """Entered around each forward and backward pass of the student."""
 
@@ -39,9 +55,10 @@ class FullWeightsStudent:
     """All weights learn: two modules of one architecture, which this object owns and changes.
 
     module, teacher_module: the student and the teacher. as_denoiser: reads a module as D(x, sigma, **condition).
-    writes_in_place: whether the modules' forward overwrites tensors that autograd saved (ComfyUI of mid-2024 adds in
-    place in its transformer blocks); each pass then keeps copies of what is overwritten, at some cost in time.
+    named_weights: the diffusion model's weights in a module, under its own names.
     """
+
+    kind = FULL_WEIGHTS
 
     def __init__(
         self,
@@ -49,15 +66,16 @@ class FullWeightsStudent:
         teacher_module: nn.Module,
         *,
         as_denoiser: Callable[[nn.Module], Denoiser],
-        writes_in_place: bool = False,
+        named_weights: Callable[[nn.Module], dict[str, Tensor]] = lambda module: dict(module.state_dict()),
     ) -> None:
         self.module = module.train().requires_grad_(True)
         self._teacher_module = teacher_module.eval().requires_grad_(False)
         self.denoiser = as_denoiser(self.module)
         self.teacher = as_denoiser(self._teacher_module)
-        self._writes_in_place = writes_in_place
+        self._named_weights = named_weights
+        self.writes_in_place = False
 
-    def parameters(self) -> list[nn.Parameter]:
+    def parameters(self) -> list[Tensor]:
         return list(self.module.parameters())
 
     def promote(self) -> None:
@@ -69,13 +87,90 @@ class FullWeightsStudent:
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         for role, module in (("student.", self.module), ("teacher.", self._teacher_module)):
-            own = {name.removeprefix(role): value for name, value in tensors.items() if name.startswith(role)}
             try:
-                module.load_state_dict(own)
+                module.load_state_dict(_below(tensors, role))
             except RuntimeError as error:
                 raise ValueError(f"these weights do not fit the model: {error}") from error
 
+    def exported(self) -> dict[str, Tensor]:
+        return {PREFIX + name: value for name, value in self._named_weights(self.module).items()}
+
     def autograd(self) -> AbstractContextManager[object]:
-        if self._writes_in_place:
-            return torch.autograd.graph.allow_mutation_on_saved_tensors()
-        return contextlib.nullcontext()
+        return _autograd(self.writes_in_place)
+
+
+class LoRAStudent:
+    """Adapters learn, on weights that nobody changes: the teacher is the same network with the adapters off.
+
+    It costs no second copy. After a stage, a copy of the adapters is the next stage's teacher. adapters: on the network,
+    entered for as long as this object is used. denoise: the network as D(x, sigma, **condition). names: what the LoRA
+    file calls each layer, by its path. seed: of the adapters' initial values.
+    """
+
+    kind = LORA
+
+    def __init__(
+        self,
+        adapters: Adapters,
+        options: LoRAOptions,
+        *,
+        denoise: Denoiser,
+        names: Mapping[str, str],
+        seed: int,
+    ) -> None:
+        self._adapters, self._options, self._denoise, self._names = adapters, options, denoise, names
+        self._student = adapters.new_set(generator=torch.Generator().manual_seed(seed % 2**63))
+        self._teacher: AdapterSet = {}
+        self.writes_in_place = False
+
+    def denoiser(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+        with self._adapters.active(self._student):
+            return self._denoise(x, sigma, **condition)
+
+    def teacher(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+        with torch.no_grad(), self._adapters.active(self._teacher):
+            return self._denoise(x, sigma, **condition)
+
+    def parameters(self) -> list[Tensor]:
+        return list(flattened(self._student).values())
+
+    def promote(self) -> None:
+        self._teacher = copied(self._student)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        sets = {"student": self._student, "teacher": self._teacher}
+        return {f"{role}.{name}": value for role, of in sets.items() for name, value in flattened(of).items()}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Without a teacher of adapters, as in the first stage, the bare network is the teacher."""
+        own, teacher = (_below(tensors, role) for role in ("student.", "teacher."))
+        load_into(self._student, own)
+        self._teacher = copied(self._student) if teacher else {}
+        load_into(self._teacher, teacher)
+
+    def exported(self) -> dict[str, Tensor]:
+        return lora_file(self._student, alpha=self._options.alpha, names=self._names)
+
+    def autograd(self) -> AbstractContextManager[object]:
+        return _autograd(self.writes_in_place)
+
+
+def probe_writes_in_place(student: Student, batch: Batch) -> bool:
+    """Whether a backward pass of the student fails because its network overwrites what autograd saved."""
+    x = batch.x0.clone().requires_grad_()
+    try:
+        x0 = student.denoiser(x, x.new_ones(len(x)), **batch.condition)
+        torch.autograd.grad(x0.sum(), [x, *student.parameters()], allow_unused=True)
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        return True
+    return False
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _autograd(writes_in_place: bool) -> AbstractContextManager[object]:
+    return torch.autograd.graph.allow_mutation_on_saved_tensors() if writes_in_place else contextlib.nullcontext()

@@ -18,6 +18,11 @@ from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel  # no
 
 CPU = torch.device("cpu")
 SHAPES = {"SD1.5": {}, "SDXL": {"linear": True}}
+SDXL = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 12,
+}
 
 
 def diffusers_unet(linear):
@@ -33,8 +38,17 @@ def diffusers_unet(linear):
         norm_num_groups=32,
         time_cond_proj_dim=16,
         use_linear_projection=linear,
-        **({"class_embed_type": "projection", "projection_class_embeddings_input_dim": 12} if linear else {}),
+        **(SDXL if linear else {}),
     ).eval()
+
+
+def labels_for(theirs, linear, generator):
+    """SDXL's class vector for both: the pooled text beside the sinusoids of two sizes."""
+    if not linear:
+        return {}, {}
+    text, ids = torch.randn(2, 4, generator=generator), torch.tensor([[512.0, 768.0], [64.0, 0.0]])
+    y = torch.cat([text, theirs.add_time_proj(ids.flatten()).reshape(2, -1)], dim=1)
+    return {"added_cond_kwargs": {"text_embeds": text, "time_ids": ids}}, {"y": y}
 
 
 def host_model(weights, linear):
@@ -52,12 +66,6 @@ def host_model(weights, linear):
         "adm_in_channels": 12 if linear else None,
     }
     names = comfy.utils.unet_to_diffusers(config.unet_config)
-    if linear:  # a plain projection of the class vector, which the host calls label_emb
-        names |= {
-            f"class_embedding.linear_{i + 1}.{p}": f"label_emb.0.{2 * i}.{p}"
-            for i in (0, 1)
-            for p in ("weight", "bias")
-        }
     converted = {names[name]: value for name, value in weights.items() if name in names}
     missed = set(weights) - set(names)
     assert missed == {"time_embedding.cond_proj.weight"}
@@ -94,17 +102,16 @@ def test_the_unet_with_guidance_equals_diffusers(shape, layout, dtype, put):
     (model,) = guidance.GuidanceEmbedding().patch(plain, file, 7.5)
     generator = torch.Generator().manual_seed(1)
     x, context = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 5, 8, generator=generator)
-    y, t = torch.randn(2, 12, generator=generator), torch.tensor([259.0, 999.0])
+    (labels, y), t = labels_for(theirs, linear, generator), torch.tensor([259.0, 999.0])
     w = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, torch.full((2,), 6.5), embedding_dim=16)
     with torch.no_grad():
-        labels = {"class_labels": y} if linear else {}
         expected = theirs(x, t, context, timestep_cond=w, **labels).sample
         model.patch_model()
         try:
-            ours = model.model.diffusion_model(x, t, context=context, **({"y": y} if linear else {}))
+            ours = model.model.diffusion_model(x, t, context=context, **y)
         finally:
             model.unpatch_model()
-        without = plain.model.diffusion_model(x, t, context=context, **({"y": y} if linear else {}))
+        without = plain.model.diffusion_model(x, t, context=context, **y)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     assert (ours - without).abs().max() > 1e-3, "the scale matters, and the connected model is as it was"
 

@@ -11,10 +11,11 @@ import_host()
 
 import comfy.model_base as model_base  # noqa: E402
 import comfy.samplers  # noqa: E402
-from comfyui_fewstep.nodes import digits_model, distillation, folders, host, host_training  # noqa: E402
+from comfyui_fewstep.nodes import digits_model, distillation, folders, host, host_training, students  # noqa: E402
 from comfyui_fewstep.nodes.sampling import LightningSampler, Schedule  # noqa: E402
 from comfyui_fewstep.samplers.noise import NoiseFamily  # noqa: E402
-from comfyui_fewstep.trainers.student import FullWeightsStudent  # noqa: E402
+from comfyui_fewstep.trainers.data import Batch  # noqa: E402
+from comfyui_fewstep.trainers.student import FullWeightsStudent, probe_writes_in_place  # noqa: E402
 from comfyui_fewstep.trainers.targets.progressive import ProgressiveOptions  # noqa: E402
 from comfyui_fewstep.trainers.weighting import Weighting  # noqa: E402
 
@@ -85,6 +86,7 @@ def distil(model, root, monkeypatch, **changed):
             run_name="run",
             checkpoint_every=2,
             negative=digits_model.prompt(""),
+            student=students.FullWeights(),
             **{**training, **inputs, **changed},
         )
 
@@ -92,7 +94,7 @@ def distil(model, root, monkeypatch, **changed):
 def test_the_hosts_model_is_untouched_and_the_student_differs(tmp_path, monkeypatch):
     model = teacher()
     before = weights_of(model)
-    student, losses, name = distil(model, tmp_path, monkeypatch)
+    student, losses, name, _ = distil(model, tmp_path, monkeypatch)
     after = model.model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert not any(parameter.requires_grad for parameter in student.model.parameters())
@@ -175,10 +177,8 @@ def test_gradients_are_right_through_the_hosts_transformer_blocks():
         "y": torch.eye(10)[:2],
         "c_crossattn": torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(2)),
     }
-    in_place = host_training.writes_in_place(network, latents=x, condition=condition)
-    student = FullWeightsStudent(
-        network, copy.deepcopy(network), as_denoiser=host_training.as_denoiser, writes_in_place=in_place
-    )
+    student = FullWeightsStudent(network, copy.deepcopy(network), as_denoiser=host_training.as_denoiser)
+    student.writes_in_place = probe_writes_in_place(student, Batch(x[:1], {k: v[:1] for k, v in condition.items()}))
     with student.autograd():
         student.denoiser(x, sigma, **condition).square().mean().backward()
     weight = network.get_parameter("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_v.weight")

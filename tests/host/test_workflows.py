@@ -24,7 +24,7 @@ def own(object_info):
 
 
 def test_the_pack_loads_whole(object_info, server):
-    assert len(own(object_info)) == 20
+    assert len(own(object_info)) == 22
     assert "IMPORT FAILED" not in "\n".join(
         line for line in server.tail(10**6).splitlines() if "comfyui_fewstep" in line.lower()
     )
@@ -209,7 +209,7 @@ def test_importing_the_nodes_is_quick():
     """Beyond torch and the host, which are loaded before any pack is."""
     code = (
         "import sys, time; from comfyui_fewstep.commands.embedded import import_host; import_host(); "
-        "import safetensors.torch, PIL.Image, tqdm, numpy; start = time.perf_counter(); import comfyui_fewstep as p; "
+        "import safetensors.torch, PIL.Image, tqdm, numpy, comfy.sd; start = time.perf_counter(); import comfyui_fewstep as p; "
         "p.NODE_CLASS_MAPPINGS; print(time.perf_counter() - start, 'matplotlib' in sys.modules, 'sklearn' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,94 @@
+"""Method nodes: how to distil."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..trainers.targets.progressive import ProgressiveOptions
+from ..trainers.weighting import Weighting
+from . import host
+
+
+class ProgressiveDistillation:
+    RETURN_TYPES = ("FEWSTEP_METHOD",)
+    RETURN_NAMES = ("method",)
+    OUTPUT_TOOLTIPS = ("Connect to Distill Model.",)
+    FUNCTION = "make"
+    CATEGORY = "few-step/distillation"
+    DESCRIPTION = (
+        "Progressive distillation (Salimans and Ho 2022): the student learns to do in one step what its teacher does in "
+        "two, then becomes the teacher, until the target step count is reached. 64 to 4 steps takes four halvings."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "start_steps": (
+                    "INT",
+                    {"default": 64, "min": 2, "max": 1000, "tooltip": "Steps at which the teacher still samples well."},
+                ),
+                "target_steps": (
+                    "INT",
+                    {
+                        "default": 4,
+                        "min": 1,
+                        "max": 500,
+                        "tooltip": "Steps of the final student: start_steps divided by two, once for each halving.",
+                    },
+                ),
+                "iterations": (
+                    "INT",
+                    {"default": 500, "min": 0, "max": 1000000, "tooltip": "Optimiser steps in each halving."},
+                ),
+                "weighting": (
+                    [weighting.value for weighting in Weighting],
+                    {
+                        "tooltip": "Weight of the squared error over noise levels. truncated_snr = max(SNR, 1) is the "
+                        "paper's choice for distillation; snr_plus_one is the v-error; snr is the eps-error, which "
+                        "vanishes where few-step students live; constant is the x0-error."
+                    },
+                ),
+                "learning_rate": (
+                    "FLOAT",
+                    {
+                        "default": 5e-4,
+                        "min": 0.0,
+                        "max": 1.0,
+                        "step": 0.000001,
+                        "round": False,
+                        "tooltip": "At the start of each halving; it falls linearly to 0 within the halving.",
+                    },
+                ),
+                "guidance_scale": (
+                    "FLOAT",
+                    {
+                        "default": 1.5,
+                        "min": 1.0,
+                        "max": 100.0,
+                        "step": 0.1,
+                        "tooltip": "Classifier-free guidance baked in during the first halving. The student is then "
+                        "sampled at cfg 1, at half the cost of a step. 1 bakes in none.",
+                    },
+                ),
+            }
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, start_steps: Any = None, target_steps: Any = None, iterations: Any = None) -> bool | str:
+        """Before anything runs, where the values are typed in; linked values are checked when they arrive."""
+        if not all(isinstance(value, int) for value in (start_steps, target_steps, iterations)):
+            return True
+        return host.error_of(
+            lambda: ProgressiveOptions(
+                start_steps=start_steps,
+                target_steps=target_steps,
+                iterations=iterations,
+                weighting=Weighting.CONSTANT,
+                learning_rate=1e-3,
+                guidance_scale=1.0,
+            )
+        )
+
+    def make(self, weighting: str, **options: Any) -> tuple[ProgressiveOptions]:
+        return (ProgressiveOptions(weighting=Weighting(weighting), **options),)
