@@ -6,13 +6,14 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from ..samplers.noise import Denoiser, expand_like
 from .average import Average
+from .bands import BANDS, NoiseBands, band_means
 from .data import TensorData
 from .learning_rates import SCHEDULES, learning_rate, require_room_for_warmup
 from .method import Method, Stage, Target
@@ -75,7 +76,9 @@ class TrainOptions:
 class Metrics:
     """Told to every observer after every iteration. iteration counts over all stages, stage_iteration in its own.
 
-    loss, x0_error (mean squared, unweighted) and gradient_norm are means since the last logged iteration.
+    loss, x0_error (mean squared, unweighted), band_errors (x0_error by band of the noise level, low noise first; None
+    for a band without a sample) and gradient_norm (before clipping) are means since the last logged iteration. seconds:
+    since this process began or resumed the run. memory: its peak on the GPU in bytes, None on a CPU.
     """
 
     stage: int
@@ -87,11 +90,17 @@ class Metrics:
     iterations: int
     loss: float
     x0_error: float
+    band_errors: list[float | None]
     gradient_norm: float
     learning_rate: float
+    seconds: float
     seconds_left: float
+    memory: int | None
     logged: bool
 
+
+MACHINES_OWN = ("seconds", "seconds_left", "memory", "logged")
+"""Metrics that differ between two equal runs: told to the observers, and kept out of metrics.jsonl."""
 
 Observer = Callable[[Metrics], None]
 """Called after every iteration; an observer stops the run by raising, and the run is then saved."""
@@ -101,13 +110,22 @@ class NonFiniteLoss(FloatingPointError):
     """The loss became NaN or infinite; the last good checkpoint is kept."""
 
 
-def weighted_error(denoiser: Denoiser, target: Target) -> tuple[Tensor, Tensor]:
-    """(weighted, unweighted) mean squared error of x0, in float32: the student's loss, the same for every method."""
+def squared_error(denoiser: Denoiser, target: Target) -> Tensor:
+    """(B, ...) the squared error of x0, in float32."""
     if target.x0.requires_grad:
         raise RuntimeError("the target carries a gradient; a method's target must be computed under no_grad.")
     x0 = denoiser(target.x_t, target.sigma, **target.condition).float()
-    error = (x0 - target.x0.float()).square()
-    return (expand_like(target.weight, error) * error).mean(), error.mean()
+    return (x0 - target.x0.float()).square()
+
+
+def weighted_error(denoiser: Denoiser, target: Target) -> tuple[Tensor, Tensor]:
+    """(weighted, unweighted) mean squared error of x0, in float32: the student's loss, the same for every method."""
+    error = squared_error(denoiser, target)
+    return _weighted_mean(error, target), error.mean()
+
+
+def _weighted_mean(error: Tensor, target: Target) -> Tensor:
+    return (expand_like(target.weight, error) * error).mean()
 
 
 def train(
@@ -144,12 +162,15 @@ class _Training:
             require_room_for_warmup(stage, warmup=options.warmup)
         self._stage, self._stage_iteration = 0, 0
         self._begin_stage()
-        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._pending: list[Tensor] = []
         self._means = (math.nan, math.nan, math.nan)
+        self._band_errors: list[float | None] = [None] * BANDS
         self._started, self._done_before = time.monotonic(), 0
 
     def run(self) -> None:
         self._restore()
+        if self._data.x0.is_cuda:
+            torch.cuda.reset_peak_memory_stats(self._data.x0.device)
         while self._stage < len(self._stages):
             stage = self._stages[self._stage]
             while self._stage_iteration < stage.iterations:
@@ -164,12 +185,11 @@ class _Training:
             group["lr"] = self._learning_rate(stage)
         self._optimiser.zero_grad(set_to_none=True)
         errors = [self._backward(piece) for piece in split(target, self._options.accumulation)]
-        loss, x0_error = (torch.stack(column).sum() for column in zip(*errors, strict=True))
         norm = torch.nn.utils.clip_grad_norm_(self._student.parameters(), self._options.gradient_clip)
         self._optimiser.step()
         if self._average:
             self._average.update()
-        self._pending.append((loss, x0_error, norm.detach()))
+        self._pending.append(torch.cat([norm.detach().float().reshape(1), torch.stack(errors).sum(dim=0)]))
         self._stage_iteration += 1
 
     def _target(self) -> Target:
@@ -186,13 +206,16 @@ class _Training:
         schedule, warmup = self._options.learning_rate_schedule, self._options.warmup
         return learning_rate(stage, self._stage_iteration, schedule=schedule, warmup=warmup)
 
-    def _backward(self, piece: Target) -> tuple[Tensor, Tensor]:
-        """Adds a piece's gradient; its share of the batch's loss and x0 error, whose sums are the batch's means."""
+    def _backward(self, piece: Target) -> Tensor:
+        """Adds a piece's gradient. (2 + 2 * BANDS,) its shares of the batch's loss and x0 error, and its bands' sums."""
         share = 1.0 / self._options.accumulation
         with self._student.autograd():
-            loss, x0_error = (share * error for error in weighted_error(self._student.denoiser, piece))
+            error = squared_error(self._student.denoiser, piece)
+            loss = share * _weighted_mean(error, piece)
             loss.backward()
-        return loss.detach(), x0_error.detach()
+        error = error.detach()
+        means = torch.stack([loss.detach(), share * error.mean()])
+        return torch.cat([means, self._bands.sums(error.flatten(1).mean(dim=1), sigma=piece.sigma)])
 
     def _account(self, stage: Stage) -> None:
         """Logs, checkpoints and tells the observers, in that order."""
@@ -214,6 +237,9 @@ class _Training:
             self._save()
 
     def _begin_stage(self) -> None:
+        """What lives for one stage; after the last one there is nothing to begin."""
+        stage = self._stages[min(self._stage, len(self._stages) - 1)]
+        self._bands = NoiseBands(stage.sigmas, device=self._data.x0.device)
         self._optimiser = self._new_optimiser()
         decay = self._options.ema_decay
         self._average = Average(self._student.parameters(), decay=decay) if decay else None
@@ -231,22 +257,32 @@ class _Training:
         """Reads the pending losses from the device, once for many iterations, and stops if one is not finite."""
         if not self._pending:
             return
-        columns = torch.stack([torch.stack(entry).float() for entry in self._pending])
+        rows = torch.stack(self._pending).cpu()
         first = self._iteration - len(self._pending) + 1
         self._pending.clear()
-        bad = (~torch.isfinite(columns).all(dim=1)).nonzero()
+        bad = (~torch.isfinite(rows[:, :3]).all(dim=1)).nonzero()
         if len(bad):
-            raise NonFiniteLoss(
-                f"the loss became {columns[bad[0, 0], 0].item()} at iteration {first + int(bad[0, 0])} (stage "
-                f"{self._stages[self._stage].name}); the last good checkpoint is kept. Lower the learning rate, and "
-                "check the data and the teacher."
-            )
-        self._means = tuple(columns.mean(dim=0).tolist())
+            self._refuse(rows[bad[0, 0]], iteration=first + int(bad[0, 0]))
+        norm, loss, x0_error = rows[:, :3].mean(dim=0).tolist()
+        self._means, self._band_errors = (loss, x0_error, norm), band_means(rows[:, 3:])
+
+    def _refuse(self, row: Tensor, *, iteration: int) -> NoReturn:
+        """Says what of an iteration is not finite and at which noise levels."""
+        values = {"loss": row[1], "x0 error": row[2], "gradient norm": row[0]}
+        what, value = next((name, value.item()) for name, value in values.items() if not torch.isfinite(value))
+        bands = (~torch.isfinite(row[3 : 3 + BANDS])).nonzero().flatten().tolist()
+        where = f", from samples at {', '.join(self._bands.name(band) for band in bands)}" if bands else ""
+        raise NonFiniteLoss(
+            f"the {what} became {value} at iteration {iteration} (stage {self._stages[self._stage].name}){where}; the "
+            "last good checkpoint is kept. Lower the learning rate, and check the data and the teacher."
+        )
 
     def _metrics(self, stage: Stage, *, logged: bool) -> Metrics:
         total = sum(s.iterations for s in self._stages)
-        pace = (time.monotonic() - self._started) / max(self._iteration - self._done_before, 1)
+        seconds = time.monotonic() - self._started
+        pace = seconds / max(self._iteration - self._done_before, 1)
         loss, x0_error, norm = self._means
+        device = self._data.x0.device
         return Metrics(
             stage=self._stage,
             stages=len(self._stages),
@@ -257,9 +293,12 @@ class _Training:
             iterations=total,
             loss=loss,
             x0_error=x0_error,
+            band_errors=self._band_errors,
             gradient_norm=norm,
             learning_rate=float(self._optimiser.param_groups[0]["lr"]),
+            seconds=seconds,
             seconds_left=pace * (total - self._iteration),
+            memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             logged=logged,
         )
 
@@ -290,6 +329,7 @@ class _Training:
         tensors, position = loaded
         self._student.load_state_dict(tensors)
         self._stage, self._stage_iteration = position["stage"], position["stage_iteration"]
+        self._begin_stage()
         self._optimiser.load_state_dict(_unflatten_optimiser(tensors, position["optimiser"]))
         if self._average:
             self._average.load_state_dict(tensors)
@@ -300,7 +340,7 @@ class _Training:
 def _loggable(metrics: Metrics) -> dict[str, Any]:
     """What depends on the run alone, not on the machine's speed: a resumed run logs the same lines."""
     kept = dataclasses.asdict(metrics)
-    return {name: value for name, value in kept.items() if name not in ("seconds_left", "logged")}
+    return {name: value for name, value in kept.items() if name not in MACHINES_OWN}
 
 
 def _flatten_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[Any]]:
