@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,8 +16,23 @@ from torch import Tensor
 CHECKSUM_KEY = "fewstep.sha256"
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError inside, of a full disk or missing rights, becomes one of the same kind that says what was written."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"{path} could not be written: {reason}; the files before it are whole") from error
+
+
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes path so that a crash at any moment leaves the old file or the new one, never a part."""
+    """Writes path so that a crash at any moment leaves the old file or the new one, never a part. OSError names path."""
+    with naming(path):
+        _write_atomically(path, content)
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

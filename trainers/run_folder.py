@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from .files import read_tensors, write_atomically, write_tensors
+from .files import naming, read_tensors, write_atomically, write_tensors
 
 KEPT_CHECKPOINTS = 2
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,99}")
@@ -116,8 +116,9 @@ class RunFolder:
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from comfyui_fewstep.trainers.bands import BANDS, NoiseBands, band_means
 from comfyui_fewstep.trainers.loop import NonFiniteLoss
-from test_training import ITERATIONS, Trained
+from test_training import ITERATIONS, Stopped, Trained, stop_at
 
 
 def bands(sigmas):
@@ -96,26 +96,38 @@ def test_observers_are_told_time_and_memory_and_the_log_is_not(tmp_path):
     assert not {"seconds", "seconds_left", "memory"} & set(trained.run.metrics()[0])
 
 
-@pytest.mark.parametrize(("stage", "name"), [(0, "16 to 8 steps"), (1, "8 to 4 steps")])
-def test_a_loss_that_is_not_finite_names_its_noise_levels(stage, name, tmp_path):
-    """NaN in the highest band of the stage alone: the message must name it, although soon all samples are NaN."""
-    first, levels, calls = stage * ITERATIONS + 1, [], []
+def nan_in_the_highest_band(stage, *, levels, after=0):
+    """A hook: the student's predictions at the highest quarter of the stage's levels are NaN after so many passes."""
 
     def hook(trained):
         denoiser, sigmas = trained.student.denoiser, trained.method.stages()[stage].sigmas
         levels[:] = sigmas[: (len(sigmas) - 1) // BANDS].tolist()
+        passes = []
 
         def student(x, sigma, **condition):
-            calls.append(sigma)
-            bad = (sigma >= levels[-1]).reshape(-1, 1, 1, 1) & (len(calls) >= first)
+            passes.append(len(x))
+            bad = (sigma >= levels[-1]).reshape(-1, 1, 1, 1) & (len(passes) > after)
             return denoiser(x, sigma, **condition) + torch.where(bad, math.nan, 0.0)
 
         trained.student.denoiser = student
 
+    return hook
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize(("stage", "name"), [(0, "16 to 8 steps"), (1, "8 to 4 steps")])
+def test_a_loss_that_is_not_finite_names_its_noise_levels(stage, name, resumed, tmp_path):
+    """NaN in the highest band of the stage alone: the message must name it, although soon all samples are NaN."""
+    before, levels = stage * ITERATIONS, []
+    if resumed:
+        before += 1
+        with pytest.raises(Stopped):
+            Trained(tmp_path, observers=[stop_at(before)])
+    hook = nan_in_the_highest_band(stage, levels=levels, after=0 if resumed else before)
     with pytest.raises(NonFiniteLoss) as stopped:
         Trained(tmp_path, hook=hook, log_every=4)
     told = str(stopped.value)
-    assert told.startswith(f"the loss became nan at iteration {first} (stage {name}), from samples at sigma ")
+    assert told.startswith(f"the loss became nan at iteration {before + 1} (stage {name}), from samples at sigma ")
     assert f"sigma {levels[-1]:.4g} to {levels[0]:.4g} (band 4 of 4); the last good" in told
     assert told.count("band ") == 1
 
