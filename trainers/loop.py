@@ -18,10 +18,10 @@ from .data import TensorData
 from .learning_rates import SCHEDULES, learning_rate, require_room_for_warmup
 from .method import Method, Stage, Target
 from .micro_batches import in_pieces, split
+from .optimisers import OPTIMISERS as OPTIMISERS  # the nodes list them beside TrainOptions
+from .optimisers import SCHEDULE_FREE, load_optimiser_state, new_optimiser, optimiser_state, result_to_weights
 from .run_folder import RunFolder
 from .student import Student
-
-OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,12 @@ class TrainOptions:
         if self.learning_rate_schedule not in SCHEDULES:
             raise ValueError(
                 f"learning_rate_schedule is {self.learning_rate_schedule!r}; allowed are {', '.join(SCHEDULES)}."
+            )
+        if self.optimiser == SCHEDULE_FREE and (self.learning_rate_schedule != "constant" or self.ema_decay):
+            raise ValueError(
+                f"optimiser is {SCHEDULE_FREE!r}, learning_rate_schedule is {self.learning_rate_schedule!r} and ema_decay "
+                f"is {self.ema_decay}; {SCHEDULE_FREE} averages the weights itself in place of both: set "
+                "learning_rate_schedule to constant and ema_decay to 0."
             )
         if self.warmup < 0:
             raise ValueError(f"warmup is {self.warmup}; it must not be negative, and 0 is none.")
@@ -240,12 +246,14 @@ class _Training:
         """What lives for one stage; after the last one there is nothing to begin."""
         stage = self._stages[min(self._stage, len(self._stages) - 1)]
         self._bands = NoiseBands(stage.sigmas, device=self._data.x0.device)
-        self._optimiser = self._new_optimiser()
+        weights = self._student.parameters()
+        self._optimiser = new_optimiser(self._options.optimiser, weights, weight_decay=self._options.weight_decay)
         decay = self._options.ema_decay
-        self._average = Average(self._student.parameters(), decay=decay) if decay else None
+        self._average = Average(weights, decay=decay) if decay else None
 
     def _finish_stage(self) -> None:
         """The stage's result becomes the student: promoted, gone on from, and after the last stage exported."""
+        result_to_weights(self._optimiser)
         if self._average:
             self._average.to_weights()
         self._student.promote()
@@ -310,15 +318,11 @@ class _Training:
         """One stream for each (seed, iteration): splitmix64's increment keeps neighbouring seeds apart."""
         return (self._options.seed * 0x9E3779B97F4A7C15 + self._iteration) % 2**63
 
-    def _new_optimiser(self) -> torch.optim.Optimizer:
-        kind = OPTIMISERS[self._options.optimiser]
-        return kind(self._student.parameters(), lr=0.0, weight_decay=self._options.weight_decay)
-
     def _save(self) -> None:
         """The state between two iterations: weights, their average, the optimiser's moments and the position."""
-        moments, groups = _flatten_optimiser(self._optimiser)
+        moments, values = optimiser_state(self._optimiser)
         average = self._average.state_dict() if self._average else {}
-        position = {"stage": self._stage, "stage_iteration": self._stage_iteration, "optimiser": groups}
+        position = {"stage": self._stage, "stage_iteration": self._stage_iteration, **values}
         self._run.save_checkpoint(self._iteration, self._student.state_dict() | average | moments, position)
 
     def _restore(self) -> None:
@@ -330,7 +334,7 @@ class _Training:
         self._student.load_state_dict(tensors)
         self._stage, self._stage_iteration = position["stage"], position["stage_iteration"]
         self._begin_stage()
-        self._optimiser.load_state_dict(_unflatten_optimiser(tensors, position["optimiser"]))
+        load_optimiser_state(self._optimiser, tensors, position)
         if self._average:
             self._average.load_state_dict(tensors)
         self._done_before = self._iteration
@@ -341,21 +345,3 @@ def _loggable(metrics: Metrics) -> dict[str, Any]:
     """What depends on the run alone, not on the machine's speed: a resumed run logs the same lines."""
     kept = dataclasses.asdict(metrics)
     return {name: value for name, value in kept.items() if name not in MACHINES_OWN}
-
-
-def _flatten_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[Any]]:
-    """The optimiser's tensors under names, and its groups as JSON values."""
-    state = optimiser.state_dict()
-    tensors = {
-        f"optimiser.{i}.{k}": torch.as_tensor(v) for i, entry in state["state"].items() for k, v in entry.items()
-    }
-    return tensors, state["param_groups"]
-
-
-def _unflatten_optimiser(tensors: dict[str, Tensor], groups: list[Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimiser."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = value
-    return {"state": state, "param_groups": groups}

@@ -122,6 +122,14 @@ def test_the_default_run_is_the_plain_loop_bit_for_bit(tmp_path):
         ({"batch_size": 8, "accumulation": 3}, "batch_size is 8 and accumulation is 3; batch_size must be a multiple"),
         ({"accumulation": 0}, "accumulation is 0; it must be at least 1"),
         ({"learning_rate_schedule": "step"}, "learning_rate_schedule is 'step'; allowed are linear, cosine, constant"),
+        (
+            {"optimiser": "schedule_free"},
+            "learning_rate_schedule is 'linear' .* set learning_rate_schedule to constant",
+        ),
+        (
+            {"optimiser": "schedule_free", "learning_rate_schedule": "constant", "ema_decay": 0.9},
+            "ema_decay is 0.9; schedule_free averages",
+        ),
         ({"ema_decay": 1.0}, "ema_decay is 1.0; allowed is 0 .off. to below 1"),
         ({"ema_decay": -0.1}, "ema_decay is -0.1"),
         ({"warmup": -1}, "warmup is -1; it must not be negative"),
