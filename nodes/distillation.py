@@ -13,6 +13,7 @@ from ..trainers.charts import loss_chart
 from ..trainers.data import TensorData
 from ..trainers.distillation import Distillation
 from ..trainers.files import tensors_sha256
+from ..trainers.learning_rates import SCHEDULES
 from ..trainers.loop import OPTIMISERS, TrainOptions
 from ..trainers.run_folder import RunFolder
 from ..trainers.targets.progressive import Progressive, ProgressiveOptions
@@ -101,6 +102,44 @@ class Distill:
                 "student": (
                     "FEWSTEP_STUDENT",
                     {"tooltip": "What learns: LoRA Student or Full-Weights Student. Unconnected: a LoRA of rank 32."},
+                ),
+                "accumulation": (
+                    "INT",
+                    {
+                        "default": 1,
+                        "min": 1,
+                        "max": 4096,
+                        "tooltip": "Pieces that a batch passes the network in, one after another: more need less memory "
+                        "and more time, and the result is the same. batch_size must be a multiple.",
+                    },
+                ),
+                "learning_rate_schedule": (
+                    list(SCHEDULES),
+                    {
+                        "default": "linear",
+                        "tooltip": "Within each halving: linear falls to 0, the paper's choice; cosine falls to 0; constant.",
+                    },
+                ),
+                "warmup": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 100000,
+                        "tooltip": "Iterations in which the learning rate rises from 0, in each halving.",
+                    },
+                ),
+                "ema_decay": (
+                    "FLOAT",
+                    {
+                        "default": 0.0,
+                        "min": 0.0,
+                        "max": 0.99999,
+                        "step": 0.00001,
+                        "round": False,
+                        "tooltip": "Moving average of the weights, which is then what a halving results in: 0.99 to 0.999 "
+                        "smooths. 0 is none, the paper's choice.",
+                    },
                 ),
             },
         }

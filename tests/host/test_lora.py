@@ -258,3 +258,16 @@ def test_a_unets_lora_file_gives_the_same_in_diffusers(shape, tmp_path):
         loaded = theirs(x, t, context, **labels).sample
     torch.testing.assert_close(ours, loaded, atol=1e-4, rtol=1e-4)
     assert (loaded - without).abs().max() > 0.01
+
+
+def test_the_nodes_options_reach_the_training(output):
+    model = tiny("sd15")
+    whole = read_student_of(output, distil(model, "sd15", iterations=3)[2])
+    pieces = read_student_of(output, distil(model, "sd15", iterations=3, accumulation=2)[2])
+    for name, value in whole.items():
+        torch.testing.assert_close(pieces[name], value, atol=1e-3, rtol=1e-2)
+    for changed in ({"ema_decay": 0.9}, {"learning_rate_schedule": "constant"}, {"warmup": 2}):
+        other = read_student_of(output, distil(model, "sd15", iterations=3, **changed)[2])
+        assert any(not torch.equal(other[name], value) for name, value in whole.items()), changed
+    with pytest.raises(ValueError, match=r"batch_size is 4 .*accumulation is 3|accumulation is 3.* batch_size is 4"):
+        distil(model, "sd15", iterations=2, accumulation=3)
