@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from ..benchmarks import demo, samplers
+from ..benchmarks import demo, samplers, training
 
-BENCHMARKS = {"demo": demo, "samplers": samplers}
+BENCHMARKS = {"demo": demo, "samplers": samplers, "training": training}
 
 
 def main() -> None:
