@@ -47,6 +47,12 @@ def _write_atomically(path: Path, content: bytes) -> None:
     _sync_directory(path.parent)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Removes what write_atomically left below folder when its process was killed; nobody may be writing there now."""
+    for path in folder.rglob(".*.part"):
+        path.unlink(missing_ok=True)
+
+
 def _sync_directory(directory: Path) -> None:
     """Makes a rename in directory durable; Windows neither needs nor allows it."""
     if os.name == "nt":

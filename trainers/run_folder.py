@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from .files import naming, read_tensors, write_atomically, write_tensors
+from .files import naming, read_tensors, remove_unfinished, write_atomically, write_tensors
 
 KEPT_CHECKPOINTS = 2
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,99}")
@@ -47,7 +47,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Refuses a second process on the same folder; the system drops the lock when a process dies."""
+        """Refuses a second process on the same folder; the system drops the lock when a process dies.
+
+        What a killed process left half written is removed: a large model's checkpoint is tens of gigabytes.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
         try:
@@ -57,6 +60,7 @@ class RunFolder:
                 f"the run {self.name!r} is being trained by another process; wait or choose another name."
             ) from error
         try:
+            remove_unfinished(self.path)
             yield
         finally:
             lock.release()
