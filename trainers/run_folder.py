@@ -68,10 +68,11 @@ class RunFolder:
     def claim(self, description: Mapping[str, Any]) -> bool:
         """Makes the folder this run's, or checks that it already is. True when there was one to go on with.
 
+        A run that stopped before anything was saved, at a missing library say, holds nothing: its folder may be taken.
         ValueError, naming every entry of "run" that differs, when the folder holds another run.
         """
         file = self.path / "run.json"
-        if not file.exists():
+        if not (self.checkpoints() or self.finished):
             write_atomically(file, (json.dumps(description, indent=2) + "\n").encode())
             return False
         wanted, found = json.loads(json.dumps(description["run"])), self.description().get("run", {})

@@ -161,6 +161,15 @@ def test_the_optimiser_gets_what_was_asked_for(tmp_path):
     assert (group["betas"], group["eps"]) == ((0.9, 0.999), 1e-8)
 
 
+def test_a_run_that_never_began_leaves_its_name_free(tmp_path):
+    refused = distillation(tmp_path, training=TrainOptions(batch_size=8, seed=4, warmup=99))
+    with pytest.raises(ValueError, match="warmup is 99"):
+        execute(refused)
+    assert (refused.run.path / "run.json").exists()
+    _, done = execute(distillation(tmp_path))
+    assert done
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
