@@ -68,7 +68,14 @@ class Distill:
                     },
                 ),
                 "batch_size": ("INT", {"default": 64, "min": 1, "max": 4096, "tooltip": "Pictures in each iteration."}),
-                "optimiser": (list(OPTIMISERS), {"default": "adam", "tooltip": "The paper uses adam without decay."}),
+                "optimiser": (
+                    list(OPTIMISERS),
+                    {
+                        "default": "adam",
+                        "tooltip": "The paper uses adam without decay. adamw8bit and schedule_free want a library each, "
+                        "which the error names; schedule_free wants the constant learning rate schedule.",
+                    },
+                ),
                 "weight_decay": (
                     "FLOAT",
                     {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.001, "tooltip": "0 is none."},

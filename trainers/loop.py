@@ -83,7 +83,7 @@ class Metrics:
     """Told to every observer after every iteration. iteration counts over all stages, stage_iteration in its own.
 
     loss, x0_error (mean squared, unweighted), band_errors (x0_error by band of the noise level, low noise first; None
-    for a band without a sample) and gradient_norm (before clipping) are means since the last logged iteration. seconds:
+    for a band without a sample) and gradient_norm (before clipping) are means since the last log or checkpoint. seconds:
     since this process began or resumed the run. memory: its peak on the GPU in bytes, None on a CPU.
     """
 
