@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from . import demo, distillation, guidance, host, methods, model_sampling, recipes, sampling, students
+from . import demo, distillation, folders, guidance, host, methods, model_sampling, recipes, sampling, students
 
 NODE_CLASS_MAPPINGS = {
     "FewStepLCMSampler": sampling.LCMSampler,
@@ -71,3 +71,4 @@ def _say_what_is_missing() -> None:
 
 _say_what_is_missing()
 sampling.add_to_menus()
+folders.list_own_loras()

@@ -65,11 +65,19 @@ def recipe_files() -> dict[str, Path]:
     return files | student_files()
 
 
+def _own_loras() -> Path:
+    return Path(folder_paths.get_output_directory()) / "loras"
+
+
+def list_own_loras() -> None:
+    """Has the host's LoRA loaders list output/loras, as current hosts do by themselves and those of mid-2024 do not."""
+    folder_paths.add_model_folder_path("loras", str(_own_loras()))
+
+
 def publish_lora(file: Path, *, name: str) -> Path:
     """Puts a copy of a finished LoRA where the host's LoRA loaders list it: output/loras/fewstep/<name>.safetensors."""
-    root = Path(folder_paths.get_output_directory()) / "loras"
-    target = root / "fewstep" / f"{name}.safetensors"
+    target = _own_loras() / "fewstep" / f"{name}.safetensors"
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, file.read_bytes())
-    folder_paths.add_model_folder_path("loras", str(root))  # hosts of mid-2024 do not list it by themselves
+    list_own_loras()  # the host remembers what it listed
     return target

@@ -145,6 +145,31 @@ def test_the_finished_student_loads_and_draws_the_same(client, base, name):
         assert one.tobytes() == other.tobytes()
 
 
+def test_a_lora_student_is_a_lora_with_a_recipe(client, base, name):
+    """The MODEL of the training node, and the file through the host's LoRA loader and Apply Recipe, draw the same."""
+    prompt = demo(name, FewStepProgressiveDistillation={"iterations": 4})
+    lora = {"rank": 8, "alpha": 8.0, "layers": "linear_and_conv"}
+    prompt["18"] = {"class_type": "FewStepLoRAStudent", "inputs": lora}
+    prompt["17"] = {"class_type": "SaveImage", "inputs": {"images": ["16", 0], "filename_prefix": f"{name}trained"}}
+    client.run(prompt)
+    loaded = {k: copy.deepcopy(prompt[k]) for k in ("1", "3", "11", "12", "15", "16")}
+    file = f"fewstep/{name}.safetensors"
+    loaded["20"] = {
+        "class_type": "LoraLoaderModelOnly",
+        "inputs": {"model": ["1", 0], "lora_name": file, "strength_model": 1.0},
+    }
+    loaded["21"] = {
+        "class_type": "FewStepApplyRecipe",
+        "inputs": {"model": ["20", 0], "recipe": "from the file's own metadata", "file": f"loras/{file}"},
+    }
+    loaded["15"]["inputs"].update({"model": ["21", 0], "sampler": ["21", 1], "sigmas": ["21", 2], "cfg": ["21", 3]})
+    loaded["17"] = {"class_type": "SaveImage", "inputs": {"images": ["16", 0], "filename_prefix": f"{name}loaded"}}
+    client.run(loaded)
+    for i in range(1, 11):
+        one, other = (Image.open(base / "output" / f"{name}{kind}_{i:05d}_.png") for kind in ("trained", "loaded"))
+        assert one.tobytes() == other.tobytes()
+
+
 @pytest.mark.parametrize(
     ("sampler", "scheduler", "steps"), [("euler", "simple", 16), ("dpmpp_2m", "karras", 8), ("lcm", "sgm_uniform", 8)]
 )
