@@ -130,6 +130,15 @@ def weighted_error(denoiser: Denoiser, target: Target) -> tuple[Tensor, Tensor]:
     return _weighted_mean(error, target), error.mean()
 
 
+def _loss_scale(target: Target) -> float:
+    """What the loss is multiplied with on its way back through the network, and its gradient divided by afterwards.
+
+    A mean over all elements has gradients near 1 / elements, which float16 rounds to nothing; times about their number
+    they are of the error's own size. A power of two, so that in float32 not a bit of the result changes.
+    """
+    return 2.0 ** int(math.log2(target.x0.numel()))
+
+
 def _weighted_mean(error: Tensor, target: Target) -> Tensor:
     return (expand_like(target.weight, error) * error).mean()
 
@@ -190,7 +199,9 @@ class _Training:
         for group in self._optimiser.param_groups:
             group["lr"] = self._learning_rate(stage)
         self._optimiser.zero_grad(set_to_none=True)
-        errors = [self._backward(piece) for piece in split(target, self._options.accumulation)]
+        scale = _loss_scale(target)
+        errors = [self._backward(piece, scale=scale) for piece in split(target, self._options.accumulation)]
+        torch._foreach_mul_([value.grad for value in self._student.parameters() if value.grad is not None], 1.0 / scale)
         norm = torch.nn.utils.clip_grad_norm_(self._student.parameters(), self._options.gradient_clip)
         self._optimiser.step()
         if self._average:
@@ -212,13 +223,13 @@ class _Training:
         schedule, warmup = self._options.learning_rate_schedule, self._options.warmup
         return learning_rate(stage, self._stage_iteration, schedule=schedule, warmup=warmup)
 
-    def _backward(self, piece: Target) -> Tensor:
-        """Adds a piece's gradient. (2 + 2 * BANDS,) its shares of the batch's loss and x0 error, and its bands' sums."""
+    def _backward(self, piece: Target, *, scale: float) -> Tensor:
+        """Adds a piece's gradient times scale. (2 + 2 * BANDS,) its shares of the batch's loss and x0 error, its bands' sums."""
         share = 1.0 / self._options.accumulation
         with self._student.autograd():
             error = squared_error(self._student.denoiser, piece)
             loss = share * _weighted_mean(error, piece)
-            loss.backward()
+            (scale * loss).backward()
         error = error.detach()
         means = torch.stack([loss.detach(), share * error.mean()])
         return torch.cat([means, self._bands.sums(error.flatten(1).mean(dim=1), sigma=piece.sigma)])

@@ -260,3 +260,35 @@ def test_a_broken_run_resumes_bit_for_bit(training, iteration, tmp_path):
     lines = {line["iteration"]: line for line in unbroken.run.metrics()}
     assert all(line == lines[line["iteration"]] for line in resumed.run.metrics())
     assert len(resumed.run.metrics()) == len(lines)
+
+
+class Gain(torch.nn.Module):
+    """x0 = gain * x, computed in a precision of its own, as a host's network is."""
+
+    def __init__(self, gain, dtype):
+        super().__init__()
+        self.gain, self.dtype = torch.nn.Parameter(torch.tensor([gain])), dtype
+
+    def forward(self, x):
+        return self.gain.to(self.dtype) * x.to(self.dtype)
+
+
+def gradient_norm(root, dtype, monkeypatch):
+    """Of the first iteration, on pictures so many and errors so small that the mean's gradients are below 6e-8."""
+    student = FullWeightsStudent(
+        Gain(0.5 + 2**-11, dtype), Gain(0.5, dtype), as_denoiser=lambda network: lambda x, sigma, **_: network(x)
+    )
+    data = TensorData(x0=torch.randn(8, 1, 128, 128, generator=torch.Generator().manual_seed(0)), condition={})
+    method = Progressive(
+        options(start_steps=2, target_steps=1, iterations=1), family=FAMILY, table=table(FAMILY), unconditional=None
+    )
+    ones = torch.ones(8)
+    monkeypatch.setattr(method, "target", lambda batch, **_: Target(batch.x0, ones, {}, 0.5 * batch.x0, ones))
+    run = RunFolder(root, "run")
+    train(run, method, student, data, options=TrainOptions(batch_size=8, log_every=1))
+    return run.metrics()[0]["gradient_norm"]
+
+
+def test_small_gradients_survive_half_precision(tmp_path, monkeypatch):
+    full, half = (gradient_norm(tmp_path / str(dtype), dtype, monkeypatch) for dtype in (torch.float32, torch.float16))
+    assert half == pytest.approx(full, rel=0.3)
