@@ -141,6 +141,23 @@ def test_the_student_while_it_learns_is_the_model_with_the_lora(kind, output):
     assert (learning - bare).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(("kind", "dtype"), [("sd15", torch.float16), ("sd3", torch.bfloat16)])
+def test_a_lora_learns_beside_weights_of_half_precision(kind, dtype, output):
+    """As a GPU's host loads a checkpoint. The LoRA itself is float32, and near what full precision gives."""
+    model = tiny(kind)
+    with torch.inference_mode():
+        model.model.diffusion_model.to(dtype)
+        model.model.diffusion_model.dtype = dtype
+        model.model.model_config.set_inference_dtype(dtype, None)
+    before = snapshot(model)
+    student, losses, _, lora = distil(model, kind, iterations=5)
+    assert_whole(model, before)
+    assert {value.dtype for value in lora.values()} == {torch.float32}
+    assert torch.isfinite(draw(student, kind)).all()
+    full = distil(tiny(kind), kind, iterations=5)[1]
+    assert losses["loss"] == pytest.approx(full["loss"], rel=0.05)
+
+
 @pytest.mark.parametrize("kind", kinds("sd15", "sd3"))
 @pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
 def test_a_cancel_or_an_error_leaves_the_model_whole(kind, error, output, monkeypatch):
