@@ -14,7 +14,8 @@ from ..trainers.data import TensorData
 from ..trainers.distillation import Distillation
 from ..trainers.files import tensors_sha256
 from ..trainers.learning_rates import SCHEDULES
-from ..trainers.loop import OPTIMISERS, TrainOptions
+from ..trainers.loop import TrainOptions
+from ..trainers.optimisers import OPTIMISERS
 from ..trainers.run_folder import RunFolder
 from ..trainers.targets.progressive import Progressive, ProgressiveOptions
 from . import folders, host, host_training, students
@@ -193,10 +194,11 @@ class Distill:
                     _train(distillation, chosen, model=model, vae=vae)
             tensors = distillation.result()
             losses = [loss for stage in run.losses().values() for loss in stage]
-            if isinstance(chosen, LoRAOptions):
+            lora = isinstance(chosen, LoRAOptions)
+            if lora:
                 folders.publish_lora(run.student_file, name=run.name)
-            lora = tensors if isinstance(chosen, LoRAOptions) else {}
-            return students.with_student(model, tensors, lora=bool(lora)), {"loss": losses}, run_name, lora
+            finished = students.with_student(model, tensors, lora=lora)
+            return finished, {"loss": losses}, run_name, tensors if lora else {}
 
 
 def _train(distillation: Distillation, student: students.StudentOptions, *, model: Any, vae: Any) -> None:

@@ -54,15 +54,23 @@ def student_files() -> dict[str, Path]:
     return runs | {path.name: path for path in students_root().glob("*.safetensors")}
 
 
-def recipe_files() -> dict[str, Path]:
-    """Name to file, of everything whose metadata may hold a recipe: LoRAs, models and students."""
-    files = {
-        f"{folder}/{name}": Path(folder_paths.get_full_path(folder, name))
-        for folder in ("loras", *_folders())
-        for name in folder_paths.get_filename_list(folder)
-        if name.endswith(".safetensors")
-    }
-    return files | student_files()
+def recipe_files() -> list[str]:
+    """Names of everything whose metadata may hold a recipe: LoRAs, models and students, for a combo; no file is looked at."""
+    names = [f"{folder}/{name}" for folder in _recipe_folders() for name in folder_paths.get_filename_list(folder)]
+    return [name for name in names if name.endswith(".safetensors")] + list(student_files())
+
+
+def recipe_file(name: str) -> Path | None:
+    """Where one of `recipe_files` lies."""
+    folder, _, file = name.partition("/")
+    if folder not in _recipe_folders():
+        return student_files().get(name)
+    path = folder_paths.get_full_path(folder, file)
+    return Path(path) if path else None
+
+
+def _recipe_folders() -> list[str]:
+    return ["loras", *_folders()]
 
 
 def _own_loras() -> Path:

@@ -208,11 +208,10 @@ def lora_names(model: Any, paths: Iterable[str]) -> dict[str, str]:
     lora_unet_ and the path. ValueError for a layer that the host's loader could not find again.
     """
     names: dict[str, str] = {}
+    # the names after diffusers come last and win; label_emb has two of them and keeps its own, as in kohya
     for name, weight in comfy.lora.model_lora_keys_unet(model.model, {}).items():
         if name.startswith("lora_unet_") and isinstance(weight, str) and "label_emb" not in names.get(weight, ""):
-            names[weight] = (
-                name  # the names after diffusers come last; label_emb has two, so it keeps its own, as in kohya
-            )
+            names[weight] = name
     wanted = {path: f"diffusion_model.{path}.weight" for path in paths}
     missing = [path for path, weight in wanted.items() if weight not in names]
     if missing:

@@ -62,7 +62,7 @@ class ApplyRecipe:
 
     @classmethod
     def IS_CHANGED(cls, file: str = _NO_FILE, **_: Any) -> float:
-        path = folders.recipe_files().get(file)
+        path = folders.recipe_file(file)
         return path.stat().st_mtime if path else 0.0
 
     def apply(
@@ -80,7 +80,7 @@ class ApplyRecipe:
         if preset.prediction or preset.lcm_boundary:
             change = LCMBoundary if preset.lcm_boundary else None
             model = host.with_model_sampling(model, prediction=preset.prediction, change=change)
-        (sigmas,) = Schedule().make(model, preset.schedule, preset.steps, values=preset.values)
+        (sigmas,) = Schedule().make(model, preset.schedule, preset.steps, values=preset.values, shift=preset.shift)
         guider = _guider(model, positive, negative, cfg=preset.cfg, guidance_scale=preset.guidance_scale)
         return model, _sampler(preset), sigmas, preset.cfg, guider
 
@@ -92,7 +92,7 @@ def _preset(recipe: str) -> Preset:
 
 
 def _recipe_of(file: str) -> Recipe:
-    path = folders.recipe_files().get(file)
+    path = folders.recipe_file(file)
     if path is None:
         raise ValueError(f"file is {file!r}, but {FROM_FILE!r} reads one. Choose a student or LoRA that FewStep made.")
     try:

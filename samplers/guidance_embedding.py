@@ -44,7 +44,8 @@ class GuidedTimeEmbedding(nn.Sequential):
         self._projected = w_embedding(torch.tensor([scale]), dim=self.cond_proj.shape[1]) @ self.cond_proj.T
 
     def forward(self, embedding: Tensor) -> Tensor:
-        embedding = embedding + self._projected.to(embedding)
+        self._projected = self._projected.to(embedding.device)  # kept there: a copy in every step would wait for it
+        embedding = embedding + self._projected.to(embedding.dtype)
         for layer in self:
             embedding = layer(embedding)
         return embedding

@@ -36,6 +36,7 @@ class Preset:
     source: str
     family: NoiseFamily = NoiseFamily.VARIANCE_EXPLODING
     values: str = ""
+    shift: float = 1.0
     eta: float = 0.3
     prediction: str | None = None
     lcm_boundary: bool = False
@@ -70,18 +71,22 @@ def _pcm(steps: int, *, cfg: float = 1.0) -> Preset:
     return Preset(sampler="tcd", schedule="tcd", steps=steps, eta=0.0, cfg=cfg, source=_PCM)
 
 
-def _flow(steps: int, *, source: str, shift: float | None = None, guidance_scale: float | None = None) -> Preset:
-    """Even steps from 1 on the model's own shift, or on one that the distillation fixed."""
-    values = "" if shift is None else ", ".join(str(shift * k / (steps + (shift - 1) * k)) for k in range(steps, 0, -1))
+def _flow(steps: int, *, source: str, guidance_scale: float | None = None) -> Preset:
+    """Even steps from 1 on the model's own shift."""
     return Preset(
         sampler="lightning",
-        schedule="sigmas" if values else "trailing",
-        values=values,
+        schedule="trailing",
         steps=steps,
         family=NoiseFamily.FLOW,
         source=source,
         guidance_scale=guidance_scale,
     )
+
+
+def _qwen(steps: int) -> Preset:
+    """Even steps from 1 on the shift that the distillation fixed, whatever the model's own is."""
+    even = ", ".join(str(k / steps) for k in range(steps, 0, -1))
+    return dataclasses.replace(_flow(steps, source=_QWEN), schedule="sigmas", values=even, shift=3.0)
 
 
 PRESETS: dict[str, Preset] = {
@@ -105,13 +110,10 @@ PRESETS: dict[str, Preset] = {
     "PCM LCM-like LoRA, 4 steps": dataclasses.replace(_lcm(4), source=_PCM),
     **{f"FLUX.1 schnell, {_n(n)}": _flow(n, source=_FLUX) for n in (1, 4)},
     **{f"Hyper-FLUX LoRA, {_n(n)}": _flow(n, source=_HYPER, guidance_scale=3.5) for n in (8, 16)},
-    **{f"Qwen-Image-Lightning, {_n(n)}": _flow(n, source=_QWEN, shift=3.0) for n in (4, 8)},
-    "LTX-Video distilled, 8 steps": Preset(
-        sampler="lightning",
+    **{f"Qwen-Image-Lightning, {_n(n)}": _qwen(n) for n in (4, 8)},
+    "LTX-Video distilled, 8 steps": dataclasses.replace(
+        _flow(8, source=_LTX),
         schedule="sigmas",
         values="1, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875",
-        steps=8,
-        family=NoiseFamily.FLOW,
-        source=_LTX,
     ),
 }

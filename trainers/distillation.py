@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,7 +47,7 @@ class Distillation:
                 **{f"training.{key}": value for key, value in options.items()},
                 **{f"student.{key}": value for key, value in self.student.items()},
                 "teacher_sha256": self.teacher_sha256,
-                "data_sha256": tensors_sha256(self.data.tensors()),
+                "data_sha256": self._data_sha256,
                 "prediction_type": self.prediction_type,
                 "noise_family": self.method.family.value,
             },
@@ -57,6 +58,11 @@ class Distillation:
                 **how_often,
             },
         }
+
+    @functools.cached_property
+    def _data_sha256(self) -> str:
+        """Once, however often the run is asked what it is: the data may be large."""
+        return tensors_sha256(self.data.tensors())
 
     def finished(self) -> bool:
         """Whether there is nothing to do. Makes the folder this run's; ValueError when it holds another."""

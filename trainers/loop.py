@@ -18,8 +18,14 @@ from .data import TensorData
 from .learning_rates import SCHEDULES, learning_rate, require_room_for_warmup
 from .method import Method, Stage, Target
 from .micro_batches import in_pieces, split
-from .optimisers import OPTIMISERS as OPTIMISERS  # the nodes list them beside TrainOptions
-from .optimisers import SCHEDULE_FREE, load_optimiser_state, new_optimiser, optimiser_state, result_to_weights
+from .optimisers import (
+    OPTIMISERS,
+    SCHEDULE_FREE,
+    load_optimiser_state,
+    new_optimiser,
+    optimiser_state,
+    result_to_weights,
+)
 from .run_folder import RunFolder
 from .student import Student
 
