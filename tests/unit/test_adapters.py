@@ -115,6 +115,7 @@ def test_gradients_reach_the_adapters_only():
         assert all(value.grad.abs().max() > 0 for value in student.parameters())
         assert all(value.grad is None for value in network.parameters())
         assert not student.teacher(pictures(), torch.ones(5)).requires_grad
+        assert not student.teacher(pictures().requires_grad_(), torch.ones(5)).requires_grad, "whatever it is given"
 
 
 def test_the_teacher_is_the_bare_network_and_then_the_promoted_student():
