@@ -23,7 +23,8 @@ import torch
 from ..samplers.noise import NoiseFamily
 from ..trainers.adapters import LoRALayers, LoRAOptions
 from ..trainers.data import TensorData
-from ..trainers.loop import Metrics, TrainOptions, train, weighted_error
+from ..trainers.loop import Metrics, train, weighted_error
+from ..trainers.options import TrainOptions
 from ..trainers.run_folder import RunFolder
 from ..trainers.student import Student, probe_writes_in_place
 from ..trainers.targets.progressive import Progressive, ProgressiveOptions

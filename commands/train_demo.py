@@ -14,7 +14,8 @@ from ..trainers.data import TensorData
 from ..trainers.digits import DIGITS, DigitClassifier, load_pictures, split, to_latents
 from ..trainers.evaluate import FeatureStatistics
 from ..trainers.files import write_tensors
-from ..trainers.loop import Metrics, TrainOptions, train
+from ..trainers.loop import Metrics, train
+from ..trainers.options import TrainOptions
 from ..trainers.run_folder import RunFolder
 from ..trainers.student import FullWeightsStudent
 from ..trainers.targets.denoising import Denoising

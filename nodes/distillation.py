@@ -14,8 +14,8 @@ from ..trainers.data import TensorData
 from ..trainers.distillation import Distillation
 from ..trainers.files import tensors_sha256
 from ..trainers.learning_rates import SCHEDULES
-from ..trainers.loop import TrainOptions
 from ..trainers.optimisers import OPTIMISERS
+from ..trainers.options import TrainOptions
 from ..trainers.run_folder import RunFolder
 from ..trainers.targets.progressive import Progressive, ProgressiveOptions
 from . import folders, host, host_training, students

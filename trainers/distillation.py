@@ -14,8 +14,9 @@ from torch import Tensor
 from .data import TensorData
 from .export import FULL_WEIGHTS, LORA, read_student, write_student
 from .files import tensors_sha256
-from .loop import Observer, TrainOptions, train
+from .loop import Observer, train
 from .method import Method
+from .options import TrainOptions
 from .run_folder import RunFolder
 from .student import Student, probe_writes_in_place
 

@@ -15,7 +15,8 @@ from comfyui_fewstep.trainers.data import TensorData
 from comfyui_fewstep.trainers.distillation import Distillation
 from comfyui_fewstep.trainers.export import read_student
 from comfyui_fewstep.trainers.files import read_tensors, write_atomically, write_tensors
-from comfyui_fewstep.trainers.loop import NonFiniteLoss, TrainOptions
+from comfyui_fewstep.trainers.loop import NonFiniteLoss
+from comfyui_fewstep.trainers.options import TrainOptions
 from comfyui_fewstep.trainers.run_folder import RunFolder
 from comfyui_fewstep.trainers.student import FullWeightsStudent
 from comfyui_fewstep.trainers.targets.progressive import Progressive

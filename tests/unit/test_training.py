@@ -5,9 +5,10 @@ import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.average import Average
 from comfyui_fewstep.trainers.data import TensorData
-from comfyui_fewstep.trainers.loop import TrainOptions, train
+from comfyui_fewstep.trainers.loop import train
 from comfyui_fewstep.trainers.method import Target
 from comfyui_fewstep.trainers.micro_batches import in_pieces, split
+from comfyui_fewstep.trainers.options import TrainOptions
 from comfyui_fewstep.trainers.run_folder import RunFolder
 from comfyui_fewstep.trainers.student import FullWeightsStudent
 from comfyui_fewstep.trainers.targets.progressive import Progressive

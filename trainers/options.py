@@ -1,0 +1,62 @@
+"""What a user chooses about the optimisation, refused early when no run could use it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from .learning_rates import SCHEDULES
+from .optimisers import OPTIMISERS, SCHEDULE_FREE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What a user chooses about the optimisation. ValueError, naming the input, for values that no run could use.
+
+    batch_size: pictures in one optimiser step. accumulation: pieces that they pass the networks in, one after another:
+    more need less memory, and the gradient stays the mean over the whole batch. learning_rate_schedule: of each stage,
+    one of SCHEDULES, after `warmup` iterations of rising. ema_decay: of the moving average of the weights, which then is
+    what a stage results in; 0 is none.
+    """
+
+    batch_size: int = 64
+    optimiser: str = "adam"
+    weight_decay: float = 0.0
+    gradient_clip: float = 1.0
+    seed: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 200
+    accumulation: int = 1
+    learning_rate_schedule: str = "linear"
+    warmup: int = 0
+    ema_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "log_every", "checkpoint_every", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size is {self.batch_size} and accumulation is {self.accumulation}; batch_size must be a multiple "
+                "of accumulation, so that all pieces of a batch count alike."
+            )
+        if self.optimiser not in OPTIMISERS:
+            raise ValueError(f"optimiser is {self.optimiser!r}; allowed are {', '.join(OPTIMISERS)}.")
+        if self.learning_rate_schedule not in SCHEDULES:
+            raise ValueError(
+                f"learning_rate_schedule is {self.learning_rate_schedule!r}; allowed are {', '.join(SCHEDULES)}."
+            )
+        if self.optimiser == SCHEDULE_FREE and (self.learning_rate_schedule != "constant" or self.ema_decay):
+            raise ValueError(
+                f"optimiser is {SCHEDULE_FREE!r}, learning_rate_schedule is {self.learning_rate_schedule!r} and ema_decay "
+                f"is {self.ema_decay}; {SCHEDULE_FREE} averages the weights itself in place of both: set "
+                "learning_rate_schedule to constant and ema_decay to 0."
+            )
+        if self.warmup < 0:
+            raise ValueError(f"warmup is {self.warmup}; it must not be negative, and 0 is none.")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay is {self.ema_decay}; allowed is 0 (off) to below 1: 0.999, for example.")
+        if self.weight_decay < 0.0 or self.gradient_clip <= 0.0:
+            raise ValueError(
+                f"weight_decay is {self.weight_decay} and gradient_clip is {self.gradient_clip}; weight_decay must not "
+                "be negative and gradient_clip must be above 0."
+            )
