@@ -3,6 +3,7 @@
 
     python launch.py demo    distil a model in a real ComfyUI, in minutes, on any machine
     python launch.py ui      open the editor with the pack
+    python launch.py train   train a run that the editor wrote
     python launch.py test    run all tests
 
 Needs Python 3.10 to 3.12 and nothing else. Set COMFYUI_PATH to use your own ComfyUI instead of the embedded one
@@ -165,6 +166,23 @@ def command_test(rest: list[str]) -> int:
     return code or bool(failed)
 
 
+def command_train(rest: list[str]) -> int:
+    """Executes a run folder; the module says what it does. Several processes go through torch's own launcher."""
+    parser = argparse.ArgumentParser(prog="launch.py train", description="Trains a run folder that Write Run made.")
+    parser.add_argument("run", type=Path, help="the run's folder: ComfyUI/output/fewstep/runs/<run name>")
+    parser.add_argument("--comfyui", type=Path, help="your ComfyUI (default: COMFYUI_PATH, else the embedded one)")
+    parser.add_argument("--processes", type=int, default=1, help="one for each GPU of this machine (default: 1)")
+    parser.add_argument("options", nargs="*", help="what follows -- goes to the training process; -- --help lists it")
+    arguments = parser.parse_args(rest)
+    if arguments.processes < 1:
+        raise Stop(f"--processes is {arguments.processes}; give at least 1.")
+    if arguments.comfyui:
+        os.environ["COMFYUI_PATH"] = str(arguments.comfyui)
+    many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(arguments.processes)]
+    start = [*(many if arguments.processes > 1 else []), "-m", f"{PACKAGE}.trainers"]
+    return run_in_environment(environment_python(), *start, str(arguments.run.resolve()), *arguments.options)
+
+
 def command_clean(_rest: list[str]) -> int:
     """Removes .fewstep, links before what they point to."""
     for place in (HOME / "packages" / PACKAGE, HOME / "host" / "custom_nodes" / PACKAGE):
@@ -179,6 +197,7 @@ def command_clean(_rest: list[str]) -> int:
 COMMANDS = {
     "demo": ("distil the digits teacher from 64 to 4 steps in a real ComfyUI and show what it bought", "demo"),
     "ui": ("start the editor with the pack and print its address", "ui"),
+    "train": ("train a run folder that the node Write Run made, on one GPU or several", None),
     "test": ("lint, type check and all tests; what follows goes to pytest", None),
     "bench": ("measure the figures of the README (bench --help lists the benchmarks)", "bench"),
     "train-demo-teacher": ("train the demo teacher that the pack ships", "train_demo teacher"),
@@ -202,7 +221,8 @@ def main() -> int:
         if module:
             name, *fixed = module.split()
             return command_module(name, [*fixed, *arguments.options])
-        return {"test": command_test, "clean": command_clean}[arguments.command](arguments.options)
+        own = {"train": command_train, "test": command_test, "clean": command_clean}
+        return own[arguments.command](arguments.options)
     except Stop as stop:
         print(f"launch.py: {stop}", file=sys.stderr)
         return 2

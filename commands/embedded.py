@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 
 def mend_torchvision() -> None:
@@ -32,28 +36,56 @@ def cpu_options() -> list[str]:
     return [] if any(found) else ["--cpu"]
 
 
-def import_host() -> None:
+def import_host(*options: str) -> None:
     """Makes `comfy` and `folder_paths` importable here, as they are inside a running host, on the CPU when there is no GPU.
 
-    ComfyUI reads its options from sys.argv on import, so ours are hidden from it.
+    options: of ComfyUI's command line, --cwd meaning the folder with models and output for either host. ComfyUI reads
+    them from sys.argv on import, so ours are hidden from it.
     """
-    arguments, sys.argv = sys.argv, [sys.argv[0], *cpu_options()]
     path = os.environ.get("COMFYUI_PATH")
+    own_name = "--base-directory" if path else "--cwd"
+    options = tuple(own_name if option == "--cwd" else option for option in options)
+    arguments, sys.argv = sys.argv, [sys.argv[0], *cpu_options(), *options]
     try:
         if path:
             sys.path.insert(0, path)
-            import comfy.options
-
-            comfy.options.enable_args_parsing()
-            import folder_paths  # noqa: F401
         else:
             mend_torchvision()
-            import comfy.cmd.folder_paths
+        import comfy.options
 
-            sys.modules["folder_paths"] = comfy.cmd.folder_paths
+        comfy.options.enable_args_parsing()
+        sys.modules["folder_paths"] = importlib.import_module("folder_paths" if path else "comfy.cmd.folder_paths")
         import comfy.samplers
     finally:
         sys.argv = arguments
+
+
+def node_classes(*, custom: bool = False) -> dict[str, Any]:
+    """The host's node classes by name, after import_host. custom: those in its custom_nodes folder too."""
+    if not os.environ.get("COMFYUI_PATH"):
+        from comfy.nodes.package import import_all_nodes_in_workspace
+
+        return dict(import_all_nodes_in_workspace(vanilla_custom_nodes=custom).NODE_CLASS_MAPPINGS)
+    if "nodes" not in sys.modules:  # which hides the `utils` that this needs
+        _read_extra_model_paths()
+    nodes = importlib.import_module("nodes")  # the host's, not the room of ours
+    if custom:
+        import server
+
+        server.PromptServer(asyncio.new_event_loop())  # many packs want one to add their routes to; it serves nobody
+    asyncio.run(nodes.init_extra_nodes(init_custom_nodes=custom, init_api_nodes=False))
+    return dict(nodes.NODE_CLASS_MAPPINGS)
+
+
+def _read_extra_model_paths() -> None:
+    """What ComfyUI's main.py does before it starts: model folders elsewhere."""
+    from comfy.cli_args import args
+    from utils.extra_config import load_extra_path_config
+
+    usual = Path(os.environ["COMFYUI_PATH"]) / "extra_model_paths.yaml"
+    given = [Path(file) for files in args.extra_model_paths_config or [] for file in files]
+    for file in ([usual] if usual.is_file() else []) + given:
+        load_extra_path_config(str(file))
 
 
 def serve() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from . import demo, distillation, folders, guidance, host, methods, model_sampling, recipes, sampling, students
+from . import demo, distillation, folders, guidance, host, methods, model_sampling, recipes, runs, sampling, students
 
 NODE_CLASS_MAPPINGS = {
     "FewStepLCMSampler": sampling.LCMSampler,
@@ -24,6 +24,9 @@ NODE_CLASS_MAPPINGS = {
     "FewStepFullWeightsStudent": students.FullWeightsStudentNode,
     "FewStepDistill": distillation.Distill,
     "FewStepLoadStudent": students.LoadStudent,
+    "FewStepSaveStudent": students.SaveStudentCheckpoint,
+    "FewStepWriteRun": runs.WriteRun,
+    "FewStepWatchRun": runs.WatchRun,
     "FewStepLossChart": distillation.LossChart,
     "FewStepDemoTeacher": demo.DemoTeacher,
     "FewStepDigitPrompt": demo.DigitPrompt,
@@ -49,6 +52,9 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FewStepFullWeightsStudent": "Full-Weights Student",
     "FewStepDistill": "Distill Model",
     "FewStepLoadStudent": "Load Distilled Student",
+    "FewStepSaveStudent": "Save Student as Checkpoint",
+    "FewStepWriteRun": "Write Run",
+    "FewStepWatchRun": "Watch Run",
     "FewStepLossChart": "Loss Chart",
     "FewStepDemoTeacher": "Demo Teacher (digits)",
     "FewStepDigitPrompt": "Digit Prompt",
@@ -71,4 +77,4 @@ def _say_what_is_missing() -> None:
 
 _say_what_is_missing()
 sampling.add_to_menus()
-folders.list_own_loras()
+folders.list_own_models()

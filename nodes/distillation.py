@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +14,19 @@ from ..trainers.adapters import LoRAOptions
 from ..trainers.charts import loss_chart
 from ..trainers.data import TensorData
 from ..trainers.distillation import Distillation
-from ..trainers.files import tensors_sha256
 from ..trainers.learning_rates import SCHEDULES
 from ..trainers.optimisers import OPTIMISERS
 from ..trainers.options import TrainOptions
 from ..trainers.run_folder import RunFolder
-from ..trainers.targets.progressive import Progressive, ProgressiveOptions
-from . import folders, host, host_training, students
-from .observing import Preview, Show
+from ..trainers.targets.progressive import ProgressiveOptions
+from . import folders, graph, host, host_training, running, students
+from .observing import Show
 
 
 class Distill:
-    RETURN_TYPES = ("MODEL", "LOSS_MAP", "STRING", "LORA_MODEL")
-    RETURN_NAMES = ("student", "loss", "run_name", "lora")
-    OUTPUT_TOOLTIPS = (
+    RETURN_TYPES: tuple[str, ...] = ("MODEL", "LOSS_MAP", "STRING", "LORA_MODEL")
+    RETURN_NAMES: tuple[str, ...] = ("student", "loss", "run_name", "lora")
+    OUTPUT_TOOLTIPS: tuple[str, ...] = (
         "The finished student: sample it at cfg 1 with the Lightning sampler and the trailing schedule.",
         "The loss of every logged iteration, for Loss Chart and the host's own loss nodes.",
         "The run's name, for Evaluate Digits.",
@@ -150,6 +151,7 @@ class Distill:
                     },
                 ),
             },
+            "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID"},
         }
 
     @classmethod
@@ -159,52 +161,49 @@ class Distill:
     def distil(
         self,
         model: Any,
-        latents: dict[str, Tensor],
-        positive: host.Conditioning,
-        method: ProgressiveOptions,
         run_name: str,
-        negative: host.Conditioning | None = None,
         vae: Any = None,
         student: students.StudentOptions | None = None,
-        **options: Any,
+        **inputs: Any,
     ) -> tuple[Any, dict[str, list[float]], str, dict[str, Tensor]]:
-        with torch.inference_mode(False), torch.enable_grad():
-            run = RunFolder(folders.runs_root(), run_name)
-            train_options = TrainOptions(**options)
-            data = _training_data(model, latents, positive, negative)
-            sampling = host.model_sampling_of(model)
-            resolved = Progressive(
-                method,
-                family=host.noise_family(sampling),
-                table=host.noise_levels(sampling),
-                unconditional=data.unconditional,
-            )
-            chosen = student or LoRAOptions()
-            with run.locked():
-                distillation = Distillation(
-                    run=run,
-                    method=resolved,
-                    data=data,
-                    options=train_options,
-                    teacher_sha256=tensors_sha256(host_training.network_state_dict(host_training.loaded(model))),
-                    prediction_type=host.prediction_type(sampling),
-                    student=students.description(chosen),
+        chosen = student or LoRAOptions()
+        with prepared(model, run_name, chosen, **inputs) as distillation:
+            if not distillation.finished():
+                running.execute(
+                    distillation, chosen, model=model, vae=vae, show=lambda preview: Show(distillation, preview)
                 )
-                if not distillation.finished():
-                    _train(distillation, chosen, model=model, vae=vae)
-            tensors = distillation.result()
-            losses = [loss for stage in run.losses().values() for loss in stage]
-            lora = isinstance(chosen, LoRAOptions)
-            if lora:
-                folders.publish_lora(run.student_file, name=run.name)
-            finished = students.with_student(model, tensors, lora=lora)
-            return finished, {"loss": losses}, run_name, tensors if lora else {}
+        return running.finished(distillation.run, chosen, model=model)
 
 
-def _train(distillation: Distillation, student: students.StudentOptions, *, model: Any, vae: Any) -> None:
-    with students.student_of(model, student, seed=distillation.options.seed) as learning:
-        preview = None if vae is None else Preview(distillation, learning, model=model, vae=vae)
-        distillation.execute(learning, observers=[Show(distillation, preview)])
+@contextmanager
+def prepared(
+    model: Any,
+    run_name: str,
+    student: students.StudentOptions | None,
+    *,
+    latents: dict[str, Tensor],
+    positive: host.Conditioning,
+    method: ProgressiveOptions,
+    negative: host.Conditioning | None = None,
+    prompt: Mapping[str, Any] | None = None,
+    unique_id: str | None = None,
+    **options: Any,
+) -> Iterator[Distillation]:
+    """The run of these inputs, its folder locked. Tensors made inside may be trained on, unlike in the host's nodes."""
+    with torch.inference_mode(False), torch.enable_grad():
+        run = RunFolder(folders.runs_root(), run_name)
+        train_options = TrainOptions(**options)
+        data = _training_data(model, latents, positive, negative)
+        with run.locked():
+            yield running.resolved(
+                run,
+                model=model,
+                data=data,
+                method=method,
+                options=train_options,
+                student=student or LoRAOptions(),
+                origin=graph.upstream(prompt or {}, str(unique_id), running.ORIGIN),
+            )
 
 
 def _training_data(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import folder_paths
 from safetensors import safe_open
 from torch import Tensor
 
-from ..trainers.files import write_atomically
+from ..trainers.files import copy_atomically
 
+_LAUNCHER = Path(__file__).resolve().parents[1] / "launch.py"
 _MODEL_FOLDERS = ("checkpoints", "unet", "diffusion_models")
 
 
@@ -43,6 +45,13 @@ def runs_root() -> Path:
     return Path(folder_paths.get_output_directory()) / "fewstep" / "runs"
 
 
+def command_for(run: Path) -> str:
+    """What trains a run folder from a terminal, with this very Python and, where it is no embedded one, this ComfyUI."""
+    host = Path(folder_paths.__file__).parent
+    own = f' --comfyui "{host}"' if (host / "nodes.py").is_file() else ""
+    return f'"{sys.executable}" "{_LAUNCHER}" train "{run}"{own}'
+
+
 def students_root() -> Path:
     """Where a user puts students that came from elsewhere."""
     return Path(folder_paths.models_dir) / "fewstep_students"
@@ -73,19 +82,29 @@ def _recipe_folders() -> list[str]:
     return ["loras", *_folders()]
 
 
-def _own_loras() -> Path:
-    return Path(folder_paths.get_output_directory()) / "loras"
+def _own(folder: str) -> Path:
+    return Path(folder_paths.get_output_directory()) / folder
 
 
-def list_own_loras() -> None:
-    """Has the host's LoRA loaders list output/loras, as current hosts do by themselves and those of mid-2024 do not."""
-    folder_paths.add_model_folder_path("loras", str(_own_loras()))
+def list_own_models() -> None:
+    """Has the host's loaders list output/loras and its like, as current hosts do by themselves and those of mid-2024 do not."""
+    for folder in ("loras", "checkpoints"):
+        folder_paths.add_model_folder_path(folder, str(_own(folder)))
+    models = next(name for name in ("diffusion_models", "unet") if name in folder_paths.folder_names_and_paths)
+    folder_paths.add_model_folder_path(models, str(_own("diffusion_models")))
 
 
-def publish_lora(file: Path, *, name: str) -> Path:
-    """Puts a copy of a finished LoRA where the host's LoRA loaders list it: output/loras/fewstep/<name>.safetensors."""
-    target = _own_loras() / "fewstep" / f"{name}.safetensors"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, file.read_bytes())
-    list_own_loras()  # the host remembers what it listed
+def publish(file: Path, *, folder: str, name: str) -> Path:
+    """Puts a finished student where the host's loaders list it: output/<folder>/fewstep/<name>.safetensors.
+
+    folder: loras or diffusion_models.
+    """
+    target = _own(folder) / "fewstep" / f"{name}.safetensors"
+    copy_atomically(file, target)
+    list_own_models()  # the host remembers what it listed
     return target
+
+
+def new_checkpoint(name: str) -> Path:
+    """Where a checkpoint of ours goes: output/checkpoints/fewstep/<name>.safetensors."""
+    return _own("checkpoints") / "fewstep" / f"{name}.safetensors"

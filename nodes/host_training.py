@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import comfy.conds
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ..samplers.noise import Denoiser
 from ..trainers.data import Condition
+from ..trainers.files import writing
 from .host import Conditioning
 
 Network = Any
@@ -229,3 +231,12 @@ def with_lora(model: Any, tensors: dict[str, Tensor]) -> Any:
     with torch.inference_mode(False):
         clone, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0.0)
     return clone
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(file: Path, model: Any, clip: Any, vae: Any, *, metadata: dict[str, str]) -> None:
+    """The MODEL as wired, its LoRAs merged, in one file with text encoder and VAE, by the host's own saving."""
+    with writing(file) as unfinished:
+        comfy.sd.save_checkpoint(str(unfinished), model, clip, vae, metadata=metadata)

@@ -32,10 +32,10 @@ class Show:
         host.check_cancelled()
         if self._bar is None:
             self._bar = host.progress_bar(metrics.iterations)
-        last = metrics.stage_iteration == metrics.stage_iterations
         picture = None
-        if self._preview and (last or metrics.iteration % self._distillation.options.checkpoint_every == 0):
+        if self._preview and self._preview.due(metrics):
             picture = ("JPEG", self._preview(metrics), PREVIEW_PIXELS)
+        last = metrics.stage_iteration == metrics.stage_iterations
         now = time.monotonic()
         if last or picture or (metrics.logged and now - self._last_message > SECONDS_BETWEEN_MESSAGES):
             self._last_message = now
@@ -52,6 +52,11 @@ class Preview:
         first = data.take(torch.arange(min(PREVIEW_PICTURES, len(data.x0))))
         self._noise = torch.randn(first.x0.shape, generator=torch.Generator().manual_seed(0)).to(data.x0)
         self._condition = first.condition
+
+    def due(self, metrics: Metrics) -> bool:
+        """With every checkpoint, and at the end of a stage."""
+        every = self._distillation.options.checkpoint_every
+        return metrics.stage_iteration == metrics.stage_iterations or metrics.iteration % every == 0
 
     def __call__(self, metrics: Metrics) -> Image.Image:
         sigmas = self._distillation.method.stages()[metrics.stage].sigmas

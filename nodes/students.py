@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..samplers.few_step import sample_few_step
+from ..samplers.recipe import Recipe
 from ..trainers.adapters import Adapters, LoRALayers, LoRAOptions
-from ..trainers.export import FULL_WEIGHTS, KIND_KEY, LORA, read_student
+from ..trainers.export import FULL_WEIGHTS, KIND_KEY, LORA, about_checkpoint, read_student
+from ..trainers.run_folder import RunFolder
 from ..trainers.student import FullWeightsStudent, LoRAStudent, Student
 from . import folders, host, host_training
 
@@ -124,25 +127,72 @@ class LoadStudent:
         return path.stat().st_mtime if path else 0.0
 
     def load(self, model: Any, student: str) -> tuple[Any, Any, Tensor]:
-        path = folders.student_files().get(student)
-        if path is None:
-            raise ValueError(
-                f"there is no student {student!r}; known are: {', '.join(sorted(folders.student_files())) or 'none'}."
-            )
-        tensors, recipe, metadata = read_student(path)
-        sampling = host.model_sampling_of(model)
-        found = (host.noise_family(sampling).value, host.prediction_type(sampling))
-        if found != (recipe.noise_family, recipe.prediction_type):
-            raise ValueError(
-                f"{student} is a {recipe.noise_family} {recipe.prediction_type} student, but the connected model is "
-                f"{' '.join(found)}. Connect the model that it was distilled from."
-            )
-        try:
-            loaded = with_student(model, tensors, lora=metadata.get(KIND_KEY) == LORA)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{student} does not fit the connected model: {error}") from error
-        sampler = host.sampler(sample_few_step, gamma=recipe.gamma)
-        return loaded, sampler, torch.tensor(recipe.sigmas)
+        loaded, recipe, _ = _load(model, student)
+        return loaded, host.sampler(sample_few_step, gamma=recipe.gamma), torch.tensor(recipe.sigmas)
+
+
+def _load(model: Any, student: str) -> tuple[Any, Recipe, dict[str, str]]:
+    """(the student as a MODEL, its recipe, its file's metadata). ValueError when it does not fit the connected model."""
+    path = folders.student_files().get(student)
+    if path is None:
+        raise ValueError(
+            f"there is no student {student!r}; known are: {', '.join(sorted(folders.student_files())) or 'none'}."
+        )
+    tensors, recipe, metadata = read_student(path)
+    sampling = host.model_sampling_of(model)
+    found = (host.noise_family(sampling).value, host.prediction_type(sampling))
+    if found != (recipe.noise_family, recipe.prediction_type):
+        raise ValueError(
+            f"{student} is a {recipe.noise_family} {recipe.prediction_type} student, but the connected model is "
+            f"{' '.join(found)}. Connect the model that it was distilled from."
+        )
+    try:
+        return with_student(model, tensors, lora=metadata.get(KIND_KEY) == LORA), recipe, metadata
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{student} does not fit the connected model: {error}") from error
+
+
+class SaveStudentCheckpoint:
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("file",)
+    OUTPUT_TOOLTIPS = ("The checkpoint's file, as Load Checkpoint and Apply Recipe list it.",)
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+    CATEGORY = "few-step/distillation"
+    DESCRIPTION = (
+        "Merges a finished student into its teacher and saves a whole checkpoint, text encoder and VAE included, to "
+        "output/checkpoints/fewstep. Load Checkpoint lists it; Apply Recipe finds its sampler and schedule in it."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The teacher that the student was distilled from."}),
+                "clip": ("CLIP", {"tooltip": "The text encoder that goes into the checkpoint."}),
+                "vae": ("VAE", {"tooltip": "The VAE that goes into the checkpoint."}),
+                "student": LoadStudent.INPUT_TYPES()["required"]["student"],
+                "name": (
+                    "STRING",
+                    {"default": "my student", "tooltip": "Of the new file. An existing one is never overwritten."},
+                ),
+            }
+        }
+
+    IS_CHANGED = LoadStudent.IS_CHANGED
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, name: Any = None) -> bool | str:
+        return True if name is None else host.error_of(lambda: RunFolder(Path(), str(name)))
+
+    def save(self, model: Any, clip: Any, vae: Any, student: str, name: str) -> dict[str, Any]:
+        file = folders.new_checkpoint(name)
+        if file.exists():
+            raise ValueError(f"there is a checkpoint {name!r} already ({file}); choose another name.")
+        loaded, _, metadata = _load(model, student)
+        host_training.save_checkpoint(file, loaded, clip, vae, metadata=about_checkpoint(metadata, title=name))
+        folders.list_own_models()
+        return {"ui": {"text": [str(file)]}, "result": (f"fewstep/{file.name}",)}
 
 
 def description(student: StudentOptions) -> dict[str, Any]:
@@ -150,6 +200,11 @@ def description(student: StudentOptions) -> dict[str, Any]:
     if isinstance(student, FullWeights):
         return {"kind": FULL_WEIGHTS}
     return {"kind": LORA, **dataclasses.asdict(student), "layers": student.layers.value}
+
+
+def read(values: Mapping[str, Any]) -> StudentOptions:
+    """From run.json's JSON values; the inverse of description."""
+    return FullWeights() if values["kind"] == FULL_WEIGHTS else LoRAOptions.read(values)
 
 
 @contextmanager

@@ -45,6 +45,11 @@ class LoRAOptions:
         if not 0.0 < self.alpha < math.inf:
             raise ValueError(f"alpha is {self.alpha}; it must be above 0.")
 
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> LoRAOptions:
+        """From run.json's JSON values."""
+        return cls(rank=values["rank"], alpha=values["alpha"], layers=LoRALayers(values["layers"]))
+
 
 @dataclasses.dataclass(frozen=True)
 class LowRank:

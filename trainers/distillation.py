@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .data import TensorData
-from .export import FULL_WEIGHTS, LORA, read_student, write_student
+from .export import FULL_WEIGHTS, LORA, write_student
 from .files import tensors_sha256
 from .loop import Observer, train
 from .method import Method
@@ -20,12 +19,16 @@ from .options import TrainOptions
 from .run_folder import RunFolder
 from .student import Student, probe_writes_in_place
 
+_HOW_OFTEN = ("log_every", "checkpoint_every")
+"""Of TrainOptions: may differ between starts of one run, since they change nothing of its result."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distillation:
     """A run folder and everything that must be equal for the run to be the same run.
 
-    student: what of the model learns, as JSON values.
+    student: what of the model learns, as JSON values. origin: how a process elsewhere makes the teacher, as JSON values
+    that the host's side understands, or None.
     """
 
     run: RunFolder
@@ -35,11 +38,12 @@ class Distillation:
     teacher_sha256: str
     prediction_type: str
     student: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"kind": FULL_WEIGHTS})
+    origin: Mapping[str, Any] | None = None
 
     def description(self) -> dict[str, Any]:
-        """run.json: "run" identifies it and is compared on resume; "made_with" is for the reader."""
+        """run.json: "run" identifies it and is compared on resume; the rest says how to execute it, and with what it was."""
         options = dataclasses.asdict(self.options)
-        how_often = {key: options.pop(key) for key in ("log_every", "checkpoint_every")}
+        how_often = {key: options.pop(key) for key in _HOW_OFTEN}
         return {
             "run": {
                 "format": 1,
@@ -52,11 +56,12 @@ class Distillation:
                 "prediction_type": self.prediction_type,
                 "noise_family": self.method.family.value,
             },
+            "teacher": self.origin,
+            "how_often": how_often,
             "made_with": {
                 "torch": torch.__version__,
                 "device": str(self.data.x0.device),
                 "platform": platform.platform(),
-                **how_often,
             },
         }
 
@@ -67,7 +72,7 @@ class Distillation:
 
     def finished(self) -> bool:
         """Whether there is nothing to do. Makes the folder this run's; ValueError when it holds another."""
-        self.run.claim(self.description())
+        self.run.claim(self.description(), absent=_OPTIONS_OF_OLD)
         return self.run.finished
 
     def execute(self, student: Student, *, observers: Sequence[Observer] = ()) -> bool:
@@ -100,6 +105,46 @@ class Distillation:
         rank, alpha = str(self.student["rank"]), str(self.student["alpha"])
         return {**facts, "ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": alpha}
 
-    def result(self) -> dict[str, Tensor]:
-        """The exported student's tensors, from the file that users will load; see read_student."""
-        return read_student(self.run.student_file)[0]
+
+_OPTIONS_OF_OLD = {
+    f"training.{field.name}": field.default
+    for field in dataclasses.fields(TrainOptions)
+    if field.name not in _HOW_OFTEN
+}
+"""What a run does whose run.json is older than an option."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What run.json says of a run: enough, with the teacher and the cached data, to execute it anywhere."""
+
+    method: str
+    method_options: dict[str, Any]
+    options: TrainOptions
+    student: dict[str, Any]
+    teacher_sha256: str
+    origin: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, run: RunFolder) -> Recorded:
+        """ValueError, naming the file, when run.json is missing, damaged or of a newer version."""
+        found = run.description()
+        try:
+            said = found["run"]
+            method, training, student = (_below(said, part) for part in ("method.", "training.", "student."))
+            return cls(
+                method=said["method"],
+                method_options=method,
+                options=TrainOptions(**training, **found["how_often"]),
+                student=student,
+                teacher_sha256=said["teacher_sha256"],
+                origin=found["teacher"],
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"run.json of the run {run.name!r} is damaged or of another version of ComfyUI-FewStep ({error})."
+            ) from error
+
+
+def _below(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}

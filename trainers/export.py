@@ -8,13 +8,11 @@ from pathlib import Path
 from torch import Tensor
 
 from ..samplers.recipe import Recipe
-from .files import read_tensors, write_tensors
+from .files import CHECKSUM_KEY, read_tensors, write_tensors
 
-PREFIX = "model.diffusion_model."
-"""What a checkpoint calls the diffusion model's weights; ComfyUI's loaders strip it."""
 TEACHER_KEY = "fewstep.teacher_sha256"
 KIND_KEY = "fewstep.kind"
-FULL_WEIGHTS, LORA = "full_weights", "lora"
+FULL_WEIGHTS, LORA, CHECKPOINT = "full_weights", "lora", "checkpoint"
 
 
 def write_student(
@@ -42,6 +40,13 @@ def write_student(
     write_tensors(path, tensors, metadata=metadata)
 
 
+def about_checkpoint(student: Mapping[str, str], *, title: str) -> dict[str, str]:
+    """The metadata of a checkpoint that a student was merged into, from those of the student's file."""
+    kept = {name: value for name, value in student.items() if name.startswith(("fewstep.", "modelspec."))}
+    kept.pop(CHECKSUM_KEY, None)  # of other tensors
+    return {**kept, KIND_KEY: CHECKPOINT, "modelspec.title": title}
+
+
 def read_student(path: Path) -> tuple[dict[str, Tensor], Recipe, dict[str, str]]:
     """(tensors, recipe, metadata). Full weights under the diffusion model's own names, a LoRA as loaders name it.
 
@@ -49,9 +54,6 @@ def read_student(path: Path) -> tuple[dict[str, Tensor], Recipe, dict[str, str]]
     """
     tensors, metadata = read_tensors(path)
     recipe = Recipe.from_metadata(metadata, source=path.name)
-    if metadata.get(KIND_KEY) == LORA:
-        return tensors, recipe, metadata
-    foreign = [name for name in tensors if not name.startswith(PREFIX)]
-    if foreign:
-        raise ValueError(f"{path.name} is no FewStep student: it holds {foreign[0]!r}, not only {PREFIX}* weights.")
-    return {name.removeprefix(PREFIX): value for name, value in tensors.items()}, recipe, metadata
+    if metadata.get(KIND_KEY) not in (LORA, FULL_WEIGHTS):
+        raise ValueError(f"{path.name} is no FewStep student: its metadata lack {KIND_KEY}.")
+    return tensors, recipe, metadata

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -26,25 +27,41 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, f"{path} could not be written: {reason}; the files before it are whole") from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes path so that a crash at any moment leaves the old file or the new one, never a part. OSError names path."""
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A place to write in, which becomes path when the block ends well: a crash at any moment leaves the old file or the new.
+
+    OSError, of a full disk say, names path.
+    """
     with naming(path):
-        _write_atomically(path, content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            yield unfinished
+            unfinished.replace(path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes path whole, through to the disk; see writing."""
+    with writing(path) as unfinished, unfinished.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def copy_atomically(source: Path, target: Path) -> None:
+    """target becomes source's content: a second name of the same file where the disk can, else a copy."""
+    with writing(target) as unfinished:
+        for left in target.parent.glob(f".{target.name}.*.part"):
+            left.unlink(missing_ok=True)  # of a process that was killed here
+        try:
+            os.link(source, unfinished)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(source, unfinished)
 
 
 def remove_unfinished(folder: Path) -> None:

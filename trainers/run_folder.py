@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from torch import Tensor
 from .files import naming, read_tensors, remove_unfinished, write_atomically, write_tensors
 
 KEPT_CHECKPOINTS = 2
+_LONGEST_LINE = 16384
+"""Of metrics.jsonl, in bytes, with much to spare."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,99}")
 
 
@@ -65,17 +68,19 @@ class RunFolder:
         finally:
             lock.release()
 
-    def claim(self, description: Mapping[str, Any]) -> bool:
+    def claim(self, description: Mapping[str, Any], *, absent: Mapping[str, Any] | None = None) -> bool:
         """Makes the folder this run's, or checks that it already is. True when there was one to go on with.
 
         A run that stopped before anything was saved, at a missing library say, holds nothing: its folder may be taken.
-        ValueError, naming every entry of "run" that differs, when the folder holds another run.
+        absent: what entries mean that a run.json older than them does not hold. ValueError, naming every entry of "run"
+        that differs, when the folder holds another run.
         """
         file = self.path / "run.json"
         if not (self.checkpoints() or self.finished):
             write_atomically(file, (json.dumps(description, indent=2) + "\n").encode())
             return False
-        wanted, found = json.loads(json.dumps(description["run"])), self.description().get("run", {})
+        wanted = json.loads(json.dumps(description["run"]))
+        found = {**(absent or {}), **self.description().get("run", {})}
         differing = [key for key in sorted(wanted.keys() | found.keys()) if wanted.get(key) != found.get(key)]
         if differing:
             lines = [f"{key}: there {found.get(key)}, here {wanted.get(key)}" for key in differing]
@@ -91,6 +96,11 @@ class RunFolder:
         try:
             return dict(json.loads(file.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
+            if self.checkpoints() or self.finished:
+                raise ValueError(
+                    f"the run {self.name!r} has lost its run.json, which says what it is, and cannot go on. Restore {file}, "
+                    "or choose another run name."
+                ) from error
             raise ValueError(f"there is no run {self.name!r} in {self.path.parent}.") from error
         except ValueError as error:
             raise ValueError(f"run.json of the run {self.name!r} is damaged ({error}).") from error
@@ -133,6 +143,17 @@ class RunFolder:
             return []
         lines = file.read_text(encoding="utf-8").split("\n")[:-1]
         return [json.loads(line) for line in lines]
+
+    def newest_metrics(self) -> dict[str, Any] | None:
+        """The last whole line of metrics.jsonl, without reading all of it; None before the first."""
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return None
+        with file.open("rb") as content:
+            size = content.seek(0, os.SEEK_END)
+            content.seek(max(0, size - _LONGEST_LINE))
+            lines = content.read().split(b"\n")[:-1]
+        return json.loads(lines[-1]) if lines else None
 
     def losses(self) -> dict[str, list[float]]:
         """The logged loss by stage name, in order."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..samplers.noise import Denoiser
 from .adapters import Adapters, AdapterSet, LoRAOptions, copied, flattened, load_into, lora_file
 from .data import Batch
-from .export import FULL_WEIGHTS, LORA, PREFIX
+from .export import FULL_WEIGHTS, LORA
 
 
 class Student(Protocol):
@@ -93,7 +93,7 @@ class FullWeightsStudent:
                 raise ValueError(f"these weights do not fit the model: {error}") from error
 
     def exported(self) -> dict[str, Tensor]:
-        return {PREFIX + name: value for name, value in self._named_weights(self.module).items()}
+        return self._named_weights(self.module)
 
     def autograd(self) -> AbstractContextManager[object]:
         return _autograd(self.writes_in_place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -45,6 +46,11 @@ class ProgressiveOptions:
             raise ValueError(f"learning_rate is {self.learning_rate}; allowed is above 0 and below 1.")
         if not 1.0 <= self.guidance_scale <= 100.0:
             raise ValueError(f"guidance_scale is {self.guidance_scale}; allowed is 1 (no guidance) to 100.")
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> ProgressiveOptions:
+        """From run.json's JSON values."""
+        return cls(**{**values, "weighting": Weighting(values["weighting"])})
 
 
 class Progressive:

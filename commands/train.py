@@ -1,0 +1,60 @@
+"""Trains a run folder that Write Run made, or goes on with one that stopped. Ctrl-C saves and stops.
+
+The teacher is made by ComfyUI's own nodes from the run's kept graph, the data come from the run's own cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..trainers.run_folder import RunFolder
+from .demo import Terminal
+from .embedded import import_host, node_classes
+
+
+def base_of(run: Path) -> Path:
+    """The folder with models and output that a run folder <base>/output/fewstep/runs/<name> belongs to."""
+    if [parent.name for parent in list(run.parents)[:3]] != ["runs", "fewstep", "output"]:
+        raise ValueError(
+            f"{run} is not within a ComfyUI's output/fewstep/runs; say with --base where its models folder is."
+        )
+    return run.parents[3]
+
+
+def train(run: RunFolder, *, base: Path, host_options: list[str]) -> Path:
+    """Trains what is left and returns the student's file. ValueError for what cannot be trained."""
+    run.description()
+    import_host("--cwd", str(base), *host_options)
+    from ..nodes import NODE_CLASS_MAPPINGS, worker
+
+    classes = {**node_classes(), **NODE_CLASS_MAPPINGS}
+    if not worker.node_kinds(run) <= classes.keys():
+        classes = {**node_classes(custom=True), **NODE_CLASS_MAPPINGS}
+    terminal = Terminal()
+    return worker.train_folder(run, classes=classes, say=lambda metrics: terminal.training(vars(metrics)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="launch.py train", description=__doc__)
+    parser.add_argument("run", type=Path, help="the run's folder: ComfyUI/output/fewstep/runs/<run name>")
+    parser.add_argument(
+        "--base", type=Path, help="folder with models/ and custom_nodes/ (default: the run's own ComfyUI)"
+    )
+    parser.add_argument("host_options", nargs="*", metavar="-- HOST OPTION", help="options of ComfyUI, after --")
+    arguments = parser.parse_args()
+    path = arguments.run.resolve()
+    try:
+        base = (arguments.base or base_of(path)).resolve()
+        student = train(RunFolder(path.parent, path.name), base=base, host_options=arguments.host_options)
+    except KeyboardInterrupt:
+        print("\nStopped; the same command goes on from here.")
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        sys.exit(f"launch.py train: {error}")
+    print(f"\nThe student: {student}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The part of a workflow that made a value, kept as it was queued, and executed again in another process.
+
+So a run folder says where its teacher came from: the checkpoint's file, LoRAs, patches, as the user wired them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Graph = dict[str, dict[str, Any]]
+"""Nodes by id in the API format: {"class_type": ..., "inputs": {name: value or [node id, output slot]}}."""
+
+
+def upstream(graph: Mapping[str, Any], node: str, inputs: Iterable[str]) -> dict[str, Any] | None:
+    """{"nodes": what the named inputs of a node are made from, "outputs": {input name: [node id, slot]}}, JSON values.
+
+    Inputs that nothing is connected to are left out. None when the graph does not hold the node or one of its sources,
+    as with nodes that ComfyUI made while it ran.
+    """
+    if node not in graph:
+        return None
+    given = graph[node]["inputs"]
+    outputs = {name: given[name] for name in inputs if _is_link(given.get(name))}
+    kept: Graph = {}
+    waiting = [source for source, _ in outputs.values()]
+    while waiting:
+        name = waiting.pop()
+        if name in kept:
+            continue
+        if name not in graph:
+            return None
+        kept[name] = {"class_type": graph[name]["class_type"], "inputs": dict(graph[name]["inputs"])}
+        waiting += [value[0] for value in kept[name]["inputs"].values() if _is_link(value)]
+    return {"nodes": {name: kept[name] for name in sorted(kept)}, "outputs": outputs}
+
+
+def _is_link(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], str) and type(value[1]) is int
+
+
+class Execution:
+    """Executes nodes of a kept graph, each once. classes: the host's node classes by name.
+
+    ValueError, naming the node, for a class that this host does not have or a file that it does not list, before any
+    node runs.
+    """
+
+    def __init__(self, graph: Graph, *, classes: Mapping[str, Any]) -> None:
+        self._graph, self._classes = graph, classes
+        self._done: dict[str, tuple[Any, ...]] = {}
+        for name in graph:
+            self._require(name)
+
+    def output(self, link: tuple[str, int] | list[Any]) -> Any:
+        """The value of a node's output, (node id, slot)."""
+        name, slot = link
+        if name not in self._done:
+            self._done[name] = self._execute(name)
+        return self._done[name][slot]
+
+    def _require(self, name: str) -> None:
+        kind, inputs = self._graph[name]["class_type"], self._graph[name]["inputs"]
+        if kind not in self._classes:
+            raise ValueError(f"the run's teacher was made with a node {kind!r}, which this ComfyUI does not have.")
+        made = self._classes[kind]
+        if getattr(made, "INPUT_IS_LIST", False) or any(getattr(made, "OUTPUT_IS_LIST", ())):
+            raise ValueError(
+                f"the run's teacher was made with {kind}, which works on lists; only plain nodes are kept."
+            )
+        for input_name, allowed in _choices(made).items():
+            given = inputs.get(input_name)
+            if input_name in inputs and not _is_link(given) and given not in allowed:
+                shown = ", ".join(map(str, allowed[:10])) or "none"
+                raise ValueError(
+                    f"the run's teacher was made with {kind}, {input_name} {given!r}, which is not here; known here: {shown}."
+                )
+
+    def _execute(self, name: str) -> tuple[Any, ...]:
+        made = self._classes[self._graph[name]["class_type"]]
+        inputs = {
+            key: self.output(value) if _is_link(value) else value for key, value in self._graph[name]["inputs"].items()
+        }
+        hidden = made.INPUT_TYPES().get("hidden", {})
+        known = {"PROMPT": self._graph, "UNIQUE_ID": name}
+        inputs |= {key: known.get(kind) for key, kind in hidden.items()}
+        result = getattr(made(), made.FUNCTION)(**inputs)
+        if inspect.iscoroutine(result):
+            result = asyncio.run(result)
+        result = getattr(result, "result", result)  # of nodes in ComfyUI's V3 schema
+        if isinstance(result, dict):
+            result = result.get("result")
+        if not isinstance(result, tuple | list):
+            raise ValueError(
+                f"the run's teacher was made with {made.__name__} (node {name}), which gave no plain values."
+            )
+        return tuple(result)
+
+
+def _choices(made: Any) -> dict[str, list[Any]]:
+    """The allowed values of a node's menus, by input."""
+    declared = made.INPUT_TYPES()
+    inputs = {**declared.get("required", {}), **declared.get("optional", {})}
+    menus = {name: _menu(*kind) for name, kind in inputs.items()}
+    return {name: menu for name, menu in menus.items() if menu is not None}
+
+
+def _menu(kind: Any, options: Mapping[str, Any] | None = None, *_: Any) -> list[Any] | None:
+    """In the V1 schema the type is the list itself; in V3 it is an option."""
+    if isinstance(kind, list | tuple):
+        return list(kind)
+    return (options or {}).get("options") if kind == "COMBO" else None

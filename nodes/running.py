@@ -1,0 +1,105 @@
+"""A run resolved against the host's MODEL: the same for the node that trains it here and the process that trains it elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..trainers.adapters import LoRAOptions
+from ..trainers.data import TensorData
+from ..trainers.distillation import Distillation, Recorded
+from ..trainers.export import read_student
+from ..trainers.files import tensors_sha256
+from ..trainers.loop import Observer
+from ..trainers.options import TrainOptions
+from ..trainers.run_folder import RunFolder
+from ..trainers.targets.progressive import Progressive, ProgressiveOptions
+from . import folders, host, host_training, students
+from .observing import Preview
+
+ORIGIN = ("model", "vae")
+"""Inputs of Distill Model whose making a run folder keeps."""
+
+
+def resolved(
+    run: RunFolder,
+    *,
+    model: Any,
+    data: TensorData,
+    method: ProgressiveOptions,
+    options: TrainOptions,
+    student: students.StudentOptions,
+    origin: Mapping[str, Any] | None,
+) -> Distillation:
+    """The distillation of a MODEL as wired. ValueError for what it cannot do, before any work."""
+    sampling = host.model_sampling_of(model)
+    return Distillation(
+        run=run,
+        method=Progressive(
+            method,
+            family=host.noise_family(sampling),
+            table=host.noise_levels(sampling),
+            unconditional=data.unconditional,
+        ),
+        data=data,
+        options=options,
+        teacher_sha256=teacher_sha256(model),
+        prediction_type=host.prediction_type(sampling),
+        student=students.description(student),
+        origin=origin,
+    )
+
+
+def require_teacher(recorded: Recorded, model: Any, *, run: RunFolder) -> None:
+    """ValueError when the MODEL does not have the weights that the run was begun with."""
+    found = teacher_sha256(model)
+    if found != recorded.teacher_sha256:
+        raise ValueError(
+            f"the run {run.name!r} was begun with another teacher: its weights have the hash "
+            f"{recorded.teacher_sha256[:12]}..., those here {found[:12]}.... Use the same checkpoint and LoRA files."
+        )
+
+
+def teacher_sha256(model: Any) -> str:
+    """Of the MODEL's weights as wired, its LoRAs and patches applied."""
+    return tensors_sha256(host_training.network_state_dict(host_training.loaded(model)))
+
+
+def execute(
+    distillation: Distillation,
+    student: students.StudentOptions,
+    *,
+    model: Any,
+    vae: Any,
+    show: Callable[[Preview | None], Observer],
+) -> None:
+    """Trains and exports what is left of the run; show makes the observer. The caller holds the run's lock."""
+    with students.student_of(model, student, seed=distillation.options.seed) as learning:
+        preview = None if vae is None else Preview(distillation, learning, model=model, vae=vae)
+        distillation.execute(learning, observers=[show(preview)])
+
+
+def finished(
+    run: RunFolder, student: students.StudentOptions, *, model: Any
+) -> tuple[Any, dict[str, list[float]], str, dict[str, Tensor]]:
+    """What a finished run gives the graph: MODEL, LOSS_MAP, the run's name, LORA_MODEL (empty for full weights).
+
+    model: the teacher. The student is also put where the host's own loaders list it.
+    """
+    with torch.inference_mode(False):
+        published(run, student)
+        tensors, _, _ = read_student(run.student_file)
+        lora = isinstance(student, LoRAOptions)
+        losses = [loss for stage in run.losses().values() for loss in stage]
+        made = students.with_student(model, tensors, lora=lora)
+        return made, {"loss": losses}, run.name, tensors if lora else {}
+
+
+def published(run: RunFolder, student: students.StudentOptions) -> Path:
+    """Puts the finished student where the host's own loaders list it, and says where."""
+    folder = "loras" if isinstance(student, LoRAOptions) else "diffusion_models"
+    return folders.publish(run.student_file, folder=folder, name=run.name)

@@ -1,0 +1,121 @@
+"""Runs that another process trains: writing their folder, watching them, loading what they became."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from ..trainers.distillation import Recorded
+from ..trainers.run_folder import RunFolder
+from . import distillation, folders, host, running, students
+from .observing import PREVIEW_PIXELS
+
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class WriteRun(distillation.Distill):
+    RETURN_TYPES = ("STRING", "STRING")
+    RETURN_NAMES = ("run_name", "command")
+    OUTPUT_TOOLTIPS = ("The run's name, for Watch Run.", "What to type into a terminal to train it.")
+    FUNCTION = "write"
+    OUTPUT_NODE = True
+    DESCRIPTION = (
+        "Takes what Distill Model takes and trains nothing: it writes the run's folder, with the data and how the teacher "
+        "is made, and shows the command that trains it, on this machine or another, on one GPU or several. Watch Run "
+        "then shows how it goes and loads the student."
+    )
+
+    def write(self, model: Any, run_name: str, **inputs: Any) -> dict[str, Any]:
+        inputs.pop("vae", None)  # its making is kept with the model's
+        with distillation.prepared(model, run_name, inputs.pop("student", None), **inputs) as prepared:
+            if prepared.origin is None:
+                raise ValueError(
+                    "the nodes before this one cannot be kept in the run's folder, so no other process could make the "
+                    "teacher; connect a loader and plain nodes, or use Distill Model."
+                )
+            prepared.finished()
+        command = folders.command_for(prepared.run.path)
+        return {"ui": {"text": [command]}, "result": (run_name, command)}
+
+
+class WatchRun:
+    RETURN_TYPES = distillation.Distill.RETURN_TYPES
+    RETURN_NAMES = distillation.Distill.RETURN_NAMES
+    OUTPUT_TOOLTIPS = distillation.Distill.OUTPUT_TOOLTIPS
+    FUNCTION = "watch"
+    CATEGORY = "few-step/distillation"
+    DESCRIPTION = (
+        "Waits for a run that another process trains, shows its progress and previews, and loads the student when it is "
+        "finished. Cancel stops the watching, not the training."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The teacher that the run was written with."}),
+                "run_name": ("STRING", {"default": "my student", "tooltip": "From Write Run, or typed in."}),
+                "patience": (
+                    "INT",
+                    {
+                        "default": 3600,
+                        "min": 1,
+                        "max": 1000000,
+                        "tooltip": "Seconds without a sign of life from the training process after which this gives up.",
+                    },
+                ),
+            }
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, run_name: Any = None) -> bool | str:
+        return distillation.Distill.VALIDATE_INPUTS(run_name)
+
+    @classmethod
+    def IS_CHANGED(cls, run_name: str, **_: Any) -> float:
+        file = RunFolder(folders.runs_root(), run_name).student_file
+        return file.stat().st_mtime if file.exists() else float("nan")
+
+    def watch(
+        self, model: Any, run_name: str, patience: int
+    ) -> tuple[Any, dict[str, list[float]], str, dict[str, Tensor]]:
+        run = RunFolder(folders.runs_root(), run_name)
+        recorded = Recorded.of(run)
+        running.require_teacher(recorded, model, run=run)
+        look = _Look(run)
+        began = time.time()
+        while not run.finished:
+            host.check_cancelled()
+            silent = time.time() - max(began, look())
+            if silent > patience:
+                raise ValueError(
+                    f"no process has trained the run {run_name!r} for {silent:.0f} seconds. Start one: "
+                    f"{folders.command_for(run.path)}"
+                )
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        return running.finished(run, students.read(recorded.student), model=model)
+
+
+class _Look:
+    """Shows what a run has logged since the last look, and says when its folder last changed, in seconds of the clock."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run, self._shown = run, -1
+        self._bar: Any = None
+
+    def __call__(self) -> float:
+        changed = max(path.stat().st_mtime for path in (self._run.path, *self._run.path.iterdir()))
+        newest = self._run.newest_metrics()
+        if newest and newest["iteration"] != self._shown:
+            self._bar = self._bar or host.progress_bar(newest["iterations"])
+            self._bar.update_absolute(newest["iteration"], newest["iterations"], self._picture())
+            host.send("fewstep.metrics", {"run": self._run.name, **newest})
+            self._shown = newest["iteration"]
+        return changed
+
+    def _picture(self) -> tuple[str, Image.Image, int] | None:
+        pictures = sorted((self._run.path / "previews").glob("*.png"))
+        return ("JPEG", Image.open(pictures[-1]).convert("RGB"), PREVIEW_PIXELS) if pictures else None

@@ -1,0 +1,86 @@
+"""Executes a run folder in a process without graph or browser: teacher from the kept graph, data from the folder's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..trainers.data_cache import read_data
+from ..trainers.distillation import Recorded
+from ..trainers.loop import Metrics, Observer
+from ..trainers.run_folder import RunFolder
+from ..trainers.targets.progressive import Progressive, ProgressiveOptions
+from . import folders, running, students
+from .graph import Execution
+from .observing import Preview
+
+
+def train_folder(run: RunFolder, *, classes: Mapping[str, Any], say: Observer) -> Path:
+    """Trains what is left of the run and returns the student's file.
+
+    classes: the host's node classes by name. say: is told every iteration's metrics; raising in it saves and stops.
+    ValueError, before any work, when the folder is no such run, or what it names is not here or not the same.
+    """
+    with run.locked(), torch.inference_mode(False):
+        recorded = Recorded.of(run)
+        if recorded.method != Progressive.name:
+            raise ValueError(f"the run's method is {recorded.method!r}; known is {Progressive.name}.")
+        student = students.read(recorded.student)
+        made = _teacher(recorded, classes)
+        running.require_teacher(recorded, made["model"], run=run)
+        data = read_data(run.path / "data", device=made["model"].load_device)
+        if data is None:
+            raise ValueError(f"the run {run.name!r} lacks its training data ({run.path / 'data'}); write it again.")
+        distillation = running.resolved(
+            run,
+            model=made["model"],
+            data=data,
+            method=ProgressiveOptions.read(recorded.method_options),
+            options=recorded.options,
+            student=student,
+            origin=recorded.origin,
+        )
+        if not distillation.finished():
+            running.execute(
+                distillation,
+                student,
+                model=made["model"],
+                vae=made.get("vae"),
+                show=lambda preview: _Tell(preview, say),
+            )
+        return running.published(run, student) if run.path.parent == folders.runs_root() else run.student_file
+
+
+def node_kinds(run: RunFolder) -> set[str]:
+    """The node classes that the run's teacher was made with."""
+    return {node["class_type"] for node in _origin(Recorded.of(run))["nodes"].values()}
+
+
+def _teacher(recorded: Recorded, classes: Mapping[str, Any]) -> dict[str, Any]:
+    origin = _origin(recorded)
+    execution = Execution(origin["nodes"], classes=classes)
+    with torch.inference_mode():  # as the host executes nodes
+        return {name: execution.output(link) for name, link in origin["outputs"].items()}
+
+
+def _origin(recorded: Recorded) -> dict[str, Any]:
+    if recorded.origin is None or "model" not in recorded.origin["outputs"]:
+        raise ValueError(
+            "the run does not say where its teacher comes from, so no other process can make it; train it in the editor."
+        )
+    return recorded.origin
+
+
+class _Tell:
+    """The observer: previews into the folder, and what `say` makes of the metrics."""
+
+    def __init__(self, preview: Preview | None, say: Callable[[Metrics], None]) -> None:
+        self._preview, self._say = preview, say
+
+    def __call__(self, metrics: Metrics) -> None:
+        if self._preview and self._preview.due(metrics):
+            self._preview(metrics)
+        self._say(metrics)

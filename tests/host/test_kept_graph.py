@@ -1,0 +1,114 @@
+"""The kept part of a workflow: what is in it, and that executing it again gives what the host's nodes give."""
+
+import json
+
+import pytest
+import torch
+from comfyui_fewstep.commands.embedded import import_host, node_classes
+
+import_host()
+
+from comfyui_fewstep.nodes import graph  # noqa: E402
+
+CLASSES = {}
+
+
+def node(name, function, menu=None, **attributes):
+    """A class in the V1 schema whose only function is `function`."""
+    declared = {"required": {"value": (menu or "INT",)}}
+    made = {"INPUT_TYPES": classmethod(lambda cls: declared), "FUNCTION": "go", "go": staticmethod(function)}
+    CLASSES[name] = type(name, (), {**made, **attributes})
+
+
+async def _later(value):
+    return (value + 7,)
+
+
+class V3Output:
+    def __init__(self, *args):
+        self.result = args
+
+
+calls = []
+node("Count", lambda value: (calls.append(value) or len(calls), value))
+node("Add", lambda value, other=0: (value + other,))
+node("File", lambda value: (value,), menu=["here.safetensors", "there.safetensors"])
+node("Shown", lambda value: {"ui": {"text": ["x"]}, "result": (value * 2,)})
+node("V3", lambda value: V3Output(value * 3))
+node("Later", _later)
+node("Listed", lambda value: (value,), OUTPUT_IS_LIST=(True,))
+node("OnlyShown", lambda value: {"ui": {"text": ["x"]}})
+
+
+def entry(kind, **inputs):
+    return {"class_type": kind, "inputs": inputs}
+
+
+WORKFLOW = {
+    "1": entry("Count", value=5),
+    "2": entry("Add", value=["1", 0], other=["1", 1]),
+    "3": entry("Distill", model=["2", 0], vae=["1", 1], positive=["4", 0], seed=3, size=["a", "b"]),
+    "4": entry("Add", value=9),
+    "12:7": entry("Shown", value=["2", 0]),
+}
+
+
+def test_what_an_input_is_made_from_is_kept_and_nothing_else():
+    kept = graph.upstream(WORKFLOW, "3", ("model", "vae", "clip"))
+    assert kept == {
+        "nodes": {"1": WORKFLOW["1"], "2": WORKFLOW["2"]},
+        "outputs": {"model": ["2", 0], "vae": ["1", 1]},
+    }
+    assert json.loads(json.dumps(kept)) == kept
+
+
+@pytest.mark.parametrize(
+    "workflow, number", [({}, "3"), (WORKFLOW, "99"), ({"3": entry("Distill", model=["2", 0])}, "3")]
+)
+def test_a_graph_that_does_not_hold_all_is_none(workflow, number):
+    assert graph.upstream(workflow, number, ("model",)) is None
+
+
+def test_each_node_runs_once():
+    calls.clear()
+    execution = graph.Execution({number: WORKFLOW[number] for number in ("1", "2", "12:7")}, classes=CLASSES)
+    assert execution.output(["2", 0]) == 1 + 5
+    assert execution.output(["1", 1]) == 5
+    assert execution.output(["12:7", 0]) == 12
+    assert calls == [5]
+
+
+@pytest.mark.parametrize("kind, expected", [("Add", 4), ("Shown", 8), ("V3", 12), ("Later", 11)])
+def test_results_of_every_schema(kind, expected):
+    assert graph.Execution({"1": entry(kind, value=4)}, classes=CLASSES).output(["1", 0]) == expected
+
+
+@pytest.mark.parametrize(
+    "kind, value, message",
+    [
+        ("Unheard", 1, "node 'Unheard', which this ComfyUI does not have"),
+        ("File", "gone.safetensors", "File, value 'gone.safetensors', which is not here; known here: here.safetensors"),
+        ("Listed", 1, "Listed, which works on lists"),
+    ],
+)
+def test_what_cannot_be_made_is_named_before_anything_runs(kind, value, message):
+    calls.clear()
+    with pytest.raises(ValueError, match=message):
+        graph.Execution({"1": entry("Count", value=1), "2": entry(kind, value=value)}, classes=CLASSES)
+    assert not calls
+
+
+def test_a_node_without_values_is_named():
+    with pytest.raises(ValueError, match=r"OnlyShown \(node 1\), which gave no plain values"):
+        graph.Execution({"1": entry("OnlyShown", value=1)}, classes=CLASSES).output(["1", 0])
+
+
+def test_the_hosts_own_nodes():
+    """Latents by EmptyLatentImage, of its own menu-less inputs, and added by an extra node."""
+    kept = {
+        "1": entry("EmptyLatentImage", width=64, height=32, batch_size=2),
+        "2": entry("LatentAdd", samples1=["1", 0], samples2=["1", 0]),
+    }
+    with torch.inference_mode():
+        latent = graph.Execution(kept, classes=node_classes()).output(["2", 0])
+    assert latent["samples"].shape == (2, 4, 4, 8)

@@ -1,0 +1,137 @@
+"""A student merged into its teacher: a checkpoint that the host's own loader takes whole, and that says how to sample it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+import comfy.sd  # noqa: E402
+import comfy.supported_models  # noqa: E402
+import folder_paths  # noqa: E402
+from architectures import tiny  # noqa: E402
+from comfyui_fewstep.nodes import recipes, students  # noqa: E402
+from comfyui_fewstep.trainers.files import read_metadata  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from test_lora import distil, draw, output, snapshot  # noqa: E402, F401
+
+
+class TextEncoder:
+    """What the host's saving asks of a CLIP; a real one weighs half a gigabyte."""
+
+    def __init__(self):
+        self.weights = {"clip_l.transformer.text_model.final_layer_norm.weight": torch.arange(4.0)}
+
+    def load_model(self):
+        return tiny("sd15", seed=9)
+
+    def get_sd(self):
+        return dict(self.weights)
+
+
+class Decoder:
+    """What the host's saving asks of a VAE."""
+
+    def get_sd(self):
+        return {"decoder.conv_out.weight": torch.arange(6.0)}
+
+
+@pytest.fixture
+def small_sd15(monkeypatch):
+    """The host takes the tiny UNet for one of SD1.5's."""
+    wanted = {**comfy.supported_models.SD15.unet_config, "model_channels": 32}
+    monkeypatch.setattr(comfy.supported_models.SD15, "unet_config", wanted)
+
+
+def save(model, run, **changed):
+    given = {"student": f"{run} (run)", "name": "merged", **changed}
+    with torch.inference_mode():
+        return students.SaveStudentCheckpoint().save(model, TextEncoder(), Decoder(), **given)
+
+
+@pytest.mark.parametrize("learns", ["lora", "full"])
+def test_the_checkpoint_is_the_student(learns, small_sd15, output):  # noqa: F811
+    model = tiny("sd15")
+    before = snapshot(model)[1]
+    student, _, name, _ = distil(model, "sd15", student=students.FullWeights() if learns == "full" else None)
+    saved = save(model, name)
+    file = output / "checkpoints" / saved["result"][0]
+    assert saved["ui"]["text"] == [str(file)]
+    assert saved["result"][0] in folder_paths.get_filename_list("checkpoints"), "Load Checkpoint lists it"
+    after = {key: value for key, value in snapshot(model)[1].items()}
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+    with torch.inference_mode():
+        loaded, *_ = comfy.sd.load_checkpoint_guess_config(str(file), output_vae=False, output_clip=False)
+    torch.testing.assert_close(draw(loaded, "sd15"), draw(student, "sd15"), atol=1e-5, rtol=1e-5)
+    assert (draw(loaded, "sd15") - draw(model, "sd15")).abs().max() > 0.01
+    content = load_file(file)
+    assert torch.equal(content["first_stage_model.decoder.conv_out.weight"], torch.arange(6.0))
+    assert torch.equal(content["cond_stage_model.transformer.text_model.final_layer_norm.weight"], torch.arange(4.0))
+
+    metadata = read_metadata(file)
+    assert metadata["fewstep.kind"] == "checkpoint"
+    assert metadata["modelspec.title"] == "merged"
+    assert "fewstep.sha256" not in metadata, "it was of other tensors"
+
+
+def test_apply_recipe_finds_the_sampler_in_the_checkpoint(small_sd15, output):  # noqa: F811
+    model = tiny("sd15")
+    _, _, name, _ = distil(model, "sd15")
+    (file,) = save(model, name)["result"]
+    with torch.inference_mode():
+        loaded, *_ = comfy.sd.load_checkpoint_guess_config(
+            str(output / "checkpoints" / file), output_vae=False, output_clip=False
+        )
+        _, sampler, sigmas, *_ = recipes.ApplyRecipe().apply(loaded, recipes.FROM_FILE, file=f"checkpoints/{file}")
+        _, _, trained_on = students.LoadStudent().load(model, f"{name} (run)")
+    assert torch.equal(sigmas, trained_on)
+    assert sampler.extra_options == {}
+
+
+def test_the_full_student_is_a_diffusion_model_of_the_hosts(small_sd15, output):  # noqa: F811
+    """In output/diffusion_models, by the host's own loader, without the pack."""
+    model = tiny("sd15")
+    student, _, name, _ = distil(model, "sd15", student=students.FullWeights())
+    file = output / "diffusion_models" / "fewstep" / f"{name}.safetensors"
+    assert load_file(file).keys() == model.model.diffusion_model.state_dict().keys()
+    with torch.inference_mode():
+        loaded = comfy.sd.load_unet(str(file))
+    torch.testing.assert_close(draw(loaded, "sd15"), draw(student, "sd15"), atol=1e-5, rtol=1e-5)
+
+
+def test_an_existing_checkpoint_is_kept(small_sd15, output):  # noqa: F811
+    model = tiny("sd15")
+    _, _, name, _ = distil(model, "sd15")
+    file = output / "checkpoints" / "fewstep" / "merged.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"the user's")
+    with pytest.raises(ValueError, match="there is a checkpoint 'merged' already"):
+        save(model, name)
+    assert file.read_bytes() == b"the user's"
+
+
+def test_nothing_half_written_stays_when_saving_fails(small_sd15, output, monkeypatch):  # noqa: F811
+    model = tiny("sd15")
+    _, _, name, _ = distil(model, "sd15")
+
+    def fail(path, *_, **__):
+        Path(path).write_bytes(b"a part")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(comfy.sd, "save_checkpoint", fail)
+    with pytest.raises(OSError, match=r"merged.safetensors could not be written: No space left on device"):
+        save(model, name)
+    assert not list((output / "checkpoints" / "fewstep").iterdir())
+
+
+@pytest.mark.parametrize("name", ["../escape", "", "a/b"])
+def test_the_name_is_no_path(name):
+    assert "the run name is" in str(students.SaveStudentCheckpoint.VALIDATE_INPUTS(name=name))
+
+
+def test_an_unknown_student_is_named(output):  # noqa: F811
+    with pytest.raises(ValueError, match="there is no student 'gone'; known are: none"):
+        save(None, "gone", student="gone")
