@@ -14,7 +14,7 @@ from torch import Tensor
 from ..samplers.noise import Denoiser, expand_like
 from .average import Average
 from .bands import BANDS, NoiseBands, band_means
-from .data import TensorData
+from .data import Data
 from .learning_rates import SCHEDULES, learning_rate, require_room_for_warmup
 from .method import Method, Stage, Target
 from .micro_batches import in_pieces, split
@@ -37,7 +37,7 @@ class TrainOptions:
     batch_size: pictures in one optimiser step. accumulation: pieces that they pass the networks in, one after another:
     more need less memory, and the gradient stays the mean over the whole batch. learning_rate_schedule: of each stage,
     one of SCHEDULES, after `warmup` iterations of rising. ema_decay: of the moving average of the weights, which then is
-    what a stage results in; 0 is none.
+    what a stage results in; 0 is none. caption_dropout: share of the samples that see the empty prompt, not their own.
     """
 
     batch_size: int = 64
@@ -51,6 +51,7 @@ class TrainOptions:
     learning_rate_schedule: str = "linear"
     warmup: int = 0
     ema_decay: float = 0.0
+    caption_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "log_every", "checkpoint_every", "accumulation"):
@@ -75,13 +76,18 @@ class TrainOptions:
             )
         if self.warmup < 0:
             raise ValueError(f"warmup is {self.warmup}; it must not be negative, and 0 is none.")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"ema_decay is {self.ema_decay}; allowed is 0 (off) to below 1: 0.999, for example.")
+        _require_share("ema_decay", self.ema_decay, example=0.999)
+        _require_share("caption_dropout", self.caption_dropout, example=0.1)
         if self.weight_decay < 0.0 or self.gradient_clip <= 0.0:
             raise ValueError(
                 f"weight_decay is {self.weight_decay} and gradient_clip is {self.gradient_clip}; weight_decay must not "
                 "be negative and gradient_clip must be above 0."
             )
+
+
+def _require_share(name: str, value: float, *, example: float) -> None:
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} is {value}; allowed is 0 (off) to below 1: {example}, for example.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,7 +159,7 @@ def train(
     run: RunFolder,
     method: Method,
     student: Student,
-    data: TensorData,
+    data: Data,
     *,
     options: TrainOptions,
     observers: Sequence[Observer] = (),
@@ -172,12 +178,14 @@ class _Training:
         run: RunFolder,
         method: Method,
         student: Student,
-        data: TensorData,
+        data: Data,
         options: TrainOptions,
         observers: list[Observer],
     ) -> None:
         self._run, self._method, self._student, self._data = run, method, student, data
         self._options, self._observers = options, observers
+        if options.caption_dropout:
+            data.require_droppable()
         self._stages = method.stages()
         for stage in self._stages:
             require_room_for_warmup(stage, warmup=options.warmup)
@@ -190,8 +198,8 @@ class _Training:
 
     def run(self) -> None:
         self._restore()
-        if self._data.x0.is_cuda:
-            torch.cuda.reset_peak_memory_stats(self._data.x0.device)
+        if self._data.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._data.device)
         while self._stage < len(self._stages):
             stage = self._stages[self._stage]
             while self._stage_iteration < stage.iterations:
@@ -218,7 +226,9 @@ class _Training:
     def _target(self) -> Target:
         """For the whole batch: how it is split must not change what is drawn."""
         generator = torch.Generator().manual_seed(self._iteration_seed())
-        batch = self._data.batch(self._options.batch_size, generator=generator)
+        batch = self._data.batch(
+            self._options.batch_size, generator=generator, caption_dropout=self._options.caption_dropout
+        )
         teacher, student = (
             in_pieces(denoiser, self._options.accumulation)
             for denoiser in (self._student.teacher, self._student.denoiser)
@@ -262,7 +272,7 @@ class _Training:
     def _begin_stage(self) -> None:
         """What lives for one stage; after the last one there is nothing to begin."""
         stage = self._stages[min(self._stage, len(self._stages) - 1)]
-        self._bands = NoiseBands(stage.sigmas, device=self._data.x0.device)
+        self._bands = NoiseBands(stage.sigmas, device=self._data.device)
         weights = self._student.parameters()
         self._optimiser = new_optimiser(self._options.optimiser, weights, weight_decay=self._options.weight_decay)
         decay = self._options.ema_decay
@@ -307,7 +317,7 @@ class _Training:
         seconds = time.monotonic() - self._started
         pace = seconds / max(self._iteration - self._done_before, 1)
         loss, x0_error, norm = self._means
-        device = self._data.x0.device
+        device = self._data.device
         return Metrics(
             stage=self._stage,
             stages=len(self._stages),
