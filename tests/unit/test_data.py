@@ -299,7 +299,7 @@ def test_what_is_not_known_this_time_is_not_compared(tmp_path):
     unconnected = Maker()
     unconnected.data(tmp_path, {"option": 1, "vae": None})
     assert unconnected.made == []
-    with pytest.raises(ValueError, match="vae: there .*abc.*, here .*def"):
+    with pytest.raises(ValueError, match=r"vae: there .*abc.*, here .*def"):
         Maker().data(tmp_path, {"option": 1, "vae": "def"})
 
 
