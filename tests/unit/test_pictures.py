@@ -203,7 +203,7 @@ def test_the_pictures_of_a_folder_are_those_in_it_by_name(tmp_path):
 
 
 def test_a_folder_without_pictures_is_named(tmp_path):
-    with pytest.raises(ValueError, match="holds no pictures; looked for are .png"):
+    with pytest.raises(ValueError, match=r"holds no pictures; looked for are \.png"):
         picture_files(tmp_path)
     with pytest.raises(ValueError, match="which is no folder"):
         picture_files(tmp_path / "missing")
