@@ -89,7 +89,7 @@ def learning(kind: str, *, channels: int) -> Iterator[tuple[Student, TensorData,
     x0 = torch.randn(8, 4, 16, 16, generator=generator).to(model.load_device)
     data = TensorData(x0=x0, condition={"c_crossattn": text})
     with students.student_of(model, options, seed=0) as student:
-        student.writes_in_place = probe_writes_in_place(student, data.take(torch.zeros(1, dtype=torch.long)))
+        student.writes_in_place = probe_writes_in_place(student, data.first(1))
         yield student, data, host.noise_levels(host.model_sampling_of(model))
 
 

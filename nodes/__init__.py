@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 
-from . import demo, distillation, folders, guidance, host, methods, model_sampling, recipes, runs, sampling, students
+from . import (
+    demo,
+    distillation,
+    folders,
+    guidance,
+    host,
+    methods,
+    model_sampling,
+    recipes,
+    runs,
+    sampling,
+    students,
+    training_data,
+)
 
 NODE_CLASS_MAPPINGS = {
     "FewStepLCMSampler": sampling.LCMSampler,
@@ -22,6 +35,8 @@ NODE_CLASS_MAPPINGS = {
     "FewStepProgressiveDistillation": methods.ProgressiveDistillation,
     "FewStepLoRAStudent": students.LoRAStudentNode,
     "FewStepFullWeightsStudent": students.FullWeightsStudentNode,
+    "FewStepImageFolder": training_data.ImageFolder,
+    "FewStepTeacherPictures": training_data.TeacherPictures,
     "FewStepDistill": distillation.Distill,
     "FewStepLoadStudent": students.LoadStudent,
     "FewStepSaveStudent": students.SaveStudentCheckpoint,
@@ -50,6 +65,8 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FewStepProgressiveDistillation": "Progressive Distillation",
     "FewStepLoRAStudent": "LoRA Student",
     "FewStepFullWeightsStudent": "Full-Weights Student",
+    "FewStepImageFolder": "Training Images (Folder)",
+    "FewStepTeacherPictures": "Training Prompts (Teacher's Pictures)",
     "FewStepDistill": "Distill Model",
     "FewStepLoadStudent": "Load Distilled Student",
     "FewStepSaveStudent": "Save Student as Checkpoint",
@@ -62,7 +79,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FewStepEvaluateDigits": "Evaluate Digits",
 }
 
-_OPTIONAL = {"matplotlib": "charts", "sklearn": "the digits data set", "kornia": "PSNR"}
+_OPTIONAL = {"matplotlib": "charts", "sklearn": "the digits data set", "kornia": "PSNR and resizing pictures"}
 
 
 def _say_what_is_missing() -> None:

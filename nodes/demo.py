@@ -23,10 +23,11 @@ CLASSIFIER_FILE = digits_model.ASSETS / "digits_classifier.safetensors"
 
 
 class DemoTeacher:
-    RETURN_TYPES = ("MODEL", "VAE")
+    RETURN_TYPES = ("MODEL", "VAE", "CLIP")
     OUTPUT_TOOLTIPS = (
         "A small v-prediction UNet that draws handwritten digits; prompt it with Digit Prompt.",
         "Shows a digit at 32 x 32 pixels.",
+        "Reads a text of digits, for nodes that want a CLIP; Digit Prompt does the same.",
     )
     FUNCTION = "load"
     CATEGORY = "few-step/demo"
@@ -39,8 +40,8 @@ class DemoTeacher:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {}}
 
-    def load(self) -> tuple[Any, digits_model.DigitVAE]:
-        return digits_model.load_teacher(), digits_model.DigitVAE()
+    def load(self) -> tuple[Any, digits_model.DigitVAE, digits_model.DigitCLIP]:
+        return digits_model.load_teacher(), digits_model.DigitVAE(), digits_model.DigitCLIP()
 
 
 class DigitPrompt:

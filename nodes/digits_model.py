@@ -150,6 +150,20 @@ class DigitVAE:
         return None
 
 
+class DigitCLIP:
+    """What the host's CLIP nodes call: a text of digits to the class vectors that the teacher takes."""
+
+    def tokenize(self, text: str, **_options: Any) -> str:
+        return text
+
+    def encode_from_tokens(self, tokens: str, return_pooled: bool = False, **_options: Any) -> Any:
+        ((embedding, options),) = prompt(tokens)
+        return (embedding, options["pooled_output"]) if return_pooled else embedding
+
+    def encode_from_tokens_scheduled(self, tokens: str, **_options: Any) -> list[list[Any]]:
+        return prompt(tokens)
+
+
 def prompt(digits: str) -> list[list[Any]]:
     """CONDITIONING for a text of digits, one picture each; the empty text is the empty prompt.
 

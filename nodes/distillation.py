@@ -20,7 +20,11 @@ from ..trainers.options import TrainOptions
 from ..trainers.run_folder import RunFolder
 from ..trainers.targets.progressive import ProgressiveOptions
 from . import folders, graph, host, host_training, running, students
+from .data_sources import DataInGraph, DataSource
 from .observing import Show
+
+_ABSENT = object()
+"""An input that is not connected, where None stands for one whose value is not known yet."""
 
 
 class Distill:
@@ -46,11 +50,6 @@ class Distill:
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "The teacher, as wired: its LoRAs and patches are distilled too."}),
-                "latents": ("LATENT", {"tooltip": "Training pictures as latents, from VAE Encode or a data node."}),
-                "positive": (
-                    "CONDITIONING",
-                    {"tooltip": "One prompt for each latent in the same order, or a single one for all."},
-                ),
                 "method": ("FEWSTEP_METHOD", {"tooltip": "How to distil, from a method node."}),
                 "run_name": (
                     "STRING",
@@ -103,6 +102,14 @@ class Distill:
                 ),
             },
             "optional": {
+                "latents": (
+                    "LATENT",
+                    {"tooltip": "Training pictures as latents, from VAE Encode or a data set. Goes with positive."},
+                ),
+                "positive": (
+                    "CONDITIONING",
+                    {"tooltip": "One prompt for each latent in the same order, or a single one for all."},
+                ),
                 "negative": (
                     "CONDITIONING",
                     {"tooltip": "The empty or negative prompt, needed when the method bakes guidance in."},
@@ -150,17 +157,47 @@ class Distill:
                         "smooths. 0 is none, the paper's choice.",
                     },
                 ),
+                "data": (
+                    "FEWSTEP_DATA",
+                    {
+                        "tooltip": "Training data from Training Images (Folder) or Training Prompts (Teacher's Pictures), "
+                        "in place of latents, positive and negative."
+                    },
+                ),
+                "caption_dropout": (
+                    "FLOAT",
+                    {
+                        "default": 0.0,
+                        "min": 0.0,
+                        "max": 0.99,
+                        "step": 0.01,
+                        "tooltip": "Share of the samples that see the empty prompt instead of theirs, so that the student "
+                        "learns that too: 0.1 is usual where it is to be sampled with guidance. 0 is none.",
+                    },
+                ),
             },
             "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID"},
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, run_name: Any = None) -> bool | str:
-        return True if run_name is None else host.error_of(lambda: RunFolder(Path(), str(run_name)))
+    def VALIDATE_INPUTS(
+        cls, run_name: Any = None, latents: Any = _ABSENT, positive: Any = _ABSENT, data: Any = _ABSENT
+    ) -> bool | str:
+        """The host gives None for what is linked and leaves out what is not."""
+
+        def check() -> None:
+            if run_name is not None:
+                RunFolder(Path(), str(run_name))
+            _require_one_kind_of_data(
+                latents=latents is not _ABSENT, positive=positive is not _ABSENT, data=data is not _ABSENT
+            )
+
+        return host.error_of(check)
 
     def distil(
         self,
         model: Any,
+        *,
         run_name: str,
         vae: Any = None,
         student: students.StudentOptions | None = None,
@@ -181,40 +218,73 @@ def prepared(
     run_name: str,
     student: students.StudentOptions | None,
     *,
-    latents: dict[str, Tensor],
-    positive: host.Conditioning,
     method: ProgressiveOptions,
+    latents: dict[str, Tensor] | None = None,
+    positive: host.Conditioning | None = None,
     negative: host.Conditioning | None = None,
+    data: DataSource | None = None,
     prompt: Mapping[str, Any] | None = None,
     unique_id: str | None = None,
     **options: Any,
 ) -> Iterator[Distillation]:
-    """The run of these inputs, its folder locked. Tensors made inside may be trained on, unlike in the host's nodes."""
+    """The run of these inputs, its folder locked and its data in it. Tensors made inside may be trained on, unlike in nodes."""
     with torch.inference_mode(False), torch.enable_grad():
         run = RunFolder(folders.runs_root(), run_name)
         train_options = TrainOptions(**options)
-        data = _training_data(model, latents, positive, negative)
+        _require_one_kind_of_data(
+            latents=latents is not None,
+            positive=positive is not None,
+            data=data is not None,
+            negative=negative is not None,
+        )
+        source = data or _data_in_graph(model, latents, positive, negative, dropout=train_options.caption_dropout)
+        resolved = running.method_on(model, method, unconditional=source.unconditional)
         with run.locked():
-            yield running.resolved(
-                run,
-                model=model,
-                data=data,
-                method=method,
+            teacher_sha256 = running.teacher_sha256(model)
+            distillation = Distillation(
+                run=run,
+                method=resolved,
+                data=source.build(model, run, teacher_sha256=teacher_sha256),
                 options=train_options,
-                student=student or LoRAOptions(),
+                teacher_sha256=teacher_sha256,
+                prediction_type=host.prediction_type(host.model_sampling_of(model)),
+                student=students.description(student or LoRAOptions()),
                 origin=graph.upstream(prompt or {}, str(unique_id), running.ORIGIN),
             )
+            if not distillation.finished():
+                source.keep(run)
+            yield distillation
 
 
-def _training_data(
-    model: Any, latents: dict[str, Tensor], positive: host.Conditioning, negative: host.Conditioning | None
-) -> TensorData:
+def _require_one_kind_of_data(*, latents: bool, positive: bool, data: bool, negative: bool = False) -> None:
+    """Whether each is connected. ValueError for neither, half of one, or both."""
+    if data and (latents or positive or negative):
+        raise ValueError(
+            "data is connected, and so is latents, positive or negative; connect data alone (its node has the negative "
+            "prompt), or latents and positive."
+        )
+    if not data and not (latents and positive):
+        have = [name for name, given in (("latents", latents), ("positive", positive)) if given]
+        raise ValueError(
+            f"of the training data {' and '.join(have) or 'nothing'} is connected; connect latents and positive, or data."
+        )
+
+
+def _data_in_graph(
+    model: Any, latents: Any, positive: Any, negative: host.Conditioning | None, *, dropout: float
+) -> DataInGraph:
+    """What is connected as LATENT and CONDITIONING. Prompts get one length where captions are dropped."""
     x0 = host_training.latents_for_training(model, latents)
     unconditional = None
     if negative is not None:
         unconditional = host_training.condition_for_training(model, negative, latents=x0, name="negative")
     condition = host_training.condition_for_training(model, positive, latents=x0, name="positive")
-    return TensorData(x0=x0, condition=condition, unconditional=unconditional)
+    if dropout and unconditional is not None:
+        condition, unconditional = host_training.in_one_length(model, positive, condition, unconditional, latents=x0)
+    data = TensorData(x0=x0, condition=condition, unconditional=unconditional)
+    if dropout:
+        data.require_droppable()
+    return DataInGraph(data)
 
 
 class LossChart:

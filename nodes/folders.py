@@ -40,6 +40,11 @@ def read_tensor(file: str, *, ending: str, what: str) -> Tensor:
         return content.get_tensor(names[0])
 
 
+def input_root() -> Path:
+    """The host's input folder, as it is set when this is called."""
+    return Path(folder_paths.get_input_directory())
+
+
 def runs_root() -> Path:
     """Where run folders live: below the host's output folder, as it is set when this is called."""
     return Path(folder_paths.get_output_directory()) / "fewstep" / "runs"

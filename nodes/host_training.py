@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,8 @@ _UNSUPPORTED_CONDITIONING = (
     "timestep_end",
     "concat_mask",
 )
+_MOST_REPEATS = 4
+"""Of a text, to make another's length: the host's CONDCrossAttn repeats no more often."""
 _UNSUPPORTED_MODEL_OPTIONS = (
     "model_function_wrapper",
     "sampler_cfg_function",
@@ -80,7 +83,38 @@ def condition_for_training(model: Any, conditioning: Conditioning, *, latents: T
     return condition
 
 
+def in_one_length(
+    model: Any, positive: Conditioning, condition: Condition, unconditional: Condition, *, latents: Tensor
+) -> tuple[Condition, Condition]:
+    """(condition, unconditional) with texts repeated to one length, where the host's samplers do so for this model.
+
+    Repeating changes nothing for cross-attention: the softmax spreads each weight over the copies. Elsewhere, or beyond
+    the host's own limit, both stay as they are. positive: what condition was encoded from.
+    """
+    condition, unconditional = dict(condition), dict(unconditional)
+    for key, value in _host_inputs(model, positive[0], latents=latents, name="positive").items():
+        if not isinstance(value, comfy.conds.CONDCrossAttn) or key not in unconditional:
+            continue
+        lengths = condition[key].shape[1], unconditional[key].shape[1]
+        common = math.lcm(*lengths)
+        if common // min(lengths) <= _MOST_REPEATS:
+            condition[key] = condition[key].repeat(1, common // lengths[0], 1)
+            unconditional[key] = unconditional[key].repeat(1, common // lengths[1], 1)
+    return condition, unconditional
+
+
 def _encode(model: Any, entry: list[Any], *, latents: Tensor, name: str) -> Condition:
+    plain = {key: value.cond for key, value in _host_inputs(model, entry, latents=latents, name=name).items()}
+    odd = [key for key, value in plain.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise ValueError(
+            f"the {name} conditioning gives this model {', '.join(odd)}, which training does not support yet."
+        )
+    return {key: value.to(model.load_device) for key, value in plain.items()}
+
+
+def _host_inputs(model: Any, entry: list[Any], *, latents: Tensor, name: str) -> dict[str, Any]:
+    """What the host's samplers make of an entry: its own conditioning objects by the name of the model's input."""
     embedding, options = entry
     refused = [key for key in _UNSUPPORTED_CONDITIONING if options.get(key) is not None]
     if refused:
@@ -99,13 +133,7 @@ def _encode(model: Any, entry: list[Any], *, latents: Tensor, name: str) -> Cond
         )
         if inputs["cross_attn"] is not None:
             encoded.setdefault("c_crossattn", comfy.conds.CONDCrossAttn(inputs["cross_attn"]))
-        plain = {key: value.cond for key, value in encoded.items()}
-    odd = [key for key, value in plain.items() if not isinstance(value, Tensor)]
-    if odd:
-        raise ValueError(
-            f"the {name} conditioning gives this model {', '.join(odd)}, which training does not support yet."
-        )
-    return {key: value.to(model.load_device) for key, value in plain.items()}
+    return encoded
 
 
 def trainable_copy(model: Any) -> Network:

@@ -48,9 +48,8 @@ class Preview:
 
     def __init__(self, distillation: Distillation, student: Student, *, model: Any, vae: Any) -> None:
         self._distillation, self._student, self._model, self._vae = distillation, student, model, vae
-        data = distillation.data
-        first = data.take(torch.arange(min(PREVIEW_PICTURES, len(data.x0))))
-        self._noise = torch.randn(first.x0.shape, generator=torch.Generator().manual_seed(0)).to(data.x0)
+        first = distillation.data.first(PREVIEW_PICTURES)
+        self._noise = torch.randn(first.x0.shape, generator=torch.Generator().manual_seed(0)).to(first.x0)
         self._condition = first.condition
 
     def due(self, metrics: Metrics) -> bool:

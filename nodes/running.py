@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from ..trainers.adapters import LoRAOptions
-from ..trainers.data import TensorData
+from ..trainers.data import Condition
 from ..trainers.distillation import Distillation, Recorded
 from ..trainers.export import read_student
 from ..trainers.files import tensors_sha256
 from ..trainers.loop import Observer
-from ..trainers.options import TrainOptions
 from ..trainers.run_folder import RunFolder
 from ..trainers.targets.progressive import Progressive, ProgressiveOptions
 from . import folders, host, host_training, students
@@ -25,33 +24,11 @@ ORIGIN = ("model", "vae")
 """Inputs of Distill Model whose making a run folder keeps."""
 
 
-def resolved(
-    run: RunFolder,
-    *,
-    model: Any,
-    data: TensorData,
-    method: ProgressiveOptions,
-    options: TrainOptions,
-    student: students.StudentOptions,
-    origin: Mapping[str, Any] | None,
-) -> Distillation:
-    """The distillation of a MODEL as wired. ValueError for what it cannot do, before any work."""
+def method_on(model: Any, method: ProgressiveOptions, *, unconditional: Condition | None) -> Progressive:
+    """The method on a MODEL's noise levels. ValueError for what it cannot do, before any work."""
     sampling = host.model_sampling_of(model)
-    return Distillation(
-        run=run,
-        method=Progressive(
-            method,
-            family=host.noise_family(sampling),
-            table=host.noise_levels(sampling),
-            unconditional=data.unconditional,
-        ),
-        data=data,
-        options=options,
-        teacher_sha256=teacher_sha256(model),
-        prediction_type=host.prediction_type(sampling),
-        student=students.description(student),
-        origin=origin,
-    )
+    family, table = host.noise_family(sampling), host.noise_levels(sampling)
+    return Progressive(method, family=family, table=table, unconditional=unconditional)
 
 
 def require_teacher(recorded: Recorded, model: Any, *, run: RunFolder) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..trainers.distillation import Recorded
 from ..trainers.run_folder import RunFolder
-from . import distillation, folders, host, running, students
+from . import distillation, folders, graph, host, running, students
 from .observing import PREVIEW_PIXELS
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -30,14 +30,14 @@ class WriteRun(distillation.Distill):
 
     def write(self, model: Any, run_name: str, **inputs: Any) -> dict[str, Any]:
         inputs.pop("vae", None)  # its making is kept with the model's
+        if graph.upstream(inputs["prompt"], str(inputs["unique_id"]), running.ORIGIN) is None:
+            raise ValueError(
+                "the nodes before this one cannot be kept in the run's folder, so no other process could make the "
+                "teacher; connect a loader and plain nodes, or use Distill Model."
+            )
         with distillation.prepared(model, run_name, inputs.pop("student", None), **inputs) as prepared:
-            if prepared.origin is None:
-                raise ValueError(
-                    "the nodes before this one cannot be kept in the run's folder, so no other process could make the "
-                    "teacher; connect a loader and plain nodes, or use Distill Model."
-                )
-            prepared.finished()
-        command = folders.command_for(prepared.run.path)
+            run = prepared.run
+        command = folders.command_for(run.path)
         return {"ui": {"text": [command]}, "result": (run_name, command)}
 
 
@@ -72,7 +72,7 @@ class WatchRun:
 
     @classmethod
     def VALIDATE_INPUTS(cls, run_name: Any = None) -> bool | str:
-        return distillation.Distill.VALIDATE_INPUTS(run_name)
+        return True if run_name is None else host.error_of(lambda: RunFolder(folders.runs_root(), str(run_name)))
 
     @classmethod
     def IS_CHANGED(cls, run_name: str, **_: Any) -> float:

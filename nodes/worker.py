@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from ..trainers.data_cache import read_data
-from ..trainers.distillation import Recorded
+from ..trainers.distillation import Distillation, Recorded
 from ..trainers.loop import Metrics, Observer
 from ..trainers.run_folder import RunFolder
 from ..trainers.targets.progressive import Progressive, ProgressiveOptions
-from . import folders, running, students
+from . import folders, host, running, students
 from .graph import Execution
 from .observing import Preview
 
@@ -31,16 +31,20 @@ def train_folder(run: RunFolder, *, classes: Mapping[str, Any], say: Observer) -
         student = students.read(recorded.student)
         made = _teacher(recorded, classes)
         running.require_teacher(recorded, made["model"], run=run)
-        data = read_data(run.path / "data", device=made["model"].load_device)
+        data = read_data(run.data_folder, device=made["model"].load_device)
         if data is None:
             raise ValueError(f"the run {run.name!r} lacks its training data ({run.path / 'data'}); write it again.")
-        distillation = running.resolved(
-            run,
-            model=made["model"],
+        model = made["model"]
+        distillation = Distillation(
+            run=run,
+            method=running.method_on(
+                model, ProgressiveOptions.read(recorded.method_options), unconditional=data.unconditional
+            ),
             data=data,
-            method=ProgressiveOptions.read(recorded.method_options),
             options=recorded.options,
-            student=student,
+            teacher_sha256=recorded.teacher_sha256,
+            prediction_type=host.prediction_type(host.model_sampling_of(model)),
+            student=recorded.student,
             origin=recorded.origin,
         )
         if not distillation.finished():

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .data import TensorData
+from .data import Data
 from .export import FULL_WEIGHTS, LORA, write_student
 from .files import tensors_sha256
 from .loop import Observer, train
@@ -33,7 +33,7 @@ class Distillation:
 
     run: RunFolder
     method: Method
-    data: TensorData
+    data: Data
     options: TrainOptions
     teacher_sha256: str
     prediction_type: str
@@ -60,7 +60,7 @@ class Distillation:
             "how_often": how_often,
             "made_with": {
                 "torch": torch.__version__,
-                "device": str(self.data.x0.device),
+                "device": str(self.data.device),
                 "platform": platform.platform(),
             },
         }
@@ -82,7 +82,7 @@ class Distillation:
         """
         if self.finished():
             return False
-        student.writes_in_place = probe_writes_in_place(student, self.data.take(torch.zeros(1, dtype=torch.long)))
+        student.writes_in_place = probe_writes_in_place(student, self.data.first(1))
         train(self.run, self.method, student, self.data, options=self.options, observers=observers)
         stages = self.method.stages()
         recipe = self.method.recipe(stage=len(stages) - 1, prediction_type=self.prediction_type)

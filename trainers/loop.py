@@ -14,7 +14,7 @@ from torch import Tensor
 from ..samplers.noise import Denoiser, expand_like
 from .average import Average
 from .bands import BANDS, NoiseBands, band_means
-from .data import TensorData
+from .data import Data
 from .learning_rates import learning_rate, require_room_for_warmup
 from .method import Method, Stage, Target
 from .micro_batches import in_pieces, split
@@ -93,7 +93,7 @@ def train(
     run: RunFolder,
     method: Method,
     student: Student,
-    data: TensorData,
+    data: Data,
     *,
     options: TrainOptions,
     observers: Sequence[Observer] = (),
@@ -112,12 +112,14 @@ class _Training:
         run: RunFolder,
         method: Method,
         student: Student,
-        data: TensorData,
+        data: Data,
         options: TrainOptions,
         observers: list[Observer],
     ) -> None:
         self._run, self._method, self._student, self._data = run, method, student, data
         self._options, self._observers = options, observers
+        if options.caption_dropout:
+            data.require_droppable()
         self._stages = method.stages()
         for stage in self._stages:
             require_room_for_warmup(stage, warmup=options.warmup)
@@ -130,8 +132,8 @@ class _Training:
 
     def run(self) -> None:
         self._restore()
-        if self._data.x0.is_cuda:
-            torch.cuda.reset_peak_memory_stats(self._data.x0.device)
+        if self._data.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._data.device)
         while self._stage < len(self._stages):
             stage = self._stages[self._stage]
             while self._stage_iteration < stage.iterations:
@@ -158,7 +160,9 @@ class _Training:
     def _target(self) -> Target:
         """For the whole batch: how it is split must not change what is drawn."""
         generator = torch.Generator().manual_seed(self._iteration_seed())
-        batch = self._data.batch(self._options.batch_size, generator=generator)
+        batch = self._data.batch(
+            self._options.batch_size, generator=generator, caption_dropout=self._options.caption_dropout
+        )
         teacher, student = (
             in_pieces(denoiser, self._options.accumulation)
             for denoiser in (self._student.teacher, self._student.denoiser)
@@ -202,7 +206,7 @@ class _Training:
     def _begin_stage(self) -> None:
         """What lives for one stage; after the last one there is nothing to begin."""
         stage = self._stages[min(self._stage, len(self._stages) - 1)]
-        self._bands = NoiseBands(stage.sigmas, device=self._data.x0.device)
+        self._bands = NoiseBands(stage.sigmas, device=self._data.device)
         weights = self._student.parameters()
         self._optimiser = new_optimiser(self._options.optimiser, weights, weight_decay=self._options.weight_decay)
         decay = self._options.ema_decay
@@ -247,7 +251,7 @@ class _Training:
         seconds = time.monotonic() - self._started
         pace = seconds / max(self._iteration - self._done_before, 1)
         loss, x0_error, norm = self._means
-        device = self._data.x0.device
+        device = self._data.device
         return Metrics(
             stage=self._stage,
             stages=len(self._stages),

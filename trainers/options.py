@@ -15,7 +15,7 @@ class TrainOptions:
     batch_size: pictures in one optimiser step. accumulation: pieces that they pass the networks in, one after another:
     more need less memory, and the gradient stays the mean over the whole batch. learning_rate_schedule: of each stage,
     one of SCHEDULES, after `warmup` iterations of rising. ema_decay: of the moving average of the weights, which then is
-    what a stage results in; 0 is none.
+    what a stage results in; 0 is none. caption_dropout: share of the samples that see the empty prompt, not their own.
     """
 
     batch_size: int = 64
@@ -29,6 +29,7 @@ class TrainOptions:
     learning_rate_schedule: str = "linear"
     warmup: int = 0
     ema_decay: float = 0.0
+    caption_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "log_every", "checkpoint_every", "accumulation"):
@@ -53,10 +54,15 @@ class TrainOptions:
             )
         if self.warmup < 0:
             raise ValueError(f"warmup is {self.warmup}; it must not be negative, and 0 is none.")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"ema_decay is {self.ema_decay}; allowed is 0 (off) to below 1: 0.999, for example.")
+        _require_share("ema_decay", self.ema_decay, example=0.999)
+        _require_share("caption_dropout", self.caption_dropout, example=0.1)
         if self.weight_decay < 0.0 or self.gradient_clip <= 0.0:
             raise ValueError(
                 f"weight_decay is {self.weight_decay} and gradient_clip is {self.gradient_clip}; weight_decay must not "
                 "be negative and gradient_clip must be above 0."
             )
+
+
+def _require_share(name: str, value: float, *, example: float) -> None:
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} is {value}; allowed is 0 (off) to below 1: {example}, for example.")

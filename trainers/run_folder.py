@@ -4,6 +4,7 @@ run.json               what the run is: method, options, seed, teacher and data 
 metrics.jsonl          one line for each logged iteration
 checkpoints/*.safetensors   the last few states, each enough to go on from
 previews/*.png         pictures at fixed noise
+data/                  what it trains on, see data_cache.py
 student.safetensors    the result, with its sampling recipe; its presence says that the run is finished
 """
 
@@ -48,6 +49,15 @@ class RunFolder:
     def finished(self) -> bool:
         return self.student_file.exists()
 
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds anything of worth: before, its name is free for another run."""
+        return bool(self.checkpoints()) or self.finished
+
+    @property
+    def data_folder(self) -> Path:
+        return self.path / "data"
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Refuses a second process on the same folder; the system drops the lock when a process dies.
@@ -76,7 +86,7 @@ class RunFolder:
         that differs, when the folder holds another run.
         """
         file = self.path / "run.json"
-        if not (self.checkpoints() or self.finished):
+        if not self.begun:
             write_atomically(file, (json.dumps(description, indent=2) + "\n").encode())
             return False
         wanted = json.loads(json.dumps(description["run"]))

@@ -37,8 +37,47 @@ def without(prompt, kind, name):
 
 
 def test_a_missing_connection_is_refused(server, name):
-    with pytest.raises(ServerError, match="positive"):
+    with pytest.raises(ServerError, match="latents is connected; connect latents and positive, or data"):
         server.queue(without(demo(name), "FewStepDistill", "positive"), client="test")
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "said"),
+    [
+        ("FewStepImageFolder", {"folder": "no such folder"}, "which is no folder"),
+        ("FewStepImageFolder", {"broken": "ignore"}, "broken"),
+        ("FewStepTeacherPictures", {"prompts": " \n "}, "prompts is empty"),
+        ("FewStepTeacherPictures", {"width": 100}, "width is 100"),
+        ("FewStepTeacherPictures", {"sampler": "euler_ancestral"}, "sampler"),
+    ],
+)
+def test_data_of_no_use_are_refused_before_anything_runs(kind, inputs, said, server, runs, name):
+    given = {
+        "FewStepImageFolder": {"folder": ".", "resolution": 32, "bucket_step": 8, "caption": "", "negative": ""}
+        | {"without_caption": "use caption", "flip": False, "broken": "stop"},
+        "FewStepTeacherPictures": {"prompts": "7", "negative": "", "width": 32, "height": 32, "pictures_per_prompt": 1}
+        | {"steps": 4, "cfg": 1.0, "sampler": "euler", "seed": 0, "batch_size": 1, "pairs": False},
+    }
+    prompt = demo(name)
+    for connected in ("latents", "positive", "negative"):
+        without(prompt, "FewStepDistill", connected)
+    prompt["5"]["inputs"]["data"] = ["30", 0]
+    prompt["30"] = {"class_type": kind, "inputs": given[kind] | inputs}
+    with pytest.raises(ServerError, match=said):
+        server.queue(prompt, client="test")
+    assert not (runs / name).exists()
+
+
+def test_two_kinds_of_data_are_refused(server, name):
+    prompt = demo(name)
+    prompt["5"]["inputs"]["data"] = ["30", 0]
+    prompt["30"] = {
+        "class_type": "FewStepTeacherPictures",
+        "inputs": {"prompts": "7", "negative": "", "width": 32, "height": 32, "pictures_per_prompt": 1, "steps": 4}
+        | {"cfg": 1.0, "sampler": "euler", "seed": 0, "batch_size": 1, "pairs": False},
+    }
+    with pytest.raises(ServerError, match="connect data alone"):
+        server.queue(prompt, client="test")
 
 
 @pytest.mark.parametrize(

@@ -53,10 +53,10 @@ def distil(model, kind, *, iterations=10, layers="linear", student=None, name=No
     latents = {"samples": noise_for(model, seed=1, batch=16)}
     return distillation.Distill().distil(
         model,
-        name or uuid.uuid4().hex,
         latents=latents,
         positive=conditioning(kind, seed=2),
         method=method,
+        run_name=name or uuid.uuid4().hex,
         negative=conditioning(kind, seed=5),
         student=student or lora,
         **{**TRAINING, **changed},

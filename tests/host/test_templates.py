@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from comfyui_fewstep.trainers.digits import load_pictures
 from hosting import ROOT, WORKFLOWS, api_twin, demo
 from PIL import Image
 from safetensors.torch import save_file
@@ -21,6 +22,24 @@ def guidance_file(base):
     save_file({"time_embedding.cond_proj.weight": cond_proj}, folder / GUIDANCE)
 
 
+@pytest.fixture(scope="module")
+def pictures(base):
+    """A folder of two digits and their labels, where the template looks for pictures."""
+    folder = base / "input" / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    digits, labels = load_pictures()
+    for i in range(2):
+        grey = Image.fromarray((digits[i, 0] * 255).byte().numpy())
+        grey.resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(str(int(labels[i])))
+
+
+SMALL_DATA = {
+    "FewStepImageFolder": {"resolution": 32, "bucket_step": 8, "caption": "7"},
+    "FewStepTeacherPictures": {"prompts": "7\n3", "width": 32, "height": 32, "pictures_per_prompt": 2, "steps": 4},
+}
+
+
 def demo_node(node):
     """The demo's counterpart of a host node: texts become digits, latents small, a guidance file the one above."""
     kind, inputs = node["class_type"], node["inputs"]
@@ -30,6 +49,8 @@ def demo_node(node):
         return {"class_type": "EmptyLatentImage", "inputs": {"width": 32, "height": 32, "batch_size": 1}}
     if kind == "FewStepProgressiveDistillation":
         return {**node, "inputs": {**inputs, "start_steps": 8, "iterations": 3}}
+    if kind in SMALL_DATA:
+        return {**node, "inputs": {**inputs, **SMALL_DATA[kind]}}
     if kind == "FewStepGuidanceEmbedding":
         return {**node, "inputs": {**inputs, "file": GUIDANCE}}
     return node
@@ -41,7 +62,8 @@ def with_demo_models(prompt):
     instead = {}
     for number, node in prompt.items():
         if node["class_type"] == "CheckpointLoaderSimple":
-            instead |= {(number, 0): ["flow" if flow else "teacher", 0], (number, 2): ["teacher", 1]}
+            instead |= {(number, 0): ["flow" if flow else "teacher", 0], (number, 1): ["teacher", 2]}
+            instead[number, 2] = ["teacher", 1]
         elif node["class_type"] == "LoraLoaderModelOnly":
             instead[number, 0] = instead[tuple(node["inputs"]["model"])]
     kept = {
@@ -57,7 +79,7 @@ def with_demo_models(prompt):
 
 
 @pytest.mark.parametrize("workflow", TEMPLATES, ids=lambda p: p.stem)
-def test_a_template_runs(workflow, client, base, guidance_file):
+def test_a_template_runs(workflow, client, base, guidance_file, pictures):
     if workflow.stem == "Draw with a distilled student":
         client.run(demo("digits"))
     prompt = api_twin(workflow)

@@ -34,7 +34,7 @@ def method(family, **changed):
 def batch(count=256, seed=0):
     generator = torch.Generator().manual_seed(seed)
     x0 = 0.7 + 0.5 * torch.randn(count, 1, 2, 2, generator=generator)
-    return Batch(x0, {"y": torch.ones(count, 1)})
+    return Batch(x0, {"y": torch.ones(count, 1)}, unconditional={"y": torch.zeros(1, 1)})
 
 
 def target_of(family, *, stage=0, teacher=None, count=256, **changed):

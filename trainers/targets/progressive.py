@@ -56,8 +56,8 @@ class ProgressiveOptions:
 class Progressive:
     """The method on one model's noise levels.
 
-    table: (T,) the model's noise levels, ascending. unconditional: the empty prompt's model inputs, needed when
-    options.guidance_scale is not 1.
+    table: (T,) the model's noise levels, ascending. unconditional: the data's empty prompt, needed when
+    options.guidance_scale is not 1; batches carry the one of their own shape.
     """
 
     name = "progressive_distillation"
@@ -75,7 +75,6 @@ class Progressive:
         self.family = family
         self._options = options
         self._finest = trailing_sigmas(options.start_steps, table=table)
-        self._unconditional = unconditional
 
     def options(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self._options), "weighting": self._options.weighting.value}
@@ -102,9 +101,9 @@ class Progressive:
 
         The last step of the schedule ends at sigma 0, where `solved_x0` is the teacher's second prediction itself.
         """
-        if stage == 0 and self._unconditional is not None:
-            scale = self._options.guidance_scale
-            teacher = guided(teacher, guidance_scale=scale, unconditional=self._unconditional)
+        scale = self._options.guidance_scale
+        if stage == 0 and scale != 1.0:
+            teacher = guided(teacher, guidance_scale=scale, unconditional=batch.empty_prompt())
         steps = self._options.start_steps >> (stage + 1)
         fine = self._schedule(2 * steps)
         k = torch.randint(steps, (len(batch.x0),), generator=generator)

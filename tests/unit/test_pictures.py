@@ -1,0 +1,229 @@
+"""Pictures from a folder: their sizes, their pixels, and what cannot be read."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from comfyui_fewstep.trainers.pictures import (
+    BrokenPicture,
+    bucket_for,
+    bucket_sizes,
+    captioned,
+    fitted,
+    picture_files,
+    picture_size,
+    pixels,
+)
+from PIL import Image
+
+
+def ramp(height, width):
+    """(H, W, 3): grows by 1 / width a pixel from left to right, as a picture of a continuous ramp is sampled."""
+    across = (torch.arange(width) + 0.5) / width
+    return across.expand(height, width)[..., None].repeat(1, 1, 3)
+
+
+# --- buckets ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_buckets_of_512():
+    """By hand: for each width from 512 to 1024 in steps of 64 the largest height with width * height <= 512^2."""
+    wide = [(512, 512), (576, 448), (640, 384), (704, 320), (768, 320), (832, 256), (896, 256), (960, 256), (1024, 256)]
+    assert set(bucket_sizes(512, 64)) == {*wide, *((h, w) for w, h in wide)}
+
+
+@pytest.mark.parametrize(("resolution", "step"), [(512, 64), (1024, 64), (500, 64), (768, 8), (64, 64), (1000, 128)])
+def test_buckets_are_as_large_as_they_may_be(resolution, step):
+    sizes = bucket_sizes(resolution, step)
+    square = resolution // step * step
+    assert (square, square) in sizes
+    for width, height in sizes:
+        assert width % step == height % step == 0
+        assert width * height <= resolution**2
+        assert max(width, height) * min(width, height) + step * max(width, height) > resolution**2 or width == height
+        assert (height, width) in sizes
+
+
+@pytest.mark.parametrize(
+    ("size", "bucket"),
+    [
+        ((512, 512), (512, 512)),
+        ((4000, 4100), (512, 512)),
+        ((1920, 1080), (640, 384)),
+        ((1080, 1920), (384, 640)),
+        ((3000, 2000), (640, 384)),
+        ((100, 90), (512, 512)),
+        ((9000, 100), (1024, 256)),
+    ],
+)
+def test_a_picture_goes_to_the_nearest_aspect_ratio(size, bucket):
+    """log ratios: 1.778 lies between 1.667 (640 x 384) and 2.2; 1.5 between 1.286 and 1.667; 1.111 between 1 and 1.286."""
+    assert bucket_for(size, bucket_sizes(512, 64)) == bucket
+
+
+def test_of_two_sizes_alike_the_larger_one_is_taken():
+    assert bucket_for((200, 100), [(64, 32), (128, 64), (32, 16)]) == (128, 64)
+
+
+@pytest.mark.parametrize(("resolution", "step"), [(32, 64), (0, 64), (512, 0)])
+def test_sizes_of_no_use_are_named(resolution, step):
+    with pytest.raises(ValueError, match=f"resolution is {resolution} and bucket_step is {step}"):
+        bucket_sizes(resolution, step)
+
+
+# --- resizing --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(64, 64), (128, 64), (64, 128), (24, 40), (8, 8), (200, 100)])
+def test_one_colour_stays_itself(size):
+    colour = torch.tensor([0.25, 0.5, 0.75])
+    resized = fitted(colour.expand(61, 83, 3), size)
+    assert resized.shape == (size[1], size[0], 3)
+    torch.testing.assert_close(resized, colour.expand_as(resized), atol=1e-5, rtol=0.0)
+
+
+@pytest.mark.parametrize(("width", "target"), [(64, 128), (128, 64), (96, 24), (300, 100)])
+def test_a_ramp_stays_the_ramp(width, target):
+    """Away from the borders, where there is nothing beyond: the same slope, and no shift of half a pixel.
+
+    To a twentieth of a pixel of the source: torch's cubic has a = -0.75, which is exact on a ramp only where it reduces.
+    """
+    resized = fitted(ramp(width, width), (target, target))
+    inner = slice(target // 4, -target // 4)
+    torch.testing.assert_close(resized[inner, inner], ramp(target, target)[inner, inner], atol=0.05 / width, rtol=0.0)
+
+
+def test_fine_stripes_become_grey_and_not_coarse_stripes():
+    """Antialiasing: one pixel black, one white, seven to one."""
+    stripes = (torch.arange(350) % 2).float().expand(350, 350)[..., None].repeat(1, 1, 3)
+    assert (fitted(stripes, (50, 50))[5:-5, 5:-5] - 0.5).abs().max() < 0.02
+
+
+def test_what_is_too_wide_is_cut_alike_on_both_sides():
+    cut = fitted(ramp(100, 300), (100, 100))
+    torch.testing.assert_close(cut, ramp(100, 300)[:, 100:200], atol=1e-6, rtol=0.0)
+    torch.testing.assert_close(fitted(ramp(300, 100), (100, 100)), ramp(100, 100), atol=1e-6, rtol=0.0)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+RED, GREEN = (255, 0, 0), (0, 255, 0)
+
+
+def saved(path, array, **options):
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def halves(height=16, width=16):
+    """Red on the left, green on the right."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[:, : width // 2], picture[:, width // 2 :] = RED, GREEN
+    return picture
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_as_its_exif_says(orientation, tmp_path):
+    """The eight orientations undo what turned the picture: the stored pixels differ, what is seen does not."""
+    seen = Image.fromarray(halves(16, 32))
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = seen.transpose(undo[orientation]) if orientation in undo else seen
+    stored.save(tmp_path / "a.png", exif=exif)
+    assert picture_size(tmp_path / "a.png") == (32, 16)
+    assert torch.equal(pixels(tmp_path / "a.png", (32, 16)), torch.from_numpy(np.array(seen)).float() / 255)
+
+
+def test_grey_of_any_depth_becomes_colour(tmp_path):
+    eight = saved(tmp_path / "8.png", np.full((8, 8), 51, np.uint8))
+    sixteen = saved(tmp_path / "16.png", np.full((8, 8), 13107 + 40, np.uint16))
+    assert torch.equal(pixels(eight, (8, 8)), torch.full((8, 8, 3), 0.2))
+    torch.testing.assert_close(pixels(sixteen, (8, 8)), torch.full((8, 8, 3), (13107 + 40) / 65535), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P"])
+def test_what_is_transparent_lies_on_white(kind, tmp_path):
+    """A quarter opaque: 0.25 * colour + 0.75, whatever colour is hidden beneath."""
+    layered = np.zeros((8, 8, 4), np.uint8)
+    layered[..., 3] = 51
+    picture = Image.fromarray(layered).convert(kind) if kind != "P" else Image.fromarray(layered).quantize(4)
+    picture.save(tmp_path / "a.png")
+    torch.testing.assert_close(pixels(tmp_path / "a.png", (8, 8)), torch.full((8, 8, 3), 0.8), atol=1e-6, rtol=0)
+
+
+def broken_files(folder):
+    """One of each kind, by name: what is said of it."""
+    good = io.BytesIO()
+    Image.fromarray(halves(64, 64)).save(good, "PNG")
+    (folder / "cut.png").write_bytes(good.getvalue()[:-30])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("no picture")
+    frames = [Image.fromarray(halves()), Image.fromarray(255 - halves())]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    saved(folder / "float.tiff", np.zeros((4, 4), np.float32))
+    return {
+        "cut.png": "truncated|broken|unrecognized",
+        "empty.png": "no known picture format",
+        "text.jpg": "no known picture format",
+        "moving.gif": "2 pictures, not one",
+        "float.tiff": "floating-point",
+    }
+
+
+def test_what_is_no_single_picture_says_why(tmp_path):
+    for name, said in broken_files(tmp_path).items():
+        with pytest.raises(BrokenPicture, match=said):
+            picture_size(tmp_path / name)
+
+
+def test_a_picture_too_large_to_be_one_is_broken(tmp_path, monkeypatch):
+    saved(tmp_path / "a.png", halves(64, 64))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    with pytest.raises(BrokenPicture, match="4096 pixels"):
+        picture_size(tmp_path / "a.png")
+
+
+def test_the_pictures_of_a_folder_are_those_in_it_by_name(tmp_path):
+    for name in ("b.PNG", "a.jpg", ".hidden.png", "notes.txt"):
+        saved(tmp_path / name, halves(), format="PNG") if name != "notes.txt" else (tmp_path / name).write_text("x")
+    (tmp_path / "below").mkdir()
+    saved(tmp_path / "below" / "c.png", halves())
+    assert [path.name for path in picture_files(tmp_path)] == ["a.jpg", "b.PNG"]
+
+
+def test_a_folder_without_pictures_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no pictures; looked for are \.png"):
+        picture_files(tmp_path)
+    with pytest.raises(ValueError, match="which is no folder"):
+        picture_files(tmp_path / "missing")
+
+
+def test_captions_lie_beside_the_pictures(tmp_path):
+    files = [saved(tmp_path / f"{name}.png", halves()) for name in "abc"]
+    (tmp_path / "a.txt").write_text("a red fox,\n  in the snow \n", encoding="utf-8")
+    (tmp_path / "b.txt").write_bytes("\ufeffein F\u00fcchslein".encode())
+    texts = [picture.caption for picture in captioned(files, caption="a picture")]
+    assert texts == ["a red fox, in the snow", "ein F\u00fcchslein", "a picture"]
+    with pytest.raises(ValueError, match=r"1 pictures have no caption file beside them: c\.png"):
+        captioned(files, caption=None)
+    (tmp_path / "c.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"c\.txt' is no UTF-8"):
+        captioned(files, caption="")
+
+
+def test_a_picture_is_known_by_its_bytes(tmp_path):
+    one, same, other = (saved(tmp_path / f"{n}.png", halves(16, w)) for n, w in (("a", 16), ("b", 16), ("c", 18)))
+    sums = [picture.sha256 for picture in captioned([one, same, other], caption="")]
+    assert sums[0] == sums[1] != sums[2]
+    assert math.isfinite(int(sums[0], 16))
