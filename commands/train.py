@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..trainers.loop import Metrics
 from ..trainers.run_folder import RunFolder
 from .demo import Terminal
 from .embedded import import_host, node_classes
@@ -33,7 +34,12 @@ def train(run: RunFolder, *, base: Path, host_options: list[str]) -> Path:
     if not worker.node_kinds(run) <= classes.keys():
         classes = {**node_classes(custom=True), **NODE_CLASS_MAPPINGS}
     terminal = Terminal()
-    return worker.train_folder(run, classes=classes, say=lambda metrics: terminal.training(vars(metrics)))
+
+    def say(metrics: Metrics) -> None:
+        if metrics.logged:  # before, there is no loss to tell
+            terminal.training(vars(metrics))
+
+    return worker.train_folder(run, classes=classes, say=say)
 
 
 def main() -> None:

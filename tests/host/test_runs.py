@@ -1,0 +1,226 @@
+"""A run folder that the editor wrote and another process trains: the same student, bit for bit, and every way to go wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+from comfyui_fewstep.launch import HOME, ROOT  # noqa: E402
+from comfyui_fewstep.nodes import digits_model, host_training  # noqa: E402
+from comfyui_fewstep.trainers.adapters import Adapters, LoRALayers, LoRAOptions, lora_file  # noqa: E402
+from comfyui_fewstep.trainers.export import read_student  # noqa: E402
+from comfyui_fewstep.trainers.run_folder import RunFolder  # noqa: E402
+from hosting import Failed, demo  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+LORA = "style.safetensors"
+SECONDS = 240
+
+
+def write_lora(file, *, seed):
+    """A LoRA of the demo teacher's layers, as a user's style LoRA."""
+    model = digits_model.load_teacher()
+    options = LoRAOptions(rank=2, alpha=2.0, layers=LoRALayers.LINEAR_AND_CONV)
+    adapters = Adapters(model.model.diffusion_model, options)
+    generator = torch.Generator().manual_seed(seed)
+    learnt = adapters.new_set(generator=generator)
+    for adapter in learnt.values():
+        adapter.up.data.normal_(std=0.02, generator=generator)
+    names = host_training.lora_names(model, adapters.paths)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(lora_file(learnt, alpha=2.0, names=names), file)
+
+
+@pytest.fixture(scope="module")
+def style(base):
+    """The file of a LoRA that is wired into the teacher."""
+    file = base / "models" / "loras" / LORA
+    write_lora(file, seed=0)
+    return file
+
+
+def workflow(name, kind, student="full", **inputs):
+    """The demo's training, its teacher with a LoRA, ending at a node of `kind`: FewStepDistill or FewStepWriteRun."""
+    prompt = demo(name, FewStepDistill={"batch_size": 4, **inputs})
+    (number,) = [key for key, node in prompt.items() if node["class_type"] == "FewStepDistill"]
+    distil = prompt[number]["inputs"]
+    prompt["lora"] = {
+        "class_type": "LoraLoaderModelOnly",
+        "inputs": {"model": distil["model"], "lora_name": LORA, "strength_model": 1.0},
+    }
+    distil["model"] = ["lora", 0]
+    prompt[kind] = {
+        "class_type": kind,
+        "inputs": prompt.pop(number)["inputs"],
+    }  # hosts of 2024 cache by id, not by class
+    if student == "lora":
+        options = {"rank": 4, "alpha": 4.0, "layers": "linear_and_conv"}
+        prompt[distil["student"][0]] = {"class_type": "FewStepLoRAStudent", "inputs": options}
+    needed = {"FewStepDigitsData", "FewStepDemoTeacher", "FewStepDigitPrompt", "FewStepProgressiveDistillation"}
+    needed |= {"LoraLoaderModelOnly", "FewStepLoRAStudent", "FewStepFullWeightsStudent", kind}
+    kept = {key: node for key, node in prompt.items() if node["class_type"] in needed}
+    if kind != "FewStepWriteRun":
+        kept["end"] = {"class_type": "FewStepLossChart", "inputs": {"run_name": [kind, 2]}}
+        kept["shown"] = {"class_type": "PreviewImage", "inputs": {"images": ["end", 0]}}
+    return kept
+
+
+def watch(name, patience=SECONDS):
+    """A watching node on the same teacher."""
+    prompt = workflow(name, "FewStepWatchRun")
+    prompt["FewStepWatchRun"]["inputs"] = {"model": ["lora", 0], "run_name": name, "patience": patience}
+    return prompt
+
+
+def start(run, *arguments):
+    """The training process, as the launchers start it."""
+    environment = {**os.environ, "PYTHONPATH": str(HOME / "packages")}
+    command = [sys.executable, "-m", "comfyui_fewstep.trainers", str(run), *arguments]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def finish(process):
+    said, errors = process.communicate(timeout=SECONDS)
+    return process.returncode, said, errors
+
+
+def train(run, *arguments):
+    code, said, errors = finish(start(run, *arguments))
+    assert code == 0, errors[-3000:]
+    return said
+
+
+def refused(run, *arguments):
+    """What the process says of a run that it does not train; nothing of the run changes."""
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    code, _, errors = finish(start(run, *arguments))
+    assert code == 1
+    assert {
+        path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"
+    } == before
+    return errors.strip().splitlines()[-1]
+
+
+def assert_same_student(one, other):
+    first, second = (read_student(run / "student.safetensors")[0] for run in (one, other))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(("student", "folder"), [("full", "diffusion_models"), ("lora", "loras")])
+def test_a_written_run_trained_elsewhere_is_the_same_run(student, folder, client, runs, style, name, base):
+    history = client.run(workflow(f"{name} there", "FewStepWriteRun", student))
+    there, here = runs / f"{name} there", runs / f"{name} here"
+    (command,) = next(iter(history["outputs"].values()))["text"]
+    assert f'launch.py" train "{there}"' in command
+    assert json.loads((there / "run.json").read_text())["teacher"]["outputs"].keys() == {"model", "vae"}
+    assert not (there / "student.safetensors").exists()
+
+    said = train(there)
+    assert f"The student: {base / 'output' / folder / 'fewstep' / there.name}.safetensors" in said
+    assert list((there / "previews").glob("*.png")), "the VAE was made again too"
+    client.run(workflow(here.name, "FewStepDistill", student))
+    assert_same_student(there, here)
+    assert "The student" in train(there), "a finished run is not trained again"
+
+    events = []
+    client.run(watch(there.name), on_event=lambda kind, data: events.append(kind))
+    assert "executed" in events
+
+
+def test_a_run_stopped_there_goes_on_here(client, runs, style, name):
+    run = runs / name
+    client.run(workflow(name, "FewStepWriteRun", checkpoint_every=1))
+    process = start(run)
+    while process.poll() is None and not RunFolder(runs, name).checkpoints():
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    code, said, errors = finish(process)
+    if code == 0:
+        pytest.skip("the run was finished before the signal came")
+    assert (code, "Stopped; the same command goes on from here." in said) == (130, True), errors
+    client.run(workflow(name, "FewStepDistill", checkpoint_every=1))
+    client.run(workflow(f"{name} unbroken", "FewStepDistill", checkpoint_every=1))
+    assert_same_student(run, runs / f"{name} unbroken")
+
+
+def test_watching_shows_the_other_process(client, runs, style, name):
+    client.run(workflow(name, "FewStepWriteRun"))
+    process, told = start(runs / name), []
+
+    def note(kind, data):
+        if kind == "fewstep.metrics":
+            told.append(data["iteration"])
+
+    client.run(watch(name), on_event=note)
+    assert finish(process)[0] == 0
+    assert told == sorted(told)
+    assert told[-1] == 6
+
+
+def test_watching_gives_up_with_the_command(client, runs, style, name):
+    client.run(workflow(name, "FewStepWriteRun"))
+    with pytest.raises(Failed, match=f'no process has trained the run .* Start one: .*launch.py" train ".*{name}"'):
+        client.run(watch(name, patience=1))
+
+
+def test_watching_asks_for_the_teacher(client, runs, style, name):
+    client.run(workflow(name, "FewStepWriteRun"))
+    prompt = watch(name)
+    prompt["lora"]["inputs"]["strength_model"] = 0.5
+    with pytest.raises(Failed, match="was begun with another teacher"):
+        client.run(prompt)
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    assert "there is no run 'gone'" in refused(tmp_path / "output" / "fewstep" / "runs" / "gone")
+    assert "say with --base where its models folder is" in refused(tmp_path)
+
+
+def test_what_the_run_names_must_be_here(client, runs, style, name, base):
+    client.run(workflow(name, "FewStepWriteRun"))
+    run = runs / name
+    content = style.read_bytes()
+    try:
+        style.unlink()
+        assert f"lora_name '{LORA}', which is not here" in refused(run)
+        write_lora(style, seed=1)
+        assert "was begun with another teacher" in refused(run)
+    finally:
+        style.write_bytes(content)
+    shard = next((run / "data").glob("*.safetensors"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-4] + b"\0\0\0\1")
+    assert f"{shard.name} is damaged" in refused(run)
+    shard.write_bytes(content)
+    with RunFolder(runs, name).locked():
+        assert "is being trained by another process" in refused(run)
+    description = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**description, "teacher": None}))
+    assert "does not say where its teacher comes from" in refused(run)
+    (run / "run.json").write_text("{")
+    assert "run.json of the run" in refused(run)
+
+
+def test_the_launcher_starts_it(client, runs, style, name):
+    """By launch.py train, as the command on the node says."""
+    client.run(workflow(name, "FewStepWriteRun"))
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), "train", str(runs / name)],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (runs / name / "student.safetensors").exists()
