@@ -1,16 +1,10 @@
 """One process of a run for test_processes.py: a small distillation, and what may happen to it on the way."""
 
 import dataclasses
-import json
 import os
 import signal
-import sys
+import typing
 from pathlib import Path
-
-if __name__ == "__main__":
-    here = Path(__file__).resolve().parent
-    sys.path[:0] = [str(here.parent), str(here)]
-    import conftest  # noqa: F401 (makes the package importable)
 
 import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
@@ -76,6 +70,9 @@ class Network(nn.Module):
 
 
 class Core(nn.Module):
+    seen: typing.ClassVar = set()
+    """Sizes of the batches that any of these got."""
+
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(1))
@@ -84,6 +81,7 @@ class Core(nn.Module):
         self.blocks = nn.ModuleList([nn.Sequential(Block()), nn.Sequential(Block(), nn.Identity())])
 
     def forward(self, x, sigma, y):
+        self.seen.add(len(x))
         level = sigma[:, None].log() / 4
         hidden = self.enter(torch.cat([x.flatten(1) / (1 + sigma[:, None] ** 2) ** 0.5, level, y], dim=1))
         for layers in self.blocks:
@@ -162,7 +160,7 @@ def run(root, *, kind, training=None, fault=None, cancel_at=None, preview_at=Non
         target_steps=4,
         iterations=ITERATIONS // 2,
         weighting=Weighting.TRUNCATED_SNR,
-        learning_rate=1e-2,
+        learning_rate=1e-3,
         guidance_scale=2.0,
     )
     method = Faulty(options, family=FAMILY, table=table(FAMILY), unconditional={"y": torch.zeros(1, 1)})
@@ -176,6 +174,7 @@ def run(root, *, kind, training=None, fault=None, cancel_at=None, preview_at=Non
         if metrics.iteration == cancel_at:
             raise Cancelled("enough")
 
+    Core.seen.clear()
     with Processes.from_environment() as processes:
         made = Distillation(
             run=RunFolder(Path(root), "run"),
@@ -192,8 +191,15 @@ def run(root, *, kind, training=None, fault=None, cancel_at=None, preview_at=Non
         )
         with processes.held_by_first(made.run.locked()):
             made.execute(student, observers=[observer])
+            if preview_at is None:
+                assert max(Core.seen) == chosen.batch_size // chosen.accumulation // processes.count
     return made
 
 
-if __name__ == "__main__":
-    run(**json.loads(sys.argv[1]))
+def process(environment, log, arguments):
+    """What a process started by a test does. log: a file for what it writes to stderr."""
+    os.environ.update(environment)
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    run(**arguments)
