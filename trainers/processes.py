@@ -100,7 +100,7 @@ class Processes:
         self._store = PrefixStore("fewstep", store)
         dist.init_process_group(store=store, rank=self.rank, world_size=self.count, timeout=TIMEOUT)
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+            self._before = {number: signal.signal(number, self._on_signal) or signal.SIG_DFL for number in _SIGNALS}
         return self
 
     def __exit__(
@@ -111,7 +111,7 @@ class Processes:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if error is None:
-            dist.barrier()
+            dist.all_reduce(torch.zeros(1))  # none leaves before all are done
             dist.destroy_process_group()
         elif _is_of_a_connection(error):
             raise ProcessLost(

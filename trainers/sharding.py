@@ -90,12 +90,14 @@ def retaining_copies() -> torch.autograd.graph.saved_tensors_hooks:
 # --- networks --------------------------------------------------------------------------------------------------------
 
 
-def divide(networks: Sequence[nn.Module], *, forward: Callable[[nn.Module], object], count: int) -> None:
+def divide(
+    networks: Sequence[nn.Module], *, forward: Callable[[nn.Module], Tensor], count: int, writes_in_place: bool
+) -> None:
     """Divides the weights of networks of one architecture over all processes.
 
     forward: one pass, by which is found what is called as a module: FSDP acts there. Hosts call parts of a network by other
-    ways (ComfyUI's UNets run the layers of a Sequential themselves). ValueError for an older torch and for weights outside
-    of all calls.
+    ways (ComfyUI's UNets run the layers of a Sequential themselves). writes_in_place: see Student. ValueError for an older
+    torch, for weights outside of all calls, and when a divided network computes something else.
     """
     if TorchVersion(torch.__version__) < _SINCE:
         raise ValueError(
@@ -107,17 +109,33 @@ def divide(networks: Sequence[nn.Module], *, forward: Callable[[nn.Module], obje
 
     mesh = init_device_mesh(next(networks[0].parameters()).device.type, (count,))
     for network in networks:
-        for unit in reversed(_units(network, forward)):  # a block before what it is in
+        called, expected = _traced(network, forward)
+        for unit in reversed(_units(network, called)):  # a block before what it is in
+            unit.register_forward_hook(_without_views)  # before FSDP's own, which then sees the copies
             # also of the outermost: what a pass leaves gathered would not be seen in parameters()
             fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+            if writes_in_place:
+                unit.register_forward_pre_hook(_with_own_inputs, with_kwargs=True)
+        _require_as_before(forward(network).detach(), expected)
 
 
-def _units(network: nn.Module, forward: Callable[[nn.Module], object]) -> list[nn.Module]:
+def _traced(network: nn.Module, forward: Callable[[nn.Module], Tensor]) -> tuple[set[int], Tensor]:
+    """The ids of the modules that a pass calls, and its result."""
+    called: set[int] = set()
+    hooks = [m.register_forward_pre_hook(lambda module, _: called.add(id(module))) for m in network.modules()]
+    try:
+        with torch.no_grad():
+            return called, forward(network)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _units(network: nn.Module, called: set[int]) -> list[nn.Module]:
     """What gathers its weights together: the blocks, which networks keep in ModuleLists, and the outermost for the rest.
 
     Of each, the outermost modules that a pass calls. Outer before inner.
     """
-    called = _called(network, forward)
     blocks = [block for found in network.modules() if isinstance(found, nn.ModuleList) for block in found]
     outermost = _outermost(network, called)
     covered = {id(weight) for unit in outermost for weight in unit.parameters()}
@@ -131,23 +149,39 @@ def _units(network: nn.Module, forward: Callable[[nn.Module], object]) -> list[n
     return [module for module in network.modules() if id(module) in chosen]
 
 
-def _called(network: nn.Module, forward: Callable[[nn.Module], object]) -> set[int]:
-    called: set[int] = set()
-    hooks = [m.register_forward_pre_hook(lambda module, _: called.add(id(module))) for m in network.modules()]
-    try:
-        with torch.no_grad():
-            forward(network)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return called
-
-
 def _outermost(module: nn.Module, called: set[int]) -> list[nn.Module]:
     """The called modules with weights, in module or that itself, that are in no other of them."""
     if id(module) in called:
         return [module] if any(True for _ in module.parameters()) else []
     return [unit for child in module.children() for unit in _outermost(child, called)]
+
+
+def _without_views(_: nn.Module, __: object, output: Any) -> Any:
+    """A unit's outputs as tensors of their own: writing into a view would drop FSDP's hook on it, and with it the gathering."""
+
+    def own(value: Any) -> Any:
+        return value.clone() if isinstance(value, Tensor) and value.requires_grad and value._is_view() else value
+
+    return type(output)(map(own, output)) if type(output) in (tuple, list) else own(output)
+
+
+def _with_own_inputs(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """A unit's inputs as tensors of their own: FSDP passes views that autograd lets nobody write into."""
+
+    def own(value: Any) -> Any:
+        return value.clone() if isinstance(value, Tensor) and value.requires_grad else value
+
+    return tuple(map(own, args)), {name: own(value) for name, value in kwargs.items()}
+
+
+def _require_as_before(found: Tensor, expected: Tensor) -> None:
+    """ValueError for a network that counts on a block's writing into its caller's tensors, which copies prevent."""
+    off = float((found - expected).norm() / expected.norm().clamp(min=1e-12))
+    if not off < 1e-2:
+        raise ValueError(
+            f"this network computes something else when its weights are divided over several processes (off by {off:.2g} "
+            "of its output's norm); train a LoRA, or use one process."
+        )
 
 
 class Joined:

@@ -119,7 +119,7 @@ class FullWeightsStudent:
             return self._as_denoiser(module)(batch.x0, batch.x0.new_ones(len(batch.x0)), **batch.condition)
 
         modules = (self.module, self._teacher_module)
-        divide(modules, forward=trial, count=processes.count)
+        divide(modules, forward=trial, count=processes.count, writes_in_place=self.writes_in_place)
         self._joined = Joined(processes, [functools.partial(trial, module) for module in modules])
         self.denoiser = self._joined.announced(self.denoiser, 0)
         self.teacher = self._joined.announced(self.teacher, 1)

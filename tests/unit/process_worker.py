@@ -14,6 +14,7 @@ from comfyui_fewstep.trainers.distillation import Distillation
 from comfyui_fewstep.trainers.options import TrainOptions
 from comfyui_fewstep.trainers.processes import Processes
 from comfyui_fewstep.trainers.run_folder import RunFolder
+from comfyui_fewstep.trainers.sharding import is_divided
 from comfyui_fewstep.trainers.student import FullWeightsStudent, LoRAStudent
 from comfyui_fewstep.trainers.targets.progressive import Progressive, ProgressiveOptions
 from comfyui_fewstep.trainers.weighting import Weighting
@@ -39,7 +40,7 @@ LORA = LoRAOptions(rank=3, alpha=3.0, layers=LoRALayers.LINEAR)
 
 
 class Block(nn.Module):
-    """Overwrites in place what its sigmoid saved, as the hosts' blocks do."""
+    """Overwrites in place what its sigmoid saved and its input, as the hosts' blocks do, and returns a view."""
 
     def __init__(self):
         super().__init__()
@@ -49,9 +50,8 @@ class Block(nn.Module):
     def forward(self, x, shift):
         hidden = torch.sigmoid(self.first(x))
         hidden += shift
-        x = x.clone()
         x += self.second(hidden)
-        return x
+        return x.view(len(x), 7)
 
 
 class Network(nn.Module):
@@ -72,6 +72,8 @@ class Network(nn.Module):
 class Core(nn.Module):
     seen: typing.ClassVar = set()
     """Sizes of the batches that any of these got."""
+    sharing = False
+    """Whether it counts on its first block's writing into what it was given."""
 
     def __init__(self):
         super().__init__()
@@ -84,9 +86,13 @@ class Core(nn.Module):
         self.seen.add(len(x))
         level = sigma[:, None].log() / 4
         hidden = self.enter(torch.cat([x.flatten(1) / (1 + sigma[:, None] ** 2) ** 0.5, level, y], dim=1))
+        given = hidden
         for layers in self.blocks:
             for layer in layers:
                 hidden = layer(hidden, y) if isinstance(layer, Block) else layer(hidden)
+            hidden += 0.1
+        if self.sharing:
+            hidden = hidden + given
         return (self.scale * self.leave(hidden) + self.offset).reshape(x.shape)
 
 
@@ -152,7 +158,7 @@ def student_of(kind):
     return LoRAStudent(adapters, LORA, denoise=as_denoiser(network), names=names, seed=5)
 
 
-def run(root, *, kind, training=None, fault=None, cancel_at=None, preview_at=None, teacher="a" * 64, seen=None):
+def run(root, *, kind, training=None, fault=None, cancel_at=None, preview_at=None, teacher="a" * 64, sharing=False):
     """The whole run, or what is left of it, by all processes of the environment."""
     chosen, student = TrainOptions(**{**TRAINING, **(training or {})}), student_of(kind)
     options = ProgressiveOptions(
@@ -166,8 +172,6 @@ def run(root, *, kind, training=None, fault=None, cancel_at=None, preview_at=Non
     method = Faulty(options, family=FAMILY, table=table(FAMILY), unconditional={"y": torch.zeros(1, 1)})
 
     def observer(metrics):
-        if seen is not None:
-            seen.append(metrics)
         if metrics.iteration == preview_at:
             for denoiser in (student.teacher, student.denoiser, student.denoiser):
                 denoiser(torch.ones(5, 1, 2, 2), torch.ones(5), y=torch.ones(5, 1))
@@ -175,6 +179,7 @@ def run(root, *, kind, training=None, fault=None, cancel_at=None, preview_at=Non
             raise Cancelled("enough")
 
     Core.seen.clear()
+    Core.sharing = sharing
     with Processes.from_environment() as processes:
         made = Distillation(
             run=RunFolder(Path(root), "run"),
@@ -192,6 +197,9 @@ def run(root, *, kind, training=None, fault=None, cancel_at=None, preview_at=Non
         with processes.held_by_first(made.run.locked()):
             made.execute(student, observers=[observer])
             if preview_at is None:
+                assert all(is_divided(value) for value in student.parameters()) == (
+                    kind == "full" and processes.count > 1
+                )
                 assert max(Core.seen) == chosen.batch_size // chosen.accumulation // processes.count
     return made
 

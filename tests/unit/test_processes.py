@@ -128,7 +128,7 @@ def assert_same_metrics(run, other):
     for a, b in zip(run.metrics(), other.metrics(), strict=True):
         assert a["iteration"] == b["iteration"]
         for name in ("loss", "x0_error", "gradient_norm", "learning_rate", "band_errors"):
-            assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-12), (name, a["iteration"])
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-12), (name, a["iteration"])
 
 
 # --- equal to one process --------------------------------------------------------------------------------------------
@@ -147,6 +147,14 @@ def test_two_processes_are_one(kind, one, two):
     assert one[kind].metrics()[0]["gradient_norm"] > 2 * process_worker.TRAINING["gradient_clip"]
     mine, theirs = (read_tensors(of[kind].checkpoints()[-1])[0] for of in (one, two))
     assert greatest_difference(mine, theirs) < 1e-6, "a checkpoint is the same, with the teacher in it"
+
+
+@linux
+def test_two_processes_are_two_pieces_bit_for_bit(finish, tmp_path):
+    """The same sums in the same order: all of the difference to one process is that of accumulation."""
+    pieces = alone(tmp_path / "a", kind="lora", training={"accumulation": 2})
+    shares = finish(tmp_path / "b", kind="lora", training={"accumulation": 1})
+    assert greatest_difference(result(pieces), result(shares)) == 0.0
 
 
 @linux
@@ -252,6 +260,7 @@ def test_weights_that_drift_apart_are_not_saved(stop, tmp_path):
         ({"training": {"batch_size": 10}}, "batch_size is 10, accumulation is 2 and there are 2 processes"),
         ({"teacher": ["a" * 64, "b" * 64]}, "the run must be the same in all processes: teacher_sha256 is bbbb"),
         ({"training": {"optimiser": "adamw8bit"}, "kind": "full"}, "'adamw8bit', which cannot step full weights"),
+        ({"kind": "full", "sharing": True}, "this network computes something else when its weights are divided"),
     ],
 )
 def test_what_cannot_be_trained_together_is_refused_by_all(changed, named, stop, tmp_path):
@@ -342,7 +351,9 @@ def test_saved_copies_survive_what_overwrites_them():
 
     def gradients(context):
         with context:
-            return torch.autograd.grad(block(x, shift).square().sum(), [block.first.weight, block.second.weight])
+            return torch.autograd.grad(
+                block(x.clone(), shift).square().sum(), [block.first.weight, block.second.weight]
+            )
 
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         gradients(contextlib.nullcontext())
