@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from ..trainers.loop import Metrics
+from ..trainers.processes import Processes
 from ..trainers.run_folder import RunFolder
 from .demo import Terminal
 from .embedded import import_host, node_classes
@@ -24,8 +25,8 @@ def base_of(run: Path) -> Path:
     return run.parents[3]
 
 
-def train(run: RunFolder, *, base: Path, host_options: list[str]) -> Path:
-    """Trains what is left and returns the student's file. ValueError for what cannot be trained."""
+def train(run: RunFolder, *, base: Path, host_options: list[str], processes: Processes) -> Path | None:
+    """Trains what is left. The student's file, on the first process. ValueError for what cannot be trained."""
     run.description()
     import_host("--cwd", str(base), *host_options)
     from ..nodes import NODE_CLASS_MAPPINGS, worker
@@ -39,7 +40,7 @@ def train(run: RunFolder, *, base: Path, host_options: list[str]) -> Path:
         if metrics.logged:  # before, there is no loss to tell
             terminal.training(vars(metrics))
 
-    return worker.train_folder(run, classes=classes, say=say)
+    return worker.train_folder(run, classes=classes, processes=processes, say=say)
 
 
 def main() -> None:
@@ -53,13 +54,16 @@ def main() -> None:
     path = arguments.run.resolve()
     try:
         base = (arguments.base or base_of(path)).resolve()
-        student = train(RunFolder(path.parent, path.name), base=base, host_options=arguments.host_options)
+        with Processes.from_environment() as processes:  # first: it chooses the GPU that the host then takes
+            run = RunFolder(path.parent, path.name)
+            student = train(run, base=base, host_options=arguments.host_options, processes=processes)
     except KeyboardInterrupt:
         print("\nStopped; the same command goes on from here.")
         sys.exit(130)
     except (ValueError, OSError) as error:
         sys.exit(f"launch.py train: {error}")
-    print(f"\nThe student: {student}")
+    if student:
+        print(f"\nThe student: {student}")
 
 
 if __name__ == "__main__":

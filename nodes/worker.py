@@ -11,6 +11,7 @@ import torch
 from ..trainers.data_cache import read_data
 from ..trainers.distillation import Distillation, Recorded
 from ..trainers.loop import Metrics, Observer
+from ..trainers.processes import Processes
 from ..trainers.run_folder import RunFolder
 from ..trainers.targets.progressive import Progressive, ProgressiveOptions
 from . import folders, host, running, students
@@ -18,44 +19,49 @@ from .graph import Execution
 from .observing import Preview
 
 
-def train_folder(run: RunFolder, *, classes: Mapping[str, Any], say: Observer) -> Path:
-    """Trains what is left of the run and returns the student's file.
+def train_folder(run: RunFolder, *, classes: Mapping[str, Any], processes: Processes, say: Observer) -> Path | None:
+    """Trains what is left of the run. The student's file, on the first of the processes; None on the others.
 
     classes: the host's node classes by name. say: is told every iteration's metrics; raising in it saves and stops.
     ValueError, before any work, when the folder is no such run, or what it names is not here or not the same.
     """
-    with run.locked(), torch.inference_mode(False):
-        recorded = Recorded.of(run)
-        if recorded.method != Progressive.name:
-            raise ValueError(f"the run's method is {recorded.method!r}; known is {Progressive.name}.")
-        student = students.read(recorded.student)
+    recorded = Recorded.of(run)
+    if recorded.method != Progressive.name:
+        raise ValueError(f"the run's method is {recorded.method!r}; known is {Progressive.name}.")
+    student = students.read(recorded.student)
+    with processes.held_by_first(run.locked()), torch.inference_mode(False):
         made = _teacher(recorded, classes)
-        running.require_teacher(recorded, made["model"], run=run)
-        data = read_data(run.data_folder, device=made["model"].load_device)
-        if data is None:
-            raise ValueError(f"the run {run.name!r} lacks its training data ({run.path / 'data'}); write it again.")
         model = made["model"]
-        distillation = Distillation(
-            run=run,
-            method=running.method_on(
-                model, ProgressiveOptions.read(recorded.method_options), unconditional=data.unconditional
-            ),
-            data=data,
-            options=recorded.options,
-            teacher_sha256=recorded.teacher_sha256,
-            prediction_type=host.prediction_type(host.model_sampling_of(model)),
-            student=recorded.student,
-            origin=recorded.origin,
-        )
+        running.require_teacher(recorded, model, run=run)
+        distillation = _distillation(run, recorded, model=model, processes=processes)
         if not distillation.finished():
             running.execute(
-                distillation,
-                student,
-                model=made["model"],
-                vae=made.get("vae"),
-                show=lambda preview: _Tell(preview, say),
+                distillation, student, model=model, vae=made.get("vae"), show=lambda preview: _Tell(preview, say)
             )
-        return running.published(run, student) if run.path.parent == folders.runs_root() else run.student_file
+        return _published(run, student) if processes.is_first else None
+
+
+def _distillation(run: RunFolder, recorded: Recorded, *, model: Any, processes: Processes) -> Distillation:
+    data = read_data(run.data_folder, device=model.load_device)
+    if data is None:
+        raise ValueError(f"the run {run.name!r} lacks its training data ({run.data_folder}); write it again.")
+    options = ProgressiveOptions.read(recorded.method_options)
+    return Distillation(
+        run=run,
+        method=running.method_on(model, options, unconditional=data.unconditional),
+        data=data,
+        options=recorded.options,
+        teacher_sha256=recorded.teacher_sha256,
+        prediction_type=host.prediction_type(host.model_sampling_of(model)),
+        student=recorded.student,
+        origin=recorded.origin,
+        processes=processes,
+    )
+
+
+def _published(run: RunFolder, student: students.StudentOptions) -> Path:
+    """Among the host's own models, where the run lies in its output folder."""
+    return running.published(run, student) if run.path.parent == folders.runs_root() else run.student_file
 
 
 def node_kinds(run: RunFolder) -> set[str]:

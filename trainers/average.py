@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from .sharding import part
+
 _PREFIX = "average."
 
 
@@ -39,4 +41,4 @@ class Average:
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of state_dict; other names are left alone."""
         for i, average in enumerate(self._average):
-            average.copy_(tensors[f"{_PREFIX}{i}"])
+            average.copy_(part(tensors[f"{_PREFIX}{i}"], like=average))

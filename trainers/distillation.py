@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .data import Data
 from .export import FULL_WEIGHTS, LORA, write_student
@@ -16,7 +17,9 @@ from .files import tensors_sha256
 from .loop import Observer, train
 from .method import Method
 from .options import TrainOptions
+from .processes import Processes
 from .run_folder import RunFolder
+from .sharding import gathered
 from .student import Student, probe_writes_in_place
 
 _HOW_OFTEN = ("log_every", "checkpoint_every")
@@ -28,7 +31,7 @@ class Distillation:
     """A run folder and everything that must be equal for the run to be the same run.
 
     student: what of the model learns, as JSON values. origin: how a process elsewhere makes the teacher, as JSON values
-    that the host's side understands, or None.
+    that the host's side understands, or None. processes: all that train the run, of which the first alone writes.
     """
 
     run: RunFolder
@@ -39,6 +42,7 @@ class Distillation:
     prediction_type: str
     student: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"kind": FULL_WEIGHTS})
     origin: Mapping[str, Any] | None = None
+    processes: Processes = dataclasses.field(default_factory=Processes)
 
     def description(self) -> dict[str, Any]:
         """run.json: "run" identifies it and is compared on resume; the rest says how to execute it, and with what it was."""
@@ -62,6 +66,7 @@ class Distillation:
                 "torch": torch.__version__,
                 "device": str(self.data.device),
                 "platform": platform.platform(),
+                "processes": self.processes.count,
             },
         }
 
@@ -71,31 +76,48 @@ class Distillation:
         return tensors_sha256(self.data.tensors())
 
     def finished(self) -> bool:
-        """Whether there is nothing to do. Makes the folder this run's; ValueError when it holds another."""
-        self.run.claim(self.description(), absent=_OPTIONS_OF_OLD)
-        return self.run.finished
+        """Whether there is nothing to do. Makes the folder this run's; ValueError when it holds another.
+
+        Or when the processes were not given one and the same run.
+        """
+        self.processes.require_same(self.description()["run"], what="the run")
+        self.processes.on_first(lambda: self.run.claim(self.description(), absent=_OPTIONS_OF_OLD))
+        return self.processes.on_first(lambda: self.run.finished)
 
     def execute(self, student: Student, *, observers: Sequence[Observer] = ()) -> bool:
         """Trains and exports; False when the run was finished before and nothing was done.
 
-        The caller holds the run's lock. ValueError when the folder holds another run or a damaged checkpoint.
+        The caller holds the run's lock: processes.held_by_first(run.locked()), where there are several. ValueError when the
+        folder holds another run or a damaged checkpoint.
         """
         if self.finished():
             return False
         student.writes_in_place = probe_writes_in_place(student, self.data.first(1))
-        train(self.run, self.method, student, self.data, options=self.options, observers=observers)
+        train(
+            self.run,
+            self.method,
+            student,
+            self.data,
+            options=self.options,
+            observers=observers,
+            processes=self.processes,
+        )
+        tensors = gathered(student.exported(), keep=self.processes.is_first)
+        self.processes.on_first(lambda: self._export(tensors, kind=student.kind))
+        return True
+
+    def _export(self, tensors: Mapping[str, Tensor], *, kind: str) -> None:
         stages = self.method.stages()
         recipe = self.method.recipe(stage=len(stages) - 1, prediction_type=self.prediction_type)
         write_student(
             self.run.student_file,
-            student.exported(),
-            kind=student.kind,
+            tensors,
+            kind=kind,
             recipe=recipe,
             teacher_sha256=self.teacher_sha256,
             title=self.run.name,
             provenance=self._provenance(),
         )
-        return True
 
     def _provenance(self) -> dict[str, str]:
         iterations = sum(stage.iterations for stage in self.method.stages())

@@ -17,10 +17,12 @@ from .bands import BANDS, NoiseBands, band_means
 from .data import Data
 from .learning_rates import learning_rate, require_room_for_warmup
 from .method import Method, Stage, Target
-from .micro_batches import in_pieces, split
+from .micro_batches import in_pieces, on_share, require_equal_parts, split
 from .optimisers import load_optimiser_state, new_optimiser, optimiser_state, result_to_weights
 from .options import TrainOptions
+from .processes import Processes
 from .run_folder import RunFolder
+from .sharding import gathered, whole
 from .student import Student
 
 
@@ -97,13 +99,17 @@ def train(
     *,
     options: TrainOptions,
     observers: Sequence[Observer] = (),
+    processes: Processes | None = None,
 ) -> None:
     """Trains all stages of method, going on from run's newest checkpoint if there is one.
 
     The randomness of an iteration depends on the seed and its number alone, so that a resumed run repeats the
     unbroken one. When an observer raises, the state is saved first. NonFiniteLoss leaves the last checkpoint as it is.
+
+    processes: all of them call this with equal arguments, and read run's folder; the first alone writes there and calls
+    its observers. The batch is shared out among them, and their number changes the result by rounding alone.
     """
-    _Training(run, method, student, data, options, list(observers)).run()
+    _Training(run, method, student, data, options, list(observers), processes or Processes()).run()
 
 
 class _Training:
@@ -115,15 +121,20 @@ class _Training:
         data: Data,
         options: TrainOptions,
         observers: list[Observer],
+        processes: Processes,
     ) -> None:
         self._run, self._method, self._student, self._data = run, method, student, data
-        self._options, self._observers = options, observers
+        self._options, self._observers, self._processes = options, observers, processes
         if options.caption_dropout:
             data.require_droppable()
         self._stages = method.stages()
+        require_equal_parts(options.batch_size, accumulation=options.accumulation, processes=processes.count)
         for stage in self._stages:
             require_room_for_warmup(stage, warmup=options.warmup)
         self._stage, self._stage_iteration = 0, 0
+        if processes.count > 1:
+            processes.require_equal(student.parameters(), what="the student's first weights")
+            student.divide_over(processes, data.first(1))
         self._begin_stage()
         self._pending: list[Tensor] = []
         self._means = (math.nan, math.nan, math.nan)
@@ -148,23 +159,26 @@ class _Training:
             group["lr"] = self._learning_rate(stage)
         self._optimiser.zero_grad(set_to_none=True)
         scale = _loss_scale(target)
-        errors = [self._backward(piece, scale=scale) for piece in split(target, self._options.accumulation)]
+        own = split(target, self._processes.count)[self._processes.rank]
+        errors = [self._backward(piece, scale=scale) for piece in split(own, self._options.accumulation)]
+        self._processes.mean_gradients(self._student.parameters())
         torch._foreach_mul_([value.grad for value in self._student.parameters() if value.grad is not None], 1.0 / scale)
         norm = torch.nn.utils.clip_grad_norm_(self._student.parameters(), self._options.gradient_clip)
         self._optimiser.step()
         if self._average:
             self._average.update()
-        self._pending.append(torch.cat([norm.detach().float().reshape(1), torch.stack(errors).sum(dim=0)]))
+        self._pending.append(torch.cat([whole(norm).detach().float().reshape(1), torch.stack(errors).sum(dim=0)]))
         self._stage_iteration += 1
 
     def _target(self) -> Target:
-        """For the whole batch: how it is split must not change what is drawn."""
+        """For the whole batch: how it is split must not change what is drawn. Only this process's rows of x0 are true."""
         generator = torch.Generator().manual_seed(self._iteration_seed())
         batch = self._data.batch(
             self._options.batch_size, generator=generator, caption_dropout=self._options.caption_dropout
         )
+        rank, count = self._processes.rank, self._processes.count
         teacher, student = (
-            in_pieces(denoiser, self._options.accumulation)
+            on_share(in_pieces(denoiser, self._options.accumulation), rank, of=count)
             for denoiser in (self._student.teacher, self._student.denoiser)
         )
         return self._method.target(batch, stage=self._stage, teacher=teacher, student=student, generator=generator)
@@ -190,18 +204,28 @@ class _Training:
         if logged:
             self._settle()
         metrics = self._metrics(stage, logged=logged)
-        if logged:
+        if logged and self._processes.is_first:
             self._run.log(_loggable(metrics))
-        try:
-            for observer in self._observers:
-                observer(metrics)
-        except BaseException:
-            self._settle()
-            self._save()
-            raise
+        stop = self._processes.agree(self._observe(metrics))
+        if stop is not None:
+            try:
+                raise stop
+            finally:
+                self._settle()
+                self._save()
         if self._iteration % self._options.checkpoint_every == 0:
             self._settle()
             self._save()
+
+    def _observe(self, metrics: Metrics) -> BaseException | None:
+        """What an observer raised, on the first process; the others have none."""
+        try:
+            with self._student.first_alone():
+                for observer in self._observers if self._processes.is_first else ():
+                    observer(metrics)
+        except BaseException as stop:
+            return stop
+        return None
 
     def _begin_stage(self) -> None:
         """What lives for one stage; after the last one there is nothing to begin."""
@@ -226,7 +250,7 @@ class _Training:
         """Reads the pending losses from the device, once for many iterations, and stops if one is not finite."""
         if not self._pending:
             return
-        rows = torch.stack(self._pending).cpu()
+        rows = self._processes.mean(torch.stack(self._pending)).cpu()
         first = self._iteration - len(self._pending) + 1
         self._pending.clear()
         bad = (~torch.isfinite(rows[:, :3]).all(dim=1)).nonzero()
@@ -280,18 +304,26 @@ class _Training:
         return (self._options.seed * 0x9E3779B97F4A7C15 + self._iteration) % 2**63
 
     def _save(self) -> None:
-        """The state between two iterations: weights, their average, the optimiser's moments and the position."""
+        """The state between two iterations: weights, their average, the optimiser's moments and the position.
+
+        The first process writes it, and the others wait: one that ended meanwhile would make a launcher end the first.
+        """
+        self._processes.require_equal(self._student.parameters(), what="the student's weights")
         moments, values = optimiser_state(self._optimiser)
         average = self._average.state_dict() if self._average else {}
         position = {"stage": self._stage, "stage_iteration": self._stage_iteration, **values}
-        self._run.save_checkpoint(self._iteration, self._student.state_dict() | average | moments, position)
+        state = gathered(self._student.state_dict() | average | moments, keep=self._processes.is_first)
+        self._processes.on_first(lambda: self._run.save_checkpoint(self._iteration, state, position))
 
     def _restore(self) -> None:
+        newest = {"the newest": [path.name for path in self._run.checkpoints()][-1:]}
+        self._processes.require_same(newest, what="the checkpoints, in a folder that all machines share,")
         loaded = self._run.load_checkpoint()
-        if loaded is None:
-            self._run.forget_metrics_after(0)
-            return
-        tensors, position = loaded
+        if loaded is not None:
+            self._go_on_from(*loaded)
+        self._processes.on_first(lambda: self._run.forget_metrics_after(self._iteration))
+
+    def _go_on_from(self, tensors: dict[str, Tensor], position: dict[str, Any]) -> None:
         self._student.load_state_dict(tensors)
         self._stage, self._stage_iteration = position["stage"], position["stage_iteration"]
         self._begin_stage()
@@ -299,7 +331,6 @@ class _Training:
         if self._average:
             self._average.load_state_dict(tensors)
         self._done_before = self._iteration
-        self._run.forget_metrics_after(self._iteration)
 
 
 def _loggable(metrics: Metrics) -> dict[str, Any]:

@@ -59,7 +59,10 @@ class Method(Protocol):
     def target(
         self, batch: Batch, *, stage: int, teacher: Denoiser, student: Denoiser, generator: torch.Generator
     ) -> Target:
-        """The target for a batch, without gradient, in float32 or better. All randomness comes from generator (CPU)."""
+        """The target for a batch, without gradient, in float32 or better. All randomness comes from generator (CPU).
+
+        Row by row: of the rows that another process computes, teacher and student answer 0 here, see on_share.
+        """
 
     def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
         """How the student of a stage is sampled."""

@@ -1,7 +1,7 @@
-"""Gradient accumulation: a batch goes through the networks in pieces, one after another, to need less memory.
+"""Parts of a batch: pieces that go through the networks one after another, to need less memory, and shares of processes.
 
-All random draws of an optimiser step are made for the whole batch, by the data and by the method; only the networks see
-pieces. Their number changes the gradient by rounding alone.
+All random draws of an optimiser step are made for the whole batch, by the data and by the method, in every process; only
+the networks see parts. Their number changes the gradient by rounding alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,15 @@ from ..samplers.noise import Denoiser
 from .method import Target
 
 
+def require_equal_parts(batch_size: int, *, accumulation: int, processes: int) -> None:
+    """ValueError unless each piece of each process has as many rows, so that all rows count alike."""
+    if batch_size % (accumulation * processes):
+        raise ValueError(
+            f"batch_size is {batch_size}, accumulation is {accumulation} and there are {processes} processes; batch_size, "
+            f"which all processes share, must be a multiple of accumulation times processes: of {accumulation * processes}."
+        )
+
+
 def in_pieces(denoiser: Denoiser, pieces: int) -> Denoiser:
     """The same denoiser, which sees its batch in so many pieces. For passes without gradient: the graph is kept whole."""
     if pieces == 1:
@@ -20,6 +29,27 @@ def in_pieces(denoiser: Denoiser, pieces: int) -> Denoiser:
     def denoise(x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
         parts = zip(x.chunk(pieces), sigma.chunk(pieces), _conditions(condition, len(x), pieces), strict=True)
         return cat([denoiser(x_part, sigma_part, **part) for x_part, sigma_part, part in parts])
+
+    return denoise
+
+
+def on_share(denoiser: Denoiser, share: int, *, of: int) -> Denoiser:
+    """A denoiser of which this process computes its own rows of every batch, and leaves 0 in those of the others.
+
+    For passes without gradient, of methods that treat each row by itself: so a method need not know of processes.
+    share: 0 for the first of `of` processes. ValueError for a batch that does not divide.
+    """
+    if of == 1:
+        return denoiser
+
+    def denoise(x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+        if len(x) % of:
+            raise ValueError(f"a method gave a network {len(x)} rows, which do not divide over {of} processes.")
+        own = _conditions(condition, len(x), of)[share]
+        computed = denoiser(x.chunk(of)[share], sigma.chunk(of)[share], **own)
+        rows = computed.new_zeros(len(x), *computed.shape[1:])
+        rows.chunk(of)[share].copy_(computed)
+        return rows
 
     return denoise
 

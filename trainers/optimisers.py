@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .sharding import is_divided, part
+
 _PREFIX = "optimiser."
 
 
@@ -28,18 +30,26 @@ def _optional(name: str, *, module: str, package: str, kind: str) -> Callable[..
     return make
 
 
-SCHEDULE_FREE = "schedule_free"
+SCHEDULE_FREE, EIGHT_BIT = "schedule_free", "adamw8bit"
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "adam": torch.optim.Adam,
-    "adamw8bit": _optional("adamw8bit", module="bitsandbytes.optim", package="bitsandbytes", kind="AdamW8bit"),
+    EIGHT_BIT: _optional(EIGHT_BIT, module="bitsandbytes.optim", package="bitsandbytes", kind="AdamW8bit"),
     SCHEDULE_FREE: _optional(SCHEDULE_FREE, module="schedulefree", package="schedulefree", kind="AdamWScheduleFree"),
 }
 """schedule_free: Defazio et al. 2024, "The Road Less Scheduled"; its weights during training are not its result."""
 
 
 def new_optimiser(name: str, weights: list[Tensor], *, weight_decay: float) -> torch.optim.Optimizer:
-    """One of OPTIMISERS, ready to step, at rate 0 until the loop sets one. ValueError when its library is missing."""
+    """One of OPTIMISERS, ready to step, at rate 0 until the loop sets one. ValueError when its library is missing.
+
+    Or, with weights divided over processes, for one whose kernels know whole weights only.
+    """
+    if name == EIGHT_BIT and is_divided(weights[0]):
+        raise ValueError(
+            f"optimiser is {EIGHT_BIT!r}, which cannot step full weights that are divided over several processes; choose "
+            "adam or adamw, or train a LoRA."
+        )
     optimiser = OPTIMISERS[name](weights, lr=0.0, weight_decay=weight_decay)
     if hasattr(optimiser, "train"):
         optimiser.train()
@@ -70,13 +80,14 @@ def load_optimiser_state(
 ) -> None:
     """The inverse of optimiser_state; other names are left alone."""
     state: dict[Any, Any] = {}
+    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
     for name, value in {**tensors, **values.get("optimiser_values", {})}.items():
         if name.startswith(_PREFIX):
             index, *path = name.removeprefix(_PREFIX).split(".")
             entry = state.setdefault(int(index), {})
             for key in path[:-1]:
                 entry = entry.setdefault(key, {})
-            entry[path[-1]] = value
+            entry[path[-1]] = part(value, like=weights[int(index)]) if isinstance(value, Tensor) else value
     optimiser.load_state_dict({"state": state, "param_groups": values["optimiser"]})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -14,6 +15,7 @@ from ..samplers.noise import Denoiser
 from .adapters import Adapters, AdapterSet, LoRAOptions, copied, flattened, load_into, lora_file
 from .data import Batch
 from .export import FULL_WEIGHTS, LORA
+from .sharding import Channel, Joined, divide, part, retaining_copies
 
 
 class Student(Protocol):
@@ -50,6 +52,15 @@ class Student(Protocol):
     def autograd(self) -> AbstractContextManager[object]:
         """Entered around each forward and backward pass of the student."""
 
+    def divide_over(self, processes: Channel, batch: Batch) -> None:
+        """Divides over the processes what is too large for each to have whole; before anything asks for parameters().
+
+        batch: one sample, for a trial pass. Tensors of this object are then parts, see sharding.gathered.
+        """
+
+    def first_alone(self) -> AbstractContextManager[object]:
+        """Entered by all processes around what the first does alone with these denoisers."""
+
 
 class FullWeightsStudent:
     """All weights learn: two modules of one architecture, which this object owns and changes.
@@ -72,7 +83,8 @@ class FullWeightsStudent:
         self._teacher_module = teacher_module.eval().requires_grad_(False)
         self.denoiser = as_denoiser(self.module)
         self.teacher = as_denoiser(self._teacher_module)
-        self._named_weights = named_weights
+        self._as_denoiser, self._named_weights = as_denoiser, named_weights
+        self._joined: Joined | None = None
         self.writes_in_place = False
 
     def parameters(self) -> list[Tensor]:
@@ -88,7 +100,9 @@ class FullWeightsStudent:
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         for role, module in (("student.", self.module), ("teacher.", self._teacher_module)):
             try:
-                module.load_state_dict(_below(tensors, role))
+                own = module.state_dict()
+                given = _below(tensors, role)
+                module.load_state_dict({k: part(v, like=own[k]) if k in own else v for k, v in given.items()})
             except RuntimeError as error:
                 raise ValueError(f"these weights do not fit the model: {error}") from error
 
@@ -96,7 +110,22 @@ class FullWeightsStudent:
         return self._named_weights(self.module)
 
     def autograd(self) -> AbstractContextManager[object]:
+        if self.writes_in_place and self._joined:
+            return retaining_copies()
         return _autograd(self.writes_in_place)
+
+    def divide_over(self, processes: Channel, batch: Batch) -> None:
+        def trial(module: nn.Module) -> Tensor:
+            return self._as_denoiser(module)(batch.x0, batch.x0.new_ones(len(batch.x0)), **batch.condition)
+
+        modules = (self.module, self._teacher_module)
+        divide(modules, forward=trial, count=processes.count, writes_in_place=self.writes_in_place)
+        self._joined = Joined(processes, [functools.partial(trial, module) for module in modules])
+        self.denoiser = self._joined.announced(self.denoiser, 0)
+        self.teacher = self._joined.announced(self.teacher, 1)
+
+    def first_alone(self) -> AbstractContextManager[object]:
+        return self._joined.following_the_first() if self._joined else contextlib.nullcontext()
 
 
 class LoRAStudent:
@@ -153,6 +182,12 @@ class LoRAStudent:
 
     def autograd(self) -> AbstractContextManager[object]:
         return _autograd(self.writes_in_place)
+
+    def divide_over(self, processes: Channel, batch: Batch) -> None:
+        """Nothing: adapters are small, and each process has the network that they are on."""
+
+    def first_alone(self) -> AbstractContextManager[object]:
+        return contextlib.nullcontext()
 
 
 def probe_writes_in_place(student: Student, batch: Batch) -> bool:

@@ -80,10 +80,10 @@ def watch(name, patience=SECONDS):
     return prompt
 
 
-def start(run, *arguments):
+def start(run, *arguments, launcher=()):
     """The training process, as the launchers start it."""
     environment = {**os.environ, "PYTHONPATH": str(HOME / "packages")}
-    command = [sys.executable, "-m", "comfyui_fewstep.trainers", str(run), *arguments]
+    command = [sys.executable, *launcher, "-m", "comfyui_fewstep.trainers", str(run), *arguments]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -224,3 +224,32 @@ def test_the_launcher_starts_it(client, runs, style, name):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (runs / name / "student.safetensors").exists()
+
+
+LAUNCHERS = {
+    "torchrun": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+    "accelerate": (
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+    ),
+}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there may be one GPU only")
+@pytest.mark.parametrize(("launcher", "student"), [("torchrun", "full"), ("accelerate", "lora")])
+def test_two_processes_make_the_student_of_one(launcher, student, client, runs, style, name):
+    """Weights after 6 steps of at most 5e-4 each; equal but for the order of sums."""
+    client.run(workflow(f"{name} two", "FewStepWriteRun", student))
+    code, said, errors = finish(start(runs / f"{name} two", launcher=LAUNCHERS[launcher]))
+    assert code == 0, errors[-3000:]
+    assert said.count("The student") == 1, "the first process alone speaks"
+    client.run(workflow(f"{name} one", "FewStepDistill", student))
+    two, one = (read_student(runs / f"{name} {count}" / "student.safetensors")[0] for count in ("two", "one"))
+    assert two.keys() == one.keys()
+    assert all((two[key] - one[key]).abs().max() < 5e-5 for key in one)
+    assert json.loads((runs / f"{name} two" / "run.json").read_text())["made_with"]["processes"] == 2

@@ -17,6 +17,7 @@ from comfyui_fewstep.trainers.export import read_student
 from comfyui_fewstep.trainers.files import read_tensors, write_atomically, write_tensors
 from comfyui_fewstep.trainers.loop import NonFiniteLoss
 from comfyui_fewstep.trainers.options import TrainOptions
+from comfyui_fewstep.trainers.processes import Processes
 from comfyui_fewstep.trainers.run_folder import RunFolder
 from comfyui_fewstep.trainers.student import FullWeightsStudent
 from comfyui_fewstep.trainers.targets.progressive import Progressive
@@ -156,7 +157,7 @@ def test_the_optimiser_gets_what_was_asked_for(tmp_path):
     made = distillation(tmp_path)
     student = FullWeightsStudent(TinyNetwork(), TinyNetwork(), as_denoiser=as_denoiser)
     training = TrainOptions(batch_size=8, optimiser="adamw", weight_decay=0.037, gradient_clip=0.5)
-    loop = _Training(made.run, made.method, student, made.data, training, [])
+    loop = _Training(made.run, made.method, student, made.data, training, [], Processes())
     (group,) = loop._optimiser.param_groups
     assert (type(loop._optimiser).__name__, group["weight_decay"]) == ("AdamW", 0.037)
     assert (group["betas"], group["eps"]) == ((0.9, 0.999), 1e-8)

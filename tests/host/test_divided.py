@@ -1,0 +1,113 @@
+"""Full weights of the host's real architectures, divided over two processes: the losses and gradients of one process.
+
+Some of the host's networks overwrite their blocks' inputs, call parts of themselves by other ways than as modules, and
+return views; all of that is where FSDP acts. Gradient norms are those of all weights.
+"""
+
+import importlib
+import multiprocessing
+import os
+import socket
+
+import pytest
+import torch
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+from architectures import conditioning, has, kinds, noise_for, tiny  # noqa: E402
+from comfyui_fewstep.nodes import host, students  # noqa: E402
+from comfyui_fewstep.nodes.distillation import _training_data  # noqa: E402
+from comfyui_fewstep.trainers.distillation import Distillation  # noqa: E402
+from comfyui_fewstep.trainers.options import TrainOptions  # noqa: E402
+from comfyui_fewstep.trainers.processes import Processes  # noqa: E402
+from comfyui_fewstep.trainers.run_folder import RunFolder  # noqa: E402
+from comfyui_fewstep.trainers.targets.progressive import Progressive, ProgressiveOptions  # noqa: E402
+from comfyui_fewstep.trainers.weighting import Weighting  # noqa: E402
+
+KINDS = ("sd15", "sdxl", "sd3", "flux")
+
+
+def distil_all(root, names, environment):
+    """Four iterations of each kind, by all processes of the environment."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    with torch.inference_mode(False), torch.enable_grad(), Processes.from_environment() as processes:
+        for kind in names:
+            distil(RunFolder(root, kind), kind, processes)
+
+
+def distil(run, kind, processes):
+    model = tiny(kind)
+    latents = {"samples": noise_for(model, seed=1, batch=8)}
+    data = _training_data(model, latents, conditioning(kind, seed=2), conditioning(kind, seed=5))
+    sampling = host.model_sampling_of(model)
+    options = ProgressiveOptions(
+        start_steps=4,
+        target_steps=1,
+        iterations=2,
+        weighting=Weighting.CONSTANT,
+        learning_rate=1e-4,
+        guidance_scale=1.5,
+    )
+    made = Distillation(
+        run=run,
+        method=Progressive(
+            options,
+            family=host.noise_family(sampling),
+            table=host.noise_levels(sampling),
+            unconditional=data.unconditional,
+        ),
+        data=data,
+        options=TrainOptions(batch_size=4, log_every=1, gradient_clip=1e9),
+        teacher_sha256="a" * 64,
+        prediction_type=host.prediction_type(sampling),
+        processes=processes,
+    )
+    with (
+        processes.held_by_first(made.run.locked()),
+        students.student_of(model, students.FullWeights(), seed=0) as learning,
+    ):
+        made.execute(learning)
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def finish(root, names, environments):
+    """Runs by a process for each environment."""
+    worker = importlib.import_module("test_divided")  # a process cannot import it by the name that pytest gave it
+    spawn = multiprocessing.get_context("spawn")  # not the forkserver, which test_killed starts in its own way
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        processes = [
+            spawn.Process(target=worker.distil_all, args=(root, names, own), daemon=True) for own in environments
+        ]
+        for process in processes:
+            process.start()
+    for process in processes:
+        process.join(400)
+        assert process.exitcode == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs_of(tmp_path_factory):
+    """The folders of all kinds' runs by one process, and by two."""
+    names = [kind for kind in KINDS if has(kind)]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    pair = [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    return [finish(tmp_path_factory.mktemp("runs"), names, environments) for environments in ([{}], pair)]
+
+
+@pytest.mark.parametrize("kind", kinds(*KINDS))
+def test_divided_weights_learn_as_whole_ones(kind, runs_of):
+    one, two = (RunFolder(root, kind).metrics() for root in runs_of)
+    assert [line["iteration"] for line in two] == [1, 2, 3, 4]
+    for mine, theirs in zip(one, two, strict=True):
+        for name in ("loss", "x0_error", "gradient_norm"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4), (name, mine["iteration"])

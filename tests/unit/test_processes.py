@@ -1,0 +1,363 @@
+"""A run on several processes is the run on one: real processes on this machine, with gloo."""
+
+import contextlib
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+
+import process_worker
+import pytest
+import torch
+from comfyui_fewstep.trainers.export import read_student
+from comfyui_fewstep.trainers.files import read_tensors
+from comfyui_fewstep.trainers.micro_batches import in_pieces, on_share, require_equal_parts
+from comfyui_fewstep.trainers.processes import Processes
+from comfyui_fewstep.trainers.run_folder import RunFolder
+from comfyui_fewstep.trainers.sharding import retaining_copies
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the processes are forked")
+KINDS = ["lora", "full"]
+SECONDS = 120
+"""For processes to end by themselves; one that hangs fails its test."""
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Starts processes that find each other as those of accelerate launch and torchrun do. They are forked, to be quick."""
+    from multiprocessing import forkserver  # no Windows has it
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([process_worker.__name__, "torch._dynamo", "torch.distributed.fsdp"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # forkservers before Python 3.14 know no other sys.path
+        patch.setenv("OMP_NUM_THREADS", "1")  # a pool of threads does not survive a fork
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # nor does CUDA
+        forkserver.ensure_running()
+
+    def started(root, **arguments):
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        made = []
+        root.mkdir(exist_ok=True)
+        for rank in range(2):
+            environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            log = root / f"process-{rank}.txt"
+            target = (environment, log, {"root": root, **arguments})
+            made.append((context.Process(target=process_worker.process, args=target, daemon=True), log))
+            made[-1][0].start()
+        return made
+
+    return started
+
+
+def ended(made):
+    """(exit code, the error) of each process."""
+    try:
+        for process, _ in made:
+            process.join(SECONDS)
+            assert process.exitcode is not None, "a process hangs"
+    finally:
+        for process, _ in made:
+            process.kill()
+    return [(process.exitcode, log.read_text()) for process, log in made]
+
+
+@pytest.fixture(scope="module")
+def finish(start):
+    """A whole run on two processes."""
+
+    def finished(root, **arguments):
+        for code, error in ended(start(root, **arguments)):
+            assert code == 0, error
+        return RunFolder(root, "run")
+
+    return finished
+
+
+@pytest.fixture(scope="module")
+def stop(start):
+    """A run on two processes of which both end with an error. The last line of each."""
+
+    def stopped(root, **arguments):
+        both = ended(start(root, **arguments))
+        assert all(code == 1 for code, _ in both), both
+        return [error.strip().splitlines()[-1] for _, error in both]
+
+    return stopped
+
+
+def alone(root, **arguments):
+    """The run in this process."""
+    return process_worker.run(root, **arguments).run
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    return {kind: alone(tmp_path_factory.mktemp(kind), kind=kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, finish):
+    return {kind: finish(tmp_path_factory.mktemp(kind), kind=kind) for kind in KINDS}
+
+
+def result(run):
+    return read_student(run.student_file)[0]
+
+
+def greatest_difference(one, other):
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def checkpoints(run):
+    return [int(path.stem) for path in run.checkpoints()]
+
+
+def assert_same_metrics(run, other):
+    """To float32 rounding: some errors are differences of nearly equal numbers."""
+    for a, b in zip(run.metrics(), other.metrics(), strict=True):
+        assert a["iteration"] == b["iteration"]
+        for name in ("loss", "x0_error", "gradient_norm", "learning_rate", "band_errors"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-12), (name, a["iteration"])
+
+
+# --- equal to one process --------------------------------------------------------------------------------------------
+
+
+@linux
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_are_one(kind, one, two):
+    """After 20 steps in two stages, with accumulation, clipping, average, guidance and decay."""
+    assert greatest_difference(result(one[kind]), result(two[kind])) < 1e-6
+    start = process_worker.student_of(kind).exported()
+    first = {name.removeprefix("model.diffusion_model."): value for name, value in start.items()}
+    moved = [float((value - first[name]).abs().max()) for name, value in result(two[kind]).items()]
+    assert max(moved) > 5e-3, "the bound means something"
+    assert_same_metrics(one[kind], two[kind])
+    assert one[kind].metrics()[0]["gradient_norm"] > 2 * process_worker.TRAINING["gradient_clip"]
+    mine, theirs = (read_tensors(of[kind].checkpoints()[-1])[0] for of in (one, two))
+    assert greatest_difference(mine, theirs) < 1e-6, "a checkpoint is the same, with the teacher in it"
+
+
+@linux
+def test_two_processes_are_two_pieces_bit_for_bit(finish, tmp_path):
+    """The same sums in the same order: all of the difference to one process is that of accumulation."""
+    pieces = alone(tmp_path / "a", kind="lora", training={"accumulation": 2})
+    shares = finish(tmp_path / "b", kind="lora", training={"accumulation": 1})
+    assert greatest_difference(result(pieces), result(shares)) == 0.0
+
+
+@linux
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_begun_on_one_process_ends_on_two_and_the_other_way_round(kind, one, finish, stop, tmp_path):
+    """Optimiser state, average and teacher go over; 7 is in the first stage, 13 in the second."""
+    with pytest.raises(process_worker.Cancelled):
+        alone(tmp_path / "a", kind=kind, cancel_at=7)
+    assert greatest_difference(result(finish(tmp_path / "a", kind=kind)), result(one[kind])) < 1e-6
+    stop(tmp_path / "b", kind=kind, cancel_at=13)
+    assert greatest_difference(result(alone(tmp_path / "b", kind=kind)), result(one[kind])) < 1e-6
+
+
+@linux
+def test_schedule_free_steps_divided_weights(finish, tmp_path):
+    pytest.importorskip("schedulefree")
+    training = {"optimiser": "schedule_free", "learning_rate_schedule": "constant", "ema_decay": 0.0}
+    expected = result(alone(tmp_path / "a", kind="full", training=training))
+    assert greatest_difference(result(finish(tmp_path / "b", kind="full", training=training)), expected) < 1e-6
+
+
+@linux
+def test_a_preview_of_divided_weights_changes_nothing(two, finish, tmp_path):
+    """The first process draws alone, and the others lend it their weights."""
+    previewed = finish(tmp_path, kind="full", preview_at=4)
+    assert greatest_difference(result(previewed), result(two["full"])) == 0.0
+
+
+# --- stopping --------------------------------------------------------------------------------------------------------
+
+
+@linux
+@pytest.mark.parametrize(("kind", "rank"), [("lora", 0), ("lora", 1), ("full", 1)])
+def test_when_one_is_killed_the_others_stop_and_the_run_goes_on(kind, rank, one, two, start, finish, tmp_path):
+    """At iteration 11, after the checkpoint of the first stage's end at 10."""
+    ends = ended(start(tmp_path / "two", kind=kind, fault={"rank": rank, "at": 11, "what": "kill"}))
+    assert ends[rank][0] == -signal.SIGKILL
+    code, error = ends[1 - rank]
+    assert code == 1
+    assert "ProcessLost: another process of this run ended without a word. This one stops too" in error
+    killed = RunFolder(tmp_path / "two", "run")
+    assert checkpoints(killed) == [8, 10]
+    (killed.path / "checkpoints" / ".half.safetensors.1.part").write_bytes(b"half written")
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+    assert greatest_difference(result(finish(tmp_path / "two", kind=kind)), result(two[kind])) == 0.0
+    assert greatest_difference(result(alone(tmp_path / "one", kind=kind)), result(one[kind])) < 1e-6
+    for root in ("one", "two"):
+        assert not list((tmp_path / root).rglob("*.part"))
+    assert (killed.path / "metrics.jsonl").read_bytes() == (two[kind].path / "metrics.jsonl").read_bytes()
+
+
+@linux
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cancel_saves_and_stops_all(kind, two, stop, finish, tmp_path):
+    first, second = stop(tmp_path, kind=kind, cancel_at=6)
+    assert first == "process_worker.Cancelled: enough"
+    assert second.endswith("StoppedElsewhere: process 0 of this run stopped: Cancelled: enough")
+    assert checkpoints(RunFolder(tmp_path, "run")) == [4, 6]
+    assert greatest_difference(result(finish(tmp_path, kind=kind)), result(two[kind])) == 0.0
+
+
+@linux
+@pytest.mark.parametrize(("what", "named"), [("interrupt", "SIGINT"), ("terminate", "SIGTERM")])
+def test_a_signal_to_one_saves_and_stops_all(what, named, stop, tmp_path):
+    first, second = stop(tmp_path, kind="lora", fault={"rank": 1, "at": 6, "what": what})
+    assert second == f"KeyboardInterrupt: stopped by {named}"
+    assert first.endswith(f"process 1 of this run stopped: KeyboardInterrupt: stopped by {named}")
+    assert checkpoints(RunFolder(tmp_path, "run")) == [4, 6]
+
+
+@linux
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_failure_of_one_is_told_by_the_others(kind, stop, tmp_path):
+    first, second = stop(tmp_path, kind=kind, fault={"rank": 1, "at": 6, "what": "fail"})
+    assert second == "MemoryError: no memory left on this one"
+    assert "ProcessLost: process 1 failed: MemoryError: no memory left on this one. This one stops too" in first
+    assert checkpoints(RunFolder(tmp_path, "run")) == [4]
+
+
+@linux
+def test_a_loss_that_is_not_finite_on_one_stops_all_alike(stop, tmp_path):
+    first, second = stop(tmp_path, kind="lora", fault={"rank": 1, "at": 6, "what": "not_finite"})
+    assert re.search(r"NonFiniteLoss: the loss became nan at iteration 6 \(stage 16 to 8 steps\)", first)
+    assert first == second
+    assert checkpoints(RunFolder(tmp_path, "run")) == [4]
+
+
+@linux
+def test_weights_that_drift_apart_are_not_saved(stop, tmp_path):
+    """By a part in a million, in one tensor of one process."""
+    for line in stop(tmp_path, kind="lora", fault={"rank": 1, "at": 6, "what": "drift"}):
+        assert "ValueError: the student's weights differ between the processes, in " in line
+    assert checkpoints(RunFolder(tmp_path, "run")) == [4]
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@linux
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"training": {"batch_size": 10}}, "batch_size is 10, accumulation is 2 and there are 2 processes"),
+        ({"teacher": ["a" * 64, "b" * 64]}, "the run must be the same in all processes: teacher_sha256 is bbbb"),
+        ({"training": {"optimiser": "adamw8bit"}, "kind": "full"}, "'adamw8bit', which cannot step full weights"),
+        ({"kind": "full", "sharing": True}, "this network computes something else when its weights are divided"),
+    ],
+)
+def test_what_cannot_be_trained_together_is_refused_by_all(changed, named, stop, tmp_path):
+    for line in stop(tmp_path, **{"kind": "lora", **changed}):
+        assert line.startswith("ValueError: ")
+        assert named in line
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@linux
+def test_a_folder_of_another_run_is_refused_by_all(two, stop):
+    for line in stop(two["lora"].path.parent, kind="lora", teacher="c" * 64):
+        assert "ValueError: the run folder 'run' holds another run." in line
+
+
+@linux
+def test_a_locked_run_is_refused_by_all(stop, tmp_path):
+    with RunFolder(tmp_path, "run").locked():
+        for line in stop(tmp_path, kind="lora"):
+            assert line.startswith("ValueError: the run 'run' is being trained by another process")
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'; it must be a whole number"),
+        ({"WORLD_SIZE": "2"}, "RANK is None; it must be a whole number"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE is 2, but MASTER_ADDR is not set"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"},
+            "RANK is 2 and WORLD_SIZE is 2; RANK must be 0 to 1",
+        ),
+    ],
+)
+def test_an_environment_that_describes_no_process_is_named(environment, named, monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert (Processes.from_environment().rank, Processes.from_environment().count) == (0, 1)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=named):
+        Processes.from_environment()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "x")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="LOCAL_RANK is 1, but this machine has 1 GPUs"):
+        Processes.from_environment()
+
+
+@pytest.mark.parametrize(("rows", "pieces", "processes"), [(12, 2, 4), (12, 3, 3), (2, 1, 4)])
+def test_a_batch_that_does_not_divide_is_named(rows, pieces, processes):
+    with pytest.raises(ValueError, match=f"batch_size is {rows}, accumulation is {pieces} and there are {processes} "):
+        require_equal_parts(rows, accumulation=pieces, processes=processes)
+
+
+# --- parts of a batch ------------------------------------------------------------------------------------------------
+
+
+def test_the_shares_of_a_batch_are_the_batch():
+    """Each row is computed once, with its own level and condition; no process sees more than a piece of its share."""
+    seen = []
+
+    def denoiser(x, sigma, y, shared):
+        seen.append(len(x))
+        assert shared.shape == (1, 2)
+        return x + 100.0 * sigma[:, None] + 10000.0 * y
+
+    x, sigma, y = torch.arange(12.0)[:, None], torch.arange(12.0) + 1, torch.arange(12.0)[:, None] + 1
+    condition = {"y": y, "shared": torch.zeros(1, 2)}
+    shares = [on_share(in_pieces(denoiser, 2), rank, of=3)(x, sigma, **condition) for rank in range(3)]
+    assert set(seen) == {2}
+    assert [int((share != 0).sum()) for share in shares] == [4, 4, 4]
+    assert torch.equal(sum(shares), denoiser(x, sigma, **condition))
+    with pytest.raises(ValueError, match="12 rows, which do not divide over 5 processes"):
+        on_share(denoiser, 0, of=5)(x, sigma, **condition)
+
+
+def test_saved_copies_survive_what_overwrites_them():
+    """The gradient of a network that works in place is that of its out-of-place twin; and it needs the copies."""
+    block = process_worker.Block()
+    x = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    shift = torch.full((5, 1), 0.5)
+
+    def gradients(context):
+        with context:
+            return torch.autograd.grad(
+                block(x.clone(), shift).square().sum(), [block.first.weight, block.second.weight]
+            )
+
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gradients(contextlib.nullcontext())
+    twin = x + block.second(torch.sigmoid(block.first(x)) + shift)
+    expected = torch.autograd.grad(twin.square().sum(), [block.first.weight, block.second.weight])
+    for found, wanted in zip(gradients(retaining_copies()), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
