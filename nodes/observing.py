@@ -74,4 +74,5 @@ class Preview:
         latents = sample_few_step(
             denoiser, start, sigmas, extra_args=self._condition, disable=True, family=family, gamma=0.0
         )
-        return self._vae.decode(self._model.model.process_latent_out(latents))[..., :3].clamp(0.0, 1.0)
+        with torch.inference_mode():  # the host's VAE holds inference tensors, which autograd refuses to save
+            return self._vae.decode(self._model.model.process_latent_out(latents))[..., :3].clamp(0.0, 1.0)

@@ -11,6 +11,9 @@ from .data_sources import FolderSource, PromptSource
 _CLIP_TOOLTIP = "Encodes the texts. May stay unconnected once the run folder holds the encoded data, at a later start."
 _NEGATIVE_TOOLTIP = "The empty or negative prompt, for guidance that is baked in and for caption dropout."
 
+_WITHOUT_CAPTION = ["use caption", "stop"]
+_BROKEN = ["stop", "skip"]
+
 
 class ImageFolder:
     RETURN_TYPES = ("FEWSTEP_DATA",)
@@ -61,13 +64,13 @@ class ImageFolder:
                     {"default": "", "multiline": True, "tooltip": "For pictures without a .txt file beside them."},
                 ),
                 "without_caption": (
-                    ["use caption", "stop"],
+                    _WITHOUT_CAPTION,
                     {"tooltip": "Whether a picture without a .txt file takes the caption above, or is an error."},
                 ),
                 "negative": ("STRING", {"default": "", "multiline": True, "tooltip": _NEGATIVE_TOOLTIP}),
                 "flip": ("BOOLEAN", {"default": False, "tooltip": "Adds every picture mirrored left to right."}),
                 "broken": (
-                    ["stop", "skip"],
+                    _BROKEN,
                     {
                         "tooltip": "Files that cannot be read as one picture: stop names them all before any is encoded; "
                         "skip leaves them out and names each in the log."
@@ -105,11 +108,18 @@ class ImageFolder:
     def describe(self, folder: str, without_caption: str, broken: str, caption: str, **options: Any) -> tuple[Any]:
         source = FolderSource(
             folder=_folder(folder),
-            caption=caption if without_caption == "use caption" else None,
-            skip_broken=broken == "skip",
+            caption=caption if _chosen("without_caption", without_caption, _WITHOUT_CAPTION) == "use caption" else None,
+            skip_broken=_chosen("broken", broken, _BROKEN) == "skip",
             **options,
         )
         return (source,)
+
+
+def _chosen(name: str, value: str, allowed: list[str]) -> str:
+    """Hosts of mid-2024 do not check what is behind an optional input."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}.")
+    return value
 
 
 def _folder(text: str) -> Path:

@@ -34,3 +34,44 @@ def runs(base):
 def name():
     """A run name of the test's own: ComfyUI keeps the results of nodes whose inputs it has seen before."""
     return uuid.uuid4().hex
+
+
+@pytest.fixture(scope="module")
+def vae():
+    """The host's own, small."""
+    from encoders import tiny_vae
+
+    return tiny_vae()
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """The host's own, small."""
+    from encoders import tiny_clip
+
+    return tiny_clip()
+
+
+@pytest.fixture
+def output(tmp_path, monkeypatch):
+    """The host's input and output folders, for this test alone."""
+    import folder_paths
+
+    for kind in ("input", "output"):
+        monkeypatch.setattr(folder_paths, f"get_{kind}_directory", lambda kind=kind: str(tmp_path / kind))
+    (tmp_path / "input").mkdir(exist_ok=True)
+    return tmp_path / "output"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five pictures of two aspect ratios, two of them with a text, named so that the sizes take turns."""
+    from making_data import picture
+
+    made = tmp_path / "input" / "pictures"
+    made.mkdir(parents=True, exist_ok=True)
+    for i, (width, height) in enumerate([(64, 64), (96, 48), (80, 80), (120, 60), (70, 70)]):
+        picture(made / f"{i}.png", width, height, seed=i)
+    (made / "0.txt").write_text("a red fox")
+    (made / "3.txt").write_text("a blue house")
+    return made

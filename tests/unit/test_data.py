@@ -50,6 +50,8 @@ def test_every_sample_of_every_bucket_is_as_likely_as_every_other():
         seen += torch.bincount(own.long(), minlength=12)
     share, deviation = seen / seen.sum(), (1 / 12) * 12**0.5 / math.sqrt(3000)
     assert (share - 1 / 12).abs().max() < 5 * deviation
+    for share, expected in zip((seen[:6], seen[6:8], seen[8:]), (6 / 12, 2 / 12, 4 / 12), strict=True):
+        assert abs(float(share.sum() / seen.sum()) - expected) < 4 * math.sqrt(expected * (1 - expected) / 3000)
 
 
 def test_one_bucket_draws_what_it_draws_alone():

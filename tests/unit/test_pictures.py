@@ -63,6 +63,12 @@ def test_a_picture_goes_to_the_nearest_aspect_ratio(size, bucket):
     assert bucket_for(size, bucket_sizes(512, 64)) == bucket
 
 
+def test_upright_and_lying_pictures_are_treated_alike():
+    buckets = bucket_sizes(512, 64)
+    for width in range(500, 2200, 37):
+        assert bucket_for((500, width), buckets) == bucket_for((width, 500), buckets)[::-1]
+
+
 def test_of_two_sizes_alike_the_larger_one_is_taken():
     assert bucket_for((200, 100), [(64, 32), (128, 64), (32, 16)]) == (128, 64)
 

@@ -1,0 +1,82 @@
+"""Distill Model on data nodes as the graph runs it, and what the tests of those share."""
+
+import numpy as np
+import torch
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+from comfyui_fewstep.nodes import distillation, host, methods, students, training_data  # noqa: E402
+from comfyui_fewstep.trainers.export import read_student  # noqa: E402
+from PIL import Image  # noqa: E402
+
+TRAINING = {
+    "seed": 3,
+    "batch_size": 4,
+    "optimiser": "adam",
+    "weight_decay": 0.0,
+    "gradient_clip": 1.0,
+    "checkpoint_every": 20,
+}
+FOLDER = {"resolution": 64, "bucket_step": 16, "caption": "a picture", "without_caption": "use caption"}
+FOLDER |= {"negative": "", "flip": False, "broken": "stop"}
+PROMPTS = {"negative": "", "width": 48, "height": 32, "pictures_per_prompt": 3, "steps": 4, "cfg": 2.0}
+PROMPTS |= {"sampler": "euler", "seed": 7, "batch_size": 2, "pairs": True}
+LONG = " ".join(f"word{i}" for i in range(100))
+
+
+def picture(path, width, height, seed=0):
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR).save(path)
+
+
+@torch.inference_mode()
+def distil(model, *, name, layers="linear", **inputs):
+    """As the graph runs it, with guidance baked in."""
+    (method,) = methods.ProgressiveDistillation().make(
+        start_steps=4,
+        target_steps=2,
+        iterations=inputs.pop("iterations", 4),
+        weighting="constant",
+        learning_rate=1e-3,
+        guidance_scale=1.5,
+    )
+    (lora,) = students.LoRAStudentNode().make(rank=4, alpha=4.0, layers=layers)
+    return distillation.Distill().distil(model, method=method, run_name=name, student=lora, **{**TRAINING, **inputs})
+
+
+def images(vae, clip, **changed):
+    return training_data.ImageFolder().describe(
+        **{"folder": "pictures", **FOLDER, "vae": vae, "clip": clip, **changed}
+    )[0]
+
+
+def prompts(clip, text="a red fox\n\n a blue house \n", **changed):
+    return training_data.TeacherPictures().describe(**{"prompts": text, **PROMPTS, "clip": clip, **changed})[0]
+
+
+def run_folder(output, name):
+    return output / "fewstep" / "runs" / name
+
+
+def student_of(output, name):
+    return read_student(run_folder(output, name) / "student.safetensors")[0]
+
+
+def same_tensors(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+class Cancelled(Exception):
+    pass
+
+
+def cancel_at(monkeypatch, call):
+    calls = []
+
+    def check():
+        calls.append(1)
+        if len(calls) == call:
+            raise Cancelled
+
+    monkeypatch.setattr(host, "check_cancelled", check)

@@ -1,0 +1,232 @@
+"""Training Images (Folder) on the host's own classes: encoded once, resumed, and the same as in the graph."""
+
+import hashlib
+import logging
+
+import pytest
+import torch
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+from architectures import tiny  # noqa: E402
+from comfyui_fewstep.nodes import data_sources, host, host_data, host_training, training_data  # noqa: E402
+from comfyui_fewstep.trainers.data import Buckets  # noqa: E402
+from comfyui_fewstep.trainers.data_cache import read_data  # noqa: E402
+from comfyui_fewstep.trainers.pictures import pixels  # noqa: E402
+from encoders import Counting, MeanVAE, RandomCLIP, tiny_vae  # noqa: E402
+from making_data import (  # noqa: E402
+    LONG,
+    Cancelled,
+    cancel_at,
+    distil,
+    images,
+    picture,
+    run_folder,
+    same_tensors,
+    student_of,
+)
+
+
+def test_a_folder_is_trained_on_as_the_same_pictures_in_the_graph(output, folder, vae, clip):
+    """Bit for bit, with the host's own VAE and CLIP: the square pictures, encoded here by hand."""
+    for name in ("1.png", "3.png", "3.txt"):
+        (folder / name).unlink()
+    files = [folder / f"{i}.png" for i in (0, 2, 4)]
+    with torch.inference_mode():
+        encoded = []
+        for file in files:  # some hosts draw from the VAE's posterior
+            torch.manual_seed(int(hashlib.sha256(file.read_bytes()).hexdigest()[:15], 16))
+            encoded.append(vae.encode(pixels(file, (64, 64))[None]))
+        texts = [clip.encode_from_tokens(clip.tokenize(t), return_pooled=True) for t in ("a red fox", "a picture", "")]
+    assert encoded[0].std() > 0.1
+    entries = [[[cond, {"pooled_output": pooled}]] for cond, pooled in texts]
+    positive, negative = entries[0] + entries[1] + entries[1], entries[2]
+    distil(tiny("sd15"), name="graph", latents={"samples": torch.cat(encoded)}, positive=positive, negative=negative)
+    distil(tiny("sd15"), name="folder", data=images(vae, clip))
+    one, other = (read_data(run_folder(output, name) / "data") for name in ("graph", "folder"))
+    assert same_tensors(one.tensors(), other.tensors())
+    assert same_tensors(student_of(output, "graph"), student_of(output, "folder"))
+
+
+def test_encoding_leaves_the_hosts_random_numbers_alone(vae):
+    torch.manual_seed(5)
+    expected = torch.randn(3)
+    torch.manual_seed(5)
+    host_data.encode_picture(vae, torch.rand(16, 16, 3, generator=torch.Generator()), seed=1)
+    assert torch.equal(torch.randn(3), expected)
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_a_second_start_needs_neither_vae_nor_clip(kind, output, folder, vae, clip):
+    """Two buckets, captions dropped, previews through the VAE; then the same run again, and a longer one goes on."""
+    if kind == "sdxl":
+        clip = RandomCLIP(2048, 1280)
+    model, options = tiny(kind), {"caption_dropout": 0.3, "vae": vae}
+    counted = Counting(vae), Counting(clip)
+    distil(model, name="run", data=images(*counted), **options)
+    assert len(counted[0].seen) == 5
+    data = read_data(run_folder(output, "run") / "data")
+    assert isinstance(data, Buckets)
+    assert [tuple(bucket.x0.shape) for bucket in data.buckets] == [(3, 4, 8, 8), (2, 4, 6, 10)]
+    if kind == "sdxl":
+        sizes = [bucket.condition["y"][:, 1280:].unique(dim=0) for bucket in data.buckets]
+        assert [len(size) for size in sizes] == [1, 1]
+        assert not torch.equal(sizes[0], sizes[1]), "height and width are inputs of SDXL"
+        expected = model.model.encode_adm(pooled_output=torch.zeros(1, 1280), width=80, height=48)[:, 1280:]
+        assert torch.equal(sizes[1], expected)
+        assert torch.equal(data.buckets[1].unconditional["y"][:, 1280:], expected)
+    finished = student_of(output, "run")
+    _, losses, _, lora = distil(model, name="run", data=images(None, None), **options)
+    assert losses["loss"]
+    assert same_tensors(lora, finished)
+    assert len(counted[0].seen) == 5
+    with pytest.raises(ValueError, match=r"must be made: connect vae and clip to Training Images \(Folder\)"):
+        distil(model, name="other", data=images(None, None), **options)
+
+
+@pytest.mark.parametrize("call", [2, 7, 8, 9, 10])
+def test_a_cancel_while_encoding_goes_on_where_it_was(call, output, folder, vae, clip, monkeypatch):
+    """Five looks at the files, then five pictures, in shards of two at most: (0, 2), (4), (1, 3)."""
+    monkeypatch.setattr(data_sources, "SHARD_PICTURES", 2)
+    model = tiny("sd15")
+    distil(model, name="whole", data=images(vae, clip))
+    first, second = Counting(vae), Counting(vae)
+    cancel_at(monkeypatch, call)
+    with pytest.raises(Cancelled):
+        distil(model, name="part", data=images(first, clip))
+    monkeypatch.setattr(host, "check_cancelled", lambda: None)
+    shards = len(list((run_folder(output, "part") / "data").glob("*.safetensors")))
+    kept = {2: 0, 7: 0, 8: 2, 9: 3, 10: 3}[call]
+    assert shards == {0: 0, 2: 1, 3: 2}[kept]
+    distil(model, name="part", data=images(second, clip))
+    assert len(second.seen) == 5 - kept, "what lies in a shard is not encoded again"
+    one, other = (read_data(run_folder(output, name) / "data").tensors() for name in ("whole", "part"))
+    assert same_tensors(one, other)
+    assert same_tensors(student_of(output, "whole"), student_of(output, "part"))
+
+
+def test_flip_adds_every_picture_mirrored(output, folder, clip):
+    distil(tiny("sd15"), name="run", data=images(MeanVAE(), clip, flip=True))
+    data = read_data(run_folder(output, "run") / "data")
+    assert [len(bucket.x0) for bucket in data.buckets] == [6, 4]
+    for bucket in data.buckets:
+        torch.testing.assert_close(bucket.x0[1::2], bucket.x0[::2].flip(-1), atol=1e-6, rtol=0)
+        assert (bucket.x0[1] - bucket.x0[0]).abs().max() > 1e-3
+        assert torch.equal(bucket.condition["c_crossattn"][1::2], bucket.condition["c_crossattn"][::2])
+
+
+def test_broken_files_are_named_before_any_is_encoded_or_left_out_by_choice(output, folder, vae, clip, caplog):
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:200])
+    (folder / "4.png").write_text("no picture")
+    counted = Counting(vae)
+    with pytest.raises(
+        ValueError, match=r"2 of 5 pictures in .* cannot be used: 1\.png \(.*; 4\.png \(.*or set broken to"
+    ):
+        distil(tiny("sd15"), name="run", data=images(counted, clip))
+    assert counted.seen == []
+    with caplog.at_level(logging.WARNING):
+        distil(tiny("sd15"), name="run", data=images(counted, clip, broken="skip"))
+    (said,) = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert "2 of 5 pictures" in said
+    assert "1.png (" in said
+    assert "4.png (" in said
+    assert len(counted.seen) == 3
+
+
+def test_nothing_but_broken_files_is_an_error_also_where_they_are_skipped(output, folder, vae, clip):
+    for file in folder.glob("*.png"):
+        file.write_text("no picture")
+    with pytest.raises(ValueError, match=r"5 of 5 pictures .* cannot be used"):
+        distil(tiny("sd15"), name="run", data=images(vae, clip, broken="skip"))
+
+
+def test_a_vae_that_makes_nan_is_named_with_the_picture(output, folder, clip):
+    class Broken(MeanVAE):
+        def encode(self, pixels):
+            return super().encode(pixels) * float("nan")
+
+    with pytest.raises(ValueError, match=r"the VAE makes NaN or infinite values of 0\.png"):
+        distil(tiny("sd15"), name="run", data=images(Broken(), clip))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (
+            lambda folder: (folder / "0.txt").write_text("another fox"),
+            r"captions\.0\.png: there .a red fox., here .another",
+        ),
+        (lambda folder: picture(folder / "2.png", 80, 80, seed=9), r"pictures\.2\.png: there"),
+        (lambda folder: (folder / "4.png").unlink(), r"captions\.4\.png: there .a picture., here null"),
+    ],
+)
+def test_a_begun_run_refuses_another_folder_and_one_that_has_not_takes_it(change, named, output, folder, vae, clip):
+    distil(tiny("sd15"), name="begun", data=images(vae, clip))
+    encoded = run_folder(output, "stopped") / "data"
+    with pytest.raises(ValueError, match="warmup is 99"):
+        distil(tiny("sd15"), name="stopped", data=images(vae, clip), warmup=99)
+    before = read_data(encoded).tensors()
+    change(folder)
+    with pytest.raises(ValueError, match=f"begun on other training data.*{named}"):
+        distil(tiny("sd15"), name="begun", data=images(vae, clip))
+    distil(tiny("sd15"), name="stopped", data=images(vae, clip))
+    assert not same_tensors(read_data(encoded).tensors(), before)
+
+
+def test_another_vae_is_another_source(output, folder, vae, clip):
+    distil(tiny("sd15"), name="run", data=images(vae, clip))
+    with pytest.raises(ValueError, match=r"begun on other training data.*vae: there"):
+        distil(tiny("sd15"), name="run", data=images(tiny_vae(seed=1), clip))
+
+
+def test_long_captions_are_buckets_of_their_own_and_can_be_dropped(output, folder, vae, clip):
+    """102 words are two chunks of 77 tokens; the empty prompt is repeated, as the host's sampler does."""
+    (folder / "2.txt").write_text(LONG)
+    model = tiny("sd15")
+    distil(model, name="run", data=images(vae, clip), caption_dropout=0.5)
+    square, _, long = sorted(
+        read_data(run_folder(output, "run") / "data").buckets,
+        key=lambda bucket: (bucket.condition["c_crossattn"].shape[1], -bucket.x0.shape[-2]),
+    )
+    assert (len(square.x0), len(long.x0)) == (2, 1)
+    text, empty = long.condition["c_crossattn"], long.unconditional["c_crossattn"]
+    assert text.shape[1:] == empty.shape[1:] == (154, 768)
+    assert torch.equal(empty, square.unconditional["c_crossattn"].repeat(1, 2, 1))
+    with torch.no_grad():
+        denoise = host_training.as_denoiser(host_training.loaded(model))
+        x, sigma = long.x0, torch.tensor([0.7])
+        once = denoise(x, sigma, c_crossattn=square.unconditional["c_crossattn"])
+        torch.testing.assert_close(denoise(x, sigma, c_crossattn=empty), once, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"folder": "missing"}, "which is no folder"),
+        ({"folder": " "}, "is empty; give the path"),
+        ({"folder": "."}, "holds no pictures"),
+        ({"resolution": 8}, "resolution is 8 and bucket_step is 16"),
+        ({"bucket_step": 12}, "bucket_step is 12; allowed are multiples of 8"),
+    ],
+)
+def test_a_folder_of_no_use_is_named_on_its_node(inputs, said, output, folder):
+    with pytest.raises(ValueError, match=said):
+        images(None, None, **inputs)
+    given = {"folder": "pictures", "resolution": 64, "bucket_step": 16} | inputs
+    assert said[:12] in training_data.ImageFolder.VALIDATE_INPUTS(**given)
+    assert training_data.ImageFolder.VALIDATE_INPUTS("pictures", 64, 16) is True
+    assert training_data.ImageFolder.VALIDATE_INPUTS(None, 64, 16) is True, "a linked value is not known yet"
+
+
+def test_captions_may_be_wanted_for_every_picture(output, folder, vae, clip):
+    with pytest.raises(ValueError, match=r"3 pictures have no caption file beside them: 1\.png, 2\.png, 4\.png"):
+        distil(tiny("sd15"), name="run", data=images(vae, clip, without_caption="stop"))
+
+
+def test_a_changed_folder_makes_the_host_run_the_node_again(output, folder):
+    fingerprint = training_data.ImageFolder.IS_CHANGED
+    before = fingerprint(folder="pictures", resolution=64)
+    assert fingerprint(folder="pictures", resolution=64) == before
+    (folder / "1.txt").write_text("new")
+    assert fingerprint(folder="pictures", resolution=64) != before

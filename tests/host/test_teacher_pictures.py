@@ -1,0 +1,182 @@
+"""Training Prompts (Teacher's Pictures) on the host's own classes, and which data Distill Model takes."""
+
+import pytest
+import torch
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+from architectures import conditioning, tiny  # noqa: E402
+from comfyui_fewstep.nodes import distillation, host, host_data, training_data  # noqa: E402
+from comfyui_fewstep.samplers.schedules import trailing_sigmas  # noqa: E402
+from comfyui_fewstep.trainers.data_cache import read_data  # noqa: E402
+from encoders import RandomCLIP  # noqa: E402
+from making_data import LONG, Cancelled, cancel_at, distil, prompts, run_folder, same_tensors  # noqa: E402
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_a_pair_drawn_again_from_its_noise_is_the_stored_picture(kind, output, clip):
+    """With the teacher, the schedule and the guidance of the node; prompts in order, each three times."""
+    if kind == "sdxl":
+        clip = RandomCLIP(2048, 1280)
+    model = tiny(kind)
+    distil(model, name="run", data=prompts(clip))
+    data = read_data(run_folder(output, "run") / "data")
+    assert data.x0.shape == data.noise.shape == (6, 4, 4, 6)
+    texts = [host_data.encode_text(clip, text) for text in ("a red fox", "a blue house", "")]
+    sigmas = trailing_sigmas(4, table=host.noise_levels(host.model_sampling_of(model)))
+    for i in range(0, 6, 2):
+        with torch.inference_mode():
+            latents = host.sample(
+                model,
+                host_data.comfy.samplers.sampler_object("euler"),
+                sigmas,
+                noise=data.noise[i : i + 2],
+                positive=host_data.batched([texts[i // 3], texts[(i + 1) // 3]]),
+                negative=texts[2],
+                cfg=2.0,
+            )
+            x0 = model.model.process_latent_in(latents)
+        assert torch.equal(x0, data.x0[i : i + 2])
+    assert data.noise.std() == pytest.approx(1.0, abs=0.1)
+    assert len({float(noise.sum()) for noise in data.noise}) == 6
+
+
+def test_the_noise_of_a_picture_is_its_own_whatever_the_batch(output, clip):
+    model = tiny("sd15")
+    for size in (2, 5):
+        distil(model, name=f"by {size}", data=prompts(clip, batch_size=size))
+    distil(model, name="seed", data=prompts(clip, seed=8))
+    two, five, other = (read_data(run_folder(output, name) / "data") for name in ("by 2", "by 5", "seed"))
+    assert torch.equal(two.noise, five.noise)
+    torch.testing.assert_close(two.x0, five.x0, atol=1e-4, rtol=1e-4)
+    assert not any(torch.equal(one, two) for one in two.noise for two in other.noise)
+
+
+@pytest.mark.parametrize("call", [1, 3, 4, 5])
+def test_a_cancel_while_drawing_goes_on_where_it_was(call, output, clip, monkeypatch):
+    model = tiny("sd15")
+    distil(model, name="whole", data=prompts(clip))
+    drawn, draw = [], host_data.draw
+    monkeypatch.setattr(host_data, "draw", lambda *args, **kw: drawn.append(len(kw["noise"])) or draw(*args, **kw))
+    cancel_at(monkeypatch, call)
+    with pytest.raises(Cancelled):
+        distil(model, name="part", data=prompts(clip))
+    monkeypatch.setattr(host, "check_cancelled", lambda: None)
+    distil(model, name="part", data=prompts(clip))
+    assert drawn == [2, 2, 2], "each batch once"
+    distil(model, name="part", data=prompts(None), checkpoint_every=7)
+    assert drawn == [2, 2, 2]
+    one, other = (read_data(run_folder(output, name) / "data").tensors() for name in ("whole", "part"))
+    assert same_tensors(one, other)
+
+
+def test_prompts_of_different_length_are_drawn_apart(output, clip):
+    model = tiny("sd15")
+    distil(model, name="run", data=prompts(clip, text=f"short\n{LONG}", pictures_per_prompt=1, pairs=False))
+    data = read_data(run_folder(output, "run") / "data")
+    assert [bucket.condition["c_crossattn"].shape[1] for bucket in data.buckets] == [77, 154]
+    assert all(bucket.noise is None for bucket in data.buckets)
+
+
+def test_another_teacher_or_setting_is_another_source(output, clip):
+    distil(tiny("sd15"), name="run", data=prompts(clip))
+    with pytest.raises(ValueError, match=r"begun on other training data.*cfg: there 2.0, here 3.0"):
+        distil(tiny("sd15"), name="run", data=prompts(clip, cfg=3.0))
+    with pytest.raises(ValueError, match=r"begun on other training data.*teacher_sha256: there"):
+        distil(tiny("sd15", seed=1), name="run", data=prompts(clip))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"text": " \n\n"}, "prompts is empty; give one prompt on each line"),
+        ({"width": 44}, "width is 44; allowed are multiples of 8"),
+        ({"height": 0}, "height is 0"),
+        ({"steps": 0}, "steps is 0; it must be at least 1"),
+        ({"pictures_per_prompt": 0}, "pictures_per_prompt is 0"),
+        ({"cfg": 0.5}, "cfg is 0.5; allowed is 1"),
+        ({"sampler": "euler_ancestral"}, "sampler is 'euler_ancestral'; allowed are euler, ddim"),
+    ],
+)
+def test_prompts_of_no_use_are_named_on_their_node(inputs, said, clip):
+    with pytest.raises(ValueError, match=said):
+        prompts(clip, **inputs)
+
+
+def test_prompts_are_checked_before_anything_runs():
+    validate = training_data.TeacherPictures.VALIDATE_INPUTS
+    assert validate("a fox", 512, 512) is True
+    assert validate(None, 512, 512) is True
+    assert "prompts is empty" in validate(" ", 512, 512)
+    assert "width is 100" in validate("a fox", 100, 512)
+
+
+# --- Distill Model's inputs ------------------------------------------------------------------------------------------
+
+LATENTS = {"samples": torch.randn(4, 4, 4, 6, generator=torch.Generator().manual_seed(0))}
+
+
+@pytest.mark.parametrize(
+    ("connected", "said"),
+    [
+        ((), "nothing is connected; connect latents and positive, or data"),
+        (("latents",), "latents is connected; connect latents and positive, or data"),
+        (("positive",), "positive is connected"),
+        (("data", "latents", "positive"), "connect data alone"),
+        (("data", "negative"), "connect data alone"),
+    ],
+)
+def test_exactly_one_kind_of_data_is_connected(connected, said, output, clip):
+    given = {
+        "latents": LATENTS,
+        "positive": conditioning("sd15"),
+        "negative": conditioning("sd15"),
+        "data": prompts(clip),
+    }
+    with pytest.raises(ValueError, match=said):
+        distil(tiny("sd15"), name="run", **{name: given[name] for name in connected})
+    assert not run_folder(output, "run").exists()
+    linked = {name: None for name in connected if name != "negative"}  # as the host says what is linked
+    if "negative" not in connected:
+        assert (
+            said[:20] in distillation.Distill.VALIDATE_INPUTS(run_name="run", **linked) or "connect data alone" in said
+        )
+
+
+def test_the_host_is_asked_before_anything_runs():
+    validate = distillation.Distill.VALIDATE_INPUTS
+    assert validate(run_name="run", latents=None, positive=None) is True
+    assert validate(run_name="run", data=None) is True
+    assert "connect data alone" in validate(run_name="run", data=None, latents=None, positive=None)
+
+
+def test_data_in_the_graph_are_kept_for_another_process(output):
+    distil(
+        tiny("sd15"), name="run", latents=LATENTS, positive=conditioning("sd15"), negative=conditioning("sd15", seed=5)
+    )
+    data = read_data(run_folder(output, "run") / "data")
+    torch.testing.assert_close(data.x0, 0.18215 * LATENTS["samples"])
+    assert torch.equal(data.unconditional["c_crossattn"], conditioning("sd15", seed=5)[0][0])
+    run_json = (run_folder(output, "run") / "run.json").read_text()
+    assert data_sha256(data) in run_json
+
+
+def data_sha256(data):
+    return distillation.tensors_sha256(data.tensors())
+
+
+def test_captions_are_dropped_in_the_graph_too(output):
+    """Prompts of 8 and 16 tokens get one length; without a negative prompt there is nothing to drop to."""
+    positive, negative = conditioning("sd15"), conditioning("sd15", seed=5)
+    positive[0][0] = torch.cat([positive[0][0], positive[0][0] + 1.0], dim=1)
+    given = {"latents": LATENTS, "positive": positive, "caption_dropout": 0.5}
+    distil(tiny("sd15"), name="run", **given, negative=negative)
+    data = read_data(run_folder(output, "run") / "data")
+    assert torch.equal(data.unconditional["c_crossattn"], negative[0][0].repeat(1, 2, 1))
+    sd3 = {"positive": conditioning("sd3"), "negative": conditioning("sd3", seed=5), "caption_dropout": 0.5}
+    sd3["positive"][0][0] = sd3["positive"][0][0].repeat(1, 2, 1)
+    latents = {"samples": torch.randn(4, 16, 4, 6)}
+    with pytest.raises(ValueError, match=r"differ in shape \(c_crossattn: \(16, 4096\) and \(8, 4096\)\)"):
+        distil(tiny("sd3"), name="sd3", latents=latents, **sd3)
+    assert not run_folder(output, "sd3").exists(), "SD3 attends to its text itself, where a copy would count twice"
