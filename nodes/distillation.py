@@ -15,7 +15,7 @@ from ..trainers.distillation import Distillation
 from ..trainers.files import tensors_sha256
 from ..trainers.learning_rates import SCHEDULES
 from ..trainers.optimisers import OPTIMISERS
-from ..trainers.options import TrainOptions
+from ..trainers.options import AS_LOADED, PRECISIONS, TrainOptions
 from ..trainers.run_folder import RunFolder
 from ..trainers.targets.progressive import Progressive, ProgressiveOptions
 from . import folders, host, host_training, students
@@ -149,6 +149,23 @@ class Distill:
                         "smooths. 0 is none, the paper's choice.",
                     },
                 ),
+                "precision": (
+                    list(PRECISIONS),
+                    {
+                        "default": AS_LOADED,
+                        "tooltip": "What the networks compute in. as_loaded: a LoRA in what ComfyUI uses for this model, "
+                        "full weights in float32. What learns, targets and losses are float32 whatever you choose.",
+                    },
+                ),
+                "gradient_checkpointing": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "Keeps only the inputs of the network's blocks for the backward pass and computes the "
+                        "rest again: much less memory, about a third more time, the same result. May be changed when "
+                        "going on with a run.",
+                    },
+                ),
             },
         }
 
@@ -202,7 +219,14 @@ class Distill:
 
 
 def _train(distillation: Distillation, student: students.StudentOptions, *, model: Any, vae: Any) -> None:
-    with students.student_of(model, student, seed=distillation.options.seed) as learning:
+    options = distillation.options
+    with students.student_of(
+        model,
+        student,
+        seed=options.seed,
+        precision=options.precision,
+        gradient_checkpointing=options.gradient_checkpointing,
+    ) as learning:
         preview = None if vae is None else Preview(distillation, learning, model=model, vae=vae)
         distillation.execute(learning, observers=[Show(distillation, preview)])
 

@@ -39,7 +39,8 @@ class Distillation:
     def description(self) -> dict[str, Any]:
         """run.json: "run" identifies it and is compared on resume; "made_with" is for the reader."""
         options = dataclasses.asdict(self.options)
-        how_often = {key: options.pop(key) for key in ("log_every", "checkpoint_every")}
+        # gradient_checkpointing too: who runs out of memory may switch it on and go on with the same run
+        free = {key: options.pop(key) for key in ("log_every", "checkpoint_every", "gradient_checkpointing")}
         return {
             "run": {
                 "format": 1,
@@ -56,7 +57,7 @@ class Distillation:
                 "torch": torch.__version__,
                 "device": str(self.data.x0.device),
                 "platform": platform.platform(),
-                **how_often,
+                **free,
             },
         }
 

@@ -7,6 +7,10 @@ import dataclasses
 from .learning_rates import SCHEDULES
 from .optimisers import OPTIMISERS, SCHEDULE_FREE
 
+AS_LOADED = "as_loaded"
+PRECISIONS = (AS_LOADED, "float32", "bfloat16", "float16")
+"""What the networks compute in. as_loaded: a LoRA in what the host uses for the model, full weights in float32."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainOptions:
@@ -15,7 +19,8 @@ class TrainOptions:
     batch_size: pictures in one optimiser step. accumulation: pieces that they pass the networks in, one after another:
     more need less memory, and the gradient stays the mean over the whole batch. learning_rate_schedule: of each stage,
     one of SCHEDULES, after `warmup` iterations of rising. ema_decay: of the moving average of the weights, which then is
-    what a stage results in; 0 is none.
+    what a stage results in; 0 is none. precision: of the networks, one of PRECISIONS; what learns, targets and losses are
+    float32 whatever it is. gradient_checkpointing: less memory, more time, the same result.
     """
 
     batch_size: int = 64
@@ -29,6 +34,8 @@ class TrainOptions:
     learning_rate_schedule: str = "linear"
     warmup: int = 0
     ema_decay: float = 0.0
+    precision: str = AS_LOADED
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "log_every", "checkpoint_every", "accumulation"):
@@ -51,6 +58,8 @@ class TrainOptions:
                 f"is {self.ema_decay}; {SCHEDULE_FREE} averages the weights itself in place of both: set "
                 "learning_rate_schedule to constant and ema_decay to 0."
             )
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}; allowed are {', '.join(PRECISIONS)}.")
         if self.warmup < 0:
             raise ValueError(f"warmup is {self.warmup}; it must not be negative, and 0 is none.")
         if not 0.0 <= self.ema_decay < 1.0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -48,7 +48,7 @@ class Student(Protocol):
         """What the file of the finished student holds, under the names that loaders know."""
 
     def autograd(self) -> AbstractContextManager[object]:
-        """Entered around each forward and backward pass of the student."""
+        """Entered around each forward and backward pass of the student: backward may call the network again."""
 
 
 class FullWeightsStudent:
@@ -151,16 +151,19 @@ class LoRAStudent:
     def exported(self) -> dict[str, Tensor]:
         return lora_file(self._student, alpha=self._options.alpha, names=self._names)
 
-    def autograd(self) -> AbstractContextManager[object]:
-        return _autograd(self.writes_in_place)
+    @contextlib.contextmanager
+    def autograd(self) -> Iterator[None]:
+        with self._adapters.active(self._student), _autograd(self.writes_in_place):
+            yield
 
 
 def probe_writes_in_place(student: Student, batch: Batch) -> bool:
     """Whether a backward pass of the student fails because its network overwrites what autograd saved."""
     x = batch.x0.clone().requires_grad_()
     try:
-        x0 = student.denoiser(x, x.new_ones(len(x)), **batch.condition)
-        torch.autograd.grad(x0.sum(), [x, *student.parameters()], allow_unused=True)
+        with student.autograd():
+            x0 = student.denoiser(x, x.new_ones(len(x)), **batch.condition)
+            torch.autograd.grad(x0.sum(), [x, *student.parameters()], allow_unused=True)
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise

@@ -58,7 +58,7 @@ def test_arrows_point_down(floor):
             assert target[0] not in above, f"{path.name} imports {'.'.join(target)}"
 
 
-def test_only_four_files_know_the_host():
+def test_few_files_know_the_host():
     """host.py and host_training.py hide what differs between hosts, folders.py where files lie; digits_model.py is made of
     host classes."""
     knowing = {path.name for path in FILES if in_room(path, "nodes") and imports(path)[0] & HOST}
