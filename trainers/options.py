@@ -10,6 +10,7 @@ from .optimisers import OPTIMISERS, SCHEDULE_FREE
 AS_LOADED = "as_loaded"
 PRECISIONS = (AS_LOADED, "float32", "bfloat16", "float16")
 """What the networks compute in. as_loaded: a LoRA in what the host uses for the model, full weights in float32."""
+_CHOICES = {"optimiser": OPTIMISERS, "learning_rate_schedule": SCHEDULES, "precision": PRECISIONS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,20 +47,15 @@ class TrainOptions:
                 f"batch_size is {self.batch_size} and accumulation is {self.accumulation}; batch_size must be a multiple "
                 "of accumulation, so that all pieces of a batch count alike."
             )
-        if self.optimiser not in OPTIMISERS:
-            raise ValueError(f"optimiser is {self.optimiser!r}; allowed are {', '.join(OPTIMISERS)}.")
-        if self.learning_rate_schedule not in SCHEDULES:
-            raise ValueError(
-                f"learning_rate_schedule is {self.learning_rate_schedule!r}; allowed are {', '.join(SCHEDULES)}."
-            )
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}.")
         if self.optimiser == SCHEDULE_FREE and (self.learning_rate_schedule != "constant" or self.ema_decay):
             raise ValueError(
                 f"optimiser is {SCHEDULE_FREE!r}, learning_rate_schedule is {self.learning_rate_schedule!r} and ema_decay "
                 f"is {self.ema_decay}; {SCHEDULE_FREE} averages the weights itself in place of both: set "
                 "learning_rate_schedule to constant and ema_decay to 0."
             )
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is {self.precision!r}; allowed are {', '.join(PRECISIONS)}.")
         if self.warmup < 0:
             raise ValueError(f"warmup is {self.warmup}; it must not be negative, and 0 is none.")
         if not 0.0 <= self.ema_decay < 1.0:
