@@ -44,7 +44,7 @@ class Listening(Careful):
     """Reads what the network writes into the dictionary between blocks, as the host's attention patches do."""
 
     def forward(self, x, shared, options=None):
-        return super().forward(x, shared) * (2.0 + options["block"])
+        return super().forward(x * (1.0 + options["block"]), shared)
 
 
 class Network(nn.Module):
