@@ -208,7 +208,10 @@ class Distill:
                     student=students.description(chosen),
                 )
                 if not distillation.finished():
-                    _train(distillation, chosen, model=model, vae=vae)
+                    try:
+                        _train(distillation, chosen, model=model, vae=vae)
+                    finally:
+                        host_training.free_memory()
             tensors = distillation.result()
             losses = [loss for stage in run.losses().values() for loss in stage]
             lora = isinstance(chosen, LoRAOptions)

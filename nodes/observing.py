@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..samplers.few_step import sample_few_step
 from ..trainers.distillation import Distillation
+from ..trainers.export import LORA
 from ..trainers.loop import Metrics
 from ..trainers.student import Student
-from . import host
+from . import host, host_training
 
 SECONDS_BETWEEN_MESSAGES = 0.25
 PREVIEW_PICTURES = 10
@@ -44,7 +45,10 @@ class Show:
 
 
 class Preview:
-    """Pictures at fixed noise and equal steps, this stage's teacher above and the student below, kept in the run folder."""
+    """Pictures at fixed noise and equal steps, this stage's teacher above and the student below, kept in the run folder.
+
+    The student as the stage would result in it now: its average, where there is one.
+    """
 
     def __init__(self, distillation: Distillation, student: Student, *, model: Any, vae: Any) -> None:
         self._distillation, self._student, self._model, self._vae = distillation, student, model, vae
@@ -55,7 +59,10 @@ class Preview:
 
     def __call__(self, metrics: Metrics) -> Image.Image:
         sigmas = self._distillation.method.stages()[metrics.stage].sigmas
-        rows = [self._pictures(denoiser, sigmas) for denoiser in (self._student.teacher, self._student.denoiser)]
+        with self._student.result():
+            rows = [self._pictures(denoiser, sigmas) for denoiser in (self._student.teacher, self._student.denoiser)]
+        if self._student.kind == LORA:  # for the VAE the host may have put the model away, or its patches off
+            host_training.loaded(self._model)
         grid = torch.cat([torch.cat(list(row), dim=1) for row in rows]).mul(255).byte()
         picture = Image.fromarray(grid.cpu().numpy())
         folder = self._distillation.run.path / "previews"

@@ -17,6 +17,7 @@ from .files import tensors_sha256
 from .loop import Observer, train
 from .method import Method
 from .options import TrainOptions
+from .out_of_memory import naming_what_to_lower
 from .run_folder import RunFolder
 from .student import Student, probe_writes_in_place
 
@@ -74,12 +75,14 @@ class Distillation:
     def execute(self, student: Student, *, observers: Sequence[Observer] = ()) -> bool:
         """Trains and exports; False when the run was finished before and nothing was done.
 
-        The caller holds the run's lock. ValueError when the folder holds another run or a damaged checkpoint.
+        The caller holds the run's lock. ValueError when the folder holds another run or a damaged checkpoint. OutOfMemory,
+        naming what to lower, when the device's memory does not suffice.
         """
         if self.finished():
             return False
-        student.writes_in_place = probe_writes_in_place(student, self.data.take(torch.zeros(1, dtype=torch.long)))
-        train(self.run, self.method, student, self.data, options=self.options, observers=observers)
+        with naming_what_to_lower(self.options, student=self.student):
+            student.writes_in_place = probe_writes_in_place(student, self.data.take(torch.zeros(1, dtype=torch.long)))
+            train(self.run, self.method, student, self.data, options=self.options, observers=observers)
         stages = self.method.stages()
         recipe = self.method.recipe(stage=len(stages) - 1, prediction_type=self.prediction_type)
         write_student(

@@ -96,7 +96,7 @@ _Name = int | str
 
 
 def _by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[_Name, Any]:
-    return {**dict(enumerate(args)), **kwargs}
+    return dict([*enumerate(args), *kwargs.items()])
 
 
 def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[_Name, Tensor]:

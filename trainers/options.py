@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 from .learning_rates import SCHEDULES
 from .optimisers import OPTIMISERS, SCHEDULE_FREE
@@ -10,7 +11,11 @@ from .optimisers import OPTIMISERS, SCHEDULE_FREE
 AS_LOADED = "as_loaded"
 PRECISIONS = (AS_LOADED, "float32", "bfloat16", "float16")
 """What the networks compute in. as_loaded: a LoRA in what the host uses for the model, full weights in float32."""
-_CHOICES = {"optimiser": OPTIMISERS, "learning_rate_schedule": SCHEDULES, "precision": PRECISIONS}
+_CHOICES: dict[str, Collection[str]] = {
+    "optimiser": OPTIMISERS,
+    "learning_rate_schedule": SCHEDULES,
+    "precision": PRECISIONS,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

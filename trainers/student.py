@@ -21,10 +21,13 @@ class Student(Protocol):
 
     writes_in_place: whether the network's forward overwrites tensors that autograd saved (ComfyUI's UNets of 2024 and its
     Flux add in place); each pass then keeps copies of what is overwritten, at some cost in time.
+    result: entered to look at what the stage would result in now, such as an average of the weights; the loop sets it, and
+    on leaving it the weights are the training's own again.
     """
 
     kind: str
     writes_in_place: bool
+    result: Callable[[], AbstractContextManager[object]]
 
     @property
     def teacher(self) -> Denoiser: ...
@@ -74,6 +77,7 @@ class FullWeightsStudent:
         self.teacher = as_denoiser(self._teacher_module)
         self._named_weights = named_weights
         self.writes_in_place = False
+        self.result: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
 
     def parameters(self) -> list[Tensor]:
         return list(self.module.parameters())
@@ -122,6 +126,7 @@ class LoRAStudent:
         self._student = adapters.new_set(generator=torch.Generator().manual_seed(seed % 2**63))
         self._teacher: AdapterSet = {}
         self.writes_in_place = False
+        self.result: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
 
     def denoiser(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
         with self._adapters.active(self._student):
