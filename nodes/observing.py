@@ -59,10 +59,9 @@ class Preview:
 
     def __call__(self, metrics: Metrics) -> Image.Image:
         sigmas = self._distillation.method.stages()[metrics.stage].sigmas
-        with self._student.result():
-            rows = [self._pictures(denoiser, sigmas) for denoiser in (self._student.teacher, self._student.denoiser)]
-        if self._student.kind == LORA:  # for the VAE the host may have put the model away, or its patches off
-            host_training.loaded(self._model)
+        with self._student.result():  # all is drawn before the VAE comes, for which the host may put the model away
+            drawn = [self._draw(denoiser, sigmas) for denoiser in (self._student.teacher, self._student.denoiser)]
+        rows = [self._decode(latents) for latents in drawn]
         grid = torch.cat([torch.cat(list(row), dim=1) for row in rows]).mul(255).byte()
         picture = Image.fromarray(grid.cpu().numpy())
         folder = self._distillation.run.path / "previews"
@@ -70,11 +69,17 @@ class Preview:
         picture.save(folder / f"{metrics.iteration:08d}.png")
         return picture
 
-    def _pictures(self, denoiser: Any, sigmas: Tensor) -> Tensor:
+    def _draw(self, denoiser: Any, sigmas: Tensor) -> Tensor:
         family = self._distillation.method.family
         sigmas = sigmas.to(self._noise)
         start = family.initial(self._noise, sigma=sigmas[0])
-        latents = sample_few_step(
+        return sample_few_step(
             denoiser, start, sigmas, extra_args=self._condition, disable=True, family=family, gamma=0.0
         )
-        return self._vae.decode(self._model.model.process_latent_out(latents))[..., :3].clamp(0.0, 1.0)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        try:
+            return self._vae.decode(self._model.model.process_latent_out(latents))[..., :3].clamp(0.0, 1.0)
+        finally:
+            if self._student.kind == LORA:  # which learns on the MODEL itself
+                host_training.loaded(self._model)

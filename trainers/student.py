@@ -163,17 +163,21 @@ class LoRAStudent:
 
 
 def probe_writes_in_place(student: Student, batch: Batch) -> bool:
-    """Whether a backward pass of the student fails because its network overwrites what autograd saved."""
-    x = batch.x0.clone().requires_grad_()
-    try:
-        with student.autograd():
-            x0 = student.denoiser(x, x.new_ones(len(x)), **batch.condition)
-            torch.autograd.grad(x0.sum(), [x, *student.parameters()], allow_unused=True)
-    except RuntimeError as error:
-        if "modified by an inplace operation" not in str(error):
-            raise
-        return True
-    return False
+    """Whether a forward pass of the student's network overwrites what autograd saved in it.
+
+    Without a backward pass, which would fail then and leave the graph behind: what is overwritten where it was saved owns
+    the graph that owns it. The tensors that hooks see own it too, so they are let go of here.
+    """
+    saved: list[tuple[Tensor, int]] = []
+
+    def pack(tensor: Tensor) -> None:
+        saved.append((tensor, tensor._version))
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing), student.autograd():
+        student.denoiser(batch.x0, batch.x0.new_ones(len(batch.x0)), **batch.condition)
+    overwritten = any(tensor._version != version for tensor, version in saved)
+    saved.clear()
+    return overwritten
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
