@@ -78,7 +78,7 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 def _content(tensor: Tensor) -> memoryview:
     """Its bytes; a copy on the CPU only of what lies elsewhere."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str]) -> None:

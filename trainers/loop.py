@@ -225,6 +225,8 @@ class _Training:
     def _finish_stage(self) -> None:
         """The stage's result becomes the student: promoted, gone on from, and after the last stage exported."""
         self._result_to_weights()
+        self._optimiser.zero_grad(set_to_none=True)
+        del self._optimiser, self._average  # before a teacher is made: its copy then fits into what they held
         self._student.promote()
         self._stage, self._stage_iteration = self._stage + 1, 0
         self._begin_stage()
