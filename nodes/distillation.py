@@ -16,7 +16,7 @@ from ..trainers.data import TensorData
 from ..trainers.distillation import Distillation
 from ..trainers.learning_rates import SCHEDULES
 from ..trainers.optimisers import OPTIMISERS
-from ..trainers.options import TrainOptions
+from ..trainers.options import AS_LOADED, PRECISIONS, TrainOptions
 from ..trainers.run_folder import RunFolder
 from ..trainers.targets.progressive import ProgressiveOptions
 from . import folders, graph, host, host_training, running, students
@@ -173,6 +173,23 @@ class Distill:
                         "step": 0.01,
                         "tooltip": "Share of the samples that see the empty prompt instead of theirs, so that the student "
                         "learns that too: 0.1 is usual where it is to be sampled with guidance. 0 is none.",
+                    },
+                ),
+                "precision": (
+                    list(PRECISIONS),
+                    {
+                        "default": AS_LOADED,
+                        "tooltip": "What the networks compute in. as_loaded: a LoRA in what ComfyUI uses for this model, "
+                        "full weights in float32. What learns, targets and losses are float32 whatever you choose.",
+                    },
+                ),
+                "gradient_checkpointing": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "Keeps only the inputs of the network's blocks for the backward pass and computes the "
+                        "rest again: much less memory, about a third more time, the same result. May be changed when "
+                        "going on with a run.",
                     },
                 ),
             },

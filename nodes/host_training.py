@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import inspect
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -148,11 +150,17 @@ def trainable_copy(model: Any) -> Network:
             "remove that node or train a LoRA."
         )
     base = loaded(model)
+    elsewhere = {value.device.type for value in base.diffusion_model.parameters()} - {model.load_device.type}
+    if elsewhere:
+        raise ValueError(
+            f"ComfyUI keeps part of this model on {', '.join(sorted(elsewhere))}, away from {model.load_device}, so its weights "
+            "cannot be taken over whole. Start ComfyUI without --lowvram and --novram, or train a LoRA."
+        )
     shared = {id(base.latent_format): base.latent_format, id(base.model_config): base.model_config}
     if getattr(base, "current_patcher", None) is not None:
         shared[id(base.current_patcher)] = None
     with torch.inference_mode(False):
-        network = copy.deepcopy(base, shared).float()
+        network = copy.deepcopy(base, shared).float().to(model.load_device)
     network.diffusion_model.dtype = torch.float32  # the host casts inputs to what this says
     network.manual_cast_dtype = None
     return network
@@ -163,8 +171,29 @@ def loaded(model: Any) -> Network:
     refused = [key for key in _UNSUPPORTED_MODEL_OPTIONS if model.model_options.get(key)]
     if refused:
         raise ValueError(f"the MODEL carries {', '.join(refused)}, which training does not support; remove that node.")
-    comfy.model_management.load_models_gpu([model])
+    _load(model)
     return model.model
+
+
+_EVERYTHING = 1e20
+"""Bytes to ask the host for. How much a backward pass will hold is not known before; another model is soon loaded again."""
+
+
+def _load(model: Any) -> None:
+    """Has the host put the MODEL on its device, whole where it can be asked for that, and other models away from it."""
+    wishes: dict[str, Any] = {"memory_required": _EVERYTHING}
+    known = inspect.signature(comfy.model_management.load_models_gpu).parameters
+    if "force_full_load" in known:
+        wishes["force_full_load"] = True
+    elif "minimum_memory_required" in known:  # what such hosts leave free beside the MODEL's weights
+        wishes["minimum_memory_required"] = 0
+    comfy.model_management.load_models_gpu([model], **wishes)
+
+
+def free_memory() -> None:
+    """Gives memory that a run no longer needs back to the device, through the host."""
+    gc.collect()
+    comfy.model_management.soft_empty_cache()
 
 
 @contextmanager

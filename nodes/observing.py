@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..samplers.few_step import sample_few_step
 from ..trainers.distillation import Distillation
+from ..trainers.export import LORA
 from ..trainers.loop import Metrics
 from ..trainers.student import Student
-from . import host
+from . import host, host_training
 
 SECONDS_BETWEEN_MESSAGES = 0.25
 PREVIEW_PICTURES = 10
@@ -44,7 +45,10 @@ class Show:
 
 
 class Preview:
-    """Pictures at fixed noise and equal steps, this stage's teacher above and the student below, kept in the run folder."""
+    """Pictures at fixed noise and equal steps, this stage's teacher above and the student below, kept in the run folder.
+
+    The student as the stage would result in it now: its average, where there is one.
+    """
 
     def __init__(self, distillation: Distillation, student: Student, *, model: Any, vae: Any) -> None:
         self._distillation, self._student, self._model, self._vae = distillation, student, model, vae
@@ -59,7 +63,9 @@ class Preview:
 
     def __call__(self, metrics: Metrics) -> Image.Image:
         sigmas = self._distillation.method.stages()[metrics.stage].sigmas
-        rows = [self._pictures(denoiser, sigmas) for denoiser in (self._student.teacher, self._student.denoiser)]
+        with self._student.result():  # all is drawn before the VAE comes, for which the host may put the model away
+            drawn = [self._draw(denoiser, sigmas) for denoiser in (self._student.teacher, self._student.denoiser)]
+        rows = [self._decode(latents) for latents in drawn]
         grid = torch.cat([torch.cat(list(row), dim=1) for row in rows]).mul(255).byte()
         picture = Image.fromarray(grid.cpu().numpy())
         folder = self._distillation.run.path / "previews"
@@ -67,12 +73,18 @@ class Preview:
         picture.save(folder / f"{metrics.iteration:08d}.png")
         return picture
 
-    def _pictures(self, denoiser: Any, sigmas: Tensor) -> Tensor:
+    def _draw(self, denoiser: Any, sigmas: Tensor) -> Tensor:
         family = self._distillation.method.family
         sigmas = sigmas.to(self._noise)
         start = family.initial(self._noise, sigma=sigmas[0])
-        latents = sample_few_step(
+        return sample_few_step(
             denoiser, start, sigmas, extra_args=self._condition, disable=True, family=family, gamma=0.0
         )
-        with torch.inference_mode():  # the host's VAE holds inference tensors, which autograd refuses to save
-            return self._vae.decode(self._model.model.process_latent_out(latents))[..., :3].clamp(0.0, 1.0)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        try:
+            with torch.inference_mode():  # the host's VAE holds inference tensors, which autograd refuses to save
+                return self._vae.decode(self._model.model.process_latent_out(latents))[..., :3].clamp(0.0, 1.0)
+        finally:
+            if self._student.kind == LORA:  # which learns on the MODEL itself
+                host_training.loaded(self._model)

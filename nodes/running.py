@@ -55,9 +55,19 @@ def execute(
     show: Callable[[Preview | None], Observer],
 ) -> None:
     """Trains and exports what is left of the run; show makes the observer. The caller holds the run's lock."""
-    with students.student_of(model, student, seed=distillation.options.seed) as learning:
-        preview = None if vae is None else Preview(distillation, learning, model=model, vae=vae)
-        distillation.execute(learning, observers=[show(preview)])
+    options = distillation.options
+    try:
+        with students.student_of(
+            model,
+            student,
+            seed=options.seed,
+            precision=options.precision,
+            gradient_checkpointing=options.gradient_checkpointing,
+        ) as learning:
+            preview = None if vae is None else Preview(distillation, learning, model=model, vae=vae)
+            distillation.execute(learning, observers=[show(preview)])
+    finally:
+        host_training.free_memory()
 
 
 def finished(

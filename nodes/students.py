@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from ..samplers.few_step import sample_few_step
 from ..samplers.recipe import Recipe
 from ..trainers.adapters import Adapters, LoRALayers, LoRAOptions
 from ..trainers.export import FULL_WEIGHTS, KIND_KEY, LORA, about_checkpoint, read_student
+from ..trainers.gradient_checkpointing import checkpointed
+from ..trainers.options import AS_LOADED
 from ..trainers.run_folder import RunFolder
 from ..trainers.student import FullWeightsStudent, LoRAStudent, Student
-from . import folders, host, host_training
+from . import folders, host, host_precision, host_training
 
 
 class FullWeights:
@@ -208,19 +210,33 @@ def read(values: Mapping[str, Any]) -> StudentOptions:
 
 
 @contextmanager
-def student_of(model: Any, options: StudentOptions, *, seed: int) -> Iterator[Student]:
-    """What learns, on or beside the MODEL; on leaving, the MODEL is as it was."""
+def student_of(
+    model: Any,
+    options: StudentOptions,
+    *,
+    seed: int,
+    precision: str = AS_LOADED,
+    gradient_checkpointing: bool = False,
+) -> Iterator[Student]:
+    """What learns, on or beside the MODEL; on leaving, the MODEL is as it was. ValueError for a precision of no use here."""
+    host_precision.require(model, precision)
+    memory = checkpointed if gradient_checkpointing else nullcontext
     if isinstance(options, FullWeights):  # the teacher is a second copy: later stages replace its weights
-        yield FullWeightsStudent(
-            host_training.trainable_copy(model),
-            host_training.trainable_copy(model),
-            as_denoiser=host_training.as_denoiser,
-            named_weights=host_training.network_state_dict,
-        )
+        copies = [host_training.trainable_copy(model) for _ in range(2)]
+        with (
+            host_precision.computing_in(copies[0], precision),
+            host_precision.computing_in(copies[1], precision),
+            memory(copies[0].diffusion_model),
+        ):
+            yield FullWeightsStudent(
+                *copies, as_denoiser=host_training.as_denoiser, named_weights=host_training.network_state_dict
+            )
         return
     with (
         host_training.shared_network(model) as network,
+        host_precision.computing_in(network, precision),
         Adapters(network.diffusion_model, options) as adapters,
+        memory(network.diffusion_model),
     ):
         yield LoRAStudent(
             adapters,

@@ -130,8 +130,8 @@ class Adapters:
 
 
 def _low_rank(layer: nn.Linear | nn.Conv2d, adapter: LowRank, x: Tensor) -> Tensor:
-    """up(down(x)) in x's own precision; the adapters themselves stay float32."""
-    down, up = adapter.down.to(x.dtype), adapter.up.to(x.dtype)
+    """up(down(x)) in x's own precision; the adapters themselves stay float32, on the device where they are."""
+    down, up = adapter.down.to(x), adapter.up.to(x)
     if isinstance(layer, nn.Linear):
         return F.linear(F.linear(x, down), up)
     return F.conv2d(F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation), up)

@@ -17,13 +17,15 @@ from .files import tensors_sha256
 from .loop import Observer, train
 from .method import Method
 from .options import TrainOptions
+from .out_of_memory import naming_what_to_lower
 from .processes import Processes
 from .run_folder import RunFolder
 from .sharding import gathered
 from .student import Student, probe_writes_in_place
 
-_HOW_OFTEN = ("log_every", "checkpoint_every")
-"""Of TrainOptions: may differ between starts of one run, since they change nothing of its result."""
+_FREE = ("log_every", "checkpoint_every", "gradient_checkpointing")
+"""Of TrainOptions: may differ between starts of one run, since they change nothing of its result. Who runs out of memory may
+switch gradient checkpointing on and go on with the same run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class Distillation:
     def description(self) -> dict[str, Any]:
         """run.json: "run" identifies it and is compared on resume; the rest says how to execute it, and with what it was."""
         options = dataclasses.asdict(self.options)
-        how_often = {key: options.pop(key) for key in _HOW_OFTEN}
+        free = {key: options.pop(key) for key in _FREE}
         return {
             "run": {
                 "format": 1,
@@ -61,7 +63,7 @@ class Distillation:
                 "noise_family": self.method.family.value,
             },
             "teacher": self.origin,
-            "how_often": how_often,
+            "free": free,
             "made_with": {
                 "torch": torch.__version__,
                 "device": str(self.data.device),
@@ -88,20 +90,22 @@ class Distillation:
         """Trains and exports; False when the run was finished before and nothing was done.
 
         The caller holds the run's lock: processes.held_by_first(run.locked()), where there are several. ValueError when the
-        folder holds another run or a damaged checkpoint.
+        folder holds another run or a damaged checkpoint. OutOfMemory, naming what to lower, when the device's memory does
+        not suffice.
         """
         if self.finished():
             return False
-        student.writes_in_place = probe_writes_in_place(student, self.data.first(1))
-        train(
-            self.run,
-            self.method,
-            student,
-            self.data,
-            options=self.options,
-            observers=observers,
-            processes=self.processes,
-        )
+        with naming_what_to_lower(self.options, student=self.student):
+            student.writes_in_place = probe_writes_in_place(student, self.data.first(1))
+            train(
+                self.run,
+                self.method,
+                student,
+                self.data,
+                options=self.options,
+                observers=observers,
+                processes=self.processes,
+            )
         tensors = gathered(student.exported(), keep=self.processes.is_first)
         self.processes.on_first(lambda: self._export(tensors, kind=student.kind))
         return True
@@ -129,9 +133,7 @@ class Distillation:
 
 
 _OPTIONS_OF_OLD = {
-    f"training.{field.name}": field.default
-    for field in dataclasses.fields(TrainOptions)
-    if field.name not in _HOW_OFTEN
+    f"training.{field.name}": field.default for field in dataclasses.fields(TrainOptions) if field.name not in _FREE
 }
 """What a run does whose run.json is older than an option."""
 
@@ -157,7 +159,7 @@ class Recorded:
             return cls(
                 method=said["method"],
                 method_options=method,
-                options=TrainOptions(**training, **found["how_often"]),
+                options=TrainOptions(**training, **found["free"]),
                 student=student,
                 teacher_sha256=said["teacher_sha256"],
                 origin=found["teacher"],

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
+import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 CHECKSUM_KEY = "fewstep.sha256"
@@ -47,8 +49,12 @@ def writing(path: Path) -> Iterator[Path]:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes path whole, through to the disk; see writing."""
+    _write(path, [content])
+
+
+def _write(path: Path, content: Iterable[bytes | memoryview]) -> None:
     with writing(path) as unfinished, unfinished.open("wb") as file:
-        file.write(content)
+        file.writelines(content)
         file.flush()
         os.fsync(file.fileno())
 
@@ -85,16 +91,58 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """A hash of names, types, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
+        value = tensors[name]
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(_content(value))
     return digest.hexdigest()
+
+
+def _content(tensor: Tensor) -> memoryview:
+    """Its bytes; a copy on the CPU only of what lies elsewhere."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str]) -> None:
     """A safetensors file, written atomically, with a checksum of its tensors in the metadata."""
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_atomically(path, save(plain, {**metadata, CHECKSUM_KEY: tensors_sha256(plain)}))
+    head = _header(tensors, {**metadata, CHECKSUM_KEY: tensors_sha256(tensors)})
+    _write(path, itertools.chain([head], (_content(tensors[name]) for name in _in_file_order(tensors))))
+
+
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Of the safetensors format, which is written here because its library holds a whole second copy of all tensors.
+
+    8 bytes of length, then JSON with each tensor's type, shape and place, filled up with spaces to a multiple of 8.
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in _in_file_order(tensors):
+        value = tensors[name]
+        begin, end = end, end + value.numel() * value.element_size()
+        entries[name] = {"dtype": _TYPES[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _in_file_order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Widest types first, so that every tensor lies at a multiple of its width."""
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -18,11 +19,17 @@ from .data import Data
 from .learning_rates import learning_rate, require_room_for_warmup
 from .method import Method, Stage, Target
 from .micro_batches import in_pieces, on_share, require_equal_parts, split
-from .optimisers import load_optimiser_state, new_optimiser, optimiser_state, result_to_weights
+from .optimisers import (
+    keeps_its_result_apart,
+    load_optimiser_state,
+    new_optimiser,
+    optimiser_state,
+    result_to_weights,
+)
 from .options import TrainOptions
 from .processes import Processes
 from .run_folder import RunFolder
-from .sharding import gathered, whole
+from .sharding import gathered, is_divided, whole
 from .student import Student
 
 
@@ -142,6 +149,13 @@ class _Training:
         self._started, self._done_before = time.monotonic(), 0
 
     def run(self) -> None:
+        self._student.result = self._result_in_place
+        try:
+            self._run_stages()
+        finally:
+            self._student.result = contextlib.nullcontext
+
+    def _run_stages(self) -> None:
         self._restore()
         if self._data.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._data.device)
@@ -238,13 +252,38 @@ class _Training:
 
     def _finish_stage(self) -> None:
         """The stage's result becomes the student: promoted, gone on from, and after the last stage exported."""
-        result_to_weights(self._optimiser)
-        if self._average:
-            self._average.to_weights()
+        self._result_to_weights()
+        self._optimiser.zero_grad(set_to_none=True)
+        del self._optimiser, self._average  # before a teacher is made: its copy then fits into what they held
         self._student.promote()
         self._stage, self._stage_iteration = self._stage + 1, 0
         self._begin_stage()
         self._save()
+
+    def _result_to_weights(self) -> None:
+        result_to_weights(self._optimiser)
+        if self._average:
+            self._average.to_weights()
+
+    @contextlib.contextmanager
+    def _result_in_place(self) -> Iterator[None]:
+        """Inside, the weights are what the stage would result in now. They come back as copies: arithmetic would round.
+
+        Divided weights stay what they are: the first process, which draws previews, could exchange its own part only.
+        """
+        weights, groups = self._student.parameters(), self._optimiser.param_groups
+        if not (self._average or keeps_its_result_apart(self._optimiser)) or is_divided(weights[0]):
+            yield
+            return
+        held = [weight.detach().clone() for weight in weights], [dict(group) for group in groups]
+        self._result_to_weights()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(weights, held[0])
+            for group, before in zip(groups, held[1], strict=True):
+                group.update(before)
 
     def _settle(self) -> None:
         """Reads the pending losses from the device, once for many iterations, and stops if one is not finite."""

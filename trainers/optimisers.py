@@ -59,11 +59,16 @@ def new_optimiser(name: str, weights: list[Tensor], *, weight_decay: float) -> t
 def result_to_weights(optimiser: torch.optim.Optimizer) -> None:
     """Puts what the optimiser found in place of the weights; nothing to do for all but schedule_free.
 
-    For the end of a stage only. Schedule-free's own way back to the weights of training rounds, so that a checkpoint
-    holds those, and never goes through here.
+    Schedule-free's own way back to the weights of training rounds. So a checkpoint holds those and never goes through
+    here, and whoever needs them again keeps copies.
     """
-    if hasattr(optimiser, "eval"):
-        optimiser.eval()
+    if keeps_its_result_apart(optimiser):
+        optimiser.eval()  # type: ignore[attr-defined]
+
+
+def keeps_its_result_apart(optimiser: torch.optim.Optimizer) -> bool:
+    """Whether the weights during training are not its result, as with schedule_free."""
+    return hasattr(optimiser, "eval")
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

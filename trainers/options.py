@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 from .learning_rates import SCHEDULES
 from .optimisers import OPTIMISERS, SCHEDULE_FREE
+
+AS_LOADED = "as_loaded"
+PRECISIONS = (AS_LOADED, "float32", "bfloat16", "float16")
+"""What the networks compute in. as_loaded: a LoRA in what the host uses for the model, full weights in float32."""
+_CHOICES: dict[str, Collection[str]] = {
+    "optimiser": OPTIMISERS,
+    "learning_rate_schedule": SCHEDULES,
+    "precision": PRECISIONS,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,6 +26,8 @@ class TrainOptions:
     more need less memory, and the gradient stays the mean over the whole batch. learning_rate_schedule: of each stage,
     one of SCHEDULES, after `warmup` iterations of rising. ema_decay: of the moving average of the weights, which then is
     what a stage results in; 0 is none. caption_dropout: share of the samples that see the empty prompt, not their own.
+    precision: of the networks, one of PRECISIONS; what learns, targets and losses are float32 whatever it is.
+    gradient_checkpointing: less memory, more time, the same result.
     """
 
     batch_size: int = 64
@@ -30,6 +42,8 @@ class TrainOptions:
     warmup: int = 0
     ema_decay: float = 0.0
     caption_dropout: float = 0.0
+    precision: str = AS_LOADED
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "log_every", "checkpoint_every", "accumulation"):
@@ -40,12 +54,9 @@ class TrainOptions:
                 f"batch_size is {self.batch_size} and accumulation is {self.accumulation}; batch_size must be a multiple "
                 "of accumulation, so that all pieces of a batch count alike."
             )
-        if self.optimiser not in OPTIMISERS:
-            raise ValueError(f"optimiser is {self.optimiser!r}; allowed are {', '.join(OPTIMISERS)}.")
-        if self.learning_rate_schedule not in SCHEDULES:
-            raise ValueError(
-                f"learning_rate_schedule is {self.learning_rate_schedule!r}; allowed are {', '.join(SCHEDULES)}."
-            )
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}.")
         if self.optimiser == SCHEDULE_FREE and (self.learning_rate_schedule != "constant" or self.ema_decay):
             raise ValueError(
                 f"optimiser is {SCHEDULE_FREE!r}, learning_rate_schedule is {self.learning_rate_schedule!r} and ema_decay "

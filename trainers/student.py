@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -23,10 +23,13 @@ class Student(Protocol):
 
     writes_in_place: whether the network's forward overwrites tensors that autograd saved (ComfyUI's UNets of 2024 and its
     Flux add in place); each pass then keeps copies of what is overwritten, at some cost in time.
+    result: entered to look at what the stage would result in now, such as an average of the weights; the loop sets it, and
+    on leaving it the weights are the training's own again.
     """
 
     kind: str
     writes_in_place: bool
+    result: Callable[[], AbstractContextManager[object]]
 
     @property
     def teacher(self) -> Denoiser: ...
@@ -50,7 +53,7 @@ class Student(Protocol):
         """What the file of the finished student holds, under the names that loaders know."""
 
     def autograd(self) -> AbstractContextManager[object]:
-        """Entered around each forward and backward pass of the student."""
+        """Entered around each forward and backward pass of the student: backward may call the network again."""
 
     def divide_over(self, processes: Channel, batch: Batch) -> None:
         """Divides over the processes what is too large for each to have whole; before anything asks for parameters().
@@ -86,6 +89,7 @@ class FullWeightsStudent:
         self._as_denoiser, self._named_weights = as_denoiser, named_weights
         self._joined: Joined | None = None
         self.writes_in_place = False
+        self.result: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
 
     def parameters(self) -> list[Tensor]:
         return list(self.module.parameters())
@@ -151,6 +155,7 @@ class LoRAStudent:
         self._student = adapters.new_set(generator=torch.Generator().manual_seed(seed % 2**63))
         self._teacher: AdapterSet = {}
         self.writes_in_place = False
+        self.result: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
 
     def denoiser(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
         with self._adapters.active(self._student):
@@ -180,8 +185,10 @@ class LoRAStudent:
     def exported(self) -> dict[str, Tensor]:
         return lora_file(self._student, alpha=self._options.alpha, names=self._names)
 
-    def autograd(self) -> AbstractContextManager[object]:
-        return _autograd(self.writes_in_place)
+    @contextlib.contextmanager
+    def autograd(self) -> Iterator[None]:
+        with self._adapters.active(self._student), _autograd(self.writes_in_place):
+            yield
 
     def divide_over(self, processes: Channel, batch: Batch) -> None:
         """Nothing: adapters are small, and each process has the network that they are on."""
@@ -191,16 +198,21 @@ class LoRAStudent:
 
 
 def probe_writes_in_place(student: Student, batch: Batch) -> bool:
-    """Whether a backward pass of the student fails because its network overwrites what autograd saved."""
-    x = batch.x0.clone().requires_grad_()
-    try:
-        x0 = student.denoiser(x, x.new_ones(len(x)), **batch.condition)
-        torch.autograd.grad(x0.sum(), [x, *student.parameters()], allow_unused=True)
-    except RuntimeError as error:
-        if "modified by an inplace operation" not in str(error):
-            raise
-        return True
-    return False
+    """Whether a forward pass of the student's network overwrites what autograd saved in it.
+
+    Without a backward pass, which would fail then and leave the graph behind: what is overwritten where it was saved owns
+    the graph that owns it. The tensors that hooks see own it too, so they are let go of here.
+    """
+    saved: list[tuple[Tensor, int]] = []
+
+    def pack(tensor: Tensor) -> None:
+        saved.append((tensor, tensor._version))
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing), student.autograd():
+        student.denoiser(batch.x0, batch.x0.new_ones(len(batch.x0)), **batch.condition)
+    overwritten = any(tensor._version != version for tensor, version in saved)
+    saved.clear()
+    return overwritten
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

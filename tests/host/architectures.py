@@ -139,12 +139,12 @@ def kinds(*names: str) -> list[Any]:
     ]
 
 
-def tiny(kind: str, *, seed: int = 0) -> Any:
-    """A MODEL: float32, on the CPU, one to four million weights drawn from the seed."""
+def tiny(kind: str, *, seed: int = 0, computes_in: torch.dtype | None = None) -> Any:
+    """A MODEL: float32, on the CPU, one to four million weights drawn from the seed; the host may compute in another type."""
     architecture = ARCHITECTURES[kind]
     with torch.inference_mode():  # as in a host, whose loaders run under it too
         config = getattr(comfy.supported_models, architecture.config)(architecture.network)
-        config.set_inference_dtype(torch.float32, None)
+        config.set_inference_dtype(torch.float32, computes_in)
         network = config.get_model(architecture.marks).eval()
         generator = torch.Generator().manual_seed(seed)
         for name, weight in network.diffusion_model.state_dict().items():

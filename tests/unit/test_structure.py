@@ -59,7 +59,7 @@ def test_arrows_point_down(floor):
             assert target[0] not in above, f"{path.name} imports {'.'.join(target)}"
 
 
-def test_only_five_files_know_the_host():
+def test_few_files_know_the_host():
     """host*.py hide what differs between hosts, folders.py where files lie; digits_model.py is made of host classes."""
     knowing = {path.name for path in FILES if in_room(path, "nodes") and imports(path)[0] & HOST}
     assert knowing == {"host.py", "host_training.py", "folders.py", "digits_model.py", "host_data.py"}

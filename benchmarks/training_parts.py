@@ -1,0 +1,134 @@
+"""One part of the training benchmark: the loop, or the same step bare. Alone in a process, for its memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from ..trainers.data import Batch, TensorData
+from ..trainers.loop import Metrics, train, weighted_error
+from ..trainers.options import TrainOptions
+from ..trainers.run_folder import RunFolder
+from ..trainers.student import Student
+from ..trainers.targets.progressive import Progressive
+from .training_setup import Setup, learning, one_halving
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timed(TensorData):
+    """Data that notes how long each batch took."""
+
+    waited: list[float] = dataclasses.field(default_factory=list)
+
+    def batch(self, size: int, *, generator: torch.Generator, caption_dropout: float = 0.0) -> Batch:
+        begin = _now(self.x0.device)
+        drawn = super().batch(size, generator=generator, caption_dropout=caption_dropout)
+        self.waited.append(_now(self.x0.device) - begin)
+        return drawn
+
+
+def _now(device: torch.device) -> float:
+    """When everything asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def loop(student: Student, data: TensorData, method: Progressive, *, batch: int) -> tuple[float, float]:
+    """(seconds of an iteration in the loop, over all but the first of a run; the share of them spent on data)."""
+    stamps: list[float] = []
+    device = data.x0.device
+    timed = Timed(x0=data.x0, condition=data.condition)
+
+    def stamp(metrics: Metrics) -> None:
+        stamps.append(_now(device))
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunFolder(Path(folder), "bench")
+        train(run, method, student, timed, options=TrainOptions(batch_size=batch), observers=[stamp])
+    taken = stamps[-1] - stamps[0]
+    return taken / (len(stamps) - 1), sum(timed.waited[1:]) / taken
+
+
+def bare(student: Student, data: TensorData, method: Progressive, *, batch: int) -> tuple[float, float]:
+    """Two teacher forwards, one student forward and backward, and an optimiser step; as many as method's iterations."""
+    optimiser = torch.optim.Adam(student.parameters(), lr=1e-6)
+    generator = torch.Generator().manual_seed(0)
+    one = data.batch(batch, generator=generator)
+    target = method.target(one, stage=0, teacher=student.teacher, student=student.denoiser, generator=generator)
+    begin, iterations = 0.0, method.stages()[0].iterations
+    for i in range(iterations):
+        if i == 1:
+            begin = _now(data.x0.device)
+        with torch.no_grad():
+            for _ in range(2):
+                student.teacher(target.x_t, target.sigma, **target.condition)
+        optimiser.zero_grad(set_to_none=True)
+        with student.autograd():
+            weighted_error(student.denoiser, target)[0].backward()
+        optimiser.step()
+    return (_now(data.x0.device) - begin) / (iterations - 1), 0.0
+
+
+PARTS = {"loop": loop, "bare": bare}
+
+
+class Peak:
+    """The most bytes held since it was made, beyond what was held then: of the GPU, or of the process on Linux.
+
+    ValueError elsewhere.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before = torch.cuda.memory_allocated(device)
+            return
+        if not sys.platform.startswith("linux"):
+            raise ValueError(f"peak memory is measured on a GPU or on Linux; this is {sys.platform}.")
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets the peak to what is held now
+        self._before = _status("VmRSS")
+
+    def bytes(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) - self._before
+        return _status("VmHWM") - self._before
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+
+
+def memory(part: str, setup: Setup, *, iterations: int) -> dict[str, float]:
+    """bytes, seconds and waiting of one part in a process of its own."""
+    command = [sys.executable, "-m", __spec__.name, json.dumps([part, dataclasses.asdict(setup), iterations])]
+    # one arena, and everything above a page from the system: what is freed is then gone, and not kept for later
+    tame = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "0"}
+    done = subprocess.run(command, env={**os.environ, **tame}, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    part, options, iterations = json.loads(sys.argv[1])
+    setup = Setup(**options)
+    with learning(setup) as (student, data, table):
+        method = one_halving(table, iterations=iterations)
+        peak = Peak(data.x0.device)
+        seconds, waiting = PARTS[part](student, data, method, batch=setup.batch)
+        print(json.dumps({"bytes": peak.bytes(), "seconds": seconds, "waiting": waiting}))
+
+
+if __name__ == "__main__":
+    main()

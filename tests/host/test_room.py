@@ -1,0 +1,161 @@
+"""Memory by the host's own management: other models make room, an error or a VAE in between leaves everything right."""
+
+import functools
+import weakref
+
+import pytest
+import torch
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+import comfy.model_management  # noqa: E402
+import comfy.sd  # noqa: E402
+from architectures import kinds, tiny  # noqa: E402
+from comfyui_fewstep.nodes import host_training, observing, students  # noqa: E402
+from test_lora import assert_whole, distil, draw, lora_like, output, read_student_of, snapshot  # noqa: E402, F401 (a fixture)
+from test_memory import STUDENTS  # noqa: E402
+
+
+class Pictures:
+    """Stands for a VAE: what it is given, as three channels. before: what the host does to make room for one."""
+
+    def __init__(self, before=lambda: None):
+        self.seen, self._before = [], before
+
+    def decode(self, samples):
+        self._before()
+        self.seen.append(samples.clone())
+        return samples[:, :1].expand(-1, 3, -1, -1).movedim(1, -1).sigmoid()
+
+
+def fail_in_backward(monkeypatch, *, at):
+    """Out of memory in the backward pass of one step, which has gone through half the network."""
+    calls, whole = [], torch.Tensor.backward
+
+    def backward(loss, *args, **kwargs):
+        calls.append(1)
+        whole(loss, *args, **kwargs)
+        if len(calls) == at:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+
+
+@pytest.mark.parametrize("which", STUDENTS)
+@pytest.mark.parametrize("kind", kinds("sd15", "flux"))
+def test_out_of_memory_says_what_to_lower_and_leaves_all_whole(kind, which, output, monkeypatch):  # noqa: F811
+    model = tiny(kind)
+    picture, before = draw(model, kind), snapshot(model)
+    settings = {"iterations": 3, "student": STUDENTS[which], "checkpoint_every": 2}
+    expected = read_student_of(output, distil(model, kind, name="whole", **settings)[2])
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError) as caught:
+        fail_in_backward(patch, at=4)
+        distil(model, kind, name="broken", **settings)
+    assert "Switch gradient_checkpointing on and queue again" in str(caught.value)
+    assert "lower batch_size (it is 4)" in str(caught.value)
+    assert [path.stem for path in sorted(output.glob("**/broken/checkpoints/*"))] == ["00000002", "00000003"]
+    assert_whole(model, before)
+    assert torch.equal(draw(model, kind), picture)
+    resumed = distil(model, kind, name="broken", gradient_checkpointing=True, **settings)
+    resumed = read_student_of(output, resumed[2])
+    assert all(torch.equal(resumed[key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_nothing_of_a_run_stays_in_memory(checkpointing, output, monkeypatch):  # noqa: F811
+    emptied, made, original = [], [], students.FullWeightsStudent
+
+    def remembered(*args, **kwargs):
+        student = original(*args, **kwargs)
+        made.extend(weakref.ref(value) for value in student.parameters())
+        return student
+
+    monkeypatch.setattr(students, "FullWeightsStudent", remembered)
+    monkeypatch.setattr(
+        comfy.model_management,
+        "soft_empty_cache",
+        lambda *_: emptied.append(sum(value() is not None for value in made)),
+    )
+    distil(tiny("sd15"), "sd15", iterations=2, student=students.FullWeights(), gradient_checkpointing=checkpointing)
+    assert made
+    assert emptied[-1] == 0, "the cache is emptied when the weights are gone"
+
+
+def of_june_2024(models, memory_required=0, force_patch_weights=False):
+    return {"memory_required": memory_required}
+
+
+def of_autumn_2024(models, memory_required=0, force_patch_weights=False, minimum_memory_required=None):
+    return {"memory_required": memory_required, "minimum_memory_required": minimum_memory_required}
+
+
+def of_2025(models, memory_required=0, force_patch_weights=False, minimum_memory_required=None, force_full_load=False):
+    return {"memory_required": memory_required, "force_full_load": force_full_load}
+
+
+@pytest.mark.parametrize(
+    ("load", "asked"),
+    [
+        (of_june_2024, {"memory_required": 1e20}),
+        (of_autumn_2024, {"memory_required": 1e20, "minimum_memory_required": 0}),
+        (of_2025, {"memory_required": 1e20, "force_full_load": True}),
+    ],
+)
+def test_other_models_make_room(load, asked, monkeypatch):
+    """The host is asked for everything, and for the whole MODEL on its device where it can be asked for that."""
+    seen = []
+    replacement = functools.wraps(load)(lambda *args, **kwargs: seen.append(load(*args, **kwargs)))
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", replacement)
+    host_training.loaded(tiny("sd15"))
+    assert seen == [asked]
+
+
+def test_a_model_that_is_kept_elsewhere_in_part_gives_no_full_weights(monkeypatch):
+    model = tiny("sd15")
+    monkeypatch.setattr(model, "load_device", torch.device("cuda"))
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", lambda *_, **__: None)
+    with pytest.raises(ValueError, match="keeps part of this model on cpu, away from cuda"):
+        host_training.trainable_copy(model)
+
+
+# --- previews --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", kinds("sd15", "sd3"))
+def test_a_vae_that_drives_the_model_out_changes_nothing(kind, output):  # noqa: F811
+    """The host then takes a user's LoRA off the weights; the run goes on with it, and with the same result."""
+    model = tiny(kind)
+    with torch.inference_mode():
+        style = {name: 0.5 * torch.randn_like(value) for name, value in lora_like(model).items()}
+        styled, _ = comfy.sd.load_lora_for_models(model, None, style, 1.0, 0.0)
+    before, picture = snapshot(styled), draw(styled, kind)
+    settings = {"iterations": 4, "checkpoint_every": 1}
+    expected = read_student_of(output, distil(styled, kind, name="blind", **settings)[2])
+    vae = Pictures(before=comfy.model_management.unload_all_models)
+    found = read_student_of(output, distil(styled, kind, name="seeing", vae=vae, **settings)[2])
+    assert len(vae.seen) == 2 * 8
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    assert torch.equal(draw(styled, kind), picture)
+    comfy.model_management.unload_all_models()
+    after = snapshot(styled)[1]
+    assert all(torch.equal(after[name], value) for name, value in before[1].items()), "the LoRA is off again"
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_previews_show_what_the_stage_would_result_in(ema_decay, output, monkeypatch):  # noqa: F811
+    """The student's row of the last preview is drawn with the weights that are exported."""
+    model, vae, drawn_with = tiny("sd15"), Pictures(), []
+    sample = observing.sample_few_step
+
+    def watched(denoiser, *args, **kwargs):
+        student = getattr(denoiser, "__self__", None)
+        drawn_with.append({name: value.clone() for name, value in student.exported().items()})
+        return sample(denoiser, *args, **kwargs)
+
+    monkeypatch.setattr(observing, "sample_few_step", watched)
+    name = distil(model, "sd15", iterations=3, vae=vae, ema_decay=ema_decay)[2]
+    exported = read_student_of(output, name)
+    assert all(torch.equal(drawn_with[-1][key], value) for key, value in exported.items())
+    blind = read_student_of(output, distil(model, "sd15", iterations=3, ema_decay=ema_decay)[2])
+    assert all(torch.equal(blind[key], value) for key, value in exported.items())

@@ -1,0 +1,83 @@
+"""Tensors in files: what is written is what the format's own library reads and would have written."""
+
+import json
+
+import pytest
+import torch
+from comfyui_fewstep.trainers.files import _TYPES, read_tensors, tensors_sha256, write_tensors
+from safetensors.torch import load_file, save_file
+
+
+def tensors():
+    generator = torch.Generator().manual_seed(0)
+    made = {f"{kind}".split(".")[1]: torch.randn(3, 5, generator=generator).mul(50).to(kind) for kind in _TYPES}
+    return made | {
+        "scalar": torch.tensor(2.5),
+        "empty": torch.zeros(0, 4),
+        "turned": torch.arange(6.0).reshape(2, 3).T,
+        "part": torch.arange(9.0)[3:7],
+        "learns": torch.ones(2, requires_grad=True),
+        '\u00fcml"aut': torch.ones(1, dtype=torch.uint8),
+    }
+
+
+def bits(tensor):
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).tolist()
+
+
+def test_every_type_and_shape_comes_back(tmp_path):
+    path, written = tmp_path / "a.safetensors", tensors()
+    write_tensors(path, written, metadata={"a": '\u00e4 "b"'})
+    library, (own, metadata) = load_file(path), read_tensors(path)
+    for read in (library, own):
+        assert read.keys() == written.keys()
+        for name, value in written.items():
+            assert (read[name].dtype, read[name].shape) == (value.dtype, value.shape), name
+            assert bits(read[name]) == bits(value), name
+    assert metadata == {"a": '\u00e4 "b"', "fewstep.sha256": tensors_sha256(written)}
+
+
+def test_the_file_is_laid_out_as_the_formats_library_does(tmp_path):
+    plain = {name: value.detach().contiguous() for name, value in tensors().items()}
+    write_tensors(tmp_path / "ours", plain, metadata={})
+    save_file(plain, tmp_path / "theirs", metadata={"a": "b"})
+    ours, theirs = (_read(tmp_path / name) for name in ("ours", "theirs"))
+    assert len(ours[2]) == len(theirs[2])
+    assert ours[0] % 8 == theirs[0] % 8 == 0
+    for name, entry in theirs[1].items():
+        if name != "__metadata__":
+            assert {key: ours[1][name][key] for key in ("dtype", "shape")} == {
+                key: entry[key] for key in ("dtype", "shape")
+            }
+            assert ours[1][name]["data_offsets"][0] % plain[name].element_size() == 0
+
+
+def _read(path):
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    return length, json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+@pytest.mark.parametrize("count", [4, 8])
+def test_writing_holds_no_second_copy(count, tmp_path, monkeypatch):
+    """Not even of what is not contiguous, more than one tensor at a time."""
+    copies = []
+    turned = {str(i): torch.zeros(300, 200).T for i in range(count)}
+    contiguous = torch.Tensor.contiguous
+
+    def watched(tensor, *args, **kwargs):
+        made = contiguous(tensor, *args, **kwargs)
+        copies.append(torch.utils.weak.WeakTensorKeyDictionary({made: True}))
+        return made
+
+    monkeypatch.setattr(torch.Tensor, "contiguous", watched)
+    most = []
+
+    class Counting(dict):
+        def __getitem__(self, name):
+            most.append(sum(len(one) for one in copies))
+            return super().__getitem__(name)
+
+    write_tensors(tmp_path / "a", Counting(turned), metadata={})
+    assert len(copies) == 2 * count
+    assert max(most) <= 1

@@ -1,0 +1,220 @@
+"""Gradient checkpointing: the same gradients bit for bit, whatever blocks do in place, and less held for backward."""
+
+import copy
+
+import pytest
+import torch
+from comfyui_fewstep.trainers.gradient_checkpointing import blocks_of, checkpointed, recomputed
+from torch import nn
+from torch.autograd.graph import allow_mutation_on_saved_tensors, saved_tensors_hooks
+from torch.nn import functional as F
+
+
+class Careful(nn.Module):
+    """Leaves everything alone; uses what all blocks share twice, so that the order of sums shows."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.first, self.second, self.shift = (
+            nn.Linear(width, 3 * width),
+            nn.Linear(3 * width, width),
+            nn.Linear(3, width),
+        )
+
+    def forward(self, x, shared, options=None):
+        return x + self.second(F.silu(self.first(x))) * self.shift(shared) + self.shift(shared.sin())
+
+
+class InPlace(Careful):
+    """Overwrites its input, a tensor that a product saved, and the output that exp saved."""
+
+    def forward(self, x, shared, options=None):
+        hidden = self.first(x)
+        x += self.second(hidden.tanh()) * self.shift(shared)
+        gate = x.sigmoid()
+        product = gate * x
+        gate *= 2.0
+        growth = (0.1 * product).exp()
+        growth += gate
+        x += growth
+        return x
+
+
+class Listening(Careful):
+    """Reads what the network writes into the dictionary between blocks, as the host's attention patches do."""
+
+    def forward(self, x, shared, options=None):
+        return super().forward(x * (1.0 + options["block"]), shared)
+
+
+class Network(nn.Module):
+    def __init__(self, kind, depth=3):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.shared = nn.Linear(4, 8), nn.Linear(2, 3)
+        self.blocks = nn.ModuleList(kind() for _ in range(depth))
+        self.out = nn.Linear(8, 4)
+
+    def forward(self, x, y):
+        options, x, shared = {}, self.embed(x), self.shared(y)
+        for i, block in enumerate(self.blocks):
+            options["block"] = i
+            x = block(x, shared=shared, options=options)
+        return self.out(x)
+
+
+def data():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(5, 4, generator=generator), torch.randn(5, 2, generator=generator)
+
+
+def gradients(network, *, allow=False):
+    with allow_mutation_on_saved_tensors() if allow else torch.enable_grad():
+        loss = network(*data()).square().mean()
+        return [loss.detach(), *torch.autograd.grad(loss, list(network.parameters()))]
+
+
+def assert_equal(found, expected):
+    assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", [Careful, InPlace, Listening])
+def test_the_gradients_are_the_same_bit_for_bit(kind):
+    """Twice: the first call of a block learns which inputs it overwrites."""
+    network = Network(kind)
+    expected = gradients(network, allow=kind is InPlace)
+    with checkpointed(network):
+        assert_equal(gradients(network), expected)
+        assert_equal(gradients(network), expected)
+        assert_equal(gradients(network, allow=True), expected)
+    assert all(value.abs().max() > 0 for value in expected)
+
+
+def test_in_place_is_why_torchs_own_does_not_do():
+    """It raises where an input is overwritten; given copies of the inputs it is silently wrong."""
+    network = Network(InPlace)
+    expected = gradients(network, allow=True)
+    for block in network.blocks:
+        block.forward = lambda x, shared, options, plain=block.forward: torch.utils.checkpoint.checkpoint(
+            lambda x: plain(x.clone(), shared), x, use_reentrant=False
+        )
+    found = gradients(network)
+    assert any(not torch.allclose(one, two) for one, two in zip(found, expected, strict=True)), "now theirs will do"
+
+
+def test_only_inner_weights_may_learn():
+    """As beside a LoRA: no input of the first block wants a gradient, a weight inside one block does."""
+    network = Network(InPlace).requires_grad_(False)
+    network.blocks[1].first.weight.requires_grad_(True)
+    wanted = [network.blocks[1].first.weight]
+
+    def gradient(allow):
+        with allow_mutation_on_saved_tensors() if allow else torch.enable_grad():
+            return torch.autograd.grad(network(*data()).square().mean(), wanted)
+
+    expected = gradient(True)
+    with checkpointed(network):
+        assert_equal(gradient(False), expected)
+
+
+def held(network):
+    """Bytes that autograd holds between forward and backward, beside weights."""
+    weights, bytes_by_place = {p.data_ptr() for p in network.parameters()}, {}
+
+    def pack(tensor):
+        bytes_by_place[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        network(*data()).square().mean()
+    return sum(size for place, size in bytes_by_place.items() if place not in weights)
+
+
+def test_less_is_held_for_backward_and_all_is_let_go():
+    network = Network(Careful, depth=20)
+    plain = held(network)
+    with checkpointed(network):
+        assert held(network) < 0.1 * plain
+    live = []
+
+    class Watched(Careful):
+        def forward(self, x, shared, options=None):
+            hidden = F.silu(self.first(x))
+            live.append(torch.utils.weak.WeakTensorKeyDictionary({hidden: True}))
+            return self.second(hidden)
+
+    network = Network(Watched)
+    with checkpointed(network):
+        output = network(*data())
+        assert not any(len(one) for one in live), "after the first pass nothing inside a block lives"
+        output.sum().backward()
+        assert len(live) == 6
+        assert not any(len(one) for one in live), "nor after backward, without waiting for the garbage collector"
+
+
+def test_without_gradient_a_block_runs_as_it_is():
+    calls = []
+    function = recomputed(lambda x: calls.append(torch.is_grad_enabled()) or x * 2)
+    with torch.no_grad():
+        assert not function(torch.ones(2, requires_grad=True)).requires_grad
+    assert calls == [False]
+
+
+def test_there_is_no_trace_of_it_afterwards():
+    network = Network(Careful)
+    own = lambda x, shared, options=None: x  # noqa: E731
+    network.blocks[1].forward = own
+    before = copy.copy(network.blocks[0].__dict__)
+    with pytest.raises(KeyboardInterrupt), checkpointed(network):
+        assert "forward" in network.blocks[0].__dict__
+        raise KeyboardInterrupt
+    assert network.blocks[0].__dict__.keys() == before.keys()
+    assert network.blocks[1].__dict__["forward"] is own
+
+
+def test_what_is_overwritten_too_late_is_an_error_not_a_wrong_gradient():
+    weight = torch.ones(3, requires_grad=True)
+    function = recomputed(lambda x: (x * weight).tanh())
+    x = torch.ones(3)
+    loss = function(x).sum()
+    x += 1.0
+    with pytest.raises(RuntimeError, match=r"inputs \[0\] of a checkpointed block were overwritten"):
+        loss.backward()
+
+
+def test_a_second_pass_that_differs_is_an_error():
+    weight, calls = torch.ones(3, requires_grad=True), []
+
+    def forgetful(x):
+        calls.append(x)
+        return (x * weight).tanh() if len(calls) == 1 else x * weight
+
+    loss = recomputed(forgetful)(torch.ones(3)).sum()
+    with pytest.raises(RuntimeError, match="saved 2 tensors and then 1"):
+        loss.backward()
+
+
+class Transformer(nn.Module):
+    def __init__(self, depth):
+        super().__init__()
+        self.transformer_blocks = nn.ModuleList(Careful() for _ in range(depth))
+        self.feed = nn.Sequential(Careful(), nn.Linear(2, 2))
+
+
+def test_blocks_are_the_members_of_chains_and_none_lies_in_another():
+    network = nn.Module()
+    network.time_embed = nn.Sequential(nn.Linear(2, 2), nn.SiLU())
+    network.input_blocks = nn.ModuleList(
+        [nn.Sequential(nn.Conv2d(1, 1, 1)), nn.Sequential(Careful(), Transformer(1)), nn.Sequential(Transformer(2))]
+    )
+    network.middle = nn.Sequential(Careful())
+    assert list(blocks_of(network)) == [
+        "input_blocks.1.0",
+        "input_blocks.1.1",
+        "input_blocks.2.0.transformer_blocks.0",
+        "input_blocks.2.0.transformer_blocks.1",
+        "input_blocks.2.0.feed.0",
+        "middle.0",
+    ]
+    with pytest.raises(ValueError, match="gradient_checkpointing is on, but this model has no chain"):
+        blocks_of(nn.Linear(2, 2))
