@@ -105,7 +105,7 @@ def learning(setup: Setup) -> Iterator[tuple[Student, TensorData, torch.Tensor]]
     chosen = {"precision": setup.precision, "gradient_checkpointing": setup.gradient_checkpointing}
     with students.student_of(model, options, seed=0, **chosen) as student:  # type: ignore[arg-type]
         data = _data(setup, device=model.load_device)
-        student.writes_in_place = probe_writes_in_place(student, data.take(torch.zeros(1, dtype=torch.long)))
+        student.writes_in_place = probe_writes_in_place(student, data.first(1))
         yield student, data, host.noise_levels(host.model_sampling_of(model))
 
 

@@ -114,7 +114,7 @@ class Faulty(Progressive):
         os.kill(os.getpid(), signal.SIGKILL)
 
     def fail(self, _):
-        raise MemoryError("no memory left on this one")
+        raise ArithmeticError("this one cannot go on")
 
     def interrupt(self, target):
         os.kill(os.getpid(), signal.SIGINT)

@@ -229,8 +229,8 @@ def test_a_signal_to_one_saves_and_stops_all(what, named, stop, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_failure_of_one_is_told_by_the_others(kind, stop, tmp_path):
     first, second = stop(tmp_path, kind=kind, fault={"rank": 1, "at": 6, "what": "fail"})
-    assert second == "MemoryError: no memory left on this one"
-    assert "ProcessLost: process 1 failed: MemoryError: no memory left on this one. This one stops too" in first
+    assert second == "ArithmeticError: this one cannot go on"
+    assert "ProcessLost: process 1 failed: ArithmeticError: this one cannot go on. This one stops too" in first
     assert checkpoints(RunFolder(tmp_path, "run")) == [4]
 
 
