@@ -15,6 +15,8 @@ from ..trainers.distillation import Distillation, Recorded
 from ..trainers.export import read_student
 from ..trainers.files import tensors_sha256
 from ..trainers.loop import Observer
+from ..trainers.options import TrainOptions
+from ..trainers.processes import Processes
 from ..trainers.run_folder import RunFolder
 from ..trainers.targets.progressive import Progressive, ProgressiveOptions
 from . import folders, host, host_training, students
@@ -56,6 +58,7 @@ def execute(
 ) -> None:
     """Trains and exports what is left of the run; show makes the observer. The caller holds the run's lock."""
     options = distillation.options
+    _require_possible(options, student, processes=distillation.processes)
     try:
         with students.student_of(
             model,
@@ -84,6 +87,15 @@ def finished(
         losses = [loss for stage in run.losses().values() for loss in stage]
         made = students.with_student(model, tensors, lora=lora)
         return made, {"loss": losses}, run.name, tensors if lora else {}
+
+
+def _require_possible(options: TrainOptions, student: students.StudentOptions, *, processes: Processes) -> None:
+    """ValueError for what does not go together: torch's FSDP sees no second pass of a block."""
+    if options.gradient_checkpointing and processes.count > 1 and isinstance(student, students.FullWeights):
+        raise ValueError(
+            f"gradient_checkpointing is on, and full weights are divided over {processes.count} processes; these do not go "
+            "together. Switch it off and raise accumulation instead, train a LoRA, or use one process."
+        )
 
 
 def published(run: RunFolder, student: students.StudentOptions) -> Path:

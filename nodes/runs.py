@@ -57,7 +57,7 @@ class WatchRun:
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "The teacher that the run was written with."}),
-                "run_name": ("STRING", {"default": "my student", "tooltip": "From Write Run, or typed in."}),
+                "run_name": ("STRING", {"default": "my student", "tooltip": "As on Write Run or Distill Model."}),
                 "patience": (
                     "INT",
                     {
@@ -67,7 +67,16 @@ class WatchRun:
                         "tooltip": "Seconds without a sign of life from the training process after which this gives up.",
                     },
                 ),
-            }
+            },
+            "optional": {
+                "written": (
+                    "STRING",
+                    {
+                        "forceInput": True,
+                        "tooltip": "From Write Run, which then comes first; in place of run_name.",
+                    },
+                ),
+            },
         }
 
     @classmethod
@@ -75,14 +84,14 @@ class WatchRun:
         return True if run_name is None else host.error_of(lambda: RunFolder(folders.runs_root(), str(run_name)))
 
     @classmethod
-    def IS_CHANGED(cls, run_name: str, **_: Any) -> float:
-        file = RunFolder(folders.runs_root(), run_name).student_file
+    def IS_CHANGED(cls, run_name: str, written: str | None = None, **_: Any) -> float:
+        file = RunFolder(folders.runs_root(), written or run_name).student_file
         return file.stat().st_mtime if file.exists() else float("nan")
 
     def watch(
-        self, model: Any, run_name: str, patience: int
+        self, model: Any, run_name: str, patience: int, written: str | None = None
     ) -> tuple[Any, dict[str, list[float]], str, dict[str, Tensor]]:
-        run = RunFolder(folders.runs_root(), run_name)
+        run = RunFolder(folders.runs_root(), written or run_name)
         recorded = Recorded.of(run)
         running.require_teacher(recorded, model, run=run)
         look = _Look(run)
@@ -92,7 +101,7 @@ class WatchRun:
             silent = time.time() - max(began, look())
             if silent > patience:
                 raise ValueError(
-                    f"no process has trained the run {run_name!r} for {silent:.0f} seconds. Start one: "
+                    f"no process has trained the run {run.name!r} for {silent:.0f} seconds. Start one: "
                     f"{folders.command_for(run.path)}"
                 )
             time.sleep(SECONDS_BETWEEN_LOOKS)

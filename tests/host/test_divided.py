@@ -8,6 +8,7 @@ import importlib
 import multiprocessing
 import os
 import socket
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +17,8 @@ from comfyui_fewstep.commands.embedded import import_host
 import_host()
 
 from architectures import conditioning, has, kinds, noise_for, tiny  # noqa: E402
-from comfyui_fewstep.nodes import host, students  # noqa: E402
-from comfyui_fewstep.nodes.distillation import _training_data  # noqa: E402
+from comfyui_fewstep.nodes import host, running, students  # noqa: E402
+from comfyui_fewstep.nodes.distillation import _data_in_graph  # noqa: E402
 from comfyui_fewstep.trainers.distillation import Distillation  # noqa: E402
 from comfyui_fewstep.trainers.options import TrainOptions  # noqa: E402
 from comfyui_fewstep.trainers.processes import Processes  # noqa: E402
@@ -40,7 +41,8 @@ def distil_all(root, names, environment):
 def distil(run, kind, processes):
     model = tiny(kind)
     latents = {"samples": noise_for(model, seed=1, batch=8)}
-    data = _training_data(model, latents, conditioning(kind, seed=2), conditioning(kind, seed=5))
+    prompts = conditioning(kind, seed=2), conditioning(kind, seed=5)
+    data = _data_in_graph(model, latents, *prompts, dropout=0.0).data
     sampling = host.model_sampling_of(model)
     options = ProgressiveOptions(
         start_steps=4,
@@ -111,3 +113,12 @@ def test_divided_weights_learn_as_whole_ones(kind, runs_of):
     for mine, theirs in zip(one, two, strict=True):
         for name in ("loss", "x0_error", "gradient_norm"):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-4), (name, mine["iteration"])
+
+
+def test_gradient_checkpointing_of_divided_weights_is_refused(tmp_path):
+    run = RunFolder(tmp_path, "run")
+    options = TrainOptions(gradient_checkpointing=True)
+    made = SimpleNamespace(run=run, options=options, processes=Processes(rank=0, count=2))
+    with pytest.raises(ValueError, match="full weights are divided over 2 processes; these do not go together"):
+        running.execute(made, students.FullWeights(), model=None, vae=None, show=None)
+    assert not run.path.exists()
