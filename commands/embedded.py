@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..launch import HOME
+
 
 def mend_torchvision() -> None:
     """Declares the two operators without which torchvision's CUDA wheel does not import beside a CPU torch.
@@ -36,15 +38,15 @@ def cpu_options() -> list[str]:
     return [] if any(found) else ["--cpu"]
 
 
-def import_host(*options: str) -> None:
+def import_host(*options: str, base: Path | None = None) -> None:
     """Makes `comfy` and `folder_paths` importable here, as they are inside a running host, on the CPU when there is no GPU.
 
-    options: of ComfyUI's command line, --cwd meaning the folder with models and output for either host. ComfyUI reads
-    them from sys.argv on import, so ours are hidden from it.
+    base: the folder with models, input and output; None for ComfyUI's own, which for the embedded one is .fewstep/host.
+    options: others of ComfyUI's command line. It reads them from sys.argv on import, so ours are hidden from it.
     """
     path = os.environ.get("COMFYUI_PATH")
-    own_name = "--base-directory" if path else "--cwd"
-    options = tuple(own_name if option == "--cwd" else option for option in options)
+    if base or not path:
+        options = ("--base-directory" if path else "--cwd", str(base or HOME / "host"), *options)
     arguments, sys.argv = sys.argv, [sys.argv[0], *cpu_options(), *options]
     try:
         if path:

@@ -28,7 +28,7 @@ def base_of(run: Path) -> Path:
 def train(run: RunFolder, *, base: Path, host_options: list[str], processes: Processes) -> Path | None:
     """Trains what is left. The student's file, on the first process. ValueError for what cannot be trained."""
     run.description()
-    import_host("--cwd", str(base), *host_options)
+    import_host(*host_options, base=base)
     from ..nodes import NODE_CLASS_MAPPINGS, worker
 
     classes = {**node_classes(), **NODE_CLASS_MAPPINGS}

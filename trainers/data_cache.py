@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .data import Buckets, Data, TensorData, shape_of
 from .files import CHECKSUM_KEY, read_metadata, read_tensors, tensors_sha256, write_atomically, write_tensors
+from .prefixes import below
 
 SHARD_SAMPLES = 256
 """In one file of data that are in memory already."""
@@ -187,13 +188,9 @@ def _read_shard(file: Path, checksum: str) -> list[TensorData]:
 
 
 def _part(named: Mapping[str, Tensor]) -> TensorData:
-    unconditional = _below(named, "unconditional.") or None
-    condition = _below(named, "condition.")
+    unconditional = below(named, "unconditional.") or None
+    condition = below(named, "condition.")
     return TensorData(x0=named["x0"], condition=condition, unconditional=unconditional, noise=named.get("noise"))
-
-
-def _below(named: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
 
 
 def _checksum(file: Path) -> str:

@@ -18,6 +18,7 @@ from .loop import Observer, train
 from .method import Method
 from .options import TrainOptions
 from .out_of_memory import naming_what_to_lower
+from .prefixes import below
 from .processes import Processes
 from .run_folder import RunFolder
 from .sharding import gathered
@@ -155,7 +156,7 @@ class Recorded:
         found = run.description()
         try:
             said = found["run"]
-            method, training, student = (_below(said, part) for part in ("method.", "training.", "student."))
+            method, training, student = (below(said, part) for part in ("method.", "training.", "student."))
             return cls(
                 method=said["method"],
                 method_options=method,
@@ -168,7 +169,3 @@ class Recorded:
             raise ValueError(
                 f"run.json of the run {run.name!r} is damaged or of another version of ComfyUI-FewStep ({error})."
             ) from error
-
-
-def _below(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}

@@ -15,6 +15,7 @@ from ..samplers.noise import Denoiser
 from .adapters import Adapters, AdapterSet, LoRAOptions, copied, flattened, load_into, lora_file
 from .data import Batch
 from .export import FULL_WEIGHTS, LORA
+from .prefixes import below
 from .sharding import Channel, Joined, divide, part, retaining_copies
 
 
@@ -105,7 +106,7 @@ class FullWeightsStudent:
         for role, module in (("student.", self.module), ("teacher.", self._teacher_module)):
             try:
                 own = module.state_dict()
-                given = _below(tensors, role)
+                given = below(tensors, role)
                 module.load_state_dict({k: part(v, like=own[k]) if k in own else v for k, v in given.items()})
             except RuntimeError as error:
                 raise ValueError(f"these weights do not fit the model: {error}") from error
@@ -177,7 +178,7 @@ class LoRAStudent:
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Without a teacher of adapters, as in the first stage, the bare network is the teacher."""
-        own, teacher = (_below(tensors, role) for role in ("student.", "teacher."))
+        own, teacher = (below(tensors, role) for role in ("student.", "teacher."))
         load_into(self._student, own)
         self._teacher = copied(self._student) if teacher else {}
         load_into(self._teacher, teacher)
@@ -213,10 +214,6 @@ def probe_writes_in_place(student: Student, batch: Batch) -> bool:
     overwritten = any(tensor._version != version for tensor, version in saved)
     saved.clear()
     return overwritten
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _autograd(writes_in_place: bool) -> AbstractContextManager[object]:

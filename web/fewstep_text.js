@@ -24,7 +24,9 @@ function textElement() {
     setTimeout(() => (copy.textContent = "Copy"), 1500);
   });
   box.append(text, copy);
-  return box;
+  const widget = document.createElement("div"); // whose own display the editor of 2024 sets
+  widget.append(box);
+  return widget;
 }
 
 function show(node, said) {

@@ -11,6 +11,7 @@ import_host()
 
 import comfy.model_base as model_base  # noqa: E402
 import comfy.samplers  # noqa: E402
+import folder_paths  # noqa: E402
 from comfyui_fewstep.nodes import digits_model, distillation, folders, host, host_training, students  # noqa: E402
 from comfyui_fewstep.nodes.sampling import LightningSampler, Schedule  # noqa: E402
 from comfyui_fewstep.samplers.noise import NoiseFamily  # noqa: E402
@@ -75,6 +76,7 @@ def test_lightning_is_the_hosts_euler_bit_for_bit():
 
 def distil(model, root, monkeypatch, **changed):
     monkeypatch.setattr(folders, "runs_root", lambda: root)
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(root / "output"))
     options = {"start_steps": 4, "target_steps": 2, "iterations": 4, "learning_rate": 1e-3, "guidance_scale": 2.0}
     method = ProgressiveOptions(weighting=Weighting.TRUNCATED_SNR, **options)
     training = {"seed": 0, "batch_size": 4, "optimiser": "adam", "weight_decay": 0.0, "gradient_clip": 1.0}
