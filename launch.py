@@ -95,7 +95,8 @@ def require_modules(python: Path) -> None:
     """What the tests need must be in the user's Python; nothing is installed into it unasked."""
     code = (
         "import importlib.util as u; print(*[m for m in "
-        "('diffusers','kornia','matplotlib','mypy','pytest','ruff','setuptools','sklearn') if not u.find_spec(m)])"
+        "('accelerate','diffusers','kornia','matplotlib','mypy','peft','pytest','ruff','setuptools','sklearn') "
+        "if not u.find_spec(m)])"
     )
     missing = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     if missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..samplers.few_step import sample_few_step
 from ..trainers.distillation import Distillation
 from ..trainers.export import LORA
+from ..trainers.files import write_atomically
 from ..trainers.loop import Metrics
 from ..trainers.student import Student
 from . import host, host_training
@@ -68,9 +70,10 @@ class Preview:
         rows = [self._decode(latents) for latents in drawn]
         grid = torch.cat([torch.cat(list(row), dim=1) for row in rows]).mul(255).byte()
         picture = Image.fromarray(grid.cpu().numpy())
-        folder = self._distillation.run.path / "previews"
-        folder.mkdir(exist_ok=True)
-        picture.save(folder / f"{metrics.iteration:08d}.png")
+        content = io.BytesIO()
+        picture.save(content, format="PNG")
+        file = self._distillation.run.path / "previews" / f"{metrics.iteration:08d}.png"
+        write_atomically(file, content.getvalue())  # another process may be watching
         return picture
 
     def _draw(self, denoiser: Any, sigmas: Tensor) -> Tensor:

@@ -57,20 +57,31 @@ def execute(
     show: Callable[[Preview | None], Observer],
 ) -> None:
     """Trains and exports what is left of the run; show makes the observer. The caller holds the run's lock."""
-    options = distillation.options
-    _require_possible(options, student, processes=distillation.processes)
+    _require_possible(distillation.options, student, processes=distillation.processes)
     try:
-        with students.student_of(
-            model,
-            student,
-            seed=options.seed,
-            precision=options.precision,
-            gradient_checkpointing=options.gradient_checkpointing,
-        ) as learning:
-            preview = None if vae is None else Preview(distillation, learning, model=model, vae=vae)
-            distillation.execute(learning, observers=[show(preview)])
+        _train(distillation, student, model=model, vae=vae, show=show)
     finally:
-        host_training.free_memory()
+        host_training.free_memory()  # when nothing here holds a part of the run any more
+
+
+def _train(
+    distillation: Distillation,
+    student: students.StudentOptions,
+    *,
+    model: Any,
+    vae: Any,
+    show: Callable[[Preview | None], Observer],
+) -> None:
+    options = distillation.options
+    with students.student_of(
+        model,
+        student,
+        seed=options.seed,
+        precision=options.precision,
+        gradient_checkpointing=options.gradient_checkpointing,
+    ) as learning:
+        preview = None if vae is None else Preview(distillation, learning, model=model, vae=vae)
+        distillation.execute(learning, observers=[show(preview)])
 
 
 def finished(

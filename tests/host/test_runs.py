@@ -48,9 +48,13 @@ def style(base):
     return file
 
 
-def workflow(name, kind, student="full", **inputs):
+def workflow(name, kind, student="full", iterations=6, **inputs):
     """The demo's training, its teacher with a LoRA, ending at a node of `kind`: FewStepDistill or FewStepWriteRun."""
-    prompt = demo(name, FewStepDistill={"batch_size": 4, **inputs})
+    prompt = demo(
+        name,
+        FewStepDistill={"batch_size": 4, **inputs},
+        FewStepProgressiveDistillation={"iterations": iterations},
+    )
     (number,) = [key for key, node in prompt.items() if node["class_type"] == "FewStepDistill"]
     distil = prompt[number]["inputs"]
     prompt["lora"] = {
@@ -157,7 +161,7 @@ def test_a_run_stopped_there_goes_on_here(client, runs, style, name):
 
 
 def test_watching_shows_the_other_process(client, runs, style, name):
-    client.run(workflow(name, "FewStepWriteRun"))
+    client.run(workflow(name, "FewStepWriteRun", iterations=400))
     process, told = start(runs / name), []
 
     def note(kind, data):
@@ -167,7 +171,8 @@ def test_watching_shows_the_other_process(client, runs, style, name):
     client.run(watch(name), on_event=note)
     assert finish(process)[0] == 0
     assert told == sorted(told)
-    assert told[-1] == 6
+    assert told[-1] == 400
+    assert len(told) > 2
 
 
 def test_watching_gives_up_with_the_command(client, runs, style, name):

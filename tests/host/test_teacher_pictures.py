@@ -10,6 +10,7 @@ from architectures import conditioning, tiny  # noqa: E402
 from comfyui_fewstep.nodes import distillation, host, host_data, training_data  # noqa: E402
 from comfyui_fewstep.samplers.schedules import trailing_sigmas  # noqa: E402
 from comfyui_fewstep.trainers.data_cache import read_data  # noqa: E402
+from comfyui_fewstep.trainers.files import tensors_sha256  # noqa: E402
 from encoders import RandomCLIP  # noqa: E402
 from making_data import LONG, Cancelled, cancel_at, distil, prompts, run_folder, same_tensors  # noqa: E402
 
@@ -163,7 +164,7 @@ def test_data_in_the_graph_are_kept_for_another_process(output):
 
 
 def data_sha256(data):
-    return distillation.tensors_sha256(data.tensors())
+    return tensors_sha256(data.tensors())
 
 
 def test_captions_are_dropped_in_the_graph_too(output):
