@@ -105,6 +105,7 @@ class WatchRun:
                     f"{folders.command_for(run.path)}"
                 )
             time.sleep(SECONDS_BETWEEN_LOOKS)
+        look()
         return running.finished(run, students.read(recorded.student), model=model)
 
 
