@@ -175,6 +175,7 @@ def test_the_students_of_the_stages_are_those_of_one_process(kind, one, two):
         first, second = (read_student(of[kind].stage_file(steps))[0] for of in (one, two))
         assert greatest_difference(first, second) < 1e-6
     for mine, theirs in zip(one[kind].comparisons(), two[kind].comparisons(), strict=True):
+        assert mine.pop("stage") == theirs.pop("stage")
         assert mine == pytest.approx(theirs, rel=1e-4)
     assert len(one[kind].comparisons()) == 2
 

@@ -1,6 +1,7 @@
 """What is kept of each stage, and going on from it: after a crash, without checkpoints, and with further halvings."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import shutil
@@ -92,14 +93,16 @@ def test_a_resume_writes_the_missing_student_of_the_stage_before(iteration, tmp_
 @pytest.mark.parametrize(("stopped_at", "lost"), [(None, None), (None, "checkpoints"), (None, "stages"), (7, None)])
 def test_an_extended_run_is_the_run_that_was_asked_for_at_once(stopped_at, lost, tmp_path):
     """Bit for bit: a finished run by its checkpoint or, without any, by its student, and one that is amid its last stage."""
-    at_once, first = distillation(tmp_path / "a", target_steps=2), distillation(tmp_path / "b", target_steps=8)
+    training = dataclasses.replace(TRAINING, ema_decay=0.7)
+    at_once = distillation(tmp_path / "a", target_steps=2, training=training)
+    first = distillation(tmp_path / "b", target_steps=8, training=training)
     execute(at_once)
     with contextlib.suppress(Stopped):
         execute(first, [stop_at(stopped_at)])
     assert first.run.finished == (stopped_at is None)
     if lost:
         shutil.rmtree(first.run.path / lost)
-    seen, further = [], distillation(tmp_path / "b", target_steps=2)
+    seen, further = [], distillation(tmp_path / "b", target_steps=2, training=training)
     weights, done = execute(further, [lambda metrics: seen.append(metrics.iteration)])
     assert done
     assert seen == list(range((stopped_at or 12) + 1, 37))
