@@ -37,7 +37,7 @@ class Settings:
     """Of one distillation down to a single step. last_iterations: of the halvings to 2 steps and to 1."""
 
     start_steps: int = 64
-    iterations: int = 400
+    iterations: int = 300
     last_iterations: int = 1000
     learning_rate: float = 1e-3
     batch_size: int = 64

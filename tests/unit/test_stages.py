@@ -128,6 +128,17 @@ def test_extending_in_two_goes_is_extending_in_one(tmp_path):
     assert_equal_students(students(made.run), students(at_once.run))
 
 
+def test_of_several_kept_students_the_newest_goes_on(tmp_path):
+    at_once, first = distillation(tmp_path / "a", target_steps=2), distillation(tmp_path / "b", target_steps=4)
+    execute(at_once)
+    execute(first)
+    shutil.rmtree(first.run.path / "checkpoints")
+    seen = []
+    execute(distillation(tmp_path / "b", target_steps=2), [lambda metrics: seen.append(metrics.iteration)])
+    assert seen == list(range(25, 37))
+    assert_equal_students(students(first.run), students(at_once.run))
+
+
 def test_while_it_goes_on_the_run_is_not_finished(tmp_path):
     execute(distillation(tmp_path, target_steps=8))
     further = distillation(tmp_path, target_steps=4)
