@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from ..benchmarks import demo, samplers, training
+from ..benchmarks import demo, progressive, samplers, training
 
-BENCHMARKS = {"demo": demo, "samplers": samplers, "training": training}
+BENCHMARKS = {"demo": demo, "progressive": progressive, "samplers": samplers, "training": training}
 
 
 def main() -> None:

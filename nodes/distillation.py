@@ -56,7 +56,7 @@ class Distill:
                     {
                         "default": "my student",
                         "tooltip": "Names the run's folder. The same name goes on with the same run, or loads it when "
-                        "it is finished; another teacher, data or settings need another name.",
+                        "it is finished; another teacher, data or settings need another name, but target_steps may be lowered.",
                     },
                 ),
                 "seed": (

@@ -63,9 +63,10 @@ def students_root() -> Path:
 
 
 def student_files() -> dict[str, Path]:
-    """Name to file, of every finished run and every file that the user put into models/fewstep_students."""
+    """Name to file, of every finished run, every finished stage and every file that the user put into models/fewstep_students."""
     runs = {f"{path.parent.name} (run)": path for path in runs_root().glob("*/student.safetensors")}
-    return runs | {path.name: path for path in students_root().glob("*.safetensors")}
+    stages = {f"{path.parents[1].name}, {path.stem} (run)": path for path in runs_root().glob("*/stages/*.safetensors")}
+    return runs | stages | {path.name: path for path in students_root().glob("*.safetensors")}
 
 
 def recipe_files() -> list[str]:

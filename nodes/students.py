@@ -107,8 +107,8 @@ class LoadStudent:
     FUNCTION = "load"
     CATEGORY = "few-step/distillation"
     DESCRIPTION = (
-        "Loads a distilled student from a finished run, or from models/fewstep_students, together with the sampler and "
-        "schedule that its file asks for."
+        "Loads a distilled student from a finished run or any of its stages, or from models/fewstep_students, together with "
+        "the sampler and schedule that its file asks for."
     )
 
     @classmethod
@@ -118,7 +118,7 @@ class LoadStudent:
                 "model": ("MODEL", {"tooltip": "The teacher, or any model of the same architecture."}),
                 "student": (
                     sorted(folders.student_files()),
-                    {"tooltip": "A finished run, or a file in models/fewstep_students."},
+                    {"tooltip": "A finished run, one of its stages, or a file in models/fewstep_students."},
                 ),
             }
         }

@@ -161,11 +161,16 @@ def copied(adapters: AdapterSet) -> AdapterSet:
 def load_into(adapters: AdapterSet, tensors: Mapping[str, Tensor]) -> None:
     """Fills adapters from `flattened` tensors. ValueError when a name is missing or too many, or a shape differs."""
     own = flattened(adapters)
-    differing = sorted(own.keys() ^ tensors.keys()) or [name for name in own if own[name].shape != tensors[name].shape]
-    if differing:
-        raise ValueError(f"these adapters do not fit the model: {len(differing)} differ, {differing[0]} first.")
+    require_same_shapes(own, tensors, what="adapters")
     for name, value in own.items():
         value.copy_(tensors[name])
+
+
+def require_same_shapes(own: Mapping[str, Tensor], given: Mapping[str, Tensor], *, what: str) -> None:
+    """ValueError when a name is missing or too many, or a shape differs."""
+    differing = sorted(own.keys() ^ given.keys()) or [name for name in own if own[name].shape != given[name].shape]
+    if differing:
+        raise ValueError(f"these {what} do not fit the model: {len(differing)} differ, {differing[0]} first.")
 
 
 def lora_file(adapters: AdapterSet, *, alpha: float, names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -179,3 +184,15 @@ def lora_file(adapters: AdapterSet, *, alpha: float, names: Mapping[str, str]) -
         tensors[f"{names[path]}.lora_down.weight"] = adapter.down.detach().float().cpu()
         tensors[f"{names[path]}.alpha"] = torch.tensor(float(alpha))
     return tensors
+
+
+def from_lora_file(tensors: Mapping[str, Tensor], *, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """`flattened` adapters from the tensors of a LoRA file; the inverse of lora_file. Layers not in names keep their own."""
+    paths = {name: path for path, name in names.items()}
+    parts = {"up.weight": "up", "down.weight": "down"}
+    flat = {}
+    for name, value in tensors.items():
+        layer, _, part = name.rpartition(".lora_")
+        if part in parts:
+            flat[f"{paths.get(layer, layer)}.{parts[part]}"] = value
+    return flat

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .data import Data
 from .export import FULL_WEIGHTS, LORA, write_student
-from .files import tensors_sha256
+from .files import copy_atomically, tensors_sha256
 from .loop import Observer, train
 from .method import Method
 from .options import TrainOptions
@@ -21,7 +21,7 @@ from .out_of_memory import naming_what_to_lower
 from .prefixes import below
 from .processes import Processes
 from .run_folder import RunFolder
-from .sharding import gathered
+from .stages import KeptStages
 from .student import Student, probe_writes_in_place
 
 _FREE = ("log_every", "checkpoint_every", "gradient_checkpointing")
@@ -84,8 +84,15 @@ class Distillation:
         Or when the processes were not given one and the same run.
         """
         self.processes.require_same(self.description()["run"], what="the run")
-        self.processes.on_first(lambda: self.run.claim(self.description(), absent=_OPTIONS_OF_OLD))
+        self.processes.on_first(
+            lambda: self.run.claim(self.description(), absent=_OPTIONS_OF_OLD, extends=self._extends)
+        )
         return self.processes.on_first(lambda: self.run.finished)
+
+    def _extends(self, found: Mapping[str, Any], differing: Sequence[str]) -> bool:
+        """Whether this run is one with the entries found and further stages."""
+        of_the_method = all(key.startswith("method.") for key in differing)
+        return of_the_method and self.method.continues(_below(found, "method."))
 
     def execute(self, student: Student, *, observers: Sequence[Observer] = ()) -> bool:
         """Trains and exports; False when the run was finished before and nothing was done.
@@ -106,26 +113,37 @@ class Distillation:
                 options=self.options,
                 observers=observers,
                 processes=self.processes,
+                kept=self._kept(student),
             )
-        tensors = gathered(student.exported(), keep=self.processes.is_first)
-        self.processes.on_first(lambda: self._export(tensors, kind=student.kind))
+        last = self.run.stage_file(self.method.stages()[-1].steps)
+        self.processes.on_first(lambda: copy_atomically(last, self.run.student_file))
         return True
 
-    def _export(self, tensors: Mapping[str, Tensor], *, kind: str) -> None:
-        stages = self.method.stages()
-        recipe = self.method.recipe(stage=len(stages) - 1, prediction_type=self.prediction_type)
+    def _kept(self, student: Student) -> KeptStages:
+        return KeptStages(
+            run=self.run,
+            method=self.method,
+            student=student,
+            data=self.data,
+            processes=self.processes,
+            at_once=max(1, self.options.batch_size // (self.options.accumulation * self.processes.count)),
+            export=functools.partial(self._export, kind=student.kind),
+        )
+
+    def _export(self, tensors: Mapping[str, Tensor], stage: int, *, kind: str) -> None:
+        recipe = self.method.recipe(stage=stage, prediction_type=self.prediction_type)
         write_student(
-            self.run.student_file,
+            self.run.stage_file(recipe.steps),
             tensors,
             kind=kind,
             recipe=recipe,
             teacher_sha256=self.teacher_sha256,
-            title=self.run.name,
-            provenance=self._provenance(),
+            title=f"{self.run.name}, {recipe.steps} steps",
+            provenance=self._provenance(stage),
         )
 
-    def _provenance(self) -> dict[str, str]:
-        iterations = sum(stage.iterations for stage in self.method.stages())
+    def _provenance(self, last: int) -> dict[str, str]:
+        iterations = sum(stage.iterations for stage in self.method.stages()[: last + 1])
         facts = {"fewstep.seed": str(self.options.seed), "fewstep.iterations": str(iterations)}
         if self.student["kind"] != LORA:
             return facts

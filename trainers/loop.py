@@ -30,6 +30,7 @@ from .options import TrainOptions
 from .processes import Processes
 from .run_folder import RunFolder
 from .sharding import gathered, is_divided, whole
+from .stages import KeptStages
 from .student import Student
 
 
@@ -107,6 +108,7 @@ def train(
     options: TrainOptions,
     observers: Sequence[Observer] = (),
     processes: Processes | None = None,
+    kept: KeptStages | None = None,
 ) -> None:
     """Trains all stages of method, going on from run's newest checkpoint if there is one.
 
@@ -115,8 +117,9 @@ def train(
 
     processes: all of them call this with equal arguments, and read run's folder; the first alone writes there and calls
     its observers. The batch is shared out among them, and their number changes the result by rounding alone.
+    kept: keeps the student of every stage, which a run without checkpoints goes on from.
     """
-    _Training(run, method, student, data, options, list(observers), processes or Processes()).run()
+    _Training(run, method, student, data, options, list(observers), processes or Processes(), kept).run()
 
 
 class _Training:
@@ -129,9 +132,10 @@ class _Training:
         options: TrainOptions,
         observers: list[Observer],
         processes: Processes,
+        kept: KeptStages | None = None,
     ) -> None:
         self._run, self._method, self._student, self._data = run, method, student, data
-        self._options, self._observers, self._processes = options, observers, processes
+        self._options, self._observers, self._processes, self._kept = options, observers, processes, kept
         if options.caption_dropout:
             data.require_droppable()
         self._stages = method.stages()
@@ -251,9 +255,11 @@ class _Training:
         self._average = Average(weights, decay=decay) if decay else None
 
     def _finish_stage(self) -> None:
-        """The stage's result becomes the student: promoted, gone on from, and after the last stage exported."""
+        """The stage's result becomes the student: kept, promoted and gone on from."""
         self._result_to_weights()
         self._optimiser.zero_grad(set_to_none=True)
+        if self._kept:
+            self._kept.ended(self._stage)
         del self._optimiser, self._average  # before a teacher is made: its copy then fits into what they held
         self._student.promote()
         self._stage, self._stage_iteration = self._stage + 1, 0
@@ -360,6 +366,12 @@ class _Training:
         loaded = self._run.load_checkpoint()
         if loaded is not None:
             self._go_on_from(*loaded)
+        elif self._kept:
+            self._stage = self._kept.load_newest()
+            self._begin_stage()
+        self._done_before = self._iteration
+        if self._kept:
+            self._kept.resumed(self._stage)
         self._processes.on_first(lambda: self._run.forget_metrics_after(self._iteration))
 
     def _go_on_from(self, tensors: dict[str, Tensor], position: dict[str, Any]) -> None:
@@ -369,7 +381,6 @@ class _Training:
         load_optimiser_state(self._optimiser, tensors, position)
         if self._average:
             self._average.load_state_dict(tensors)
-        self._done_before = self._iteration
 
 
 def _loggable(metrics: Metrics) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -28,13 +28,15 @@ class Target(NamedTuple):
 class Stage:
     """One optimisation from start to end. After it the student becomes the teacher of the next stage.
 
-    sigmas: (steps + 1,) the schedule that the student of this stage is sampled with.
+    sigmas: (steps + 1,) the schedule that the student of this stage is sampled with. teacher_sigmas: the schedule that its
+    teacher is sampled with, to draw what the student should draw; None where the stage has no such teacher.
     """
 
     name: str
     iterations: int
     learning_rate: float
     sigmas: Tensor
+    teacher_sigmas: Tensor | None = None
 
     @property
     def steps(self) -> int:
@@ -63,6 +65,12 @@ class Method(Protocol):
 
         Row by row: of the rows that another process computes, teacher and student answer 0 here, see on_share.
         """
+
+    def teaching(self, teacher: Denoiser, *, stage: int, batch: Batch) -> Denoiser:
+        """The teacher as a stage's student learns from it, with its guidance, say, for the conditions of batch."""
+
+    def continues(self, options: Mapping[str, Any]) -> bool:
+        """Whether the stages of a run with these options (JSON values, as in run.json) are the first of this one's."""
 
     def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
         """How the student of a stage is sampled."""

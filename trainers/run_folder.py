@@ -5,7 +5,9 @@ metrics.jsonl          one line for each logged iteration
 checkpoints/*.safetensors   the last few states, each enough to go on from
 previews/*.png         pictures at fixed noise
 data/                  what it trains on, see data_cache.py
-student.safetensors    the result, with its sampling recipe; its presence says that the run is finished
+stages/<n> steps.safetensors   the student of each finished stage, with its own sampling recipe
+stages.json            how far each of them lands from its teacher
+student.safetensors    the result, the last of them; its presence says that the run is finished
 """
 
 from __future__ import annotations
@@ -14,14 +16,23 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from .files import naming, read_tensors, remove_unfinished, write_atomically, write_tensors
+from ..samplers.recipe import Recipe
+from .files import (
+    copy_atomically,
+    naming,
+    read_metadata,
+    read_tensors,
+    remove_unfinished,
+    write_atomically,
+    write_tensors,
+)
 
 KEPT_CHECKPOINTS = 2
 _LONGEST_LINE = 16384
@@ -52,7 +63,11 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether the folder holds anything of worth: before, its name is free for another run."""
-        return bool(self.checkpoints()) or self.finished
+        return bool(self.checkpoints()) or self.finished or any((self.path / "stages").glob("*.safetensors"))
+
+    def stage_file(self, steps: int) -> Path:
+        """Of the student that a stage trained to draw in so many steps."""
+        return self.path / "stages" / f"{steps} steps.safetensors"
 
     @property
     def data_folder(self) -> Path:
@@ -78,12 +93,19 @@ class RunFolder:
         finally:
             lock.release()
 
-    def claim(self, description: Mapping[str, Any], *, absent: Mapping[str, Any] | None = None) -> bool:
+    def claim(
+        self,
+        description: Mapping[str, Any],
+        *,
+        absent: Mapping[str, Any] | None = None,
+        extends: Callable[[Mapping[str, Any], Sequence[str]], bool] = lambda found, differing: False,
+    ) -> bool:
         """Makes the folder this run's, or checks that it already is. True when there was one to go on with.
 
         A run that stopped before anything was saved, at a missing library say, holds nothing: its folder may be taken.
-        absent: what entries mean that a run.json older than them does not hold. ValueError, naming every entry of "run"
-        that differs, when the folder holds another run.
+        absent: what entries mean that a run.json older than them does not hold. extends: whether this run is the found one
+        and more, given its entries and the names of those that differ; it then goes on as this one. ValueError, naming
+        every entry of "run" that differs, when the folder holds another run.
         """
         file = self.path / "run.json"
         if not self.begun:
@@ -92,13 +114,26 @@ class RunFolder:
         wanted = json.loads(json.dumps(description["run"]))
         found = {**(absent or {}), **self.description().get("run", {})}
         differing = [key for key in sorted(wanted.keys() | found.keys()) if wanted.get(key) != found.get(key)]
-        if differing:
+        if differing and extends(found, differing):
+            self._reopen()
+            write_atomically(file, (json.dumps(description, indent=2) + "\n").encode())
+        elif differing:
             lines = [f"{key}: there {found.get(key)}, here {wanted.get(key)}" for key in differing]
             raise ValueError(
                 f"the run folder {self.name!r} holds another run. Choose another run name, or restore its settings. "
                 "What differs: " + "; ".join(lines) + "."
             )
         return True
+
+    def _reopen(self) -> None:
+        """A finished run is one no longer; its student stays that of its last stage."""
+        if not self.finished:
+            return
+        metadata = read_metadata(self.student_file)
+        kept = self.stage_file(Recipe.from_metadata(metadata, source=str(self.student_file)).steps)
+        if not kept.exists():
+            copy_atomically(self.student_file, kept)
+        self.student_file.unlink()
 
     def description(self) -> dict[str, Any]:
         """run.json. ValueError when it is missing or damaged."""
@@ -171,6 +206,17 @@ class RunFolder:
         for line in self.metrics():
             by_stage.setdefault(line["stage_name"], []).append(line["loss"])
         return by_stage
+
+    def comparisons(self) -> list[dict[str, Any]]:
+        """stages.json, in the order of the stages; empty before the first has ended."""
+        file = self.path / "stages.json"
+        return list(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else []
+
+    def keep_comparison(self, comparison: Mapping[str, Any]) -> None:
+        """Into stages.json, in place of what it said of this stage. comparison: see stages.compared."""
+        others = [found for found in self.comparisons() if found["steps"] != comparison["steps"]]
+        ordered = sorted([*others, dict(comparison)], key=lambda stage: -stage["steps"])
+        write_atomically(self.path / "stages.json", (json.dumps(ordered, indent=2) + "\n").encode())
 
     def forget_metrics_after(self, iteration: int) -> None:
         """Drops what was logged after the checkpoint that a run resumes from, so that no iteration stands twice."""

@@ -12,7 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from ..samplers.noise import Denoiser
-from .adapters import Adapters, AdapterSet, LoRAOptions, copied, flattened, load_into, lora_file
+from .adapters import (
+    Adapters,
+    AdapterSet,
+    LoRAOptions,
+    copied,
+    flattened,
+    from_lora_file,
+    load_into,
+    lora_file,
+    require_same_shapes,
+)
 from .data import Batch
 from .export import FULL_WEIGHTS, LORA
 from .prefixes import below
@@ -50,8 +60,11 @@ class Student(Protocol):
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of state_dict. ValueError when names or shapes differ."""
 
-    def exported(self) -> dict[str, Tensor]:
-        """What the file of the finished student holds, under the names that loaders know."""
+    def exported(self, *, teacher: bool = False) -> dict[str, Tensor]:
+        """What the file of the student holds, or of its teacher once a stage is over, under the names that loaders know."""
+
+    def load_exported(self, tensors: Mapping[str, Tensor]) -> None:
+        """The student's weights from its file; the inverse of exported. ValueError when names or shapes differ."""
 
     def autograd(self) -> AbstractContextManager[object]:
         """Entered around each forward and backward pass of the student: backward may call the network again."""
@@ -111,8 +124,15 @@ class FullWeightsStudent:
             except RuntimeError as error:
                 raise ValueError(f"these weights do not fit the model: {error}") from error
 
-    def exported(self) -> dict[str, Tensor]:
-        return self._named_weights(self.module)
+    def exported(self, *, teacher: bool = False) -> dict[str, Tensor]:
+        return self._named_weights(self._teacher_module if teacher else self.module)
+
+    @torch.no_grad()
+    def load_exported(self, tensors: Mapping[str, Tensor]) -> None:
+        own = self._named_weights(self.module)  # on the module's own memory
+        require_same_shapes(own, tensors, what="weights")
+        for name, value in own.items():
+            value.copy_(part(tensors[name], like=value))
 
     def autograd(self) -> AbstractContextManager[object]:
         if self.writes_in_place and self._joined:
@@ -183,8 +203,12 @@ class LoRAStudent:
         self._teacher = copied(self._student) if teacher else {}
         load_into(self._teacher, teacher)
 
-    def exported(self) -> dict[str, Tensor]:
-        return lora_file(self._student, alpha=self._options.alpha, names=self._names)
+    def exported(self, *, teacher: bool = False) -> dict[str, Tensor]:
+        adapters = self._teacher if teacher else self._student
+        return lora_file(adapters, alpha=self._options.alpha, names=self._names)
+
+    def load_exported(self, tensors: Mapping[str, Tensor]) -> None:
+        load_into(self._student, from_lora_file(tensors, names=self._names))
 
     @contextlib.contextmanager
     def autograd(self) -> Iterator[None]:

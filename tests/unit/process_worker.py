@@ -158,12 +158,23 @@ def student_of(kind):
     return LoRAStudent(adapters, LORA, denoise=as_denoiser(network), names=names, seed=5)
 
 
-def run(root, *, kind, training=None, fault=None, cancel_at=None, preview_at=None, teacher="a" * 64, sharing=False):
+def run(
+    root,
+    *,
+    kind,
+    training=None,
+    fault=None,
+    cancel_at=None,
+    preview_at=None,
+    teacher="a" * 64,
+    sharing=False,
+    target_steps=4,
+):
     """The whole run, or what is left of it, by all processes of the environment."""
     chosen, student = TrainOptions(**{**TRAINING, **(training or {})}), student_of(kind)
     options = ProgressiveOptions(
         start_steps=16,
-        target_steps=4,
+        target_steps=target_steps,
         iterations=ITERATIONS // 2,
         weighting=Weighting.TRUNCATED_SNR,
         learning_rate=1e-3,

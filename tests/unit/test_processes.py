@@ -169,6 +169,28 @@ def test_a_run_begun_on_one_process_ends_on_two_and_the_other_way_round(kind, on
 
 
 @linux
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_students_of_the_stages_are_those_of_one_process(kind, one, two):
+    for steps in (8, 4):
+        first, second = (read_student(of[kind].stage_file(steps))[0] for of in (one, two))
+        assert greatest_difference(first, second) < 1e-6
+    for mine, theirs in zip(one[kind].comparisons(), two[kind].comparisons(), strict=True):
+        assert mine.pop("stage") == theirs.pop("stage")
+        assert mine == pytest.approx(theirs, rel=1e-4)
+    assert len(one[kind].comparisons()) == 2
+
+
+@linux
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_of_one_process_is_extended_on_two_from_its_student_alone(kind, one, finish, tmp_path):
+    """Whole weights from the file become divided ones."""
+    run = alone(tmp_path, kind=kind, target_steps=8)
+    shutil.rmtree(run.path / "checkpoints")
+    assert greatest_difference(result(finish(tmp_path, kind=kind)), result(one[kind])) < 1e-6
+    assert run.metrics()[-1]["iteration"] == process_worker.ITERATIONS
+
+
+@linux
 def test_schedule_free_steps_divided_weights(finish, tmp_path):
     pytest.importorskip("schedulefree")
     training = {"optimiser": "schedule_free", "learning_rate_schedule": "constant", "ema_decay": 0.0}

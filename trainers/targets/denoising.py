@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -56,6 +57,12 @@ class Denoising:
         noise = torch.randn(batch.x0.shape, generator=generator).to(batch.x0)
         x_t = self.family.add_noise(batch.x0, noise, sigma=sigma)
         return Target(x_t, sigma, condition, batch.x0, self.weighting(sigma, family=self.family))
+
+    def teaching(self, teacher: Denoiser, *, stage: int, batch: Batch) -> Denoiser:
+        return teacher
+
+    def continues(self, options: Mapping[str, Any]) -> bool:
+        return False
 
     def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
         raise NotImplementedError("plain denoising makes a many-step model, which has no few-step recipe.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -89,6 +90,7 @@ class Progressive:
                     iterations=self._options.iterations,
                     learning_rate=self._options.learning_rate,
                     sigmas=self._schedule(steps),
+                    teacher_sigmas=self._schedule(2 * steps),
                 )
             )
         return stages
@@ -101,9 +103,7 @@ class Progressive:
 
         The last step of the schedule ends at sigma 0, where `solved_x0` is the teacher's second prediction itself.
         """
-        scale = self._options.guidance_scale
-        if stage == 0 and scale != 1.0:
-            teacher = guided(teacher, guidance_scale=scale, unconditional=batch.empty_prompt())
+        teacher = self.teaching(teacher, stage=stage, batch=batch)
         steps = self._options.start_steps >> (stage + 1)
         fine = self._schedule(2 * steps)
         k = torch.randint(steps, (len(batch.x0),), generator=generator)
@@ -114,6 +114,24 @@ class Progressive:
         x_s = self._teacher_step(teacher, x_mid, batch.condition, sigma=sigma_mid, sigma_next=sigma_s)
         x0 = solved_x0(x_t, x_s, sigma_t=sigma_t, sigma_s=sigma_s)
         return Target(x_t, sigma_t, batch.condition, x0, self._options.weighting(sigma_t, family=self.family))
+
+    def teaching(self, teacher: Denoiser, *, stage: int, batch: Batch) -> Denoiser:
+        """Guided in the first stage only: the student of that one has learnt the guidance."""
+        scale = self._options.guidance_scale
+        if stage > 0 or scale == 1.0:
+            return teacher
+        return guided(teacher, guidance_scale=scale, unconditional=batch.empty_prompt())
+
+    def continues(self, options: Mapping[str, Any]) -> bool:
+        """With a larger target_steps, all else equal: the schedules are those of start_steps, and so the same."""
+        if options.keys() != self.options().keys():
+            return False
+        earlier = copy.copy(self)
+        earlier._options = ProgressiveOptions.read(options)
+        if {**earlier.options(), "target_steps": self._options.target_steps} != self.options():
+            return False
+        first, own = ([(s.name, s.iterations, s.learning_rate) for s in of.stages()] for of in (earlier, self))
+        return len(first) < len(own) and own[: len(first)] == first
 
     def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
         trained = self.stages()[stage]

@@ -1,0 +1,212 @@
+"""Progressive distillation of the digits teacher down to one step, halving by halving, against DDIM on the teacher.
+
+Writes benchmarks/results/progressive.md, .json and .png, or with --ablation progressive_ablation.md and .json: the student's
+prediction and the loss's weighting, as in table 1 of Salimans and Ho 2022, at smaller settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import platform
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..trainers.charts import picture_grid, quality_chart
+from ..trainers.evaluate import Score
+from ..trainers.weighting import Weighting
+from .progressive_setup import AS_TEACHER, Bench, Settings
+
+RESULTS = Path(__file__).resolve().parent / "results"
+TEACHER_STEPS = (64, 32, 16, 8, 4, 2, 1)
+PREDICTIONS = (AS_TEACHER,)
+"""Of the student, in the ablation. The demo teacher predicts v."""
+ABLATION = Settings(start_steps=8, iterations=150, last_iterations=300)
+
+
+def reports(bench: Bench, settings: Settings, *, seeds: int) -> Iterator[dict[str, Any]]:
+    """All figures so far as JSON values, after each seed."""
+    teacher = [bench.teacher(steps) for steps in TEACHER_STEPS if steps <= settings.start_steps]
+    trained = []
+    for seed in range(seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            trained.append(bench.distilled(settings, seed=seed, folder=Path(folder)))
+        yield {
+            "settings": {**dataclasses.asdict(settings), "weighting": settings.weighting.value},
+            "pictures": bench.pictures,
+            "machine": machine(),
+            "teacher": [dataclasses.asdict(score) for score in teacher],
+            "seeds": trained,
+        }
+
+
+def machine() -> dict[str, Any]:
+    return {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+
+
+def page(figures: dict[str, Any], *, command: str) -> str:
+    """The Markdown page: one row for each step count; of the student the mean over seeds and its range."""
+    s, m = figures["settings"], figures["machine"]
+    first = figures["teacher"][0]
+    lines = [
+        "# Progressive distillation, halving by halving",
+        "",
+        f"`{command}` on {m['platform']}, {m['cores']} CPU cores ({m['threads']} threads), beside other work, so that times "
+        f"are rough. {len(figures['seeds'])} training seeds from 0, {figures['pictures']} pictures a row, all from the same "
+        "noise.",
+        "",
+        f"Full weights of the digits teacher (v-prediction), from {s['start_steps']} steps, guidance "
+        f"{s['guidance_scale']:g} baked in, weighting {s['weighting']}, Adam at {s['learning_rate']:g} falling linearly to 0 "
+        f"in each halving, batch {s['batch_size']}, {s['iterations']} iterations a halving and {s['last_iterations']} for "
+        f"those to 2 steps and to 1{_average(s['ema_decay'])}.",
+        "",
+        "Frechet distance to the real digits, on the features of a small classifier (this is not FID); PSNR to the teacher's "
+        f"picture at {first['steps']} steps of the same noise; forwards of the network for one picture, two for each "
+        "step of guidance.",
+        "",
+        "| model | steps | forwards | Frechet distance (range) | over teacher's best | accuracy (least) | PSNR | ms a picture "
+        "| iterations | seconds |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for score in figures["teacher"]:
+        lines.append(_row(score["model"], [score], reference=first["frechet"]))
+    for stages in zip(*figures["seeds"], strict=True):
+        row = _row("student", [stage["score"] for stage in stages], reference=first["frechet"])
+        seconds = statistics.mean(stage["seconds"] for stage in stages)
+        lines.append(f"{row.removesuffix('- | - |')}{stages[0]['iterations']} | {seconds:.0f} |")
+    totals = [sum(stage["seconds"] for stage in stages) for stages in figures["seeds"]]
+    return "\n".join(
+        [*lines, "", f"Seconds of training: {', '.join(f'{t:.0f}' for t in totals)}.", *_aims(figures), ""]
+    )
+
+
+def _average(decay: float) -> str:
+    return f", moving average {decay:g}" if decay else ""
+
+
+def _row(model: str, scores: Sequence[dict[str, Any]], *, reference: float) -> str:
+    first, distances = scores[0], [score["frechet"] for score in scores]
+    spread = f" ({min(distances):.2f} to {max(distances):.2f})" if len(distances) > 1 else ""
+    mean = statistics.mean(distances)
+    decibel = "-" if first["psnr"] is None else f"{statistics.mean(score['psnr'] for score in scores):.1f} dB"
+    return (
+        f"| {model} | {first['steps']} | {first['nfe']} | {mean:.2f}{spread} | {mean / reference:.2f} "
+        f"| {min(score['accuracy'] for score in scores):.3f} | {decibel} "
+        f"| {1000 * statistics.mean(score['seconds_per_picture'] for score in scores):.2f} | - | - |"
+    )
+
+
+AIMS = {4: 1.05, 2: 1.2, 1: 1.5}
+"""Steps to the distance over the teacher's at its most steps that the settings were chosen for."""
+
+
+def _aims(figures: dict[str, Any]) -> list[str]:
+    """Whether each aim was reached in the mean, in plain words."""
+    reference, lines = figures["teacher"][0]["frechet"], [""]
+    for stages in zip(*figures["seeds"], strict=True):
+        steps = stages[0]["score"]["steps"]
+        if steps in AIMS:
+            found = statistics.mean(stage["score"]["frechet"] for stage in stages) / reference
+            said = "reached" if found <= AIMS[steps] else "not reached"
+            lines.append(
+                f"- {steps} steps: {found:.2f} times the teacher's distance; the aim of {AIMS[steps]} is {said}."
+            )
+    return lines
+
+
+def mean_scores(figures: dict[str, Any]) -> list[Score]:
+    """For the chart: the teacher's scores and the means of the student's."""
+    scores = [Score(**score) for score in figures["teacher"]]
+    for stages in zip(*figures["seeds"], strict=True):
+        found = [stage["score"] for stage in stages]
+        means = {name: statistics.mean(score[name] for score in found) for name in ("frechet", "accuracy")}
+        scores.append(Score(**{**found[0], **means}))
+    return scores
+
+
+def ablation(*, seeds: int, pictures: int) -> tuple[dict[str, Any], str]:
+    """(figures, Markdown rows): each prediction with each weighting, all else equal."""
+    rows, lines = [], []
+    bench = Bench(guidance_scale=ABLATION.guidance_scale, pictures=pictures)
+    best = bench.teacher(64).frechet
+    for prediction, weighting in itertools.product(PREDICTIONS, Weighting):
+        settings = dataclasses.replace(ABLATION, prediction=prediction, weighting=weighting)
+        found = []
+        for seed in range(seeds):
+            with tempfile.TemporaryDirectory() as folder:
+                found.append(bench.distilled(settings, seed=seed, folder=Path(folder)))
+        ratios = {
+            stages[0]["score"]["steps"]: statistics.mean(stage["score"]["frechet"] for stage in stages) / best
+            for stages in zip(*found, strict=True)
+        }
+        rows.append({"prediction": prediction, "weighting": weighting.value, "over_teacher": ratios})
+        cells = " | ".join(f"{ratio:.2f}" for ratio in ratios.values())
+        lines.append(f"| {prediction} | {weighting.value} | {cells} |")
+        print(lines[-1], flush=True)
+    steps = " | ".join(f"{steps} steps" for steps in rows[0]["over_teacher"])
+    head = [f"| student predicts | weighting | {steps} |", f"|---|---|{'--:|' * len(rows[0]['over_teacher'])}"]
+    equal = {**dataclasses.asdict(ABLATION), "weighting": None, "prediction": None}
+    return {"settings": equal, "machine": machine(), "rows": rows}, "\n".join([*head, *lines])
+
+
+def ablation_page(figures: dict[str, Any], rows: str, *, command: str) -> str:
+    s, m = figures["settings"], figures["machine"]
+    return "\n".join(
+        [
+            "# What the student predicts and how its loss is weighed",
+            "",
+            f"`{command}` on {m['platform']}, {m['cores']} CPU cores. Frechet distance over the teacher's at 64 steps, after "
+            f"halvings from {s['start_steps']} steps with {s['iterations']} iterations each, {s['last_iterations']} for those "
+            f"to 2 steps and to 1, batch {s['batch_size']}: small settings, to compare rows, not to reach the best.",
+            "",
+            rows,
+            "",
+        ]
+    )
+
+
+def _save(picture: Tensor, path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(picture.mul(255).byte().numpy()).save(path)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="launch.py bench progressive", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--pictures", type=int, default=2000, help="for each row (default: %(default)s)")
+    parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--start-steps", type=int, default=Settings.start_steps)
+    parser.add_argument("--iterations", type=int, default=Settings.iterations, help="of a halving")
+    parser.add_argument("--last-iterations", type=int, default=Settings.last_iterations, help="to 2 steps and to 1")
+    parser.add_argument("--folder", type=Path, default=RESULTS, help="where the results go (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    command = " ".join(["python launch.py bench progressive", *arguments])
+    if options.ablation:
+        figures, rows = ablation(seeds=options.seeds, pictures=options.pictures)
+        _write(options.folder, "progressive_ablation", figures, ablation_page(figures, rows, command=command))
+        return
+    settings = Settings(
+        start_steps=options.start_steps, iterations=options.iterations, last_iterations=options.last_iterations
+    )
+    bench = Bench(guidance_scale=settings.guidance_scale, pictures=options.pictures)
+    for figures in reports(bench, settings, seeds=options.seeds):
+        _save(quality_chart(mean_scores(figures)), options.folder / "progressive.png")
+        _save(picture_grid(bench.rows), options.folder / "progressive_pictures.png")
+        _write(options.folder, "progressive", figures, page(figures, command=command))
+
+
+def _write(folder: Path, name: str, figures: dict[str, Any], text: str) -> None:
+    (folder / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    print(text)
