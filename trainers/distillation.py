@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .data import Data
-from .export import FULL_WEIGHTS, LORA, write_student
+from .export import FULL_WEIGHTS, LORA, TEACHER_PREDICTION_KEY, write_student
 from .files import tensors_sha256
 from .loop import Observer, train
 from .method import Method
@@ -72,6 +72,15 @@ class Distillation:
             },
         }
 
+    def _options_of_old(self) -> dict[str, Any]:
+        """What a run does whose run.json is older than an option."""
+        return _OPTIONS_OF_OLD | {f"method.{key}": value for key, value in self.method.options_of_old().items()}
+
+    @property
+    def student_prediction(self) -> str:
+        """What the student's network predicts: what the teacher's does, unless the method has it otherwise."""
+        return self.method.recipe(stage=0, prediction_type=self.prediction_type).prediction_type
+
     @functools.cached_property
     def _data_sha256(self) -> str:
         """Once, however often the run is asked what it is: the data may be large."""
@@ -83,7 +92,7 @@ class Distillation:
         Or when the processes were not given one and the same run.
         """
         self.processes.require_same(self.description()["run"], what="the run")
-        self.processes.on_first(lambda: self.run.claim(self.description(), absent=_OPTIONS_OF_OLD))
+        self.processes.on_first(lambda: self.run.claim(self.description(), absent=self._options_of_old()))
         return self.processes.on_first(lambda: self.run.finished)
 
     def execute(self, student: Student, *, observers: Sequence[Observer] = ()) -> bool:
@@ -125,7 +134,11 @@ class Distillation:
 
     def _provenance(self) -> dict[str, str]:
         iterations = sum(stage.iterations for stage in self.method.stages())
-        facts = {"fewstep.seed": str(self.options.seed), "fewstep.iterations": str(iterations)}
+        facts = {
+            "fewstep.seed": str(self.options.seed),
+            "fewstep.iterations": str(iterations),
+            TEACHER_PREDICTION_KEY: self.prediction_type,
+        }
         if self.student["kind"] != LORA:
             return facts
         rank, alpha = str(self.student["rank"]), str(self.student["alpha"])
