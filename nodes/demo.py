@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ..samplers.few_step import sample_few_step
-from ..samplers.schedules import trailing_sigmas
 from ..trainers.charts import picture_grid, quality_chart
 from ..trainers.digits import DIGITS, DigitClassifier, load_pictures, to_latents, to_pictures
+from ..trainers.distillation import Recorded
 from ..trainers.evaluate import DigitJudge, FeatureStatistics, Score, table
 from ..trainers.files import read_tensors, write_atomically
 from ..trainers.run_folder import RunFolder
+from ..trainers.targets.progressive import ProgressiveOptions
 from . import digits_model, folders, host
 
 CLASSIFIER_FILE = digits_model.ASSETS / "digits_classifier.safetensors"
@@ -150,11 +151,13 @@ class EvaluateDigits:
         run_name: str,
     ) -> dict[str, Any]:
         run = RunFolder(folders.runs_root(), run_name)
+        method = ProgressiveOptions.read(Recorded.of(run).method_options)
+        levels = host.noise_levels(host.model_sampling_of(teacher))
         judged = _Judged(count=count, seed=seed)
         for steps in _step_counts(teacher_steps, name="teacher_steps"):
-            judged.add("teacher", teacher, steps=steps, cfg=guidance_scale)
+            judged.add("teacher", teacher, sigmas=method.grid.sigmas(steps, table=levels), cfg=guidance_scale)
         for steps in _step_counts(student_steps, name="student_steps"):
-            judged.add("student", student, steps=steps, cfg=1.0)
+            judged.add("student", student, sigmas=method.schedule(steps, table=levels), cfg=1.0)
         report = {
             "scores": [dataclasses.asdict(score) for score in judged.scores],
             "pictures": count,
@@ -178,14 +181,14 @@ class _Judged:
         self._reference: Tensor | None = None
         self._judge = load_judge()
 
-    def add(self, name: str, model: Any, *, steps: int, cfg: float) -> None:
+    def add(self, name: str, model: Any, *, sigmas: Tensor, cfg: float) -> None:
         host.check_cancelled()
-        table_of_levels = host.noise_levels(host.model_sampling_of(model))
+        steps = len(sigmas) - 1
         start = time.perf_counter()
         latents = host.sample(
             model,
             host.sampler(sample_few_step, gamma=0.0),
-            trailing_sigmas(steps, table=table_of_levels),
+            sigmas,
             noise=self._noise,
             positive=digits_model.condition(self._labels),
             negative=digits_model.prompt(""),

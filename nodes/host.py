@@ -81,7 +81,14 @@ def with_model_sampling(model: Any, *, prediction: str | None = None, change: ty
 
     The noise levels stay: schedule, zero terminal SNR, everything in the model's own sampling object.
     """
-    sampling = model_sampling_of(model)
+    patched = read_as(model_sampling_of(model), prediction=prediction, change=change)
+    clone = model.clone()
+    clone.add_object_patch("model_sampling", patched)
+    return clone
+
+
+def read_as(sampling: Any, *, prediction: str | None = None, change: type | None = None) -> Any:
+    """A copy of the host's sampling object that reads the network's output so; see with_model_sampling."""
     family, own = _parameterisation(sampling)
     if family is NoiseFamily.FLOW or own == "edm":
         raise ValueError(f"this is for eps-, v- and x0-models with a table of timesteps; the connected model is {own}.")
@@ -89,9 +96,7 @@ def with_model_sampling(model: Any, *, prediction: str | None = None, change: ty
     levels = next(base for base in type(sampling).__mro__ if _holds_levels_only(base))
     patched = copy.deepcopy(sampling)
     patched.__class__ = type("ModelSampling", (*([change] if change else []), levels, kinds[prediction or own]), {})
-    clone = model.clone()
-    clone.add_object_patch("model_sampling", patched)
-    return clone
+    return patched
 
 
 def _holds_levels_only(base: type) -> bool:

@@ -16,13 +16,14 @@ import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
+import comfy.supported_models
 import torch
 from torch import Tensor
 
 from ..samplers.noise import Denoiser
 from ..trainers.data import Condition
 from ..trainers.files import writing
-from .host import Conditioning
+from .host import Conditioning, model_sampling_of, prediction_type, read_as
 
 Network = Any
 """The host's model object (its BaseModel): a torch module with apply_model, diffusion_model and model_sampling."""
@@ -237,19 +238,37 @@ def _transformer_options(model: Any) -> dict[str, Any]:
     return model.model_options.get("transformer_options", {})
 
 
-def as_denoiser(network: Network, *, model: Any = None) -> Denoiser:
+def as_denoiser(network: Network, *, model: Any = None, prediction: str | None = None) -> Denoiser:
     """The host's network as D(x, sigma, **condition) -> x0, scalings and prediction type included.
 
-    model: whose attention patches count, as they do when the host samples it.
+    model: whose attention patches count, as they do when the host samples it. prediction: what the network's output is
+    taken for, if not for what the network's own sampling object says.
     """
     options = {} if model is None else _transformer_options(model)
+    own = prediction in (None, prediction_type(network.model_sampling))
+    reading = None if own else read_as(network.model_sampling, prediction=prediction)
 
     def denoiser(x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
         # a fresh copy: the host's blocks write their position into it
         mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1]}
-        return network.apply_model(x, sigma, transformer_options=mine, **condition)
+        with _sampling(network, reading):
+            return network.apply_model(x, sigma, transformer_options=mine, **condition)
 
     return denoiser
+
+
+@contextmanager
+def _sampling(network: Network, reading: Any) -> Iterator[None]:
+    """Inside, the network's output is read by another sampling object; None for its own."""
+    if reading is None:
+        yield
+        return
+    own = network.model_sampling
+    try:
+        network.model_sampling = reading
+        yield
+    finally:
+        network.model_sampling = own
 
 
 def network_state_dict(network: Network) -> dict[str, Tensor]:
@@ -294,6 +313,12 @@ def with_lora(model: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def save_checkpoint(file: Path, model: Any, clip: Any, vae: Any, *, metadata: dict[str, str]) -> None:
-    """The MODEL as wired, its LoRAs merged, in one file with text encoder and VAE, by the host's own saving."""
+    """The MODEL as wired, its LoRAs merged, in one file with text encoder and VAE, by the host's own saving.
+
+    Weights do not say what they predict. Of an SDXL checkpoint the host is told v-prediction by an empty tensor's name.
+    """
+    sdxl = isinstance(model.model.model_config, comfy.supported_models.SDXL)
+    marked = sdxl and prediction_type(model_sampling_of(model)) == "v_prediction"
+    marks = {"v_pred": torch.tensor([])} if marked else {}
     with writing(file) as unfinished:
-        comfy.sd.save_checkpoint(str(unfinished), model, clip, vae, metadata=metadata)
+        comfy.sd.save_checkpoint(str(unfinished), model, clip, vae, metadata=metadata, extra_keys=marks)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..trainers.targets.progressive import ProgressiveOptions
+from ..trainers.distance import Distance
+from ..trainers.targets.progressive import Grid, ProgressiveOptions, StudentPrediction
 from ..trainers.weighting import Weighting
 from . import host
 
@@ -71,13 +72,67 @@ class ProgressiveDistillation:
                         "sampled at cfg 1, at half the cost of a step. 1 bakes in none.",
                     },
                 ),
-            }
+            },
+            "optional": {
+                "student_prediction": (
+                    [prediction.value for prediction in StudentPrediction],
+                    {
+                        "default": StudentPrediction.AS_TEACHER.value,
+                        "tooltip": "What the student's network predicts. v_prediction or x0 make an eps-model fit for one "
+                        "or two steps; a stage that only converts then comes first. Not for flow and EDM models.",
+                    },
+                ),
+                "conversion_iterations": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 1000000,
+                        "tooltip": "Optimiser steps of the converting stage, if there is one. 0: as many as iterations.",
+                    },
+                ),
+                "distance": (
+                    [distance.value for distance in Distance],
+                    {
+                        "default": Distance.SQUARED.value,
+                        "tooltip": "squared is the paper's. pseudo_huber is near the plain size of the error, so that "
+                        "outliers pull less.",
+                    },
+                ),
+                "last_stages_iterations": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 1000000,
+                        "tooltip": "Optimiser steps of the halvings to 2 and to 1 steps, of which the paper takes twice as "
+                        "many. 0: as many as iterations.",
+                    },
+                ),
+                "grid": (
+                    [grid.value for grid in Grid],
+                    {
+                        "default": Grid.TRAILING.value,
+                        "tooltip": "Noise levels of the start_steps. trailing: the model's own, even in time. cosine: the "
+                        "paper's. edm: Karras, rho 7. The student keeps every second level after each halving, and its "
+                        "file says which. Flow models: trailing only.",
+                    },
+                ),
+            },
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, start_steps: Any = None, target_steps: Any = None, iterations: Any = None) -> bool | str:
+    def VALIDATE_INPUTS(
+        cls,
+        start_steps: Any = None,
+        target_steps: Any = None,
+        iterations: Any = None,
+        conversion_iterations: Any = 0,
+        last_stages_iterations: Any = 0,
+    ) -> bool | str:
         """Before anything runs, where the values are typed in; linked values are checked when they arrive."""
-        if not all(isinstance(value, int) for value in (start_steps, target_steps, iterations)):
+        counts = (start_steps, target_steps, iterations, conversion_iterations, last_stages_iterations)
+        if not all(isinstance(value, int) for value in counts):
             return True
         return host.error_of(
             lambda: ProgressiveOptions(
@@ -87,8 +142,10 @@ class ProgressiveDistillation:
                 weighting=Weighting.CONSTANT,
                 learning_rate=1e-3,
                 guidance_scale=1.0,
+                conversion_iterations=conversion_iterations,
+                last_stages_iterations=last_stages_iterations,
             )
         )
 
-    def make(self, weighting: str, **options: Any) -> tuple[ProgressiveOptions]:
-        return (ProgressiveOptions(weighting=Weighting(weighting), **options),)
+    def make(self, **options: Any) -> tuple[ProgressiveOptions]:
+        return (ProgressiveOptions.read(options),)

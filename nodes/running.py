@@ -29,8 +29,13 @@ ORIGIN = ("model", "vae")
 def method_on(model: Any, method: ProgressiveOptions, *, unconditional: Condition | None) -> Progressive:
     """The method on a MODEL's noise levels. ValueError for what it cannot do, before any work."""
     sampling = host.model_sampling_of(model)
-    family, table = host.noise_family(sampling), host.noise_levels(sampling)
-    return Progressive(method, family=family, table=table, unconditional=unconditional)
+    return Progressive(
+        method,
+        family=host.noise_family(sampling),
+        table=host.noise_levels(sampling),
+        unconditional=unconditional,
+        prediction_type=host.prediction_type(sampling),
+    )
 
 
 def require_teacher(recorded: Recorded, model: Any, *, run: RunFolder) -> None:
@@ -77,6 +82,7 @@ def _train(
         model,
         student,
         seed=options.seed,
+        prediction=distillation.student_prediction,
         precision=options.precision,
         gradient_checkpointing=options.gradient_checkpointing,
     ) as learning:
@@ -93,10 +99,10 @@ def finished(
     """
     with torch.inference_mode(False):
         published(run, student)
-        tensors, _, _ = read_student(run.student_file)
+        tensors, recipe, _ = read_student(run.student_file)
         lora = isinstance(student, LoRAOptions)
         losses = [loss for stage in run.losses().values() for loss in stage]
-        made = students.with_student(model, tensors, lora=lora)
+        made = students.with_student(model, tensors, lora=lora, prediction=recipe.prediction_type)
         return made, {"loss": losses}, run.name, tensors if lora else {}
 
 

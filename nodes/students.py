@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,7 +15,14 @@ from torch import Tensor
 from ..samplers.few_step import sample_few_step
 from ..samplers.recipe import Recipe
 from ..trainers.adapters import Adapters, LoRALayers, LoRAOptions
-from ..trainers.export import FULL_WEIGHTS, KIND_KEY, LORA, about_checkpoint, read_student
+from ..trainers.export import (
+    FULL_WEIGHTS,
+    KIND_KEY,
+    LORA,
+    TEACHER_PREDICTION_KEY,
+    about_checkpoint,
+    read_student,
+)
 from ..trainers.gradient_checkpointing import checkpointed
 from ..trainers.options import AS_LOADED
 from ..trainers.run_folder import RunFolder
@@ -143,13 +151,15 @@ def _load(model: Any, student: str) -> tuple[Any, Recipe, dict[str, str]]:
     tensors, recipe, metadata = read_student(path)
     sampling = host.model_sampling_of(model)
     found = (host.noise_family(sampling).value, host.prediction_type(sampling))
-    if found != (recipe.noise_family, recipe.prediction_type):
+    teacher = (recipe.noise_family, metadata.get(TEACHER_PREDICTION_KEY, recipe.prediction_type))
+    if found != teacher:
         raise ValueError(
-            f"{student} is a {recipe.noise_family} {recipe.prediction_type} student, but the connected model is "
-            f"{' '.join(found)}. Connect the model that it was distilled from."
+            f"{student} was distilled from a {' '.join(teacher)} model, but the connected model is {' '.join(found)}. "
+            "Connect the model that it was distilled from."
         )
+    lora = metadata.get(KIND_KEY) == LORA
     try:
-        return with_student(model, tensors, lora=metadata.get(KIND_KEY) == LORA), recipe, metadata
+        return with_student(model, tensors, lora=lora, prediction=recipe.prediction_type), recipe, metadata
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{student} does not fit the connected model: {error}") from error
 
@@ -215,12 +225,17 @@ def student_of(
     options: StudentOptions,
     *,
     seed: int,
+    prediction: str | None = None,
     precision: str = AS_LOADED,
     gradient_checkpointing: bool = False,
 ) -> Iterator[Student]:
-    """What learns, on or beside the MODEL; on leaving, the MODEL is as it was. ValueError for a precision of no use here."""
+    """What learns, on or beside the MODEL; on leaving, the MODEL is as it was. ValueError for a precision of no use here.
+
+    prediction: what the student predicts, where that is not what the MODEL does.
+    """
     host_precision.require(model, precision)
     memory = checkpointed if gradient_checkpointing else nullcontext
+    converts = prediction not in (None, host.prediction_type(host.model_sampling_of(model)))
     if isinstance(options, FullWeights):  # the teacher is a second copy: later stages replace its weights
         copies = [host_training.trainable_copy(model) for _ in range(2)]
         with (
@@ -229,7 +244,10 @@ def student_of(
             memory(copies[0].diffusion_model),
         ):
             yield FullWeightsStudent(
-                *copies, as_denoiser=host_training.as_denoiser, named_weights=host_training.network_state_dict
+                *copies,
+                as_denoiser=functools.partial(host_training.as_denoiser, prediction=prediction),
+                named_weights=host_training.network_state_dict,
+                first_teacher=host_training.as_denoiser if converts else None,
             )
         return
     with (
@@ -241,16 +259,21 @@ def student_of(
         yield LoRAStudent(
             adapters,
             options,
-            denoise=host_training.as_denoiser(network, model=model),
+            denoise=host_training.as_denoiser(network, model=model, prediction=prediction),
             names=host_training.lora_names(model, adapters.paths),
             seed=seed,
+            first_teacher=host_training.as_denoiser(network, model=model) if converts else None,
         )
 
 
-def with_student(model: Any, tensors: dict[str, Tensor], *, lora: bool) -> Any:
-    """The connected model as the student: with its LoRA, or with its weights."""
+def with_student(model: Any, tensors: dict[str, Tensor], *, lora: bool, prediction: str) -> Any:
+    """The connected model as the student: with its LoRA, or with its weights, and read as it predicts."""
     if lora:
-        return host_training.with_lora(model, tensors)
-    network = host_training.trainable_copy(model)
-    network.diffusion_model.load_state_dict(tensors)
-    return host_training.model_from(network, like=model)
+        made = host_training.with_lora(model, tensors)
+    else:
+        network = host_training.trainable_copy(model)
+        network.diffusion_model.load_state_dict(tensors)
+        made = host_training.model_from(network, like=model)
+    if prediction == host.prediction_type(host.model_sampling_of(made)):
+        return made
+    return host.with_model_sampling(made, prediction=prediction)

@@ -19,6 +19,11 @@ def _require_steps(steps: int, *, most: int, what: str) -> None:
         raise ValueError(f"steps is {steps}; {what} allows 1 to {most}.")
 
 
+def _require_range(sigma_min: float, sigma_max: float) -> None:
+    if not 0.0 < sigma_min < sigma_max:
+        raise ValueError(f"sigma_min is {sigma_min} and sigma_max is {sigma_max}; needed is 0 < sigma_min < sigma_max.")
+
+
 def trailing_timesteps(steps: int, *, train_timesteps: int = 1000) -> list[int]:
     """Evenly spaced, from the last training timestep down: SDXL-Lightning, Hyper-SD's N-step files, progressive students.
 
@@ -91,11 +96,33 @@ def consistency_sigmas(
     CMStochasticIterativeScheduler.
     """
     _require_steps(steps, most=train_levels, what=f"a consistency schedule of {train_levels} trained levels")
-    if not 0.0 < sigma_min < sigma_max:
-        raise ValueError(f"sigma_min is {sigma_min} and sigma_max is {sigma_max}; needed is 0 < sigma_min < sigma_max.")
+    _require_range(sigma_min, sigma_max)
     ramp = torch.arange(steps, dtype=torch.float64) * (train_levels // steps) / max(train_levels - 1, 1)
     low, high = sigma_min ** (1.0 / rho), sigma_max ** (1.0 / rho)
     return torch.cat([(high + ramp * (low - high)) ** rho, ramp.new_zeros(1)]).float()
+
+
+def cosine_sigmas(steps: int, *, sigma_min: float, sigma_max: float) -> Tensor:
+    """(steps + 1,) levels even in the angle of alpha = cos(pi/2 t), where sigma = tan(pi/2 t) (Salimans and Ho 2022, section 2).
+
+    t is confined to the model's levels as in the authors' code, which maps [0, 1] linearly between the angles of its two
+    ends: sigma(i) = tan(a + (b - a) i / steps), a = atan(sigma_min), b = atan(sigma_max), for i = steps .. 1, and a final 0
+    in place of sigma_min. So no level is outside of the model's, none is doubled, and every second level of 2 * steps is
+    the schedule of steps.
+    """
+    _require_range(sigma_min, sigma_max)
+    low, high = math.atan(sigma_min), math.atan(sigma_max)
+    parts = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
+    levels = torch.tan(low + (high - low) * parts).float().clamp(sigma_min, sigma_max)
+    return torch.cat([levels, levels.new_zeros(1)])
+
+
+def karras_sigmas(steps: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+    """(steps + 1,) levels even in sigma^(1/rho), from sigma_max to sigma_min, and a final 0 (Karras et al. 2022, equation 5)."""
+    _require_range(sigma_min, sigma_max)
+    levels = consistency_sigmas(steps, sigma_min=sigma_min, sigma_max=sigma_max, train_levels=steps, rho=rho)
+    levels[:-1].clamp_(sigma_min, sigma_max)
+    return levels
 
 
 def shifted_sigmas(sigmas: Tensor, *, shift: float) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .data import Data
-from .export import FULL_WEIGHTS, LORA, write_student
+from .export import FULL_WEIGHTS, LORA, TEACHER_PREDICTION_KEY, write_student
 from .files import copy_atomically, tensors_sha256
 from .loop import Observer, train
 from .method import Method
@@ -73,6 +73,15 @@ class Distillation:
             },
         }
 
+    def _options_of_old(self) -> dict[str, Any]:
+        """What a run does whose run.json is older than an option."""
+        return _OPTIONS_OF_OLD | {f"method.{key}": value for key, value in self.method.options_of_old().items()}
+
+    @property
+    def student_prediction(self) -> str:
+        """What the student's network predicts: what the teacher's does, unless the method has it otherwise."""
+        return self.method.recipe(stage=0, prediction_type=self.prediction_type).prediction_type
+
     @functools.cached_property
     def _data_sha256(self) -> str:
         """Once, however often the run is asked what it is: the data may be large."""
@@ -85,14 +94,14 @@ class Distillation:
         """
         self.processes.require_same(self.description()["run"], what="the run")
         self.processes.on_first(
-            lambda: self.run.claim(self.description(), absent=_OPTIONS_OF_OLD, extends=self._extends)
+            lambda: self.run.claim(self.description(), absent=self._options_of_old(), extends=self._extends)
         )
         return self.processes.on_first(lambda: self.run.finished)
 
     def _extends(self, found: Mapping[str, Any], differing: Sequence[str]) -> bool:
         """Whether this run is one with the entries found and further stages."""
         of_the_method = all(key.startswith("method.") for key in differing)
-        return of_the_method and self.method.continues(_below(found, "method."))
+        return of_the_method and self.method.continues(below(found, "method."))
 
     def execute(self, student: Student, *, observers: Sequence[Observer] = ()) -> bool:
         """Trains and exports; False when the run was finished before and nothing was done.
@@ -144,7 +153,11 @@ class Distillation:
 
     def _provenance(self, last: int) -> dict[str, str]:
         iterations = sum(stage.iterations for stage in self.method.stages()[: last + 1])
-        facts = {"fewstep.seed": str(self.options.seed), "fewstep.iterations": str(iterations)}
+        facts = {
+            "fewstep.seed": str(self.options.seed),
+            "fewstep.iterations": str(iterations),
+            TEACHER_PREDICTION_KEY: self.prediction_type,
+        }
         if self.student["kind"] != LORA:
             return facts
         rank, alpha = str(self.student["rank"]), str(self.student["alpha"])

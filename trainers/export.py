@@ -12,6 +12,8 @@ from .files import CHECKSUM_KEY, read_tensors, write_tensors
 
 TEACHER_KEY = "fewstep.teacher_sha256"
 KIND_KEY = "fewstep.kind"
+TEACHER_PREDICTION_KEY = "fewstep.teacher_prediction_type"
+"""What the teacher's network predicts. The student's may differ from it, but not in files that are too old to say this."""
 FULL_WEIGHTS, LORA, CHECKPOINT = "full_weights", "lora", "checkpoint"
 
 

@@ -81,7 +81,7 @@ def squared_error(denoiser: Denoiser, target: Target) -> Tensor:
 
 
 def weighted_error(denoiser: Denoiser, target: Target) -> tuple[Tensor, Tensor]:
-    """(weighted, unweighted) mean squared error of x0, in float32: the student's loss, the same for every method."""
+    """(weighted distance, mean squared error) of x0, in float32: the student's loss, the same for every method."""
     error = squared_error(denoiser, target)
     return _weighted_mean(error, target), error.mean()
 
@@ -96,7 +96,8 @@ def _loss_scale(target: Target) -> float:
 
 
 def _weighted_mean(error: Tensor, target: Target) -> Tensor:
-    return (expand_like(target.weight, error) * error).mean()
+    distance = target.distance(error)
+    return (expand_like(target.weight, distance) * distance).mean()
 
 
 def train(

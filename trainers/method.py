@@ -12,16 +12,18 @@ from torch import Tensor
 from ..samplers.noise import Denoiser, NoiseFamily
 from ..samplers.recipe import Recipe
 from .data import Batch, Condition
+from .distance import Distance
 
 
 class Target(NamedTuple):
-    """What the student must see at x_t (B, ...), sigma (B,) and condition: x0 (B, ...), its squared error times weight (B,)."""
+    """What the student must see at x_t (B, ...), sigma (B,) and condition: x0 (B, ...), its distance times weight (B,)."""
 
     x_t: Tensor
     sigma: Tensor
     condition: Condition
     x0: Tensor
     weight: Tensor
+    distance: Distance = Distance.SQUARED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,9 @@ class Method(Protocol):
     def options(self) -> dict[str, Any]:
         """What identifies the method in run.json: JSON values."""
 
+    def options_of_old(self) -> dict[str, Any]:
+        """What options mean that a run.json older than them does not hold: JSON values."""
+
     def stages(self) -> Sequence[Stage]:
         """What to train, in order."""
 
@@ -73,4 +78,4 @@ class Method(Protocol):
         """Whether the stages of a run with these options (JSON values, as in run.json) are the first of this one's."""
 
     def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
-        """How the student of a stage is sampled."""
+        """How the student of a stage is sampled. prediction_type: the teacher's; the recipe's own is the student's."""

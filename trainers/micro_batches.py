@@ -61,7 +61,7 @@ def split(target: Target, pieces: int) -> list[Target]:
     tensors = (target.x_t, target.sigma, target.x0, target.weight)
     conditions = _conditions(target.condition, len(target.x_t), pieces)
     parts = zip(*(tensor.chunk(pieces) for tensor in tensors), conditions, strict=True)
-    return [Target(x_t, sigma, condition, x0, weight) for x_t, sigma, x0, weight, condition in parts]
+    return [Target(x_t, sigma, condition, x0, weight, target.distance) for x_t, sigma, x0, weight, condition in parts]
 
 
 def _conditions(condition: dict[str, Tensor], count: int, pieces: int) -> list[dict[str, Tensor]]:

@@ -28,6 +28,9 @@ from .export import FULL_WEIGHTS, LORA
 from .prefixes import below
 from .sharding import Channel, Joined, divide, part, retaining_copies
 
+_PROMOTED = "teacher_was_student"
+"""In the state of full weights whose teacher is read by another prediction before it was a student."""
+
 
 class Student(Protocol):
     """teacher and denoiser are plain denoisers; only parameters() learn.
@@ -83,6 +86,7 @@ class FullWeightsStudent:
     """All weights learn: two modules of one architecture, which this object owns and changes.
 
     module, teacher_module: the student and the teacher. as_denoiser: reads a module as D(x, sigma, **condition).
+    first_teacher: reads the first stage's teacher instead, where its network predicts something else than the student's.
     named_weights: the diffusion model's weights in a module, under its own names.
     """
 
@@ -95,11 +99,15 @@ class FullWeightsStudent:
         *,
         as_denoiser: Callable[[nn.Module], Denoiser],
         named_weights: Callable[[nn.Module], dict[str, Tensor]] = lambda module: dict(module.state_dict()),
+        first_teacher: Callable[[nn.Module], Denoiser] | None = None,
     ) -> None:
         self.module = module.train().requires_grad_(True)
         self._teacher_module = teacher_module.eval().requires_grad_(False)
         self.denoiser = as_denoiser(self.module)
-        self.teacher = as_denoiser(self._teacher_module)
+        later = as_denoiser(self._teacher_module)
+        self._first = first_teacher(self._teacher_module) if first_teacher else None
+        self.teacher = self._read_teacher if self._first else later
+        self._later, self._promoted = later, False
         self._as_denoiser, self._named_weights = as_denoiser, named_weights
         self._joined: Joined | None = None
         self.writes_in_place = False
@@ -110,10 +118,12 @@ class FullWeightsStudent:
 
     def promote(self) -> None:
         self._teacher_module.load_state_dict(self.module.state_dict())
+        self._promoted = True
 
     def state_dict(self) -> dict[str, Tensor]:
         modules = {"student": self.module, "teacher": self._teacher_module}
-        return {f"{role}.{k}": v for role, module in modules.items() for k, v in module.state_dict().items()}
+        tensors = {f"{role}.{k}": v for role, module in modules.items() for k, v in module.state_dict().items()}
+        return tensors | ({_PROMOTED: torch.tensor(self._promoted)} if self._first else {})
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         for role, module in (("student.", self.module), ("teacher.", self._teacher_module)):
@@ -123,6 +133,12 @@ class FullWeightsStudent:
                 module.load_state_dict({k: part(v, like=own[k]) if k in own else v for k, v in given.items()})
             except RuntimeError as error:
                 raise ValueError(f"these weights do not fit the model: {error}") from error
+        if self._first:
+            self._promoted = bool(tensors[_PROMOTED])
+
+    def _read_teacher(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+        read = self._first if self._first and not self._promoted else self._later
+        return read(x, sigma, **condition)
 
     def exported(self, *, teacher: bool = False) -> dict[str, Tensor]:
         return self._named_weights(self._teacher_module if teacher else self.module)
@@ -157,8 +173,9 @@ class LoRAStudent:
     """Adapters learn, on weights that nobody changes: the teacher is the same network with the adapters off.
 
     It costs no second copy. After a stage, a copy of the adapters is the next stage's teacher. adapters: on the network,
-    entered for as long as this object is used. denoise: the network as D(x, sigma, **condition). names: what the LoRA
-    file calls each layer, by its path. seed: of the adapters' initial values.
+    entered for as long as this object is used. denoise: the network as D(x, sigma, **condition). first_teacher: the bare
+    network as the first stage's teacher, where it predicts something else than the student. names: what the LoRA file
+    calls each layer, by its path. seed: of the adapters' initial values.
     """
 
     kind = LORA
@@ -171,10 +188,12 @@ class LoRAStudent:
         denoise: Denoiser,
         names: Mapping[str, str],
         seed: int,
+        first_teacher: Denoiser | None = None,
     ) -> None:
         self._adapters, self._options, self._denoise, self._names = adapters, options, denoise, names
         self._student = adapters.new_set(generator=torch.Generator().manual_seed(seed % 2**63))
         self._teacher: AdapterSet = {}
+        self._first_teacher = first_teacher or denoise
         self.writes_in_place = False
         self.result: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
 
@@ -183,8 +202,9 @@ class LoRAStudent:
             return self._denoise(x, sigma, **condition)
 
     def teacher(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+        denoise = self._denoise if self._teacher else self._first_teacher
         with torch.no_grad(), self._adapters.active(self._teacher):
-            return self._denoise(x, sigma, **condition)
+            return denoise(x, sigma, **condition)
 
     def parameters(self) -> list[Tensor]:
         return list(flattened(self._student).values())

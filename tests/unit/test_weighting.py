@@ -34,3 +34,42 @@ def test_snr_plus_one_is_the_v_error(sigma):
 
     weight = float(Weighting.SNR_PLUS_ONE(torch.tensor([sigma]), family=NoiseFamily.VARIANCE_EXPLODING))
     assert weight * error**2 == pytest.approx((v_of(x0 + error) - v_of(x0)) ** 2, rel=1e-5)
+
+
+LEVELS = torch.tensor([0.02, 0.3, 0.5, 0.8, 0.999])
+
+
+@pytest.mark.parametrize("family", NoiseFamily)
+def test_the_weights_are_the_papers_errors(family):
+    """Salimans and Ho, section 4: an error in x0 makes an error in eps (equation 9) and in v (equation 10).
+
+    In the scale where z = alpha * x0 + s * eps; of a flow model that is alpha = 1 - sigma and s = sigma, and v is read
+    after scaling to alpha^2 + s^2 = 1.
+    """
+    alpha, s = (
+        (1.0 - LEVELS, LEVELS)
+        if family is NoiseFamily.FLOW
+        else (1.0 / (1.0 + LEVELS**2).sqrt(), LEVELS / (1.0 + LEVELS**2).sqrt())
+    )
+    x0, eps, error = 0.4, -1.2, 0.01
+    z = alpha * x0 + s * eps
+    of_eps = ((z - alpha * (x0 + error)) / s - eps) ** 2 / error**2
+    unit = (alpha**2 + s**2).sqrt()
+    turned = [(alpha / unit * (z - alpha * clean) / s - s / unit * clean) for clean in (x0, x0 + error)]
+    of_v = (turned[1] - turned[0]) ** 2 / error**2
+    expected = {
+        Weighting.CONSTANT: torch.ones_like(LEVELS),
+        Weighting.SNR: of_eps,
+        Weighting.TRUNCATED_SNR: torch.maximum(torch.ones_like(LEVELS), of_eps),
+        Weighting.SNR_PLUS_ONE: of_v,
+    }
+    for weighting, weight in expected.items():
+        torch.testing.assert_close(weighting(LEVELS, family=family), weight, rtol=1e-3, atol=1e-5, msg=weighting.value)
+
+
+def test_a_flow_models_velocity_is_weighed_between_once_and_twice_snr_plus_one():
+    """An error e in x0 is one of e / sigma in the velocity."""
+    share = LEVELS**-2 / Weighting.SNR_PLUS_ONE(LEVELS, family=NoiseFamily.FLOW)
+    assert share.min() >= 1.0
+    assert share.max() <= 2.0
+    assert float(share[2]) == pytest.approx(2.0), "at sigma 1/2"

@@ -42,6 +42,9 @@ class Denoising:
             "weighting": self.weighting.value,
         }
 
+    def options_of_old(self) -> dict[str, Any]:
+        return {}
+
     def stages(self) -> list[Stage]:
         sigmas = trailing_sigmas(self.preview_steps, table=self.table)
         return [Stage(name="denoising", iterations=self.iterations, learning_rate=self.learning_rate, sigmas=sigmas)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 import torch
@@ -12,10 +13,59 @@ from torch import Tensor
 
 from ...samplers.noise import Denoiser, NoiseFamily, guided, solved_x0
 from ...samplers.recipe import Recipe
-from ...samplers.schedules import trailing_sigmas
+from ...samplers.schedules import cosine_sigmas, karras_sigmas, trailing_sigmas
 from ..data import Batch, Condition
+from ..distance import Distance
 from ..method import Stage, Target
 from ..weighting import Weighting
+
+
+class StudentPrediction(Enum):
+    """What the student's network predicts; AS_TEACHER: what the teacher's does.
+
+    eps says nothing about x0 where there is no signal: towards one step x0 and v are stable (Salimans and Ho 2022,
+    section 4).
+    """
+
+    AS_TEACHER = "as_teacher"
+    X0 = "x0"
+    EPS = "eps"
+    V_PREDICTION = "v_prediction"
+
+
+class Grid(Enum):
+    """The levels of the finest schedule. TRAILING: even in the model's own timesteps, for every model.
+
+    For models of the variance-exploding family also COSINE (`cosine_sigmas`: Salimans and Ho's own) and EDM
+    (`karras_sigmas`), between the ends of the model's table.
+    """
+
+    TRAILING = "trailing"
+    COSINE = "cosine"
+    EDM = "edm"
+
+    def sigmas(self, steps: int, *, table: Tensor) -> Tensor:
+        """(steps + 1,) on or between the levels of a model's ascending table (T,). ValueError for more steps than it has."""
+        ends = {"sigma_min": float(table[0]), "sigma_max": float(table[-1])}
+        match self:
+            case Grid.TRAILING:
+                if steps > len(table):
+                    raise ValueError(f"start_steps is {steps}; this model has {len(table)} noise levels.")
+                return trailing_sigmas(steps, table=table)
+            case Grid.COSINE:
+                return cosine_sigmas(steps, **ends)
+            case Grid.EDM:
+                return karras_sigmas(steps, **ends)
+
+
+_CHOICES: dict[str, type[Enum]] = {
+    "weighting": Weighting,
+    "student_prediction": StudentPrediction,
+    "distance": Distance,
+    "grid": Grid,
+}
+_WITH_TABLE = ("eps", "v_prediction", "x0")
+"""Predictions of the variance-exploding models with a table of timesteps: the same network can be taught any of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,8 +73,11 @@ class ProgressiveOptions:
     """What a user chooses. ValueError, naming the input, for values that no run could use.
 
     start_steps: steps at which the teacher is sampled well. target_steps: steps of the final student.
-    iterations: optimiser steps in each halving. learning_rate: at the start of each halving, annealed linearly to 0.
-    guidance_scale: classifier-free guidance baked in during the first halving only; 1 for none.
+    iterations: optimiser steps in each stage. learning_rate: at the start of each, annealed linearly to 0.
+    guidance_scale: classifier-free guidance baked in by the first stage only; 1 for none.
+    student_prediction: where it is not the teacher's, a first stage converts the student and halves nothing.
+    conversion_iterations: of that stage. last_stages_iterations: of the halvings to 2 steps and to 1, which the paper
+    trains twice as long. Of both 0 is as many as `iterations`.
     """
 
     start_steps: int
@@ -33,6 +86,11 @@ class ProgressiveOptions:
     weighting: Weighting
     learning_rate: float
     guidance_scale: float
+    student_prediction: StudentPrediction = StudentPrediction.AS_TEACHER
+    conversion_iterations: int = 0
+    distance: Distance = Distance.SQUARED
+    last_stages_iterations: int = 0
+    grid: Grid = Grid.TRAILING
 
     def __post_init__(self) -> None:
         ratio = self.start_steps / self.target_steps if self.target_steps >= 1 else 0.0
@@ -43,6 +101,11 @@ class ProgressiveOptions:
             )
         if self.iterations < 1:
             raise ValueError(f"iterations is {self.iterations}; give at least 1 iteration for each stage.")
+        for name in ("conversion_iterations", "last_stages_iterations"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must not be negative, and 0 is as many as iterations."
+                )
         if not 0.0 < self.learning_rate < 1.0:
             raise ValueError(f"learning_rate is {self.learning_rate}; allowed is above 0 and below 1.")
         if not 1.0 <= self.guidance_scale <= 100.0:
@@ -50,61 +113,126 @@ class ProgressiveOptions:
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> ProgressiveOptions:
-        """From run.json's JSON values."""
-        return cls(**{**values, "weighting": Weighting(values["weighting"])})
+        """From a node's or run.json's JSON values; later options may be absent. ValueError for a choice there is none of."""
+        choices = {name: _chosen(kind, name, values[name]) for name, kind in _CHOICES.items() if name in values}
+        return cls(**{**values, **choices})
+
+    def schedule(self, steps: int, *, table: Tensor) -> Tensor:
+        """(steps + 1,) the levels of a student of so many steps: of the finest grid, halving after halving, every second.
+
+        A step count that no halving leads to has the grid of its own. table: (T,) the model's noise levels, ascending.
+        """
+        if self.start_steps % steps:
+            return self.grid.sigmas(steps, table=table)
+        return self.grid.sigmas(self.start_steps, table=table)[:: self.start_steps // steps]
+
+    def written(self) -> dict[str, Any]:
+        """As JSON values; the inverse of read."""
+        return {name: _json(value) for name, value in dataclasses.asdict(self).items()}
+
+
+def _chosen(kind: type[Enum], name: str, value: str) -> Enum:
+    allowed = [choice.value for choice in kind]
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}.")
+    return kind(value)
+
+
+def _json(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+_LATER = {
+    field.name: _json(field.default)
+    for field in dataclasses.fields(ProgressiveOptions)
+    if field.default is not dataclasses.MISSING
+}
 
 
 class Progressive:
     """The method on one model's noise levels.
 
     table: (T,) the model's noise levels, ascending. unconditional: the data's empty prompt, needed when
-    options.guidance_scale is not 1; batches carry the one of their own shape.
+    options.guidance_scale is not 1; batches carry the one of their own shape. prediction_type: what the teacher's network
+    predicts, needed when options.student_prediction is not AS_TEACHER. ValueError for options that this model does not take.
     """
 
     name = "progressive_distillation"
 
     def __init__(
-        self, options: ProgressiveOptions, *, family: NoiseFamily, table: Tensor, unconditional: Condition | None
+        self,
+        options: ProgressiveOptions,
+        *,
+        family: NoiseFamily,
+        table: Tensor,
+        unconditional: Condition | None,
+        prediction_type: str | None = None,
     ) -> None:
         if options.guidance_scale != 1.0 and unconditional is None:
             raise ValueError(
                 f"guidance_scale is {options.guidance_scale}, which needs the empty prompt: connect the negative "
                 "conditioning, or set guidance_scale to 1."
             )
-        if options.start_steps > len(table):
-            raise ValueError(f"start_steps is {options.start_steps}; this model has {len(table)} noise levels.")
+        if family is NoiseFamily.FLOW and options.grid is not Grid.TRAILING:
+            raise ValueError(
+                f"grid is {options.grid.value}, but this is a flow model; allowed is {Grid.TRAILING.value}, which follows "
+                "the model's own shift."
+            )
         self.family = family
         self._options = options
-        self._finest = trailing_sigmas(options.start_steps, table=table)
+        self._converts = _converts(options.student_prediction, teacher=prediction_type)
+        self._finest = options.schedule(options.start_steps, table=table)
 
     def options(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self._options), "weighting": self._options.weighting.value}
+        return self._options.written()
+
+    def options_of_old(self) -> dict[str, Any]:
+        return dict(_LATER)
 
     def stages(self) -> list[Stage]:
         stages, steps = [], self._options.start_steps
+        if self._converts:
+            name = f"conversion to {self._options.student_prediction.value}"
+            stages.append(self._stage(name, steps, self._options.conversion_iterations, teacher_steps=steps))
         while steps > self._options.target_steps:
             steps //= 2
-            stages.append(
-                Stage(
-                    name=f"{2 * steps} to {steps} steps",
-                    iterations=self._options.iterations,
-                    learning_rate=self._options.learning_rate,
-                    sigmas=self._schedule(steps),
-                    teacher_sigmas=self._schedule(2 * steps),
-                )
-            )
+            iterations = self._options.last_stages_iterations if steps <= 2 else 0
+            stages.append(self._stage(f"{2 * steps} to {steps} steps", steps, iterations, teacher_steps=2 * steps))
         return stages
+
+    def _stage(self, name: str, steps: int, iterations: int, *, teacher_steps: int) -> Stage:
+        """iterations: 0 for the usual number."""
+        return Stage(
+            name=name,
+            iterations=iterations or self._options.iterations,
+            learning_rate=self._options.learning_rate,
+            sigmas=self._schedule(steps),
+            teacher_sigmas=self._schedule(teacher_steps),
+        )
 
     @torch.no_grad()
     def target(
         self, batch: Batch, *, stage: int, teacher: Denoiser, student: Denoiser, generator: torch.Generator
     ) -> Target:
+        teacher = self.teaching(teacher, stage=stage, batch=batch)
+        if self._converts and stage == 0:
+            return self._converted(batch, teacher=teacher, generator=generator)
+        return self._halved(batch, halving=stage - self._converts, teacher=teacher, generator=generator)
+
+    def _converted(self, batch: Batch, *, teacher: Denoiser, generator: torch.Generator) -> Target:
+        """What the teacher itself sees, at a random level of the schedule that it is sampled with."""
+        k = torch.randint(self._options.start_steps, (len(batch.x0),), generator=generator)
+        noise = torch.randn(batch.x0.shape, generator=generator).to(batch.x0)
+        sigma = self._finest[k].to(batch.x0.device)
+        x_t = self.family.add_noise(batch.x0, noise, sigma=sigma)
+        return self._target(x_t, sigma, batch.condition, teacher(x_t, sigma, **batch.condition).float())
+
+    def _halved(self, batch: Batch, *, halving: int, teacher: Denoiser, generator: torch.Generator) -> Target:
         """Two steps of the teacher from a random level of the student's schedule, as the x0 of one student step.
 
         The last step of the schedule ends at sigma 0, where `solved_x0` is the teacher's second prediction itself.
         """
-        teacher = self.teaching(teacher, stage=stage, batch=batch)
-        steps = self._options.start_steps >> (stage + 1)
+        steps = self._options.start_steps >> (halving + 1)
         fine = self._schedule(2 * steps)
         k = torch.randint(steps, (len(batch.x0),), generator=generator)
         noise = torch.randn(batch.x0.shape, generator=generator).to(batch.x0)
@@ -113,10 +241,14 @@ class Progressive:
         x_mid = self._teacher_step(teacher, x_t, batch.condition, sigma=sigma_t, sigma_next=sigma_mid)
         x_s = self._teacher_step(teacher, x_mid, batch.condition, sigma=sigma_mid, sigma_next=sigma_s)
         x0 = solved_x0(x_t, x_s, sigma_t=sigma_t, sigma_s=sigma_s)
-        return Target(x_t, sigma_t, batch.condition, x0, self._options.weighting(sigma_t, family=self.family))
+        return self._target(x_t, sigma_t, batch.condition, x0)
+
+    def _target(self, x_t: Tensor, sigma: Tensor, condition: Condition, x0: Tensor) -> Target:
+        weight = self._options.weighting(sigma, family=self.family)
+        return Target(x_t, sigma, condition, x0, weight, self._options.distance)
 
     def teaching(self, teacher: Denoiser, *, stage: int, batch: Batch) -> Denoiser:
-        """Guided in the first stage only: the student of that one has learnt the guidance."""
+        """Guided in the first stage alone, whichever that is: every later teacher has the guidance in it."""
         scale = self._options.guidance_scale
         if stage > 0 or scale == 1.0:
             return teacher
@@ -134,23 +266,36 @@ class Progressive:
         return len(first) < len(own) and own[: len(first)] == first
 
     def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
-        trained = self.stages()[stage]
+        trained, student = self.stages()[stage], self._options.student_prediction
         return Recipe(
             method=self.name,
             steps=trained.steps,
             sigmas=tuple(trained.sigmas.tolist()),
-            schedule="trailing",
+            schedule=self._options.grid.value,
             gamma=0.0,
-            prediction_type=prediction_type,
+            prediction_type=prediction_type if student is StudentPrediction.AS_TEACHER else student.value,
             noise_family=self.family.value,
             guidance_scale=self._options.guidance_scale,
         )
 
     def _schedule(self, steps: int) -> Tensor:
-        """Each halving keeps every second level: a student is trained on the very levels it will be sampled at."""
+        """A student is trained on the very levels it will be sampled at."""
         return self._finest[:: self._options.start_steps // steps]
 
     def _teacher_step(
         self, teacher: Denoiser, x: Tensor, condition: Condition, *, sigma: Tensor, sigma_next: Tensor
     ) -> Tensor:
         return self.family.jump(x, teacher(x, sigma, **condition).float(), sigma=sigma, sigma_next=sigma_next)
+
+
+def _converts(student: StudentPrediction, *, teacher: str | None) -> bool:
+    """Whether the student predicts something else than the teacher. ValueError where it cannot."""
+    if student is StudentPrediction.AS_TEACHER:
+        return False
+    if teacher not in _WITH_TABLE:
+        raise ValueError(
+            f"student_prediction is {student.value}, but the teacher's network is of the kind {teacher}; students of "
+            f"{', '.join(_WITH_TABLE)} models may predict otherwise than their teacher, for all others choose "
+            f"{StudentPrediction.AS_TEACHER.value}."
+        )
+    return student.value != teacher

@@ -1,0 +1,31 @@
+"""Distances between the student's x0 and the target's: what the loss is the weighted mean of."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from torch import Tensor
+
+PSEUDO_HUBER_C = 0.00054
+"""c over the square root of the dimension (Song and Dhariwal 2023, section 3.3)."""
+
+
+class Distance(Enum):
+    """SQUARED: the mean square |e|^2 / d of the error e over its d elements, Salimans and Ho's choice.
+
+    PSEUDO_HUBER: sqrt(|e|^2 + c^2) - c with c = 0.00054 sqrt(d) (Song and Dhariwal 2023, equation 7), over sqrt(d): so it is
+    sqrt(|e|^2 / d + 0.00054^2) - 0.00054, which does not grow with the picture, as the mean square does not either. Large
+    errors count by their size and not its square: outliers pull less.
+    """
+
+    SQUARED = "squared"
+    PSEUDO_HUBER = "pseudo_huber"
+
+    def __call__(self, squared_error: Tensor) -> Tensor:
+        """(B, ...) or (B,) whose means over all but B are the distances; squared_error: (B, ...), of each element.
+
+        The squared distance is the squared error itself, elements and all: a caller's mean is then one mean.
+        """
+        if self is Distance.SQUARED:
+            return squared_error
+        return (squared_error.flatten(1).mean(dim=1) + PSEUDO_HUBER_C**2).sqrt() - PSEUDO_HUBER_C
