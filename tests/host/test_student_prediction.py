@@ -1,0 +1,307 @@
+"""Students that predict something else than their teacher, on the host's real architectures: trained, saved, sampled."""
+
+import uuid
+
+import pytest
+import torch
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+import comfy.sample  # noqa: E402
+import comfy.samplers  # noqa: E402
+import comfy.sd  # noqa: E402
+import comfy.supported_models  # noqa: E402
+import comfy.utils  # noqa: E402
+import folder_paths  # noqa: E402
+from architectures import conditioning, kinds, noise_for, tiny  # noqa: E402
+from comfyui_fewstep.nodes import (  # noqa: E402
+    distillation,
+    host,
+    host_training,
+    methods,
+    recipes,
+    sampling,
+    students,
+)
+from comfyui_fewstep.trainers.adapters import LoRALayers, LoRAOptions  # noqa: E402
+from comfyui_fewstep.trainers.export import read_student  # noqa: E402
+from comfyui_fewstep.trainers.run_folder import RunFolder  # noqa: E402
+from test_architectures import run  # noqa: E402
+from test_lora import TRAINING, assert_whole, output, snapshot  # noqa: E402, F401
+from test_save_student import save, small_sd15  # noqa: E402, F401
+
+TO_V = {"student_prediction": "v_prediction"}
+CASES = [
+    ("sd15", "eps", TO_V),
+    ("sd15", "eps", {"student_prediction": "x0", "grid": "cosine"}),
+    ("sdxl", "eps", {**TO_V, "iterations": 40}),
+    ("sdxl", "eps", {"grid": "edm", "iterations": 40}),
+    ("sd2_v", "v_prediction", {"student_prediction": "as_teacher"}),
+    ("sd2_v", "v_prediction", {"student_prediction": "eps"}),
+    ("sd3", "flow", {"last_stages_iterations": 40}),
+]
+IDS = [f"{kind}-{'-'.join(str(value) for value in changed.values())}" for kind, _, changed in CASES]
+
+
+@torch.inference_mode()
+def distil(model, kind, *, learns="lora", name=None, iterations=20, **chosen):
+    """As the graph runs it, from 4 steps to 2. snr weighs all levels alike: networks of random weights see no x0."""
+    defaults = {
+        "start_steps": 4,
+        "target_steps": 2,
+        "weighting": "snr",
+        "learning_rate": 1e-2 if learns == "lora" else 1e-3,
+    }
+    (method,) = methods.ProgressiveDistillation().make(
+        **{**defaults, "guidance_scale": 1.5, "iterations": iterations, **chosen}
+    )
+    student = (
+        LoRAOptions(rank=8, alpha=8.0, layers=LoRALayers.LINEAR_AND_CONV)
+        if learns == "lora"
+        else students.FullWeights()
+    )
+    return distillation.Distill().distil(
+        model,
+        latents={"samples": noise_for(model, seed=1, batch=8)},
+        positive=conditioning(kind, seed=2),
+        negative=conditioning(kind, seed=5),
+        method=method,
+        student=student,
+        run_name=name or uuid.uuid4().hex,
+        **{**TRAINING, "batch_size": 8},
+    )
+
+
+@torch.inference_mode()
+def draw(model, kind, sampler, sigmas):
+    """SamplerCustom at cfg 1."""
+    prompts = {"positive": conditioning(kind, seed=2), "negative": conditioning(kind, seed=5)}
+    empty = {"samples": torch.zeros_like(noise_for(model))}
+    inputs = {"add_noise": True, "noise_seed": 7, "cfg": 1.0, "sampler": sampler, "sigmas": sigmas}
+    return run("SamplerCustom", model=model, **inputs, **prompts, latent_image=empty)["samples"]
+
+
+def prediction(model):
+    return host.prediction_type(host.model_sampling_of(model))
+
+
+def by_loader(model, learns, name):
+    """The student's published file through the host's own loader and Apply Recipe; its sampler and levels."""
+    folder = "loras" if learns == "lora" else "diffusion_models"
+    listed = next(f for f in (folder, "unet") if f in folder_paths.folder_names_and_paths)
+    file = f"fewstep/{name}.safetensors"
+    if learns == "lora":
+        plain = run("LoraLoaderModelOnly", model=model, lora_name=file, strength_model=1.0)
+    else:
+        network = host_training.trainable_copy(model)
+        network.diffusion_model.load_state_dict(comfy.utils.load_torch_file(folder_paths.get_full_path(listed, file)))
+        plain = host_training.model_from(network, like=model)
+    return recipes.ApplyRecipe().apply(plain, recipes.FROM_FILE, file=f"{listed}/{file}")[:3]
+
+
+@pytest.mark.parametrize("learns", ["lora", "full"])
+@pytest.mark.parametrize(("kind", "teacher", "chosen"), CASES, ids=IDS)
+def test_it_learns_and_the_host_samples_it_as_we_do(kind, teacher, chosen, learns, output):  # noqa: F811
+    model = tiny(kind)
+    assert prediction(model) == teacher
+    before = snapshot(model)
+    student, _, name, _ = distil(model, kind, learns=learns, **chosen)
+    assert_whole(model, before)
+
+    losses = RunFolder(output / "fewstep" / "runs", name).losses()
+    wanted = chosen.get("student_prediction", "as_teacher")
+    converted = [] if wanted == "as_teacher" else [f"conversion to {wanted}"]
+    assert list(losses) == [*converted, "4 to 2 steps"]
+    for stage, values in losses.items():
+        assert values[-1] < 0.97 * values[0], stage
+
+    _, recipe, _ = read_student(output / "fewstep" / "runs" / name / "student.safetensors")
+    expected = wanted if converted else teacher
+    assert (recipe.prediction_type, recipe.schedule) == (expected, chosen.get("grid", "trailing"))
+    assert prediction(student) == expected
+
+    sigmas = torch.tensor(recipe.sigmas)
+    (ours,) = sampling.LightningSampler().make()
+    drawn = draw(student, kind, ours, sigmas)
+    assert torch.isfinite(drawn).all()
+    assert torch.equal(drawn, draw(student, kind, run("KSamplerSelect", sampler_name="euler"), sigmas))
+    with torch.inference_mode():
+        loaded, sampler, levels = students.LoadStudent().load(model, f"{name} (run)")
+        assert torch.equal(levels, sigmas)
+        assert torch.equal(draw(loaded, kind, sampler, levels), drawn)
+        applied, sampler, levels = by_loader(model, learns, name)
+        assert prediction(applied) == expected
+        torch.testing.assert_close(draw(applied, kind, sampler, levels), drawn, atol=1e-5, rtol=1e-5)
+    if recipe.schedule == "trailing" and "fewstep_trailing" in comfy.samplers.KSampler.SCHEDULERS:
+        assert torch.equal(stock_ksampler(student, kind), drawn)
+
+
+@torch.inference_mode()
+def stock_ksampler(student, kind):
+    prompts = {"positive": conditioning(kind, seed=2), "negative": conditioning(kind, seed=5)}
+    empty = {"samples": torch.zeros_like(noise_for(student))}
+    settings = {"seed": 7, "steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "fewstep_trailing"}
+    return run("KSampler", model=student, **settings, **prompts, latent_image=empty)["samples"]
+
+
+@pytest.mark.parametrize("learns", ["lora", "full"])
+@pytest.mark.parametrize(("kind", "wanted"), [("sd15", "v_prediction"), ("sdxl", "x0"), ("sd2_v", "eps")])
+def test_the_student_is_read_otherwise_than_its_first_teacher(kind, wanted, learns):
+    """The teacher as the MODEL itself, until it is a copy of the student; the student as the MODEL that it becomes."""
+    model, x, sigma = tiny(kind), noise_for(tiny(kind)), torch.tensor([0.6, 9.0])
+    own = prediction(model)
+    chosen = LoRAOptions(rank=4, alpha=4.0) if learns == "lora" else students.FullWeights()
+    with torch.inference_mode(False):
+        condition = host_training.condition_for_training(model, conditioning(kind), latents=x, name="positive")
+        condition = {name: value.expand(2, *value.shape[1:]) for name, value in condition.items()}
+        with torch.no_grad():
+            plain = host_training.as_denoiser(host_training.loaded(model))(x, sigma, **condition)
+        with students.student_of(model, chosen, seed=0, prediction=wanted) as student, torch.no_grad():
+            for value in student.parameters():
+                value.add_(0.02 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1)))
+            taught = student.teacher(x, sigma, **condition)
+            learning = student.denoiser(x, sigma, **condition)
+            state = {name: value.clone() for name, value in student.state_dict().items()}
+            student.promote()
+            promoted = student.teacher(x, sigma, **condition)
+            student.load_state_dict(state)
+            back = student.teacher(x, sigma, **condition)
+            tensors = student.exported()
+            made = students.with_student(model, tensors, lora=learns == "lora", prediction=wanted)
+        with torch.no_grad():
+            finished = host_training.as_denoiser(host_training.loaded(made))(x, sigma, **condition)
+        made.unpatch_model()
+    torch.testing.assert_close(taught, plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(back, plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(promoted, learning, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(finished, learning, atol=1e-4, rtol=1e-4)
+    assert (learning - taught).abs().max() > 0.1
+    assert (prediction(model), prediction(made)) == (own, wanted)
+    assert host.prediction_type(model.model.model_sampling) == own, "the MODEL's network is as it was"
+
+
+@pytest.mark.parametrize("learns", ["lora", "full"])
+@pytest.mark.parametrize("stop", [3, 9])
+def test_a_cancelled_conversion_goes_on_bit_for_bit(stop, learns, output, monkeypatch):  # noqa: F811
+    model = tiny("sd15")
+    before = snapshot(model)
+    chosen = {**TO_V, "iterations": 6, "learns": learns}
+    whole = distil(model, "sd15", name="whole", **chosen)[2]
+    calls = []
+
+    def cancel():
+        calls.append(1)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(host, "check_cancelled", cancel)
+        distil(model, "sd15", name="stopped", **chosen)
+    assert_whole(model, before)
+    resumed = distil(model, "sd15", name="stopped", **chosen)[2]
+    one, other = (
+        read_student(output / "fewstep" / "runs" / name / "student.safetensors")[0] for name in (whole, resumed)
+    )
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_sdxl(monkeypatch):
+    """The host takes the tiny UNet for SDXL's."""
+    wanted = {
+        **comfy.supported_models.SDXL.unet_config,
+        "model_channels": 32,
+        "transformer_depth": [0, 2],
+    }
+    monkeypatch.setattr(comfy.supported_models.SDXL, "unet_config", wanted)
+
+
+def saved_and_loaded(model, kind, output_folder, **chosen):
+    """(student, the checkpoint as the host's loader reads it, its name)"""
+    student, _, name, _ = distil(model, kind, iterations=5, **chosen)
+    (file,) = save(model, name)["result"]
+    with torch.inference_mode():
+        loaded, *_ = comfy.sd.load_checkpoint_guess_config(
+            str(output_folder / "checkpoints" / file), output_vae=False, output_clip=False
+        )
+    return student, loaded, f"checkpoints/{file}"
+
+
+@pytest.mark.parametrize("learns", ["lora", "full"])
+def test_a_saved_v_student_of_sd15_is_read_by_apply_recipe(learns, small_sd15, output):  # noqa: F811
+    """The host cannot tell from the file and takes it for eps; the recipe in it knows."""
+    model = tiny("sd15")
+    student, loaded, file = saved_and_loaded(model, "sd15", output, learns=learns, **TO_V)
+    assert prediction(loaded) == "eps"
+    with torch.inference_mode():
+        applied, sampler, sigmas, *_ = recipes.ApplyRecipe().apply(loaded, recipes.FROM_FILE, file=file)
+    assert prediction(applied) == "v_prediction"
+    expected = draw(student, "sd15", sampler, sigmas)
+    torch.testing.assert_close(draw(applied, "sd15", sampler, sigmas), expected, atol=1e-5, rtol=1e-5)
+    assert (draw(loaded, "sd15", sampler, sigmas) - expected).abs().max() > 0.1
+
+
+def test_a_saved_v_student_of_sdxl_is_known_by_the_host(small_sdxl, output):  # noqa: F811
+    model = tiny("sdxl")
+    student, loaded, file = saved_and_loaded(model, "sdxl", output, **TO_V)
+    assert prediction(loaded) == "v_prediction"
+    with torch.inference_mode():
+        applied, sampler, sigmas, *_ = recipes.ApplyRecipe().apply(loaded, recipes.FROM_FILE, file=file)
+    expected = draw(student, "sdxl", sampler, sigmas)
+    for made in (loaded, applied):
+        torch.testing.assert_close(draw(made, "sdxl", sampler, sigmas), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_nodes_options_reach_the_training(output):  # noqa: F811
+    model = tiny("sd15")
+
+    def trained(**chosen):
+        *_, name, lora = distil(model, "sd15", iterations=3, **chosen)
+        steps = [line["stage_iterations"] for line in RunFolder(output / "fewstep" / "runs", name).metrics()]
+        return lora, steps
+
+    plain, steps = trained()
+    assert steps == [3]
+    for changed in ({"distance": "pseudo_huber"}, {"grid": "edm"}, {"student_prediction": "eps"}):
+        other, _ = trained(**changed)
+        same = all(torch.equal(other[key], value) for key, value in plain.items())
+        assert same == ("student_prediction" in changed), "an eps-model has nothing to be converted to"
+    assert trained(**TO_V, conversion_iterations=2, last_stages_iterations=4)[1] == [2, 4]
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", kinds("sd3", "flux"))
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        (TO_V, "student_prediction is v_prediction, but the teacher's network is of the kind flow; .* as_teacher"),
+        ({"grid": "cosine"}, "grid is cosine, but this is a flow model; allowed is trailing"),
+    ],
+)
+def test_what_a_flow_model_cannot_do_is_refused_before_any_work(kind, chosen, said, output):  # noqa: F811
+    with pytest.raises(ValueError, match=said):
+        distil(tiny(kind), kind, name="refused", **chosen)
+    assert not (output / "fewstep" / "runs" / "refused").exists()
+
+
+def test_a_v_student_of_an_eps_model_is_not_put_on_a_v_model(output):  # noqa: F811
+    *_, name, _ = distil(tiny("sd15"), "sd15", iterations=2, **TO_V)
+    with pytest.raises(
+        ValueError, match=r"distilled from a variance_exploding eps model, but the connected .* v_predic"
+    ):
+        students.LoadStudent().load(host.with_model_sampling(tiny("sd15"), prediction="v_prediction"), f"{name} (run)")
+
+
+@pytest.mark.parametrize("name", ["conversion_iterations", "last_stages_iterations"])
+def test_bad_counts_are_refused_where_they_are_typed(name):
+    typed = {"start_steps": 8, "target_steps": 4, "iterations": 10}
+    validate = methods.ProgressiveDistillation.VALIDATE_INPUTS
+    assert validate(**typed, **{name: 5}) is True
+    assert validate(**typed, **{name: None}) is True
+    assert f"{name} is -1" in validate(**typed, **{name: -1})
