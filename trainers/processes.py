@@ -141,13 +141,15 @@ class Processes:
 
     # --- agreement ---------------------------------------------------------------------------------------------------
 
-    def agree(self, error: BaseException | None = None) -> BaseException | None:
+    def agree(self, error: BaseException | None = None, *, signals: bool = True) -> BaseException | None:
         """What stops all processes now, or None: an error that any of them brings here, or a signal that any has got.
+
+        signals: whether those count here; else they are kept for the next agreement, where the state can be saved.
 
         The process that brings an error gets it back. The others get a ValueError as it is, and StoppedElsewhere for
         all else.
         """
-        if error is None and self._signal is not None:
+        if error is None and signals and self._signal is not None:
             error = KeyboardInterrupt(f"stopped by {signal.Signals(self._signal).name}")
         if self.count == 1:
             return error
@@ -178,7 +180,7 @@ class Processes:
                 value = action()
             except BaseException as raised:
                 error = raised
-        stop = self.agree(error)
+        stop = self.agree(error, signals=False)
         if stop is not None:
             raise stop
         return self._from_first(value)

@@ -171,8 +171,12 @@ class RunFolder:
             tensors, metadata = read_tensors(newest)
             return tensors, json.loads(metadata["fewstep.position"])
         except (ValueError, KeyError) as error:
-            older = f"to go on from {existing[-2].name}" if len(existing) > 1 else "to begin the run anew"
+            older = f"to go on from {existing[-2].name}" if len(existing) > 1 else self._without_checkpoints()
             raise ValueError(f"the run {self.name!r} cannot be resumed: {error} Delete {newest} {older}.") from error
+
+    def _without_checkpoints(self) -> str:
+        kept = any((self.path / "stages").glob("*.safetensors"))
+        return "to go on from the student of the last finished stage" if kept else "to begin the run anew"
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""

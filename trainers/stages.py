@@ -47,7 +47,7 @@ class KeptStages:
 
     def ended(self, stage: int) -> None:
         """The stage's result is in the student's weights, and its teacher still teaches."""
-        stop = self.processes.agree(self._compare_on_first(stage))
+        stop = self.processes.agree(self._compare_on_first(stage), signals=False)
         if stop is not None:
             raise stop
         self._keep(self.student.exported(), stage)

@@ -4,15 +4,19 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import shutil
+import signal
 
 import pytest
 import torch
 from comfyui_fewstep.samplers.few_step import sample_few_step
 from comfyui_fewstep.samplers.noise import NoiseFamily
+from comfyui_fewstep.trainers import stages
 from comfyui_fewstep.trainers.adapters import Adapters, LoRALayers, LoRAOptions
 from comfyui_fewstep.trainers.export import read_student
 from comfyui_fewstep.trainers.options import TrainOptions
+from comfyui_fewstep.trainers.processes import Processes
 from comfyui_fewstep.trainers.stages import compared
 from comfyui_fewstep.trainers.student import FullWeightsStudent, LoRAStudent
 from gaussian import FAMILIES
@@ -85,6 +89,42 @@ def test_a_resume_writes_the_missing_student_of_the_stage_before(iteration, tmp_
     shutil.rmtree(broken.run.path / "stages")
     execute(broken)
     assert_equal_students(students(broken.run), students(whole.run))
+
+
+def test_a_signal_between_two_stages_waits_for_the_next_iteration(tmp_path, monkeypatch):
+    """Where the state can be saved: before, the stage's last iterations would be lost."""
+    whole, broken = distillation(tmp_path / "a"), distillation(tmp_path / "b")
+    execute(whole)
+    compared_before = stages.compared
+
+    def interrupted(*arguments, **others):
+        os.kill(os.getpid(), signal.SIGINT)
+        return compared_before(*arguments, **others)
+
+    monkeypatch.setattr(stages, "compared", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT"), Processes() as processes:
+        execute(dataclasses.replace(broken, processes=processes))
+    monkeypatch.undo()
+    assert broken.run.checkpoints()[-1].stem == "00000013"
+    execute(broken)
+    assert_equal_students(students(broken.run), students(whole.run))
+
+
+def test_a_damaged_checkpoint_says_that_the_stage_is_kept(tmp_path):
+    made = distillation(tmp_path)
+    with pytest.raises(Stopped):
+        execute(made, [stop_at(13)])
+    first, newest = made.run.checkpoints()
+    first.unlink()
+    newest.write_bytes(newest.read_bytes()[:-9])
+    with pytest.raises(
+        ValueError, match=f"Delete .*{newest.name} to go on from the student of the last finished stage"
+    ):
+        execute(made)
+    newest.unlink()
+    seen = []
+    execute(made, [lambda metrics: seen.append(metrics.iteration)])
+    assert seen == list(range(13, 25))
 
 
 # --- further halvings ------------------------------------------------------------------------------------------------
@@ -192,10 +232,10 @@ def test_stages_of_other_lengths_are_not_the_first_of_this_run(tmp_path):
     longer = distillation(tmp_path, target_steps=2).method
     recorded = distillation(tmp_path, target_steps=8).method.options()
     assert longer.continues(recorded)
-    stages = type(longer).stages
+    inherited = type(longer).stages
 
     def uneven(self):
-        found = stages(self)
+        found = inherited(self)
         return [
             stage if stage is not found[-1] else type(stage)(**{**vars(stage), "iterations": 99}) for stage in found
         ]
