@@ -16,17 +16,24 @@ import comfy.utils  # noqa: E402
 import folder_paths  # noqa: E402
 from architectures import conditioning, kinds, noise_for, tiny  # noqa: E402
 from comfyui_fewstep.nodes import (  # noqa: E402
+    demo,
+    digits_model,
     distillation,
     host,
     host_training,
     methods,
     recipes,
+    running,
     sampling,
     students,
 )
 from comfyui_fewstep.trainers.adapters import LoRALayers, LoRAOptions  # noqa: E402
+from comfyui_fewstep.trainers.data import TensorData  # noqa: E402
+from comfyui_fewstep.trainers.distillation import Distillation  # noqa: E402
 from comfyui_fewstep.trainers.export import read_student  # noqa: E402
+from comfyui_fewstep.trainers.options import TrainOptions  # noqa: E402
 from comfyui_fewstep.trainers.run_folder import RunFolder  # noqa: E402
+from comfyui_fewstep.trainers.targets.progressive import Grid, ProgressiveOptions  # noqa: E402
 from test_architectures import run  # noqa: E402
 from test_lora import TRAINING, assert_whole, output, snapshot  # noqa: E402, F401
 from test_save_student import save, small_sd15  # noqa: E402, F401
@@ -271,6 +278,29 @@ def test_the_nodes_options_reach_the_training(output):  # noqa: F811
         same = all(torch.equal(other[key], value) for key, value in plain.items())
         assert same == ("student_prediction" in changed), "an eps-model has nothing to be converted to"
     assert trained(**TO_V, conversion_iterations=2, last_stages_iterations=4)[1] == [2, 4]
+
+
+def test_evaluate_digits_samples_on_the_grid_of_the_run(output, monkeypatch):  # noqa: F811
+    """The student on every second level of its start_steps, which an EDM grid of its own steps would not be."""
+    model, sampled = digits_model.load_teacher(), []
+    values = {"start_steps": 8, "target_steps": 2, "iterations": 1, "weighting": "snr", "learning_rate": 1e-3}
+    options = ProgressiveOptions.read({**values, "guidance_scale": 1.0, "grid": "edm"})
+    made = Distillation(
+        run=RunFolder(output / "fewstep" / "runs", "digits"),
+        method=running.method_on(model, options, unconditional=None),
+        data=TensorData(x0=torch.zeros(1, 4, 4, 4), condition={}),
+        options=TrainOptions(),
+        teacher_sha256="0",
+        prediction_type="v_prediction",
+    )
+    made.run.claim(made.description())
+    monkeypatch.setattr(host, "sample", lambda model, sampler, sigmas, *, noise, **_: sampled.append(sigmas) or noise)
+    demo.EvaluateDigits().evaluate(model, model, "8, 3", "2, 4", 1.0, 10, 0, "digits")
+    levels = host.noise_levels(host.model_sampling_of(model))
+    fine = Grid.EDM.sigmas(8, table=levels)
+    expected = [fine, Grid.EDM.sigmas(3, table=levels), fine[::4], fine[::2]]
+    assert all(torch.equal(one, other) for one, other in zip(sampled, expected, strict=True))
+    assert torch.equal(made.method.stages()[-1].sigmas, sampled[2])
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
