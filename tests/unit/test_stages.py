@@ -19,6 +19,7 @@ from comfyui_fewstep.trainers.options import TrainOptions
 from comfyui_fewstep.trainers.processes import Processes
 from comfyui_fewstep.trainers.stages import compared
 from comfyui_fewstep.trainers.student import FullWeightsStudent, LoRAStudent
+from comfyui_fewstep.trainers.weighting import Weighting
 from gaussian import FAMILIES
 from test_progressive import TinyNetwork, as_denoiser, batch, conditional_teacher, method
 from test_run import TRAINING, Stopped, distillation, execute, stop_at
@@ -130,7 +131,10 @@ def test_a_damaged_checkpoint_says_that_the_stage_is_kept(tmp_path):
 # --- further halvings ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("stopped_at", "lost"), [(None, None), (None, "checkpoints"), (None, "stages"), (7, None)])
+@pytest.mark.parametrize(
+    ("stopped_at", "lost"),
+    [(None, ""), (None, "checkpoints"), (None, "stages"), (None, "checkpoints stages"), (7, "")],
+)
 def test_an_extended_run_is_the_run_that_was_asked_for_at_once(stopped_at, lost, tmp_path):
     """Bit for bit: a finished run by its checkpoint or, without any, by its student, and one that is amid its last stage."""
     training = dataclasses.replace(TRAINING, ema_decay=0.7)
@@ -140,8 +144,8 @@ def test_an_extended_run_is_the_run_that_was_asked_for_at_once(stopped_at, lost,
     with contextlib.suppress(Stopped):
         execute(first, [stop_at(stopped_at)])
     assert first.run.finished == (stopped_at is None)
-    if lost:
-        shutil.rmtree(first.run.path / lost)
+    for folder in lost.split():
+        shutil.rmtree(first.run.path / folder)
     seen, further = [], distillation(tmp_path / "b", target_steps=2, training=training)
     weights, done = execute(further, [lambda metrics: seen.append(metrics.iteration)])
     assert done
@@ -199,6 +203,8 @@ def test_a_crash_amid_the_extension_loses_nothing(tmp_path, monkeypatch):
         distillation(tmp_path, target_steps=4).finished()
     monkeypatch.undo()
     assert not made.run.finished
+    with pytest.raises(ValueError, match=r"holds another run.*training.seed"):
+        distillation(tmp_path, training=TrainOptions(batch_size=8, seed=5)).finished()
     again, _ = execute(made, [stop_at(1)])
     assert all(torch.equal(again[name], weights[name]) for name in weights)
     assert made.run.finished
@@ -214,6 +220,7 @@ def _crash(*_):
         ({"target_steps": 8}, "method.target_steps: there 4, here 8"),
         ({"target_steps": 2, "start_steps": 32}, "method.start_steps"),
         ({"target_steps": 2, "learning_rate": 2e-3}, "method.learning_rate"),
+        ({"target_steps": 2, "weighting": Weighting.SNR}, "method.weighting"),
         ({"target_steps": 2, "training": TrainOptions(batch_size=8, seed=5)}, "training.seed"),
         ({"target_steps": 2, "teacher": "b" * 64}, "teacher_sha256"),
     ],

@@ -263,7 +263,7 @@ class Progressive:
         if {**earlier.options(), "target_steps": self._options.target_steps} != self.options():
             return False
         first, own = ([(s.name, s.iterations, s.learning_rate) for s in of.stages()] for of in (earlier, self))
-        return len(first) < len(own) and own[: len(first)] == first
+        return own[: len(first)] == first
 
     def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
         trained, student = self.stages()[stage], self._options.student_prediction
