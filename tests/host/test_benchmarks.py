@@ -1,9 +1,12 @@
-"""The training benchmark at its smallest, in the shapes that are measured on a GPU."""
+"""The benchmarks at their smallest; that of training in the shapes that are measured on a GPU."""
 
+import dataclasses
+import json
 import re
 
 import pytest
-from comfyui_fewstep.benchmarks import training
+from comfyui_fewstep.benchmarks import progressive, training
+from PIL import Image
 
 
 def test_the_training_benchmark_measures_time_and_memory(tmp_path):
@@ -19,3 +22,32 @@ def test_the_training_benchmark_measures_time_and_memory(tmp_path):
     floor, loop, ratio, less, saved, _ = memories
     assert ratio == pytest.approx(loop / floor, rel=0.02)
     assert saved == pytest.approx(less / floor, rel=0.02)
+
+
+SMALL = "--seeds 2 --pictures 100 --start-steps 4 --iterations 2 --last-iterations 3"
+
+
+def test_the_progressive_benchmark_scores_every_halving_of_every_seed(tmp_path):
+    progressive.main([*SMALL.split(), "--folder", str(tmp_path)])
+    figures = json.loads((tmp_path / "progressive.json").read_text())
+    assert [(s["steps"], s["nfe"]) for s in figures["teacher"]] == [(4, 8), (2, 4), (1, 2)]
+    first, second = figures["seeds"]
+    assert [(s["score"]["steps"], s["score"]["nfe"], s["iterations"]) for s in first] == [(2, 2, 3), (1, 1, 3)]
+    assert all(a["score"]["frechet"] != b["score"]["frechet"] for a, b in zip(first, second, strict=True))
+    assert all(stage["seconds"] > 0 and stage["score"]["accuracy"] > 0.8 for stage in first + second)
+    page = (tmp_path / "progressive.md").read_text()
+    mean = sum(stages[1]["score"]["frechet"] for stages in figures["seeds"]) / 2
+    assert re.search(rf"\| student \| 1 \| 1 \| {mean:.2f} \(", page)
+    assert f"1 steps: {mean / figures['teacher'][0]['frechet']:.2f} times the teacher's distance" in page
+    for name in ("progressive", "progressive_pictures"):
+        assert min(Image.open(tmp_path / f"{name}.png").size) > 100
+
+
+def test_the_ablation_has_a_row_for_each_weighting(tmp_path, monkeypatch):
+    small = dataclasses.replace(progressive.ABLATION, start_steps=4, iterations=1, last_iterations=2)
+    monkeypatch.setattr(progressive, "ABLATION", small)
+    progressive.main(["--ablation", "--seeds", "1", "--pictures", "100", "--folder", str(tmp_path)])
+    rows = json.loads((tmp_path / "progressive_ablation.json").read_text())["rows"]
+    assert [row["weighting"] for row in rows] == ["truncated_snr", "snr_plus_one", "snr", "constant"]
+    by_steps = [{row["over_teacher"][steps] for row in rows} for steps in ("2", "1")]
+    assert [len(ratios) for ratios in by_steps] == [4, 4], "each was trained with its own"

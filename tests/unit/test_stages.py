@@ -17,6 +17,7 @@ from comfyui_fewstep.trainers.adapters import Adapters, LoRALayers, LoRAOptions
 from comfyui_fewstep.trainers.export import read_student
 from comfyui_fewstep.trainers.options import TrainOptions
 from comfyui_fewstep.trainers.processes import Processes
+from comfyui_fewstep.trainers.run_folder import RunFolder
 from comfyui_fewstep.trainers.stages import compared
 from comfyui_fewstep.trainers.student import FullWeightsStudent, LoRAStudent
 from comfyui_fewstep.trainers.weighting import Weighting
@@ -78,6 +79,22 @@ def test_a_broken_run_keeps_the_same_students(iteration, tmp_path):
     execute(broken)
     assert_equal_students(students(broken.run), students(whole.run))
     assert broken.run.comparisons() == whole.run.comparisons()
+
+
+def test_a_crash_after_a_stages_student_and_before_its_checkpoint_does_the_stage_again(tmp_path, monkeypatch):
+    whole, broken = distillation(tmp_path / "a"), distillation(tmp_path / "b")
+    execute(whole)
+    save = RunFolder.save_checkpoint
+    monkeypatch.setattr(
+        RunFolder, "save_checkpoint", lambda run, at, *state: _crash() if at == 12 else save(run, at, *state)
+    )
+    with pytest.raises(Stopped):
+        execute(broken)
+    monkeypatch.undo()
+    assert (len(broken.run.comparisons()), broken.run.checkpoints()[-1].stem) == (1, "00000007")
+    execute(broken)
+    assert broken.run.comparisons() == whole.run.comparisons()
+    assert_equal_students(students(broken.run), students(whole.run))
 
 
 @pytest.mark.parametrize("iteration", [13, 18, 24])
