@@ -30,7 +30,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 TEACHER_STEPS = (64, 32, 16, 8, 4, 2, 1)
 PREDICTIONS = (AS_TEACHER,)
 """Of the student, in the ablation. The demo teacher predicts v."""
-ABLATION = Settings(start_steps=8, iterations=150, last_iterations=300)
+ABLATION = Settings(start_steps=16, iterations=150, last_iterations=300)
 
 
 def reports(bench: Bench, settings: Settings, *, seeds: int) -> Iterator[dict[str, Any]]:
