@@ -55,6 +55,7 @@ def quality_chart(scores: Sequence[Score]) -> Tensor:
         axis.grid(alpha=0.3)
         axis.legend()
     axes[0].set_yscale("log")
+    axes[1].set_ylim(min(0.9, *(score.accuracy for score in scores)), 1.005)
     return _render(figure)
 
 
