@@ -230,7 +230,7 @@ def small_sdxl(monkeypatch):
 def saved_and_loaded(model, kind, output_folder, **chosen):
     """(student, the checkpoint as the host's loader reads it, its name)"""
     student, _, name, _ = distil(model, kind, iterations=5, **chosen)
-    (file,) = save(model, name)["result"]
+    (file,) = save(model, name, name=name)["result"]  # of its own: the host looks in the folders of earlier tests too
     with torch.inference_mode():
         loaded, *_ = comfy.sd.load_checkpoint_guess_config(
             str(output_folder / "checkpoints" / file), output_vae=False, output_clip=False
