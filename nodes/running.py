@@ -53,6 +53,7 @@ def teacher_sha256(model: Any) -> str:
     return tensors_sha256(host_training.network_state_dict(host_training.loaded(model)))
 
 
+@host_training.memory_given_back()
 def execute(
     distillation: Distillation,
     student: students.StudentOptions,
@@ -62,22 +63,8 @@ def execute(
     show: Callable[[Preview | None], Observer],
 ) -> None:
     """Trains and exports what is left of the run; show makes the observer. The caller holds the run's lock."""
-    _require_possible(distillation.options, student, processes=distillation.processes)
-    try:
-        _train(distillation, student, model=model, vae=vae, show=show)
-    finally:
-        host_training.free_memory()  # when nothing here holds a part of the run any more
-
-
-def _train(
-    distillation: Distillation,
-    student: students.StudentOptions,
-    *,
-    model: Any,
-    vae: Any,
-    show: Callable[[Preview | None], Observer],
-) -> None:
     options = distillation.options
+    _require_possible(options, student, processes=distillation.processes)
     with students.student_of(
         model,
         student,
