@@ -23,12 +23,13 @@ from torch import Tensor
 
 from ..trainers.charts import picture_grid, quality_chart
 from ..trainers.evaluate import Score
+from ..trainers.targets.progressive import StudentPrediction
 from ..trainers.weighting import Weighting
-from .progressive_setup import AS_TEACHER, Bench, Settings
+from .progressive_setup import Bench, Settings
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TEACHER_STEPS = (64, 32, 16, 8, 4, 2, 1)
-PREDICTIONS = (AS_TEACHER,)
+PREDICTIONS = (StudentPrediction.AS_TEACHER,)
 """Of the student, in the ablation. The demo teacher predicts v."""
 ABLATION = Settings(start_steps=16, iterations=150, last_iterations=300)
 
@@ -41,7 +42,7 @@ def reports(bench: Bench, settings: Settings, *, seeds: int) -> Iterator[dict[st
         with tempfile.TemporaryDirectory() as folder:
             trained.append(bench.distilled(settings, seed=seed, folder=Path(folder)))
         yield {
-            "settings": {**dataclasses.asdict(settings), "weighting": settings.weighting.value},
+            "settings": settings.written(),
             "pictures": bench.pictures,
             "machine": machine(),
             "teacher": [dataclasses.asdict(score) for score in teacher],
@@ -148,13 +149,13 @@ def ablation(*, seeds: int, pictures: int) -> tuple[dict[str, Any], str]:
             stages[0]["score"]["steps"]: statistics.mean(stage["score"]["frechet"] for stage in stages) / best
             for stages in zip(*found, strict=True)
         }
-        rows.append({"prediction": prediction, "weighting": weighting.value, "over_teacher": ratios})
+        rows.append({"prediction": prediction.value, "weighting": weighting.value, "over_teacher": ratios})
         cells = " | ".join(f"{ratio:.2f}" for ratio in ratios.values())
-        lines.append(f"| {prediction} | {weighting.value} | {cells} |")
+        lines.append(f"| {prediction.value} | {weighting.value} | {cells} |")
         print(lines[-1], flush=True)
     steps = " | ".join(f"{steps} steps" for steps in rows[0]["over_teacher"])
     head = [f"| student predicts | weighting | {steps} |", f"|---|---|{'--:|' * len(rows[0]['over_teacher'])}"]
-    equal = {**dataclasses.asdict(ABLATION), "weighting": None, "prediction": None}
+    equal = {**ABLATION.written(), "weighting": None, "prediction": None}
     return {"settings": equal, "machine": machine(), "rows": rows}, "\n".join([*head, *lines])
 
 

@@ -15,8 +15,7 @@ from torch import Tensor
 from ..samplers.few_step import draw_from_noise
 from ..samplers.noise import Denoiser, NoiseFamily, guided
 from ..samplers.schedules import trailing_sigmas
-from ..trainers.data import TensorData
-from ..trainers.digits import DIGITS, load_pictures, to_latents, to_pictures
+from ..trainers.digits import DIGITS, to_pictures, training_data
 from ..trainers.distillation import Distillation
 from ..trainers.evaluate import Score
 from ..trainers.export import read_student
@@ -25,11 +24,11 @@ from ..trainers.method import Stage
 from ..trainers.options import TrainOptions
 from ..trainers.run_folder import RunFolder
 from ..trainers.student import FullWeightsStudent
-from ..trainers.targets.progressive import Progressive, ProgressiveOptions
+from ..trainers.targets.progressive import Progressive, ProgressiveOptions, StudentPrediction
 from ..trainers.weighting import Weighting
 
 FAMILY = NoiseFamily.VARIANCE_EXPLODING
-AS_TEACHER = "as_teacher"
+TEACHER_PREDICTION = "v_prediction"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,17 +43,11 @@ class Settings:
     guidance_scale: float = 1.5
     ema_decay: float = 0.0
     weighting: Weighting = Weighting.TRUNCATED_SNR
-    prediction: str = AS_TEACHER
+    prediction: StudentPrediction = StudentPrediction.AS_TEACHER
 
-
-class _Longer(Progressive):
-    """The method with more iterations for the last halvings, which the paper trains twice as long."""
-
-    last_iterations = 0
-
-    def stages(self) -> list[Stage]:
-        stages = super().stages()
-        return [dataclasses.replace(s, iterations=self.last_iterations) if s.steps <= 2 else s for s in stages]
+    def written(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**dataclasses.asdict(self), "weighting": self.weighting.value, "prediction": self.prediction.value}
 
 
 class Bench:
@@ -64,8 +57,10 @@ class Bench:
         from ..commands.embedded import import_host
 
         import_host()
-        from ..nodes import demo, digits_model, host
+        from ..nodes import demo, digits_model, host, host_training
 
+        self._read, self._copy = digits_model.as_denoiser, host_training.trainable_copy
+        self._named_weights = host_training.network_state_dict
         self.pictures = pictures
         self._model = digits_model.load_teacher()
         self._table = host.noise_levels(host.model_sampling_of(self._model))
@@ -79,9 +74,7 @@ class Bench:
 
     def teacher(self, steps: int) -> Score:
         """By DDIM, guided. The first that is asked for is the reference of PSNR."""
-        denoiser = guided(
-            as_denoiser(self._model.model), guidance_scale=self._guidance_scale, unconditional=self._empty
-        )
+        denoiser = guided(self._read(self._model.model), guidance_scale=self._guidance_scale, unconditional=self._empty)
         nfe = steps if self._guidance_scale == 1.0 else 2 * steps
         return self._score("teacher", denoiser, trailing_sigmas(steps, table=self._table), nfe=nfe)
 
@@ -107,19 +100,17 @@ class Bench:
     def distilled(self, settings: Settings, *, seed: int, folder: Path) -> list[dict[str, Any]]:
         """Trains a run in folder and scores the student of every stage: its score, iterations and seconds of training."""
         method = self._method(settings)
-        from ..nodes import host_training
-
-        networks = [host_training.trainable_copy(self._model) for _ in range(2)]
-        student = FullWeightsStudent(*networks, as_denoiser=as_denoiser, named_weights=host_training.network_state_dict)
+        networks = [self._copy(self._model) for _ in range(2)]
+        student = FullWeightsStudent(*networks, as_denoiser=self._read, named_weights=self._named_weights)
         distillation = Distillation(
             run=RunFolder(folder, "run"),
             method=method,
-            data=digits(self._empty),
+            data=training_data(unconditional=self._empty),
             options=TrainOptions(
                 batch_size=settings.batch_size, seed=seed, ema_decay=settings.ema_decay, checkpoint_every=10**6
             ),
             teacher_sha256="0" * 64,
-            prediction_type="v_prediction",
+            prediction_type=TEACHER_PREDICTION,
         )
         ends = [0.0]
 
@@ -136,43 +127,23 @@ class Bench:
         ]
 
     def _method(self, settings: Settings) -> Progressive:
-        chosen = {} if settings.prediction == AS_TEACHER else {"student_prediction": settings.prediction}
-        options = ProgressiveOptions.read(
-            {
-                "start_steps": settings.start_steps,
-                "target_steps": 1,
-                "iterations": settings.iterations,
-                "weighting": settings.weighting.value,
-                "learning_rate": settings.learning_rate,
-                "guidance_scale": settings.guidance_scale,
-                **chosen,
-            }
+        options = ProgressiveOptions(
+            start_steps=settings.start_steps,
+            target_steps=1,
+            iterations=settings.iterations,
+            weighting=settings.weighting,
+            learning_rate=settings.learning_rate,
+            guidance_scale=settings.guidance_scale,
+            student_prediction=settings.prediction,
+            last_stages_iterations=settings.last_iterations,
         )
-        method = _Longer(options, family=FAMILY, table=self._table, unconditional=self._empty)
-        method.last_iterations = settings.last_iterations
-        return method
+        levels = {"family": FAMILY, "table": self._table, "unconditional": self._empty}
+        return Progressive(options, **levels, prediction_type=TEACHER_PREDICTION)
 
     def _kept(self, run: RunFolder, stage: Stage) -> dict[str, Any]:
         """The score of a stage's student, from its file and sampled as that says."""
-        from ..nodes import host_training
-
         tensors, recipe, _ = read_student(run.stage_file(stage.steps))
-        network = host_training.trainable_copy(self._model).requires_grad_(False)
+        network = self._copy(self._model).requires_grad_(False)
         network.diffusion_model.load_state_dict(tensors)
-        score = self._score("student", as_denoiser(network), torch.tensor(recipe.sigmas), nfe=recipe.steps)
+        score = self._score("student", self._read(network), torch.tensor(recipe.sigmas), nfe=recipe.steps)
         return dataclasses.asdict(score)
-
-
-def digits(empty: dict[str, Tensor]) -> TensorData:
-    """The digits as latents, each with its class."""
-    pictures, labels = load_pictures()
-    condition = {"y": F.one_hot(labels, DIGITS).float()}
-    return TensorData(x0=to_latents(pictures), condition=condition, unconditional=empty)
-
-
-def as_denoiser(network: torch.nn.Module) -> Denoiser:
-    """With a placeholder for the text that the host's apply_model wants and this network ignores."""
-    from ..nodes import host_training
-
-    denoiser = host_training.as_denoiser(network)
-    return lambda x, sigma, **condition: denoiser(x, sigma, c_crossattn=x.new_zeros(len(x), 1, 1), **condition)
