@@ -34,11 +34,11 @@ PREDICTIONS = (StudentPrediction.AS_TEACHER,)
 ABLATION = Settings(start_steps=16, iterations=150, last_iterations=300)
 
 
-def reports(bench: Bench, settings: Settings, *, seeds: int) -> Iterator[dict[str, Any]]:
-    """All figures so far as JSON values, after each seed."""
+def reports(bench: Bench, settings: Settings, *, seeds: int, known: Sequence[Any] = ()) -> Iterator[dict[str, Any]]:
+    """All figures so far as JSON values, after each seed. known: the first seeds' figures of an earlier report."""
     teacher = [bench.teacher(steps) for steps in TEACHER_STEPS if steps <= settings.start_steps]
-    trained = []
-    for seed in range(seeds):
+    trained = list(known)
+    for seed in range(len(known), seeds):
         with tempfile.TemporaryDirectory() as folder:
             trained.append(bench.distilled(settings, seed=seed, folder=Path(folder)))
         yield {
@@ -48,6 +48,17 @@ def reports(bench: Bench, settings: Settings, *, seeds: int) -> Iterator[dict[st
             "teacher": [dataclasses.asdict(score) for score in teacher],
             "seeds": trained,
         }
+
+
+def kept(file: Path, settings: Settings, *, pictures: int) -> list[Any]:
+    """The seeds of an earlier report. ValueError when it was made otherwise than the one to come."""
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    made = {name: figures[name] for name in ("settings", "pictures", "machine")}
+    wanted = {"settings": settings.written(), "pictures": pictures, "machine": machine()}
+    if made != wanted:
+        raise ValueError(f"{file} was made with {made}, but this is {wanted}; its seeds cannot be kept.")
+    seeds: list[Any] = figures["seeds"]
+    return seeds
 
 
 def machine() -> dict[str, Any]:
@@ -185,6 +196,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="launch.py bench progressive", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=2000, help="for each row (default: %(default)s)")
+    parser.add_argument("--keep", action="store_true", help="the seeds that the folder's results have, and add to them")
     parser.add_argument("--ablation", action="store_true")
     parser.add_argument("--start-steps", type=int, default=Settings.start_steps)
     parser.add_argument("--iterations", type=int, default=Settings.iterations, help="of a halving")
@@ -192,7 +204,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where the results go (default: %(default)s)")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python launch.py bench progressive", *arguments])
+    command = " ".join(["python launch.py bench progressive", *(a for a in arguments if a != "--keep")])
     if options.ablation:
         figures, rows = ablation(seeds=options.seeds, pictures=options.pictures)
         _write(options.folder, "progressive_ablation", figures, ablation_page(figures, rows, command=command))
@@ -200,8 +212,9 @@ def main(arguments: list[str]) -> None:
     settings = Settings(
         start_steps=options.start_steps, iterations=options.iterations, last_iterations=options.last_iterations
     )
+    known = kept(options.folder / "progressive.json", settings, pictures=options.pictures) if options.keep else []
     bench = Bench(guidance_scale=settings.guidance_scale, pictures=options.pictures)
-    for figures in reports(bench, settings, seeds=options.seeds):
+    for figures in reports(bench, settings, seeds=options.seeds, known=known):
         _save(quality_chart(mean_scores(figures)), options.folder / "progressive.png")
         _save(picture_grid(bench.rows), options.folder / "progressive_pictures.png")
         _write(options.folder, "progressive", figures, page(figures, command=command))

@@ -51,7 +51,7 @@ class Settings:
 
 
 class Bench:
-    """The teacher, the data and the judge. rows: the first pictures of what was drawn, for a grid, of the first seed."""
+    """The teacher, the data and the judge. rows: the first pictures of what was drawn, for a grid, of the first seed trained here."""
 
     def __init__(self, *, guidance_scale: float, pictures: int) -> None:
         from ..commands.embedded import import_host

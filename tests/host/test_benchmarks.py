@@ -43,6 +43,22 @@ def test_the_progressive_benchmark_scores_every_halving_of_every_seed(tmp_path):
         assert min(Image.open(tmp_path / f"{name}.png").size) > 100
 
 
+def test_seeds_are_kept_and_added_to_when_they_were_made_alike(tmp_path):
+    one, two = SMALL.replace("--seeds 2", "--seeds 1"), SMALL
+    results, file = ["--folder", str(tmp_path)], tmp_path / "progressive.json"
+    progressive.main([*one.split(), *results])
+    first = json.loads(file.read_text())["seeds"]
+    first[0][0]["seconds"] = 12345.0
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"seeds": first}))
+    progressive.main([*two.split(), "--keep", *results])
+    seeds = json.loads(file.read_text())["seeds"]
+    assert seeds[0] == first[0], "not trained again"
+    assert seeds[1][0]["score"]["frechet"] != first[0][0]["score"]["frechet"]
+    assert "--keep" not in (tmp_path / "progressive.md").read_text()
+    with pytest.raises(ValueError, match=r"'iterations': 2.* but this is .*'iterations': 9"):
+        progressive.main([*two.replace("--iterations 2", "--iterations 9").split(), "--keep", *results])
+
+
 def test_the_ablation_has_a_row_for_each_weighting(tmp_path, monkeypatch):
     small = dataclasses.replace(progressive.ABLATION, start_steps=4, iterations=1, last_iterations=2)
     monkeypatch.setattr(progressive, "ABLATION", small)
