@@ -8,30 +8,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
-import os
-import platform
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..trainers.charts import picture_grid, quality_chart
 from ..trainers.evaluate import Score
-from ..trainers.targets.progressive import StudentPrediction
-from ..trainers.weighting import Weighting
-from .progressive_setup import Bench, Settings
+from . import progressive_ablation
+from .progressive_setup import Bench, Settings, machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TEACHER_STEPS = (64, 32, 16, 8, 4, 2, 1)
-PREDICTIONS = (StudentPrediction.AS_TEACHER,)
-"""Of the student, in the ablation. The demo teacher predicts v."""
-ABLATION = Settings(start_steps=16, iterations=150, last_iterations=300)
 
 
 def reports(bench: Bench, settings: Settings, *, seeds: int, known: Sequence[Any] = ()) -> Iterator[dict[str, Any]]:
@@ -54,15 +46,12 @@ def kept(file: Path, settings: Settings, *, pictures: int) -> list[Any]:
     """The seeds of an earlier report. ValueError when it was made otherwise than the one to come."""
     figures = json.loads(file.read_text(encoding="utf-8"))
     made = {name: figures[name] for name in ("settings", "pictures", "machine")}
+    made["settings"] = {**Settings().written(), **made["settings"]}  # a report may be older than a setting
     wanted = {"settings": settings.written(), "pictures": pictures, "machine": machine()}
     if made != wanted:
         raise ValueError(f"{file} was made with {made}, but this is {wanted}; its seeds cannot be kept.")
     seeds: list[Any] = figures["seeds"]
     return seeds
-
-
-def machine() -> dict[str, Any]:
-    return {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
 
 
 def page(figures: dict[str, Any], *, command: str) -> str:
@@ -145,47 +134,6 @@ def mean_scores(figures: dict[str, Any]) -> list[Score]:
     return scores
 
 
-def ablation(*, seeds: int, pictures: int) -> tuple[dict[str, Any], str]:
-    """(figures, Markdown rows): each prediction with each weighting, all else equal."""
-    rows, lines = [], []
-    bench = Bench(guidance_scale=ABLATION.guidance_scale, pictures=pictures)
-    best = bench.teacher(64).frechet
-    for prediction, weighting in itertools.product(PREDICTIONS, Weighting):
-        settings = dataclasses.replace(ABLATION, prediction=prediction, weighting=weighting)
-        found = []
-        for seed in range(seeds):
-            with tempfile.TemporaryDirectory() as folder:
-                found.append(bench.distilled(settings, seed=seed, folder=Path(folder)))
-        ratios = {
-            stages[0]["score"]["steps"]: statistics.mean(stage["score"]["frechet"] for stage in stages) / best
-            for stages in zip(*found, strict=True)
-        }
-        rows.append({"prediction": prediction.value, "weighting": weighting.value, "over_teacher": ratios})
-        cells = " | ".join(f"{ratio:.2f}" for ratio in ratios.values())
-        lines.append(f"| {prediction.value} | {weighting.value} | {cells} |")
-        print(lines[-1], flush=True)
-    steps = " | ".join(f"{steps} steps" for steps in rows[0]["over_teacher"])
-    head = [f"| student predicts | weighting | {steps} |", f"|---|---|{'--:|' * len(rows[0]['over_teacher'])}"]
-    equal = {**ABLATION.written(), "weighting": None, "prediction": None}
-    return {"settings": equal, "machine": machine(), "rows": rows}, "\n".join([*head, *lines])
-
-
-def ablation_page(figures: dict[str, Any], rows: str, *, command: str) -> str:
-    s, m = figures["settings"], figures["machine"]
-    return "\n".join(
-        [
-            "# What the student predicts and how its loss is weighed",
-            "",
-            f"`{command}` on {m['platform']}, {m['cores']} CPU cores. Frechet distance over the teacher's at 64 steps, after "
-            f"halvings from {s['start_steps']} steps with {s['iterations']} iterations each, {s['last_iterations']} for those "
-            f"to 2 steps and to 1, batch {s['batch_size']}: small settings, to compare rows, not to reach the best.",
-            "",
-            rows,
-            "",
-        ]
-    )
-
-
 def _save(picture: Tensor, path: Path) -> None:
     from PIL import Image
 
@@ -206,8 +154,9 @@ def main(arguments: list[str]) -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python launch.py bench progressive", *(a for a in arguments if a != "--keep")])
     if options.ablation:
-        figures, rows = ablation(seeds=options.seeds, pictures=options.pictures)
-        _write(options.folder, "progressive_ablation", figures, ablation_page(figures, rows, command=command))
+        for figures in progressive_ablation.reports(seeds=options.seeds, pictures=options.pictures):
+            _save(progressive_ablation.chart(figures), options.folder / "progressive_ablation.png")
+            _write(options.folder, "progressive_ablation", figures, progressive_ablation.page(figures, command=command))
         return
     settings = Settings(
         start_steps=options.start_steps, iterations=options.iterations, last_iterations=options.last_iterations

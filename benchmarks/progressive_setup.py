@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import os
+import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -26,14 +29,19 @@ from ..trainers.run_folder import RunFolder
 from ..trainers.student import FullWeightsStudent
 from ..trainers.targets.progressive import Progressive, ProgressiveOptions, StudentPrediction
 from ..trainers.weighting import Weighting
+from ..trainers.x0_and_eps import as_before, combining, doubled
 
 FAMILY = NoiseFamily.VARIANCE_EXPLODING
 TEACHER_PREDICTION = "v_prediction"
+BOTH = StudentPrediction.X0_AND_EPS.value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Of one distillation down to a single step. last_iterations: of the halvings to 2 steps and to 1."""
+    """Of one distillation down to a single step. last_iterations: of the halvings to 2 steps and to 1.
+
+    conversion_iterations: of the stage that there is where the student predicts otherwise than the teacher.
+    """
 
     start_steps: int = 64
     iterations: int = 300
@@ -44,6 +52,7 @@ class Settings:
     ema_decay: float = 0.0
     weighting: Weighting = Weighting.TRUNCATED_SNR
     prediction: StudentPrediction = StudentPrediction.AS_TEACHER
+    conversion_iterations: int = 0
 
     def written(self) -> dict[str, Any]:
         """As JSON values."""
@@ -51,7 +60,7 @@ class Settings:
 
 
 class Bench:
-    """The teacher, the data and the judge. rows: the first pictures of what was drawn, for a grid, of the first seed trained here."""
+    """The teacher, the data and the judge. rows: the first pictures of whatever was drawn first, for a grid."""
 
     def __init__(self, *, guidance_scale: float, pictures: int) -> None:
         from ..commands.embedded import import_host
@@ -100,8 +109,6 @@ class Bench:
     def distilled(self, settings: Settings, *, seed: int, folder: Path) -> list[dict[str, Any]]:
         """Trains a run in folder and scores the student of every stage: its score, iterations and seconds of training."""
         method = self._method(settings)
-        networks = [self._copy(self._model) for _ in range(2)]
-        student = FullWeightsStudent(*networks, as_denoiser=self._read, named_weights=self._named_weights)
         distillation = Distillation(
             run=RunFolder(folder, "run"),
             method=method,
@@ -119,12 +126,41 @@ class Bench:
                 ends.append(metrics.seconds)
 
         with distillation.run.locked():
-            distillation.execute(student, observers=[note])
+            distillation.execute(self._student(distillation.student_prediction), observers=[note])
         seconds = [end - start for start, end in itertools.pairwise(ends)]
         return [
             {"score": self._kept(distillation.run, stage), "iterations": stage.iterations, "seconds": spent}
             for stage, spent in zip(method.stages(), seconds, strict=True)
         ]
+
+    def _student(self, prediction: str) -> FullWeightsStudent:
+        return FullWeightsStudent(
+            *(self._network(prediction) for _ in range(2)),
+            as_denoiser=functools.partial(self._denoiser, prediction=prediction),
+            named_weights=self._named_weights,
+            first_teacher=None
+            if prediction == TEACHER_PREDICTION
+            else functools.partial(self._first_teacher, prediction=prediction),
+        )
+
+    def _first_teacher(self, network: Any, *, prediction: str) -> Denoiser:
+        if prediction == BOTH:
+            return as_before(self._raw(network))
+        return self._read(network)
+
+    def _network(self, prediction: str) -> Any:
+        """The teacher's, with room for what the student predicts."""
+        network = self._copy(self._model)
+        if prediction == BOTH:
+            network.diffusion_model.out[-1] = doubled(network.diffusion_model.out[-1])
+        return network
+
+    def _denoiser(self, network: Any, *, prediction: str) -> Denoiser:
+        return combining(self._raw(network)) if prediction == BOTH else self._read(network, prediction=prediction)
+
+    def _raw(self, network: Any) -> Denoiser:
+        """The output as it is, which is what an x0-model's is read as."""
+        return self._read(network, prediction="x0")
 
     def _method(self, settings: Settings) -> Progressive:
         options = ProgressiveOptions(
@@ -135,6 +171,7 @@ class Bench:
             learning_rate=settings.learning_rate,
             guidance_scale=settings.guidance_scale,
             student_prediction=settings.prediction,
+            conversion_iterations=settings.conversion_iterations,
             last_stages_iterations=settings.last_iterations,
         )
         levels = {"family": FAMILY, "table": self._table, "unconditional": self._empty}
@@ -143,7 +180,12 @@ class Bench:
     def _kept(self, run: RunFolder, stage: Stage) -> dict[str, Any]:
         """The score of a stage's student, from its file and sampled as that says."""
         tensors, recipe, _ = read_student(run.stage_file(stage.steps))
-        network = self._copy(self._model).requires_grad_(False)
+        network = self._network(recipe.prediction_type).requires_grad_(False)
         network.diffusion_model.load_state_dict(tensors)
-        score = self._score("student", self._read(network), torch.tensor(recipe.sigmas), nfe=recipe.steps)
+        denoiser = self._denoiser(network, prediction=recipe.prediction_type)
+        score = self._score("student", denoiser, torch.tensor(recipe.sigmas), nfe=recipe.steps)
         return dataclasses.asdict(score)
+
+
+def machine() -> dict[str, Any]:
+    return {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}

@@ -9,6 +9,9 @@ from ..trainers.targets.progressive import Grid, ProgressiveOptions, StudentPred
 from ..trainers.weighting import Weighting
 from . import host
 
+STUDENT_PREDICTIONS = [kind.value for kind in StudentPrediction if kind is not StudentPrediction.X0_AND_EPS]
+"""What a student in the host may predict: none of its loaders builds a network with twice the output channels."""
+
 
 class ProgressiveDistillation:
     RETURN_TYPES = ("FEWSTEP_METHOD",)
@@ -75,11 +78,12 @@ class ProgressiveDistillation:
             },
             "optional": {
                 "student_prediction": (
-                    [prediction.value for prediction in StudentPrediction],
+                    STUDENT_PREDICTIONS,
                     {
                         "default": StudentPrediction.AS_TEACHER.value,
                         "tooltip": "What the student's network predicts. v_prediction or x0 make an eps-model fit for one "
-                        "or two steps; a stage that only converts then comes first. Not for flow and EDM models.",
+                        "or two steps; a stage that only converts then comes first. Not for flow and EDM models. The "
+                        "paper's x0 and eps at once needs twice the output channels, which ComfyUI loads in no model.",
                     },
                 ),
                 "conversion_iterations": (

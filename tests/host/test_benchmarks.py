@@ -1,11 +1,12 @@
 """The benchmarks at their smallest; that of training in the shapes that are measured on a GPU."""
 
 import dataclasses
+import itertools
 import json
 import re
 
 import pytest
-from comfyui_fewstep.benchmarks import progressive, training
+from comfyui_fewstep.benchmarks import progressive, progressive_ablation, training
 from PIL import Image
 
 
@@ -59,13 +60,24 @@ def test_seeds_are_kept_and_added_to_when_they_were_made_alike(tmp_path):
         progressive.main([*two.replace("--iterations 2", "--iterations 9").split(), "--keep", *results])
 
 
-def test_the_ablation_has_a_row_for_each_weighting(tmp_path, monkeypatch):
-    small = dataclasses.replace(progressive.ABLATION, start_steps=4, iterations=1, last_iterations=2)
-    monkeypatch.setattr(progressive, "ABLATION", small)
-    progressive.main(["--ablation", "--seeds", "1", "--pictures", "100", "--folder", str(tmp_path)])
+def test_the_ablation_has_a_row_for_each_prediction_and_weighting(tmp_path, monkeypatch):
+    counts = {"iterations": 1, "last_iterations": 2, "conversion_iterations": 3}
+    small = dataclasses.replace(progressive_ablation.SETTINGS, start_steps=4, batch_size=8, **counts)
+    monkeypatch.setattr(progressive_ablation, "SETTINGS", small)
+    progressive.main(["--ablation", "--seeds", "1", "--pictures", "50", "--folder", str(tmp_path)])
     rows = json.loads((tmp_path / "progressive_ablation.json").read_text())["rows"]
-    assert [row["weighting"] for row in rows] == ["truncated_snr", "snr_plus_one", "snr", "constant"]
-    found = {row["weighting"]: row["over_teacher"] for row in rows}
-    assert found["truncated_snr"] == found["constant"], "at these levels the SNR is below 1 everywhere"
-    for steps in ("2", "1"):
-        assert len({found[name][steps] for name in ("snr_plus_one", "snr", "constant")}) == 3
+    weightings = ["truncated_snr", "snr_plus_one", "snr", "constant"]
+    predictions = ["v_prediction", "x0", "x0_and_eps", "eps"]
+    assert [(row["prediction"], row["weighting"]) for row in rows] == list(itertools.product(predictions, weightings))
+    found = {(row["prediction"], row["weighting"]): row["over_teacher"] for row in rows}
+    for prediction in predictions:
+        steps = ["2", "1"] if prediction == "v_prediction" else ["4", "2", "1"]
+        assert all(list(found[prediction, weighting]) == steps for weighting in weightings)
+        same = found[prediction, "truncated_snr"] == found[prediction, "constant"]
+        assert same == (prediction == "v_prediction"), "only a conversion has a level where the SNR is above 1"
+        assert len({found[prediction, name]["1"] for name in ("snr_plus_one", "snr", "constant")}) == 3
+    assert len({found[prediction, "constant"]["2"] for prediction in predictions}) == 4
+    page = (tmp_path / "progressive_ablation.md").read_text()
+    best = min(found, key=lambda pair: found[pair]["1"])
+    assert f"- 1 steps: least with {best[0]} and {best[1]} ({found[best]['1']:.2f})" in page
+    assert min(Image.open(tmp_path / "progressive_ablation.png").size) > 100

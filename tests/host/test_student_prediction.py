@@ -320,6 +320,17 @@ def test_what_a_flow_model_cannot_do_is_refused_before_any_work(kind, chosen, sa
     assert not (output / "fewstep" / "runs" / "refused").exists()
 
 
+@pytest.mark.parametrize("learns", ["lora", "full"])
+def test_x0_and_eps_at_once_is_refused_in_the_host(learns, output):  # noqa: F811
+    """Neither a combo of the node nor a run of a MODEL: no loader here builds a network with twice the output channels."""
+    offered = methods.ProgressiveDistillation.INPUT_TYPES()["optional"]["student_prediction"][0]
+    assert offered == ["as_teacher", "x0", "eps", "v_prediction"]
+    said = "student_prediction is x0_and_eps, which needs twice .*allowed are as_teacher, x0, eps, v_prediction"
+    with pytest.raises(ValueError, match=said):
+        distil(tiny("sd15"), "sd15", name="refused", learns=learns, student_prediction="x0_and_eps")
+    assert not (output / "fewstep" / "runs" / "refused").exists()
+
+
 def test_a_v_student_of_an_eps_model_is_not_put_on_a_v_model(output):  # noqa: F811
     *_, name, _ = distil(tiny("sd15"), "sd15", iterations=2, **TO_V)
     with pytest.raises(

@@ -101,7 +101,7 @@ def test_guidance_is_baked_in_by_the_conversion_only(stage, expected):
 
 
 @pytest.mark.parametrize("teacher", ["eps", "v_prediction", "x0"])
-@pytest.mark.parametrize("student", ["as_teacher", "eps", "v_prediction", "x0"])
+@pytest.mark.parametrize("student", ["as_teacher", "eps", "v_prediction", "x0", "x0_and_eps"])
 def test_there_is_a_conversion_where_there_is_something_to_convert(teacher, student):
     made = method(teacher=teacher, student_prediction=student)
     converts = student not in ("as_teacher", teacher)

@@ -24,13 +24,14 @@ class StudentPrediction(Enum):
     """What the student's network predicts; AS_TEACHER: what the teacher's does.
 
     eps says nothing about x0 where there is no signal: towards one step x0 and v are stable (Salimans and Ho 2022,
-    section 4).
+    section 4). X0_AND_EPS: both, in twice the output channels, see `x0_and_eps`; of students that no host has to load.
     """
 
     AS_TEACHER = "as_teacher"
     X0 = "x0"
     EPS = "eps"
     V_PREDICTION = "v_prediction"
+    X0_AND_EPS = "x0_and_eps"
 
 
 class Grid(Enum):
