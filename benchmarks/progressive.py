@@ -1,7 +1,7 @@
 """Progressive distillation of the digits teacher down to one step, halving by halving, against DDIM on the teacher.
 
-Writes benchmarks/results/progressive.md, .json and .png, or with --ablation progressive_ablation.md and .json: the student's
-prediction and the loss's weighting, as in table 1 of Salimans and Ho 2022, at smaller settings.
+Writes benchmarks/results/progressive.md, .json and .png, or with --ablation or --cheaper progressive_ablation.* or
+progressive_cheaper.*, see there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..trainers.charts import picture_grid, quality_chart
 from ..trainers.evaluate import Score
-from . import progressive_ablation
+from . import progressive_ablation, progressive_cheaper
 from .progressive_setup import Bench, Settings, machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -145,7 +145,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=2000, help="for each row (default: %(default)s)")
     parser.add_argument("--keep", action="store_true", help="the seeds that the folder's results have, and add to them")
-    parser.add_argument("--ablation", action="store_true")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--ablation", action="store_true", help="predictions and weightings instead, at small settings")
+    other.add_argument("--cheaper", action="store_true", help="shorter ways to the same students instead")
     parser.add_argument("--start-steps", type=int, default=Settings.start_steps)
     parser.add_argument("--iterations", type=int, default=Settings.iterations, help="of a halving")
     parser.add_argument("--last-iterations", type=int, default=Settings.last_iterations, help="to 2 steps and to 1")
@@ -153,10 +155,11 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python launch.py bench progressive", *(a for a in arguments if a != "--keep")])
-    if options.ablation:
-        for figures in progressive_ablation.reports(seeds=options.seeds, pictures=options.pictures):
-            _save(progressive_ablation.chart(figures), options.folder / "progressive_ablation.png")
-            _write(options.folder, "progressive_ablation", figures, progressive_ablation.page(figures, command=command))
+    if options.ablation or options.cheaper:
+        other = progressive_ablation if options.ablation else progressive_cheaper
+        for figures in other.reports(seeds=options.seeds, pictures=options.pictures):
+            _save(other.chart(figures), options.folder / f"{other.NAME}.png")
+            _write(options.folder, other.NAME, figures, other.page(figures, command=command))
         return
     settings = Settings(
         start_steps=options.start_steps, iterations=options.iterations, last_iterations=options.last_iterations

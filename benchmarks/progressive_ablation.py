@@ -23,6 +23,7 @@ PREDICTIONS = (
     StudentPrediction.X0_AND_EPS,
     StudentPrediction.EPS,
 )
+NAME = "progressive_ablation"
 SETTINGS = Settings(start_steps=16, batch_size=32, iterations=100, last_iterations=250, conversion_iterations=250)
 
 

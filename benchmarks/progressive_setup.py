@@ -53,6 +53,7 @@ class Settings:
     weighting: Weighting = Weighting.TRUNCATED_SNR
     prediction: StudentPrediction = StudentPrediction.AS_TEACHER
     conversion_iterations: int = 0
+    merged_steps: int = 2
 
     def written(self) -> dict[str, Any]:
         """As JSON values."""
@@ -173,6 +174,7 @@ class Bench:
             student_prediction=settings.prediction,
             conversion_iterations=settings.conversion_iterations,
             last_stages_iterations=settings.last_iterations,
+            merged_steps=settings.merged_steps,
         )
         levels = {"family": FAMILY, "table": self._table, "unconditional": self._empty}
         return Progressive(options, **levels, prediction_type=TEACHER_PREDICTION)

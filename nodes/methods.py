@@ -122,6 +122,16 @@ class ProgressiveDistillation:
                         "file says which. Flow models: trailing only.",
                     },
                 ),
+                "merged_steps": (
+                    "INT",
+                    {
+                        "default": 2,
+                        "min": 2,
+                        "max": 64,
+                        "tooltip": "Steps of the teacher that one step of the student learns. 2 halves, as the paper does; "
+                        "4 quarters, in half as many stages, each with twice as many passes of the teacher.",
+                    },
+                ),
             },
         }
 
@@ -133,9 +143,10 @@ class ProgressiveDistillation:
         iterations: Any = None,
         conversion_iterations: Any = 0,
         last_stages_iterations: Any = 0,
+        merged_steps: Any = 2,
     ) -> bool | str:
         """Before anything runs, where the values are typed in; linked values are checked when they arrive."""
-        counts = (start_steps, target_steps, iterations, conversion_iterations, last_stages_iterations)
+        counts = (start_steps, target_steps, iterations, conversion_iterations, last_stages_iterations, merged_steps)
         if not all(isinstance(value, int) for value in counts):
             return True
         return host.error_of(
@@ -148,6 +159,7 @@ class ProgressiveDistillation:
                 guidance_scale=1.0,
                 conversion_iterations=conversion_iterations,
                 last_stages_iterations=last_stages_iterations,
+                merged_steps=merged_steps,
             )
         )
 

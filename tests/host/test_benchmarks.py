@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from comfyui_fewstep.benchmarks import progressive, progressive_ablation, training
+from comfyui_fewstep.benchmarks import progressive, progressive_ablation, progressive_cheaper, training
 from PIL import Image
 
 
@@ -81,3 +81,25 @@ def test_the_ablation_has_a_row_for_each_prediction_and_weighting(tmp_path, monk
     best = min(found, key=lambda pair: found[pair]["1"])
     assert f"- 1 steps: least with {best[0]} and {best[1]} ({found[best]['1']:.2f})" in page
     assert min(Image.open(tmp_path / "progressive_ablation.png").size) > 100
+
+
+def test_the_cheaper_ways_are_told_with_their_cost(tmp_path, monkeypatch):
+    plain = dataclasses.replace(progressive_cheaper.WAYS["plain"], start_steps=8, iterations=1, last_iterations=2)
+    merged = dataclasses.replace(plain, merged_steps=4)
+    monkeypatch.setattr(progressive_cheaper, "WAYS", {"plain": plain, "merged": merged})
+    progressive.main(["--cheaper", "--seeds", "2", "--pictures", "50", "--folder", str(tmp_path)])
+    figures = json.loads((tmp_path / "progressive_cheaper.json").read_text())
+    counted = {
+        way: [(stage["score"]["steps"], stage["iterations"]) for stage in seeds[0]]
+        for way, seeds in figures["ways"].items()
+    }
+    assert counted == {"plain": [(4, 1), (2, 2), (1, 2)], "merged": [(2, 2), (1, 2)]}
+    # guided 2 * 2 + 3, then 2 + 3 twice; guided 2 * 4 + 3, then 2 + 3
+    costs = {"plain": 1 * 7 + 2 * 5 + 2 * 5, "merged": 2 * 11 + 2 * 5}
+    for way, cost in costs.items():
+        assert progressive_cheaper.forwards(figures["settings"][way], figures["ways"][way][0]) == cost
+    page = (tmp_path / "progressive_cheaper.md").read_text()
+    assert "| plain | 2 | 3 | 5 | 0.0 | 1.00 |" in page
+    mean = sum(stages[-1]["score"]["frechet"] for stages in figures["ways"]["merged"]) / 2 / figures["best"]
+    assert re.search(rf"\| merged \| 2 \| 2 \| 4 \| 0.0 \| {32 / 27:.2f} \| .* \| - \| .* \| {mean:.2f} \(", page)
+    assert min(Image.open(tmp_path / "progressive_cheaper.png").size) > 100

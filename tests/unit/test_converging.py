@@ -144,6 +144,19 @@ def test_the_last_student_goes_where_its_first_teacher_goes(teacher, student, gr
     torch.testing.assert_close(taught, learnt.detach())
 
 
+@pytest.mark.parametrize("kind", ["eps", "flow"])
+def test_a_student_of_four_merged_steps_is_the_teachers_way(kind, tmp_path):
+    """Eight steps to two in one stage, from random weights, to 0.02."""
+    method, full = distilled(tmp_path, teacher=kind, student="as_teacher", target_steps=2, merged_steps=4)
+    assert [stage.steps for stage in method.stages()] == [2]
+    x = spread(method._finest[0], method.family)
+    ways = [(gaussian_denoiser(method.family), method._finest), (full.denoiser, method.stages()[-1].sigmas)]
+    far, near = (
+        sample_few_step(model, x, sigmas, disable=True, family=method.family, gamma=0.0) for model, sigmas in ways
+    )
+    assert (far - near).abs().max() < 0.02
+
+
 def test_a_converting_run_goes_on_with_the_reading_that_it_had(tmp_path):
     """Before and after the teacher was a student: equal to the bit to the run that never stopped."""
     method, whole = distilled(tmp_path, teacher="eps", student="v_prediction", iterations=6)
