@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from torch import Tensor
 from ..trainers.charts import panels_chart
 from ..trainers.targets.progressive import StudentPrediction
 from ..trainers.weighting import Weighting
-from .progressive_setup import TEACHER_PREDICTION, Bench, Settings, machine
+from .progressive_setup import TEACHER_PREDICTION, Bench, Settings, Start, machine
 
 PREDICTIONS = (
     StudentPrediction.V_PREDICTION,
@@ -24,7 +23,8 @@ PREDICTIONS = (
     StudentPrediction.EPS,
 )
 NAME = "progressive_ablation"
-SETTINGS = Settings(start_steps=16, batch_size=32, iterations=100, last_iterations=250, conversion_iterations=250)
+CONVERSION = Settings(start_steps=16, conversion_iterations=1000, learning_rate=2e-3)
+SETTINGS = Settings(start_steps=16, batch_size=32, iterations=100, last_iterations=250)
 
 
 def reports(*, seeds: int, pictures: int) -> Iterator[dict[str, Any]]:
@@ -32,20 +32,36 @@ def reports(*, seeds: int, pictures: int) -> Iterator[dict[str, Any]]:
     bench = Bench(guidance_scale=SETTINGS.guidance_scale, pictures=pictures)
     best = bench.teacher(64).frechet
     rows: list[dict[str, Any]] = []
-    for prediction, weighting in itertools.product(PREDICTIONS, Weighting):
-        settings = dataclasses.replace(SETTINGS, prediction=prediction, weighting=weighting)
-        found = [_over(best, bench, settings, seed=seed) for seed in range(seeds)]
-        ratios = {steps: statistics.mean(one[steps] for one in found) for steps in found[0]}
-        rows.append({"prediction": prediction.value, "weighting": weighting.value, "over_teacher": ratios})
-        equal = {**SETTINGS.written(), "weighting": None, "prediction": None}
-        yield {"settings": equal, "seeds": seeds, "pictures": pictures, "machine": machine(), "rows": rows}
+    for prediction in PREDICTIONS:
+        starts = [_start(bench, prediction, best=best, seed=seed) for seed in range(seeds)]
+        for weighting in Weighting:
+            found = [_over(best, bench, weighting, start, seed=seed) for seed, start in enumerate(starts)]
+            ratios = {steps: statistics.mean(one[steps] for one in found) for steps in found[0]}
+            rows.append({"prediction": prediction.value, "weighting": weighting.value, "over_teacher": ratios})
+            written = {"settings": SETTINGS.written(), "conversion": CONVERSION.written()}
+            yield {**written, "seeds": seeds, "pictures": pictures, "machine": machine(), "rows": rows}
 
 
-def _over(best: float, bench: Bench, settings: Settings, *, seed: int) -> dict[str, float]:
-    """Of each student, by its steps, the distance over the teacher's best; at start_steps of the converted one, if any."""
+_Begin = tuple[dict[str, float], Start | None]
+"""The distance over the teacher's best by steps, of what the halvings begin with, and that itself; None for the teacher."""
+
+
+def _start(bench: Bench, prediction: StudentPrediction, *, best: float, seed: int) -> _Begin:
+    """The converted student, with guidance in it."""
+    if prediction.value == TEACHER_PREDICTION:
+        return {}, None
+    stage, start = bench.converted(dataclasses.replace(CONVERSION, prediction=prediction), seed=seed)
+    return {str(CONVERSION.start_steps): stage["score"]["frechet"] / best}, start
+
+
+def _over(best: float, bench: Bench, weighting: Weighting, begin: _Begin, *, seed: int) -> dict[str, float]:
+    first, start = begin
+    settings = dataclasses.replace(SETTINGS, weighting=weighting)
+    if start:
+        settings = dataclasses.replace(settings, guidance_scale=1.0)
     with tempfile.TemporaryDirectory() as folder:
-        stages = bench.distilled(settings, seed=seed, folder=Path(folder))
-    return {str(stage["score"]["steps"]): stage["score"]["frechet"] / best for stage in stages}
+        stages = bench.distilled(settings, seed=seed, folder=Path(folder), start=start)
+    return first | {str(stage["score"]["steps"]): stage["score"]["frechet"] / best for stage in stages}
 
 
 def chart(figures: dict[str, Any]) -> Tensor:
@@ -58,7 +74,7 @@ def chart(figures: dict[str, Any]) -> Tensor:
 
 
 def page(figures: dict[str, Any], *, command: str) -> str:
-    s, m, rows = figures["settings"], figures["machine"], figures["rows"]
+    s, c, m, rows = figures["settings"], figures["conversion"], figures["machine"], figures["rows"]
     counts = sorted({int(steps) for row in rows for steps in row["over_teacher"]}, reverse=True)
     lines = [
         f"| {row['prediction']} | {row['weighting']} | {' | '.join(_cell(row, steps) for steps in counts)} |"
@@ -74,9 +90,11 @@ def page(figures: dict[str, Any], *, command: str) -> str:
             f"and to 1, batch {s['batch_size']}, guidance {s['guidance_scale']:g}: small settings, to compare rows, not to "
             "reach the best.",
             "",
-            f"The teacher predicts {TEACHER_PREDICTION}, so a student that does needs no conversion. All others begin with one "
-            f"of {s['conversion_iterations']} iterations, whose result is the column of {s['start_steps']} steps. x0_and_eps has "
-            "twice the output channels, and its conversion begins near the teacher; see trainers/x0_and_eps.py.",
+            f"The teacher predicts {TEACHER_PREDICTION}, and a student that does begins as the teacher. All others begin with a "
+            f"converted student of {c['conversion_iterations']} iterations at batch {c['batch_size']} and learning rate "
+            f"{c['learning_rate']:g}, the same for all weightings (its own is {c['weighting']}), with guidance in it: the column "
+            f"of {s['start_steps']} steps. x0_and_eps has twice the output channels and begins near the teacher; see "
+            "trainers/x0_and_eps.py.",
             "",
             "| student predicts | weighting | " + " | ".join(f"{steps} steps" for steps in counts) + " |",
             "|---|---|" + "--:|" * len(counts),

@@ -7,9 +7,10 @@ import functools
 import itertools
 import os
 import platform
+import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,12 +34,13 @@ from ..trainers.x0_and_eps import as_before, combining, doubled
 
 FAMILY = NoiseFamily.VARIANCE_EXPLODING
 TEACHER_PREDICTION = "v_prediction"
+RUN = "run"
 BOTH = StudentPrediction.X0_AND_EPS.value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Of one distillation down to a single step. last_iterations: of the halvings to 2 steps and to 1.
+    """Of one distillation, by default down to a single step. last_iterations: of the halvings to 2 steps and to 1.
 
     conversion_iterations: of the stage that there is where the student predicts otherwise than the teacher.
     """
@@ -54,10 +56,18 @@ class Settings:
     prediction: StudentPrediction = StudentPrediction.AS_TEACHER
     conversion_iterations: int = 0
     merged_steps: int = 2
+    target_steps: int = 1
 
     def written(self) -> dict[str, Any]:
         """As JSON values."""
         return {**dataclasses.asdict(self), "weighting": self.weighting.value, "prediction": self.prediction.value}
+
+
+class Start(NamedTuple):
+    """The teacher of a distillation where that is not the digits teacher: the network's weights, and what it predicts."""
+
+    tensors: dict[str, Tensor]
+    prediction: str
 
 
 class Bench:
@@ -107,18 +117,21 @@ class Bench:
         self.rows.setdefault(f"{model}, {steps} steps", pictures[:DIGITS].expand(-1, 3, -1, -1).movedim(1, -1))
         return score
 
-    def distilled(self, settings: Settings, *, seed: int, folder: Path) -> list[dict[str, Any]]:
+    def distilled(
+        self, settings: Settings, *, seed: int, folder: Path, start: Start | None = None
+    ) -> list[dict[str, Any]]:
         """Trains a run in folder and scores the student of every stage: its score, iterations and seconds of training."""
-        method = self._method(settings)
+        teacher = start.prediction if start else TEACHER_PREDICTION
+        method = self._method(settings, teacher)
         distillation = Distillation(
-            run=RunFolder(folder, "run"),
+            run=RunFolder(folder, RUN),
             method=method,
             data=training_data(unconditional=self._empty),
             options=TrainOptions(
                 batch_size=settings.batch_size, seed=seed, ema_decay=settings.ema_decay, checkpoint_every=10**6
             ),
             teacher_sha256="0" * 64,
-            prediction_type=TEACHER_PREDICTION,
+            prediction_type=teacher,
         )
         ends = [0.0]
 
@@ -127,21 +140,31 @@ class Bench:
                 ends.append(metrics.seconds)
 
         with distillation.run.locked():
-            distillation.execute(self._student(distillation.student_prediction), observers=[note])
+            distillation.execute(self._student(distillation.student_prediction, start), observers=[note])
         seconds = [end - start for start, end in itertools.pairwise(ends)]
         return [
             {"score": self._kept(distillation.run, stage), "iterations": stage.iterations, "seconds": spent}
             for stage, spent in zip(method.stages(), seconds, strict=True)
         ]
 
-    def _student(self, prediction: str) -> FullWeightsStudent:
+    def converted(self, settings: Settings, *, seed: int) -> tuple[dict[str, Any], Start]:
+        """The student of the converting stage alone: as in `distilled`, and as the teacher of further distillations."""
+        settings = dataclasses.replace(settings, target_steps=settings.start_steps // 2, iterations=1)
+        with tempfile.TemporaryDirectory() as folder:
+            first, _ = self.distilled(settings, seed=seed, folder=Path(folder))
+            tensors, recipe, _ = read_student(RunFolder(Path(folder), RUN).stage_file(settings.start_steps))
+        return first, Start(tensors, recipe.prediction_type)
+
+    def _student(self, prediction: str, start: Start | None) -> FullWeightsStudent:
+        networks = [self._network(prediction) for _ in range(2)]
+        for network in networks if start else []:
+            network.diffusion_model.load_state_dict(start.tensors)
+        first = functools.partial(self._first_teacher, prediction=prediction)
         return FullWeightsStudent(
-            *(self._network(prediction) for _ in range(2)),
+            *networks,
             as_denoiser=functools.partial(self._denoiser, prediction=prediction),
             named_weights=self._named_weights,
-            first_teacher=None
-            if prediction == TEACHER_PREDICTION
-            else functools.partial(self._first_teacher, prediction=prediction),
+            first_teacher=None if start or prediction == TEACHER_PREDICTION else first,
         )
 
     def _first_teacher(self, network: Any, *, prediction: str) -> Denoiser:
@@ -163,10 +186,10 @@ class Bench:
         """The output as it is, which is what an x0-model's is read as."""
         return self._read(network, prediction="x0")
 
-    def _method(self, settings: Settings) -> Progressive:
+    def _method(self, settings: Settings, teacher: str) -> Progressive:
         options = ProgressiveOptions(
             start_steps=settings.start_steps,
-            target_steps=1,
+            target_steps=settings.target_steps,
             iterations=settings.iterations,
             weighting=settings.weighting,
             learning_rate=settings.learning_rate,
@@ -177,7 +200,7 @@ class Bench:
             merged_steps=settings.merged_steps,
         )
         levels = {"family": FAMILY, "table": self._table, "unconditional": self._empty}
-        return Progressive(options, **levels, prediction_type=TEACHER_PREDICTION)
+        return Progressive(options, **levels, prediction_type=teacher)
 
     def _kept(self, run: RunFolder, stage: Stage) -> dict[str, Any]:
         """The score of a stage's student, from its file and sampled as that says."""

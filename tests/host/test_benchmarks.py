@@ -61,9 +61,10 @@ def test_seeds_are_kept_and_added_to_when_they_were_made_alike(tmp_path):
 
 
 def test_the_ablation_has_a_row_for_each_prediction_and_weighting(tmp_path, monkeypatch):
-    counts = {"iterations": 1, "last_iterations": 2, "conversion_iterations": 3}
-    small = dataclasses.replace(progressive_ablation.SETTINGS, start_steps=4, batch_size=8, **counts)
-    monkeypatch.setattr(progressive_ablation, "SETTINGS", small)
+    small = {"start_steps": 4, "batch_size": 8, "iterations": 1, "last_iterations": 2, "conversion_iterations": 3}
+    for name in ("SETTINGS", "CONVERSION"):
+        changed = dataclasses.replace(getattr(progressive_ablation, name), **small)
+        monkeypatch.setattr(progressive_ablation, name, changed)
     progressive.main(["--ablation", "--seeds", "1", "--pictures", "50", "--folder", str(tmp_path)])
     rows = json.loads((tmp_path / "progressive_ablation.json").read_text())["rows"]
     weightings = ["truncated_snr", "snr_plus_one", "snr", "constant"]
@@ -73,8 +74,9 @@ def test_the_ablation_has_a_row_for_each_prediction_and_weighting(tmp_path, monk
     for prediction in predictions:
         steps = ["2", "1"] if prediction == "v_prediction" else ["4", "2", "1"]
         assert all(list(found[prediction, weighting]) == steps for weighting in weightings)
+        assert len({found[prediction, weighting].get("4") for weighting in weightings}) == 1, "one conversion for all"
         same = found[prediction, "truncated_snr"] == found[prediction, "constant"]
-        assert same == (prediction == "v_prediction"), "only a conversion has a level where the SNR is above 1"
+        assert same, "at the levels of the halvings the SNR is below 1"
         assert len({found[prediction, name]["1"] for name in ("snr_plus_one", "snr", "constant")}) == 3
     assert len({found[prediction, "constant"]["2"] for prediction in predictions}) == 4
     page = (tmp_path / "progressive_ablation.md").read_text()
