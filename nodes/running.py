@@ -20,6 +20,7 @@ from ..trainers.processes import Processes
 from ..trainers.run_folder import RunFolder
 from ..trainers.targets.progressive import Progressive, ProgressiveOptions
 from . import folders, host, host_training, students
+from .methods import STUDENT_PREDICTIONS
 from .observing import Preview
 
 ORIGIN = ("model", "vae")
@@ -28,6 +29,11 @@ ORIGIN = ("model", "vae")
 
 def method_on(model: Any, method: ProgressiveOptions, *, unconditional: Condition | None) -> Progressive:
     """The method on a MODEL's noise levels. ValueError for what it cannot do, before any work."""
+    if method.student_prediction.value not in STUDENT_PREDICTIONS:
+        raise ValueError(
+            f"student_prediction is {method.student_prediction.value}, which needs twice the output channels, and ComfyUI "
+            f"loads no such model; allowed are {', '.join(STUDENT_PREDICTIONS)}."
+        )
     sampling = host.model_sampling_of(model)
     return Progressive(
         method,
