@@ -96,6 +96,7 @@ def page(figures: dict[str, Any], *, command: str) -> str:
             "|---|--:|--:|--:|--:|--:|--:|" + "--:|" * len(COUNTS),
             *(_row(figures, way) for way, seeds in figures["ways"].items() if seeds),
             "",
+            *(f"Not trained yet: {way}." for way, seeds in figures["ways"].items() if not seeds),
         ]
     )
 
