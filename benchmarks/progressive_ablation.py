@@ -70,7 +70,7 @@ def chart(figures: dict[str, Any]) -> Tensor:
     for row in figures["rows"]:
         points = {int(steps): ratio for steps, ratio in row["over_teacher"].items()}
         panels.setdefault(row["weighting"], {})[row["prediction"]] = points
-    return panels_chart(panels, value="Frechet distance over the teacher's at 64 steps")
+    return panels_chart(panels, value="distance over the teacher's best")
 
 
 def page(figures: dict[str, Any], *, command: str) -> str:

@@ -71,7 +71,7 @@ def chart(figures: dict[str, Any]) -> Tensor:
         for way, seeds in figures["ways"].items()
         if seeds
     }
-    return panels_chart({"mean over seeds": curves}, value="Frechet distance over the teacher's at 64 steps")
+    return panels_chart({"Frechet distance": curves}, value="distance over the teacher's best")
 
 
 def page(figures: dict[str, Any], *, command: str) -> str:
