@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..samplers.few_step import sample_few_step
+from ..samplers.few_step import draw_from_noise
 from ..samplers.noise import Denoiser, NoiseFamily, guided
 from ..samplers.schedules import trailing_sigmas
 from ..trainers.data import TensorData
@@ -88,8 +88,7 @@ class Bench:
     def _score(self, model: str, denoiser: Denoiser, sigmas: Tensor, *, nfe: int) -> Score:
         start, steps = time.perf_counter(), len(sigmas) - 1
         condition = {"y": F.one_hot(self._labels, DIGITS).float()}
-        initial = FAMILY.initial(self._noise, sigma=sigmas[0])
-        latents = sample_few_step(denoiser, initial, sigmas, condition, disable=True, family=FAMILY, gamma=0.0)
+        latents = draw_from_noise(denoiser, self._noise, sigmas, condition, family=FAMILY)
         seconds, pictures = time.perf_counter() - start, to_pictures(latents)
         score = self._judge.score(
             pictures,

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..samplers.few_step import sample_few_step
+from ..samplers.few_step import draw_from_noise
 from ..trainers.distillation import Distillation
 from ..trainers.export import LORA
 from ..trainers.files import write_atomically
@@ -78,11 +78,7 @@ class Preview:
 
     def _draw(self, denoiser: Any, sigmas: Tensor) -> Tensor:
         family = self._distillation.method.family
-        sigmas = sigmas.to(self._noise)
-        start = family.initial(self._noise, sigma=sigmas[0])
-        return sample_few_step(
-            denoiser, start, sigmas, extra_args=self._condition, disable=True, family=family, gamma=0.0
-        )
+        return draw_from_noise(denoiser, self._noise, sigmas, self._condition, family=family)
 
     def _decode(self, latents: Tensor) -> Tensor:
         try:

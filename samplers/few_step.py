@@ -87,6 +87,18 @@ def sample_few_step(
     return x
 
 
+def draw_from_noise(
+    model: Denoiser, noise: Tensor, sigmas: Tensor, condition: dict[str, Tensor] | None = None, *, family: NoiseFamily
+) -> Tensor:
+    """What a deterministic few-step model makes of unit noise (B, ...): `sample_few_step` at gamma 0 from `initial`.
+
+    sigmas: (n + 1,), moved to the noise. condition: the model's further inputs.
+    """
+    sigmas = sigmas.to(noise)
+    start = family.initial(noise, sigma=sigmas[0])
+    return sample_few_step(model, start, sigmas, condition, disable=True, family=family, gamma=0.0)
+
+
 def sample_tcd(
     model: Denoiser,
     x: Tensor,
