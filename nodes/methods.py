@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..trainers.distance import Distance
-from ..trainers.targets.progressive import Grid, ProgressiveOptions, StudentPrediction
+from ..trainers.grid import Grid
+from ..trainers.targets.progressive import ProgressiveOptions, StudentPrediction
 from ..trainers.weighting import Weighting
 from . import host
 

@@ -5,3 +5,21 @@
 | progressive.py | two teacher steps into one, halving the step count stage by stage | Salimans and Ho 2022, arXiv 2202.00512 |
 | denoising.py | no teacher: the clean sample is the target; trains the demo teacher | Ho et al. 2020, in the x0 form |
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..method import MethodOptions
+from .progressive import Progressive, ProgressiveOptions
+
+METHODS: dict[str, type[MethodOptions]] = {Progressive.name: ProgressiveOptions}
+"""By the name that run.json has."""
+
+
+def read_method(name: str, options: Mapping[str, Any]) -> MethodOptions:
+    """A method and its options as run.json has them. ValueError for a name that there is none of."""
+    if name not in METHODS:
+        raise ValueError(f"the run's method is {name!r}; known are {', '.join(METHODS)}.")
+    return METHODS[name].read(options)
