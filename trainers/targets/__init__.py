@@ -3,6 +3,7 @@
 | file | method | paper |
 |---|---|---|
 | progressive.py | two teacher steps into one, halving the step count stage by stage | Salimans and Ho 2022, arXiv 2202.00512 |
+| guidance.py | two forwards of guidance into one, at a fixed scale | Meng et al. 2023, arXiv 2210.03142 |
 | denoising.py | no teacher: the clean sample is the target; trains the demo teacher | Ho et al. 2020, in the x0 form |
 """
 
@@ -12,9 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..method import MethodOptions
+from .guidance import GuidanceDistillation, GuidanceOptions
 from .progressive import Progressive, ProgressiveOptions
 
-METHODS: dict[str, type[MethodOptions]] = {Progressive.name: ProgressiveOptions}
+METHODS: dict[str, type[MethodOptions]] = {
+    Progressive.name: ProgressiveOptions,
+    GuidanceDistillation.name: GuidanceOptions,
+}
 """By the name that run.json has."""
 
 
