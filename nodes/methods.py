@@ -6,6 +6,7 @@ from typing import Any
 
 from ..trainers.distance import Distance
 from ..trainers.grid import Grid
+from ..trainers.targets.consistency import ConsistencyOptions, Solver
 from ..trainers.targets.guidance import GuidanceOptions
 from ..trainers.targets.progressive import ProgressiveOptions, StudentPrediction
 from ..trainers.weighting import Weighting
@@ -206,3 +207,86 @@ class GuidanceDistillation:
 
     def make(self, **options: Any) -> tuple[GuidanceOptions]:
         return (GuidanceOptions.read(options),)
+
+
+class ConsistencyDistillation:
+    RETURN_TYPES = ("FEWSTEP_METHOD",)
+    RETURN_NAMES = ("method",)
+    OUTPUT_TOOLTIPS = ("Connect to Distill Model.",)
+    FUNCTION = "make"
+    CATEGORY = "few-step/distillation"
+    DESCRIPTION = (
+        "Makes your own LCM-LoRA. Latent consistency distillation (Luo et al. 2023): the student learns to say at every level "
+        "what it says itself one step of its teacher further down, guidance included. With the heun solver and more levels it "
+        "is the consistency distillation of Song et al. 2023."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "steps": inputs.count(
+                    4,
+                    "Of the recipe that the student's file carries; 1 to 8 work with the same student.",
+                    least=1,
+                    most=1000,
+                ),
+                "iterations": inputs.count(2000, "Optimiser steps."),
+                "learning_rate": inputs.learning_rate(
+                    1e-4, "At the start; it falls linearly to 0, or as Distill Model's schedule says. 1e-4 for a LoRA."
+                ),
+                "guidance_scale": inputs.guidance_scale(
+                    7.5,
+                    "Classifier-free guidance of the teacher, baked in; the student is sampled at cfg 1. 1 bakes in none.",
+                ),
+            },
+            "optional": {
+                "levels": inputs.count(
+                    50,
+                    "Levels that the student is made to agree along: 50 are LCM's skipping step of 20 timesteps. More are truer "
+                    "to the teacher's path and take longer.",
+                    least=2,
+                    most=1000,
+                ),
+                "solver": (
+                    [solver.value for solver in Solver],
+                    {
+                        "default": Solver.DDIM.value,
+                        "tooltip": "The teacher's step: ddim is LCM's, one evaluation; heun is Song et al.'s, two.",
+                    },
+                ),
+                "guidance_scale_max": inputs.guidance_scale(
+                    0.0,
+                    "Above 0: for each sample a scale between guidance_scale and this is drawn, as LCM-LoRA was trained. 0: one "
+                    "scale for all.",
+                    least=0.0,
+                ),
+                "target_decay": inputs.number(
+                    0.0,
+                    "What the student learns from: 0 is itself, usual for a LoRA; 0.95 its moving average, for full weights.",
+                    most=0.9999,
+                    step=0.0001,
+                ),
+                "distance": inputs.distance(
+                    Distance.PSEUDO_HUBER,
+                    "pseudo_huber is LCM's choice: outliers pull less. squared is the first paper's.",
+                ),
+                "weighting": inputs.weighting(
+                    Weighting.CONSTANT, "Weight of the distance over noise levels; constant is both papers' choice."
+                ),
+                "grid": inputs.grid(
+                    "Spacing of the levels. trailing with 50 levels: LCM's. edm: Song et al.'s. Flow models: trailing only."
+                ),
+            },
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, steps: Any = None, iterations: Any = None, levels: Any = 50) -> bool | str:
+        """Before anything runs."""
+        given = {"steps": steps, "iterations": iterations, "levels": levels}
+        return inputs.checked(
+            lambda: ConsistencyOptions(**given, learning_rate=1e-4, guidance_scale=1.0), *given.values()
+        )
+
+    def make(self, **options: Any) -> tuple[ConsistencyOptions]:
+        return (ConsistencyOptions.read(options),)

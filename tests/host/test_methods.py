@@ -19,7 +19,11 @@ from comfyui_fewstep.trainers.run_folder import RunFolder  # isort: skip
 from comfyui_fewstep.trainers.targets import METHODS, read_method  # isort: skip
 
 GUIDANCE = {"guidance_scale": 3.0, "iterations": 8, "learning_rate": 1e-3, "steps": 4, "weighting": "constant"}
-CHOSEN = {"guidance_distillation": (methods.GuidanceDistillation, GUIDANCE)}
+CONSISTENCY = {"guidance_scale": 3.0, "iterations": 8, "learning_rate": 1e-3, "steps": 4, "guidance_scale_max": 5.0}
+CHOSEN = {
+    "guidance_distillation": (methods.GuidanceDistillation, GUIDANCE),
+    "consistency_distillation": (methods.ConsistencyDistillation, {**CONSISTENCY, "target_decay": 0.9}),
+}
 KINDS = kinds("sd15", "sd2_v", "sdxl", "sd3", "flux")
 SEED = 11
 

@@ -48,7 +48,10 @@ SMALL_DATA = {
     "FewStepTeacherPictures": {"prompts": "7\n3", "width": 32, "height": 32, "pictures_per_prompt": 2, "steps": 4},
 }
 
-OTHER_METHODS = {"FewStepGuidanceDistillation": {"iterations": 3}}
+OTHER_METHODS = {
+    "FewStepGuidanceDistillation": {"iterations": 3},
+    "FewStepConsistencyDistillation": {"iterations": 3},
+}
 
 
 def demo_node(node):

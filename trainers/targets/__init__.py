@@ -4,6 +4,7 @@
 |---|---|---|
 | progressive.py | two teacher steps into one, halving the step count stage by stage | Salimans and Ho 2022, arXiv 2202.00512 |
 | guidance.py | two forwards of guidance into one, at a fixed scale | Meng et al. 2023, arXiv 2210.03142 |
+| consistency.py | one level like the next, which the teacher's step leads to | Song et al. 2023, Luo et al. 2023 |
 | denoising.py | no teacher: the clean sample is the target; trains the demo teacher | Ho et al. 2020, in the x0 form |
 """
 
@@ -13,12 +14,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..method import MethodOptions
+from .consistency import Consistency, ConsistencyOptions
 from .guidance import GuidanceDistillation, GuidanceOptions
 from .progressive import Progressive, ProgressiveOptions
 
 METHODS: dict[str, type[MethodOptions]] = {
     Progressive.name: ProgressiveOptions,
     GuidanceDistillation.name: GuidanceOptions,
+    Consistency.name: ConsistencyOptions,
 }
 """By the name that run.json has."""
 
