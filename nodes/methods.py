@@ -7,6 +7,7 @@ from typing import Any
 from ..trainers.distance import Distance
 from ..trainers.grid import Grid
 from ..trainers.targets.consistency import ConsistencyOptions, Solver
+from ..trainers.targets.consistency_training import ConsistencyTrainingOptions, LevelChoice
 from ..trainers.targets.guidance import GuidanceOptions
 from ..trainers.targets.progressive import ProgressiveOptions, StudentPrediction
 from ..trainers.weighting import Weighting
@@ -290,3 +291,75 @@ class ConsistencyDistillation:
 
     def make(self, **options: Any) -> tuple[ConsistencyOptions]:
         return (ConsistencyOptions.read(options),)
+
+
+class ConsistencyTraining:
+    RETURN_TYPES = ("FEWSTEP_METHOD",)
+    RETURN_NAMES = ("method",)
+    OUTPUT_TOOLTIPS = ("Connect to Distill Model.",)
+    FUNCTION = "make"
+    CATEGORY = "few-step/distillation"
+    DESCRIPTION = (
+        "Consistency training (iCT: Song and Dhariwal 2023): no teacher is asked. The student learns from real pictures to say "
+        "the same about a picture with more and with less of one noise. It begins at the connected model and bakes in no "
+        "guidance."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "steps": inputs.count(
+                    2,
+                    "Of the recipe that the student's file carries; others work with the same student.",
+                    least=1,
+                    most=1000,
+                ),
+                "iterations": inputs.count(5000, "Optimiser steps, in phases of equal length."),
+                "learning_rate": inputs.learning_rate(
+                    1e-4, "At the start; it falls linearly to 0, or as Distill Model's schedule says."
+                ),
+            },
+            "optional": {
+                "first_levels": inputs.count(
+                    10,
+                    "Levels that the student is made to agree along at first; each phase doubles them.",
+                    least=2,
+                    most=1000,
+                ),
+                "last_levels": inputs.count(
+                    160, "Levels at the end. The paper goes to 1280, in 400000 iterations.", least=2, most=10000
+                ),
+                "level_choice": (
+                    [choice.value for choice in LevelChoice],
+                    {
+                        "default": LevelChoice.LOGNORMAL.value,
+                        "tooltip": "lognormal: middle levels come up more often, and small steps count more (iCT). uniform: all "
+                        "alike (CT, the first paper).",
+                    },
+                ),
+                "distance": inputs.distance(
+                    Distance.PSEUDO_HUBER, "pseudo_huber is iCT's choice: outliers pull less. squared is CT's."
+                ),
+                "target_decay": inputs.number(
+                    0.0,
+                    "What the student learns from: 0 is itself, iCT's choice; 0.95 its moving average, CT's.",
+                    most=0.9999,
+                    step=0.0001,
+                ),
+                "grid": inputs.grid(
+                    "Spacing of the levels. trailing: even in the model's own time. edm: the papers'. Flow models: trailing only."
+                ),
+            },
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(
+        cls, steps: Any = None, iterations: Any = None, first_levels: Any = 10, last_levels: Any = 160
+    ) -> bool | str:
+        """Before anything runs."""
+        given = {"steps": steps, "iterations": iterations, "first_levels": first_levels, "last_levels": last_levels}
+        return inputs.checked(lambda: ConsistencyTrainingOptions(**given, learning_rate=1e-4), *given.values())
+
+    def make(self, **options: Any) -> tuple[ConsistencyTrainingOptions]:
+        return (ConsistencyTrainingOptions.read(options),)

@@ -52,6 +52,11 @@ def require_guidance_scale(scale: float, *, name: str = "guidance_scale") -> Non
         raise ValueError(f"{name} is {scale}; allowed is 1 (no guidance) to 100.")
 
 
+def require_target_decay(decay: float) -> None:
+    if not 0.0 <= decay < 1.0:
+        raise ValueError(f"target_decay is {decay}; allowed is 0 (the student itself) to below 1: 0.95.")
+
+
 def require_empty_prompt(scale: float, *, given: bool) -> None:
     """ValueError for guidance without the data's empty prompt."""
     if scale != 1.0 and not given:

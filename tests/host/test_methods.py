@@ -20,7 +20,9 @@ from comfyui_fewstep.trainers.targets import METHODS, read_method  # isort: skip
 
 GUIDANCE = {"guidance_scale": 3.0, "iterations": 8, "learning_rate": 1e-3, "steps": 4, "weighting": "constant"}
 CONSISTENCY = {"guidance_scale": 3.0, "iterations": 8, "learning_rate": 1e-3, "steps": 4, "guidance_scale_max": 5.0}
+TRAINED = {"iterations": 8, "learning_rate": 1e-3, "steps": 2, "first_levels": 4, "last_levels": 8}
 CHOSEN = {
+    "consistency_training": (methods.ConsistencyTraining, TRAINED),
     "guidance_distillation": (methods.GuidanceDistillation, GUIDANCE),
     "consistency_distillation": (methods.ConsistencyDistillation, {**CONSISTENCY, "target_decay": 0.9}),
 }

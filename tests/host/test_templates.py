@@ -51,6 +51,7 @@ SMALL_DATA = {
 OTHER_METHODS = {
     "FewStepGuidanceDistillation": {"iterations": 3},
     "FewStepConsistencyDistillation": {"iterations": 3},
+    "FewStepConsistencyTraining": {"iterations": 3},
 }
 
 

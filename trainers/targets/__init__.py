@@ -5,6 +5,7 @@
 | progressive.py | two teacher steps into one, halving the step count stage by stage | Salimans and Ho 2022, arXiv 2202.00512 |
 | guidance.py | two forwards of guidance into one, at a fixed scale | Meng et al. 2023, arXiv 2210.03142 |
 | consistency.py | one level like the next, which the teacher's step leads to | Song et al. 2023, Luo et al. 2023 |
+| consistency_training.py | the same without a teacher, from data | Song et al. 2023, Song and Dhariwal 2023, arXiv 2310.14189 |
 | denoising.py | no teacher: the clean sample is the target; trains the demo teacher | Ho et al. 2020, in the x0 form |
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 
 from ..method import MethodOptions
 from .consistency import Consistency, ConsistencyOptions
+from .consistency_training import ConsistencyTraining, ConsistencyTrainingOptions
 from .guidance import GuidanceDistillation, GuidanceOptions
 from .progressive import Progressive, ProgressiveOptions
 
@@ -22,6 +24,7 @@ METHODS: dict[str, type[MethodOptions]] = {
     Progressive.name: ProgressiveOptions,
     GuidanceDistillation.name: GuidanceOptions,
     Consistency.name: ConsistencyOptions,
+    ConsistencyTraining.name: ConsistencyTrainingOptions,
 }
 """By the name that run.json has."""
 

@@ -89,10 +89,7 @@ class ConsistencyOptions:
                     f"guidance_scale is {self.guidance_scale} and guidance_scale_max is {self.guidance_scale_max}; the "
                     "second must not be below the first, and 0 is one scale for all."
                 )
-        if not 0.0 <= self.target_decay < 1.0:
-            raise ValueError(
-                f"target_decay is {self.target_decay}; allowed is 0 (the student itself) to below 1: 0.95."
-            )
+        choices.require_target_decay(self.target_decay)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> ConsistencyOptions:
