@@ -14,6 +14,9 @@ from ..trainers.weighting import Weighting
 from . import host
 from . import option_inputs as inputs
 
+STUDENT_PREDICTIONS = [kind.value for kind in StudentPrediction if kind is not StudentPrediction.X0_AND_EPS]
+"""What a student in the host may predict: none of its loaders builds a network with twice the output channels."""
+
 
 class ProgressiveDistillation:
     RETURN_TYPES = ("FEWSTEP_METHOD",)
@@ -80,11 +83,12 @@ class ProgressiveDistillation:
             },
             "optional": {
                 "student_prediction": (
-                    [prediction.value for prediction in StudentPrediction],
+                    STUDENT_PREDICTIONS,
                     {
                         "default": StudentPrediction.AS_TEACHER.value,
                         "tooltip": "What the student's network predicts. v_prediction or x0 make an eps-model fit for one "
-                        "or two steps; a stage that only converts then comes first. Not for flow and EDM models.",
+                        "or two steps; a stage that only converts then comes first. Not for flow and EDM models. The "
+                        "paper's x0 and eps at once needs twice the output channels, which ComfyUI loads in no model.",
                     },
                 ),
                 "conversion_iterations": (
@@ -123,6 +127,16 @@ class ProgressiveDistillation:
                         "file says which. Flow models: trailing only.",
                     },
                 ),
+                "merged_steps": (
+                    "INT",
+                    {
+                        "default": 2,
+                        "min": 2,
+                        "max": 64,
+                        "tooltip": "Steps of the teacher that one step of the student learns. 2 halves, as the paper does; "
+                        "4 quarters, in half as many stages, each with twice as many passes of the teacher.",
+                    },
+                ),
             },
         }
 
@@ -134,9 +148,10 @@ class ProgressiveDistillation:
         iterations: Any = None,
         conversion_iterations: Any = 0,
         last_stages_iterations: Any = 0,
+        merged_steps: Any = 2,
     ) -> bool | str:
         """Before anything runs, where the values are typed in; linked values are checked when they arrive."""
-        counts = (start_steps, target_steps, iterations, conversion_iterations, last_stages_iterations)
+        counts = (start_steps, target_steps, iterations, conversion_iterations, last_stages_iterations, merged_steps)
         if not all(isinstance(value, int) for value in counts):
             return True
         return host.error_of(
@@ -149,6 +164,7 @@ class ProgressiveDistillation:
                 guidance_scale=1.0,
                 conversion_iterations=conversion_iterations,
                 last_stages_iterations=last_stages_iterations,
+                merged_steps=merged_steps,
             )
         )
 

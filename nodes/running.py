@@ -19,7 +19,9 @@ from ..trainers.method import Method, MethodOptions
 from ..trainers.options import TrainOptions
 from ..trainers.processes import Processes
 from ..trainers.run_folder import RunFolder
+from ..trainers.targets.progressive import ProgressiveOptions
 from . import folders, host, host_training, students
+from .methods import STUDENT_PREDICTIONS
 from .observing import Preview
 
 ORIGIN = ("model", "vae")
@@ -28,6 +30,11 @@ ORIGIN = ("model", "vae")
 
 def method_on(model: Any, method: MethodOptions, *, unconditional: Condition | None) -> Method:
     """The method on a MODEL's noise levels. ValueError for what it cannot do, before any work."""
+    if isinstance(method, ProgressiveOptions) and method.student_prediction.value not in STUDENT_PREDICTIONS:
+        raise ValueError(
+            f"student_prediction is {method.student_prediction.value}, which needs twice the output channels, and ComfyUI "
+            f"loads no such model; allowed are {', '.join(STUDENT_PREDICTIONS)}."
+        )
     sampling = host.model_sampling_of(model)
     return method.on(
         family=host.noise_family(sampling),

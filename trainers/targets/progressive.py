@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from enum import Enum
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -25,13 +26,14 @@ class StudentPrediction(Enum):
     """What the student's network predicts; AS_TEACHER: what the teacher's does.
 
     eps says nothing about x0 where there is no signal: towards one step x0 and v are stable (Salimans and Ho 2022,
-    section 4).
+    section 4). X0_AND_EPS: both, in twice the output channels, see `x0_and_eps`; of students that no host has to load.
     """
 
     AS_TEACHER = "as_teacher"
     X0 = "x0"
     EPS = "eps"
     V_PREDICTION = "v_prediction"
+    X0_AND_EPS = "x0_and_eps"
 
 
 _WITH_TABLE = ("eps", "v_prediction", "x0")
@@ -47,7 +49,8 @@ class ProgressiveOptions:
     guidance_scale: classifier-free guidance baked in by the first stage only; 1 for none.
     student_prediction: where it is not the teacher's, a first stage converts the student and halves nothing.
     conversion_iterations: of that stage. last_stages_iterations: of the halvings to 2 steps and to 1, which the paper
-    trains twice as long. Of both 0 is as many as `iterations`.
+    trains twice as long. Of both 0 is as many as `iterations`. merged_steps: of the teacher, which become one of the student;
+    2 is the paper's halving, 4 makes half as many stages with twice as many passes of the teacher in each.
     """
 
     start_steps: int
@@ -61,11 +64,11 @@ class ProgressiveOptions:
     distance: Distance = Distance.SQUARED
     last_stages_iterations: int = 0
     grid: Grid = Grid.TRAILING
+    merged_steps: int = 2
     gamma: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
-        ratio = self.start_steps / self.target_steps if self.target_steps >= 1 else 0.0
-        if ratio < 2 or ratio != int(ratio) or int(ratio) & (int(ratio) - 1):
+        if not _is_power_of_two(self.start_steps / self.target_steps if self.target_steps >= 1 else 0.0):
             raise ValueError(
                 f"start_steps is {self.start_steps} and target_steps is {self.target_steps}; start_steps must be "
                 "target_steps times a power of two, at least twice: 64 and 4, for example."
@@ -77,6 +80,8 @@ class ProgressiveOptions:
                 raise ValueError(
                     f"{name} is {getattr(self, name)}; it must not be negative, and 0 is as many as iterations."
                 )
+        if not _is_power_of_two(self.merged_steps):
+            raise ValueError(f"merged_steps is {self.merged_steps}; allowed are 2, 4, 8 and further powers of two.")
         choices.require_learning_rate(self.learning_rate)
         choices.require_guidance_scale(self.guidance_scale)
 
@@ -84,6 +89,13 @@ class ProgressiveOptions:
     def read(cls, values: Mapping[str, Any]) -> ProgressiveOptions:
         """From a node's or run.json's JSON values; later options may be absent. ValueError for a choice there is none of."""
         return choices.read(cls, values)
+
+    def counts(self) -> list[int]:
+        """Steps from start_steps to target_steps, before each stage and after the last; what is left over comes last."""
+        counts = [self.start_steps]
+        while counts[-1] > self.target_steps:
+            counts.append(max(counts[-1] // self.merged_steps, self.target_steps))
+        return counts
 
     def schedule(self, steps: int, *, table: Tensor) -> Tensor:
         """(steps + 1,) the levels of a student of so many steps: of the finest grid, halving after halving, every second.
@@ -105,6 +117,11 @@ class ProgressiveOptions:
         return Progressive(
             self, family=family, table=table, unconditional=unconditional, prediction_type=prediction_type
         )
+
+
+def _is_power_of_two(ratio: float) -> bool:
+    """From 2 on."""
+    return ratio >= 2 and ratio == int(ratio) and not int(ratio) & (int(ratio) - 1)
 
 
 class Progressive:
@@ -140,14 +157,13 @@ class Progressive:
         return choices.defaults(ProgressiveOptions)
 
     def stages(self) -> list[Stage]:
-        stages, steps = [], self._options.start_steps
+        stages, counts = [], self._options.counts()
         if self._converts:
             name = f"conversion to {self._options.student_prediction.value}"
-            stages.append(self._stage(name, steps, self._options.conversion_iterations, teacher_steps=steps))
-        while steps > self._options.target_steps:
-            steps //= 2
+            stages.append(self._stage(name, counts[0], self._options.conversion_iterations, teacher_steps=counts[0]))
+        for before, steps in pairwise(counts):
             iterations = self._options.last_stages_iterations if steps <= 2 else 0
-            stages.append(self._stage(f"{2 * steps} to {steps} steps", steps, iterations, teacher_steps=2 * steps))
+            stages.append(self._stage(f"{before} to {steps} steps", steps, iterations, teacher_steps=before))
         return stages
 
     def _stage(self, name: str, steps: int, iterations: int, *, teacher_steps: int) -> Stage:
@@ -174,7 +190,7 @@ class Progressive:
         teacher = self.teaching(teacher, stage=stage, batch=batch)
         if self._converts and stage == 0:
             return self._converted(batch, teacher=teacher, generator=generator)
-        return self._halved(batch, halving=stage - self._converts, teacher=teacher, generator=generator)
+        return self._merged(batch, number=stage - self._converts, teacher=teacher, generator=generator)
 
     def _converted(self, batch: Batch, *, teacher: Denoiser, generator: torch.Generator) -> Target:
         """What the teacher itself sees, at a random level of the schedule that it is sampled with."""
@@ -184,21 +200,21 @@ class Progressive:
         x_t = self.family.add_noise(batch.x0, noise, sigma=sigma)
         return self._target(x_t, sigma, batch.condition, teacher(x_t, sigma, **batch.condition).float())
 
-    def _halved(self, batch: Batch, *, halving: int, teacher: Denoiser, generator: torch.Generator) -> Target:
-        """Two steps of the teacher from a random level of the student's schedule, as the x0 of one student step.
+    def _merged(self, batch: Batch, *, number: int, teacher: Denoiser, generator: torch.Generator) -> Target:
+        """Two steps of the teacher, or more, from a random level of the student's schedule, as the x0 of one student step.
 
-        The last step of the schedule ends at sigma 0, where `solved_x0` is the teacher's second prediction itself.
+        The last step of the schedule ends at sigma 0, where `solved_x0` is the teacher's last prediction itself.
         """
-        steps = self._options.start_steps >> (halving + 1)
-        fine = self._schedule(2 * steps)
+        before, steps = self._options.counts()[number : number + 2]
+        fine, merged = self._schedule(before), before // steps
         k = torch.randint(steps, (len(batch.x0),), generator=generator)
         noise = torch.randn(batch.x0.shape, generator=generator).to(batch.x0)
-        sigma_t, sigma_mid, sigma_s = (fine[2 * k + half].to(batch.x0.device) for half in range(3))
-        x_t = self.family.add_noise(batch.x0, noise, sigma=sigma_t)
-        x_mid = self._teacher_step(teacher, x_t, batch.condition, sigma=sigma_t, sigma_next=sigma_mid)
-        x_s = self._teacher_step(teacher, x_mid, batch.condition, sigma=sigma_mid, sigma_next=sigma_s)
-        x0 = solved_x0(x_t, x_s, sigma_t=sigma_t, sigma_s=sigma_s)
-        return self._target(x_t, sigma_t, batch.condition, x0)
+        sigmas = [fine[merged * k + step].to(batch.x0.device) for step in range(merged + 1)]
+        x_t = x_s = self.family.add_noise(batch.x0, noise, sigma=sigmas[0])
+        for sigma, sigma_next in pairwise(sigmas):
+            x_s = self._teacher_step(teacher, x_s, batch.condition, sigma=sigma, sigma_next=sigma_next)
+        x0 = solved_x0(x_t, x_s, sigma_t=sigmas[0], sigma_s=sigmas[-1])
+        return self._target(x_t, sigmas[0], batch.condition, x0)
 
     def _target(self, x_t: Tensor, sigma: Tensor, condition: Condition, x0: Tensor) -> Target:
         weight = self._options.weighting(sigma, family=self.family)
