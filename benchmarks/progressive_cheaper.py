@@ -19,9 +19,7 @@ WAYS = {
     PLAIN: Settings(),
     "4 steps merged into 1": Settings(merged_steps=4),
     "from 16 steps": Settings(start_steps=16),
-    "from 16 steps, 4 merged": Settings(start_steps=16, merged_steps=4),
     "a third of the iterations above 2 steps": Settings(iterations=100),
-    "from 32 steps": Settings(start_steps=32),
 }
 COUNTS = (4, 2, 1)
 
