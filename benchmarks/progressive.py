@@ -13,6 +13,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor
@@ -147,7 +148,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--keep", action="store_true", help="the seeds that the folder's results have, and add to them")
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--ablation", action="store_true", help="predictions and weightings instead, at small settings")
-    other.add_argument("--cheaper", action="store_true", help="shorter ways to the same students instead")
+    other.add_argument("--cheaper", action="store_true", help="shorter ways instead, after a report of the plain one")
     parser.add_argument("--start-steps", type=int, default=Settings.start_steps)
     parser.add_argument("--iterations", type=int, default=Settings.iterations, help="of a halving")
     parser.add_argument("--last-iterations", type=int, default=Settings.last_iterations, help="to 2 steps and to 1")
@@ -155,21 +156,32 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python launch.py bench progressive", *(a for a in arguments if a != "--keep")])
-    if options.ablation or options.cheaper:
-        other = progressive_ablation if options.ablation else progressive_cheaper
-        for figures in other.reports(seeds=options.seeds, pictures=options.pictures):
-            _save(other.chart(figures), options.folder / f"{other.NAME}.png")
-            _write(options.folder, other.NAME, figures, other.page(figures, command=command))
+    report = options.folder / "progressive.json"
+    if options.ablation:
+        found = progressive_ablation.reports(seeds=options.seeds, pictures=options.pictures)
+        _write_all(options.folder, progressive_ablation, found, command=command)
+        return
+    if options.cheaper:
+        plain = kept(report, progressive_cheaper.WAYS[progressive_cheaper.PLAIN], pictures=options.pictures)
+        found = progressive_cheaper.reports(plain=plain[: options.seeds], pictures=options.pictures)
+        _write_all(options.folder, progressive_cheaper, found, command=command)
         return
     settings = Settings(
         start_steps=options.start_steps, iterations=options.iterations, last_iterations=options.last_iterations
     )
-    known = kept(options.folder / "progressive.json", settings, pictures=options.pictures) if options.keep else []
+    known = kept(report, settings, pictures=options.pictures) if options.keep else []
     bench = Bench(guidance_scale=settings.guidance_scale, pictures=options.pictures)
     for figures in reports(bench, settings, seeds=options.seeds, known=known):
         _save(quality_chart(mean_scores(figures)), options.folder / "progressive.png")
         _save(picture_grid(bench.rows), options.folder / "progressive_pictures.png")
         _write(options.folder, "progressive", figures, page(figures, command=command))
+
+
+def _write_all(folder: Path, benchmark: ModuleType, found: Iterator[dict[str, Any]], *, command: str) -> None:
+    """After each report what a benchmark of its own module makes of it."""
+    for figures in found:
+        _save(benchmark.chart(figures), folder / f"{benchmark.NAME}.png")
+        _write(folder, benchmark.NAME, figures, benchmark.page(figures, command=command))
 
 
 def _write(folder: Path, name: str, figures: dict[str, Any], text: str) -> None:

@@ -26,13 +26,17 @@ WAYS = {
 COUNTS = (4, 2, 1)
 
 
-def reports(*, seeds: int, pictures: int) -> Iterator[dict[str, Any]]:
-    """All figures so far as JSON values, after each training; the first seed of all ways, then the second."""
+def reports(*, plain: list[Any], pictures: int) -> Iterator[dict[str, Any]]:
+    """All figures so far as JSON values, after each training; the first seed of all ways, then the second.
+
+    plain: of each seed the stages of that way, from the report of the plain recipe.
+    """
     bench = Bench(guidance_scale=Settings.guidance_scale, pictures=pictures)
     best = bench.teacher(64).frechet
-    found: dict[str, list[Any]] = {way: [] for way in WAYS}
-    for seed in range(seeds):
-        for way, settings in WAYS.items():
+    others = {way: settings for way, settings in WAYS.items() if way != PLAIN}
+    found: dict[str, list[Any]] = {PLAIN: plain, **{way: [] for way in others}}
+    for seed in range(len(plain)):
+        for way, settings in others.items():
             with tempfile.TemporaryDirectory() as folder:
                 found[way].append(bench.distilled(settings, seed=seed, folder=Path(folder)))
             written = {name: chosen.written() for name, chosen in WAYS.items()}
@@ -82,8 +86,9 @@ def page(figures: dict[str, Any], *, command: str) -> str:
             f"are rough. Frechet distance over the teacher's at 64 steps, {figures['pictures']} pictures; mean over seeds, and "
             "the range.",
             "",
-            f"plain is the recipe of progressive.md: from {s['start_steps']} steps, {s['iterations']} iterations a halving and "
-            f"{s['last_iterations']} for those to 2 steps and to 1. Every other row differs only in what it says. Forwards "
+            f"plain is the recipe of progressive.md, where its figures are from: from {s['start_steps']} steps, "
+            f"{s['iterations']} iterations a halving and {s['last_iterations']} for those to 2 steps and to 1. Every other row "
+            "differs only in what it says. Forwards "
             "are passes of the network for each sample of a batch, in thousands: a backward pass counts as two, a guided "
             "teacher as two.",
             "",

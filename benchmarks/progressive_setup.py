@@ -157,8 +157,9 @@ class Bench:
 
     def _student(self, prediction: str, start: Start | None) -> FullWeightsStudent:
         networks = [self._network(prediction) for _ in range(2)]
-        for network in networks if start else []:
-            network.diffusion_model.load_state_dict(start.tensors)
+        if start:
+            for network in networks:
+                network.diffusion_model.load_state_dict(start.tensors)
         first = functools.partial(self._first_teacher, prediction=prediction)
         return FullWeightsStudent(
             *networks,
@@ -199,8 +200,9 @@ class Bench:
             last_stages_iterations=settings.last_iterations,
             merged_steps=settings.merged_steps,
         )
-        levels = {"family": FAMILY, "table": self._table, "unconditional": self._empty}
-        return Progressive(options, **levels, prediction_type=teacher)
+        return Progressive(
+            options, family=FAMILY, table=self._table, unconditional=self._empty, prediction_type=teacher
+        )
 
     def _kept(self, run: RunFolder, stage: Stage) -> dict[str, Any]:
         """The score of a stage's student, from its file and sampled as that says."""

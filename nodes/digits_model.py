@@ -113,7 +113,7 @@ def as_model(tensors: Mapping[str, Tensor]) -> Any:
     )
 
 
-def as_denoiser(network: DigitModel, *, prediction: str | None = None) -> Denoiser:
+def as_denoiser(network: nn.Module, *, prediction: str | None = None) -> Denoiser:
     """D(x, sigma, y) -> x0, with a placeholder for the text that the host's apply_model wants and this network ignores.
 
     prediction: what the network's output is taken for; None for v.

@@ -89,12 +89,16 @@ def test_the_cheaper_ways_are_told_with_their_cost(tmp_path, monkeypatch):
     plain = dataclasses.replace(progressive_cheaper.WAYS["plain"], start_steps=8, iterations=1, last_iterations=2)
     merged = dataclasses.replace(plain, merged_steps=4)
     monkeypatch.setattr(progressive_cheaper, "WAYS", {"plain": plain, "merged": merged})
-    progressive.main(["--cheaper", "--seeds", "2", "--pictures", "50", "--folder", str(tmp_path)])
+    small = ["--seeds", "2", "--pictures", "50", "--folder", str(tmp_path)]
+    progressive.main([*small, *["--start-steps", "8", "--iterations", "1", "--last-iterations", "2"]])
+    plainly = json.loads((tmp_path / "progressive.json").read_text())["seeds"]
+    progressive.main(["--cheaper", *small])
     figures = json.loads((tmp_path / "progressive_cheaper.json").read_text())
     counted = {
         way: [(stage["score"]["steps"], stage["iterations"]) for stage in seeds[0]]
         for way, seeds in figures["ways"].items()
     }
+    assert figures["ways"]["plain"] == plainly
     assert counted == {"plain": [(4, 1), (2, 2), (1, 2)], "merged": [(2, 2), (1, 2)]}
     # guided 2 * 2 + 3, then 2 + 3 twice; guided 2 * 4 + 3, then 2 + 3
     costs = {"plain": 1 * 7 + 2 * 5 + 2 * 5, "merged": 2 * 11 + 2 * 5}

@@ -70,6 +70,16 @@ def test_the_secant_is_algorithm_2_on_random_tensors(family, last):
         torch.testing.assert_close(ours, second, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.parametrize(("changed", "stage"), [({}, 0), (TO_V, 0), (TO_V, 1)])
+def test_of_a_teacher_in_half_precision_only_its_own_answers_are_rounded(changed, stage):
+    """Two close numbers over a small difference: the secant is float32 whatever the teacher computes in."""
+    made, exact = method(**changed), gaussian_denoiser(VE)
+    rough = target_of(made, stage=stage, teacher=lambda x, sigma, **_: exact(x, sigma).bfloat16())
+    rounded = target_of(made, stage=stage, teacher=lambda x, sigma, **_: exact(x, sigma).bfloat16().float())
+    assert rough.x0.dtype == torch.float32
+    assert torch.equal(rough.x0, rounded.x0)
+
+
 # --- conversion ------------------------------------------------------------------------------------------------------
 
 
