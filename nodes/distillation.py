@@ -31,7 +31,8 @@ class Distill:
     RETURN_TYPES: tuple[str, ...] = ("MODEL", "LOSS_MAP", "STRING", "LORA_MODEL")
     RETURN_NAMES: tuple[str, ...] = ("student", "loss", "run_name", "lora")
     OUTPUT_TOOLTIPS: tuple[str, ...] = (
-        "The finished student: sample it at cfg 1 with the Lightning sampler and the grid of its method, trailing by default.",
+        "The finished student: sample it at cfg 1, with the Lightning Sampler and the trailing schedule, or for consistency "
+        "methods with the LCM Sampler and the lcm schedule.",
         "The loss of every logged iteration, for Loss Chart and the host's own loss nodes.",
         "The run's name, for Evaluate Digits.",
         "The LoRA's weights, for the host's own LoRA nodes; the file is in output/loras/fewstep already.",
