@@ -22,6 +22,7 @@ from ..trainers.targets.progressive import ProgressiveOptions
 from . import folders, graph, host, host_training, running, students
 from .data_sources import DataInGraph, DataSource
 from .observing import Show
+from .telling import MESSAGES
 
 _ABSENT = object()
 """An input that is not connected, where None stands for one whose value is not known yet."""
@@ -221,12 +222,14 @@ class Distill:
         **inputs: Any,
     ) -> tuple[Any, dict[str, list[float]], str, dict[str, Tensor]]:
         chosen = student or LoRAOptions()
-        with prepared(model, run_name, chosen, **inputs) as distillation:
-            if not distillation.finished():
-                running.execute(
-                    distillation, chosen, model=model, vae=vae, show=lambda preview: Show(distillation, preview)
-                )
-        return running.finished(distillation.run, chosen, model=model)
+        run = RunFolder(folders.runs_root(), run_name)
+        with MESSAGES.of_run(run, node=inputs.get("unique_id")):
+            with prepared(model, run_name, chosen, **inputs) as distillation:
+                if not distillation.finished():
+                    running.execute(
+                        distillation, chosen, model=model, vae=vae, show=lambda preview: Show(distillation, preview)
+                    )
+            return running.finished(run, chosen, model=model)
 
 
 @contextmanager

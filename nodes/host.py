@@ -326,12 +326,30 @@ def progress_bar(total: int) -> Any:
     return comfy.utils.ProgressBar(total)
 
 
-def send(event: str, data: dict[str, Any]) -> None:
-    """A message to every open browser tab; nothing where no server runs."""
+def _cancelled() -> type[Exception]:
+    """Where its class lies differs between hosts."""
+    try:
+        from comfy import interruption
+    except ImportError:
+        interruption = comfy.model_management
+    return interruption.InterruptProcessingException
+
+
+Cancelled = _cancelled()
+"""What the host raises when the user pressed cancel, and takes as no error when a node raises it."""
+
+
+def server() -> Any | None:
+    """The host's running server, or None where there is none: on a worker, in a test."""
     try:
         from server import PromptServer
     except ImportError:
-        return
-    server = getattr(PromptServer, "instance", None)
-    if server is not None:
-        server.send_sync(event, data)
+        return None
+    return getattr(PromptServer, "instance", None)
+
+
+def send(event: str, data: dict[str, Any]) -> None:
+    """A message to every open browser tab; nothing where no server runs."""
+    running = server()
+    if running is not None:
+        running.send_sync(event, data)

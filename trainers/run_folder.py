@@ -7,6 +7,8 @@ previews/*.png         pictures at fixed noise
 data/                  what it trains on, see data_cache.py
 stages/<n> steps.safetensors   the student of each finished stage, with its own sampling recipe
 stages.json            how far each of them lands from its teacher
+workflow.json          the editor's graph that it was last started from
+stop                   asks the process that trains it to stop after its next checkpoint
 student.safetensors    the result, the last of them; its presence says that the run is finished
 """
 
@@ -35,6 +37,8 @@ from .files import (
 )
 
 KEPT_CHECKPOINTS = 2
+_LOOK_SECONDS = 1.0
+"""How long the lock is waited for: whoever only looks whether a run is trained holds it for less than a millisecond."""
 _LONGEST_LINE = 16384
 """Of metrics.jsonl, in bytes, with much to spare."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,99}")
@@ -82,16 +86,45 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=_LOOK_SECONDS)
         except Timeout as error:
             raise ValueError(
                 f"the run {self.name!r} is being trained by another process; wait or choose another name."
             ) from error
         try:
             remove_unfinished(self.path)
+            self._stop_file.unlink(missing_ok=True)  # it was meant for a process before
             yield
         finally:
             lock.release()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a process trains it now. To know, the lock is taken for a moment, which `locked` waits for."""
+        if not (self.path / ".lock").exists():
+            return False
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    @property
+    def _stop_file(self) -> Path:
+        return self.path / "stop"
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether somebody wants it to stop after the next checkpoint."""
+        return self._stop_file.exists()
+
+    def ask_to_stop(self) -> None:
+        """After the next checkpoint, whichever process trains it. ValueError when none does."""
+        if not self.busy:
+            raise ValueError(f"nobody trains the run {self.name!r} now, so there is nothing to stop.")
+        write_atomically(self._stop_file, b"")
 
     def claim(
         self,

@@ -1,0 +1,108 @@
+"""What a run folder says to whoever looks at it."""
+
+import threading
+
+import pytest
+from comfyui_fewstep.trainers.run_folder import RunFolder
+from comfyui_fewstep.trainers.watching import State, curves, previews, stage_names, state_of
+
+
+def line(iteration, *, stage=0, loss=None, bands=(1.0, None)):
+    values = {name: float(iteration) for name in ("loss", "x0_error", "gradient_norm", "learning_rate")}
+    values["loss"] = values["loss"] if loss is None else loss
+    return {"iteration": iteration, "stage": stage, "stage_name": f"s{stage}", "band_errors": list(bands), **values}
+
+
+def test_curves_of_few_lines_are_the_lines():
+    made = curves([line(10), line(20, stage=1, bands=(2.0, 3.0))])
+    assert made["iteration"] == [10, 20]
+    assert made["stage"] == [0, 1]
+    assert made["loss"] == [10.0, 20.0]
+    assert made["band_errors"] == [[1.0, 2.0], [None, 3.0]]
+
+
+def test_many_lines_are_put_together_by_their_means_within_a_stage():
+    lines = [line(i, stage=int(i > 5)) for i in range(1, 11)]
+    made = curves(lines, most=5)
+    assert made["iteration"] == [2, 4, 5, 7, 9, 10], "of each group the last, and no group over two stages"
+    assert made["loss"] == [1.5, 3.5, 5.0, 6.5, 8.5, 10.0]
+    assert made["stage"] == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_band_without_a_sample_is_left_out_of_its_mean():
+    made = curves([line(1, bands=(1.0, None)), line(2, bands=(None, None))], most=1)
+    assert made["band_errors"] == [[1.0], [None]]
+
+
+def test_curves_of_nothing():
+    assert curves([]) == {
+        **{name: [] for name in ("iteration", "stage", "loss", "x0_error", "gradient_norm", "learning_rate")},
+        "band_errors": [],
+    }
+    assert stage_names([line(1), line(2, stage=1)]) == {0: "s0", 1: "s1"}
+
+
+def in_another_thread(ask):
+    said = []
+    thread = threading.Thread(target=lambda: said.append(ask()))
+    thread.start()
+    thread.join()
+    return said[0]
+
+
+def test_states_of_a_run_in_order(tmp_path):
+    run = RunFolder(tmp_path, "run")
+    assert state_of(run) is State.ABSENT
+    with run.locked():
+        assert in_another_thread(lambda: state_of(RunFolder(tmp_path, "run"))) is State.TRAINING
+        run.claim({"run": {}})
+    assert state_of(run) is State.WRITTEN
+    run.save_checkpoint(3, {}, {"stage": 0})
+    assert state_of(run) is State.STOPPED
+    run.student_file.touch()
+    assert state_of(run) is State.FINISHED
+    with run.locked():
+        assert in_another_thread(lambda: state_of(RunFolder(tmp_path, "run"))) is State.TRAINING
+
+
+def test_looking_never_keeps_a_run_from_its_trainer(tmp_path):
+    run, stop = RunFolder(tmp_path, "run"), threading.Event()
+    with run.locked():
+        pass
+
+    def look():
+        while not stop.is_set():
+            _ = RunFolder(tmp_path, "run").busy
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(200):
+            with run.locked():
+                pass
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_stop_is_for_the_process_that_trains_now(tmp_path):
+    run = RunFolder(tmp_path, "run")
+    with pytest.raises(ValueError, match="nobody trains the run 'run' now"):
+        run.ask_to_stop()
+    assert not run.path.exists(), "asking about a run makes none"
+    with run.locked():
+        in_another_thread(RunFolder(tmp_path, "run").ask_to_stop)
+        assert run.stop_asked
+    with run.locked():
+        assert not run.stop_asked
+
+
+def test_previews_are_told_in_order(tmp_path):
+    run = RunFolder(tmp_path, "run")
+    folder = run.path / "previews"
+    folder.mkdir(parents=True)
+    for name in ("00000020.png", "00000003.png", ".00000004.png.7.part", "note.txt"):
+        (folder / name).touch()
+    assert previews(run) == [3, 20]
