@@ -69,6 +69,26 @@ def noise_levels(model_sampling: Any) -> Tensor:
         return model_sampling.sigmas.detach().cpu().float().clone()
 
 
+def example_sampling(*, flow_shift: float | None = None, consistency: bool = False) -> Any:
+    """The host's sampling object of a kind of model, without a checkpoint: to show schedules before a model is loaded.
+
+    The timesteps of Stable Diffusion by default; a flow model of that shift; or Song et al.'s consistency models.
+    """
+    if consistency:
+        made = _of(comfy.model_sampling.ModelSamplingContinuousEDM, comfy.model_sampling.EDM)
+        made.set_parameters(0.002, 80.0, 0.5)
+        return made
+    if flow_shift is None:
+        return _of(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS)
+    made = _of(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST)
+    made.set_parameters(shift=flow_shift)
+    return made
+
+
+def _of(*kinds: type) -> Any:
+    return type("ModelSampling", kinds, {})()
+
+
 class _X0(comfy.model_sampling.EPS):
     """The network's output is the clean sample. Hosts of mid-2024 keep this class where no pack can import it."""
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
 
 from ..trainers.run_folder import RunFolder
 from ..trainers.watching import State, curves, preview_file, previews, stage_names, state_of
-from . import folders, host
+from . import folders, host, schedule_preview
 from .telling import MESSAGES
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -78,10 +78,20 @@ def stop(request: web.Request) -> dict[str, Any]:
     return {"run": run.name, "stopping": True}
 
 
+def _said(preview: Callable[[Mapping[str, str]], dict[str, Any]], request: web.Request) -> dict[str, Any]:
+    """A refusal is an ordinary answer here: whoever is typing a value has not finished yet."""
+    try:
+        return preview(request.query)
+    except ValueError as error:
+        return {"error": str(error)}
+
+
 ROUTES: dict[tuple[str, str], Callable[[web.Request], Any]] = {
     ("GET", "/fewstep/runs/{run}"): run_now,
     ("GET", "/fewstep/runs/{run}/preview"): preview,
     ("POST", "/fewstep/runs/{run}/stop"): stop,
+    ("GET", "/fewstep/schedule"): lambda request: _said(schedule_preview.of_schedule, request),
+    ("GET", "/fewstep/recipe"): lambda request: _said(schedule_preview.of_recipe, request),
 }
 
 

@@ -129,6 +129,7 @@ class Chart extends HTMLElement {
     ctx.save();
     ctx.strokeStyle = ctx.fillStyle = this.#colour("--soft");
     ctx.setLineDash([4, 4]);
+    ctx.textAlign = "left"; // uPlot leaves its own
     ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
     const starts = x.length ? [{ at: x[0], stage: stages[0] }, ...boundaries(x, stages)] : [];
     starts.forEach(({ at, stage }, i) => {

@@ -35,16 +35,35 @@ export function define(name, kind) {
 
 /** Puts an element on a node, in every editor since 2024, and takes all of it away with the node. It is no setting. */
 export function addElement(node, name, element, { height }) {
-  const options = { serialize: false, hideOnZoom: false, getMinHeight: height, getMaxHeight: () => 4000 };
+  const options = { serialize: false, hideOnZoom: false, getMinHeight: height };
   const widget = node.addDOMWidget(name, `fewstep_${name}`, element, options);
   widget.serialize = false;
+  atRemoval(node, () => {
+    widget.onRemove?.(); // the editor of 2024 leaves a listener on the document otherwise
+    element.remove();
+  });
+  return widget;
+}
+
+/** Whether a widget's value comes over a link: the editor of 2024 turns the widget itself into an input. */
+export function isLinked(node, name) {
+  const input = node.inputs?.find((slot) => (slot.widget?.name ?? slot.name) === name);
+  return input !== undefined && input.link !== null && input.link !== undefined;
+}
+
+/** Calls look again and again while the node is there: editors differ in whom they tell of changes, and by whom. */
+export function every(milliseconds, node, look) {
+  const timer = setInterval(look, milliseconds);
+  atRemoval(node, () => clearInterval(timer));
+}
+
+/** Calls leave when the node is removed, after what others do then. */
+export function atRemoval(node, leave) {
   const onRemoved = node.onRemoved;
   node.onRemoved = function () {
     onRemoved?.apply(this, arguments);
-    widget.onRemove?.(); // the editor of 2024 leaves a listener on the document otherwise
-    element.remove();
+    leave();
   };
-  return widget;
 }
 
 /** Makes a node at least as tall as what is on it now needs. */

@@ -1,19 +1,13 @@
 // Puts the training panel on the nodes that train or watch a run.
 import { app } from "../../scripts/app.js";
 import "./fewstep_panel_element.js";
-import { addElement, fit } from "./fewstep_elements.js";
+import { addElement, atRemoval, every, fit, isLinked } from "./fewstep_elements.js";
 import { STATE, begin, subscribe } from "./fewstep_service.js";
 
 const NODES = ["FewStepDistill", "FewStepWatchRun"];
 const LARGE = 400;
 const SMALL = 60;
 const MILLISECONDS_BETWEEN_LOOKS = 300;
-
-/** Whether a widget's value comes over a link: the editor of 2024 turns the widget itself into an input. */
-function isLinked(node, name) {
-  const input = node.inputs?.find((slot) => (slot.widget?.name ?? slot.name) === name);
-  return input !== undefined && input.link !== null && input.link !== undefined;
-}
 
 /** The run that a node names, through Write Run where that comes before; null when it comes over another link. */
 function runNamed(node) {
@@ -38,13 +32,8 @@ function addPanel(node) {
   const unsubscribe = subscribe("", (kind, data) => {
     if (kind === STATE && String(data.node).split(":").at(-1) === String(node.id)) told = data.run;
   });
-  const timer = setInterval(() => (panel.run = runNamed(node) ?? told), MILLISECONDS_BETWEEN_LOOKS);
-  const onRemoved = node.onRemoved;
-  node.onRemoved = function () {
-    onRemoved?.apply(this, arguments);
-    clearInterval(timer);
-    unsubscribe();
-  };
+  every(MILLISECONDS_BETWEEN_LOOKS, node, () => (panel.run = runNamed(node) ?? told));
+  atRemoval(node, unsubscribe);
 }
 
 app.registerExtension({

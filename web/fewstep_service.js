@@ -54,7 +54,7 @@ export function isConnected() {
 export async function ask(path, options) {
   const answer = await api.fetchApi(`/fewstep/${path}`, { cache: "no-store", ...options });
   const said = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(said.error ?? `the server answered ${answer.status}`);
+  if (!answer.ok || said.error) throw new Error(said.error ?? `the server answered ${answer.status}`);
   return said;
 }
 

@@ -45,7 +45,7 @@ def chromium():
 @pytest.fixture
 def editor(chromium, server):
     """A fresh tab with the editor in it. At its end, whatever the page complained about fails the test."""
-    with chromium.new_context(viewport={"width": 1700, "height": 1000}) as context:
+    with chromium.new_context(viewport={"width": 1700, "height": 1300}) as context:
         made = Editor(context.new_page(), server)
         made.open()
         yield made

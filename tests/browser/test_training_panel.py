@@ -15,13 +15,15 @@ KEPT = {
 LISTENERS = """
 const held = window.heldListeners = new Set(), names = new Map();
 const own = type => /^(fewstep|reconnect|resize|scroll|mousedown)/.test(type);
-const key = (target, type, listener) => { for (const part of [target, listener]) if (!names.has(part)) names.set(part, names.size);
+const key = (target, type, listener) => {
+  for (const part of [target, listener]) if (!names.has(part)) names.set(part, names.size);
   return [names.get(target), type, names.get(listener)].join() };
 for (const name of ["addEventListener", "removeEventListener"]) {
   const before = EventTarget.prototype[name];
   EventTarget.prototype[name] = function (type, listener, ...rest) {
     const lasting = !(this instanceof Node) || this === document;
-    if (lasting && own(type) && listener) held[name === "addEventListener" ? "add" : "delete"](key(this ?? window, type, listener));
+    const change = name === "addEventListener" ? "add" : "delete";
+    if (lasting && own(type) && listener) held[change](key(this ?? window, type, listener));
     return before.call(this, type, listener, ...rest);
   };
 }
@@ -118,7 +120,9 @@ def test_a_run_is_watched_cancelled_reloaded_resumed_and_finished(editor, runs, 
     assert newest == "iteration 300"
     editor.page.keyboard.press("Home")
     assert panel(editor).locator("output").text_content() == "iteration 20", "by keyboard, to the first picture"
-    assert editor.page.evaluate("(id) => !!app.graph.getNodeById(id)", node), "keys in the panel do nothing to the graph"
+    assert editor.page.evaluate("(id) => !!app.graph.getNodeById(id)", node), (
+        "keys in the panel do nothing to the graph"
+    )
 
 
 def test_stop_after_this_checkpoint(editor, runs, name):
@@ -137,7 +141,7 @@ def test_a_second_tab_shows_the_same_run(editor, chromium, server, name):
     begin(editor, name, iterations=4000)
     editor.queue()
     sentence(editor, "Training: stage 1 of 1")
-    with chromium.new_context(viewport={"width": 1700, "height": 1000}) as context:
+    with chromium.new_context(viewport={"width": 1700, "height": 1300}) as context:
         second = Editor(context.new_page(), server)
         second.open()
         begin(second, name, iterations=4000)
