@@ -61,8 +61,9 @@ class Chart extends HTMLElement {
     const shape = JSON.stringify([content.log, content.lines.map((line) => [line.label, line.colour, line.faint])]);
     if (shape !== this.#shape) this.#drop();
     this.#shape = shape;
-    this.#plot ??= new uPlot(this.#options(content), this.#data(content), this.area);
-    this.#plot.setData(this.#data(content));
+    if (this.#plot) return this.#plot.setData(this.#data(content));
+    this.#plot = new uPlot(this.#options(content), this.#data(content), this.area);
+    this.#plot.setSize(this.#size()); // now that the legend has its height
   }
 
   /** What the chart shows, for a reader without eyes for it, and for tests. */

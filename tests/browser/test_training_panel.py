@@ -170,18 +170,42 @@ def test_nothing_is_left_of_a_removed_panel(chromium, server):
         editor = Editor(page, server)
         editor.open()
         editor.clear()
+        service = "/extensions/comfyui_fewstep/fewstep_service.js"
+        subscribers = "async (service) => (await import(service)).subscribers()"
         counts = []
         for _ in range(4):
             for kind in ("FewStepDistill", "FewStepWatchRun"):
                 node = editor.add(kind, run_name="none of this name")
                 editor.page.wait_for_timeout(800)
                 assert panel(editor).count() == 1
+                assert editor.page.evaluate(subscribers, service) == 2, "to its run, and to its node's beginning"
                 editor.remove(node)
             editor.page.wait_for_timeout(300)
             assert panel(editor).count() == 0
             counts.append(editor.page.evaluate("() => heldListeners.size"))
         assert counts[0] == counts[-1], "each round leaves as many listeners as the one before"
-        subscribers = "async () => (await import([...performance.getEntriesByType('resource')].map(r => r.name)"
-        subscribers += ".find(name => name.endsWith('fewstep_service.js')))).subscribers()"
-        assert editor.page.evaluate(subscribers) == 0
+        assert editor.page.evaluate(subscribers, service) == 0
         assert editor.errors == []
+
+
+def test_a_server_that_restarts_in_the_middle_is_told_of(chromium, tmp_path, name):
+    from comfyui_fewstep.commands.server import free_port, serving
+    from editing import SETTINGS, Editor
+
+    port = free_port()
+    with chromium.new_context(viewport={"width": 1700, "height": 1300}) as context:
+        with serving(base=tmp_path, port=port) as server:
+            server.post("/settings", SETTINGS)
+            editor = Editor(context.new_page(), server)
+            editor.open()
+            begin(editor, name, iterations=4000)
+            editor.queue()
+            sentence(editor, "iteration 30 of 4000")
+            server.process.kill()
+            server.process.wait()
+            sentence(editor, "The server does not answer")
+            assert not panel(editor).get_by_role("button", name="Cancel").is_visible()
+        with serving(base=tmp_path, port=port):
+            sentence(editor, "Stopped at iteration")
+            assert points(editor) >= 2, "what was shown stays"
+            assert panel(editor).get_by_role("button", name="Resume").is_visible()
