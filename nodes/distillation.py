@@ -194,7 +194,7 @@ class Distill:
                     },
                 ),
             },
-            "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID"},
+            "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID", "extra_pnginfo": "EXTRA_PNGINFO"},
         }
 
     @classmethod
@@ -245,6 +245,7 @@ def prepared(
     data: DataSource | None = None,
     prompt: Mapping[str, Any] | None = None,
     unique_id: str | None = None,
+    extra_pnginfo: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Iterator[Distillation]:
     """The run of these inputs, its folder locked and its data in it. Tensors made inside may be trained on, unlike in nodes."""
@@ -273,7 +274,14 @@ def prepared(
             )
             if not distillation.finished():
                 source.keep(run)
+                _keep_workflow(run, extra_pnginfo)
             yield distillation
+
+
+def _keep_workflow(run: RunFolder, extra_pnginfo: Mapping[str, Any] | None) -> None:
+    """The editor sends it beside the prompt; other programs need not."""
+    if extra_pnginfo and extra_pnginfo.get("workflow"):
+        run.keep_workflow(extra_pnginfo["workflow"])
 
 
 def _require_one_kind_of_data(*, latents: bool, positive: bool, data: bool, negative: bool = False) -> None:

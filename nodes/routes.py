@@ -1,4 +1,4 @@
-"""What the pack's browser code asks the host's server for. Looking changes nothing; the one thing asked by POST is to stop."""
+"""What the pack's browser code asks the host's server for. Looking changes nothing; a POST stops a run or deletes one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from ..trainers.run_folder import RunFolder
-from ..trainers.watching import State, curves, preview_file, previews, stage_names, state_of
+from ..trainers.watching import State, all_runs, curves, preview_file, previews, stage_names, state_of, summary
 from . import folders, host, schedule_preview
 from .telling import MESSAGES
 
@@ -23,6 +23,9 @@ def answering(answer: Callable[[web.Request], Any]) -> Handler:
     """
 
     async def handler(request: web.Request) -> web.StreamResponse:
+        if request.method == "POST" and request.content_type != "application/json":
+            # a page of another site can send a form here, and this type only after asking
+            return web.json_response({"error": "the request must be of type application/json."}, status=415)
         try:
             answered = await asyncio.get_running_loop().run_in_executor(None, answer, request)
         except ValueError as error:
@@ -86,10 +89,30 @@ def _said(preview: Callable[[Mapping[str, str]], dict[str, Any]], request: web.R
         return {"error": str(error)}
 
 
+def runs(_: web.Request) -> list[dict[str, Any]]:
+    """All runs, the one that changed last first."""
+    return [{**summary(run), "command": folders.command_for(run.path)} for run in all_runs(folders.runs_root())]
+
+
+def workflow(request: web.Request) -> dict[str, Any]:
+    """The editor's graph that the run was last started from."""
+    return _run_of(request).workflow()
+
+
+def delete(request: web.Request) -> dict[str, Any]:
+    """Removes a run's folder. What was published of it, a LoRA say, stays."""
+    run = _run_of(request)
+    run.delete()
+    return {"run": run.name, "deleted": True}
+
+
 ROUTES: dict[tuple[str, str], Callable[[web.Request], Any]] = {
     ("GET", "/fewstep/runs/{run}"): run_now,
     ("GET", "/fewstep/runs/{run}/preview"): preview,
     ("POST", "/fewstep/runs/{run}/stop"): stop,
+    ("GET", "/fewstep/runs"): runs,
+    ("GET", "/fewstep/runs/{run}/workflow"): workflow,
+    ("POST", "/fewstep/runs/{run}/delete"): delete,
     ("GET", "/fewstep/schedule"): lambda request: _said(schedule_preview.of_schedule, request),
     ("GET", "/fewstep/recipe"): lambda request: _said(schedule_preview.of_recipe, request),
 }

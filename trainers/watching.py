@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from .run_folder import RunFolder
+from .prefixes import below
+from .run_folder import RunFolder, is_name
 
 COLUMNS = ("loss", "x0_error", "gradient_norm", "learning_rate")
 MOST_POINTS = 2000
@@ -79,3 +81,46 @@ def previews(run: RunFolder) -> list[int]:
 def preview_file(run: RunFolder, iteration: int) -> Path:
     """Where the picture of an iteration lies, there or not."""
     return run.path / "previews" / f"{iteration:08d}.png"
+
+
+def all_runs(root: Path) -> list[RunFolder]:
+    """The runs below a folder, the one that changed last first."""
+    folders = [path for path in root.glob("*") if (path / "run.json").is_file()]
+    return [RunFolder(root, path.name) for path in sorted(folders, key=_changed, reverse=True) if is_name(path.name)]
+
+
+def _changed(folder: Path) -> float:
+    return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+
+
+def summary(run: RunFolder) -> dict[str, Any]:
+    """What a list of runs says of one. A damaged run.json is said in `error`, so that the others are listed still."""
+    newest = run.newest_metrics() or {}
+    told: dict[str, Any] = {
+        "run": run.name,
+        "state": state_of(run).value,
+        "changed": _changed(run.path),
+        "iteration": newest.get("iteration", 0),
+        "iterations": newest.get("iterations"),
+        "loss": newest.get("loss"),
+        "preview": (previews(run) or [None])[-1],
+        "has_workflow": (run.path / "workflow.json").exists(),
+    }
+    try:
+        said = run.description()["run"]
+        return told | {
+            "method": said["method"],
+            "options": below(said, "method."),
+            "student": below(said, "student."),
+            "teacher": said["teacher_sha256"],
+            "stages": run.comparisons(),
+            "scores": _scores(run),
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        return told | {"error": f"run.json of the run {run.name!r} cannot be read ({error})."}
+
+
+def _scores(run: RunFolder) -> list[dict[str, Any]]:
+    """Of report.json, which Evaluate Digits writes."""
+    file = run.path / "report.json"
+    return list(json.loads(file.read_text(encoding="utf-8"))["scores"]) if file.exists() else []

@@ -54,7 +54,8 @@ class Chart extends HTMLElement {
     this.#drop();
   }
 
-  /** {x, stages, names, log, lines: [{label, values, colour, faint}]}; colours are CSS variables of the page or the element. */
+  /** {x, stages, names, log, lines: [{label, values, colour, faint}]}, and for an x that is no iteration xLabel, which is on a log
+   *  scale then. points: show every point. Colours are CSS variables of the page or the element. */
   draw(content) {
     this.#content = content;
     if (!this.isConnected || !this.clientWidth) return;
@@ -96,24 +97,24 @@ class Chart extends HTMLElement {
     return getComputedStyle(this).getPropertyValue(name).trim() || "#888";
   }
 
-  #options({ log, lines }) {
+  #options({ log, lines, xLabel, points }) {
     const font = () => `${getComputedStyle(this).fontSize} system-ui, sans-serif`;
     const axis = { stroke: () => this.#colour("--soft"), font: font(), ticks: { show: false },
       grid: { stroke: () => this.#colour("--line"), width: 0.5 } };
     return {
       ...this.#size(),
-      scales: { x: { time: false }, y: log ? { distr: 3 } : {} },
-      axes: [axis, { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : figure(tick))) }],
-      series: [{ label: "iteration" }, ...lines.map((line) => this.#series(line))],
+      scales: { x: { time: false, ...(xLabel ? { distr: 3, log: 2 } : {}) }, y: log ? { distr: 3 } : {} },
+      axes: [{ ...axis, size: 30 }, { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : figure(tick))) }],
+      series: [{ label: xLabel ?? "iteration" }, ...lines.map((line) => this.#series(line, points))],
       cursor: { points: { size: 6 }, drag: { setScale: false }, move: (plot, left, top) => this.#unscaled(plot, left, top) },
       hooks: { drawClear: [(plot) => this.#drawStages(plot)] },
     };
   }
 
-  #series({ label, colour, faint }) {
+  #series({ label, colour, faint }, all) {
     return {
       label, width: faint ? 1 : 2, alpha: faint ? 0.35 : 1, spanGaps: true, stroke: () => this.#colour(colour),
-      points: { show: (plot, i) => !faint && plot.data[i].filter((value) => value !== null).length < 3 },
+      points: { show: (plot, i) => all || (!faint && plot.data[i].filter((value) => value !== null).length < 3) },
       value: (_, value) => figure(value),
     };
   }

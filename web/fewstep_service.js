@@ -73,7 +73,25 @@ export function previewUrl(run, iteration) {
 
 /** Asks whoever trains the run to stop after its next checkpoint. */
 export function stopAfterCheckpoint(run) {
-  return ask(`${place(run)}/stop`, { method: "POST" });
+  return post(`${place(run)}/stop`);
+}
+
+export function fetchRuns({ signal } = {}) {
+  return ask("runs", { signal });
+}
+
+/** The editor's graph that a run was last started from. */
+export function fetchWorkflow(run) {
+  return ask(`${place(run)}/workflow`);
+}
+
+/** Removes a run's folder for good. */
+export function deleteRun(run) {
+  return post(`${place(run)}/delete`);
+}
+
+function post(path) {
+  return ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" });
 }
 
 /** Interrupts what the host executes now; a training run saves its state first. */

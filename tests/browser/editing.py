@@ -8,7 +8,7 @@ SETTINGS = {
     "Comfy.Workflow.Persist": False,
     "Comfy.VueNodes.Enabled": False,
 }
-SECONDS = 60_000
+MILLISECONDS = 30_000
 _NOT_OURS = ("favicon", "user.css", "userdata", "i18n", "Failed to load resource")
 
 
@@ -16,7 +16,7 @@ class Editor:
     def __init__(self, page, server):
         self.page, self.server = page, server
         self.errors = []
-        page.set_default_timeout(SECONDS)
+        page.set_default_timeout(MILLISECONDS)
         page.on("console", self._heard)
         page.on("pageerror", lambda error: self.errors.append(f"{error} {getattr(error, 'stack', '')}"))
 

@@ -117,3 +117,30 @@ def test_while_it_trains_a_second_tab_finds_the_newest_figures(client, server, n
     assert told["live"]["run"] == name
     assert told["live"]["iterations"] == 2000
     assert told["live"]["seconds_left"] > 0.0
+
+
+def test_runs_are_listed_opened_and_deleted(client, server, runs, name):
+    client.run(demo(name))
+    (told,) = [run for run in server.get("/fewstep/runs") if run["run"] == name]
+    assert (told["state"], told["method"], told["iteration"]) == ("finished", "progressive_distillation", 6)
+    assert (told["student"], told["options"]["start_steps"]) == ({"kind": "full_weights"}, 8)
+    assert told["scores"][0]["model"] == "teacher"
+    assert [(stage["stage"], stage["steps"]) for stage in told["stages"]] == [("8 to 4 steps", 4)]
+    assert f'train "{runs / name}"' in told["command"]
+    status, body = ask(server, f"/fewstep/runs/{name}/workflow")
+    assert (status, "keeps no workflow" in json.loads(body)["error"]) == (400, True), "this client sends none"
+    status, body = ask(server, f"/fewstep/runs/{name}/delete", data=b"")
+    assert status == 415, "a form of another site cannot delete"
+    assert (runs / name).exists()
+    assert server.post(f"/fewstep/runs/{name}/delete", {}) == {"run": name, "deleted": True}
+    assert not (runs / name).exists()
+
+
+@pytest.mark.parametrize("path", ["..", "../../..", "../runs", ".hidden", ""])
+def test_nothing_else_is_deleted(path, server, base, runs):
+    runs.mkdir(parents=True, exist_ok=True)
+    (runs / ".hidden").mkdir(exist_ok=True)
+    with pytest.raises(ServerError):
+        server.post(f"/fewstep/runs/{urllib.parse.quote(path, safe='')}/delete", {})
+    assert (runs / ".hidden").exists()
+    assert (base / "custom_nodes").exists()

@@ -1,10 +1,11 @@
 """What a run folder says to whoever looks at it."""
 
+import os
 import threading
 
 import pytest
 from comfyui_fewstep.trainers.run_folder import RunFolder
-from comfyui_fewstep.trainers.watching import State, curves, previews, stage_names, state_of
+from comfyui_fewstep.trainers.watching import State, all_runs, curves, previews, stage_names, state_of, summary
 
 
 def line(iteration, *, stage=0, loss=None, bands=(1.0, None)):
@@ -106,3 +107,84 @@ def test_previews_are_told_in_order(tmp_path):
     for name in ("00000020.png", "00000003.png", ".00000004.png.7.part", "note.txt"):
         (folder / name).touch()
     assert previews(run) == [3, 20]
+
+
+def described(tmp_path, name, **more):
+    run = RunFolder(tmp_path, name)
+    with run.locked():
+        said = {
+            "method": "progressive",
+            "method.start_steps": 8,
+            "student.kind": "lora",
+            "teacher_sha256": "ab",
+            **more,
+        }
+        run.claim({"run": said})
+    return run
+
+
+def test_runs_are_listed_with_what_they_are(tmp_path):
+    older, newer = described(tmp_path, "older"), described(tmp_path, "newer")
+    newer.log({**line(10), "iterations": 20})
+    os.utime(older.path / "run.json", (1, 1))
+    os.utime(older.path / ".lock", (1, 1))
+    os.utime(older.path, (1, 1))
+    (tmp_path / "no run").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "run.json").write_text("{}")
+    assert [run.name for run in all_runs(tmp_path)] == ["newer", "older"]
+    told = summary(newer)
+    assert (told["method"], told["options"], told["student"]) == ("progressive", {"start_steps": 8}, {"kind": "lora"})
+    assert (told["state"], told["iteration"], told["iterations"], told["loss"]) == ("written", 10, 20, 10.0)
+    assert (told["stages"], told["scores"], told["preview"], told["has_workflow"]) == ([], [], None, False)
+
+
+def test_a_damaged_run_is_listed_with_its_damage(tmp_path):
+    run = described(tmp_path, "run")
+    (run.path / "run.json").write_text("{")
+    assert "damaged" in summary(run)["error"]
+
+
+def test_a_workflow_is_kept_as_it_is(tmp_path):
+    run = described(tmp_path, "run")
+    with pytest.raises(ValueError, match="keeps no workflow"):
+        run.workflow()
+    run.keep_workflow({"nodes": [{"id": 1}]})
+    assert run.workflow() == {"nodes": [{"id": 1}]}
+    assert summary(run)["has_workflow"]
+
+
+def test_deleting_removes_the_run_and_nothing_that_it_points_to(tmp_path):
+    run = described(tmp_path, "run")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    (run.path / "link").symlink_to(outside, target_is_directory=True)
+    run.save_checkpoint(1, {}, {"stage": 0})
+    run.delete()
+    assert not run.path.exists()
+    assert (outside / "kept").exists()
+    with pytest.raises(ValueError, match="there is no run 'run'"):
+        run.delete()
+    assert not run.path.exists()
+
+
+def test_what_is_trained_now_is_not_deleted(tmp_path):
+    run = described(tmp_path, "run")
+    with run.locked(), pytest.raises(ValueError, match="being trained by another process"):
+        in_another_thread(lambda: raised(RunFolder(tmp_path, "run").delete))()
+    assert (run.path / "run.json").exists()
+
+
+def raised(action):
+    """A function that does what action did: its exception crosses a thread."""
+    try:
+        action()
+    except ValueError as error:
+        caught = error
+
+        def again():
+            raise caught
+
+        return again
+    return lambda: None
