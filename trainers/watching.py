@@ -103,7 +103,7 @@ def summary(run: RunFolder) -> dict[str, Any]:
         "iteration": newest.get("iteration", 0),
         "iterations": newest.get("iterations"),
         "loss": newest.get("loss"),
-        "preview": (previews(run) or [None])[-1],
+        "preview": max(previews(run), default=None),
         "has_workflow": (run.path / "workflow.json").exists(),
     }
     try:
