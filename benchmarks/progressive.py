@@ -1,47 +1,41 @@
 """Progressive distillation of the digits teacher down to one step, halving by halving, against DDIM on the teacher.
 
-Writes benchmarks/results/progressive.md, .json and .png, or with --ablation progressive_ablation.md and .json: the student's
-prediction and the loss's weighting, as in table 1 of Salimans and Ho 2022, at smaller settings.
+Writes benchmarks/results/progressive.md, .json and .png, or with --ablation or --cheaper progressive_ablation.* or
+progressive_cheaper.*, see there.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
-import os
-import platform
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..trainers.charts import picture_grid, quality_chart
 from ..trainers.evaluate import Score
-from ..trainers.weighting import Weighting
-from .progressive_setup import AS_TEACHER, Bench, Settings
+from . import progressive_ablation, progressive_cheaper
+from .progressive_setup import Bench, Settings, machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TEACHER_STEPS = (64, 32, 16, 8, 4, 2, 1)
-PREDICTIONS = (AS_TEACHER,)
-"""Of the student, in the ablation. The demo teacher predicts v."""
-ABLATION = Settings(start_steps=16, iterations=150, last_iterations=300)
 
 
-def reports(bench: Bench, settings: Settings, *, seeds: int) -> Iterator[dict[str, Any]]:
-    """All figures so far as JSON values, after each seed."""
+def reports(bench: Bench, settings: Settings, *, seeds: int, known: Sequence[Any] = ()) -> Iterator[dict[str, Any]]:
+    """All figures so far as JSON values, after each seed. known: the first seeds' figures of an earlier report."""
     teacher = [bench.teacher(steps) for steps in TEACHER_STEPS if steps <= settings.start_steps]
-    trained = []
-    for seed in range(seeds):
+    trained = list(known)
+    for seed in range(len(known), seeds):
         with tempfile.TemporaryDirectory() as folder:
             trained.append(bench.distilled(settings, seed=seed, folder=Path(folder)))
         yield {
-            "settings": {**dataclasses.asdict(settings), "weighting": settings.weighting.value},
+            "settings": settings.written(),
             "pictures": bench.pictures,
             "machine": machine(),
             "teacher": [dataclasses.asdict(score) for score in teacher],
@@ -49,8 +43,16 @@ def reports(bench: Bench, settings: Settings, *, seeds: int) -> Iterator[dict[st
         }
 
 
-def machine() -> dict[str, Any]:
-    return {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+def kept(file: Path, settings: Settings, *, pictures: int) -> list[Any]:
+    """The seeds of an earlier report. ValueError when it was made otherwise than the one to come."""
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    made = {name: figures[name] for name in ("settings", "pictures", "machine")}
+    made["settings"] = {**Settings().written(), **made["settings"]}  # a report may be older than a setting
+    wanted = {"settings": settings.written(), "pictures": pictures, "machine": machine()}
+    if made != wanted:
+        raise ValueError(f"{file} was made with {made}, but this is {wanted}; its seeds cannot be kept.")
+    seeds: list[Any] = figures["seeds"]
+    return seeds
 
 
 def page(figures: dict[str, Any], *, command: str) -> str:
@@ -133,47 +135,6 @@ def mean_scores(figures: dict[str, Any]) -> list[Score]:
     return scores
 
 
-def ablation(*, seeds: int, pictures: int) -> tuple[dict[str, Any], str]:
-    """(figures, Markdown rows): each prediction with each weighting, all else equal."""
-    rows, lines = [], []
-    bench = Bench(guidance_scale=ABLATION.guidance_scale, pictures=pictures)
-    best = bench.teacher(64).frechet
-    for prediction, weighting in itertools.product(PREDICTIONS, Weighting):
-        settings = dataclasses.replace(ABLATION, prediction=prediction, weighting=weighting)
-        found = []
-        for seed in range(seeds):
-            with tempfile.TemporaryDirectory() as folder:
-                found.append(bench.distilled(settings, seed=seed, folder=Path(folder)))
-        ratios = {
-            stages[0]["score"]["steps"]: statistics.mean(stage["score"]["frechet"] for stage in stages) / best
-            for stages in zip(*found, strict=True)
-        }
-        rows.append({"prediction": prediction, "weighting": weighting.value, "over_teacher": ratios})
-        cells = " | ".join(f"{ratio:.2f}" for ratio in ratios.values())
-        lines.append(f"| {prediction} | {weighting.value} | {cells} |")
-        print(lines[-1], flush=True)
-    steps = " | ".join(f"{steps} steps" for steps in rows[0]["over_teacher"])
-    head = [f"| student predicts | weighting | {steps} |", f"|---|---|{'--:|' * len(rows[0]['over_teacher'])}"]
-    equal = {**dataclasses.asdict(ABLATION), "weighting": None, "prediction": None}
-    return {"settings": equal, "machine": machine(), "rows": rows}, "\n".join([*head, *lines])
-
-
-def ablation_page(figures: dict[str, Any], rows: str, *, command: str) -> str:
-    s, m = figures["settings"], figures["machine"]
-    return "\n".join(
-        [
-            "# What the student predicts and how its loss is weighed",
-            "",
-            f"`{command}` on {m['platform']}, {m['cores']} CPU cores. Frechet distance over the teacher's at 64 steps, after "
-            f"halvings from {s['start_steps']} steps with {s['iterations']} iterations each, {s['last_iterations']} for those "
-            f"to 2 steps and to 1, batch {s['batch_size']}: small settings, to compare rows, not to reach the best.",
-            "",
-            rows,
-            "",
-        ]
-    )
-
-
 def _save(picture: Tensor, path: Path) -> None:
     from PIL import Image
 
@@ -184,26 +145,43 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="launch.py bench progressive", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=2000, help="for each row (default: %(default)s)")
-    parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--keep", action="store_true", help="the seeds that the folder's results have, and add to them")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--ablation", action="store_true", help="predictions and weightings instead, at small settings")
+    other.add_argument("--cheaper", action="store_true", help="shorter ways instead, after a report of the plain one")
     parser.add_argument("--start-steps", type=int, default=Settings.start_steps)
     parser.add_argument("--iterations", type=int, default=Settings.iterations, help="of a halving")
     parser.add_argument("--last-iterations", type=int, default=Settings.last_iterations, help="to 2 steps and to 1")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where the results go (default: %(default)s)")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python launch.py bench progressive", *arguments])
+    command = " ".join(["python launch.py bench progressive", *(a for a in arguments if a != "--keep")])
+    report = options.folder / "progressive.json"
     if options.ablation:
-        figures, rows = ablation(seeds=options.seeds, pictures=options.pictures)
-        _write(options.folder, "progressive_ablation", figures, ablation_page(figures, rows, command=command))
+        found = progressive_ablation.reports(seeds=options.seeds, pictures=options.pictures)
+        _write_all(options.folder, progressive_ablation, found, command=command)
+        return
+    if options.cheaper:
+        plain = kept(report, progressive_cheaper.WAYS[progressive_cheaper.PLAIN], pictures=options.pictures)
+        found = progressive_cheaper.reports(plain=plain[: options.seeds], pictures=options.pictures)
+        _write_all(options.folder, progressive_cheaper, found, command=command)
         return
     settings = Settings(
         start_steps=options.start_steps, iterations=options.iterations, last_iterations=options.last_iterations
     )
+    known = kept(report, settings, pictures=options.pictures) if options.keep else []
     bench = Bench(guidance_scale=settings.guidance_scale, pictures=options.pictures)
-    for figures in reports(bench, settings, seeds=options.seeds):
+    for figures in reports(bench, settings, seeds=options.seeds, known=known):
         _save(quality_chart(mean_scores(figures)), options.folder / "progressive.png")
         _save(picture_grid(bench.rows), options.folder / "progressive_pictures.png")
         _write(options.folder, "progressive", figures, page(figures, command=command))
+
+
+def _write_all(folder: Path, benchmark: ModuleType, found: Iterator[dict[str, Any]], *, command: str) -> None:
+    """After each report what a benchmark of its own module makes of it."""
+    for figures in found:
+        _save(benchmark.chart(figures), folder / f"{benchmark.NAME}.png")
+        _write(folder, benchmark.NAME, figures, benchmark.page(figures, command=command))
 
 
 def _write(folder: Path, name: str, figures: dict[str, Any], text: str) -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import os
+import platform
+import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..samplers.few_step import sample_few_step
+from ..samplers.few_step import draw_from_noise
 from ..samplers.noise import Denoiser, NoiseFamily, guided
 from ..samplers.schedules import trailing_sigmas
-from ..trainers.data import TensorData
-from ..trainers.digits import DIGITS, load_pictures, to_latents, to_pictures
+from ..trainers.digits import DIGITS, to_pictures, training_data
 from ..trainers.distillation import Distillation
 from ..trainers.evaluate import Score
 from ..trainers.export import read_student
@@ -25,16 +28,22 @@ from ..trainers.method import Stage
 from ..trainers.options import TrainOptions
 from ..trainers.run_folder import RunFolder
 from ..trainers.student import FullWeightsStudent
-from ..trainers.targets.progressive import Progressive, ProgressiveOptions
+from ..trainers.targets.progressive import Progressive, ProgressiveOptions, StudentPrediction
 from ..trainers.weighting import Weighting
+from ..trainers.x0_and_eps import as_before, combining, doubled
 
 FAMILY = NoiseFamily.VARIANCE_EXPLODING
-AS_TEACHER = "as_teacher"
+TEACHER_PREDICTION = "v_prediction"
+RUN = "run"
+BOTH = StudentPrediction.X0_AND_EPS.value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Of one distillation down to a single step. last_iterations: of the halvings to 2 steps and to 1."""
+    """Of one distillation, by default down to a single step. last_iterations: of the halvings to 2 steps and to 1.
+
+    conversion_iterations: of the stage that there is where the student predicts otherwise than the teacher.
+    """
 
     start_steps: int = 64
     iterations: int = 300
@@ -44,28 +53,34 @@ class Settings:
     guidance_scale: float = 1.5
     ema_decay: float = 0.0
     weighting: Weighting = Weighting.TRUNCATED_SNR
-    prediction: str = AS_TEACHER
+    prediction: StudentPrediction = StudentPrediction.AS_TEACHER
+    conversion_iterations: int = 0
+    merged_steps: int = 2
+    target_steps: int = 1
+
+    def written(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**dataclasses.asdict(self), "weighting": self.weighting.value, "prediction": self.prediction.value}
 
 
-class _Longer(Progressive):
-    """The method with more iterations for the last halvings, which the paper trains twice as long."""
+class Start(NamedTuple):
+    """The teacher of a distillation where that is not the digits teacher: the network's weights, and what it predicts."""
 
-    last_iterations = 0
-
-    def stages(self) -> list[Stage]:
-        stages = super().stages()
-        return [dataclasses.replace(s, iterations=self.last_iterations) if s.steps <= 2 else s for s in stages]
+    tensors: dict[str, Tensor]
+    prediction: str
 
 
 class Bench:
-    """The teacher, the data and the judge. rows: the first pictures of what was drawn, for a grid, of the first seed."""
+    """The teacher, the data and the judge. rows: the first pictures of whatever was drawn first, for a grid."""
 
     def __init__(self, *, guidance_scale: float, pictures: int) -> None:
         from ..commands.embedded import import_host
 
         import_host()
-        from ..nodes import demo, digits_model, host
+        from ..nodes import demo, digits_model, host, host_training
 
+        self._read, self._copy = digits_model.as_denoiser, host_training.trainable_copy
+        self._named_weights = host_training.network_state_dict
         self.pictures = pictures
         self._model = digits_model.load_teacher()
         self._table = host.noise_levels(host.model_sampling_of(self._model))
@@ -79,17 +94,14 @@ class Bench:
 
     def teacher(self, steps: int) -> Score:
         """By DDIM, guided. The first that is asked for is the reference of PSNR."""
-        denoiser = guided(
-            as_denoiser(self._model.model), guidance_scale=self._guidance_scale, unconditional=self._empty
-        )
+        denoiser = guided(self._read(self._model.model), guidance_scale=self._guidance_scale, unconditional=self._empty)
         nfe = steps if self._guidance_scale == 1.0 else 2 * steps
         return self._score("teacher", denoiser, trailing_sigmas(steps, table=self._table), nfe=nfe)
 
-    def _score(self, model: str, denoiser: Denoiser, sigmas: Tensor, *, nfe: int) -> Score:
+    def _score(self, model: str, denoiser: Denoiser, sigmas: Tensor, *, nfe: int, gamma: float = 0.0) -> Score:
         start, steps = time.perf_counter(), len(sigmas) - 1
         condition = {"y": F.one_hot(self._labels, DIGITS).float()}
-        initial = FAMILY.initial(self._noise, sigma=sigmas[0])
-        latents = sample_few_step(denoiser, initial, sigmas, condition, disable=True, family=FAMILY, gamma=0.0)
+        latents = draw_from_noise(denoiser, self._noise, sigmas, condition, family=FAMILY, gamma=gamma)
         seconds, pictures = time.perf_counter() - start, to_pictures(latents)
         score = self._judge.score(
             pictures,
@@ -105,22 +117,21 @@ class Bench:
         self.rows.setdefault(f"{model}, {steps} steps", pictures[:DIGITS].expand(-1, 3, -1, -1).movedim(1, -1))
         return score
 
-    def distilled(self, settings: Settings, *, seed: int, folder: Path) -> list[dict[str, Any]]:
+    def distilled(
+        self, settings: Settings, *, seed: int, folder: Path, start: Start | None = None
+    ) -> list[dict[str, Any]]:
         """Trains a run in folder and scores the student of every stage: its score, iterations and seconds of training."""
-        method = self._method(settings)
-        from ..nodes import host_training
-
-        networks = [host_training.trainable_copy(self._model) for _ in range(2)]
-        student = FullWeightsStudent(*networks, as_denoiser=as_denoiser, named_weights=host_training.network_state_dict)
+        teacher = start.prediction if start else TEACHER_PREDICTION
+        method = self._method(settings, teacher)
         distillation = Distillation(
-            run=RunFolder(folder, "run"),
+            run=RunFolder(folder, RUN),
             method=method,
-            data=digits(self._empty),
+            data=training_data(unconditional=self._empty),
             options=TrainOptions(
                 batch_size=settings.batch_size, seed=seed, ema_decay=settings.ema_decay, checkpoint_every=10**6
             ),
             teacher_sha256="0" * 64,
-            prediction_type="v_prediction",
+            prediction_type=teacher,
         )
         ends = [0.0]
 
@@ -129,51 +140,79 @@ class Bench:
                 ends.append(metrics.seconds)
 
         with distillation.run.locked():
-            distillation.execute(student, observers=[note])
+            distillation.execute(self._student(distillation.student_prediction, start), observers=[note])
         seconds = [end - start for start, end in itertools.pairwise(ends)]
         return [
             {"score": self._kept(distillation.run, stage), "iterations": stage.iterations, "seconds": spent}
             for stage, spent in zip(method.stages(), seconds, strict=True)
         ]
 
-    def _method(self, settings: Settings) -> Progressive:
-        chosen = {} if settings.prediction == AS_TEACHER else {"student_prediction": settings.prediction}
-        options = ProgressiveOptions.read(
-            {
-                "start_steps": settings.start_steps,
-                "target_steps": 1,
-                "iterations": settings.iterations,
-                "weighting": settings.weighting.value,
-                "learning_rate": settings.learning_rate,
-                "guidance_scale": settings.guidance_scale,
-                **chosen,
-            }
+    def converted(self, settings: Settings, *, seed: int) -> tuple[dict[str, Any], Start]:
+        """The student of the converting stage alone: as in `distilled`, and as the teacher of further distillations."""
+        settings = dataclasses.replace(settings, target_steps=settings.start_steps // 2, iterations=1)
+        with tempfile.TemporaryDirectory() as folder:
+            first, _ = self.distilled(settings, seed=seed, folder=Path(folder))
+            tensors, recipe, _ = read_student(RunFolder(Path(folder), RUN).stage_file(settings.start_steps))
+        return first, Start(tensors, recipe.prediction_type)
+
+    def _student(self, prediction: str, start: Start | None) -> FullWeightsStudent:
+        networks = [self._network(prediction) for _ in range(2)]
+        if start:
+            for network in networks:
+                network.diffusion_model.load_state_dict(start.tensors)
+        first = functools.partial(self._first_teacher, prediction=prediction)
+        return FullWeightsStudent(
+            *networks,
+            as_denoiser=functools.partial(self._denoiser, prediction=prediction),
+            named_weights=self._named_weights,
+            first_teacher=None if start or prediction == TEACHER_PREDICTION else first,
         )
-        method = _Longer(options, family=FAMILY, table=self._table, unconditional=self._empty)
-        method.last_iterations = settings.last_iterations
-        return method
+
+    def _first_teacher(self, network: Any, *, prediction: str) -> Denoiser:
+        if prediction == BOTH:
+            return as_before(self._raw(network))
+        return self._read(network)
+
+    def _network(self, prediction: str) -> Any:
+        """The teacher's, with room for what the student predicts."""
+        network = self._copy(self._model)
+        if prediction == BOTH:
+            network.diffusion_model.out[-1] = doubled(network.diffusion_model.out[-1])
+        return network
+
+    def _denoiser(self, network: Any, *, prediction: str) -> Denoiser:
+        return combining(self._raw(network)) if prediction == BOTH else self._read(network, prediction=prediction)
+
+    def _raw(self, network: Any) -> Denoiser:
+        """The output as it is, which is what an x0-model's is read as."""
+        return self._read(network, prediction="x0")
+
+    def _method(self, settings: Settings, teacher: str) -> Progressive:
+        options = ProgressiveOptions(
+            start_steps=settings.start_steps,
+            target_steps=settings.target_steps,
+            iterations=settings.iterations,
+            weighting=settings.weighting,
+            learning_rate=settings.learning_rate,
+            guidance_scale=settings.guidance_scale,
+            student_prediction=settings.prediction,
+            conversion_iterations=settings.conversion_iterations,
+            last_stages_iterations=settings.last_iterations,
+            merged_steps=settings.merged_steps,
+        )
+        return Progressive(
+            options, family=FAMILY, table=self._table, unconditional=self._empty, prediction_type=teacher
+        )
 
     def _kept(self, run: RunFolder, stage: Stage) -> dict[str, Any]:
         """The score of a stage's student, from its file and sampled as that says."""
-        from ..nodes import host_training
-
         tensors, recipe, _ = read_student(run.stage_file(stage.steps))
-        network = host_training.trainable_copy(self._model).requires_grad_(False)
+        network = self._network(recipe.prediction_type).requires_grad_(False)
         network.diffusion_model.load_state_dict(tensors)
-        score = self._score("student", as_denoiser(network), torch.tensor(recipe.sigmas), nfe=recipe.steps)
+        denoiser = self._denoiser(network, prediction=recipe.prediction_type)
+        score = self._score("student", denoiser, torch.tensor(recipe.sigmas), nfe=recipe.steps)
         return dataclasses.asdict(score)
 
 
-def digits(empty: dict[str, Tensor]) -> TensorData:
-    """The digits as latents, each with its class."""
-    pictures, labels = load_pictures()
-    condition = {"y": F.one_hot(labels, DIGITS).float()}
-    return TensorData(x0=to_latents(pictures), condition=condition, unconditional=empty)
-
-
-def as_denoiser(network: torch.nn.Module) -> Denoiser:
-    """With a placeholder for the text that the host's apply_model wants and this network ignores."""
-    from ..nodes import host_training
-
-    denoiser = host_training.as_denoiser(network)
-    return lambda x, sigma, **condition: denoiser(x, sigma, c_crossattn=x.new_zeros(len(x), 1, 1), **condition)
+def machine() -> dict[str, Any]:
+    return {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}

@@ -9,9 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..samplers.noise import Denoiser
-from ..trainers.data import TensorData
-from ..trainers.digits import DIGITS, DigitClassifier, load_pictures, split, to_latents
+from ..trainers.digits import DigitClassifier, load_pictures, split, training_data
 from ..trainers.evaluate import FeatureStatistics
 from ..trainers.files import write_tensors
 from ..trainers.loop import Metrics, train
@@ -65,19 +63,17 @@ def train_teacher(seed: int, iterations: int, batch_size: int) -> None:
     import_host()
     from ..nodes import digits_model, host
 
-    pictures, labels = load_pictures()
-    data = TensorData(x0=to_latents(pictures), condition={"y": F.one_hot(labels, DIGITS).float()})
     network, unused = digits_model.new_model(), digits_model.new_model()
     digits_model.initialise(network, generator=torch.Generator().manual_seed(seed))
     method = Denoising(table=host.noise_levels(network.model_sampling), iterations=iterations, learning_rate=2e-3)
-    student = FullWeightsStudent(network, unused, as_denoiser=_with_placeholder_text)
+    student = FullWeightsStudent(network, unused, as_denoiser=digits_model.as_denoiser)
     run = RunFolder(ROOT / ".fewstep" / "demo-training", f"teacher seed {seed}")
     shutil.rmtree(run.path, ignore_errors=True)
     options = TrainOptions(
         batch_size=batch_size, optimiser="adamw", weight_decay=0.01, seed=seed, checkpoint_every=10**6
     )
     with run.locked():
-        train(run, method, student, data, options=options, observers=[_say])
+        train(run, method, student, training_data(), options=options, observers=[_say])
     weights = {name: value.half() for name, value in network.diffusion_model.state_dict().items()}
     write_tensors(
         digits_model.TEACHER_FILE,
@@ -93,14 +89,6 @@ def train_teacher(seed: int, iterations: int, batch_size: int) -> None:
         },
     )
     print(f"teacher: {sum(v.numel() for v in weights.values())} parameters in {digits_model.TEACHER_FILE.name}")
-
-
-def _with_placeholder_text(network: torch.nn.Module) -> Denoiser:
-    """The host's apply_model wants a text embedding, which this network ignores."""
-    from ..nodes import host_training
-
-    denoiser = host_training.as_denoiser(network)
-    return lambda x, sigma, **condition: denoiser(x, sigma, c_crossattn=x.new_zeros(len(x), 1, 1), **condition)
 
 
 def _say(metrics: Metrics) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..samplers.schedules import trailing_sigmas
 from ..trainers.data import Condition, Data, Shape, TensorData, shape_of
 from ..trainers.data_cache import Shard, cached_data, joined, write_data
+from ..trainers.options import require_at_least_one
 from ..trainers.pictures import (
     BrokenPicture,
     Captioned,
@@ -241,9 +242,7 @@ class PromptSource(_MadeOnce):
         for name in ("width", "height"):
             if getattr(self, name) < 8 or getattr(self, name) % 8:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed are multiples of 8: 512, for example.")
-        for name in ("pictures_per_prompt", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        require_at_least_one(self, "pictures_per_prompt", "steps", "batch_size")
         if not 1.0 <= self.cfg <= 100.0:
             raise ValueError(f"cfg is {self.cfg}; allowed is 1 (no guidance) to 100.")
         if self.sampler not in host_data.SAMPLERS:

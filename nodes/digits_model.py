@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..samplers.noise import Denoiser
 from ..trainers.digits import DIGITS, to_latents, to_pictures
 from ..trainers.files import read_tensors
+from . import host_training
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 TEACHER_FILE = ASSETS / "digits_teacher.safetensors"
@@ -109,6 +111,15 @@ def as_model(tensors: Mapping[str, Tensor]) -> Any:
     return comfy.model_patcher.ModelPatcher(
         network.eval(), load_device=device, offload_device=comfy.model_management.unet_offload_device()
     )
+
+
+def as_denoiser(network: nn.Module, *, prediction: str | None = None) -> Denoiser:
+    """D(x, sigma, y) -> x0, with a placeholder for the text that the host's apply_model wants and this network ignores.
+
+    prediction: what the network's output is taken for; None for v.
+    """
+    denoiser = host_training.as_denoiser(network, prediction=prediction)
+    return lambda x, sigma, **condition: denoiser(x, sigma, c_crossattn=x.new_zeros(len(x), 1, 1), **condition)
 
 
 class DigitVAE:

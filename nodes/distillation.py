@@ -15,10 +15,10 @@ from ..trainers.charts import loss_chart
 from ..trainers.data import TensorData
 from ..trainers.distillation import Distillation
 from ..trainers.learning_rates import SCHEDULES
+from ..trainers.method import MethodOptions
 from ..trainers.optimisers import OPTIMISERS
 from ..trainers.options import AS_LOADED, PRECISIONS, TrainOptions
 from ..trainers.run_folder import RunFolder
-from ..trainers.targets.progressive import ProgressiveOptions
 from . import folders, graph, host, host_training, running, students
 from .data_sources import DataInGraph, DataSource
 from .observing import Show
@@ -238,7 +238,7 @@ def prepared(
     run_name: str,
     student: students.StudentOptions | None,
     *,
-    method: ProgressiveOptions,
+    method: MethodOptions,
     latents: dict[str, Tensor] | None = None,
     positive: host.Conditioning | None = None,
     negative: host.Conditioning | None = None,

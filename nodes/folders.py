@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 from safetensors import safe_open
 from torch import Tensor
 
 from ..trainers.files import copy_atomically
+from ..trainers.run_folder import RunFolder
+from . import host
 
 _LAUNCHER = Path(__file__).resolve().parents[1] / "launch.py"
 _MODEL_FOLDERS = ("checkpoints", "unet", "diffusion_models")
@@ -48,6 +51,11 @@ def input_root() -> Path:
 def runs_root() -> Path:
     """Where run folders live: below the host's output folder, as it is set when this is called."""
     return Path(folder_paths.get_output_directory()) / "fewstep" / "runs"
+
+
+def error_of_name(name: Any) -> bool | str:
+    """Of an input that names a file or folder of ours, for VALIDATE_INPUTS; a linked one is None there, not known yet."""
+    return True if name is None else host.error_of(lambda: RunFolder(runs_root(), str(name)))
 
 
 def command_for(run: Path) -> str:

@@ -191,10 +191,17 @@ def _load(model: Any) -> None:
     comfy.model_management.load_models_gpu([model], **wishes)
 
 
-def free_memory() -> None:
-    """Gives memory that a run no longer needs back to the device, through the host."""
-    gc.collect()
-    comfy.model_management.soft_empty_cache()
+@contextmanager
+def memory_given_back() -> Iterator[None]:
+    """Gives memory that a run no longer needs back to the device, through the host.
+
+    Decorates what makes a run: when it returns, nothing there holds a part of the run any more.
+    """
+    try:
+        yield
+    finally:
+        gc.collect()
+        comfy.model_management.soft_empty_cache()
 
 
 @contextmanager

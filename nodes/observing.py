@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..samplers.few_step import sample_few_step
+from ..samplers.few_step import draw_from_noise
 from ..trainers.distillation import Distillation
 from ..trainers.export import LORA
 from ..trainers.files import write_atomically
@@ -71,9 +71,12 @@ class Preview:
         return metrics.stage_iteration == metrics.stage_iterations or metrics.iteration % every == 0
 
     def __call__(self, metrics: Metrics) -> Image.Image:
-        sigmas = self._distillation.method.stages()[metrics.stage].sigmas
+        stage = self._distillation.method.stages()[metrics.stage]
         with self._student.result():  # all is drawn before the VAE comes, for which the host may put the model away
-            drawn = [self._draw(denoiser, sigmas) for denoiser in (self._student.teacher, self._student.denoiser)]
+            drawn = [
+                self._draw(self._student.teacher, stage.sigmas, gamma=0.0),
+                self._draw(self._student.denoiser, stage.sigmas, gamma=stage.gamma),
+            ]
         rows = [self._decode(latents) for latents in drawn]
         grid = torch.cat([torch.cat(list(row), dim=1) for row in rows]).mul(255).byte()
         picture = Image.fromarray(grid.cpu().numpy())
@@ -83,13 +86,9 @@ class Preview:
         write_atomically(file, content.getvalue())  # another process may be watching
         return picture
 
-    def _draw(self, denoiser: Any, sigmas: Tensor) -> Tensor:
+    def _draw(self, denoiser: Any, sigmas: Tensor, *, gamma: float) -> Tensor:
         family = self._distillation.method.family
-        sigmas = sigmas.to(self._noise)
-        start = family.initial(self._noise, sigma=sigmas[0])
-        return sample_few_step(
-            denoiser, start, sigmas, extra_args=self._condition, disable=True, family=family, gamma=0.0
-        )
+        return draw_from_noise(denoiser, self._noise, sigmas, self._condition, family=family, gamma=gamma)
 
     def _decode(self, latents: Tensor) -> Tensor:
         try:

@@ -15,22 +15,28 @@ from ..trainers.distillation import Distillation, Recorded
 from ..trainers.export import read_student
 from ..trainers.files import tensors_sha256
 from ..trainers.loop import Observer
+from ..trainers.method import Method, MethodOptions
 from ..trainers.options import TrainOptions
 from ..trainers.processes import Processes
 from ..trainers.run_folder import RunFolder
-from ..trainers.targets.progressive import Progressive, ProgressiveOptions
+from ..trainers.targets.progressive import ProgressiveOptions
 from . import folders, host, host_training, students
+from .methods import STUDENT_PREDICTIONS
 from .observing import Preview
 
 ORIGIN = ("model", "vae")
 """Inputs of Distill Model whose making a run folder keeps."""
 
 
-def method_on(model: Any, method: ProgressiveOptions, *, unconditional: Condition | None) -> Progressive:
+def method_on(model: Any, method: MethodOptions, *, unconditional: Condition | None) -> Method:
     """The method on a MODEL's noise levels. ValueError for what it cannot do, before any work."""
+    if isinstance(method, ProgressiveOptions) and method.student_prediction.value not in STUDENT_PREDICTIONS:
+        raise ValueError(
+            f"student_prediction is {method.student_prediction.value}, which needs twice the output channels, and ComfyUI "
+            f"loads no such model; allowed are {', '.join(STUDENT_PREDICTIONS)}."
+        )
     sampling = host.model_sampling_of(model)
-    return Progressive(
-        method,
+    return method.on(
         family=host.noise_family(sampling),
         table=host.noise_levels(sampling),
         unconditional=unconditional,
@@ -53,6 +59,7 @@ def teacher_sha256(model: Any) -> str:
     return tensors_sha256(host_training.network_state_dict(host_training.loaded(model)))
 
 
+@host_training.memory_given_back()
 def execute(
     distillation: Distillation,
     student: students.StudentOptions,
@@ -62,22 +69,8 @@ def execute(
     show: Callable[[Preview | None], Observer],
 ) -> None:
     """Trains and exports what is left of the run; show makes the observer. The caller holds the run's lock."""
-    _require_possible(distillation.options, student, processes=distillation.processes)
-    try:
-        _train(distillation, student, model=model, vae=vae, show=show)
-    finally:
-        host_training.free_memory()  # when nothing here holds a part of the run any more
-
-
-def _train(
-    distillation: Distillation,
-    student: students.StudentOptions,
-    *,
-    model: Any,
-    vae: Any,
-    show: Callable[[Preview | None], Observer],
-) -> None:
     options = distillation.options
+    _require_possible(options, student, processes=distillation.processes)
     with students.student_of(
         model,
         student,

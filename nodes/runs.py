@@ -83,7 +83,7 @@ class WatchRun:
 
     @classmethod
     def VALIDATE_INPUTS(cls, run_name: Any = None) -> bool | str:
-        return True if run_name is None else host.error_of(lambda: RunFolder(folders.runs_root(), str(run_name)))
+        return folders.error_of_name(run_name)
 
     @classmethod
     def IS_CHANGED(cls, run_name: str, written: str | None = None, **_: Any) -> float:

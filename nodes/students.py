@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,6 @@ from ..trainers.export import (
 )
 from ..trainers.gradient_checkpointing import checkpointed
 from ..trainers.options import AS_LOADED
-from ..trainers.run_folder import RunFolder
 from ..trainers.student import FullWeightsStudent, LoRAStudent, Student
 from . import folders, host, host_precision, host_training
 
@@ -195,7 +193,7 @@ class SaveStudentCheckpoint:
 
     @classmethod
     def VALIDATE_INPUTS(cls, name: Any = None) -> bool | str:
-        return True if name is None else host.error_of(lambda: RunFolder(Path(), str(name)))
+        return folders.error_of_name(name)
 
     def save(self, model: Any, clip: Any, vae: Any, student: str, name: str) -> dict[str, Any]:
         file = folders.new_checkpoint(name)

@@ -13,7 +13,7 @@ from ..trainers.distillation import Distillation, Recorded
 from ..trainers.loop import Metrics, Observer
 from ..trainers.processes import Processes
 from ..trainers.run_folder import RunFolder
-from ..trainers.targets.progressive import Progressive, ProgressiveOptions
+from ..trainers.targets import read_method
 from . import folders, host, running, students
 from .graph import Execution
 from .observing import Preview, stops_here
@@ -26,8 +26,7 @@ def train_folder(run: RunFolder, *, classes: Mapping[str, Any], processes: Proce
     ValueError, before any work, when the folder is no such run, or what it names is not here or not the same.
     """
     recorded = Recorded.of(run)
-    if recorded.method != Progressive.name:
-        raise ValueError(f"the run's method is {recorded.method!r}; known is {Progressive.name}.")
+    read_method(recorded.method, recorded.method_options)
     student = students.read(recorded.student)
     with processes.held_by_first(run.locked()), torch.inference_mode(False):
         made = _teacher(recorded, classes)
@@ -49,7 +48,7 @@ def _distillation(run: RunFolder, recorded: Recorded, *, model: Any, processes: 
     data = read_data(run.data_folder, device=model.load_device)
     if data is None:
         raise ValueError(f"the run {run.name!r} lacks its training data ({run.data_folder}); write it again.")
-    options = ProgressiveOptions.read(recorded.method_options)
+    options = read_method(recorded.method, recorded.method_options)
     return Distillation(
         run=run,
         method=running.method_on(model, options, unconditional=data.unconditional),

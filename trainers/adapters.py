@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .options import require_at_least_one
+
 
 class LoRALayers(Enum):
     """Which layers learn. Attention layers are found by the names that UNets and DiTs give them."""
@@ -40,8 +42,7 @@ class LoRAOptions:
     layers: LoRALayers = LoRALayers.LINEAR
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank is {self.rank}; it must be at least 1.")
+        require_at_least_one(self, "rank")
         if not 0.0 < self.alpha < math.inf:
             raise ValueError(f"alpha is {self.alpha}; it must be above 0.")
 

@@ -59,6 +59,26 @@ def quality_chart(scores: Sequence[Score]) -> Tensor:
     return _render(figure)
 
 
+def panels_chart(panels: Mapping[str, Mapping[str, Mapping[int, float]]], *, value: str) -> Tensor:
+    """Curves over sampling steps on log axes, one panel beside the other: panel, curve and steps to the value."""
+    figure = _figure(width=2.2 + 2.6 * len(panels), height=3.8)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        for label, points in curves.items():
+            axis.plot(list(points), list(points.values()), "o-", markersize=4, label=label)
+        steps = sorted({steps for points in curves.values() for steps in points})
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xticks(steps, [str(step) for step in steps])
+        axis.minorticks_off()
+        axis.set_xlabel("sampling steps")
+        axis.set_title(title)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel(value)
+    axes[-1].legend()
+    return _render(figure)
+
+
 def loss_chart(losses: Mapping[str, Sequence[float]]) -> Tensor:
     """The loss over logged iterations, one curve after the other for each stage, on a log axis."""
     figure = _figure(width=9.0, height=3.8)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .data import Condition, TensorData
+
 DIGITS = 10
 MEAN, STD = 0.3053, 0.3760
 """Of all pixels of the 1797 pictures, scaled to [0, 1]."""
@@ -36,6 +38,13 @@ def to_latents(pictures: Tensor) -> Tensor:
 def to_pictures(latents: Tensor) -> Tensor:
     """(N, 4, h, w) latents to (N, 1, 2h, 2w) in [0, 1], clamped."""
     return (F.pixel_shuffle(latents, 2) * STD + MEAN).clamp(0.0, 1.0)
+
+
+def training_data(*, unconditional: Condition | None = None) -> TensorData:
+    """All pictures as latents, each with its digit's class vector y (N, 10). unconditional: the empty prompt's, or None."""
+    pictures, labels = load_pictures()
+    condition = {"y": F.one_hot(labels, DIGITS).float()}
+    return TensorData(x0=to_latents(pictures), condition=condition, unconditional=unconditional)
 
 
 def split(count: int) -> tuple[Tensor, Tensor]:

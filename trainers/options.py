@@ -46,9 +46,7 @@ class TrainOptions:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "log_every", "checkpoint_every", "accumulation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        require_at_least_one(self, "batch_size", "log_every", "checkpoint_every", "accumulation")
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"batch_size is {self.batch_size} and accumulation is {self.accumulation}; batch_size must be a multiple "
@@ -72,6 +70,13 @@ class TrainOptions:
                 f"weight_decay is {self.weight_decay} and gradient_clip is {self.gradient_clip}; weight_decay must not "
                 "be negative and gradient_clip must be above 0."
             )
+
+
+def require_at_least_one(options: object, *names: str) -> None:
+    """ValueError for the first of these numbers of options that is below 1."""
+    for name in names:
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} is {getattr(options, name)}; it must be at least 1.")
 
 
 def _require_share(name: str, value: float, *, example: float) -> None:

@@ -93,6 +93,7 @@ class Processes:
             self._before = {number: signal.signal(number, self._on_signal) or signal.SIG_DFL for number in _SIGNALS}
         if self.count == 1:
             return self
+        import torch.distributed.nn  # before there is a group: its defaults hold whatever is there, and its threads, for ever
         from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 

@@ -73,7 +73,11 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether the folder holds anything of worth: before, its name is free for another run."""
-        return bool(self.checkpoints()) or self.finished or any((self.path / "stages").glob("*.safetensors"))
+        return bool(self.checkpoints()) or self.finished or self._has_stages
+
+    @property
+    def _has_stages(self) -> bool:
+        return any((self.path / "stages").glob("*.safetensors"))
 
     def stage_file(self, steps: int) -> Path:
         """Of the student that a stage trained to draw in so many steps."""
@@ -146,16 +150,15 @@ class RunFolder:
         and more, given its entries and the names of those that differ; it then goes on as this one. ValueError, naming
         every entry of "run" that differs, when the folder holds another run.
         """
-        file = self.path / "run.json"
         if not self.begun:
-            write_atomically(file, (json.dumps(description, indent=2) + "\n").encode())
+            self._write("run.json", description)
             return False
         wanted = json.loads(json.dumps(description["run"]))
         found = {**(absent or {}), **self.description().get("run", {})}
         differing = [key for key in sorted(wanted.keys() | found.keys()) if wanted.get(key) != found.get(key)]
         if differing and extends(found, differing):
             self._reopen()
-            write_atomically(file, (json.dumps(description, indent=2) + "\n").encode())
+            self._write("run.json", description)
         elif differing:
             lines = [f"{key}: there {found.get(key)}, here {wanted.get(key)}" for key in differing]
             raise ValueError(
@@ -163,6 +166,10 @@ class RunFolder:
                 "What differs: " + "; ".join(lines) + "."
             )
         return True
+
+    def _write(self, name: str, value: Any) -> None:
+        """A JSON value, for people to read too."""
+        write_atomically(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
 
     def _reopen(self) -> None:
         """A finished run is one no longer; its student stays that of its last stage."""
@@ -180,7 +187,7 @@ class RunFolder:
         try:
             return dict(json.loads(file.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
-            if self.checkpoints() or self.finished:
+            if self.begun:
                 raise ValueError(
                     f"the run {self.name!r} has lost its run.json, which says what it is, and cannot go on. Restore {file}, "
                     "or choose another run name."
@@ -241,8 +248,7 @@ class RunFolder:
             raise ValueError(f"the run {self.name!r} cannot be resumed: {error} Delete {newest} {older}.") from error
 
     def _without_checkpoints(self) -> str:
-        kept = any((self.path / "stages").glob("*.safetensors"))
-        return "to go on from the student of the last finished stage" if kept else "to begin the run anew"
+        return "to go on from the student of the last finished stage" if self._has_stages else "to begin the run anew"
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""
@@ -285,8 +291,7 @@ class RunFolder:
     def keep_comparison(self, comparison: Mapping[str, Any]) -> None:
         """Into stages.json, in place of what it said of this stage. comparison: see stages.compared."""
         others = [found for found in self.comparisons() if found["steps"] != comparison["steps"]]
-        ordered = sorted([*others, dict(comparison)], key=lambda stage: -stage["steps"])
-        write_atomically(self.path / "stages.json", (json.dumps(ordered, indent=2) + "\n").encode())
+        self._write("stages.json", sorted([*others, dict(comparison)], key=lambda stage: -stage["steps"]))
 
     def forget_metrics_after(self, iteration: int) -> None:
         """Drops what was logged after the checkpoint that a run resumes from, so that no iteration stands twice."""

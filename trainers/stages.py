@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers.few_step import sample_few_step
-from ..samplers.noise import Denoiser, NoiseFamily
+from ..samplers.few_step import draw_from_noise
 from .data import Batch, Data
 from .export import read_student
 from .method import Method
@@ -101,8 +100,18 @@ def compared(method: Method, student: Student, batch: Batch, *, stage: int, at_o
     noise = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(0)).to(batch.x0)
     teacher = method.teaching(student.teacher, stage=stage, batch=batch)
     drawn, wanted = (
-        _drawn(in_pieces(denoiser, -(-len(noise) // at_once)), noise, sigmas, batch, family=method.family)
-        for denoiser, sigmas in ((student.denoiser, trained.sigmas), (teacher, trained.teacher_sigmas))
+        draw_from_noise(
+            in_pieces(denoiser, -(-len(noise) // at_once)),
+            noise,
+            sigmas,
+            batch.condition,
+            family=method.family,
+            gamma=gamma,
+        ).double()
+        for denoiser, sigmas, gamma in (
+            (student.denoiser, trained.sigmas, trained.gamma),
+            (teacher, trained.teacher_sigmas, 0.0),
+        )
     )
     return {
         "stage": trained.name,
@@ -112,10 +121,3 @@ def compared(method: Method, student: Student, batch: Batch, *, stage: int, at_o
         "mean_squared_distance": float((drawn - wanted).square().mean()),
         "teacher_mean_square": float(wanted.square().mean()),
     }
-
-
-def _drawn(denoiser: Denoiser, noise: Tensor, sigmas: Tensor, batch: Batch, *, family: NoiseFamily) -> Tensor:
-    sigmas = sigmas.to(noise)
-    start = family.initial(noise, sigma=sigmas[0])
-    drawn = sample_few_step(denoiser, start, sigmas, batch.condition, disable=True, family=family, gamma=0.0)
-    return drawn.double()

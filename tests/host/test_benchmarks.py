@@ -1,11 +1,12 @@
 """The benchmarks at their smallest; that of training in the shapes that are measured on a GPU."""
 
 import dataclasses
+import itertools
 import json
 import re
 
 import pytest
-from comfyui_fewstep.benchmarks import progressive, training
+from comfyui_fewstep.benchmarks import methods, progressive, progressive_ablation, progressive_cheaper, training
 from PIL import Image
 
 
@@ -43,13 +44,94 @@ def test_the_progressive_benchmark_scores_every_halving_of_every_seed(tmp_path):
         assert min(Image.open(tmp_path / f"{name}.png").size) > 100
 
 
-def test_the_ablation_has_a_row_for_each_weighting(tmp_path, monkeypatch):
-    small = dataclasses.replace(progressive.ABLATION, start_steps=4, iterations=1, last_iterations=2)
-    monkeypatch.setattr(progressive, "ABLATION", small)
-    progressive.main(["--ablation", "--seeds", "1", "--pictures", "100", "--folder", str(tmp_path)])
+def test_seeds_are_kept_and_added_to_when_they_were_made_alike(tmp_path):
+    one, two = SMALL.replace("--seeds 2", "--seeds 1"), SMALL
+    results, file = ["--folder", str(tmp_path)], tmp_path / "progressive.json"
+    progressive.main([*one.split(), *results])
+    first = json.loads(file.read_text())["seeds"]
+    first[0][0]["seconds"] = 12345.0
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"seeds": first}))
+    progressive.main([*two.split(), "--keep", *results])
+    seeds = json.loads(file.read_text())["seeds"]
+    assert seeds[0] == first[0], "not trained again"
+    assert seeds[1][0]["score"]["frechet"] != first[0][0]["score"]["frechet"]
+    assert "--keep" not in (tmp_path / "progressive.md").read_text()
+    with pytest.raises(ValueError, match=r"'iterations': 2.* but this is .*'iterations': 9"):
+        progressive.main([*two.replace("--iterations 2", "--iterations 9").split(), "--keep", *results])
+
+
+def test_the_ablation_has_a_row_for_each_prediction_and_weighting(tmp_path, monkeypatch):
+    small = {"start_steps": 4, "batch_size": 8, "iterations": 1, "last_iterations": 2, "conversion_iterations": 3}
+    for name in ("SETTINGS", "CONVERSION"):
+        changed = dataclasses.replace(getattr(progressive_ablation, name), **small)
+        monkeypatch.setattr(progressive_ablation, name, changed)
+    progressive.main(["--ablation", "--seeds", "1", "--pictures", "50", "--folder", str(tmp_path)])
     rows = json.loads((tmp_path / "progressive_ablation.json").read_text())["rows"]
-    assert [row["weighting"] for row in rows] == ["truncated_snr", "snr_plus_one", "snr", "constant"]
-    found = {row["weighting"]: row["over_teacher"] for row in rows}
-    assert found["truncated_snr"] == found["constant"], "at these levels the SNR is below 1 everywhere"
-    for steps in ("2", "1"):
-        assert len({found[name][steps] for name in ("snr_plus_one", "snr", "constant")}) == 3
+    weightings = ["truncated_snr", "snr_plus_one", "snr", "constant"]
+    predictions = ["v_prediction", "x0", "x0_and_eps", "eps"]
+    assert [(row["prediction"], row["weighting"]) for row in rows] == list(itertools.product(predictions, weightings))
+    found = {(row["prediction"], row["weighting"]): row["over_teacher"] for row in rows}
+    for prediction in predictions:
+        steps = ["2", "1"] if prediction == "v_prediction" else ["4", "2", "1"]
+        assert all(list(found[prediction, weighting]) == steps for weighting in weightings)
+        assert len({found[prediction, weighting].get("4") for weighting in weightings}) == 1, "one conversion for all"
+        same = found[prediction, "truncated_snr"] == found[prediction, "constant"]
+        assert same, "at the levels of the halvings the SNR is below 1"
+        assert len({found[prediction, name]["1"] for name in ("snr_plus_one", "snr", "constant")}) == 3
+    assert len({found[prediction, "constant"]["2"] for prediction in predictions}) == 4
+    page = (tmp_path / "progressive_ablation.md").read_text()
+    best = min(found, key=lambda pair: found[pair]["1"])
+    assert f"- 1 steps: least with {best[0]} and {best[1]} ({found[best]['1']:.2f})" in page
+    assert min(Image.open(tmp_path / "progressive_ablation.png").size) > 100
+
+
+def test_the_cheaper_ways_are_told_with_their_cost(tmp_path, monkeypatch):
+    plain = dataclasses.replace(progressive_cheaper.WAYS["plain"], start_steps=8, iterations=1, last_iterations=2)
+    merged = dataclasses.replace(plain, merged_steps=4)
+    monkeypatch.setattr(progressive_cheaper, "WAYS", {"plain": plain, "merged": merged})
+    small = ["--seeds", "2", "--pictures", "50", "--folder", str(tmp_path)]
+    progressive.main([*small, *["--start-steps", "8", "--iterations", "1", "--last-iterations", "2"]])
+    plainly = json.loads((tmp_path / "progressive.json").read_text())["seeds"]
+    progressive.main(["--cheaper", *small])
+    figures = json.loads((tmp_path / "progressive_cheaper.json").read_text())
+    counted = {
+        way: [(stage["score"]["steps"], stage["iterations"]) for stage in seeds[0]]
+        for way, seeds in figures["ways"].items()
+    }
+    assert figures["ways"]["plain"] == plainly
+    assert counted == {"plain": [(4, 1), (2, 2), (1, 2)], "merged": [(2, 2), (1, 2)]}
+    # guided 2 * 2 + 3, then 2 + 3 twice; guided 2 * 4 + 3, then 2 + 3
+    costs = {"plain": 1 * 7 + 2 * 5 + 2 * 5, "merged": 2 * 11 + 2 * 5}
+    for way, cost in costs.items():
+        assert progressive_cheaper.forwards(figures["settings"][way], figures["ways"][way][0]) == cost
+    page = (tmp_path / "progressive_cheaper.md").read_text()
+    assert "| plain | 2 | 3 | 5 | 0.0 | 1.00 |" in page
+    mean = sum(stages[-1]["score"]["frechet"] for stages in figures["ways"]["merged"]) / 2 / figures["best"]
+    assert re.search(rf"\| merged \| 2 \| 2 \| 4 \| 0.0 \| {32 / 27:.2f} \| .* \| - \| .* \| {mean:.2f} \(", page)
+    assert min(Image.open(tmp_path / "progressive_cheaper.png").size) > 100
+
+
+def test_the_methods_benchmark_scores_every_method_and_goes_on(tmp_path):
+    """Every label at its steps; a second start trains only what is missing."""
+    small = ["--pictures", "100", "--iterations", "2", "--folder", str(tmp_path)]
+    methods.main(["--seeds", "1", "--methods", "guidance-distilled", "LCD", "iCT", *small])
+    first = json.loads((tmp_path / "methods.json").read_text())
+    scored = {
+        found["settings"]["label"]: [(s["steps"], s["nfe"]) for s in found["seeds"][0]["scores"]]
+        for found in first["trials"]
+        if found["seeds"]
+    }
+    assert set(scored) == {"guidance-distilled", "LCD", "iCT"}
+    assert scored["guidance-distilled"] == [(n, n) for n in (64, 32, 16, 8, 4)], "one forward a step"
+    assert scored["LCD"] == [(4, 4), (2, 2), (1, 1)]
+    assert scored["iCT"] == [(2, 2), (1, 1)]
+    assert [(s["steps"], s["nfe"]) for s in first["teacher"]][:2] == [(64, 128), (32, 64)]
+    methods.main(["--seeds", "2", "--methods", "LCD", "iCT", *small])
+    second = json.loads((tmp_path / "methods.json").read_text())
+    for before, after in zip(first["trials"], second["trials"], strict=True):
+        assert after["seeds"][:1] == before["seeds"]
+        assert len(after["seeds"]) == {"LCD": 2, "iCT": 2, "guidance-distilled": 1}.get(after["settings"]["label"], 0)
+    page = (tmp_path / "methods.md").read_text()
+    assert "| progressive | 1 | 1 | 1." in page
+    assert re.search(r"- LCD, 4 steps: [\d.]+ times the teacher's at 64 steps; the aim of 1\.3 is", page)
+    assert min(Image.open(tmp_path / "methods_pictures.png").size) > 100

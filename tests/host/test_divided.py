@@ -23,22 +23,24 @@ from comfyui_fewstep.trainers.distillation import Distillation  # noqa: E402
 from comfyui_fewstep.trainers.options import TrainOptions  # noqa: E402
 from comfyui_fewstep.trainers.processes import Processes  # noqa: E402
 from comfyui_fewstep.trainers.run_folder import RunFolder  # noqa: E402
-from comfyui_fewstep.trainers.targets.progressive import Progressive, ProgressiveOptions  # noqa: E402
+from comfyui_fewstep.trainers.targets.progressive import Progressive, ProgressiveOptions, StudentPrediction  # noqa: E402
 from comfyui_fewstep.trainers.weighting import Weighting  # noqa: E402
 
 KINDS = ("sd15", "sdxl", "sd3", "flux")
+CONVERTING = "sd15 to v_prediction"
 
 
 def distil_all(root, names, environment):
-    """Four iterations of each kind, by all processes of the environment."""
+    """Four iterations of each name, by all processes of the environment: a kind, or a kind whose student predicts otherwise."""
     os.environ.update(environment)
     torch.set_num_threads(1)
     with torch.inference_mode(False), torch.enable_grad(), Processes.from_environment() as processes:
-        for kind in names:
-            distil(RunFolder(root, kind), kind, processes)
+        for name in names:
+            kind, _, prediction = name.partition(" to ")
+            distil(RunFolder(root, name), kind, prediction, processes)
 
 
-def distil(run, kind, processes):
+def distil(run, kind, prediction, processes):
     model = tiny(kind)
     latents = {"samples": noise_for(model, seed=1, batch=8)}
     prompts = conditioning(kind, seed=2), conditioning(kind, seed=5)
@@ -46,11 +48,12 @@ def distil(run, kind, processes):
     sampling = host.model_sampling_of(model)
     options = ProgressiveOptions(
         start_steps=4,
-        target_steps=1,
+        target_steps=2 if prediction else 1,
         iterations=2,
         weighting=Weighting.CONSTANT,
         learning_rate=1e-4,
         guidance_scale=1.5,
+        student_prediction=StudentPrediction(prediction or "as_teacher"),
     )
     made = Distillation(
         run=run,
@@ -59,6 +62,7 @@ def distil(run, kind, processes):
             family=host.noise_family(sampling),
             table=host.noise_levels(sampling),
             unconditional=data.unconditional,
+            prediction_type=host.prediction_type(sampling),
         ),
         data=data,
         options=TrainOptions(batch_size=4, log_every=1, gradient_clip=1e9),
@@ -68,7 +72,7 @@ def distil(run, kind, processes):
     )
     with (
         processes.held_by_first(made.run.locked()),
-        students.student_of(model, students.FullWeights(), seed=0) as learning,
+        students.student_of(model, students.FullWeights(), seed=0, prediction=made.student_prediction) as learning,
     ):
         made.execute(learning)
 
@@ -100,19 +104,22 @@ def finish(root, names, environments):
 @pytest.fixture(scope="module")
 def runs_of(tmp_path_factory):
     """The folders of all kinds' runs by one process, and by two."""
-    names = [kind for kind in KINDS if has(kind)]
+    names = [*(kind for kind in KINDS if has(kind)), CONVERTING]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     pair = [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
     return [finish(tmp_path_factory.mktemp("runs"), names, environments) for environments in ([{}], pair)]
 
 
-@pytest.mark.parametrize("kind", kinds(*KINDS))
-def test_divided_weights_learn_as_whole_ones(kind, runs_of):
-    one, two = (RunFolder(root, kind).metrics() for root in runs_of)
+@pytest.mark.parametrize("name", [*kinds(*KINDS), CONVERTING])
+def test_divided_weights_learn_as_whole_ones(name, runs_of):
+    """Also where a first stage converts the student, whose teacher is read otherwise until it is a copy of the student."""
+    one, two = (RunFolder(root, name).metrics() for root in runs_of)
     assert [line["iteration"] for line in two] == [1, 2, 3, 4]
     for mine, theirs in zip(one, two, strict=True):
-        for name in ("loss", "x0_error", "gradient_norm"):
-            assert mine[name] == pytest.approx(theirs[name], rel=1e-4), (name, mine["iteration"])
+        for figure in ("loss", "x0_error", "gradient_norm"):
+            assert mine[figure] == pytest.approx(theirs[figure], rel=1e-4), (figure, mine["iteration"])
+    if name == CONVERTING:
+        assert [line["stage"] for line in two] == [0, 0, 1, 1]
 
 
 def test_gradient_checkpointing_of_divided_weights_is_refused(tmp_path):

@@ -146,14 +146,14 @@ def test_a_vae_that_drives_the_model_out_changes_nothing(kind, output):  # noqa:
 def test_previews_show_what_the_stage_would_result_in(ema_decay, output, monkeypatch):  # noqa: F811
     """The student's row of the last preview is drawn with the weights that are exported."""
     model, vae, drawn_with = tiny("sd15"), Pictures(), []
-    sample = observing.sample_few_step
+    drawing = observing.draw_from_noise
 
     def watched(denoiser, *args, **kwargs):
         student = getattr(denoiser, "__self__", None)
         drawn_with.append({name: value.clone() for name, value in student.exported().items()})
-        return sample(denoiser, *args, **kwargs)
+        return drawing(denoiser, *args, **kwargs)
 
-    monkeypatch.setattr(observing, "sample_few_step", watched)
+    monkeypatch.setattr(observing, "draw_from_noise", watched)
     name = distil(model, "sd15", iterations=3, vae=vae, ema_decay=ema_decay)[2]
     exported = read_student_of(output, name)
     assert all(torch.equal(drawn_with[-1][key], value) for key, value in exported.items())

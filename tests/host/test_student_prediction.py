@@ -320,12 +320,30 @@ def test_what_a_flow_model_cannot_do_is_refused_before_any_work(kind, chosen, sa
     assert not (output / "fewstep" / "runs" / "refused").exists()
 
 
+@pytest.mark.parametrize("learns", ["lora", "full"])
+def test_x0_and_eps_at_once_is_refused_in_the_host(learns, output):  # noqa: F811
+    """Neither a combo of the node nor a run of a MODEL: no loader here builds a network with twice the output channels."""
+    offered = methods.ProgressiveDistillation.INPUT_TYPES()["optional"]["student_prediction"][0]
+    assert offered == ["as_teacher", "x0", "eps", "v_prediction"]
+    said = "student_prediction is x0_and_eps, which needs twice .*allowed are as_teacher, x0, eps, v_prediction"
+    with pytest.raises(ValueError, match=said):
+        distil(tiny("sd15"), "sd15", name="refused", learns=learns, student_prediction="x0_and_eps")
+    assert not (output / "fewstep" / "runs" / "refused").exists()
+
+
 def test_a_v_student_of_an_eps_model_is_not_put_on_a_v_model(output):  # noqa: F811
     *_, name, _ = distil(tiny("sd15"), "sd15", iterations=2, **TO_V)
     with pytest.raises(
         ValueError, match=r"distilled from a variance_exploding eps model, but the connected .* v_predic"
     ):
         students.LoadStudent().load(host.with_model_sampling(tiny("sd15"), prediction="v_prediction"), f"{name} (run)")
+
+
+def test_steps_that_cannot_be_merged_are_refused_where_they_are_typed():
+    validate, typed = methods.ProgressiveDistillation.VALIDATE_INPUTS, {"start_steps": 8, "target_steps": 4}
+    assert validate(**typed, iterations=10, merged_steps=4) is True
+    assert validate(**typed, iterations=10, merged_steps=None) is True
+    assert "merged_steps is 6; allowed are 2, 4, 8" in validate(**typed, iterations=10, merged_steps=6)
 
 
 @pytest.mark.parametrize("name", ["conversion_iterations", "last_stages_iterations"])

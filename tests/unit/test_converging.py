@@ -16,6 +16,7 @@ from comfyui_fewstep.trainers.options import TrainOptions
 from comfyui_fewstep.trainers.run_folder import RunFolder
 from comfyui_fewstep.trainers.student import FullWeightsStudent
 from comfyui_fewstep.trainers.targets.progressive import Progressive, ProgressiveOptions
+from comfyui_fewstep.trainers.x0_and_eps import combined_x0
 from gaussian import gaussian_denoiser, paper_target, table
 from torch import nn
 
@@ -26,6 +27,7 @@ READINGS = {
     "v_prediction": lambda x, out, s: x / (1 + s**2) - s / (1 + s**2) ** 0.5 * out,
     "x0": lambda x, out, s: out,
     "flow": lambda x, out, s: x - s * out,
+    "x0_and_eps": lambda x, out, s: combined_x0(x, out, sigma=s),
 }
 OUTPUTS = {
     "eps": lambda x, x0, s: (x - x0) / s,
@@ -33,18 +35,20 @@ OUTPUTS = {
     "x0": lambda x, x0, s: x0,
     "flow": lambda x, x0, s: (x - x0) / s,
 }
-"""The inverses of READINGS."""
+"""The inverses of READINGS where there is one."""
 
 
 class Affine(nn.Module):
-    """gain * x / scale + shift, both of the nearest level; begins at random numbers of unit size."""
+    """gain * x / scale + shift, both of the nearest level, for each channel out; begins at random numbers of unit size."""
 
-    def __init__(self, levels, *, family, seed=0):
+    def __init__(self, levels, *, family, channels=1, seed=0):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("levels", levels)
         self.register_buffer("scale", torch.ones_like(levels) if family is FLOW else (1 + levels**2) ** 0.5)
-        self.gain, self.shift = (nn.Parameter(torch.randn(len(levels), generator=generator)) for _ in range(2))
+        self.gain, self.shift = (
+            nn.Parameter(torch.randn(len(levels), channels, generator=generator)) for _ in range(2)
+        )
 
     def forward(self, x, sigma):
         k = (self.levels - sigma[:, None]).abs().argmin(dim=1)
@@ -56,12 +60,17 @@ class Affine(nn.Module):
         """Exactly the network that says `denoiser`, from its values at 0 and at scale."""
         at = [torch.zeros_like(self.levels), self.scale]
         low, high = (output(x, denoiser(x, self.levels), self.levels) for x in at)
-        self.shift.copy_(low)
-        self.gain.copy_(high - low)
+        self.shift.copy_(low[:, None])
+        self.gain.copy_((high - low)[:, None])
 
 
 def read(module, kind):
     return lambda x, sigma, **_: READINGS[kind](x, module(x, sigma), expand_like(sigma, x))
+
+
+def first_channel(module, kind):
+    """A teacher in a module that has room for a student of two channels, both of which say what it predicts."""
+    return lambda x, sigma, **_: READINGS[kind](x, module(x, sigma)[:, :1], expand_like(sigma, x))
 
 
 def distilled(folder, *, teacher, student, observers=(), **changed):
@@ -72,12 +81,13 @@ def distilled(folder, *, teacher, student, observers=(), **changed):
     levels = {"family": family, "table": table(family), "unconditional": None}
     method = Progressive(ProgressiveOptions.read(values), **levels, prediction_type=teacher)
     own = teacher if student == "as_teacher" else student
-    networks = [Affine(method._finest[:-1], family=family, seed=seed) for seed in (1, 2)]
+    channels = 2 if own == "x0_and_eps" else 1
+    networks = [Affine(method._finest[:-1], family=family, channels=channels, seed=seed) for seed in (1, 2)]
     networks[1].fit(gaussian_denoiser(family), OUTPUTS[teacher])
     full = FullWeightsStudent(
         *networks,
         as_denoiser=lambda module: read(module, own),
-        first_teacher=None if own == teacher else lambda module: read(module, teacher),
+        first_teacher=None if own == teacher else lambda module: first_channel(module, teacher),
     )
     x0 = 0.7 + 0.5 * torch.randn(4096, 1, 1, 1, generator=torch.Generator().manual_seed(5))
     options = TrainOptions(batch_size=256, log_every=10**6, checkpoint_every=10**6, gradient_clip=1e6)
@@ -87,7 +97,11 @@ def distilled(folder, *, teacher, student, observers=(), **changed):
 
 
 KINDS = [("eps", "as_teacher"), ("x0", "as_teacher"), ("v_prediction", "as_teacher"), ("flow", "as_teacher")]
-CONVERTED = [pair for pair in itertools.product(("eps", "v_prediction", "x0"), repeat=2) if pair[0] != pair[1]]
+CONVERTED = [
+    pair
+    for pair in itertools.product(("eps", "v_prediction", "x0"), ("eps", "v_prediction", "x0", "x0_and_eps"))
+    if pair[0] != pair[1]
+]
 
 
 def spread(sigma, family):
@@ -128,6 +142,19 @@ def test_the_last_student_goes_where_its_first_teacher_goes(teacher, student, gr
     taught = full.teacher(x, method._finest[0].expand(len(x)))
     learnt = full.denoiser(x, method._finest[0].expand(len(x)))
     torch.testing.assert_close(taught, learnt.detach())
+
+
+@pytest.mark.parametrize("kind", ["eps", "flow"])
+def test_a_student_of_four_merged_steps_is_the_teachers_way(kind, tmp_path):
+    """Eight steps to two in one stage, from random weights, to 0.02."""
+    method, full = distilled(tmp_path, teacher=kind, student="as_teacher", target_steps=2, merged_steps=4)
+    assert [stage.steps for stage in method.stages()] == [2]
+    x = spread(method._finest[0], method.family)
+    ways = [(gaussian_denoiser(method.family), method._finest), (full.denoiser, method.stages()[-1].sigmas)]
+    far, near = (
+        sample_few_step(model, x, sigmas, disable=True, family=method.family, gamma=0.0) for model, sigmas in ways
+    )
+    assert (far - near).abs().max() < 0.02
 
 
 def test_a_converting_run_goes_on_with_the_reading_that_it_had(tmp_path):

@@ -1,7 +1,7 @@
 import diffusers.schedulers.scheduling_lcm as diffusers_lcm
 import pytest
 import torch
-from comfyui_fewstep.samplers.few_step import sample_few_step
+from comfyui_fewstep.samplers.few_step import draw_from_noise, sample_few_step
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.samplers.schedules import lcm_timesteps, timesteps_to_sigmas, trailing_sigmas, trailing_timesteps
 from diffusers import EulerDiscreteScheduler, LCMScheduler
@@ -177,3 +177,21 @@ def test_a_schedule_that_stops_early_keeps_its_noise():
     )
     assert x.std() == pytest.approx(float(sigmas[-1]), rel=0.05)
     assert trailing_timesteps(4)[2] == 499
+
+
+@pytest.mark.parametrize(
+    ("family", "levels", "left"), [(VE, [2.0, 1.0], 5**0.5 / 2), (NoiseFamily.FLOW, [0.8, 0.4], 0.4)]
+)
+def test_a_picture_from_unit_noise_begins_at_the_familys_own_scale(family, levels, left):
+    """Of a model that sees 0 everywhere a step leaves the noise, at the next level's share of the start."""
+    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    seen = []
+
+    def model(x, sigma, y):
+        seen.append(y)
+        return torch.zeros_like(x)
+
+    drawn = draw_from_noise(model, noise, torch.tensor(levels, dtype=torch.float64), {"y": noise}, family=family)
+    assert drawn.dtype == torch.float32
+    torch.testing.assert_close(drawn, left * noise)
+    assert seen[0] is noise

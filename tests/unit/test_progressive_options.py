@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from comfyui_fewstep.samplers.few_step import sample_few_step
 from comfyui_fewstep.samplers.noise import NoiseFamily, solved_x0
 from comfyui_fewstep.samplers.schedules import cosine_sigmas, karras_sigmas, trailing_sigmas
 from comfyui_fewstep.trainers.data import TensorData
@@ -69,6 +70,16 @@ def test_the_secant_is_algorithm_2_on_random_tensors(family, last):
         torch.testing.assert_close(ours, second, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.parametrize(("changed", "stage"), [({}, 0), (TO_V, 0), (TO_V, 1)])
+def test_of_a_teacher_in_half_precision_only_its_own_answers_are_rounded(changed, stage):
+    """Two close numbers over a small difference: the secant is float32 whatever the teacher computes in."""
+    made, exact = method(**changed), gaussian_denoiser(VE)
+    rough = target_of(made, stage=stage, teacher=lambda x, sigma, **_: exact(x, sigma).bfloat16())
+    rounded = target_of(made, stage=stage, teacher=lambda x, sigma, **_: exact(x, sigma).bfloat16().float())
+    assert rough.x0.dtype == torch.float32
+    assert torch.equal(rough.x0, rounded.x0)
+
+
 # --- conversion ------------------------------------------------------------------------------------------------------
 
 
@@ -101,7 +112,7 @@ def test_guidance_is_baked_in_by_the_conversion_only(stage, expected):
 
 
 @pytest.mark.parametrize("teacher", ["eps", "v_prediction", "x0"])
-@pytest.mark.parametrize("student", ["as_teacher", "eps", "v_prediction", "x0"])
+@pytest.mark.parametrize("student", ["as_teacher", "eps", "v_prediction", "x0", "x0_and_eps"])
 def test_there_is_a_conversion_where_there_is_something_to_convert(teacher, student):
     made = method(teacher=teacher, student_prediction=student)
     converts = student not in ("as_teacher", teacher)
@@ -116,6 +127,47 @@ def test_a_teacher_that_cannot_be_converted_is_named(family, teacher):
     assert len(method(family, teacher=teacher).stages()) == 2
     with pytest.raises(ValueError, match=f"student_prediction is v_prediction, .* kind {teacher}; .*choose as_teacher"):
         method(family, teacher=teacher, **TO_V)
+
+
+# --- more than two steps at once -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("merged", "stage"), [(4, 0), (4, 1), (16, 0)])
+def test_one_step_of_the_student_lands_where_all_merged_steps_of_the_teacher_do(family, merged, stage):
+    """At every level of the student's schedule, the last step to 0 included."""
+    kind = "flow" if family is FLOW else "eps"
+    made = method(family, teacher=kind, start_steps=64, target_steps=4, merged_steps=merged)
+    target = target_of(made, stage=stage)
+    fine, own = made.stages()[stage].teacher_sigmas, made.stages()[stage].sigmas
+    assert torch.equal(own, fine[::merged])
+    assert torch.equal(target.sigma.unique().flip(0), own[:-1])
+    for k in range(len(own) - 1):
+        x_t, x0 = (value[target.sigma == own[k]] for value in (target.x_t, target.x0))
+        way = fine[merged * k : merged * (k + 1) + 1]
+        far = sample_few_step(gaussian_denoiser(family), x_t, way, disable=True, family=family, gamma=0.0)
+        near = family.jump(x_t, x0, sigma=own[k], sigma_next=own[k + 1])
+        torch.testing.assert_close(near, far, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "merged", "counts"),
+    [(64, 4, 2, [32, 16, 8, 4]), (64, 4, 4, [16, 4]), (64, 2, 4, [16, 4, 2]), (96, 6, 16, [6]), (8, 4, 8, [4])],
+)
+def test_what_is_left_over_of_the_merging_comes_last(start, end, merged, counts):
+    """Where steps are fewest, and a student of them hardest to teach."""
+    stages = method(start_steps=start, target_steps=end, merged_steps=merged).stages()
+    assert [stage.steps for stage in stages] == counts
+    assert [len(stage.teacher_sigmas) - 1 for stage in stages] == [start, *counts[:-1]]
+    assert [stage.name for stage in stages][-1].endswith(f" to {end} steps")
+
+
+@pytest.mark.parametrize(("recorded", "goes_on"), [(4, True), (8, False), (16, True)])
+def test_a_merging_run_is_extended_where_its_stages_are_those_of_the_longer_one(recorded, goes_on):
+    """64, 16, 4, 1: of these a run to 8 steps has a last stage that the longer one has not."""
+    longer = method(start_steps=64, target_steps=1, merged_steps=4)
+    shorter = method(start_steps=64, target_steps=recorded, merged_steps=4)
+    assert longer.continues(shorter.options()) is goes_on
 
 
 # --- iterations ------------------------------------------------------------------------------------------------------
@@ -204,6 +256,8 @@ def test_a_flow_models_grid_follows_its_shift():
         ({"weighting": "p2"}, "weighting is 'p2'; allowed are truncated_snr"),
         ({"conversion_iterations": -1}, "conversion_iterations is -1"),
         ({"last_stages_iterations": -2}, "last_stages_iterations is -2"),
+        ({"merged_steps": 1}, "merged_steps is 1; allowed are 2, 4, 8"),
+        ({"merged_steps": 6}, "merged_steps is 6; allowed are 2, 4, 8"),
     ],
 )
 def test_bad_options_are_named(changed, named):
@@ -212,7 +266,7 @@ def test_bad_options_are_named(changed, named):
 
 
 def test_options_survive_run_json():
-    chosen = {**OLD, **TO_V, "distance": "pseudo_huber", "grid": "edm", "last_stages_iterations": 3}
+    chosen = {**OLD, **TO_V, "distance": "pseudo_huber", "grid": "edm", "last_stages_iterations": 3, "merged_steps": 4}
     options = ProgressiveOptions.read(chosen)
     assert ProgressiveOptions.read(options.written()) == options
     assert options.written() == {**chosen, "conversion_iterations": 0}

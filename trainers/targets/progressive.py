@@ -6,16 +6,18 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...samplers.noise import Denoiser, NoiseFamily, guided, solved_x0
 from ...samplers.recipe import Recipe
-from ...samplers.schedules import cosine_sigmas, karras_sigmas, trailing_sigmas
+from .. import choices
 from ..data import Batch, Condition
 from ..distance import Distance
+from ..grid import Grid
 from ..method import Stage, Target
 from ..weighting import Weighting
 
@@ -24,46 +26,16 @@ class StudentPrediction(Enum):
     """What the student's network predicts; AS_TEACHER: what the teacher's does.
 
     eps says nothing about x0 where there is no signal: towards one step x0 and v are stable (Salimans and Ho 2022,
-    section 4).
+    section 4). X0_AND_EPS: both, in twice the output channels, see `x0_and_eps`; of students that no host has to load.
     """
 
     AS_TEACHER = "as_teacher"
     X0 = "x0"
     EPS = "eps"
     V_PREDICTION = "v_prediction"
+    X0_AND_EPS = "x0_and_eps"
 
 
-class Grid(Enum):
-    """The levels of the finest schedule. TRAILING: even in the model's own timesteps, for every model.
-
-    For models of the variance-exploding family also COSINE (`cosine_sigmas`: Salimans and Ho's own) and EDM
-    (`karras_sigmas`), between the ends of the model's table.
-    """
-
-    TRAILING = "trailing"
-    COSINE = "cosine"
-    EDM = "edm"
-
-    def sigmas(self, steps: int, *, table: Tensor) -> Tensor:
-        """(steps + 1,) on or between the levels of a model's ascending table (T,). ValueError for more steps than it has."""
-        ends = {"sigma_min": float(table[0]), "sigma_max": float(table[-1])}
-        match self:
-            case Grid.TRAILING:
-                if steps > len(table):
-                    raise ValueError(f"start_steps is {steps}; this model has {len(table)} noise levels.")
-                return trailing_sigmas(steps, table=table)
-            case Grid.COSINE:
-                return cosine_sigmas(steps, **ends)
-            case Grid.EDM:
-                return karras_sigmas(steps, **ends)
-
-
-_CHOICES: dict[str, type[Enum]] = {
-    "weighting": Weighting,
-    "student_prediction": StudentPrediction,
-    "distance": Distance,
-    "grid": Grid,
-}
 _WITH_TABLE = ("eps", "v_prediction", "x0")
 """Predictions of the variance-exploding models with a table of timesteps: the same network can be taught any of them."""
 
@@ -77,7 +49,8 @@ class ProgressiveOptions:
     guidance_scale: classifier-free guidance baked in by the first stage only; 1 for none.
     student_prediction: where it is not the teacher's, a first stage converts the student and halves nothing.
     conversion_iterations: of that stage. last_stages_iterations: of the halvings to 2 steps and to 1, which the paper
-    trains twice as long. Of both 0 is as many as `iterations`.
+    trains twice as long. Of both 0 is as many as `iterations`. merged_steps: of the teacher, which become one of the student;
+    2 is the paper's halving, 4 makes half as many stages with twice as many passes of the teacher in each.
     """
 
     start_steps: int
@@ -91,10 +64,11 @@ class ProgressiveOptions:
     distance: Distance = Distance.SQUARED
     last_stages_iterations: int = 0
     grid: Grid = Grid.TRAILING
+    merged_steps: int = 2
+    gamma: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
-        ratio = self.start_steps / self.target_steps if self.target_steps >= 1 else 0.0
-        if ratio < 2 or ratio != int(ratio) or int(ratio) & (int(ratio) - 1):
+        if not _is_power_of_two(self.start_steps / self.target_steps if self.target_steps >= 1 else 0.0):
             raise ValueError(
                 f"start_steps is {self.start_steps} and target_steps is {self.target_steps}; start_steps must be "
                 "target_steps times a power of two, at least twice: 64 and 4, for example."
@@ -106,16 +80,22 @@ class ProgressiveOptions:
                 raise ValueError(
                     f"{name} is {getattr(self, name)}; it must not be negative, and 0 is as many as iterations."
                 )
-        if not 0.0 < self.learning_rate < 1.0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; allowed is above 0 and below 1.")
-        if not 1.0 <= self.guidance_scale <= 100.0:
-            raise ValueError(f"guidance_scale is {self.guidance_scale}; allowed is 1 (no guidance) to 100.")
+        if not _is_power_of_two(self.merged_steps):
+            raise ValueError(f"merged_steps is {self.merged_steps}; allowed are 2, 4, 8 and further powers of two.")
+        choices.require_learning_rate(self.learning_rate)
+        choices.require_guidance_scale(self.guidance_scale)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> ProgressiveOptions:
         """From a node's or run.json's JSON values; later options may be absent. ValueError for a choice there is none of."""
-        choices = {name: _chosen(kind, name, values[name]) for name, kind in _CHOICES.items() if name in values}
-        return cls(**{**values, **choices})
+        return choices.read(cls, values)
+
+    def counts(self) -> list[int]:
+        """Steps from start_steps to target_steps, before each stage and after the last; what is left over comes last."""
+        counts = [self.start_steps]
+        while counts[-1] > self.target_steps:
+            counts.append(max(counts[-1] // self.merged_steps, self.target_steps))
+        return counts
 
     def schedule(self, steps: int, *, table: Tensor) -> Tensor:
         """(steps + 1,) the levels of a student of so many steps: of the finest grid, halving after halving, every second.
@@ -124,29 +104,24 @@ class ProgressiveOptions:
         """
         if self.start_steps % steps:
             return self.grid.sigmas(steps, table=table)
-        return self.grid.sigmas(self.start_steps, table=table)[:: self.start_steps // steps]
+        return self.grid.sigmas(self.start_steps, table=table, name="start_steps")[:: self.start_steps // steps]
 
     def written(self) -> dict[str, Any]:
         """As JSON values; the inverse of read."""
-        return {name: _json(value) for name, value in dataclasses.asdict(self).items()}
+        return choices.written(self)
+
+    def on(
+        self, *, family: NoiseFamily, table: Tensor, unconditional: Condition | None, prediction_type: str
+    ) -> Progressive:
+        """The method on a model; see Progressive."""
+        return Progressive(
+            self, family=family, table=table, unconditional=unconditional, prediction_type=prediction_type
+        )
 
 
-def _chosen(kind: type[Enum], name: str, value: str) -> Enum:
-    allowed = [choice.value for choice in kind]
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}.")
-    return kind(value)
-
-
-def _json(value: Any) -> Any:
-    return value.value if isinstance(value, Enum) else value
-
-
-_LATER = {
-    field.name: _json(field.default)
-    for field in dataclasses.fields(ProgressiveOptions)
-    if field.default is not dataclasses.MISSING
-}
+def _is_power_of_two(ratio: float) -> bool:
+    """From 2 on."""
+    return ratio >= 2 and ratio == int(ratio) and not int(ratio) & (int(ratio) - 1)
 
 
 class Progressive:
@@ -168,16 +143,8 @@ class Progressive:
         unconditional: Condition | None,
         prediction_type: str | None = None,
     ) -> None:
-        if options.guidance_scale != 1.0 and unconditional is None:
-            raise ValueError(
-                f"guidance_scale is {options.guidance_scale}, which needs the empty prompt: connect the negative "
-                "conditioning, or set guidance_scale to 1."
-            )
-        if family is NoiseFamily.FLOW and options.grid is not Grid.TRAILING:
-            raise ValueError(
-                f"grid is {options.grid.value}, but this is a flow model; allowed is {Grid.TRAILING.value}, which follows "
-                "the model's own shift."
-            )
+        choices.require_empty_prompt(options.guidance_scale, given=unconditional is not None)
+        options.grid.require_for(family)
         self.family = family
         self._options = options
         self._converts = _converts(options.student_prediction, teacher=prediction_type)
@@ -187,17 +154,16 @@ class Progressive:
         return self._options.written()
 
     def options_of_old(self) -> dict[str, Any]:
-        return dict(_LATER)
+        return choices.defaults(ProgressiveOptions)
 
     def stages(self) -> list[Stage]:
-        stages, steps = [], self._options.start_steps
+        stages, counts = [], self._options.counts()
         if self._converts:
             name = f"conversion to {self._options.student_prediction.value}"
-            stages.append(self._stage(name, steps, self._options.conversion_iterations, teacher_steps=steps))
-        while steps > self._options.target_steps:
-            steps //= 2
+            stages.append(self._stage(name, counts[0], self._options.conversion_iterations, teacher_steps=counts[0]))
+        for before, steps in pairwise(counts):
             iterations = self._options.last_stages_iterations if steps <= 2 else 0
-            stages.append(self._stage(f"{2 * steps} to {steps} steps", steps, iterations, teacher_steps=2 * steps))
+            stages.append(self._stage(f"{before} to {steps} steps", steps, iterations, teacher_steps=before))
         return stages
 
     def _stage(self, name: str, steps: int, iterations: int, *, teacher_steps: int) -> Stage:
@@ -212,12 +178,19 @@ class Progressive:
 
     @torch.no_grad()
     def target(
-        self, batch: Batch, *, stage: int, teacher: Denoiser, student: Denoiser, generator: torch.Generator
+        self,
+        batch: Batch,
+        *,
+        stage: int,
+        iteration: int = 0,
+        teacher: Denoiser,
+        student: Denoiser,
+        generator: torch.Generator,
     ) -> Target:
         teacher = self.teaching(teacher, stage=stage, batch=batch)
         if self._converts and stage == 0:
             return self._converted(batch, teacher=teacher, generator=generator)
-        return self._halved(batch, halving=stage - self._converts, teacher=teacher, generator=generator)
+        return self._merged(batch, number=stage - self._converts, teacher=teacher, generator=generator)
 
     def _converted(self, batch: Batch, *, teacher: Denoiser, generator: torch.Generator) -> Target:
         """What the teacher itself sees, at a random level of the schedule that it is sampled with."""
@@ -227,21 +200,21 @@ class Progressive:
         x_t = self.family.add_noise(batch.x0, noise, sigma=sigma)
         return self._target(x_t, sigma, batch.condition, teacher(x_t, sigma, **batch.condition).float())
 
-    def _halved(self, batch: Batch, *, halving: int, teacher: Denoiser, generator: torch.Generator) -> Target:
-        """Two steps of the teacher from a random level of the student's schedule, as the x0 of one student step.
+    def _merged(self, batch: Batch, *, number: int, teacher: Denoiser, generator: torch.Generator) -> Target:
+        """Two steps of the teacher, or more, from a random level of the student's schedule, as the x0 of one student step.
 
-        The last step of the schedule ends at sigma 0, where `solved_x0` is the teacher's second prediction itself.
+        The last step of the schedule ends at sigma 0, where `solved_x0` is the teacher's last prediction itself.
         """
-        steps = self._options.start_steps >> (halving + 1)
-        fine = self._schedule(2 * steps)
+        before, steps = self._options.counts()[number : number + 2]
+        fine, merged = self._schedule(before), before // steps
         k = torch.randint(steps, (len(batch.x0),), generator=generator)
         noise = torch.randn(batch.x0.shape, generator=generator).to(batch.x0)
-        sigma_t, sigma_mid, sigma_s = (fine[2 * k + half].to(batch.x0.device) for half in range(3))
-        x_t = self.family.add_noise(batch.x0, noise, sigma=sigma_t)
-        x_mid = self._teacher_step(teacher, x_t, batch.condition, sigma=sigma_t, sigma_next=sigma_mid)
-        x_s = self._teacher_step(teacher, x_mid, batch.condition, sigma=sigma_mid, sigma_next=sigma_s)
-        x0 = solved_x0(x_t, x_s, sigma_t=sigma_t, sigma_s=sigma_s)
-        return self._target(x_t, sigma_t, batch.condition, x0)
+        sigmas = [fine[merged * k + step].to(batch.x0.device) for step in range(merged + 1)]
+        x_t = x_s = self.family.add_noise(batch.x0, noise, sigma=sigmas[0])
+        for sigma, sigma_next in pairwise(sigmas):
+            x_s = self._teacher_step(teacher, x_s, batch.condition, sigma=sigma, sigma_next=sigma_next)
+        x0 = solved_x0(x_t, x_s, sigma_t=sigmas[0], sigma_s=sigmas[-1])
+        return self._target(x_t, sigmas[0], batch.condition, x0)
 
     def _target(self, x_t: Tensor, sigma: Tensor, condition: Condition, x0: Tensor) -> Target:
         weight = self._options.weighting(sigma, family=self.family)
@@ -272,7 +245,7 @@ class Progressive:
             steps=trained.steps,
             sigmas=tuple(trained.sigmas.tolist()),
             schedule=self._options.grid.value,
-            gamma=0.0,
+            gamma=self._options.gamma,
             prediction_type=prediction_type if student is StudentPrediction.AS_TEACHER else student.value,
             noise_family=self.family.value,
             guidance_scale=self._options.guidance_scale,
