@@ -98,10 +98,10 @@ class Bench:
         nfe = steps if self._guidance_scale == 1.0 else 2 * steps
         return self._score("teacher", denoiser, trailing_sigmas(steps, table=self._table), nfe=nfe)
 
-    def _score(self, model: str, denoiser: Denoiser, sigmas: Tensor, *, nfe: int) -> Score:
+    def _score(self, model: str, denoiser: Denoiser, sigmas: Tensor, *, nfe: int, gamma: float = 0.0) -> Score:
         start, steps = time.perf_counter(), len(sigmas) - 1
         condition = {"y": F.one_hot(self._labels, DIGITS).float()}
-        latents = draw_from_noise(denoiser, self._noise, sigmas, condition, family=FAMILY)
+        latents = draw_from_noise(denoiser, self._noise, sigmas, condition, family=FAMILY, gamma=gamma)
         seconds, pictures = time.perf_counter() - start, to_pictures(latents)
         score = self._judge.score(
             pictures,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from ..benchmarks import demo, progressive, samplers, training
+from ..benchmarks import demo, methods, progressive, samplers, training
 
-BENCHMARKS = {"demo": demo, "progressive": progressive, "samplers": samplers, "training": training}
+BENCHMARKS = {"demo": demo, "methods": methods, "progressive": progressive, "samplers": samplers, "training": training}
 
 
 def main() -> None:

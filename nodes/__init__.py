@@ -13,6 +13,7 @@ from . import (
     methods,
     model_sampling,
     recipes,
+    routes,
     runs,
     sampling,
     students,
@@ -33,6 +34,9 @@ NODE_CLASS_MAPPINGS = {
     "FewStepPredictionType": model_sampling.PredictionType,
     "FewStepConsistencyModel": model_sampling.ConsistencyModel,
     "FewStepProgressiveDistillation": methods.ProgressiveDistillation,
+    "FewStepGuidanceDistillation": methods.GuidanceDistillation,
+    "FewStepConsistencyDistillation": methods.ConsistencyDistillation,
+    "FewStepConsistencyTraining": methods.ConsistencyTraining,
     "FewStepLoRAStudent": students.LoRAStudentNode,
     "FewStepFullWeightsStudent": students.FullWeightsStudentNode,
     "FewStepImageFolder": training_data.ImageFolder,
@@ -63,6 +67,9 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FewStepPredictionType": "Prediction Type (few-step)",
     "FewStepConsistencyModel": "Consistency Model (few-step)",
     "FewStepProgressiveDistillation": "Progressive Distillation",
+    "FewStepGuidanceDistillation": "Guidance Distillation",
+    "FewStepConsistencyDistillation": "Consistency Distillation (LCM)",
+    "FewStepConsistencyTraining": "Consistency Training (no teacher)",
     "FewStepLoRAStudent": "LoRA Student",
     "FewStepFullWeightsStudent": "Full-Weights Student",
     "FewStepImageFolder": "Training Images (Folder)",
@@ -95,3 +102,4 @@ def _say_what_is_missing() -> None:
 _say_what_is_missing()
 sampling.add_to_menus()
 folders.list_own_models()
+routes.add_routes()

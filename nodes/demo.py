@@ -17,7 +17,7 @@ from ..trainers.distillation import Recorded
 from ..trainers.evaluate import DigitJudge, FeatureStatistics, Score, table
 from ..trainers.files import read_tensors, write_atomically
 from ..trainers.run_folder import RunFolder
-from ..trainers.targets.progressive import ProgressiveOptions
+from ..trainers.targets import read_method
 from . import digits_model, folders, host
 
 CLASSIFIER_FILE = digits_model.ASSETS / "digits_classifier.safetensors"
@@ -151,13 +151,14 @@ class EvaluateDigits:
         run_name: str,
     ) -> dict[str, Any]:
         run = RunFolder(folders.runs_root(), run_name)
-        method = ProgressiveOptions.read(Recorded.of(run).method_options)
+        recorded = Recorded.of(run)
+        method = read_method(recorded.method, recorded.method_options)
         levels = host.noise_levels(host.model_sampling_of(teacher))
         judged = _Judged(count=count, seed=seed)
         for steps in _step_counts(teacher_steps, name="teacher_steps"):
             judged.add("teacher", teacher, sigmas=method.grid.sigmas(steps, table=levels), cfg=guidance_scale)
         for steps in _step_counts(student_steps, name="student_steps"):
-            judged.add("student", student, sigmas=method.schedule(steps, table=levels), cfg=1.0)
+            judged.add("student", student, sigmas=method.schedule(steps, table=levels), cfg=1.0, gamma=method.gamma)
         report = {
             "scores": [dataclasses.asdict(score) for score in judged.scores],
             "pictures": count,
@@ -181,13 +182,13 @@ class _Judged:
         self._reference: Tensor | None = None
         self._judge = load_judge()
 
-    def add(self, name: str, model: Any, *, sigmas: Tensor, cfg: float) -> None:
+    def add(self, name: str, model: Any, *, sigmas: Tensor, cfg: float, gamma: float = 0.0) -> None:
         host.check_cancelled()
         steps = len(sigmas) - 1
         start = time.perf_counter()
         latents = host.sample(
             model,
-            host.sampler(sample_few_step, gamma=0.0),
+            host.sampler(sample_few_step, gamma=gamma),
             sigmas,
             noise=self._noise,
             positive=digits_model.condition(self._labels),

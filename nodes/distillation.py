@@ -15,13 +15,14 @@ from ..trainers.charts import loss_chart
 from ..trainers.data import TensorData
 from ..trainers.distillation import Distillation
 from ..trainers.learning_rates import SCHEDULES
+from ..trainers.method import MethodOptions
 from ..trainers.optimisers import OPTIMISERS
 from ..trainers.options import AS_LOADED, PRECISIONS, TrainOptions
 from ..trainers.run_folder import RunFolder
-from ..trainers.targets.progressive import ProgressiveOptions
 from . import folders, graph, host, host_training, running, students
 from .data_sources import DataInGraph, DataSource
 from .observing import Show
+from .telling import MESSAGES
 
 _ABSENT = object()
 """An input that is not connected, where None stands for one whose value is not known yet."""
@@ -31,7 +32,8 @@ class Distill:
     RETURN_TYPES: tuple[str, ...] = ("MODEL", "LOSS_MAP", "STRING", "LORA_MODEL")
     RETURN_NAMES: tuple[str, ...] = ("student", "loss", "run_name", "lora")
     OUTPUT_TOOLTIPS: tuple[str, ...] = (
-        "The finished student: sample it at cfg 1 with the Lightning sampler and the grid of its method, trailing by default.",
+        "The finished student: sample it at cfg 1, with the Lightning Sampler and the trailing schedule, or for consistency "
+        "methods with the LCM Sampler and the lcm schedule.",
         "The loss of every logged iteration, for Loss Chart and the host's own loss nodes.",
         "The run's name, for Evaluate Digits.",
         "The LoRA's weights, for the host's own LoRA nodes; the file is in output/loras/fewstep already.",
@@ -193,7 +195,7 @@ class Distill:
                     },
                 ),
             },
-            "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID"},
+            "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID", "extra_pnginfo": "EXTRA_PNGINFO"},
         }
 
     @classmethod
@@ -221,12 +223,14 @@ class Distill:
         **inputs: Any,
     ) -> tuple[Any, dict[str, list[float]], str, dict[str, Tensor]]:
         chosen = student or LoRAOptions()
-        with prepared(model, run_name, chosen, **inputs) as distillation:
-            if not distillation.finished():
-                running.execute(
-                    distillation, chosen, model=model, vae=vae, show=lambda preview: Show(distillation, preview)
-                )
-        return running.finished(distillation.run, chosen, model=model)
+        run = RunFolder(folders.runs_root(), run_name)
+        with MESSAGES.of_run(run, node=inputs.get("unique_id")):
+            with prepared(model, run_name, chosen, **inputs) as distillation:
+                if not distillation.finished():
+                    running.execute(
+                        distillation, chosen, model=model, vae=vae, show=lambda preview: Show(distillation, preview)
+                    )
+            return running.finished(run, chosen, model=model)
 
 
 @contextmanager
@@ -235,13 +239,14 @@ def prepared(
     run_name: str,
     student: students.StudentOptions | None,
     *,
-    method: ProgressiveOptions,
+    method: MethodOptions,
     latents: dict[str, Tensor] | None = None,
     positive: host.Conditioning | None = None,
     negative: host.Conditioning | None = None,
     data: DataSource | None = None,
     prompt: Mapping[str, Any] | None = None,
     unique_id: str | None = None,
+    extra_pnginfo: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Iterator[Distillation]:
     """The run of these inputs, its folder locked and its data in it. Tensors made inside may be trained on, unlike in nodes."""
@@ -270,7 +275,14 @@ def prepared(
             )
             if not distillation.finished():
                 source.keep(run)
+                _keep_workflow(run, extra_pnginfo)
             yield distillation
+
+
+def _keep_workflow(run: RunFolder, extra_pnginfo: Mapping[str, Any] | None) -> None:
+    """The editor sends it beside the prompt; other programs need not."""
+    if extra_pnginfo and extra_pnginfo.get("workflow"):
+        run.keep_workflow(extra_pnginfo["workflow"])
 
 
 def _require_one_kind_of_data(*, latents: bool, positive: bool, data: bool, negative: bool = False) -> None:

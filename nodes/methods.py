@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ..trainers.distance import Distance
-from ..trainers.targets.progressive import Grid, ProgressiveOptions, StudentPrediction
+from ..trainers.grid import Grid
+from ..trainers.targets.consistency import ConsistencyOptions, Solver
+from ..trainers.targets.consistency_training import ConsistencyTrainingOptions, LevelChoice
+from ..trainers.targets.guidance import GuidanceOptions
+from ..trainers.targets.progressive import ProgressiveOptions, StudentPrediction
 from ..trainers.weighting import Weighting
 from . import host
+from . import option_inputs as inputs
 
 STUDENT_PREDICTIONS = [kind.value for kind in StudentPrediction if kind is not StudentPrediction.X0_AND_EPS]
 """What a student in the host may predict: none of its loaders builds a network with twice the output channels."""
@@ -165,3 +170,212 @@ class ProgressiveDistillation:
 
     def make(self, **options: Any) -> tuple[ProgressiveOptions]:
         return (ProgressiveOptions.read(options),)
+
+
+class GuidanceDistillation:
+    RETURN_TYPES = ("FEWSTEP_METHOD",)
+    RETURN_NAMES = ("method",)
+    OUTPUT_TOOLTIPS = ("Connect to Distill Model.",)
+    FUNCTION = "make"
+    CATEGORY = "few-step/distillation"
+    DESCRIPTION = (
+        "Guidance distillation (Meng et al. 2023) at a fixed scale: the student says in one forward what its teacher says in "
+        "two, negative prompt included. Sampled at cfg 1 it costs half as much at any number of steps, with any sampler."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "guidance_scale": inputs.guidance_scale(
+                    7.5, "The cfg that is baked in, with the negative prompt of Distill Model. Above 1."
+                ),
+                "iterations": inputs.count(1000, "Optimiser steps."),
+                "learning_rate": inputs.learning_rate(
+                    1e-4, "At the start; it falls linearly to 0, or as Distill Model's schedule says."
+                ),
+                "steps": inputs.count(
+                    20, "Of the recipe that the student's file carries. Any other number works too.", least=1, most=1000
+                ),
+            },
+            "optional": {
+                "gamma": inputs.number(
+                    0.0,
+                    "Of the recipe's sampler: 0 is deterministic (Lightning, Euler), 1 draws all noise fresh (LCM).",
+                ),
+                "grid": inputs.grid(
+                    "Of the recipe's schedule. trailing: even in the model's own time. Flow models: trailing only."
+                ),
+                "weighting": inputs.weighting(
+                    Weighting.TRUNCATED_SNR,
+                    "Weight of the squared error over noise levels; truncated_snr = max(SNR, 1) is the paper's choice.",
+                ),
+                "distance": inputs.distance(
+                    Distance.SQUARED, "squared is the paper's. pseudo_huber lets outliers pull less."
+                ),
+            },
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, guidance_scale: Any = None, iterations: Any = None, steps: Any = None) -> bool | str:
+        """Before anything runs."""
+        given = {"guidance_scale": guidance_scale, "iterations": iterations, "steps": steps}
+        return inputs.checked(lambda: GuidanceOptions(**given, learning_rate=1e-4), *given.values())
+
+    def make(self, **options: Any) -> tuple[GuidanceOptions]:
+        return (GuidanceOptions.read(options),)
+
+
+class ConsistencyDistillation:
+    RETURN_TYPES = ("FEWSTEP_METHOD",)
+    RETURN_NAMES = ("method",)
+    OUTPUT_TOOLTIPS = ("Connect to Distill Model.",)
+    FUNCTION = "make"
+    CATEGORY = "few-step/distillation"
+    DESCRIPTION = (
+        "Makes your own LCM-LoRA. Latent consistency distillation (Luo et al. 2023): the student learns to say at every level "
+        "what it says itself one step of its teacher further down, guidance included. With the heun solver and more levels it "
+        "is the consistency distillation of Song et al. 2023."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "steps": inputs.count(
+                    4,
+                    "Of the recipe that the student's file carries; 1 to 8 work with the same student.",
+                    least=1,
+                    most=1000,
+                ),
+                "iterations": inputs.count(2000, "Optimiser steps."),
+                "learning_rate": inputs.learning_rate(
+                    1e-4, "At the start; it falls linearly to 0, or as Distill Model's schedule says. 1e-4 for a LoRA."
+                ),
+                "guidance_scale": inputs.guidance_scale(
+                    7.5,
+                    "Classifier-free guidance of the teacher, baked in; the student is sampled at cfg 1. 1 bakes in none.",
+                ),
+            },
+            "optional": {
+                "levels": inputs.count(
+                    50,
+                    "Levels that the student is made to agree along: 50 are LCM's skipping step of 20 timesteps. More are truer "
+                    "to the teacher's path and take longer.",
+                    least=2,
+                    most=1000,
+                ),
+                "solver": (
+                    [solver.value for solver in Solver],
+                    {
+                        "default": Solver.DDIM.value,
+                        "tooltip": "The teacher's step: ddim is LCM's, one evaluation; heun is Song et al.'s, two.",
+                    },
+                ),
+                "guidance_scale_max": inputs.guidance_scale(
+                    0.0,
+                    "Above 0: for each sample a scale between guidance_scale and this is drawn, as LCM-LoRA was trained. 0: one "
+                    "scale for all.",
+                    least=0.0,
+                ),
+                "target_decay": inputs.number(
+                    0.0,
+                    "What the student learns from: 0 is itself, usual for a LoRA; 0.95 its moving average, for full weights.",
+                    most=0.9999,
+                    step=0.0001,
+                ),
+                "distance": inputs.distance(
+                    Distance.PSEUDO_HUBER,
+                    "pseudo_huber is LCM's choice: outliers pull less. squared is the first paper's.",
+                ),
+                "weighting": inputs.weighting(
+                    Weighting.CONSTANT, "Weight of the distance over noise levels; constant is both papers' choice."
+                ),
+                "grid": inputs.grid(
+                    "Spacing of the levels. trailing with 50 levels: LCM's. edm: Song et al.'s. Flow models: trailing only."
+                ),
+            },
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, steps: Any = None, iterations: Any = None, levels: Any = 50) -> bool | str:
+        """Before anything runs."""
+        given = {"steps": steps, "iterations": iterations, "levels": levels}
+        return inputs.checked(
+            lambda: ConsistencyOptions(**given, learning_rate=1e-4, guidance_scale=1.0), *given.values()
+        )
+
+    def make(self, **options: Any) -> tuple[ConsistencyOptions]:
+        return (ConsistencyOptions.read(options),)
+
+
+class ConsistencyTraining:
+    RETURN_TYPES = ("FEWSTEP_METHOD",)
+    RETURN_NAMES = ("method",)
+    OUTPUT_TOOLTIPS = ("Connect to Distill Model.",)
+    FUNCTION = "make"
+    CATEGORY = "few-step/distillation"
+    DESCRIPTION = (
+        "Consistency training (iCT: Song and Dhariwal 2023): no teacher is asked. The student learns from real pictures to say "
+        "the same about a picture with more and with less of one noise. It begins at the connected model and bakes in no "
+        "guidance."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "steps": inputs.count(
+                    2,
+                    "Of the recipe that the student's file carries; others work with the same student.",
+                    least=1,
+                    most=1000,
+                ),
+                "iterations": inputs.count(5000, "Optimiser steps, in phases of equal length."),
+                "learning_rate": inputs.learning_rate(
+                    1e-4, "At the start; it falls linearly to 0, or as Distill Model's schedule says."
+                ),
+            },
+            "optional": {
+                "first_levels": inputs.count(
+                    10,
+                    "Levels that the student is made to agree along at first; each phase doubles them.",
+                    least=2,
+                    most=1000,
+                ),
+                "last_levels": inputs.count(
+                    160, "Levels at the end. The paper goes to 1280, in 400000 iterations.", least=2, most=10000
+                ),
+                "level_choice": (
+                    [choice.value for choice in LevelChoice],
+                    {
+                        "default": LevelChoice.LOGNORMAL.value,
+                        "tooltip": "lognormal: middle levels come up more often, and small steps count more (iCT). uniform: all "
+                        "alike (CT, the first paper).",
+                    },
+                ),
+                "distance": inputs.distance(
+                    Distance.PSEUDO_HUBER, "pseudo_huber is iCT's choice: outliers pull less. squared is CT's."
+                ),
+                "target_decay": inputs.number(
+                    0.0,
+                    "What the student learns from: 0 is itself, iCT's choice; 0.95 its moving average, CT's.",
+                    most=0.9999,
+                    step=0.0001,
+                ),
+                "grid": inputs.grid(
+                    "Spacing of the levels. trailing: even in the model's own time. edm: the papers'. Flow models: trailing only."
+                ),
+            },
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(
+        cls, steps: Any = None, iterations: Any = None, first_levels: Any = 10, last_levels: Any = 160
+    ) -> bool | str:
+        """Before anything runs."""
+        given = {"steps": steps, "iterations": iterations, "first_levels": first_levels, "last_levels": last_levels}
+        return inputs.checked(lambda: ConsistencyTrainingOptions(**given, learning_rate=1e-4), *given.values())
+
+    def make(self, **options: Any) -> tuple[ConsistencyTrainingOptions]:
+        return (ConsistencyTrainingOptions.read(options),)

@@ -15,10 +15,11 @@ from ..trainers.distillation import Distillation, Recorded
 from ..trainers.export import read_student
 from ..trainers.files import tensors_sha256
 from ..trainers.loop import Observer
+from ..trainers.method import Method, MethodOptions
 from ..trainers.options import TrainOptions
 from ..trainers.processes import Processes
 from ..trainers.run_folder import RunFolder
-from ..trainers.targets.progressive import Progressive, ProgressiveOptions
+from ..trainers.targets.progressive import ProgressiveOptions
 from . import folders, host, host_training, students
 from .methods import STUDENT_PREDICTIONS
 from .observing import Preview
@@ -27,16 +28,15 @@ ORIGIN = ("model", "vae")
 """Inputs of Distill Model whose making a run folder keeps."""
 
 
-def method_on(model: Any, method: ProgressiveOptions, *, unconditional: Condition | None) -> Progressive:
+def method_on(model: Any, method: MethodOptions, *, unconditional: Condition | None) -> Method:
     """The method on a MODEL's noise levels. ValueError for what it cannot do, before any work."""
-    if method.student_prediction.value not in STUDENT_PREDICTIONS:
+    if isinstance(method, ProgressiveOptions) and method.student_prediction.value not in STUDENT_PREDICTIONS:
         raise ValueError(
             f"student_prediction is {method.student_prediction.value}, which needs twice the output channels, and ComfyUI "
             f"loads no such model; allowed are {', '.join(STUDENT_PREDICTIONS)}."
         )
     sampling = host.model_sampling_of(model)
-    return Progressive(
-        method,
+    return method.on(
         family=host.noise_family(sampling),
         table=host.noise_levels(sampling),
         unconditional=unconditional,

@@ -13,10 +13,10 @@ from ..trainers.distillation import Distillation, Recorded
 from ..trainers.loop import Metrics, Observer
 from ..trainers.processes import Processes
 from ..trainers.run_folder import RunFolder
-from ..trainers.targets.progressive import Progressive, ProgressiveOptions
+from ..trainers.targets import read_method
 from . import folders, host, running, students
 from .graph import Execution
-from .observing import Preview
+from .observing import Preview, stops_here
 
 
 def train_folder(run: RunFolder, *, classes: Mapping[str, Any], processes: Processes, say: Observer) -> Path | None:
@@ -26,8 +26,7 @@ def train_folder(run: RunFolder, *, classes: Mapping[str, Any], processes: Proce
     ValueError, before any work, when the folder is no such run, or what it names is not here or not the same.
     """
     recorded = Recorded.of(run)
-    if recorded.method != Progressive.name:
-        raise ValueError(f"the run's method is {recorded.method!r}; known is {Progressive.name}.")
+    read_method(recorded.method, recorded.method_options)
     student = students.read(recorded.student)
     with processes.held_by_first(run.locked()), torch.inference_mode(False):
         made = _teacher(recorded, classes)
@@ -36,7 +35,11 @@ def train_folder(run: RunFolder, *, classes: Mapping[str, Any], processes: Proce
         distillation = _distillation(run, recorded, model=model, processes=processes)
         if not distillation.finished():
             running.execute(
-                distillation, student, model=model, vae=made.get("vae"), show=lambda preview: _Tell(preview, say)
+                distillation,
+                student,
+                model=model,
+                vae=made.get("vae"),
+                show=lambda preview: _Tell(distillation, preview, say),
             )
         return _published(run, student) if processes.is_first else None
 
@@ -45,7 +48,7 @@ def _distillation(run: RunFolder, recorded: Recorded, *, model: Any, processes: 
     data = read_data(run.data_folder, device=model.load_device)
     if data is None:
         raise ValueError(f"the run {run.name!r} lacks its training data ({run.data_folder}); write it again.")
-    options = ProgressiveOptions.read(recorded.method_options)
+    options = read_method(recorded.method, recorded.method_options)
     return Distillation(
         run=run,
         method=running.method_on(model, options, unconditional=data.unconditional),
@@ -85,12 +88,14 @@ def _origin(recorded: Recorded) -> dict[str, Any]:
 
 
 class _Tell:
-    """The observer: previews into the folder, and what `say` makes of the metrics."""
+    """The observer: previews into the folder, what `say` makes of the metrics, and stopping when the browser asks for it."""
 
-    def __init__(self, preview: Preview | None, say: Callable[[Metrics], None]) -> None:
-        self._preview, self._say = preview, say
+    def __init__(self, distillation: Distillation, preview: Preview | None, say: Callable[[Metrics], None]) -> None:
+        self._distillation, self._preview, self._say = distillation, preview, say
 
     def __call__(self, metrics: Metrics) -> None:
         if self._preview and self._preview.due(metrics):
             self._preview(metrics)
         self._say(metrics)
+        if stops_here(self._distillation, metrics):
+            raise KeyboardInterrupt  # as Ctrl-C does, which the command tells of

@@ -88,15 +88,25 @@ def sample_few_step(
 
 
 def draw_from_noise(
-    model: Denoiser, noise: Tensor, sigmas: Tensor, condition: dict[str, Tensor] | None = None, *, family: NoiseFamily
+    model: Denoiser,
+    noise: Tensor,
+    sigmas: Tensor,
+    condition: dict[str, Tensor] | None = None,
+    *,
+    family: NoiseFamily,
+    gamma: float = 0.0,
 ) -> Tensor:
-    """What a deterministic few-step model makes of unit noise (B, ...): `sample_few_step` at gamma 0 from `initial`.
+    """What a few-step model makes of unit noise (B, ...): `sample_few_step` from `initial`, the same every time.
 
-    sigmas: (n + 1,), moved to the noise. condition: the model's further inputs.
+    sigmas: (n + 1,), moved to the noise. condition: the model's further inputs. gamma: of every step; its fresh noise is
+    that of seed 0.
     """
     sigmas = sigmas.to(noise)
     start = family.initial(noise, sigma=sigmas[0])
-    return sample_few_step(model, start, sigmas, condition, disable=True, family=family, gamma=0.0)
+    fresh = seeded_noise_sampler(noise, seed=0) if gamma else None
+    return sample_few_step(
+        model, start, sigmas, condition, disable=True, family=family, gamma=gamma, noise_sampler=fresh
+    )
 
 
 def sample_tcd(

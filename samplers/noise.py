@@ -98,17 +98,19 @@ def solved_x0(x_t: Tensor, x_s: Tensor, *, sigma_t: Tensor, sigma_s: Tensor) -> 
     return x_s + sigma_s * (x_s - x_t) / (sigma_t - sigma_s)
 
 
-def guided(denoiser: Denoiser, *, guidance_scale: float, unconditional: dict[str, Tensor]) -> Denoiser:
+def guided(denoiser: Denoiser, *, guidance_scale: float | Tensor, unconditional: dict[str, Tensor]) -> Denoiser:
     """Classifier-free guidance: x0 = uncond + guidance_scale * (cond - uncond) (Ho and Salimans 2021, with w = s - 1).
 
-    unconditional: the model inputs of the empty prompt, (1, ...) or (B, ...) each. A scale of 1 is the denoiser itself.
+    guidance_scale: one, or one for each sample (B,). unconditional: the model inputs of the empty prompt, (1, ...) or
+    (B, ...) each. A scale of 1 for all is the denoiser itself.
     """
-    if guidance_scale == 1.0:
+    if not isinstance(guidance_scale, Tensor) and guidance_scale == 1.0:
         return denoiser
 
     def guided_denoiser(x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
         negative = {name: value.expand(len(x), *value.shape[1:]) for name, value in unconditional.items()}
         without = denoiser(x, sigma, **negative)
-        return without + guidance_scale * (denoiser(x, sigma, **condition) - without)
+        scale = expand_like(guidance_scale, x) if isinstance(guidance_scale, Tensor) else guidance_scale
+        return without + scale * (denoiser(x, sigma, **condition) - without)
 
     return guided_denoiser

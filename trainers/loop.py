@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..samplers.noise import Denoiser, expand_like
-from .average import Average
+from .average import Averages
 from .bands import BANDS, NoiseBands, band_means
 from .data import Data
 from .learning_rates import learning_rate, require_room_for_warmup
@@ -184,8 +184,7 @@ class _Training:
         torch._foreach_mul_([value.grad for value in self._student.parameters() if value.grad is not None], 1.0 / scale)
         norm = torch.nn.utils.clip_grad_norm_(self._student.parameters(), self._options.gradient_clip)
         self._optimiser.step()
-        if self._average:
-            self._average.update()
+        self._averages.update()
         self._pending.append(torch.cat([whole(norm).detach().float().reshape(1), torch.stack(errors).sum(dim=0)]))
         self._stage_iteration += 1
 
@@ -198,9 +197,16 @@ class _Training:
         rank, count = self._processes.rank, self._processes.count
         teacher, student = (
             on_share(in_pieces(denoiser, self._options.accumulation), rank, of=count)
-            for denoiser in (self._student.teacher, self._student.denoiser)
+            for denoiser in (self._student.teacher, self._averages.given(self._student.denoiser))
         )
-        return self._method.target(batch, stage=self._stage, teacher=teacher, student=student, generator=generator)
+        return self._method.target(
+            batch,
+            stage=self._stage,
+            iteration=self._stage_iteration,
+            teacher=teacher,
+            student=student,
+            generator=generator,
+        )
 
     def _learning_rate(self, stage: Stage) -> float:
         schedule, warmup = self._options.learning_rate_schedule, self._options.warmup
@@ -252,8 +258,7 @@ class _Training:
         self._bands = NoiseBands(stage.sigmas, device=self._data.device)
         weights = self._student.parameters()
         self._optimiser = new_optimiser(self._options.optimiser, weights, weight_decay=self._options.weight_decay)
-        decay = self._options.ema_decay
-        self._average = Average(weights, decay=decay) if decay else None
+        self._averages = Averages(weights, decay=self._options.ema_decay, target_decay=stage.target_decay)
 
     def _finish_stage(self) -> None:
         """The stage's result becomes the student: kept, promoted and gone on from."""
@@ -261,7 +266,7 @@ class _Training:
         self._optimiser.zero_grad(set_to_none=True)
         if self._kept:
             self._kept.ended(self._stage)
-        del self._optimiser, self._average  # before a teacher is made: its copy then fits into what they held
+        del self._optimiser, self._averages  # before a teacher is made: its copy then fits into what they held
         self._student.promote()
         self._stage, self._stage_iteration = self._stage + 1, 0
         self._begin_stage()
@@ -269,8 +274,8 @@ class _Training:
 
     def _result_to_weights(self) -> None:
         result_to_weights(self._optimiser)
-        if self._average:
-            self._average.to_weights()
+        if self._averages.result:
+            self._averages.result.to_weights()
 
     @contextlib.contextmanager
     def _result_in_place(self) -> Iterator[None]:
@@ -279,7 +284,7 @@ class _Training:
         Divided weights stay what they are: the first process, which draws previews, could exchange its own part only.
         """
         weights, groups = self._student.parameters(), self._optimiser.param_groups
-        if not (self._average or keeps_its_result_apart(self._optimiser)) or is_divided(weights[0]):
+        if not (self._averages.result or keeps_its_result_apart(self._optimiser)) or is_divided(weights[0]):
             yield
             return
         held = [weight.detach().clone() for weight in weights], [dict(group) for group in groups]
@@ -356,9 +361,10 @@ class _Training:
         """
         self._processes.require_equal(self._student.parameters(), what="the student's weights")
         moments, values = optimiser_state(self._optimiser)
-        average = self._average.state_dict() if self._average else {}
         position = {"stage": self._stage, "stage_iteration": self._stage_iteration, **values}
-        state = gathered(self._student.state_dict() | average | moments, keep=self._processes.is_first)
+        state = gathered(
+            self._student.state_dict() | self._averages.state_dict() | moments, keep=self._processes.is_first
+        )
         self._processes.on_first(lambda: self._run.save_checkpoint(self._iteration, state, position))
 
     def _restore(self) -> None:
@@ -380,8 +386,7 @@ class _Training:
         self._stage, self._stage_iteration = position["stage"], position["stage_iteration"]
         self._begin_stage()
         load_optimiser_state(self._optimiser, tensors, position)
-        if self._average:
-            self._average.load_state_dict(tensors)
+        self._averages.load_state_dict(tensors)
 
 
 def _loggable(metrics: Metrics) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ..samplers.noise import Denoiser, NoiseFamily
 from ..samplers.recipe import Recipe
 from .data import Batch, Condition
 from .distance import Distance
+from .grid import Grid
 
 
 class Target(NamedTuple):
@@ -31,7 +32,9 @@ class Stage:
     """One optimisation from start to end. After it the student becomes the teacher of the next stage.
 
     sigmas: (steps + 1,) the schedule that the student of this stage is sampled with. teacher_sigmas: the schedule that its
-    teacher is sampled with, to draw what the student should draw; None where the stage has no such teacher.
+    teacher is sampled with, to draw what the student should draw; None where the stage has no such teacher. gamma: of the
+    student's sampling, see NoiseFamily.jump; the teacher's is 0. target_decay: of the moving average of the student that
+    the method is given in place of the student itself, anew in each stage; 0 is none.
     """
 
     name: str
@@ -39,6 +42,8 @@ class Stage:
     learning_rate: float
     sigmas: Tensor
     teacher_sigmas: Tensor | None = None
+    gamma: float = 0.0
+    target_decay: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -64,10 +69,18 @@ class Method(Protocol):
         """What to train, in order."""
 
     def target(
-        self, batch: Batch, *, stage: int, teacher: Denoiser, student: Denoiser, generator: torch.Generator
+        self,
+        batch: Batch,
+        *,
+        stage: int,
+        iteration: int = 0,
+        teacher: Denoiser,
+        student: Denoiser,
+        generator: torch.Generator,
     ) -> Target:
         """The target for a batch, without gradient, in float32 or better. All randomness comes from generator (CPU).
 
+        iteration: how many of the stage are done.
         Row by row: of the rows that another process computes, teacher and student answer 0 here, see on_share.
         """
 
@@ -79,3 +92,33 @@ class Method(Protocol):
 
     def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
         """How the student of a stage is sampled. prediction_type: the teacher's; the recipe's own is the student's."""
+
+
+class MethodOptions(Protocol):
+    """What a user chooses about a method, before it is known for which model. ValueError for what no run could use."""
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> MethodOptions:
+        """From a node's or run.json's JSON values; later options may be absent."""
+
+    def written(self) -> dict[str, Any]:
+        """As JSON values; the inverse of read."""
+
+    def on(
+        self, *, family: NoiseFamily, table: Tensor, unconditional: Condition | None, prediction_type: str
+    ) -> Method:
+        """The method on a model's noise levels. table: (T,) ascending. unconditional: the data's empty prompt.
+
+        prediction_type: what the model's network predicts. ValueError for options that this model does not take.
+        """
+
+    @property
+    def grid(self) -> Grid:
+        """Of the levels that the method's teacher is sampled on."""
+
+    @property
+    def gamma(self) -> float:
+        """Of the student's sampling."""
+
+    def schedule(self, steps: int, *, table: Tensor) -> Tensor:
+        """(steps + 1,) the levels that the student is sampled on in so many steps."""

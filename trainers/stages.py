@@ -101,9 +101,17 @@ def compared(method: Method, student: Student, batch: Batch, *, stage: int, at_o
     teacher = method.teaching(student.teacher, stage=stage, batch=batch)
     drawn, wanted = (
         draw_from_noise(
-            in_pieces(denoiser, -(-len(noise) // at_once)), noise, sigmas, batch.condition, family=method.family
+            in_pieces(denoiser, -(-len(noise) // at_once)),
+            noise,
+            sigmas,
+            batch.condition,
+            family=method.family,
+            gamma=gamma,
         ).double()
-        for denoiser, sigmas in ((student.denoiser, trained.sigmas), (teacher, trained.teacher_sigmas))
+        for denoiser, sigmas, gamma in (
+            (student.denoiser, trained.sigmas, trained.gamma),
+            (teacher, trained.teacher_sigmas, 0.0),
+        )
     )
     return {
         "stage": trained.name,

@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from comfyui_fewstep.benchmarks import progressive, progressive_ablation, progressive_cheaper, training
+from comfyui_fewstep.benchmarks import methods, progressive, progressive_ablation, progressive_cheaper, training
 from PIL import Image
 
 
@@ -109,3 +109,29 @@ def test_the_cheaper_ways_are_told_with_their_cost(tmp_path, monkeypatch):
     mean = sum(stages[-1]["score"]["frechet"] for stages in figures["ways"]["merged"]) / 2 / figures["best"]
     assert re.search(rf"\| merged \| 2 \| 2 \| 4 \| 0.0 \| {32 / 27:.2f} \| .* \| - \| .* \| {mean:.2f} \(", page)
     assert min(Image.open(tmp_path / "progressive_cheaper.png").size) > 100
+
+
+def test_the_methods_benchmark_scores_every_method_and_goes_on(tmp_path):
+    """Every label at its steps; a second start trains only what is missing."""
+    small = ["--pictures", "100", "--iterations", "2", "--folder", str(tmp_path)]
+    methods.main(["--seeds", "1", "--methods", "guidance-distilled", "LCD", "iCT", *small])
+    first = json.loads((tmp_path / "methods.json").read_text())
+    scored = {
+        found["settings"]["label"]: [(s["steps"], s["nfe"]) for s in found["seeds"][0]["scores"]]
+        for found in first["trials"]
+        if found["seeds"]
+    }
+    assert set(scored) == {"guidance-distilled", "LCD", "iCT"}
+    assert scored["guidance-distilled"] == [(n, n) for n in (64, 32, 16, 8, 4)], "one forward a step"
+    assert scored["LCD"] == [(4, 4), (2, 2), (1, 1)]
+    assert scored["iCT"] == [(2, 2), (1, 1)]
+    assert [(s["steps"], s["nfe"]) for s in first["teacher"]][:2] == [(64, 128), (32, 64)]
+    methods.main(["--seeds", "2", "--methods", "LCD", "iCT", *small])
+    second = json.loads((tmp_path / "methods.json").read_text())
+    for before, after in zip(first["trials"], second["trials"], strict=True):
+        assert after["seeds"][:1] == before["seeds"]
+        assert len(after["seeds"]) == {"LCD": 2, "iCT": 2, "guidance-distilled": 1}.get(after["settings"]["label"], 0)
+    page = (tmp_path / "methods.md").read_text()
+    assert "| progressive | 1 | 1 | 1." in page
+    assert re.search(r"- LCD, 4 steps: [\d.]+ times the teacher's at 64 steps; the aim of 1\.3 is", page)
+    assert min(Image.open(tmp_path / "methods_pictures.png").size) > 100

@@ -35,7 +35,7 @@ def load(*, name="pack", missing=(), then=""):
     "name", ["ComfyUI-FewStep", "comfyui_fewstep", "My pack (copy)", "few_x_step-main", "/root/custom_nodes/x_x_few"]
 )
 def test_it_loads_under_any_folder_name(name):
-    assert "NODES 27 27 ./web" in load(name=name)
+    assert "NODES 30 30 ./web" in load(name=name)
 
 
 def test_missing_optional_libraries_are_one_clear_line():
@@ -46,7 +46,7 @@ except ImportError as error:
     print("SAID", error)
 """
     said = load(missing=["matplotlib", "sklearn", "kornia"], then=then)
-    assert "NODES 27" in said
+    assert "NODES 30" in said
     (line,) = [line for line in said.splitlines() if line.startswith("LOG ComfyUI-FewStep")]
     assert "matplotlib (charts), sklearn (the digits data set), kornia (PSNR and resizing pictures)" in line
     assert "SAID the digits data set comes with scikit-learn, which is not installed" in said

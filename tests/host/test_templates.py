@@ -48,6 +48,12 @@ SMALL_DATA = {
     "FewStepTeacherPictures": {"prompts": "7\n3", "width": 32, "height": 32, "pictures_per_prompt": 2, "steps": 4},
 }
 
+OTHER_METHODS = {
+    "FewStepGuidanceDistillation": {"iterations": 3},
+    "FewStepConsistencyDistillation": {"iterations": 3},
+    "FewStepConsistencyTraining": {"iterations": 3},
+}
+
 
 def demo_node(node):
     """The demo's counterpart of a host node: texts become digits, latents small, a guidance file the one above."""
@@ -58,6 +64,8 @@ def demo_node(node):
         return {"class_type": "EmptyLatentImage", "inputs": {"width": 32, "height": 32, "batch_size": 1}}
     if kind == "FewStepProgressiveDistillation":
         return {**node, "inputs": {**inputs, "start_steps": 8, "iterations": 3}}
+    if kind in OTHER_METHODS:
+        return {**node, "inputs": {**inputs, **OTHER_METHODS[kind]}}
     if kind in SMALL_DATA:
         return {**node, "inputs": {**inputs, **SMALL_DATA[kind]}}
     if kind == "FewStepGuidanceEmbedding":

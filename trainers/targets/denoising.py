@@ -51,7 +51,14 @@ class Denoising:
 
     @torch.no_grad()
     def target(
-        self, batch: Batch, *, stage: int, teacher: Denoiser, student: Denoiser, generator: torch.Generator
+        self,
+        batch: Batch,
+        *,
+        stage: int,
+        iteration: int = 0,
+        teacher: Denoiser,
+        student: Denoiser,
+        generator: torch.Generator,
     ) -> Target:
         count = len(batch.x0)
         sigma = self.table[torch.randint(len(self.table), (count,), generator=generator)].to(batch.x0)

@@ -7,16 +7,17 @@ import dataclasses
 from collections.abc import Mapping
 from enum import Enum
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...samplers.noise import Denoiser, NoiseFamily, guided, solved_x0
 from ...samplers.recipe import Recipe
-from ...samplers.schedules import cosine_sigmas, karras_sigmas, trailing_sigmas
+from .. import choices
 from ..data import Batch, Condition
 from ..distance import Distance
+from ..grid import Grid
 from ..method import Stage, Target
 from ..weighting import Weighting
 
@@ -35,37 +36,6 @@ class StudentPrediction(Enum):
     X0_AND_EPS = "x0_and_eps"
 
 
-class Grid(Enum):
-    """The levels of the finest schedule. TRAILING: even in the model's own timesteps, for every model.
-
-    For models of the variance-exploding family also COSINE (`cosine_sigmas`: Salimans and Ho's own) and EDM
-    (`karras_sigmas`), between the ends of the model's table.
-    """
-
-    TRAILING = "trailing"
-    COSINE = "cosine"
-    EDM = "edm"
-
-    def sigmas(self, steps: int, *, table: Tensor) -> Tensor:
-        """(steps + 1,) on or between the levels of a model's ascending table (T,). ValueError for more steps than it has."""
-        ends = {"sigma_min": float(table[0]), "sigma_max": float(table[-1])}
-        match self:
-            case Grid.TRAILING:
-                if steps > len(table):
-                    raise ValueError(f"start_steps is {steps}; this model has {len(table)} noise levels.")
-                return trailing_sigmas(steps, table=table)
-            case Grid.COSINE:
-                return cosine_sigmas(steps, **ends)
-            case Grid.EDM:
-                return karras_sigmas(steps, **ends)
-
-
-_CHOICES: dict[str, type[Enum]] = {
-    "weighting": Weighting,
-    "student_prediction": StudentPrediction,
-    "distance": Distance,
-    "grid": Grid,
-}
 _WITH_TABLE = ("eps", "v_prediction", "x0")
 """Predictions of the variance-exploding models with a table of timesteps: the same network can be taught any of them."""
 
@@ -95,6 +65,7 @@ class ProgressiveOptions:
     last_stages_iterations: int = 0
     grid: Grid = Grid.TRAILING
     merged_steps: int = 2
+    gamma: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         if not _is_power_of_two(self.start_steps / self.target_steps if self.target_steps >= 1 else 0.0):
@@ -111,16 +82,13 @@ class ProgressiveOptions:
                 )
         if not _is_power_of_two(self.merged_steps):
             raise ValueError(f"merged_steps is {self.merged_steps}; allowed are 2, 4, 8 and further powers of two.")
-        if not 0.0 < self.learning_rate < 1.0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; allowed is above 0 and below 1.")
-        if not 1.0 <= self.guidance_scale <= 100.0:
-            raise ValueError(f"guidance_scale is {self.guidance_scale}; allowed is 1 (no guidance) to 100.")
+        choices.require_learning_rate(self.learning_rate)
+        choices.require_guidance_scale(self.guidance_scale)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> ProgressiveOptions:
         """From a node's or run.json's JSON values; later options may be absent. ValueError for a choice there is none of."""
-        choices = {name: _chosen(kind, name, values[name]) for name, kind in _CHOICES.items() if name in values}
-        return cls(**{**values, **choices})
+        return choices.read(cls, values)
 
     def counts(self) -> list[int]:
         """Steps from start_steps to target_steps, before each stage and after the last; what is left over comes last."""
@@ -136,34 +104,24 @@ class ProgressiveOptions:
         """
         if self.start_steps % steps:
             return self.grid.sigmas(steps, table=table)
-        return self.grid.sigmas(self.start_steps, table=table)[:: self.start_steps // steps]
+        return self.grid.sigmas(self.start_steps, table=table, name="start_steps")[:: self.start_steps // steps]
 
     def written(self) -> dict[str, Any]:
         """As JSON values; the inverse of read."""
-        return {name: _json(value) for name, value in dataclasses.asdict(self).items()}
+        return choices.written(self)
+
+    def on(
+        self, *, family: NoiseFamily, table: Tensor, unconditional: Condition | None, prediction_type: str
+    ) -> Progressive:
+        """The method on a model; see Progressive."""
+        return Progressive(
+            self, family=family, table=table, unconditional=unconditional, prediction_type=prediction_type
+        )
 
 
 def _is_power_of_two(ratio: float) -> bool:
     """From 2 on."""
     return ratio >= 2 and ratio == int(ratio) and not int(ratio) & (int(ratio) - 1)
-
-
-def _chosen(kind: type[Enum], name: str, value: str) -> Enum:
-    allowed = [choice.value for choice in kind]
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}.")
-    return kind(value)
-
-
-def _json(value: Any) -> Any:
-    return value.value if isinstance(value, Enum) else value
-
-
-_LATER = {
-    field.name: _json(field.default)
-    for field in dataclasses.fields(ProgressiveOptions)
-    if field.default is not dataclasses.MISSING
-}
 
 
 class Progressive:
@@ -185,16 +143,8 @@ class Progressive:
         unconditional: Condition | None,
         prediction_type: str | None = None,
     ) -> None:
-        if options.guidance_scale != 1.0 and unconditional is None:
-            raise ValueError(
-                f"guidance_scale is {options.guidance_scale}, which needs the empty prompt: connect the negative "
-                "conditioning, or set guidance_scale to 1."
-            )
-        if family is NoiseFamily.FLOW and options.grid is not Grid.TRAILING:
-            raise ValueError(
-                f"grid is {options.grid.value}, but this is a flow model; allowed is {Grid.TRAILING.value}, which follows "
-                "the model's own shift."
-            )
+        choices.require_empty_prompt(options.guidance_scale, given=unconditional is not None)
+        options.grid.require_for(family)
         self.family = family
         self._options = options
         self._converts = _converts(options.student_prediction, teacher=prediction_type)
@@ -204,7 +154,7 @@ class Progressive:
         return self._options.written()
 
     def options_of_old(self) -> dict[str, Any]:
-        return dict(_LATER)
+        return choices.defaults(ProgressiveOptions)
 
     def stages(self) -> list[Stage]:
         stages, counts = [], self._options.counts()
@@ -228,7 +178,14 @@ class Progressive:
 
     @torch.no_grad()
     def target(
-        self, batch: Batch, *, stage: int, teacher: Denoiser, student: Denoiser, generator: torch.Generator
+        self,
+        batch: Batch,
+        *,
+        stage: int,
+        iteration: int = 0,
+        teacher: Denoiser,
+        student: Denoiser,
+        generator: torch.Generator,
     ) -> Target:
         teacher = self.teaching(teacher, stage=stage, batch=batch)
         if self._converts and stage == 0:
@@ -288,7 +245,7 @@ class Progressive:
             steps=trained.steps,
             sigmas=tuple(trained.sigmas.tolist()),
             schedule=self._options.grid.value,
-            gamma=0.0,
+            gamma=self._options.gamma,
             prediction_type=prediction_type if student is StudentPrediction.AS_TEACHER else student.value,
             noise_family=self.family.value,
             guidance_scale=self._options.guidance_scale,

@@ -1,0 +1,47 @@
+"""Inputs that several method nodes have in common, as the host declares them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..trainers.distance import Distance
+from ..trainers.grid import Grid
+from ..trainers.weighting import Weighting
+from . import host
+
+Input = tuple[Any, dict[str, Any]]
+
+
+def count(default: int, tooltip: str, *, least: int = 0, most: int = 1000000) -> Input:
+    return ("INT", {"default": default, "min": least, "max": most, "tooltip": tooltip})
+
+
+def number(default: float, tooltip: str, *, least: float = 0.0, most: float = 1.0, step: float = 0.01) -> Input:
+    return ("FLOAT", {"default": default, "min": least, "max": most, "step": step, "tooltip": tooltip})
+
+
+def learning_rate(default: float, tooltip: str) -> Input:
+    limits = {"default": default, "min": 0.0, "max": 1.0, "step": 0.000001, "round": False}
+    return ("FLOAT", {**limits, "tooltip": tooltip})
+
+
+def guidance_scale(default: float, tooltip: str, *, least: float = 1.0) -> Input:
+    return number(default, tooltip, least=least, most=100.0, step=0.1)
+
+
+def weighting(default: Weighting, tooltip: str) -> Input:
+    return ([choice.value for choice in Weighting], {"default": default.value, "tooltip": tooltip})
+
+
+def distance(default: Distance, tooltip: str) -> Input:
+    return ([choice.value for choice in Distance], {"default": default.value, "tooltip": tooltip})
+
+
+def grid(tooltip: str) -> Input:
+    return ([choice.value for choice in Grid], {"default": Grid.TRAILING.value, "tooltip": tooltip})
+
+
+def checked(make: Callable[[], object], *typed: Any) -> bool | str:
+    """For VALIDATE_INPUTS: the error of make where all values are typed in; linked ones are checked when they arrive."""
+    return host.error_of(make) if all(isinstance(value, int | float) for value in typed) else True

@@ -1,0 +1,134 @@
+"""What a method is told and given: the iteration, and the moving average of the student where a stage wants one."""
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from comfyui_fewstep.samplers.few_step import draw_from_noise, sample_few_step, seeded_noise_sampler
+from comfyui_fewstep.samplers.noise import NoiseFamily
+from comfyui_fewstep.trainers.options import TrainOptions
+from comfyui_fewstep.trainers.stages import compared
+from comfyui_fewstep.trainers.student import FullWeightsStudent
+from comfyui_fewstep.trainers.targets.progressive import Progressive
+from gaussian import FAMILIES, gaussian_denoiser, table
+from test_progressive import TinyNetwork, as_denoiser, batch, options
+from test_run import Stopped, distillation, stop_at
+
+FAMILY = NoiseFamily.VARIANCE_EXPLODING
+DECAY = 0.7
+
+
+class Watching(Progressive):
+    """Learns half from what it is given as student, and notes when."""
+
+    decay, gamma = DECAY, 0.0
+
+    def stages(self):
+        return [dataclasses.replace(s, target_decay=self.decay, gamma=self.gamma) for s in super().stages()]
+
+    @torch.no_grad()
+    def target(self, batch, *, stage, iteration, student, **others):
+        found = super().target(batch, stage=stage, student=student, **others)
+        self.seen.append((stage, iteration))
+        said = student(found.x_t, found.sigma, **found.condition)
+        return found._replace(x0=0.5 * (said + found.x0))
+
+
+def watching(root, **training):
+    method = Watching(options(iterations=12), family=FAMILY, table=table(FAMILY), unconditional=None)
+    training = {"batch_size": 8, "log_every": 5, "checkpoint_every": 7, "seed": 4, **training}
+    return dataclasses.replace(distillation(root), method=method, options=TrainOptions(**training))
+
+
+def execute(made, observers=()):
+    """(the network, its weights when a method asked for the student, its weights when it learnt)."""
+    network, given, own = TinyNetwork(), [], []
+    made.method.seen = []
+
+    def denoise(x, sigma, **_):
+        (own if torch.is_grad_enabled() else given).append(network.hidden.detach().clone())
+        return network(x, sigma)
+
+    student = FullWeightsStudent(network, TinyNetwork(seed=1), as_denoiser=as_denoiser)
+    student.denoiser = denoise
+    with made.run.locked(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("comfyui_fewstep.trainers.distillation.probe_writes_in_place", lambda *_: False)
+        patch.setattr("comfyui_fewstep.trainers.stages.KeptStages._compare_on_first", lambda *_: None)
+        made.execute(student, observers=observers)
+    return network, given, own
+
+
+def test_a_method_knows_how_far_its_stage_is(tmp_path):
+    made = watching(tmp_path)
+    execute(made)
+    assert made.method.seen == [(stage, i) for stage in (0, 1) for i in range(12)]
+
+
+def test_the_average_is_the_recursion_over_the_steps_of_the_stage(tmp_path):
+    """a = decay a + (1 - decay) w after each step, from w at the stage's start; learning itself sees the weights."""
+    _, given, own = execute(watching(tmp_path))
+    assert len(given) == len(own) == 24
+    for stage in (0, 12):
+        expected = own[stage]
+        for i in range(stage, stage + 12):
+            expected = DECAY * expected + (1.0 - DECAY) * own[i]
+            torch.testing.assert_close(given[i], expected, atol=1e-6, rtol=1e-5)
+    assert (own[11] - given[11]).abs().max() > 1e-4
+
+
+def test_without_a_decay_the_method_is_given_the_student_itself(tmp_path):
+    made = watching(tmp_path)
+    made.method.decay = 0.0
+    _, given, own = execute(made)
+    assert all(torch.equal(one, other) for one, other in zip(given, own, strict=True))
+
+
+@pytest.mark.parametrize("iteration", [1, 7, 12, 20])
+def test_a_broken_run_goes_on_with_its_average(iteration, tmp_path):
+    whole, *_ = execute(watching(tmp_path / "a"))
+    broken = watching(tmp_path / "b")
+    with pytest.raises(Stopped):
+        execute(broken, [stop_at(iteration)])
+    resumed, *_ = execute(broken)
+    assert torch.equal(resumed.hidden, whole.hidden)
+    assert torch.equal(resumed.out, whole.out)
+
+
+def test_both_averages_live_side_by_side(tmp_path):
+    """The stage's result is the one of ema_decay; the target's own changes nothing of that but by what it taught."""
+    made = watching(tmp_path, ema_decay=0.5)
+    made.method.decay = 0.0
+    with pytest.raises(Stopped):
+        execute(made, [stop_at(3)])
+    held = {name.split(".")[0] for name in made.run.load_checkpoint()[0]}
+    made = watching(tmp_path / "both", ema_decay=0.5)
+    with pytest.raises(Stopped):
+        execute(made, [stop_at(3)])
+    assert {name.split(".")[0] for name in made.run.load_checkpoint()[0]} - held == {"target"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_stages_gamma_is_how_its_student_is_drawn(family):
+    """The teacher stays deterministic; the student's fresh noise is the same in every comparison."""
+
+    class Answers:
+        denoiser = teacher = staticmethod(gaussian_denoiser(family))
+
+    made = Watching(options(), family=family, table=table(family), unconditional=None)
+    still = compared(made, Answers, batch(4), stage=0, at_once=4)
+    made.gamma = 1.0
+    found = [compared(made, Answers, batch(4), stage=0, at_once=at_once) for at_once in (4, 2)]
+    assert found[0]["mean_squared_distance"] == pytest.approx(found[1]["mean_squared_distance"])
+    assert found[0]["teacher_mean_square"] == still["teacher_mean_square"]
+    assert found[0]["mean_squared_distance"] > 2 * still["mean_squared_distance"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_drawing_with_fresh_noise_is_the_sampler_at_seed_0(family):
+    sigmas, noise = table(family)[[999, 499, 99]], torch.randn(3, 2, generator=torch.Generator().manual_seed(1))
+    sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
+    drawn = draw_from_noise(gaussian_denoiser(family), noise, sigmas, family=family, gamma=0.6)
+    start = family.initial(noise, sigma=sigmas[0])
+    sample = functools.partial(sample_few_step, gaussian_denoiser(family), start, sigmas, disable=True, family=family)
+    assert torch.equal(drawn, sample(gamma=0.6, noise_sampler=seeded_noise_sampler(noise, seed=0)))

@@ -1,0 +1,66 @@
+"""Options of a method as JSON values, in which nodes and run.json have them, and checks that methods share."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, TypeVar
+
+Options = TypeVar("Options")
+
+
+def read(kind: type[Options], values: Mapping[str, Any]) -> Options:
+    """The dataclass from JSON values, its enums by their values; later options may be absent.
+
+    ValueError, naming the input, for a choice that there is none of.
+    """
+    enums = {name: t for name, t in typing.get_type_hints(kind).items() if isinstance(t, type) and issubclass(t, Enum)}
+    return kind(**{name: _chosen(enums[name], name, v) if name in enums else v for name, v in values.items()})
+
+
+def written(options: Any) -> dict[str, Any]:
+    """A dataclass as JSON values; the inverse of read."""
+    return {name: _json(value) for name, value in dataclasses.asdict(options).items()}
+
+
+def defaults(kind: Any) -> dict[str, Any]:
+    """What the options of a dataclass that have a default mean where they are absent, as JSON values."""
+    fields = dataclasses.fields(kind)
+    return {field.name: _json(field.default) for field in fields if field.default is not dataclasses.MISSING}
+
+
+def _chosen(kind: type[Enum], name: str, value: str) -> Enum:
+    allowed = [choice.value for choice in kind]
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}.")
+    return kind(value)
+
+
+def _json(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def require_learning_rate(rate: float) -> None:
+    if not 0.0 < rate < 1.0:
+        raise ValueError(f"learning_rate is {rate}; allowed is above 0 and below 1.")
+
+
+def require_guidance_scale(scale: float, *, name: str = "guidance_scale") -> None:
+    if not 1.0 <= scale <= 100.0:
+        raise ValueError(f"{name} is {scale}; allowed is 1 (no guidance) to 100.")
+
+
+def require_target_decay(decay: float) -> None:
+    if not 0.0 <= decay < 1.0:
+        raise ValueError(f"target_decay is {decay}; allowed is 0 (the student itself) to below 1: 0.95.")
+
+
+def require_empty_prompt(scale: float, *, given: bool) -> None:
+    """ValueError for guidance without the data's empty prompt."""
+    if scale != 1.0 and not given:
+        raise ValueError(
+            f"guidance_scale is {scale}, which needs the empty prompt: connect the negative conditioning, or set "
+            "guidance_scale to 1."
+        )

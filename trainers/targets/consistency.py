@@ -1,0 +1,218 @@
+"""Consistency distillation (Song et al. 2023, Algorithm 2) and its latent form (Luo et al. 2023), for every noise family.
+
+The student says at a level what it says itself one step of the teacher further down, and so the same along the whole path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ...samplers.noise import Denoiser, NoiseFamily, expand_like, guided
+from ...samplers.recipe import Recipe
+from .. import choices
+from ..consistency_function import ConsistencyFunction, spaced_levels, trained_levels
+from ..data import Batch, Condition
+from ..distance import Distance
+from ..grid import Grid
+from ..method import Stage, Target
+from ..options import require_at_least_one
+from ..weighting import Weighting
+
+
+class Solver(Enum):
+    """The teacher's step from a level to the next. DDIM: one evaluation, LCM's choice. HEUN: two, Song et al.'s."""
+
+    DDIM = "ddim"
+    HEUN = "heun"
+
+    def step(
+        self,
+        teacher: Denoiser,
+        x: Tensor,
+        *,
+        sigma: Tensor,
+        sigma_next: Tensor,
+        condition: Condition,
+        family: NoiseFamily,
+    ) -> Tensor:
+        """x (B, ...) at sigma_next (B,), above 0. HEUN: Karras et al. 2022, Algorithm 1, lines 4 to 8."""
+        x0 = teacher(x, sigma, **condition).float()
+        euler = family.jump(x, x0, sigma=sigma, sigma_next=sigma_next)
+        if self is Solver.DDIM:
+            return euler
+        after = teacher(euler, sigma_next, **condition).float()
+        slopes = (x - x0) / expand_like(sigma, x) + (euler - after) / expand_like(sigma_next, x)
+        return x + expand_like(sigma_next - sigma, x) * slopes / 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConsistencyOptions:
+    """What a user chooses. ValueError, naming the input, for values that no run could use.
+
+    steps: in which the student is to be sampled, which its file says; training does not depend on it. levels: of the grid
+    that the student is made to agree along; 50 are LCM's skipping step of 20 timesteps. guidance_scale: of the teacher,
+    baked in; drawn anew for each sample between it and guidance_scale_max, where that is not 0. target_decay: of the
+    moving average of the student that teaches it; 0 is the student itself, without gradient.
+    """
+
+    steps: int
+    iterations: int
+    learning_rate: float
+    guidance_scale: float
+    levels: int = 50
+    solver: Solver = Solver.DDIM
+    guidance_scale_max: float = 0.0
+    target_decay: float = 0.0
+    distance: Distance = Distance.PSEUDO_HUBER
+    weighting: Weighting = Weighting.CONSTANT
+    grid: Grid = Grid.TRAILING
+    gamma: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        require_at_least_one(self, "steps", "iterations")
+        if self.levels < 2 or self.steps > self.levels:
+            raise ValueError(
+                f"levels is {self.levels} and steps is {self.steps}; levels must be at least 2, and as many as steps."
+            )
+        choices.require_learning_rate(self.learning_rate)
+        choices.require_guidance_scale(self.guidance_scale)
+        if self.guidance_scale_max:
+            choices.require_guidance_scale(self.guidance_scale_max, name="guidance_scale_max")
+            if self.guidance_scale_max < self.guidance_scale:
+                raise ValueError(
+                    f"guidance_scale is {self.guidance_scale} and guidance_scale_max is {self.guidance_scale_max}; the "
+                    "second must not be below the first, and 0 is one scale for all."
+                )
+        choices.require_target_decay(self.target_decay)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> ConsistencyOptions:
+        """From a node's or run.json's JSON values; later options may be absent. ValueError for a choice there is none of."""
+        return choices.read(cls, values)
+
+    def written(self) -> dict[str, Any]:
+        """As JSON values; the inverse of read."""
+        return choices.written(self)
+
+    @property
+    def usual_scale(self) -> float:
+        """The middle of the range of guidance scales."""
+        return (self.guidance_scale + (self.guidance_scale_max or self.guidance_scale)) / 2
+
+    def schedule(self, steps: int, *, table: Tensor) -> Tensor:
+        """(steps + 1,) of the levels that the student was trained on. table: (T,) the model's noise levels, ascending."""
+        return spaced_levels(trained_levels(self.grid, self.levels, table=table), steps)
+
+    def on(
+        self, *, family: NoiseFamily, table: Tensor, unconditional: Condition | None, prediction_type: str
+    ) -> Consistency:
+        """The method on a model; see Consistency. Whatever the model predicts, so does the student."""
+        return Consistency(self, family=family, table=table, unconditional=unconditional)
+
+
+class Consistency:
+    """The method on one model's noise levels.
+
+    table: (T,) the model's noise levels, ascending. unconditional: the data's empty or negative prompt, needed for
+    guidance. ValueError for options that this model does not take.
+    """
+
+    name = "consistency_distillation"
+
+    def __init__(
+        self, options: ConsistencyOptions, *, family: NoiseFamily, table: Tensor, unconditional: Condition | None
+    ) -> None:
+        choices.require_empty_prompt(options.usual_scale, given=unconditional is not None)
+        options.grid.require_for(family)
+        self.family = family
+        self._options, self._guided = options, options.usual_scale != 1.0
+        self._levels = trained_levels(options.grid, options.levels, table=table)
+        self._sigmas = options.schedule(options.steps, table=table)
+        self._function = ConsistencyFunction(family=family, table=table)
+
+    def options(self) -> dict[str, Any]:
+        return self._options.written()
+
+    def options_of_old(self) -> dict[str, Any]:
+        return choices.defaults(ConsistencyOptions)
+
+    def stages(self) -> list[Stage]:
+        return [
+            Stage(
+                name=f"consistency over {len(self._levels) - 1} levels",
+                iterations=self._options.iterations,
+                learning_rate=self._options.learning_rate,
+                sigmas=self._sigmas,
+                teacher_sigmas=torch.cat([self._levels[:-1], self._levels.new_zeros(1)]),
+                gamma=self._options.gamma,
+                target_decay=self._options.target_decay,
+            )
+        ]
+
+    @torch.no_grad()
+    def target(
+        self,
+        batch: Batch,
+        *,
+        stage: int,
+        iteration: int = 0,
+        teacher: Denoiser,
+        student: Denoiser,
+        generator: torch.Generator,
+    ) -> Target:
+        """The student's own word at the next level down, where the teacher's step leads."""
+        count = len(batch.x0)
+        k = torch.randint(len(self._levels) - 1, (count,), generator=generator)
+        noise = torch.randn(batch.x0.shape, generator=generator).to(batch.x0)
+        sigma, sigma_next = (self._levels[k + i].to(batch.x0) for i in range(2))
+        x_t = self.family.add_noise(batch.x0, noise, sigma=sigma)
+        x_s = self._options.solver.step(
+            self._taught_by(teacher, batch, self._scales(count, generator=generator).to(batch.x0)),
+            x_t,
+            sigma=sigma,
+            sigma_next=sigma_next,
+            condition=batch.condition,
+            family=self.family,
+        )
+        wanted = self._function.of(student)(x_s, sigma_next, **batch.condition)
+        weight = self._options.weighting(sigma, family=self.family)
+        return self._function.target(
+            x_t, wanted, sigma=sigma, condition=batch.condition, weight=weight, distance=self._options.distance
+        )
+
+    def _scales(self, count: int, *, generator: torch.Generator) -> Tensor:
+        low, high = self._options.guidance_scale, self._options.guidance_scale_max or self._options.guidance_scale
+        return low + (high - low) * torch.rand(count, generator=generator)
+
+    def _taught_by(self, teacher: Denoiser, batch: Batch, scales: float | Tensor) -> Denoiser:
+        if not self._guided:
+            return teacher
+        return guided(teacher, guidance_scale=scales, unconditional=batch.empty_prompt())
+
+    def teaching(self, teacher: Denoiser, *, stage: int, batch: Batch) -> Denoiser:
+        """At the middle of the range of guidance scales."""
+        return self._taught_by(teacher, batch, self._options.usual_scale)
+
+    def continues(self, options: Mapping[str, Any]) -> bool:
+        """There is one stage, and nothing to go on with."""
+        return False
+
+    def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
+        """LCM's sampling: all noise fresh at each step. The boundary is none at its levels: c_skip < 1e-5 from timestep 19 on."""
+        trailing = self._options.grid is Grid.TRAILING
+        return Recipe(
+            method=self.name,
+            steps=self._options.steps,
+            sigmas=tuple(self._sigmas.tolist()),
+            schedule="lcm" if trailing else self._options.grid.value,
+            gamma=self._options.gamma,
+            prediction_type=prediction_type,
+            noise_family=self.family.value,
+            guidance_scale=self._options.usual_scale,
+        )

@@ -1,0 +1,143 @@
+"""Guidance distillation (Meng et al. 2023, section 3.1) at a fixed scale, for every noise family: one forward instead of two."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...samplers.noise import Denoiser, NoiseFamily, guided
+from ...samplers.recipe import Recipe
+from .. import choices
+from ..data import Batch, Condition
+from ..distance import Distance
+from ..grid import Grid
+from ..method import Stage, Target
+from ..options import require_at_least_one
+from ..weighting import Weighting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GuidanceOptions:
+    """What a user chooses. ValueError, naming the input, for values that no run could use.
+
+    guidance_scale: what is baked in, s of uncond + s (cond - uncond). steps, grid, gamma: how the student is to be sampled,
+    which its file says; training is on all levels, so any other way of sampling the teacher does for the student too.
+    """
+
+    guidance_scale: float
+    iterations: int
+    learning_rate: float
+    weighting: Weighting = Weighting.TRUNCATED_SNR
+    distance: Distance = Distance.SQUARED
+    steps: int = 20
+    grid: Grid = Grid.TRAILING
+    gamma: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_at_least_one(self, "iterations", "steps")
+        choices.require_learning_rate(self.learning_rate)
+        choices.require_guidance_scale(self.guidance_scale)
+        if self.guidance_scale == 1.0:
+            raise ValueError("guidance_scale is 1.0, which is no guidance, so there is nothing to distil; give more.")
+        if not 0.0 <= self.gamma <= 1.0:
+            raise ValueError(f"gamma is {self.gamma}; allowed is 0 (deterministic) to 1 (all noise fresh).")
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> GuidanceOptions:
+        """From a node's or run.json's JSON values; later options may be absent. ValueError for a choice there is none of."""
+        return choices.read(cls, values)
+
+    def written(self) -> dict[str, Any]:
+        """As JSON values; the inverse of read."""
+        return choices.written(self)
+
+    def schedule(self, steps: int, *, table: Tensor) -> Tensor:
+        """(steps + 1,) levels of the chosen grid. table: (T,) the model's noise levels, ascending."""
+        return self.grid.sigmas(steps, table=table)
+
+    def on(
+        self, *, family: NoiseFamily, table: Tensor, unconditional: Condition | None, prediction_type: str
+    ) -> GuidanceDistillation:
+        """The method on a model; see GuidanceDistillation. Whatever the model predicts, so does the student."""
+        return GuidanceDistillation(self, family=family, table=table, unconditional=unconditional)
+
+
+class GuidanceDistillation:
+    """The method on one model's noise levels: the student's x0 is the guided teacher's.
+
+    table: (T,) the model's noise levels, ascending. unconditional: the data's empty or negative prompt. ValueError without
+    that, and for a grid that this model does not take.
+    """
+
+    name = "guidance_distillation"
+
+    def __init__(
+        self, options: GuidanceOptions, *, family: NoiseFamily, table: Tensor, unconditional: Condition | None
+    ) -> None:
+        choices.require_empty_prompt(options.guidance_scale, given=unconditional is not None)
+        options.grid.require_for(family)
+        self.family = family
+        self._options, self._table = options, table
+        self._sigmas = options.schedule(options.steps, table=table)
+
+    def options(self) -> dict[str, Any]:
+        return self._options.written()
+
+    def options_of_old(self) -> dict[str, Any]:
+        return choices.defaults(GuidanceOptions)
+
+    def stages(self) -> list[Stage]:
+        return [
+            Stage(
+                name=f"guidance {self._options.guidance_scale:g} in one forward",
+                iterations=self._options.iterations,
+                learning_rate=self._options.learning_rate,
+                sigmas=self._sigmas,
+                teacher_sigmas=self._sigmas,
+                gamma=self._options.gamma,
+            )
+        ]
+
+    @torch.no_grad()
+    def target(
+        self,
+        batch: Batch,
+        *,
+        stage: int,
+        iteration: int = 0,
+        teacher: Denoiser,
+        student: Denoiser,
+        generator: torch.Generator,
+    ) -> Target:
+        """What the teacher sees with guidance, at any of the model's levels with equal chance."""
+        teacher = self.teaching(teacher, stage=stage, batch=batch)
+        k = torch.randint(len(self._table), (len(batch.x0),), generator=generator)
+        noise = torch.randn(batch.x0.shape, generator=generator).to(batch.x0)
+        sigma = self._table[k].to(batch.x0)
+        x_t = self.family.add_noise(batch.x0, noise, sigma=sigma)
+        x0 = teacher(x_t, sigma, **batch.condition).float()
+        weight = self._options.weighting(sigma, family=self.family)
+        return Target(x_t, sigma, batch.condition, x0, weight, self._options.distance)
+
+    def teaching(self, teacher: Denoiser, *, stage: int, batch: Batch) -> Denoiser:
+        return guided(teacher, guidance_scale=self._options.guidance_scale, unconditional=batch.empty_prompt())
+
+    def continues(self, options: Mapping[str, Any]) -> bool:
+        """There is one stage, and nothing to go on with."""
+        return False
+
+    def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
+        return Recipe(
+            method=self.name,
+            steps=self._options.steps,
+            sigmas=tuple(self._sigmas.tolist()),
+            schedule=self._options.grid.value,
+            gamma=self._options.gamma,
+            prediction_type=prediction_type,
+            noise_family=self.family.value,
+            guidance_scale=self._options.guidance_scale,
+        )
