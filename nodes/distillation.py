@@ -19,7 +19,7 @@ from ..trainers.method import MethodOptions
 from ..trainers.optimisers import OPTIMISERS
 from ..trainers.options import AS_LOADED, PRECISIONS, TrainOptions
 from ..trainers.run_folder import RunFolder
-from . import folders, graph, host, host_training, running, students
+from . import folders, graph, host, host_training, perceptual, running, students
 from .data_sources import DataInGraph, DataSource
 from .observing import Show
 
@@ -114,7 +114,13 @@ class Distill:
                     "CONDITIONING",
                     {"tooltip": "The empty or negative prompt, needed when the method bakes guidance in."},
                 ),
-                "vae": ("VAE", {"tooltip": "Shows and keeps preview pictures during training: teacher above student."}),
+                "vae": (
+                    "VAE",
+                    {
+                        "tooltip": "Shows and keeps preview pictures during training: teacher above student. The distance lpips "
+                        "needs it."
+                    },
+                ),
                 "student": (
                     "FEWSTEP_STUDENT",
                     {"tooltip": "What learns: LoRA Student or Full-Weights Student. Unconnected: a LoRA of rank 32."},
@@ -221,6 +227,7 @@ class Distill:
         **inputs: Any,
     ) -> tuple[Any, dict[str, list[float]], str, dict[str, Tensor]]:
         chosen = student or LoRAOptions()
+        perceptual.require(inputs["method"].written(), vae=vae)
         with prepared(model, run_name, chosen, **inputs) as distillation:
             if not distillation.finished():
                 running.execute(
