@@ -47,34 +47,14 @@ def require_lpips() -> None:
 
 def lpips_distance(pictures: Pictures, *, device: torch.device) -> Perceptual:
     """LPIPS of the pictures that latents decode to, version 0.1 on VGG16, on the device. ValueError as of require_lpips."""
-    compare = Lpips(_network()).to(device)
+    compare = _network().to(device)
 
     def distance(found: Tensor, wanted: Tensor) -> Tensor:
         with torch.no_grad():
             there = _enlarged(pictures(wanted).to(device).float())
-        return compare(_enlarged(pictures(found).to(device).float()), there)
+        return compare(_enlarged(pictures(found).to(device).float()), there, normalize=True).flatten()
 
     return distance
-
-
-class Lpips(nn.Module):
-    """The distances (B,) of pictures (B, 3, H, W) in [0, 1]: Zhang et al. 2018, equation 1.
-
-    The library's trunk and heads, but not its forward: its norm has the gradient NaN where no channel sees anything.
-    """
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self._network = network.eval().requires_grad_(False)
-
-    def forward(self, found: Tensor, wanted: Tensor) -> Tensor:
-        features = zip(self._features(found), self._features(wanted), self._network.lins, strict=True)
-        return sum((head((a - b).square()).mean(dim=(1, 2, 3)) for a, b, head in features), found.new_zeros(len(found)))
-
-    def _features(self, pictures: Tensor) -> list[Tensor]:
-        """Five of (B, channels, h, w), each position of unit length over the channels."""
-        seen = self._network.net(self._network.scaling_layer(2.0 * pictures - 1.0))
-        return [F.normalize(layer, dim=1, eps=1e-10) for layer in seen]
 
 
 def _enlarged(pictures: Tensor) -> Tensor:
@@ -107,7 +87,7 @@ def _network() -> Any:
     heads = Path(library.__file__).parent / "weights" / "v0.1" / "vgg.pth"
     _load(network, heads, names={name: name for name in network.state_dict() if name.startswith(_HEADS)})
     _load(network.net, vgg_path(), names={name: _in_vgg(name) for name in network.net.state_dict()})
-    return network
+    return network.eval().requires_grad_(False)
 
 
 _HEADS = ("lin0.", "lin1.", "lin2.", "lin3.", "lin4.")

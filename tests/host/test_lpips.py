@@ -113,24 +113,27 @@ def test_it_is_the_librarys_own_with_the_weights_of_both_files(weights):
     assert torch.equal(measure(one, one), torch.zeros(3))
 
 
-def test_where_no_channel_sees_anything_the_gradient_is_a_number(weights):
+def test_where_no_channel_sees_anything_the_gradient_is_a_number(weights, monkeypatch):
     network = perceptual._network()
-    network.net.slice1[2].bias.data.fill_(-1e3)
+    network.net.slice1[2].bias.data[:] = -1e3
+    monkeypatch.setattr(perceptual, "_network", lambda: network)
     one, two = pictures(seed=1).requires_grad_(), pictures(seed=2)
-    network(one, two).sum().backward()
-    assert one.grad.isnan().any(), "the library's own"
-    one.grad = None
-    perceptual.Lpips(network)(one, two).sum().backward()
+    perceptual.lpips_distance(lambda latents: latents, device=CPU)(one, two).sum().backward()
     assert one.grad.isfinite().all()
 
 
-def test_the_gradient_is_the_distances_own(weights):
+def test_the_gradient_is_the_distances_own_and_of_nothing_else(weights, monkeypatch):
+    network = perceptual._network()
+    monkeypatch.setattr(perceptual, "_network", lambda: network)
     measure = perceptual.lpips_distance(lambda latents: latents, device=CPU)
-    one, two, along = pictures(seed=1).requires_grad_(), pictures(seed=2), pictures(seed=3) - 0.5
+    one, two = pictures(seed=1).requires_grad_(), pictures(seed=2).requires_grad_()
     measure(one, two).sum().backward()
+    assert two.grad is None
+    assert not any(p.requires_grad or p.grad is not None for p in network.parameters())
+    along = one.grad / one.grad.norm()
     with torch.no_grad():
         ahead, behind = (measure(one + step * along, two).double().sum() for step in (1e-2, -1e-2))
-    assert float((one.grad * along).sum()) == pytest.approx(float(ahead - behind) / 2e-2, rel=0.03)
+    assert float(one.grad.norm()) == pytest.approx(float(ahead - behind) / 2e-2, rel=0.02)
 
 
 # --- through the host's VAE ------------------------------------------------------------------------------------------
@@ -180,18 +183,35 @@ def test_a_latent_format_of_tensors_lets_gradients_pass():
 
 
 @pytest.mark.parametrize("which", ["LoRA", "full"])
-def test_a_student_learns_by_it_and_model_and_vae_stay_whole(which, weights, output):  # noqa: F811
+def test_model_and_vae_stay_whole(which, weights, output):  # noqa: F811
     model, vae = tiny("sd15"), tiny_vae()
     before, decoder = snapshot(model), kept(vae)
     (lora,) = students.LoRAStudentNode().make(rank=4, alpha=4.0, layers="linear_and_conv")
     student = lora if which == "LoRA" else students.FullWeights()
-    _, losses, name, _ = distil(model, vae, progressive(iterations=16), student=student, checkpoint_every=8)
-    first, last = losses["loss"][0], losses["loss"][-1]
-    print(which, losses["loss"])
-    assert 0.0 < last < first
+    _, losses, name, _ = distil(model, vae, progressive(), student=student, checkpoint_every=1, accumulation=2)
+    assert 0.0 < losses["loss"][-1] < 10.0
     assert_whole(model, before)
     assert_kept(vae, decoder)
     assert len(list((output / "fewstep" / "runs" / name / "previews").glob("*.png"))) == 2
+
+
+def test_digits_are_learnt_by_it(weights, output):  # noqa: F811
+    """Through the demo's VAE."""
+    model = digits_model.load_teacher()
+    latents = {"samples": noise_for(model, seed=1, batch=32, width=4)}
+    method = progressive(start_steps=8, target_steps=4, iterations=40, learning_rate=2e-3)
+    _, losses, _, _ = distil(
+        model,
+        digits_model.DigitVAE(),
+        method,
+        latents=latents,
+        positive=digits_model.prompt("0123456789" * 3 + "01"),
+        negative=digits_model.prompt(""),
+        log_every=1,
+    )
+    first, last = sum(losses["loss"][:8]), sum(losses["loss"][-8:])
+    print(losses["loss"])
+    assert last < 0.8 * first
 
 
 @pytest.mark.parametrize(
@@ -215,7 +235,7 @@ def test_every_method_takes_it(node, options, weights, output):  # noqa: F811
 def test_what_is_missing_is_named_before_any_work(weights, output, tmp_path, monkeypatch):  # noqa: F811
     def refused(vae, match):
         with pytest.raises(ValueError, match=match):
-            distil(None, vae, progressive())
+            distil(tiny("sd15"), vae, progressive())
         assert not (output / "fewstep").exists()
 
     refused(None, "distance is 'lpips', which compares pictures, but vae is not connected")

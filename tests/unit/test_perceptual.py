@@ -79,19 +79,15 @@ def test_of_a_consistency_function_its_own_word_is_compared(family):
 @pytest.fixture
 def stub(monkeypatch):
     """lpips_distance with a linear layer in LPIPS's place; its weights."""
-    network = torch.nn.Conv2d(3, 2, 1)
 
-    class Compare(torch.nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner.requires_grad_(False)
-
-        def forward(self, found, wanted):
+    class Compare(torch.nn.Conv2d):
+        def forward(self, found, wanted, *, normalize):
+            assert normalize
             assert not wanted.requires_grad, "the target's side is without gradient"
-            return squares(self.inner(found), self.inner(wanted))
+            return squares(super().forward(found), super().forward(wanted)).reshape(-1, 1, 1, 1)
 
+    network = Compare(3, 2, 1).requires_grad_(False)
     monkeypatch.setattr(perceptual, "_network", lambda: network)
-    monkeypatch.setattr(perceptual, "Lpips", Compare)
     return network
 
 
