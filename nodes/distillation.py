@@ -19,7 +19,7 @@ from ..trainers.method import MethodOptions
 from ..trainers.optimisers import OPTIMISERS
 from ..trainers.options import AS_LOADED, PRECISIONS, TrainOptions
 from ..trainers.run_folder import RunFolder
-from . import folders, graph, host, host_training, running, students
+from . import folders, graph, host, host_training, perceptual, running, students
 from .data_sources import DataInGraph, DataSource
 from .observing import Show
 from .telling import MESSAGES
@@ -116,7 +116,13 @@ class Distill:
                     "CONDITIONING",
                     {"tooltip": "The empty or negative prompt, needed when the method bakes guidance in."},
                 ),
-                "vae": ("VAE", {"tooltip": "Shows and keeps preview pictures during training: teacher above student."}),
+                "vae": (
+                    "VAE",
+                    {
+                        "tooltip": "Shows and keeps preview pictures during training: teacher above student. The distance lpips "
+                        "needs it."
+                    },
+                ),
                 "student": (
                     "FEWSTEP_STUDENT",
                     {"tooltip": "What learns: LoRA Student or Full-Weights Student. Unconnected: a LoRA of rank 32."},
@@ -225,6 +231,7 @@ class Distill:
         chosen = student or LoRAOptions()
         run = RunFolder(folders.runs_root(), run_name)
         with MESSAGES.of_run(run, node=inputs.get("unique_id")):
+            perceptual.require(inputs["method"].written(), vae=vae)
             with prepared(model, run_name, chosen, **inputs) as distillation:
                 if not distillation.finished():
                     running.execute(

@@ -42,7 +42,8 @@ def test_a_run_is_listed_with_what_it_is_and_how_good(editor, finished):
     assert steps == [4, 8]
     assert None not in teacher
     assert (student[0] is None, student[1]) == (False, None)
-    assert shown.locator("fewstep-compare").evaluate("compare => compare.both.naturalWidth") > 100
+    drawn = "async compare => { await compare.both.decode(); return compare.both.naturalWidth }"
+    assert shown.locator("fewstep-compare").evaluate(drawn) > 100
 
 
 def test_pictures_are_compared_under_a_slider(editor, finished):
