@@ -50,7 +50,7 @@ def lpips_distance(pictures: Pictures, *, device: torch.device) -> Perceptual:
 
     def distance(found: Tensor, wanted: Tensor) -> Tensor:
         with torch.no_grad():
-            there = _enlarged(pictures(wanted).to(device).float())
+            there = _enlarged(pictures(wanted.detach()).to(device).float())
         return compare(_enlarged(pictures(found).to(device).float()), there, normalize=True).flatten()
 
     return distance

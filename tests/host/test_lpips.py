@@ -20,7 +20,7 @@ from architectures import CPU, conditioning, noise_for, tiny  # noqa: E402
 from comfyui_fewstep.launch import HOME  # noqa: E402
 from comfyui_fewstep.nodes import digits_model, distillation, methods, runs, students  # noqa: E402
 from comfyui_fewstep.nodes import perceptual as host_perceptual  # noqa: E402
-from comfyui_fewstep.trainers import perceptual  # noqa: E402
+from comfyui_fewstep.trainers import digits, perceptual  # noqa: E402
 from encoders import tiny_vae  # noqa: E402
 from hosting import Failed, demo  # noqa: E402
 from test_lora import TRAINING, assert_whole, output, snapshot  # noqa: E402, F401 (a fixture)
@@ -103,7 +103,8 @@ def test_it_is_the_librarys_own_with_the_weights_of_both_files(weights):
     assert torch.equal(network.net.slice1[0].weight, weights["features.0.weight"])
     assert torch.equal(network.net.slice5[-2].bias, weights["features.28.bias"])
     one, two = pictures(seed=1), pictures(seed=2)
-    by_itself = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+    with pytest.warns(UserWarning, match="weight"):
+        by_itself = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
     by_itself.net.load_state_dict({k: weights[f"features.{k.split('.', 1)[1]}"] for k in by_itself.net.state_dict()})
     expected = by_itself(one, two, normalize=True).flatten().detach()
     measure = perceptual.lpips_distance(lambda latents: latents, device=CPU)
@@ -196,22 +197,23 @@ def test_model_and_vae_stay_whole(which, weights, output):  # noqa: F811
 
 
 def test_digits_are_learnt_by_it(weights, output):  # noqa: F811
-    """Through the demo's VAE."""
-    model = digits_model.load_teacher()
-    latents = {"samples": noise_for(model, seed=1, batch=32, width=4)}
-    method = progressive(start_steps=8, target_steps=4, iterations=40, learning_rate=2e-3)
+    """Through the demo's VAE: in one forward what guidance says. In 40 steps the loss falls to about two thirds."""
+    data = digits.training_data().first(32)
+    (method,) = methods.GuidanceDistillation().make(
+        guidance_scale=6.0, iterations=40, learning_rate=2e-3, steps=4, weighting="constant", distance="lpips"
+    )
     _, losses, _, _ = distil(
-        model,
+        digits_model.load_teacher(),
         digits_model.DigitVAE(),
         method,
-        latents=latents,
-        positive=digits_model.prompt("0123456789" * 3 + "01"),
+        latents={"samples": data.x0},
+        positive=digits_model.condition(data.condition["y"].argmax(dim=1)),
         negative=digits_model.prompt(""),
+        student=students.FullWeights(),
+        batch_size=8,
         log_every=1,
     )
-    first, last = sum(losses["loss"][:8]), sum(losses["loss"][-8:])
-    print(losses["loss"])
-    assert last < 0.8 * first
+    assert sum(losses["loss"][-8:]) < 0.8 * sum(losses["loss"][:8])
 
 
 @pytest.mark.parametrize(
