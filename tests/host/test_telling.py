@@ -54,6 +54,14 @@ def test_no_second_has_more_than_five_messages(clock, messages):
     assert sent == sorted(sent)
 
 
+def test_what_is_not_important_never_waits(clock, messages):
+    from comfyui_fewstep.nodes.telling import METRICS
+
+    assert messages.offer(METRICS, {"run": "a", "iteration": 1})
+    assert not messages.offer(METRICS, {"run": "a", "iteration": 2})
+    assert (clock.now, len(clock.sent)) == (100.0, 1)
+
+
 def test_what_comes_in_time_is_not_delayed(clock, messages):
     from comfyui_fewstep.nodes.telling import METRICS
 
