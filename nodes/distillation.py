@@ -19,7 +19,7 @@ from ..trainers.method import MethodOptions
 from ..trainers.optimisers import OPTIMISERS
 from ..trainers.options import AS_LOADED, PRECISIONS, TrainOptions
 from ..trainers.run_folder import RunFolder
-from . import folders, graph, host, host_training, running, students
+from . import folders, graph, host, host_training, perceptual, running, students
 from .data_sources import DataInGraph, DataSource
 from .observing import Show
 from .telling import MESSAGES
@@ -32,7 +32,8 @@ class Distill:
     RETURN_TYPES: tuple[str, ...] = ("MODEL", "LOSS_MAP", "STRING", "LORA_MODEL")
     RETURN_NAMES: tuple[str, ...] = ("student", "loss", "run_name", "lora")
     OUTPUT_TOOLTIPS: tuple[str, ...] = (
-        "The finished student: sample it at cfg 1 with the Lightning sampler and the grid of its method, trailing by default.",
+        "The finished student: sample it at cfg 1, with the Lightning Sampler and the trailing schedule, or for consistency "
+        "methods with the LCM Sampler and the lcm schedule.",
         "The loss of every logged iteration, for Loss Chart and the host's own loss nodes.",
         "The run's name, for Evaluate Digits.",
         "The LoRA's weights, for the host's own LoRA nodes; the file is in output/loras/fewstep already.",
@@ -115,7 +116,13 @@ class Distill:
                     "CONDITIONING",
                     {"tooltip": "The empty or negative prompt, needed when the method bakes guidance in."},
                 ),
-                "vae": ("VAE", {"tooltip": "Shows and keeps preview pictures during training: teacher above student."}),
+                "vae": (
+                    "VAE",
+                    {
+                        "tooltip": "Shows and keeps preview pictures during training: teacher above student. The distance lpips "
+                        "needs it."
+                    },
+                ),
                 "student": (
                     "FEWSTEP_STUDENT",
                     {"tooltip": "What learns: LoRA Student or Full-Weights Student. Unconnected: a LoRA of rank 32."},
@@ -224,6 +231,7 @@ class Distill:
         chosen = student or LoRAOptions()
         run = RunFolder(folders.runs_root(), run_name)
         with MESSAGES.of_run(run, node=inputs.get("unique_id")):
+            perceptual.require(inputs["method"].written(), vae=vae)
             with prepared(model, run_name, chosen, **inputs) as distillation:
                 if not distillation.finished():
                     running.execute(

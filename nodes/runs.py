@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..trainers.distillation import Recorded
 from ..trainers.run_folder import RunFolder
-from . import distillation, folders, graph, host, running, students
+from . import distillation, folders, graph, host, perceptual, running, students
 from .observing import PREVIEW_PIXELS
 from .telling import MESSAGES, METRICS
 
@@ -30,7 +30,7 @@ class WriteRun(distillation.Distill):
     )
 
     def write(self, model: Any, run_name: str, **inputs: Any) -> dict[str, Any]:
-        inputs.pop("vae", None)  # its making is kept with the model's
+        perceptual.require_vae(inputs["method"].written(), vae=inputs.pop("vae", None))  # its making is kept
         if graph.upstream(inputs["prompt"], str(inputs["unique_id"]), running.ORIGIN) is None:
             raise ValueError(
                 "the nodes before this one cannot be kept in the run's folder, so no other process could make the "
