@@ -54,6 +54,14 @@ def test_no_second_has_more_than_five_messages(clock, messages):
     assert sent == sorted(sent)
 
 
+def test_what_is_not_important_never_waits(clock, messages):
+    from comfyui_fewstep.nodes.telling import METRICS
+
+    assert messages.offer(METRICS, {"run": "a", "iteration": 1})
+    assert not messages.offer(METRICS, {"run": "a", "iteration": 2})
+    assert (clock.now, len(clock.sent)) == (100.0, 1)
+
+
 def test_what_comes_in_time_is_not_delayed(clock, messages):
     from comfyui_fewstep.nodes.telling import METRICS
 
@@ -101,3 +109,20 @@ def test_a_number_that_is_none_becomes_null():
     made = jsonable({"loss": math.nan, "iteration": 3, "name": "x", "memory": None})
     assert made == {"loss": None, "iteration": 3, "name": "x", "memory": None}
     json.dumps(made, allow_nan=False)
+
+
+def test_a_training_process_elsewhere_stops_when_the_folder_asks_it_to():
+    """At a checkpoint, after its metrics were told, and as Ctrl-C does it; not before it was asked."""
+    from types import SimpleNamespace
+
+    from comfyui_fewstep.nodes.worker import _Tell
+
+    run = SimpleNamespace(stop_asked=False)
+    told = []
+    tell = _Tell(SimpleNamespace(run=run, options=SimpleNamespace(checkpoint_every=5)), None, told.append)
+    tell(SimpleNamespace(iteration=5))
+    run.stop_asked = True
+    tell(SimpleNamespace(iteration=9))
+    with pytest.raises(KeyboardInterrupt):
+        tell(SimpleNamespace(iteration=10))
+    assert [metrics.iteration for metrics in told] == [5, 9, 10]
