@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from ..trainers.data import Batch, TensorData
-from ..trainers.loop import Metrics, train, weighted_error
+from ..trainers.loop import Metrics, train
+from ..trainers.loss import weighted_error
 from ..trainers.options import TrainOptions
 from ..trainers.run_folder import RunFolder
 from ..trainers.student import Student

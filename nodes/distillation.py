@@ -19,9 +19,10 @@ from ..trainers.method import MethodOptions
 from ..trainers.optimisers import OPTIMISERS
 from ..trainers.options import AS_LOADED, PRECISIONS, TrainOptions
 from ..trainers.run_folder import RunFolder
-from . import folders, graph, host, host_training, running, students
+from . import folders, graph, host, host_training, perceptual, running, students
 from .data_sources import DataInGraph, DataSource
 from .observing import Show
+from .telling import MESSAGES
 
 _ABSENT = object()
 """An input that is not connected, where None stands for one whose value is not known yet."""
@@ -115,7 +116,13 @@ class Distill:
                     "CONDITIONING",
                     {"tooltip": "The empty or negative prompt, needed when the method bakes guidance in."},
                 ),
-                "vae": ("VAE", {"tooltip": "Shows and keeps preview pictures during training: teacher above student."}),
+                "vae": (
+                    "VAE",
+                    {
+                        "tooltip": "Shows and keeps preview pictures during training: teacher above student. The distance lpips "
+                        "needs it."
+                    },
+                ),
                 "student": (
                     "FEWSTEP_STUDENT",
                     {"tooltip": "What learns: LoRA Student or Full-Weights Student. Unconnected: a LoRA of rank 32."},
@@ -194,7 +201,7 @@ class Distill:
                     },
                 ),
             },
-            "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID"},
+            "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID", "extra_pnginfo": "EXTRA_PNGINFO"},
         }
 
     @classmethod
@@ -222,12 +229,15 @@ class Distill:
         **inputs: Any,
     ) -> tuple[Any, dict[str, list[float]], str, dict[str, Tensor]]:
         chosen = student or LoRAOptions()
-        with prepared(model, run_name, chosen, **inputs) as distillation:
-            if not distillation.finished():
-                running.execute(
-                    distillation, chosen, model=model, vae=vae, show=lambda preview: Show(distillation, preview)
-                )
-        return running.finished(distillation.run, chosen, model=model)
+        run = RunFolder(folders.runs_root(), run_name)
+        with MESSAGES.of_run(run, node=inputs.get("unique_id")):
+            perceptual.require(inputs["method"].written(), vae=vae)
+            with prepared(model, run_name, chosen, **inputs) as distillation:
+                if not distillation.finished():
+                    running.execute(
+                        distillation, chosen, model=model, vae=vae, show=lambda preview: Show(distillation, preview)
+                    )
+            return running.finished(run, chosen, model=model)
 
 
 @contextmanager
@@ -243,6 +253,7 @@ def prepared(
     data: DataSource | None = None,
     prompt: Mapping[str, Any] | None = None,
     unique_id: str | None = None,
+    extra_pnginfo: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Iterator[Distillation]:
     """The run of these inputs, its folder locked and its data in it. Tensors made inside may be trained on, unlike in nodes."""
@@ -271,7 +282,14 @@ def prepared(
             )
             if not distillation.finished():
                 source.keep(run)
+                _keep_workflow(run, extra_pnginfo)
             yield distillation
+
+
+def _keep_workflow(run: RunFolder, extra_pnginfo: Mapping[str, Any] | None) -> None:
+    """The editor sends it beside the prompt; other programs need not."""
+    if extra_pnginfo and extra_pnginfo.get("workflow"):
+        run.keep_workflow(extra_pnginfo["workflow"])
 
 
 def _require_one_kind_of_data(*, latents: bool, positive: bool, data: bool, negative: bool = False) -> None:

@@ -105,7 +105,7 @@ class ProgressiveDistillation:
                     {
                         "default": Distance.SQUARED.value,
                         "tooltip": "squared is the paper's. pseudo_huber is near the plain size of the error, so that "
-                        "outliers pull less.",
+                        f"outliers pull less. {inputs.ABOUT_LPIPS}",
                     },
                 ),
                 "last_stages_iterations": (

@@ -35,7 +35,14 @@ def weighting(default: Weighting, tooltip: str) -> Input:
 
 
 def distance(default: Distance, tooltip: str) -> Input:
-    return ([choice.value for choice in Distance], {"default": default.value, "tooltip": tooltip})
+    choices = [choice.value for choice in Distance]
+    return (choices, {"default": default.value, "tooltip": f"{tooltip} {ABOUT_LPIPS}"})
+
+
+ABOUT_LPIPS = (
+    "lpips compares how the decoded pictures look: it needs vae on Distill Model, the Python package lpips and VGG16's weights, "
+    "and much more time and memory."
+)
 
 
 def grid(tooltip: str) -> Input:

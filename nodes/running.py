@@ -20,7 +20,7 @@ from ..trainers.options import TrainOptions
 from ..trainers.processes import Processes
 from ..trainers.run_folder import RunFolder
 from ..trainers.targets.progressive import ProgressiveOptions
-from . import folders, host, host_training, students
+from . import folders, host, host_training, perceptual, students
 from .methods import STUDENT_PREDICTIONS
 from .observing import Preview
 
@@ -71,6 +71,7 @@ def execute(
     """Trains and exports what is left of the run; show makes the observer. The caller holds the run's lock."""
     options = distillation.options
     _require_possible(options, student, processes=distillation.processes)
+    measure = perceptual.perceptual_of(distillation, model=model, vae=vae)
     with students.student_of(
         model,
         student,
@@ -80,7 +81,7 @@ def execute(
         gradient_checkpointing=options.gradient_checkpointing,
     ) as learning:
         preview = None if vae is None else Preview(distillation, learning, model=model, vae=vae)
-        distillation.execute(learning, observers=[show(preview)])
+        distillation.execute(learning, observers=[show(preview)], perceptual=measure)
 
 
 def finished(

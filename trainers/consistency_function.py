@@ -70,12 +70,14 @@ class ConsistencyFunction:
 
         An error e of the denoiser is one of c_out e in f, so c_out^2 |e|^2 is the squared distance in f. The pseudo-Huber
         one is c_out times that of e, but for its constant, which counts 1 / c_out times: at timestep 1 of 1000 a
-        thousandth more, and less above.
+        thousandth more, and less above. LPIPS is measured on f itself.
         """
         skipped, c_out = self._scaled(x_t, sigma)
-        flat = c_out.flatten()
+        x0, flat = (wanted - skipped) / c_out, c_out.flatten()
+        if distance is Distance.LPIPS:
+            return Target(x_t, sigma, condition, x0, weight, distance, skipped, c_out)
         scale = flat**2 if distance is Distance.SQUARED else flat
-        return Target(x_t, sigma, condition, (wanted - skipped) / c_out, weight * scale, distance)
+        return Target(x_t, sigma, condition, x0, weight * scale, distance)
 
     def _scaled(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(c_skip x, c_out), the second (B, 1, ...)."""

@@ -16,16 +16,22 @@ class Distance(Enum):
     PSEUDO_HUBER: sqrt(|e|^2 + c^2) - c with c = 0.00054 sqrt(d) (Song and Dhariwal 2023, equation 7), over sqrt(d): so it is
     sqrt(|e|^2 / d + 0.00054^2) - 0.00054, which does not grow with the picture, as the mean square does not either. Large
     errors count by their size and not its square: outliers pull less.
+
+    LPIPS: of the pictures that both decode to, see `perceptual`; Song et al. 2023 use it alone. No function of the error.
     """
 
     SQUARED = "squared"
     PSEUDO_HUBER = "pseudo_huber"
+    LPIPS = "lpips"
 
     def __call__(self, squared_error: Tensor) -> Tensor:
         """(B, ...) or (B,) whose means over all but B are the distances; squared_error: (B, ...), of each element.
 
-        The squared distance is the squared error itself, elements and all: a caller's mean is then one mean.
+        The squared distance is the squared error itself, elements and all: a caller's mean is then one mean. ValueError for
+        LPIPS, which wants both x0 and not their error.
         """
+        if self is Distance.LPIPS:
+            raise ValueError("lpips is no function of the squared error; it compares pictures.")
         if self is Distance.SQUARED:
             return squared_error
         return (squared_error.flatten(1).mean(dim=1) + PSEUDO_HUBER_C**2).sqrt() - PSEUDO_HUBER_C

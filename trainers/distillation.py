@@ -18,6 +18,7 @@ from .loop import Observer, train
 from .method import Method
 from .options import TrainOptions
 from .out_of_memory import naming_what_to_lower
+from .perceptual import Perceptual
 from .prefixes import below
 from .processes import Processes
 from .run_folder import RunFolder
@@ -103,8 +104,12 @@ class Distillation:
         of_the_method = all(key.startswith("method.") for key in differing)
         return of_the_method and self.method.continues(below(found, "method."))
 
-    def execute(self, student: Student, *, observers: Sequence[Observer] = ()) -> bool:
+    def execute(
+        self, student: Student, *, observers: Sequence[Observer] = (), perceptual: Perceptual | None = None
+    ) -> bool:
         """Trains and exports; False when the run was finished before and nothing was done.
+
+        perceptual: what measures the loss of a method whose distance is LPIPS.
 
         The caller holds the run's lock: processes.held_by_first(run.locked()), where there are several. ValueError when the
         folder holds another run or a damaged checkpoint. OutOfMemory, naming what to lower, when the device's memory does
@@ -123,6 +128,7 @@ class Distillation:
                 observers=observers,
                 processes=self.processes,
                 kept=self._kept(student),
+                perceptual=perceptual,
             )
         last = self.run.stage_file(self.method.stages()[-1].steps)
         self.processes.on_first(lambda: copy_atomically(last, self.run.student_file))

@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ..samplers.noise import Denoiser, expand_like
 from .average import Averages
 from .bands import BANDS, NoiseBands, band_means
 from .data import Data
 from .learning_rates import learning_rate, require_room_for_warmup
+from .loss import loss_and_error, loss_scale
 from .method import Method, Stage, Target
 from .micro_batches import in_pieces, on_share, require_equal_parts, split
 from .optimisers import (
@@ -27,6 +27,7 @@ from .optimisers import (
     result_to_weights,
 )
 from .options import TrainOptions
+from .perceptual import Perceptual
 from .processes import Processes
 from .run_folder import RunFolder
 from .sharding import gathered, is_divided, whole
@@ -72,34 +73,6 @@ class NonFiniteLoss(FloatingPointError):
     """The loss became NaN or infinite; the last good checkpoint is kept."""
 
 
-def squared_error(denoiser: Denoiser, target: Target) -> Tensor:
-    """(B, ...) the squared error of x0, in float32."""
-    if target.x0.requires_grad:
-        raise RuntimeError("the target carries a gradient; a method's target must be computed under no_grad.")
-    x0 = denoiser(target.x_t, target.sigma, **target.condition).float()
-    return (x0 - target.x0.float()).square()
-
-
-def weighted_error(denoiser: Denoiser, target: Target) -> tuple[Tensor, Tensor]:
-    """(weighted distance, mean squared error) of x0, in float32: the student's loss, the same for every method."""
-    error = squared_error(denoiser, target)
-    return _weighted_mean(error, target), error.mean()
-
-
-def _loss_scale(target: Target) -> float:
-    """What the loss is multiplied with on its way back through the network, and its gradient divided by afterwards.
-
-    A mean over all elements has gradients near 1 / elements, which float16 rounds to nothing; times about their number
-    they are of the error's own size. A power of two, so that in float32 not a bit of the result changes.
-    """
-    return 2.0 ** int(math.log2(target.x0.numel()))
-
-
-def _weighted_mean(error: Tensor, target: Target) -> Tensor:
-    distance = target.distance(error)
-    return (expand_like(target.weight, distance) * distance).mean()
-
-
 def train(
     run: RunFolder,
     method: Method,
@@ -110,6 +83,7 @@ def train(
     observers: Sequence[Observer] = (),
     processes: Processes | None = None,
     kept: KeptStages | None = None,
+    perceptual: Perceptual | None = None,
 ) -> None:
     """Trains all stages of method, going on from run's newest checkpoint if there is one.
 
@@ -118,9 +92,11 @@ def train(
 
     processes: all of them call this with equal arguments, and read run's folder; the first alone writes there and calls
     its observers. The batch is shared out among them, and their number changes the result by rounding alone.
-    kept: keeps the student of every stage, which a run without checkpoints goes on from.
+    kept: keeps the student of every stage, which a run without checkpoints goes on from. perceptual: what targets whose
+    distance is LPIPS are measured by.
     """
-    _Training(run, method, student, data, options, list(observers), processes or Processes(), kept).run()
+    one = processes or Processes()
+    _Training(run, method, student, data, options, list(observers), one, kept, perceptual).run()
 
 
 class _Training:
@@ -134,9 +110,11 @@ class _Training:
         observers: list[Observer],
         processes: Processes,
         kept: KeptStages | None = None,
+        perceptual: Perceptual | None = None,
     ) -> None:
         self._run, self._method, self._student, self._data = run, method, student, data
         self._options, self._observers, self._processes, self._kept = options, observers, processes, kept
+        self._perceptual = perceptual
         if options.caption_dropout:
             data.require_droppable()
         self._stages = method.stages()
@@ -177,7 +155,7 @@ class _Training:
         for group in self._optimiser.param_groups:
             group["lr"] = self._learning_rate(stage)
         self._optimiser.zero_grad(set_to_none=True)
-        scale = _loss_scale(target)
+        scale = loss_scale(target)
         own = split(target, self._processes.count)[self._processes.rank]
         errors = [self._backward(piece, scale=scale) for piece in split(own, self._options.accumulation)]
         self._processes.mean_gradients(self._student.parameters())
@@ -216,8 +194,8 @@ class _Training:
         """Adds a piece's gradient times scale. (2 + 2 * BANDS,) its shares of the batch's loss and x0 error, its bands' sums."""
         share = 1.0 / self._options.accumulation
         with self._student.autograd():
-            error = squared_error(self._student.denoiser, piece)
-            loss = share * _weighted_mean(error, piece)
+            loss, error = loss_and_error(self._student.denoiser, piece, perceptual=self._perceptual)
+            loss = share * loss
             (scale * loss).backward()
         error = error.detach()
         means = torch.stack([loss.detach(), share * error.mean()])

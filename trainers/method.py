@@ -17,7 +17,10 @@ from .grid import Grid
 
 
 class Target(NamedTuple):
-    """What the student must see at x_t (B, ...), sigma (B,) and condition: x0 (B, ...), its distance times weight (B,)."""
+    """What the student must see at x_t (B, ...), sigma (B,) and condition: x0 (B, ...), its distance times weight (B,).
+
+    skipped (B, ...), c_out (B, 1, ...): a consistency function's, where pictures of skipped + c_out x0 are to be compared.
+    """
 
     x_t: Tensor
     sigma: Tensor
@@ -25,6 +28,12 @@ class Target(NamedTuple):
     x0: Tensor
     weight: Tensor
     distance: Distance = Distance.SQUARED
+    skipped: Tensor | None = None
+    c_out: Tensor | None = None
+
+    def compared(self, x0: Tensor) -> Tensor:
+        """(B, ...) what a distance between pictures decodes: x0 (B, ...), or the consistency function's word."""
+        return x0 if self.skipped is None or self.c_out is None else self.skipped + self.c_out * x0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -58,10 +58,10 @@ def split(target: Target, pieces: int) -> list[Target]:
     """Targets of B / pieces samples each, in order."""
     if pieces == 1:
         return [target]
-    tensors = (target.x_t, target.sigma, target.x0, target.weight)
+    tensors = {name: value.chunk(pieces) for name, value in target._asdict().items() if isinstance(value, Tensor)}
     conditions = _conditions(target.condition, len(target.x_t), pieces)
-    parts = zip(*(tensor.chunk(pieces) for tensor in tensors), conditions, strict=True)
-    return [Target(x_t, sigma, condition, x0, weight, target.distance) for x_t, sigma, x0, weight, condition in parts]
+    parts = zip(*tensors.values(), conditions, strict=True)
+    return [target._replace(**dict(zip([*tensors, "condition"], part, strict=True))) for part in parts]
 
 
 def _conditions(condition: dict[str, Tensor], count: int, pieces: int) -> list[dict[str, Tensor]]:

@@ -9,7 +9,7 @@ from comfyui_fewstep.nodes import host, host_training, methods, students
 from comfyui_fewstep.trainers.adapters import LoRALayers, LoRAOptions
 from comfyui_fewstep.trainers.data import TensorData
 from comfyui_fewstep.trainers.gradient_checkpointing import blocks_of
-from comfyui_fewstep.trainers.loop import squared_error, weighted_error
+from comfyui_fewstep.trainers.loss import loss_and_error, weighted_error
 from comfyui_fewstep.trainers.student import probe_writes_in_place
 from comfyui_fewstep.trainers.targets.progressive import Progressive
 from test_lora import assert_whole, distil, draw, output, read_student_of, snapshot  # noqa: F401 (a fixture)
@@ -166,7 +166,7 @@ def test_the_networks_compute_in_the_precision_and_all_else_in_float32(kind, whi
         assert seen == {PRECISIONS[precision]}
         assert step.target.x0.dtype == step.target.x_t.dtype == step.target.weight.dtype == torch.float32
         with torch.no_grad():
-            assert squared_error(step.student.denoiser, step.target).dtype == torch.float32
+            assert loss_and_error(step.student.denoiser, step.target)[1].dtype == torch.float32
         assert {value.dtype for value in [loss, *step.student.parameters()]} == {torch.float32}
     assert {value.dtype for value in gradients if value is not None} == {torch.float32}
     flat, reference = (

@@ -10,7 +10,8 @@ from comfyui_fewstep.trainers.consistency_function import ConsistencyFunction, s
 from comfyui_fewstep.trainers.data import Batch, TensorData
 from comfyui_fewstep.trainers.distance import PSEUDO_HUBER_C, Distance
 from comfyui_fewstep.trainers.grid import Grid
-from comfyui_fewstep.trainers.loop import train, weighted_error
+from comfyui_fewstep.trainers.loop import train
+from comfyui_fewstep.trainers.loss import weighted_error
 from comfyui_fewstep.trainers.options import TrainOptions
 from comfyui_fewstep.trainers.run_folder import RunFolder
 from comfyui_fewstep.trainers.student import FullWeightsStudent

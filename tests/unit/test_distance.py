@@ -4,7 +4,7 @@ import pytest
 import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.distance import Distance
-from comfyui_fewstep.trainers.loop import weighted_error
+from comfyui_fewstep.trainers.loss import weighted_error
 from comfyui_fewstep.trainers.method import Target
 from comfyui_fewstep.trainers.micro_batches import split
 from gaussian import gaussian_denoiser

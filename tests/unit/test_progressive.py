@@ -5,7 +5,8 @@ import torch
 from comfyui_fewstep.samplers.few_step import sample_few_step
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.data import Batch, TensorData
-from comfyui_fewstep.trainers.loop import train, weighted_error
+from comfyui_fewstep.trainers.loop import train
+from comfyui_fewstep.trainers.loss import weighted_error
 from comfyui_fewstep.trainers.options import TrainOptions
 from comfyui_fewstep.trainers.run_folder import RunFolder
 from comfyui_fewstep.trainers.student import FullWeightsStudent
