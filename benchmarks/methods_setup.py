@@ -55,7 +55,7 @@ TRIALS = (
     Trial(
         label="LCD",
         method="consistency_distillation",
-        options={**_GUIDED, "iterations": 1500, "levels": 16},
+        options={**_GUIDED, "iterations": 3000, "levels": 16},
         steps=(4, 2, 1),
     ),
     Trial(
@@ -63,7 +63,7 @@ TRIALS = (
         method="consistency_distillation",
         options={
             **_GUIDED,
-            "iterations": 1500,
+            "iterations": 1200,
             "levels": 18,
             "solver": "heun",
             "grid": "edm",
@@ -77,7 +77,7 @@ TRIALS = (
         method="consistency_training",
         options={
             **_FEW,
-            "iterations": 1500,
+            "iterations": 2000,
             "first_levels": 10,
             "last_levels": 40,
             "level_choice": "uniform",
@@ -88,7 +88,7 @@ TRIALS = (
     Trial(
         label="iCT",
         method="consistency_training",
-        options={**_FEW, "iterations": 1500, "first_levels": 10, "last_levels": 40, "distance": "pseudo_huber"},
+        options={**_FEW, "iterations": 2000, "first_levels": 10, "last_levels": 40, "distance": "pseudo_huber"},
         steps=(2, 1),
     ),
 )

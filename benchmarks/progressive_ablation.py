@@ -70,7 +70,7 @@ def chart(figures: dict[str, Any]) -> Tensor:
     for row in figures["rows"]:
         points = {int(steps): ratio for steps, ratio in row["over_teacher"].items()}
         panels.setdefault(row["weighting"], {})[row["prediction"]] = points
-    return panels_chart(panels, value="Frechet distance over the teacher's at 64 steps")
+    return panels_chart(panels, value="distance over the teacher's best")
 
 
 def page(figures: dict[str, Any], *, command: str) -> str:
@@ -100,10 +100,17 @@ def page(figures: dict[str, Any], *, command: str) -> str:
             "|---|---|" + "--:|" * len(counts),
             *lines,
             "",
+            *_missing(rows),
             *[_best(rows, steps) for steps in counts if steps < s["start_steps"]],
             "",
         ]
     )
+
+
+def _missing(rows: list[dict[str, Any]]) -> list[str]:
+    found = {(row["prediction"], row["weighting"]) for row in rows}
+    wanted = [(prediction.value, weighting.value) for prediction in PREDICTIONS for weighting in Weighting]
+    return [f"Not trained yet: {' with '.join(pair)}.\n" for pair in wanted if pair not in found]
 
 
 def _cell(row: dict[str, Any], steps: int) -> str:

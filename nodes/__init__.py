@@ -13,6 +13,7 @@ from . import (
     methods,
     model_sampling,
     recipes,
+    routes,
     runs,
     sampling,
     students,
@@ -101,3 +102,4 @@ def _say_what_is_missing() -> None:
 _say_what_is_missing()
 sampling.add_to_menus()
 folders.list_own_models()
+routes.add_routes()

@@ -22,6 +22,7 @@ from ..trainers.run_folder import RunFolder
 from . import folders, graph, host, host_training, perceptual, running, students
 from .data_sources import DataInGraph, DataSource
 from .observing import Show
+from .telling import MESSAGES
 
 _ABSENT = object()
 """An input that is not connected, where None stands for one whose value is not known yet."""
@@ -31,7 +32,8 @@ class Distill:
     RETURN_TYPES: tuple[str, ...] = ("MODEL", "LOSS_MAP", "STRING", "LORA_MODEL")
     RETURN_NAMES: tuple[str, ...] = ("student", "loss", "run_name", "lora")
     OUTPUT_TOOLTIPS: tuple[str, ...] = (
-        "The finished student: sample it at cfg 1 with the Lightning sampler and the grid of its method, trailing by default.",
+        "The finished student: sample it at cfg 1, with the Lightning Sampler and the trailing schedule, or for consistency "
+        "methods with the LCM Sampler and the lcm schedule.",
         "The loss of every logged iteration, for Loss Chart and the host's own loss nodes.",
         "The run's name, for Evaluate Digits.",
         "The LoRA's weights, for the host's own LoRA nodes; the file is in output/loras/fewstep already.",
@@ -199,7 +201,7 @@ class Distill:
                     },
                 ),
             },
-            "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID"},
+            "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID", "extra_pnginfo": "EXTRA_PNGINFO"},
         }
 
     @classmethod
@@ -227,13 +229,15 @@ class Distill:
         **inputs: Any,
     ) -> tuple[Any, dict[str, list[float]], str, dict[str, Tensor]]:
         chosen = student or LoRAOptions()
-        perceptual.require(inputs["method"].written(), vae=vae)
-        with prepared(model, run_name, chosen, **inputs) as distillation:
-            if not distillation.finished():
-                running.execute(
-                    distillation, chosen, model=model, vae=vae, show=lambda preview: Show(distillation, preview)
-                )
-        return running.finished(distillation.run, chosen, model=model)
+        run = RunFolder(folders.runs_root(), run_name)
+        with MESSAGES.of_run(run, node=inputs.get("unique_id")):
+            perceptual.require(inputs["method"].written(), vae=vae)
+            with prepared(model, run_name, chosen, **inputs) as distillation:
+                if not distillation.finished():
+                    running.execute(
+                        distillation, chosen, model=model, vae=vae, show=lambda preview: Show(distillation, preview)
+                    )
+            return running.finished(run, chosen, model=model)
 
 
 @contextmanager
@@ -249,6 +253,7 @@ def prepared(
     data: DataSource | None = None,
     prompt: Mapping[str, Any] | None = None,
     unique_id: str | None = None,
+    extra_pnginfo: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Iterator[Distillation]:
     """The run of these inputs, its folder locked and its data in it. Tensors made inside may be trained on, unlike in nodes."""
@@ -277,7 +282,14 @@ def prepared(
             )
             if not distillation.finished():
                 source.keep(run)
+                _keep_workflow(run, extra_pnginfo)
             yield distillation
+
+
+def _keep_workflow(run: RunFolder, extra_pnginfo: Mapping[str, Any] | None) -> None:
+    """The editor sends it beside the prompt; other programs need not."""
+    if extra_pnginfo and extra_pnginfo.get("workflow"):
+        run.keep_workflow(extra_pnginfo["workflow"])
 
 
 def _require_one_kind_of_data(*, latents: bool, positive: bool, data: bool, negative: bool = False) -> None:

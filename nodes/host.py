@@ -69,6 +69,26 @@ def noise_levels(model_sampling: Any) -> Tensor:
         return model_sampling.sigmas.detach().cpu().float().clone()
 
 
+def example_sampling(*, flow_shift: float | None = None, consistency: bool = False) -> Any:
+    """The host's sampling object of a kind of model, without a checkpoint: to show schedules before a model is loaded.
+
+    The timesteps of Stable Diffusion by default; a flow model of that shift; or Song et al.'s consistency models.
+    """
+    if consistency:
+        made = _of(comfy.model_sampling.ModelSamplingContinuousEDM, comfy.model_sampling.EDM)
+        made.set_parameters(0.002, 80.0, 0.5)
+        return made
+    if flow_shift is None:
+        return _of(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS)
+    made = _of(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST)
+    made.set_parameters(shift=flow_shift)
+    return made
+
+
+def _of(*kinds: type) -> Any:
+    return type("ModelSampling", kinds, {})()
+
+
 class _X0(comfy.model_sampling.EPS):
     """The network's output is the clean sample. Hosts of mid-2024 keep this class where no pack can import it."""
 
@@ -326,12 +346,30 @@ def progress_bar(total: int) -> Any:
     return comfy.utils.ProgressBar(total)
 
 
-def send(event: str, data: dict[str, Any]) -> None:
-    """A message to every open browser tab; nothing where no server runs."""
+def _cancelled() -> type[Exception]:
+    """Where its class lies differs between hosts."""
+    try:
+        from comfy import interruption
+    except ImportError:
+        interruption = comfy.model_management
+    return interruption.InterruptProcessingException
+
+
+Cancelled = _cancelled()
+"""What the host raises when the user pressed cancel, and takes as no error when a node raises it."""
+
+
+def server() -> Any | None:
+    """The host's running server, or None where there is none: on a worker, in a test."""
     try:
         from server import PromptServer
     except ImportError:
-        return
-    server = getattr(PromptServer, "instance", None)
-    if server is not None:
-        server.send_sync(event, data)
+        return None
+    return getattr(PromptServer, "instance", None)
+
+
+def send(event: str, data: dict[str, Any]) -> None:
+    """A message to every open browser tab; nothing where no server runs."""
+    running = server()
+    if running is not None:
+        running.send_sync(event, data)

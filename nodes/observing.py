@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from typing import Any
 
 import torch
@@ -17,33 +16,41 @@ from ..trainers.files import write_atomically
 from ..trainers.loop import Metrics
 from ..trainers.student import Student
 from . import host, host_training
+from .telling import MESSAGES, METRICS, Messages, jsonable
 
-SECONDS_BETWEEN_MESSAGES = 0.25
 PREVIEW_PICTURES = 10
 PREVIEW_PIXELS = 512
 
 
 class Show:
-    """The observer on the host's side: cancel, progress bar, previews, and messages to the browser, rarely enough."""
+    """The observer on the host's side: cancel, progress bar, previews, messages to the browser, stop when asked to."""
 
-    def __init__(self, distillation: Distillation, preview: Preview | None) -> None:
-        self._distillation, self._preview = distillation, preview
+    def __init__(self, distillation: Distillation, preview: Preview | None, *, messages: Messages = MESSAGES) -> None:
+        self._distillation, self._preview, self._messages = distillation, preview, messages
         self._bar: Any = None
-        self._last_message = 0.0
 
     def __call__(self, metrics: Metrics) -> None:
         host.check_cancelled()
-        if self._bar is None:
-            self._bar = host.progress_bar(metrics.iterations)
         picture = None
         if self._preview and self._preview.due(metrics):
             picture = ("JPEG", self._preview(metrics), PREVIEW_PIXELS)
         last = metrics.stage_iteration == metrics.stage_iterations
-        now = time.monotonic()
-        if last or picture or (metrics.logged and now - self._last_message > SECONDS_BETWEEN_MESSAGES):
-            self._last_message = now
-            self._bar.update_absolute(metrics.iteration, metrics.iterations, picture)
-            host.send("fewstep.metrics", {"run": self._distillation.run.name, **vars(metrics)})
+        if metrics.logged or picture or last:
+            self._tell(metrics, picture, important=last or picture is not None)
+        if stops_here(self._distillation, metrics):
+            raise host.Cancelled
+
+    def _tell(self, metrics: Metrics, picture: Any, *, important: bool) -> None:
+        message = {"run": self._distillation.run.name, **jsonable(vars(metrics))}
+        if not self._messages.offer(METRICS, message, important=important):
+            return
+        self._bar = self._bar or host.progress_bar(metrics.iterations)
+        self._bar.update_absolute(metrics.iteration, metrics.iterations, picture)
+
+
+def stops_here(distillation: Distillation, metrics: Metrics) -> bool:
+    """Whether somebody asked this run to stop after a checkpoint, and one is due."""
+    return metrics.iteration % distillation.options.checkpoint_every == 0 and distillation.run.stop_asked
 
 
 class Preview:

@@ -13,7 +13,7 @@ from ..samplers.recipe import Recipe
 from ..trainers.files import read_metadata
 from . import folders, host
 from .model_sampling import LCMBoundary
-from .sampling import Schedule
+from .sampling import levels
 
 FROM_FILE = "from the file's own metadata"
 _NO_FILE = "none"
@@ -58,7 +58,7 @@ class ApplyRecipe:
 
     @classmethod
     def VALIDATE_INPUTS(cls, recipe: str, file: str = _NO_FILE) -> bool | str:
-        return host.error_of(lambda: _preset(recipe) if recipe != FROM_FILE else _recipe_of(file))
+        return host.error_of(lambda: preset_of(recipe) if recipe != FROM_FILE else recipe_of(file))
 
     @classmethod
     def IS_CHANGED(cls, file: str = _NO_FILE, **_: Any) -> float:
@@ -71,7 +71,7 @@ class ApplyRecipe:
         if recipe == FROM_FILE:
             model, sampler, sigmas = _from_file(model, file)
             return model, sampler, sigmas, 1.0, _guider(model, positive, negative, cfg=1.0, guidance_scale=None)
-        preset = _preset(recipe)
+        preset = preset_of(recipe)
         if host.noise_family(host.model_sampling_of(model)) is not preset.family:
             kind = host.prediction_type(host.model_sampling_of(model))
             raise ValueError(
@@ -80,18 +80,23 @@ class ApplyRecipe:
         if preset.prediction or preset.lcm_boundary:
             change = LCMBoundary if preset.lcm_boundary else None
             model = host.with_model_sampling(model, prediction=preset.prediction, change=change)
-        (sigmas,) = Schedule().make(model, preset.schedule, preset.steps, values=preset.values, shift=preset.shift)
+        sigmas = preset_levels(host.model_sampling_of(model), preset)
         guider = _guider(model, positive, negative, cfg=preset.cfg, guidance_scale=preset.guidance_scale)
         return model, _sampler(preset), sigmas, preset.cfg, guider
 
 
-def _preset(recipe: str) -> Preset:
+def preset_levels(model_sampling: Any, preset: Preset) -> Tensor:
+    """The noise levels of a known recipe on a model's own table."""
+    return levels(model_sampling, preset.schedule, preset.steps, values=preset.values, shift=preset.shift)
+
+
+def preset_of(recipe: str) -> Preset:
     if recipe not in PRESETS:
         raise ValueError(f"there is no recipe {recipe!r}; known are: {', '.join(PRESETS)}.")
     return PRESETS[recipe]
 
 
-def _recipe_of(file: str) -> Recipe:
+def recipe_of(file: str) -> Recipe:
     path = folders.recipe_file(file)
     if path is None:
         raise ValueError(f"file is {file!r}, but {FROM_FILE!r} reads one. Choose a student or LoRA that FewStep made.")
@@ -102,7 +107,7 @@ def _recipe_of(file: str) -> Recipe:
 
 
 def _from_file(model: Any, file: str) -> tuple[Any, Any, Tensor]:
-    recipe = _recipe_of(file)
+    recipe = recipe_of(file)
     sampling = host.model_sampling_of(model)
     family, sigma_max = host.noise_family(sampling), float(host.noise_levels(sampling)[-1])
     if family.value != recipe.noise_family:

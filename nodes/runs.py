@@ -12,6 +12,7 @@ from ..trainers.distillation import Recorded
 from ..trainers.run_folder import RunFolder
 from . import distillation, folders, graph, host, perceptual, running, students
 from .observing import PREVIEW_PIXELS
+from .telling import MESSAGES, METRICS
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -77,6 +78,7 @@ class WatchRun:
                     },
                 ),
             },
+            "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
     @classmethod
@@ -89,24 +91,30 @@ class WatchRun:
         return file.stat().st_mtime if file.exists() else float("nan")
 
     def watch(
-        self, model: Any, run_name: str, patience: int, written: str | None = None
+        self, model: Any, run_name: str, patience: int, written: str | None = None, unique_id: str | None = None
     ) -> tuple[Any, dict[str, list[float]], str, dict[str, Tensor]]:
         run = RunFolder(folders.runs_root(), written or run_name)
         recorded = Recorded.of(run)
         running.require_teacher(recorded, model, run=run)
-        look = _Look(run)
-        began = time.time()
-        while not run.finished:
-            host.check_cancelled()
-            silent = time.time() - max(began, look())
-            if silent > patience:
-                raise ValueError(
-                    f"no process has trained the run {run.name!r} for {silent:.0f} seconds. Start one: "
-                    f"{folders.command_for(run.path)}"
-                )
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        look()
+        with MESSAGES.of_run(run, node=unique_id):
+            _wait(run, patience=patience)
         return running.finished(run, students.read(recorded.student), model=model)
+
+
+def _wait(run: RunFolder, *, patience: float) -> None:
+    """Until another process has finished the run. ValueError when for so many seconds none trains it."""
+    look = _Look(run)
+    began = time.time()
+    while not run.finished:
+        host.check_cancelled()
+        silent = time.time() - max(began, look())
+        if silent > patience:
+            raise ValueError(
+                f"no process has trained the run {run.name!r} for {silent:.0f} seconds. Start one: "
+                f"{folders.command_for(run.path)}"
+            )
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    look()
 
 
 class _Look:
@@ -122,7 +130,7 @@ class _Look:
         if newest and newest["iteration"] != self._shown:
             self._bar = self._bar or host.progress_bar(newest["iterations"])
             self._bar.update_absolute(newest["iteration"], newest["iterations"], self._picture())
-            host.send("fewstep.metrics", {"run": self._run.name, **newest})
+            MESSAGES.offer(METRICS, {"run": self._run.name, **newest}, important=True)
             self._shown = newest["iteration"]
         return changed
 

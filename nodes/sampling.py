@@ -224,24 +224,27 @@ class Schedule:
             },
         }
 
-    def make(
-        self,
-        model: Any,
-        schedule: str,
-        steps: int,
-        original_steps: int = 50,
-        strength: float = 1.0,
-        shift: float = 1.0,
-        values: str = "",
-    ) -> tuple[Tensor]:
-        if schedule not in _SCHEDULES:
-            raise ValueError(f"schedule is {schedule!r}; allowed are {', '.join(_SCHEDULES)}.")
-        sampling = host.model_sampling_of(model)
-        if shift != 1.0 and host.noise_family(sampling) is not NoiseFamily.FLOW:
-            raise ValueError(f"shift is {shift}, but only flow models have one; set it to 1.")
-        options = {"original_steps": original_steps, "strength": strength, "values": values}
-        sigmas = _sigmas(sampling, schedule, steps, **options)
-        return (sigmas if shift == 1.0 else shifted_sigmas(sigmas, shift=shift),)
+    def make(self, model: Any, schedule: str, steps: int, **options: Any) -> tuple[Tensor]:
+        return (levels(host.model_sampling_of(model), schedule, steps, **options),)
+
+
+def levels(
+    model_sampling: Any,
+    schedule: str,
+    steps: int,
+    original_steps: int = 50,
+    strength: float = 1.0,
+    shift: float = 1.0,
+    values: str = "",
+) -> Tensor:
+    """(steps + 1,) of a schedule on the levels of the host's sampling object. ValueError for what does not go together."""
+    if schedule not in _SCHEDULES:
+        raise ValueError(f"schedule is {schedule!r}; allowed are {', '.join(_SCHEDULES)}.")
+    if shift != 1.0 and host.noise_family(model_sampling) is not NoiseFamily.FLOW:
+        raise ValueError(f"shift is {shift}, but only flow models have one; set it to 1.")
+    options = {"original_steps": original_steps, "strength": strength, "values": values}
+    sigmas = _sigmas(model_sampling, schedule, steps, **options)
+    return sigmas if shift == 1.0 else shifted_sigmas(sigmas, shift=shift)
 
 
 def _sigmas(model_sampling: Any, schedule: str, steps: int, **options: Any) -> Tensor:

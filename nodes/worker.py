@@ -16,7 +16,7 @@ from ..trainers.run_folder import RunFolder
 from ..trainers.targets import read_method
 from . import folders, host, running, students
 from .graph import Execution
-from .observing import Preview
+from .observing import Preview, stops_here
 
 
 def train_folder(run: RunFolder, *, classes: Mapping[str, Any], processes: Processes, say: Observer) -> Path | None:
@@ -35,7 +35,11 @@ def train_folder(run: RunFolder, *, classes: Mapping[str, Any], processes: Proce
         distillation = _distillation(run, recorded, model=model, processes=processes)
         if not distillation.finished():
             running.execute(
-                distillation, student, model=model, vae=made.get("vae"), show=lambda preview: _Tell(preview, say)
+                distillation,
+                student,
+                model=model,
+                vae=made.get("vae"),
+                show=lambda preview: _Tell(distillation, preview, say),
             )
         return _published(run, student) if processes.is_first else None
 
@@ -84,12 +88,14 @@ def _origin(recorded: Recorded) -> dict[str, Any]:
 
 
 class _Tell:
-    """The observer: previews into the folder, and what `say` makes of the metrics."""
+    """The observer: previews into the folder, what `say` makes of the metrics, and stopping when the browser asks for it."""
 
-    def __init__(self, preview: Preview | None, say: Callable[[Metrics], None]) -> None:
-        self._preview, self._say = preview, say
+    def __init__(self, distillation: Distillation, preview: Preview | None, say: Callable[[Metrics], None]) -> None:
+        self._distillation, self._preview, self._say = distillation, preview, say
 
     def __call__(self, metrics: Metrics) -> None:
         if self._preview and self._preview.due(metrics):
             self._preview(metrics)
         self._say(metrics)
+        if stops_here(self._distillation, metrics):
+            raise KeyboardInterrupt  # as Ctrl-C does, which the command tells of

@@ -32,11 +32,14 @@ class Average:
     def update(self) -> None:
         self._blend(self._average, [weight.detach().float() for weight in self._weights], 0)
 
-    @torch.no_grad()
     def to_weights(self) -> None:
         """Puts the average in place of the weights."""
-        for weight, average in zip(self._weights, self._average, strict=True):
-            weight.copy_(average)
+        self._copy(self._average)
+
+    @torch.no_grad()
+    def _copy(self, values: list[Tensor]) -> None:
+        for weight, value in zip(self._weights, values, strict=True):
+            weight.copy_(value)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -46,8 +49,7 @@ class Average:
         try:
             yield
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(self._weights, held)
+            self._copy(held)
 
     def seen_by(self, denoiser: Denoiser) -> Denoiser:
         """The denoiser of these weights with the average in their place. For passes without gradient."""

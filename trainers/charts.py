@@ -62,6 +62,8 @@ def quality_chart(scores: Sequence[Score]) -> Tensor:
 def panels_chart(panels: Mapping[str, Mapping[str, Mapping[int, float]]], *, value: str) -> Tensor:
     """Curves over sampling steps on log axes, one panel beside the other: panel, curve and steps to the value."""
     figure = _figure(width=2.2 + 2.6 * len(panels), height=3.8)
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
+
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         for label, points in curves.items():
@@ -71,6 +73,8 @@ def panels_chart(panels: Mapping[str, Mapping[str, Mapping[int, float]]], *, val
         axis.set_yscale("log")
         axis.set_xticks(steps, [str(step) for step in steps])
         axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_xlabel("sampling steps")
         axis.set_title(title)
         axis.grid(alpha=0.3)

@@ -7,6 +7,8 @@ previews/*.png         pictures at fixed noise
 data/                  what it trains on, see data_cache.py
 stages/<n> steps.safetensors   the student of each finished stage, with its own sampling recipe
 stages.json            how far each of them lands from its teacher
+workflow.json          the editor's graph that it was last started from
+stop                   asks the process that trains it to stop after its next checkpoint
 student.safetensors    the result, the last of them; its presence says that the run is finished
 """
 
@@ -16,6 +18,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,16 +38,23 @@ from .files import (
 )
 
 KEPT_CHECKPOINTS = 2
+_LOOK_SECONDS = 1.0
+"""How long the lock is waited for: whoever only looks whether a run is trained holds it for less than a millisecond."""
 _LONGEST_LINE = 16384
 """Of metrics.jsonl, in bytes, with much to spare."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,99}")
+
+
+def is_name(text: str) -> bool:
+    """Whether a run may be called so: it names a folder, and no path may be in it."""
+    return bool(_NAME.fullmatch(text)) and not text.endswith((".", " "))
 
 
 class RunFolder:
     """The folder of one run below `root`. ValueError when `name` could lead elsewhere."""
 
     def __init__(self, root: Path, name: str) -> None:
-        if not _NAME.fullmatch(name) or name.endswith((".", " ")):
+        if not is_name(name):
             raise ValueError(
                 f"the run name is {name!r}; allowed are 1 to 100 letters, digits, spaces and . _ - beginning with a "
                 "letter or digit and not ending in a dot or space: it names a folder, so no path may be in it."
@@ -86,16 +96,45 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=_LOOK_SECONDS)
         except Timeout as error:
             raise ValueError(
                 f"the run {self.name!r} is being trained by another process; wait or choose another name."
             ) from error
         try:
             remove_unfinished(self.path)
+            self._stop_file.unlink(missing_ok=True)  # it was meant for a process before
             yield
         finally:
             lock.release()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a process trains it now. To know, the lock is taken for a moment, which `locked` waits for."""
+        if not (self.path / ".lock").exists():
+            return False
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    @property
+    def _stop_file(self) -> Path:
+        return self.path / "stop"
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether somebody wants it to stop after the next checkpoint."""
+        return self._stop_file.exists()
+
+    def ask_to_stop(self) -> None:
+        """After the next checkpoint, whichever process trains it. ValueError when none does."""
+        if not self.busy:
+            raise ValueError(f"nobody trains the run {self.name!r} now, so there is nothing to stop.")
+        write_atomically(self._stop_file, b"")
 
     def claim(
         self,
@@ -156,6 +195,33 @@ class RunFolder:
             raise ValueError(f"there is no run {self.name!r} in {self.path.parent}.") from error
         except ValueError as error:
             raise ValueError(f"run.json of the run {self.name!r} is damaged ({error}).") from error
+
+    def keep_workflow(self, workflow: Mapping[str, Any]) -> None:
+        """The editor's graph, so that it can be opened again from the run."""
+        write_atomically(self._workflow_file, (json.dumps(workflow) + "\n").encode())
+
+    def workflow(self) -> dict[str, Any]:
+        """What keep_workflow kept. ValueError when the run was not started from an editor."""
+        if not self._workflow_file.exists():
+            raise ValueError(f"the run {self.name!r} keeps no workflow; it was not started from the editor.")
+        return dict(json.loads(self._workflow_file.read_text(encoding="utf-8")))
+
+    @property
+    def _workflow_file(self) -> Path:
+        return self.path / "workflow.json"
+
+    def delete(self) -> None:
+        """All of it, for good; links in it are removed, not followed. ValueError while a process trains it, or without one."""
+        if not self.path.is_dir():
+            raise ValueError(f"there is no run {self.name!r} in {self.path.parent}.")
+        with self.locked():
+            for path in self.path.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != ".lock":
+                    path.unlink()
+        (self.path / ".lock").unlink(missing_ok=True)
+        self.path.rmdir()
 
     def checkpoints(self) -> list[Path]:
         """Newest last."""

@@ -16,6 +16,7 @@ from comfyui_fewstep.trainers.processes import Processes
 from comfyui_fewstep.trainers.run_folder import RunFolder
 from comfyui_fewstep.trainers.sharding import is_divided
 from comfyui_fewstep.trainers.student import FullWeightsStudent, LoRAStudent
+from comfyui_fewstep.trainers.targets.consistency import Consistency, ConsistencyOptions
 from comfyui_fewstep.trainers.targets.progressive import Progressive, ProgressiveOptions
 from comfyui_fewstep.trainers.weighting import Weighting
 from gaussian import table
@@ -133,6 +134,13 @@ class Faulty(Progressive):
         return target
 
 
+class Agreeing(Consistency):
+    """Consistency distillation, taught by a moving average of the student; no fault ever."""
+
+    def having(self, *_):
+        return self
+
+
 class Cancelled(Exception):
     pass
 
@@ -169,6 +177,7 @@ def run(
     teacher="a" * 64,
     sharing=False,
     target_steps=4,
+    consistency=False,
 ):
     """The whole run, or what is left of it, by all processes of the environment."""
     chosen, student = TrainOptions(**{**TRAINING, **(training or {})}), student_of(kind)
@@ -180,7 +189,12 @@ def run(
         learning_rate=1e-3,
         guidance_scale=2.0,
     )
-    method = Faulty(options, family=FAMILY, table=table(FAMILY), unconditional={"y": torch.zeros(1, 1)})
+    if consistency:
+        options = ConsistencyOptions(
+            steps=4, levels=8, iterations=ITERATIONS, learning_rate=1e-3, guidance_scale=2.0, target_decay=0.7
+        )
+    made_of = Agreeing if consistency else Faulty
+    method = made_of(options, family=FAMILY, table=table(FAMILY), unconditional={"y": torch.zeros(1, 1)})
 
     def observer(metrics):
         if metrics.iteration == preview_at:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from comfyui_fewstep.trainers.files import read_metadata
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,3 +52,12 @@ def test_the_wheel_holds_the_pack_and_not_the_tests(tmp_path):
     ):
         assert f"comfyui_fewstep/{wanted}" in held
     assert not any("tests/" in name for name in held)
+
+
+@pytest.mark.parametrize("workflow", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_every_workflow_has_a_picture_for_the_template_browser(workflow):
+    picture = workflow.with_suffix(".jpg")
+    assert picture.stat().st_size < 200_000
+    with Image.open(picture) as content:
+        content.load()
+        assert content.size[0] >= 400

@@ -191,6 +191,13 @@ def test_a_run_of_one_process_is_extended_on_two_from_its_student_alone(kind, on
 
 
 @linux
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_average_of_the_student_teaches_on_two_processes_as_on_one(kind, finish, tmp_path):
+    expected = result(alone(tmp_path / "a", kind=kind, consistency=True))
+    assert greatest_difference(result(finish(tmp_path / "b", kind=kind, consistency=True)), expected) < 1e-5
+
+
+@linux
 def test_schedule_free_steps_divided_weights(finish, tmp_path):
     pytest.importorskip("schedulefree")
     training = {"optimiser": "schedule_free", "learning_rate_schedule": "constant", "ema_decay": 0.0}

@@ -1,0 +1,127 @@
+"""What the pack's browser code asks the host's server for. Looking changes nothing; a POST stops a run or deletes one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from ..trainers.run_folder import RunFolder
+from ..trainers.watching import State, all_runs, curves, preview_file, previews, stage_names, state_of, summary
+from . import folders, host, schedule_preview
+from .telling import MESSAGES
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def answering(answer: Callable[[web.Request], Any]) -> Handler:
+    """A route from a function that returns JSON values or a response; it may read files, so it runs beside the server's loop.
+
+    A ValueError is the asker's: status 400, with its words.
+    """
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if request.method == "POST" and request.content_type != "application/json":
+            # a page of another site can send a form here, and this type only after asking
+            return web.json_response({"error": "the request must be of type application/json."}, status=415)
+        try:
+            answered = await asyncio.get_running_loop().run_in_executor(None, answer, request)
+        except ValueError as error:
+            return web.json_response({"error": str(error)}, status=400)
+        return answered if isinstance(answered, web.StreamResponse) else web.json_response(answered)
+
+    return handler
+
+
+def _run_of(request: web.Request) -> RunFolder:
+    """ValueError for names that the nodes would refuse too: they could lead elsewhere."""
+    return RunFolder(folders.runs_root(), request.match_info["run"])
+
+
+def _number(request: web.Request, name: str, *, default: int) -> int:
+    text = request.query.get(name, str(default))
+    if not text.removeprefix("-").isdecimal():
+        raise ValueError(f"{name} is {text!r}; give a whole number.")
+    return int(text)
+
+
+def run_now(request: web.Request) -> dict[str, Any]:
+    """How a run stands, and its curves after the iteration `after`. live: the newest message of a run that goes on here."""
+    run = _run_of(request)
+    lines = run.metrics()
+    after = _number(request, "after", default=-1)
+    state = state_of(run)
+    return {
+        "run": run.name,
+        "state": state.value,
+        "iteration": lines[-1]["iteration"] if lines else 0,
+        "iterations": lines[-1]["iterations"] if lines else None,
+        "stages": stage_names(lines),
+        "curves": curves([line for line in lines if line["iteration"] > after]),
+        "previews": previews(run),
+        "live": MESSAGES.newest.get(run.name) if state is State.TRAINING else None,
+        "stopping": state is State.TRAINING and run.stop_asked,
+    }
+
+
+def preview(request: web.Request) -> web.StreamResponse:
+    """The picture of one iteration: the teacher's row above, the student's below."""
+    file = preview_file(_run_of(request), _number(request, "iteration", default=-1))
+    if not file.is_file():
+        raise web.HTTPNotFound(text=f"the run has no preview of iteration {request.query.get('iteration')}")
+    return web.FileResponse(file, headers={"Cache-Control": "no-cache"})  # a run of the same name may be begun anew
+
+
+def stop(request: web.Request) -> dict[str, Any]:
+    """Asks whoever trains the run to stop after the next checkpoint."""
+    run = _run_of(request)
+    run.ask_to_stop()
+    return {"run": run.name, "stopping": True}
+
+
+def _said(preview: Callable[[Mapping[str, str]], dict[str, Any]], request: web.Request) -> dict[str, Any]:
+    """A refusal is an ordinary answer here: whoever is typing a value has not finished yet."""
+    try:
+        return preview(request.query)
+    except ValueError as error:
+        return {"error": str(error)}
+
+
+def runs(_: web.Request) -> list[dict[str, Any]]:
+    """All runs, the one that changed last first."""
+    return [{**summary(run), "command": folders.command_for(run.path)} for run in all_runs(folders.runs_root())]
+
+
+def workflow(request: web.Request) -> dict[str, Any]:
+    """The editor's graph that the run was last started from."""
+    return _run_of(request).workflow()
+
+
+def delete(request: web.Request) -> dict[str, Any]:
+    """Removes a run's folder. What was published of it, a LoRA say, stays."""
+    run = _run_of(request)
+    run.delete()
+    return {"run": run.name, "deleted": True}
+
+
+ROUTES: dict[tuple[str, str], Callable[[web.Request], Any]] = {
+    ("GET", "/fewstep/runs/{run}"): run_now,
+    ("GET", "/fewstep/runs/{run}/preview"): preview,
+    ("POST", "/fewstep/runs/{run}/stop"): stop,
+    ("GET", "/fewstep/runs"): runs,
+    ("GET", "/fewstep/runs/{run}/workflow"): workflow,
+    ("POST", "/fewstep/runs/{run}/delete"): delete,
+    ("GET", "/fewstep/schedule"): lambda request: _said(schedule_preview.of_schedule, request),
+    ("GET", "/fewstep/recipe"): lambda request: _said(schedule_preview.of_recipe, request),
+}
+
+
+def add_routes() -> None:
+    """To the host's server, where one runs."""
+    server = host.server()
+    if server is None:
+        return
+    for (method, path), answer in ROUTES.items():
+        server.routes.route(method, path)(answering(answer))

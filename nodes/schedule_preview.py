@@ -1,0 +1,86 @@
+"""What a schedule or a recipe means in numbers, before any model is loaded: by the functions that the nodes call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..samplers.noise import NoiseFamily
+from ..samplers.presets import Preset
+from . import host, recipes
+from .sampling import Schedule, levels
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sd": ("Stable Diffusion 1.5, 2 and XL", {}),
+    "flow": ("a flow model of shift 1 (FLUX.1 schnell)", {"flow_shift": 1.0}),
+    "flow3": ("a flow model of shift 3 (Stable Diffusion 3)", {"flow_shift": 3.0}),
+    "flux": ("FLUX.1 dev at its shift of 1.15", {"flow_shift": math.exp(1.15)}),
+    "consistency": ("a consistency model, levels 0.002 to 80", {"consistency": True}),
+}
+"""Kinds of models that a schedule can be shown for: name, and what makes an example of the host's."""
+
+
+def of_schedule(given: Mapping[str, str]) -> dict[str, Any]:
+    """Of Few-Step Schedule. given: its inputs as text, and model, one of MODELS. ValueError as the node has it."""
+    inputs = _read(Schedule.INPUT_TYPES(), given)
+    kind = given.get("model") or "sd"
+    return _shown(kind, levels(_sampling(kind), **inputs))
+
+
+def of_recipe(given: Mapping[str, str]) -> dict[str, Any]:
+    """Of Apply Recipe. given: recipe and file. A known recipe names its kind of model; a file says its levels itself."""
+    name = given.get("recipe", "")
+    if name == recipes.FROM_FILE:
+        recipe = recipes.recipe_of(given.get("file", ""))
+        kind = "flow" if recipe.noise_family == NoiseFamily.FLOW.value else "sd"
+        return _shown(kind, torch.tensor(recipe.sigmas))
+    preset = recipes.preset_of(name)
+    kind = _kind_of(preset)
+    return {**_shown(kind, recipes.preset_levels(_sampling(kind), preset)), "source": preset.source}
+
+
+def _kind_of(preset: Preset) -> str:
+    """Of the flow models in the presets, those that take their guidance as an input are of FLUX.1 dev's kind."""
+    if preset.family is not NoiseFamily.FLOW:
+        return "sd"
+    return "flow" if preset.guidance_scale is None else "flux"
+
+
+def _sampling(kind: str) -> Any:
+    if kind not in MODELS:
+        raise ValueError(f"model is {kind!r}; allowed are {', '.join(MODELS)}.")
+    return host.example_sampling(**MODELS[kind][1])
+
+
+def _shown(kind: str, sigmas: Tensor) -> dict[str, Any]:
+    """timesteps: what the host feeds the network at each level but the final 0; None where it feeds something else."""
+    timesteps = None if kind == "consistency" else _sampling(kind).timestep(sigmas[:-1]).tolist()
+    return {
+        "model": kind,
+        "models": {name: label for name, (label, _) in MODELS.items()},
+        "sigmas": sigmas.tolist(),
+        "timesteps": timesteps,
+    }
+
+
+def _read(declared: Mapping[str, Mapping[str, Any]], given: Mapping[str, str]) -> dict[str, Any]:
+    """The inputs of a node that are no connections, from text, each in its declared type and range."""
+    types = {**declared["required"], **declared["optional"]}
+    return {name: _value(name, given[name], types[name]) for name in types if name in given and name != "model"}
+
+
+def _value(name: str, text: str, declared: Any) -> Any:
+    kind, options = declared
+    if kind not in ("INT", "FLOAT"):
+        return text
+    try:
+        value = int(text) if kind == "INT" else float(text)
+    except ValueError as error:
+        raise ValueError(f"{name} is {text!r}; give a number.") from error
+    if not options["min"] <= value <= options["max"]:
+        raise ValueError(f"{name} is {text}; allowed are {options['min']} to {options['max']}.")
+    return value

@@ -1,0 +1,73 @@
+"""What the browser is told while a run goes on: rarely enough, and the last word always."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..trainers.run_folder import RunFolder
+from . import host
+
+SECONDS_BETWEEN_MESSAGES = 0.25
+METRICS, STATE = "fewstep.metrics", "fewstep.state"
+
+Message = dict[str, Any]
+
+
+class Messages:
+    """At most one message in SECONDS_BETWEEN_MESSAGES. The newest of each run is kept for tabs that open later."""
+
+    def __init__(
+        self,
+        send: Callable[[str, Message], None] = host.send,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._send, self._clock, self._sleep = send, clock, sleep
+        self._last = -math.inf
+        self.newest: dict[str, Message] = {}
+
+    def offer(self, event: str, message: Message, *, important: bool = False) -> bool:
+        """Whether it was sent. What is important waits for its turn, anything else is dropped when it comes too early."""
+        early = self._last + SECONDS_BETWEEN_MESSAGES - self._clock()
+        if early > 0.0 and not important:
+            return False
+        if early > 0.0:
+            self._sleep(early)
+        self._last = self._clock()
+        if event == METRICS:
+            self.newest[message["run"]] = message
+        self._send(event, message)
+        return True
+
+    @contextmanager
+    def of_run(self, run: RunFolder, *, node: str | None) -> Iterator[None]:
+        """Says that a run begins, and how it ended: finished, stopped, or failed with an error. node: where it is shown."""
+        self.newest.pop(run.name, None)
+        about = {"run": run.name, "node": node}
+        self.offer(STATE, {**about, "state": "begun"}, important=True)
+        ended: Message = {"state": "finished"}
+        try:
+            yield
+        except host.Cancelled:
+            ended = {"state": "stopped"}
+            raise
+        except Exception as error:
+            ended = {"state": "failed", "error": str(error)}
+            raise
+        finally:
+            self.newest.pop(run.name, None)
+            self.offer(STATE, {**about, **ended}, important=True)
+
+
+MESSAGES = Messages()
+"""All of this process: the host runs one node at a time."""
+
+
+def jsonable(values: Message) -> Message:
+    """With None where a number is no number, which no browser reads."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}

@@ -1,0 +1,113 @@
+"""The list of runs: what it says of each, and what its buttons do."""
+
+import json
+import time
+
+import pytest
+from editing import Editor
+from hosting import demo
+
+
+@pytest.fixture
+def finished(server, runs):
+    """The name of a small finished run with a report, started by another program than the editor."""
+    name = f"finished {time.time_ns()}"
+    server.queue(demo(name), client="test")
+    end = time.monotonic() + 120
+    while not (runs / name / "report.json").exists():
+        assert time.monotonic() < end, server.tail()
+        time.sleep(0.3)
+    return name
+
+
+def open_runs(editor):
+    tab = editor.page.locator(".fewstep-runs-tab-button")
+    (tab if tab.count() else editor.page.get_by_role("button", name="FewStep runs")).click()
+    return editor.page.locator("fewstep-runs")
+
+
+def card(runs_list, name):
+    return runs_list.locator("li").filter(has=runs_list.page.get_by_role("heading", name=name, exact=True))
+
+
+def test_a_run_is_listed_with_what_it_is_and_how_good(editor, finished):
+    shown = card(open_runs(editor), finished)
+    shown.wait_for()
+    text = shown.inner_text()
+    assert "finished" in text
+    assert "progressive distillation 8 to 4 steps, full weights, teacher" in text
+    assert "Distance from the teacher: 8 to 4 steps:" in text
+    assert "Best student: 4 steps, Frechet distance" in text
+    steps, teacher, student = shown.locator("fewstep-chart").evaluate("chart => chart.data")
+    assert steps == [4, 8]
+    assert None not in teacher
+    assert (student[0] is None, student[1]) == (False, None)
+    drawn = "async compare => { await compare.both.decode(); return compare.both.naturalWidth }"
+    assert shown.locator("fewstep-compare").evaluate(drawn) > 100
+
+
+def test_pictures_are_compared_under_a_slider(editor, finished):
+    shown = card(open_runs(editor), finished)
+    slider = shown.get_by_label("Where the teacher's picture ends")
+    slider.focus()
+    student = shown.locator(".half.student")
+    assert student.evaluate("half => half.style.clipPath") == "inset(0px 0px 0px 50%)"
+    editor.page.keyboard.press("End")
+    assert student.evaluate("half => half.style.clipPath") == "inset(0px 0px 0px 100%)"
+
+
+def test_its_student_is_put_into_the_graph(editor, finished):
+    editor.clear()
+    card(open_runs(editor), finished).get_by_role("button", name="Load student").click()
+    node = editor.find("FewStepLoadStudent")
+    value = editor.page.evaluate("(id) => app.graph.getNodeById(id).widgets[0].value", node)
+    assert value == f"{finished} (run)"
+
+
+def test_its_workflow_opens_again(editor, server, runs, finished):
+    workflow = editor.page.evaluate(
+        "() => { app.graph.clear(); app.graph.add(LiteGraph.createNode('FewStepDemoTeacher'));"
+        " return app.graph.serialize() }"
+    )
+    (runs / finished / "workflow.json").write_text(json.dumps(workflow))
+    editor.clear()
+    card(open_runs(editor), finished).get_by_role("button", name="Open workflow").click()
+    editor.page.wait_for_function("() => app.graph._nodes.some(node => node.type === 'FewStepDemoTeacher')")
+
+
+def test_deleting_wants_a_second_word(editor, runs, finished):
+    shown = card(open_runs(editor), finished)
+    shown.get_by_role("button", name="Delete", exact=True).click()
+    focused = "() => { let at = document.activeElement; while (at.shadowRoot) at = at.shadowRoot.activeElement;"
+    assert editor.page.evaluate(focused + " return at.textContent }") == "No"
+    shown.get_by_role("button", name="No", exact=True).click()
+    assert (runs / finished).exists()
+    shown.get_by_role("button", name="Delete", exact=True).click()
+    shown.get_by_role("button", name="Yes, delete").click()
+    shown.wait_for(state="detached")
+    assert not (runs / finished).exists()
+
+
+def test_what_distill_model_began_keeps_the_editors_graph(editor, runs):
+    from test_training_panel import begin, sentence
+
+    name = f"begun {time.time_ns()}"
+    begin(editor, name, iterations=20)
+    editor.queue()
+    sentence(editor, "Finished after 20 iterations")
+    kept = json.loads((runs / name / "workflow.json").read_text())
+    assert "FewStepDistill" in {node["type"] for node in kept["nodes"]}
+
+
+def test_a_name_is_text_and_never_markup(chromium, server, runs):
+    run = runs / "harmless"
+    run.mkdir(parents=True)
+    script = "<img src=x onerror='window.bad = true'>"
+    said = {"method": script, "teacher_sha256": script, "student.kind": "lora", "student.rank": script}
+    (run / "run.json").write_text(json.dumps({"run": said}))
+    with chromium.new_context(viewport={"width": 1700, "height": 1300}) as context:
+        editor = Editor(context.new_page(), server)
+        editor.open()
+        shown = card(open_runs(editor), "harmless")
+        assert script in shown.inner_text()
+        assert editor.page.evaluate("() => window.bad") is None

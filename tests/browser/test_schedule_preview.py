@@ -1,0 +1,93 @@
+"""The steps of a schedule on its node: live, and what the node will make."""
+
+import pytest
+from editing import read
+from hosting import ROOT
+
+
+def preview(editor, number=0):
+    return editor.page.locator("fewstep-schedule").nth(number)
+
+
+def column(editor, name):
+    """The numbers of a column of the table that is shown."""
+    return preview(editor).evaluate(
+        "(element, name) => { const table = element.shadowRoot.querySelector('table');"
+        " const at = [...table.rows[0].cells].findIndex(cell => cell.textContent === name);"
+        " return [...table.rows].slice(1).map(row => Number(row.cells[at].textContent)) }",
+        name,
+    )
+
+
+def wait_for(editor, name, numbers):
+    editor.page.wait_for_function(
+        "([name, wanted]) => { const table = document.querySelector('fewstep-schedule')?.shadowRoot.querySelector('table');"
+        " if (!table) return false; const at = [...table.rows[0].cells].findIndex(cell => cell.textContent === name);"
+        " const shown = [...table.rows].slice(1).map(row => Number(row.cells[at]?.textContent));"
+        " return JSON.stringify(shown) === JSON.stringify(wanted) }",
+        arg=[name, numbers],
+        timeout=20_000,
+    )
+
+
+@pytest.fixture
+def schedule(editor):
+    editor.clear()
+    return editor.add("FewStepSchedule")
+
+
+def test_the_preview_follows_every_widget(editor, schedule):
+    wait_for(editor, "timestep", [999, 749, 499, 249])
+    editor.set(schedule, schedule="lcm")
+    wait_for(editor, "timestep", [999, 759, 499, 259])
+    assert column(editor, "noise from")[0] == 14.6
+    editor.set(schedule, steps=2)
+    wait_for(editor, "timestep", [999, 499])
+    editor.set(schedule, strength=0.5)
+    wait_for(editor, "timestep", [499, 259])
+    editor.set(schedule, schedule="timesteps", values="800, 20")
+    wait_for(editor, "timestep", [800, 20])
+
+
+def test_what_the_node_would_refuse_is_said_while_typing(editor, schedule):
+    editor.set(schedule, schedule="lcm", steps=60)
+    preview(editor).locator(".error", has_text="steps is 60; an LCM schedule of 50 original steps").wait_for()
+    assert not preview(editor).locator("table").is_visible()
+    editor.set(schedule, steps=4)
+    wait_for(editor, "timestep", [999, 759, 499, 259])
+    assert preview(editor).locator(".error").text_content() == ""
+
+
+def test_the_kind_of_model_is_chosen_and_kept_in_the_graph(editor, schedule):
+    wait_for(editor, "timestep", [999, 749, 499, 249])
+    preview(editor).get_by_label("Kind of model that the schedule is shown for").select_option("flow")
+    wait_for(editor, "noise from", [1, 0.75, 0.5, 0.25])
+    saved = editor.page.evaluate("() => app.graph.serialize()")
+    editor.clear()
+    editor.load(saved)
+    wait_for(editor, "noise from", [1, 0.75, 0.5, 0.25])
+    assert preview(editor).locator("select").input_value() == "flow"
+
+
+def test_a_flow_model_before_the_node_is_noticed(editor):
+    editor.load(read(ROOT / "workflows" / "Consistency model in 2 steps.json"))
+    editor.page.wait_for_function(
+        "() => document.querySelector('fewstep-schedule')?.shadowRoot.querySelector('select').value === 'consistency'"
+    )
+    assert column(editor, "noise from")[0] == 80
+
+
+def test_a_recipe_says_its_kind_of_model_itself(editor):
+    editor.clear()
+    recipe = editor.add("FewStepApplyRecipe", recipe="FLUX.1 schnell, 4 steps")
+    wait_for(editor, "noise from", [1, 0.75, 0.5, 0.25])
+    assert "FLUX.1 schnell" in preview(editor).locator("div.soft").text_content()
+    assert not preview(editor).locator("select").is_visible()
+    editor.set(recipe, recipe="SDXL-Lightning, 2 steps")
+    wait_for(editor, "timestep", [999, 499])
+
+
+def test_a_preview_goes_with_its_node(editor, schedule):
+    wait_for(editor, "timestep", [999, 749, 499, 249])
+    editor.remove(schedule)
+    assert editor.page.locator("fewstep-schedule").count() == 0

@@ -1,0 +1,45 @@
+"""Every workflow of the pack opens in the editor as it is, and every node can be added to the graph."""
+
+from editing import read, strip
+from hosting import WORKFLOWS, api_twin
+
+
+def loaded(editor, workflow):
+    editor.load(workflow)
+    return strip(editor.prompt())
+
+
+def test_a_node_that_is_not_there_would_be_noticed(editor):
+    workflow = read(WORKFLOWS[0])
+    workflow["nodes"][0]["type"] = "FewStepNoSuchNode"
+    editor.load(workflow)
+    assert "FewStepNoSuchNode" in editor.missing_nodes()
+    editor.errors.clear()
+
+
+def test_workflows_open_whole_and_queue_what_is_committed(editor):
+    """One tab for all: opening a tab takes longer than the rest."""
+    for path in WORKFLOWS:
+        assert loaded(editor, read(path)) == strip(api_twin(path)), path.stem
+        assert not editor.missing_nodes(), path.stem
+        assert editor.errors == [], path.stem
+
+
+def test_what_is_saved_opens_again(editor):
+    path = next(path for path in WORKFLOWS if path.stem == "Distil digits to 4 steps")
+    first = loaded(editor, read(path))
+    saved = editor.page.evaluate("() => app.graph.serialize()")
+    editor.clear()
+    assert loaded(editor, saved) == first
+
+
+def test_every_node_can_be_added_and_removed(editor):
+    own = editor.page.evaluate(
+        "() => Object.keys(LiteGraph.registered_node_types).filter(name => name.startsWith('FewStep'))"
+    )
+    assert set(own) == {name for name in editor.server.get("/object_info") if name.startswith("FewStep")}
+    editor.clear()
+    for kind in own:
+        editor.remove(editor.add(kind))
+        assert editor.errors == [], kind
+    assert editor.page.evaluate("() => app.graph._nodes.length") == 0

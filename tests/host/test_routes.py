@@ -1,0 +1,146 @@
+"""What the browser asks the server for, as the browser asks it."""
+
+import json
+import shutil
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import pytest
+from comfyui_fewstep.commands.server import ServerError
+from comfyui_fewstep.trainers.run_folder import RunFolder
+from hosting import Failed, demo
+
+
+def ask(server, path, *, data=None):
+    """(status, body as bytes) of a request that is sent as it is written: nothing tidies the path on its way."""
+    request = urllib.request.Request(server.address + path, data=data)  # noqa: S310 (our own http address)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def snapshot(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_run_is_told_whole_and_looking_changes_nothing(client, server, runs, name):
+    client.run(demo(name, FewStepProgressiveDistillation={"iterations": 20}))
+    before = snapshot(runs / name)
+    told = server.get(f"/fewstep/runs/{name}")
+    assert (told["state"], told["iteration"], told["iterations"], told["live"]) == ("finished", 20, 20, None)
+    assert told["curves"]["iteration"] == [10, 20]
+    logged = RunFolder(runs, name).metrics()
+    assert told["curves"]["loss"] == [line["loss"] for line in logged]
+    assert told["stages"] == {"0": "8 to 4 steps"}
+    assert server.get(f"/fewstep/runs/{name}?after=10")["curves"]["iteration"] == [20]
+    newest = told["previews"][-1]
+    status, picture = ask(server, f"/fewstep/runs/{name}/preview?iteration={newest}")
+    assert (status, picture) == (200, (runs / name / "previews" / f"{newest:08d}.png").read_bytes())
+    assert ask(server, f"/fewstep/runs/{name}/preview?iteration=7777")[0] == 404
+    assert snapshot(runs / name) == before
+
+
+def test_a_run_that_is_not_there_is_told_so_and_not_made(server, runs):
+    told = server.get("/fewstep/runs/never begun".replace(" ", "%20"))
+    assert (told["state"], told["iteration"], told["previews"]) == ("absent", 0, [])
+    assert not (runs / "never begun").exists()
+
+
+@pytest.mark.parametrize("path", ["..", "../../..", "a/../..", ".", "/etc", "a\\..\\b", "..\x00"])
+@pytest.mark.parametrize("what", ["", "/preview?iteration=1"])
+def test_no_name_leads_out_of_the_runs(path, what, server, base, runs):
+    """Written as one part of the address, percent signs and all, the name is what the nodes would refuse."""
+    (base / "previews").mkdir(exist_ok=True)
+    (base / "previews" / "00000001.png").write_bytes(b"secret")
+    status, body = ask(server, f"/fewstep/runs/{urllib.parse.quote(path, safe='')}{what}")
+    assert status in (400, 404, 405)
+    assert b"secret" not in body
+    if status == 400:
+        assert "run name" in json.loads(body)["error"]
+
+
+@pytest.mark.parametrize("number", ["", "x", "1.5", "../1", "1e3"])
+def test_what_is_no_number_is_refused_by_name(number, server, name):
+    status, body = ask(server, f"/fewstep/runs/{name}/preview?iteration={urllib.parse.quote(number)}")
+    assert status == 400
+    assert "iteration" in json.loads(body)["error"]
+
+
+def test_a_stop_needs_a_run_that_goes_on(server, name):
+    with pytest.raises(ServerError, match="nobody trains"):
+        server.post(f"/fewstep/runs/{name}/stop", {})
+    assert ask(server, f"/fewstep/runs/{name}/stop")[0] in (404, 405), "looking never stops"
+
+
+def test_stop_after_this_checkpoint(client, server, runs, name):
+    """It ends at the first checkpoint after the request, whose state is saved, and the next start goes on from there."""
+    long = demo(name, FewStepProgressiveDistillation={"iterations": 2000}, FewStepDistill={"checkpoint_every": 50})
+    asked, states = [], []
+
+    def listen(kind, data):
+        if kind == "fewstep.state":
+            states.append(data["state"])
+        if kind == "fewstep.metrics" and not asked:
+            asked.append(data["iteration"])
+            assert server.post(f"/fewstep/runs/{name}/stop", {}) == {"run": name, "stopping": True}
+            assert server.get(f"/fewstep/runs/{name}")["stopping"]
+
+    with pytest.raises(Failed, match="interrupted"):
+        client.run(long, on_event=listen)
+    told = server.get(f"/fewstep/runs/{name}")
+    saved = [int(path.stem) for path in RunFolder(runs, name).checkpoints()]
+    assert saved[-1] % 50 == 0
+    assert asked[0] <= saved[-1] < 2000
+    assert (told["state"], told["iteration"], told["stopping"]) == ("stopped", saved[-1], False)
+    assert told["previews"][-1] == saved[-1], "the picture of that checkpoint is drawn first"
+    assert states == ["begun", "stopped"]
+    shutil.rmtree(runs / name)
+
+
+def test_while_it_trains_a_second_tab_finds_the_newest_figures(client, server, name):
+    seen = []
+
+    def listen(kind, data):
+        if kind == "fewstep.metrics" and not seen:
+            told = server.get(f"/fewstep/runs/{name}")
+            seen.append(told)
+            threading.Thread(target=server.post, args=("/interrupt", {})).start()
+
+    with pytest.raises(Failed, match="interrupted"):
+        client.run(demo(name, FewStepProgressiveDistillation={"iterations": 2000}), on_event=listen)
+    (told,) = seen
+    assert told["state"] == "training"
+    assert told["live"]["run"] == name
+    assert told["live"]["iterations"] == 2000
+    assert told["live"]["seconds_left"] > 0.0
+
+
+def test_runs_are_listed_opened_and_deleted(client, server, runs, name):
+    client.run(demo(name))
+    (told,) = [run for run in server.get("/fewstep/runs") if run["run"] == name]
+    assert (told["state"], told["method"], told["iteration"]) == ("finished", "progressive_distillation", 6)
+    assert (told["student"], told["options"]["start_steps"]) == ({"kind": "full_weights"}, 8)
+    assert told["scores"][0]["model"] == "teacher"
+    assert [(stage["stage"], stage["steps"]) for stage in told["stages"]] == [("8 to 4 steps", 4)]
+    assert f'train "{runs / name}"' in told["command"]
+    status, body = ask(server, f"/fewstep/runs/{name}/workflow")
+    assert (status, "keeps no workflow" in json.loads(body)["error"]) == (400, True), "this client sends none"
+    status, body = ask(server, f"/fewstep/runs/{name}/delete", data=b"")
+    assert status == 415, "a form of another site cannot delete"
+    assert (runs / name).exists()
+    assert server.post(f"/fewstep/runs/{name}/delete", {}) == {"run": name, "deleted": True}
+    assert not (runs / name).exists()
+
+
+@pytest.mark.parametrize("path", ["..", "../../..", "../runs", ".hidden", ""])
+def test_nothing_else_is_deleted(path, server, base, runs):
+    runs.mkdir(parents=True, exist_ok=True)
+    (runs / ".hidden").mkdir(exist_ok=True)
+    with pytest.raises(ServerError):
+        server.post(f"/fewstep/runs/{urllib.parse.quote(path, safe='')}/delete", {})
+    assert (runs / ".hidden").exists()
+    assert (base / "custom_nodes").exists()

@@ -1,0 +1,96 @@
+"""The preview of a schedule is what the node makes: compared on real models of the host."""
+
+import json
+import math
+import urllib.parse
+
+import pytest
+import torch
+from architectures import tiny
+from comfyui_fewstep.nodes import digits_model, host, recipes, schedule_preview
+from comfyui_fewstep.nodes.sampling import Schedule
+from comfyui_fewstep.samplers.presets import PRESETS
+
+INPUTS = [
+    {"schedule": "trailing", "steps": 4},
+    {"schedule": "lcm", "steps": 4},
+    {"schedule": "lcm", "steps": 3, "original_steps": 40, "strength": 0.5},
+    {"schedule": "tcd", "steps": 5},
+    {"schedule": "turbo", "steps": 2},
+    {"schedule": "dmd2", "steps": 4},
+    {"schedule": "timesteps", "steps": 9, "values": "800, 20"},
+    {"schedule": "sigmas", "steps": 1, "values": "3.5, 1"},
+]
+
+
+def shown(server, route, **given):
+    return server.get(f"/fewstep/{route}?{urllib.parse.urlencode(given)}")
+
+
+@pytest.mark.parametrize("inputs", INPUTS, ids=json.dumps)
+def test_what_is_shown_is_what_the_node_makes(inputs, server):
+    (made,) = Schedule().make(digits_model.load_teacher(), **inputs)
+    assert shown(server, "schedule", **inputs)["sigmas"] == made.tolist()
+
+
+def test_flow_models_too(server):
+    model = tiny("sd3")
+    own_shift = host.model_sampling_of(model).shift
+    assert own_shift == 3.0, "as Stable Diffusion 3 has it"
+    (made,) = Schedule().make(model, "trailing", 4, shift=2.0)
+    told = shown(server, "schedule", model="flow3", schedule="trailing", steps=4, shift=2.0)
+    assert told["sigmas"] == pytest.approx(made.tolist(), abs=1e-6)
+    assert told["timesteps"] == pytest.approx([1000 * sigma for sigma in made[:-1].tolist()], abs=1e-3)
+
+
+def test_timesteps_are_those_of_the_papers(server):
+    """Table 2 of Lin et al. for trailing, LCM's list, and Song et al.'s levels."""
+    for schedule, timesteps in {"trailing": [999, 749, 499, 249], "lcm": [999, 759, 499, 259]}.items():
+        assert shown(server, "schedule", schedule=schedule, steps=4)["timesteps"] == timesteps
+    told = shown(server, "schedule", schedule="consistency", steps=2, model="consistency")
+    assert told["timesteps"] is None
+    high, low = 80.0 ** (1 / 7), 0.002 ** (1 / 7)
+    assert told["sigmas"] == pytest.approx([80.0, (high + 20 / 39 * (low - high)) ** 7, 0.0], rel=1e-5)
+
+
+def test_kinds_of_models_are_the_hosts_own():
+    """The demo teacher is a real MODEL on the timesteps of Stable Diffusion."""
+    real = host.noise_levels(host.model_sampling_of(digits_model.load_teacher()))
+    assert torch.equal(host.noise_levels(schedule_preview._sampling("sd")), real)
+    flux = host.noise_levels(schedule_preview._sampling("flux"))
+    half = math.exp(1.15) * 0.5 / (1.0 + (math.exp(1.15) - 1.0) * 0.5)
+    assert float(flux[499]) == pytest.approx(half, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_every_recipe_is_shown(name, server):
+    told = shown(server, "recipe", recipe=name)
+    preset = PRESETS[name]
+    assert len(told["sigmas"]) == preset.steps + 1
+    sampling = schedule_preview._sampling(told["model"])
+    assert host.noise_family(sampling) is preset.family
+    assert told["sigmas"] == recipes.preset_levels(sampling, preset).tolist()
+    assert told["source"] == preset.source
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"schedule": "lcm", "steps": 60}, "steps is 60"),
+        ({"schedule": "lcm", "steps": 4, "model": "flow"}, "this is a flow model"),
+        ({"schedule": "karras", "steps": 4}, "schedule is 'karras'"),
+        ({"schedule": "trailing", "steps": 4, "model": "sdxl"}, "model is 'sdxl'"),
+        ({"schedule": "trailing", "steps": 4, "shift": 2.0}, "only flow models have one"),
+        ({"schedule": "trailing", "steps": 100000000000}, "steps is 100000000000; allowed are 1 to 1000"),
+        ({"schedule": "trailing", "steps": "four"}, "steps is 'four'"),
+        ({"schedule": "lcm", "steps": 4, "strength": "nan"}, "strength is nan"),
+        ({"schedule": "sigmas", "steps": 1, "values": "1, 2"}, "values is '1, 2'"),
+    ],
+)
+def test_what_the_node_refuses_is_refused_in_the_same_words(given, said, server):
+    assert said in shown(server, "schedule", **given)["error"]
+
+
+def test_recipes_that_are_none(server):
+    assert "there is no recipe 'mine'" in shown(server, "recipe", recipe="mine")["error"]
+    assert "Choose a student or LoRA" in shown(server, "recipe", recipe=recipes.FROM_FILE, file="none")["error"]

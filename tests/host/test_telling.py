@@ -1,0 +1,128 @@
+"""How often the browser is told of a run, and that the last word always reaches it."""
+
+import json
+import math
+
+import pytest
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+
+class Clock:
+    """Time that passes only when somebody waits."""
+
+    def __init__(self):
+        self.now = 100.0
+        self.sent = []
+
+    def sleep(self, seconds):
+        assert seconds > 0.0
+        self.now += seconds
+
+    def send(self, event, message):
+        self.sent.append((self.now, event, message))
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def messages(clock):
+    from comfyui_fewstep.nodes.telling import Messages
+
+    return Messages(clock.send, clock=lambda: clock.now, sleep=clock.sleep)
+
+
+def most_in_a_second(sent):
+    times = [time for time, *_ in sent]
+    return max(sum(start <= time < start + 1.0 for time in times) for start in times)
+
+
+def test_no_second_has_more_than_five_messages(clock, messages):
+    """A thousand iterations in ten seconds, every tenth of them with a preview."""
+    from comfyui_fewstep.nodes.telling import METRICS
+
+    for i in range(1000):
+        messages.offer(METRICS, {"run": "a", "iteration": i}, important=i % 10 == 9)
+        clock.now += 0.01
+    assert most_in_a_second(clock.sent) <= 5
+    sent = [message["iteration"] for *_, message in clock.sent]
+    assert set(range(9, 1000, 10)) <= set(sent), "what is important is never dropped"
+    assert sent == sorted(sent)
+
+
+def test_what_is_not_important_never_waits(clock, messages):
+    from comfyui_fewstep.nodes.telling import METRICS
+
+    assert messages.offer(METRICS, {"run": "a", "iteration": 1})
+    assert not messages.offer(METRICS, {"run": "a", "iteration": 2})
+    assert (clock.now, len(clock.sent)) == (100.0, 1)
+
+
+def test_what_comes_in_time_is_not_delayed(clock, messages):
+    from comfyui_fewstep.nodes.telling import METRICS
+
+    for i in range(5):
+        assert messages.offer(METRICS, {"run": "a", "iteration": i})
+        clock.now += 0.3
+    assert clock.now == pytest.approx(101.5)
+
+
+def test_a_tab_that_opens_later_finds_the_newest_message(clock, messages):
+    from comfyui_fewstep.nodes.telling import METRICS
+
+    with messages.of_run(Named("a"), node="5"):
+        messages.offer(METRICS, {"run": "a", "iteration": 1}, important=True)
+        messages.offer(METRICS, {"run": "a", "iteration": 2}, important=True)
+        assert messages.newest["a"]["iteration"] == 2
+    assert messages.newest == {}
+
+
+class Named:
+    def __init__(self, name):
+        self.name = name
+
+
+def ending(messages, clock, error):
+    with pytest.raises(type(error)), messages.of_run(Named("a"), node="5"):
+        raise error
+    return clock.sent[-1][2]
+
+
+def test_how_a_run_ended_is_told(clock, messages):
+    from comfyui_fewstep.nodes import host
+
+    with messages.of_run(Named("a"), node="5"):
+        pass
+    assert [message["state"] for *_, message in clock.sent] == ["begun", "finished"]
+    assert ending(messages, clock, host.Cancelled()) == {"run": "a", "node": "5", "state": "stopped"}
+    failed = ending(messages, clock, ValueError("no such thing"))
+    assert failed == {"run": "a", "node": "5", "state": "failed", "error": "no such thing"}
+
+
+def test_a_number_that_is_none_becomes_null():
+    from comfyui_fewstep.nodes.telling import jsonable
+
+    made = jsonable({"loss": math.nan, "iteration": 3, "name": "x", "memory": None})
+    assert made == {"loss": None, "iteration": 3, "name": "x", "memory": None}
+    json.dumps(made, allow_nan=False)
+
+
+def test_a_training_process_elsewhere_stops_when_the_folder_asks_it_to():
+    """At a checkpoint, after its metrics were told, and as Ctrl-C does it; not before it was asked."""
+    from types import SimpleNamespace
+
+    from comfyui_fewstep.nodes.worker import _Tell
+
+    run = SimpleNamespace(stop_asked=False)
+    told = []
+    tell = _Tell(SimpleNamespace(run=run, options=SimpleNamespace(checkpoint_every=5)), None, told.append)
+    tell(SimpleNamespace(iteration=5))
+    run.stop_asked = True
+    tell(SimpleNamespace(iteration=9))
+    with pytest.raises(KeyboardInterrupt):
+        tell(SimpleNamespace(iteration=10))
+    assert [metrics.iteration for metrics in told] == [5, 9, 10]

@@ -1,0 +1,190 @@
+"""What a run folder says to whoever looks at it."""
+
+import os
+import threading
+
+import pytest
+from comfyui_fewstep.trainers.run_folder import RunFolder
+from comfyui_fewstep.trainers.watching import State, all_runs, curves, previews, stage_names, state_of, summary
+
+
+def line(iteration, *, stage=0, loss=None, bands=(1.0, None)):
+    values = {name: float(iteration) for name in ("loss", "x0_error", "gradient_norm", "learning_rate")}
+    values["loss"] = values["loss"] if loss is None else loss
+    return {"iteration": iteration, "stage": stage, "stage_name": f"s{stage}", "band_errors": list(bands), **values}
+
+
+def test_curves_of_few_lines_are_the_lines():
+    made = curves([line(10), line(20, stage=1, bands=(2.0, 3.0))])
+    assert made["iteration"] == [10, 20]
+    assert made["stage"] == [0, 1]
+    assert made["loss"] == [10.0, 20.0]
+    assert made["band_errors"] == [[1.0, 2.0], [None, 3.0]]
+
+
+def test_many_lines_are_put_together_by_their_means_within_a_stage():
+    lines = [line(i, stage=int(i > 5)) for i in range(1, 11)]
+    made = curves(lines, most=5)
+    assert made["iteration"] == [2, 4, 5, 7, 9, 10], "of each group the last, and no group over two stages"
+    assert made["loss"] == [1.5, 3.5, 5.0, 6.5, 8.5, 10.0]
+    assert made["stage"] == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_band_without_a_sample_is_left_out_of_its_mean():
+    made = curves([line(1, bands=(1.0, None)), line(2, bands=(None, None))], most=1)
+    assert made["band_errors"] == [[1.0], [None]]
+
+
+def test_curves_of_nothing():
+    assert curves([]) == {
+        **{name: [] for name in ("iteration", "stage", "loss", "x0_error", "gradient_norm", "learning_rate")},
+        "band_errors": [],
+    }
+    assert stage_names([line(1), line(2, stage=1)]) == {0: "s0", 1: "s1"}
+
+
+def in_another_thread(ask):
+    said = []
+    thread = threading.Thread(target=lambda: said.append(ask()))
+    thread.start()
+    thread.join()
+    return said[0]
+
+
+def test_states_of_a_run_in_order(tmp_path):
+    run = RunFolder(tmp_path, "run")
+    assert state_of(run) is State.ABSENT
+    with run.locked():
+        assert in_another_thread(lambda: state_of(RunFolder(tmp_path, "run"))) is State.TRAINING
+        run.claim({"run": {}})
+    assert state_of(run) is State.WRITTEN
+    run.save_checkpoint(3, {}, {"stage": 0})
+    assert state_of(run) is State.STOPPED
+    run.student_file.touch()
+    assert state_of(run) is State.FINISHED
+    with run.locked():
+        assert in_another_thread(lambda: state_of(RunFolder(tmp_path, "run"))) is State.TRAINING
+
+
+def test_looking_never_keeps_a_run_from_its_trainer(tmp_path):
+    run, stop = RunFolder(tmp_path, "run"), threading.Event()
+    with run.locked():
+        pass
+
+    def look():
+        while not stop.is_set():
+            _ = RunFolder(tmp_path, "run").busy
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(200):
+            with run.locked():
+                pass
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_stop_is_for_the_process_that_trains_now(tmp_path):
+    run = RunFolder(tmp_path, "run")
+    with pytest.raises(ValueError, match="nobody trains the run 'run' now"):
+        run.ask_to_stop()
+    assert not run.path.exists(), "asking about a run makes none"
+    with run.locked():
+        in_another_thread(RunFolder(tmp_path, "run").ask_to_stop)
+        assert run.stop_asked
+    with run.locked():
+        assert not run.stop_asked
+
+
+def test_previews_are_told_in_order(tmp_path):
+    run = RunFolder(tmp_path, "run")
+    folder = run.path / "previews"
+    folder.mkdir(parents=True)
+    for name in ("00000020.png", "00000003.png", ".00000004.png.7.part", "note.txt"):
+        (folder / name).touch()
+    assert previews(run) == [3, 20]
+
+
+def described(tmp_path, name, **more):
+    run = RunFolder(tmp_path, name)
+    with run.locked():
+        said = {
+            "method": "progressive",
+            "method.start_steps": 8,
+            "student.kind": "lora",
+            "teacher_sha256": "ab",
+            **more,
+        }
+        run.claim({"run": said})
+    return run
+
+
+def test_runs_are_listed_with_what_they_are(tmp_path):
+    older, newer = described(tmp_path, "older"), described(tmp_path, "newer")
+    newer.log({**line(10), "iterations": 20})
+    os.utime(older.path / "run.json", (1, 1))
+    os.utime(older.path / ".lock", (1, 1))
+    os.utime(older.path, (1, 1))
+    (tmp_path / "no run").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "run.json").write_text("{}")
+    assert [run.name for run in all_runs(tmp_path)] == ["newer", "older"]
+    told = summary(newer)
+    assert (told["method"], told["options"], told["student"]) == ("progressive", {"start_steps": 8}, {"kind": "lora"})
+    assert (told["state"], told["iteration"], told["iterations"], told["loss"]) == ("written", 10, 20, 10.0)
+    assert (told["stages"], told["scores"], told["preview"], told["has_workflow"]) == ([], [], None, False)
+
+
+def test_a_damaged_run_is_listed_with_its_damage(tmp_path):
+    run = described(tmp_path, "run")
+    (run.path / "run.json").write_text("{")
+    assert "damaged" in summary(run)["error"]
+
+
+def test_a_workflow_is_kept_as_it_is(tmp_path):
+    run = described(tmp_path, "run")
+    with pytest.raises(ValueError, match="keeps no workflow"):
+        run.workflow()
+    run.keep_workflow({"nodes": [{"id": 1}]})
+    assert run.workflow() == {"nodes": [{"id": 1}]}
+    assert summary(run)["has_workflow"]
+
+
+def test_deleting_removes_the_run_and_nothing_that_it_points_to(tmp_path):
+    run = described(tmp_path, "run")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    (run.path / "link").symlink_to(outside, target_is_directory=True)
+    run.save_checkpoint(1, {}, {"stage": 0})
+    run.delete()
+    assert not run.path.exists()
+    assert (outside / "kept").exists()
+    with pytest.raises(ValueError, match="there is no run 'run'"):
+        run.delete()
+    assert not run.path.exists()
+
+
+def test_what_is_trained_now_is_not_deleted(tmp_path):
+    run = described(tmp_path, "run")
+    with run.locked(), pytest.raises(ValueError, match="being trained by another process"):
+        in_another_thread(lambda: raised(RunFolder(tmp_path, "run").delete))()
+    assert (run.path / "run.json").exists()
+
+
+def raised(action):
+    """A function that does what action did: its exception crosses a thread."""
+    try:
+        action()
+    except ValueError as error:
+        caught = error
+
+        def again():
+            raise caught
+
+        return again
+    return lambda: None

@@ -1,0 +1,153 @@
+// A line chart over iterations, on uPlot: raw and smoothed values, stages as dashed lines, in the colours of the page.
+import uPlot from "./vendor/uplot/uPlot.esm.mjs";
+import { define, figure } from "./fewstep_elements.js";
+
+const STYLESHEET = new URL("./vendor/uplot/uPlot.min.css", import.meta.url);
+const SMOOTHING = 0.9;
+
+/** An exponential moving average without a start from 0, begun anew in every stage; gaps stay gaps. */
+export function smoothed(values, stages) {
+  let sum = 0;
+  let weight = 0;
+  return values.map((value, i) => {
+    if (i && stages[i] !== stages[i - 1]) sum = weight = 0;
+    if (value === null) return null;
+    sum = SMOOTHING * sum + (1 - SMOOTHING) * value;
+    weight = SMOOTHING * weight + (1 - SMOOTHING);
+    return sum / weight;
+  });
+}
+
+/** The iterations at which a stage begins, but for the first. */
+export function boundaries(iterations, stages) {
+  return iterations.flatMap((iteration, i) => (i && stages[i] !== stages[i - 1] ? [{ at: iteration, stage: stages[i] }] : []));
+}
+
+class Chart extends HTMLElement {
+  #plot = null;
+  #shape = "";
+  #content = null;
+  #sizes = new ResizeObserver(() => this.#resize());
+  #themes = new MutationObserver(() => this.#plot?.redraw(false, true));
+
+  constructor() {
+    super();
+    this.attachShadow({ mode: "open" });
+    const sheet = Object.assign(document.createElement("link"), { rel: "stylesheet", href: STYLESHEET });
+    const style = document.createElement("style");
+    style.textContent = `:host { display: block; overflow: hidden; min-height: 0; } .u-legend { font-size: 0.9em; color: inherit; }
+      .u-legend th { font-weight: normal; } .u-inline tr { margin-right: 0.8em; } .uplot { font: inherit; }`;
+    this.area = document.createElement("div");
+    this.shadowRoot.append(sheet, style, this.area);
+  }
+
+  connectedCallback() {
+    this.#sizes.observe(this);
+    for (const root of [document.documentElement, document.body])
+      this.#themes.observe(root, { attributes: true, attributeFilter: ["class", "style"] });
+    if (this.#content) this.draw(this.#content);
+  }
+
+  disconnectedCallback() {
+    this.#sizes.disconnect();
+    this.#themes.disconnect();
+    this.#drop();
+  }
+
+  /** {x, stages, names, log, lines: [{label, values, colour, faint}]}, and for an x that is no iteration xLabel, which is on a log
+   *  scale then. points: show every point. Colours are CSS variables of the page or the element. */
+  draw(content) {
+    this.#content = content;
+    if (!this.isConnected || !this.clientWidth) return;
+    const shape = JSON.stringify([content.log, content.lines.map((line) => [line.label, line.colour, line.faint])]);
+    if (shape !== this.#shape) this.#drop();
+    this.#shape = shape;
+    if (this.#plot) return this.#plot.setData(this.#data(content));
+    this.#plot = new uPlot(this.#options(content), this.#data(content), this.area);
+    this.#plot.setSize(this.#size()); // now that the legend has its height
+  }
+
+  /** What the chart shows, for a reader without eyes for it, and for tests. */
+  get data() {
+    return this.#plot?.data ?? [];
+  }
+
+  #data({ x, log, lines }) {
+    const drawable = (value) => (value === null || (log && value <= 0) ? null : value);
+    return [x, ...lines.map((line) => line.values.map(drawable))];
+  }
+
+  #drop() {
+    this.#plot?.destroy();
+    this.#plot = null;
+    this.#shape = "";
+  }
+
+  #resize() {
+    if (!this.#plot && this.#content) this.draw(this.#content);
+    this.#plot?.setSize(this.#size());
+  }
+
+  #size() {
+    const legend = this.area.querySelector(".u-legend")?.offsetHeight ?? 22;
+    return { width: Math.max(this.clientWidth, 50), height: Math.max(this.clientHeight - legend, 50) };
+  }
+
+  #colour(name) {
+    return getComputedStyle(this).getPropertyValue(name).trim() || "#888";
+  }
+
+  #options({ log, lines, xLabel, points }) {
+    const font = () => `${getComputedStyle(this).fontSize} system-ui, sans-serif`;
+    const axis = { stroke: () => this.#colour("--soft"), font: font(), ticks: { show: false },
+      grid: { stroke: () => this.#colour("--line"), width: 0.5 } };
+    return {
+      ...this.#size(),
+      scales: { x: { time: false, ...(xLabel ? { distr: 3, log: 2 } : {}) }, y: log ? { distr: 3 } : {} },
+      axes: [{ ...axis, size: 30 }, { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : figure(tick))) }],
+      series: [{ label: xLabel ?? "iteration" }, ...lines.map((line) => this.#series(line, points))],
+      cursor: { points: { size: 6 }, drag: { setScale: false }, move: (plot, left, top) => this.#unscaled(plot, left, top) },
+      hooks: { drawClear: [(plot) => this.#drawStages(plot)] },
+    };
+  }
+
+  #series({ label, colour, faint }, all) {
+    return {
+      label, width: faint ? 1 : 2, alpha: faint ? 0.35 : 1, spanGaps: true, stroke: () => this.#colour(colour),
+      points: { show: (plot, i) => all || (!faint && plot.data[i].filter((value) => value !== null).length < 3) },
+      value: (_, value) => figure(value),
+    };
+  }
+
+  /** The editor scales elements on its canvas, and uPlot takes the pointer's place in unscaled pixels. */
+  #unscaled(plot, left, top) {
+    const scale = plot.over.getBoundingClientRect().width / plot.over.offsetWidth || 1;
+    return [left / scale, top / scale];
+  }
+
+  #drawStages(plot) {
+    const { x, stages, names } = this.#content;
+    const { ctx, bbox } = plot;
+    ctx.save();
+    ctx.strokeStyle = ctx.fillStyle = this.#colour("--soft");
+    ctx.setLineDash([4, 4]);
+    ctx.textAlign = "left"; // uPlot leaves its own
+    ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
+    const starts = x.length ? [{ at: x[0], stage: stages[0] }, ...boundaries(x, stages)] : [];
+    starts.forEach(({ at, stage }, i) => {
+      const left = Math.round(plot.valToPos(at, "x", true));
+      if (i) this.#dashed(ctx, left, bbox);
+      ctx.fillText(names?.[stage] ?? "", left + 4 * devicePixelRatio, bbox.top + 12 * devicePixelRatio);
+    });
+    ctx.restore();
+  }
+
+  #dashed(ctx, left, { top, height }) {
+    ctx.beginPath();
+    ctx.moveTo(left, top);
+    ctx.lineTo(left, top + height);
+    ctx.stroke();
+  }
+}
+
+define("fewstep-chart", Chart);

@@ -1,0 +1,75 @@
+// A preview picture, teacher above and student below: both rows, or one over the other under a slider.
+import { STYLE, define, make } from "./fewstep_elements.js";
+
+const OWN_STYLE = `
+  :host { display: flex; flex-direction: column; gap: 0.3em; min-height: 0; }
+  .stage { position: relative; flex: 1; min-height: 0; display: grid; place-items: center; overflow: hidden; }
+  .both { max-width: 100%; max-height: 100%; width: 100%; object-fit: contain; }
+  .over { position: relative; width: 100%; }
+  .half { position: absolute; inset: 0; background-size: 100% 200%; background-repeat: no-repeat; }
+  .teacher { background-position: top; } .student { background-position: bottom; }
+  .line { position: absolute; top: 0; bottom: 0; width: 2px; background: var(--student); pointer-events: none; }
+  .pixels { image-rendering: pixelated; }
+  input { width: 100%; accent-color: var(--student); }
+  .words { display: flex; justify-content: space-between; }
+`;
+
+class Compare extends HTMLElement {
+  #address = "";
+  #over = false;
+
+  constructor() {
+    super();
+    this.attachShadow({ mode: "open" });
+    this.both = make("img", { className: "both", alt: "Above the teacher's pictures, below the student's, from the same noise" });
+    this.both.addEventListener("load", () => this.#fitPicture());
+    this.halves = ["teacher", "student"].map((name) => make("div", { className: `half ${name}` }));
+    this.line = make("div", { className: "line" });
+    this.over = make("div", { className: "over", hidden: true }, ...this.halves, this.line);
+    this.slider = make("input", { type: "range", min: 0, max: 100, value: 50, on: { input: () => this.#divide() },
+      aria: { label: "Where the teacher's picture ends and the student's begins" } });
+    this.words = make("div", { className: "words soft" }, make("span", {}, "teacher"), make("span", {}, "student"));
+    this.dividing = make("div", { hidden: true }, this.slider, this.words);
+    const style = make("style", { textContent: STYLE + OWN_STYLE });
+    this.shadowRoot.append(style, make("div", { className: "stage" }, this.both, this.over), this.dividing);
+    this.#divide();
+  }
+
+  /** The picture's address. */
+  set address(address) {
+    if (address === this.#address) return;
+    this.#address = address;
+    this.both.src = address;
+    for (const half of this.halves) half.style.backgroundImage = `url("${address}")`;
+  }
+
+  get address() {
+    return this.#address;
+  }
+
+  /** Whether the pictures lie over each other. */
+  set overlaid(over) {
+    this.#over = over;
+    this.both.hidden = over;
+    this.over.hidden = this.dividing.hidden = !over;
+  }
+
+  get overlaid() {
+    return this.#over;
+  }
+
+  #fitPicture() {
+    const { naturalWidth, naturalHeight } = this.both;
+    this.over.style.aspectRatio = `${naturalWidth} / ${naturalHeight / 2}`;
+    const small = naturalWidth < 1000; // enlarged, it shows its pixels as they are
+    for (const element of [this.both, ...this.halves]) element.classList.toggle("pixels", small);
+  }
+
+  #divide() {
+    const at = this.slider.value;
+    this.halves[1].style.clipPath = `inset(0 0 0 ${at}%)`;
+    this.line.style.left = `calc(${at}% - 1px)`;
+  }
+}
+
+define("fewstep-compare", Compare);

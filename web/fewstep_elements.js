@@ -1,0 +1,90 @@
+// Small helpers of all our elements: making them, their common look, and numbers as words.
+
+/** An element with properties and children; `on` holds its listeners, `aria` its ARIA attributes. */
+export function make(tag, { on = {}, aria = {}, ...properties } = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  for (const [event, listener] of Object.entries(on)) made.addEventListener(event, listener);
+  for (const [name, value] of Object.entries(aria)) made.setAttribute(`aria-${name}`, value);
+  made.append(...children);
+  return made;
+}
+
+/** The host's own colours, with those of its dark theme where a host does not define one. Sizes follow its text. */
+export const STYLE = `
+  :host { display: block; box-sizing: border-box; width: 100%; height: 100%; overflow: hidden;
+    --ink: var(--input-text, #ddd); --soft: var(--descrip-text, #999); --line: var(--border-color, #4e4e4e);
+    --ground: var(--comfy-input-bg, #222); --student: #e8590c; --teacher: #868e96;
+    color: var(--ink); font: 12px/1.4 system-ui, sans-serif; }
+  :host([hidden]) { display: none; }
+  * { box-sizing: border-box; }
+  button, select { font: inherit; color: var(--ink); background: var(--ground); border: 1px solid var(--line);
+    border-radius: 4px; padding: 0.2em 0.6em; cursor: pointer; }
+  button:hover:not(:disabled) { border-color: var(--ink); }
+  button:disabled { opacity: 0.5; cursor: default; }
+  button[aria-pressed="true"] { background: var(--ink); color: var(--ground); border-color: var(--ink); }
+  :focus-visible { outline: 2px solid var(--student); outline-offset: 1px; }
+  [hidden] { display: none !important; }
+  .row { display: flex; flex-wrap: wrap; gap: 0.4em; align-items: center; }
+  .soft { color: var(--soft); }
+`;
+
+/** An element of ours, whose shadow keeps its look from the page's and the page's from it. */
+export function define(name, kind) {
+  if (!customElements.get(name)) customElements.define(name, kind);
+}
+
+/** Puts an element on a node, in every editor since 2024, and takes all of it away with the node. It is no setting. */
+export function addElement(node, name, element, { height }) {
+  const options = { serialize: false, hideOnZoom: false, getMinHeight: height };
+  const widget = node.addDOMWidget(name, `fewstep_${name}`, element, options);
+  widget.serialize = false;
+  atRemoval(node, () => {
+    widget.onRemove?.(); // the editor of 2024 leaves a listener on the document otherwise
+    element.remove();
+  });
+  return widget;
+}
+
+/** Whether a widget's value comes over a link: the editor of 2024 turns the widget itself into an input. */
+export function isLinked(node, name) {
+  const input = node.inputs?.find((slot) => (slot.widget?.name ?? slot.name) === name);
+  return input !== undefined && input.link !== null && input.link !== undefined;
+}
+
+/** Calls look again and again while the node is there: editors differ in whom they tell of changes, and by whom. */
+export function every(milliseconds, node, look) {
+  const timer = setInterval(look, milliseconds);
+  atRemoval(node, () => clearInterval(timer));
+}
+
+/** Calls leave when the node is removed, after what others do then. */
+export function atRemoval(node, leave) {
+  const onRemoved = node.onRemoved;
+  node.onRemoved = function () {
+    onRemoved?.apply(this, arguments);
+    leave();
+  };
+}
+
+/** Makes a node at least as tall as what is on it now needs. */
+export function fit(node) {
+  const needed = node.computeSize();
+  node.setSize?.([Math.max(node.size[0], needed[0]), Math.max(node.size[1], needed[1])]);
+  node.graph?.setDirtyCanvas?.(true, true);
+}
+
+export function seconds(value) {
+  if (value < 90) return `${Math.round(value)} s`;
+  if (value < 5400) return `${Math.round(value / 60)} min`;
+  return `${(value / 3600).toFixed(1)} h`;
+}
+
+export function bytes(value) {
+  return value < 1e9 ? `${Math.round(value / 2 ** 20)} MiB` : `${(value / 2 ** 30).toFixed(1)} GiB`;
+}
+
+/** Three digits, however large or small. */
+export function figure(value) {
+  if (value === null || value === undefined) return "-";
+  return value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e5) ? value.toExponential(2) : `${Number(value.toPrecision(3))}`;
+}

@@ -1,0 +1,45 @@
+// Puts the training panel on the nodes that train or watch a run.
+import { app } from "../../scripts/app.js";
+import "./fewstep_panel_element.js";
+import { addElement, atRemoval, every, fit, isLinked } from "./fewstep_elements.js";
+import { STATE, begin, subscribe } from "./fewstep_service.js";
+
+const NODES = ["FewStepDistill", "FewStepWatchRun"];
+const LARGE = 400;
+const SMALL = 60;
+const MILLISECONDS_BETWEEN_LOOKS = 300;
+
+/** The run that a node names, through Write Run where that comes before; null when it comes over another link. */
+function runNamed(node) {
+  if (isLinked(node, "written")) {
+    const before = node.getInputNode(node.findInputSlot("written"));
+    return before && before.type === "FewStepWriteRun" ? runNamed(before) : null;
+  }
+  return isLinked(node, "run_name") ? null : node.widgets?.find((widget) => widget.name === "run_name")?.value ?? null;
+}
+
+function addPanel(node) {
+  const panel = document.createElement("fewstep-panel");
+  let tall = false;
+  let told = null; // the run that the node itself said it began
+  panel.onresume = () => app.queuePrompt(0, 1);
+  panel.onsize = () => {
+    if (panel.large === tall) return;
+    tall = panel.large;
+    fit(node);
+  };
+  addElement(node, "training", panel, { height: () => (panel.large ? LARGE : SMALL) });
+  const unsubscribe = subscribe("", (kind, data) => {
+    if (kind === STATE && String(data.node).split(":").at(-1) === String(node.id)) told = data.run;
+  });
+  every(MILLISECONDS_BETWEEN_LOOKS, node, () => (panel.run = runNamed(node) ?? told));
+  atRemoval(node, unsubscribe);
+}
+
+app.registerExtension({
+  name: "fewstep.TrainingPanel",
+  setup: begin,
+  nodeCreated(node) {
+    if (NODES.includes(node.comfyClass)) addPanel(node);
+  },
+});

@@ -1,0 +1,229 @@
+// What a training run looks like while it goes on and afterwards: state, curves, pictures, and the buttons to stop and resume.
+import "./fewstep_chart.js";
+import "./fewstep_previews.js";
+import { STYLE, define, make } from "./fewstep_elements.js";
+import { smoothed } from "./fewstep_chart.js";
+import { figures, sentence } from "./fewstep_panel_words.js";
+import { STATE, METRICS, cancel, fetchRun, isConnected, stopAfterCheckpoint, subscribe } from "./fewstep_service.js";
+
+const SECONDS_BETWEEN_LOOKS = 1;
+const SECONDS_WITHOUT_A_WORD = 5; // of a run that another process trains, the folder is looked at
+const VIEWS = { loss: "Loss", bands: "Noise levels", rate: "Learning rate", pictures: "Pictures" };
+const COLUMNS = ["iteration", "stage", "loss", "x0_error", "gradient_norm", "learning_rate"];
+const BAND_COLOURS = ["--band-1", "--band-2", "--band-3", "--band-4"];
+
+const OWN_STYLE = `
+  :host { display: flex; flex-direction: column; gap: 0.4em; overflow: hidden;
+    --band-1: #4dabf7; --band-2: #38b2ac; --band-3: #f59f00; --band-4: #e8590c; }
+  progress { width: 100%; height: 0.5em; accent-color: var(--student); }
+  .view { flex: 1; min-height: 0; } .sentence { font-weight: 600; }
+  .failed { color: var(--error-text, #ff4444); }
+`;
+
+class Panel extends HTMLElement {
+  #run = null;
+  #unsubscribe = () => {};
+  #asking = null;
+  #timer = 0;
+  #looked = 0;
+  #known = {};
+  #view = "loss";
+
+  constructor() {
+    super();
+    this.attachShadow({ mode: "open" });
+    this.sentence = make("div", { className: "sentence", aria: { live: "polite" } });
+    this.bar = make("progress", { max: 1, value: 0, aria: { label: "Iterations done" } });
+    this.figures = make("div", { className: "row soft" });
+    this.tabs = Object.entries(VIEWS).map(([view, label]) =>
+      make("button", { type: "button", textContent: label, on: { click: () => this.#choose(view) } }));
+    this.chart = make("fewstep-chart", { className: "view" });
+    this.pictures = make("fewstep-previews", { className: "view", hidden: true });
+    this.buttons = make("div", { className: "row" }, ...this.#makeButtons());
+    this.body = [this.bar, this.figures, make("div", { className: "row" }, ...this.tabs), this.chart, this.pictures];
+    this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), this.sentence, ...this.body, this.buttons);
+    this.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.stopPropagation());
+    this.#forget();
+  }
+
+  #makeButtons() {
+    const button = (textContent, title, click) => make("button", { type: "button", textContent, title, on: { click } });
+    this.stop = button("Stop after this checkpoint", "Trains to the next checkpoint, saves and stops.", () => this.#stop());
+    this.cancel = button("Cancel", "Saves the state and stops at once.", () => cancel());
+    this.resume = button("Resume", "Queues the graph again; the run goes on from its last state.", () => this.onresume?.());
+    return [this.stop, this.cancel, this.resume];
+  }
+
+  /** Called when there is nothing to show but a sentence, or something again. */
+  onsize = null;
+  onresume = null;
+
+  connectedCallback() {
+    this.#follow();
+  }
+
+  disconnectedCallback() {
+    this.#unsubscribe();
+    this.#unsubscribe = () => {};
+    this.#asking?.abort();
+    clearTimeout(this.#timer);
+  }
+
+  /** The name of the run that is shown; null while it is not known. */
+  set run(name) {
+    if (name === this.#run) return;
+    this.#run = name;
+    this.#forget();
+    this.#follow();
+  }
+
+  get run() {
+    return this.#run;
+  }
+
+  /** Whether there is more to show than a sentence. */
+  get large() {
+    return this.#known.curves.iteration.length > 0 || this.#known.previews.length > 0 || this.#known.state === "training";
+  }
+
+  #forget() {
+    const curves = Object.fromEntries(COLUMNS.map((name) => [name, []]));
+    this.#known = { state: "absent", curves: { ...curves, band_errors: [] }, stages: {}, previews: [], live: null, error: null };
+    this.#draw();
+  }
+
+  #follow() {
+    this.#unsubscribe();
+    this.#unsubscribe = () => {};
+    if (!this.isConnected || this.#run === null) return;
+    this.#unsubscribe = subscribe(this.#run, (kind, data) => this.#heard(kind, data));
+    this.#lookSoon(0);
+  }
+
+  #heard(kind, data) {
+    if (kind === METRICS) this.#known = { ...this.#known, live: data, state: "training" };
+    if (kind === STATE) this.#known = { ...this.#known, error: data.error ?? null };
+    this.#draw();
+    this.#lookSoon(kind === METRICS ? SECONDS_BETWEEN_LOOKS : 0);
+  }
+
+  /** Asks the server, at most once in SECONDS_BETWEEN_LOOKS; `after` that many seconds at the earliest. */
+  #lookSoon(after) {
+    const now = performance.now();
+    const due = Math.max(this.#looked + 1000 * SECONDS_BETWEEN_LOOKS, now + (after > SECONDS_BETWEEN_LOOKS ? 1000 * after : 0));
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#look(), Math.max(due - now, 0));
+  }
+
+  async #look() {
+    this.#looked = performance.now();
+    this.#asking?.abort();
+    const asking = (this.#asking = new AbortController());
+    try {
+      const iterations = this.#known.curves.iteration;
+      const told = await fetchRun(this.#run, { after: iterations.at(-1) ?? -1, signal: asking.signal });
+      if (!asking.signal.aborted) this.#learn(told);
+    } catch (error) {
+      if (asking.signal.aborted) return;
+      this.#known = { ...this.#known, refusal: isConnected() ? error.message : null };
+      this.#draw();
+    }
+  }
+
+  #learn(told) {
+    const last = this.#known.curves.iteration.at(-1) ?? -1;
+    if (told.iteration < last) {
+      this.#forget(); // the run was begun anew, or goes on from before what was shown
+      this.#lookSoon(0);
+      return;
+    }
+    const curves = joined(this.#known.curves, told.curves);
+    const live = told.state === "training" ? this.#newer(told.live) : null;
+    this.#known = { ...this.#known, ...told, curves, live, refusal: null };
+    this.#draw();
+    if (told.state === "training") this.#lookSoon(SECONDS_WITHOUT_A_WORD);
+  }
+
+  #newer(live) {
+    const known = this.#known.live;
+    return known && (!live || known.iteration > live.iteration) ? known : live;
+  }
+
+  async #stop() {
+    try {
+      await stopAfterCheckpoint(this.#run);
+    } catch (error) {
+      this.#known = { ...this.#known, refusal: error.message };
+    }
+    this.#lookSoon(0);
+  }
+
+  #choose(view) {
+    this.#view = view;
+    this.#draw();
+  }
+
+  #draw() {
+    const known = { ...this.#known, connected: isConnected(), run: this.#run };
+    this.sentence.textContent = sentence(known);
+    this.sentence.classList.toggle("failed", Boolean(known.error || known.refusal || !known.connected));
+    this.#drawButtons(known);
+    for (const element of this.body) element.hidden = !this.large;
+    this.#drawFigures(known);
+    this.#drawView();
+    this.onsize?.();
+  }
+
+  #drawButtons({ state, stopping, connected }) {
+    const training = connected && state === "training";
+    this.stop.hidden = this.cancel.hidden = !training;
+    this.stop.disabled = Boolean(stopping);
+    this.resume.hidden = !(connected && state === "stopped" && this.onresume);
+    this.buttons.hidden = !training && this.resume.hidden;
+  }
+
+  #drawFigures(known) {
+    const iteration = known.live?.iteration ?? known.iteration ?? 0;
+    this.bar.max = known.live?.iterations ?? known.iterations ?? 1;
+    this.bar.value = iteration;
+    this.figures.replaceChildren(...figures(known).map((text) => make("span", {}, text)));
+  }
+
+  #drawView() {
+    this.tabs.forEach((tab, i) => tab.setAttribute("aria-pressed", Object.keys(VIEWS)[i] === this.#view));
+    this.chart.hidden = !this.large || this.#view === "pictures";
+    this.pictures.hidden = !this.large || this.#view !== "pictures";
+    if (!this.pictures.hidden) this.pictures.update(this.#run, this.#known.previews);
+    if (!this.chart.hidden) this.chart.draw(content(this.#view, this.#known));
+  }
+}
+
+/** The columns that were known and those that came, one after the other. */
+function joined(known, came) {
+  const curves = Object.fromEntries(COLUMNS.map((name) => [name, [...known[name], ...came[name]]]));
+  const bands = Math.max(known.band_errors.length, came.band_errors.length);
+  const part = (of, band) => of.band_errors[band] ?? of.iteration.map(() => null);
+  curves.band_errors = Array.from({ length: bands }, (_, band) => [...part(known, band), ...part(came, band)]);
+  return curves;
+}
+
+function content(view, { curves, stages }) {
+  const common = { x: curves.iteration, stages: curves.stage, names: stages };
+  if (view === "rate") return { ...common, lines: [{ label: "learning rate", values: curves.learning_rate, colour: "--student" }] };
+  if (view === "bands") return { ...common, log: true, lines: bandLines(curves) };
+  return {
+    ...common,
+    log: true,
+    lines: [
+      { label: "loss", values: curves.loss, colour: "--student", faint: true },
+      { label: "smoothed", values: smoothed(curves.loss, curves.stage), colour: "--student" },
+    ],
+  };
+}
+
+function bandLines({ band_errors, stage }) {
+  const label = (i) => (i === 0 ? "least noise" : i === band_errors.length - 1 ? "most noise" : `band ${i + 1}`);
+  return band_errors.map((values, i) => ({ label: label(i), values: smoothed(values, stage), colour: BAND_COLOURS[i % 4] }));
+}
+
+define("fewstep-panel", Panel);

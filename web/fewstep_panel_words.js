@@ -1,0 +1,34 @@
+// What the training panel says in words.
+import { bytes, figure, seconds } from "./fewstep_elements.js";
+
+/** Where a run stands, as one sentence. */
+export function sentence(known) {
+  if (!known.connected)
+    return "The server does not answer. If it was restarted, training has stopped; what was saved stays, and this comes back by itself.";
+  if (known.refusal) return known.refusal;
+  if (known.run === null) return "The training is shown here when it begins.";
+  const said = { absent, written, training, stopped, finished }[known.state](known);
+  return known.error ? `Stopped by an error: ${known.error}` : said;
+}
+
+const absent = () => "Not begun. Queue the graph to train.";
+const written = () => "Nothing is saved yet. Queue the graph, and it begins anew.";
+const stopped = ({ iteration, iterations }) =>
+  iterations ? `Stopped at iteration ${iteration} of ${iterations}; its state is saved.` : "Stopped; its state is saved.";
+const finished = ({ iteration }) => `Finished${iteration ? ` after ${iteration} iterations` : ""}.`;
+
+function training({ live, stopping, iteration }) {
+  if (!live) return iteration ? `Training, at iteration ${iteration}.` : "Preparing the training ...";
+  const stage = `stage ${live.stage + 1} of ${live.stages} (${live.stage_name})`;
+  const said = `${stage}, iteration ${live.iteration} of ${live.iterations}`;
+  return stopping ? `Stopping after the next checkpoint: ${said}` : `Training: ${said}`;
+}
+
+/** The newest figures, each with its name. */
+export function figures({ live, curves }) {
+  const newest = (name) => live?.[name] ?? curves[name].at(-1);
+  const said = [`loss ${figure(newest("loss"))}`, `x0 error ${figure(newest("x0_error"))}`, `learning rate ${figure(newest("learning_rate"))}`];
+  if (live?.seconds_left !== undefined) said.push(`${seconds(live.seconds_left)} left`);
+  if (live?.memory) said.push(`${bytes(live.memory)} on the GPU`);
+  return said;
+}

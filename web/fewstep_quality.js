@@ -1,0 +1,12 @@
+// Quality over sampling steps, teacher against student, as something for the chart to draw.
+
+/** From the scores of Evaluate Digits: the Frechet distance of each model at each of its step counts. */
+export function qualityContent(scores) {
+  const steps = [...new Set(scores.map((score) => score.steps))].sort((one, other) => one - other);
+  const line = (model, colour) => ({
+    label: model, colour,
+    values: steps.map((count) => scores.find((score) => score.model === model && score.steps === count)?.frechet ?? null),
+  });
+  return { x: steps, stages: steps.map(() => 0), names: {}, xLabel: "steps", log: true, points: true,
+    lines: [line("teacher", "--teacher"), line("student", "--student")] };
+}

@@ -1,0 +1,63 @@
+// The runs browser in the editor: a sidebar tab where the host has them, else a button in its menu.
+import { app } from "../../scripts/app.js";
+import "./fewstep_runs_element.js";
+import { make } from "./fewstep_elements.js";
+import { fetchWorkflow } from "./fewstep_service.js";
+
+const TITLE = "FewStep runs";
+
+/** On hosts with tabs it opens in one of its own; on others it takes the place of the graph, which the user is asked about. */
+async function openWorkflow(run) {
+  const workflow = await fetchWorkflow(run);
+  const tabs = Boolean(app.extensionManager);
+  if (!tabs && app.graph._nodes.length && !confirm("This takes the place of the graph in the editor. Go on?")) throw new Error("left as it is");
+  await app.loadGraphData(workflow);
+}
+
+/** A Load Distilled Student node with this run, in the middle of what is seen. */
+function loadStudent(run) {
+  const node = LiteGraph.createNode("FewStepLoadStudent");
+  const { offset, scale } = app.canvas.ds;
+  const { clientWidth, clientHeight } = app.canvas.canvas;
+  node.pos = [clientWidth / 2 / scale - offset[0] - 150, clientHeight / 2 / scale - offset[1] - 50];
+  app.graph.add(node);
+  const widget = node.widgets.find(({ name }) => name === "student");
+  const value = `${run} (run)`;
+  if (!widget.options.values.includes(value)) widget.options.values.push(value); // the page is older than the run
+  widget.value = value;
+  app.graph.setDirtyCanvas(true, true);
+}
+
+function makeRuns() {
+  const runs = make("fewstep-runs");
+  runs.editor = { openWorkflow, loadStudent };
+  return runs;
+}
+
+function addTab() {
+  app.extensionManager.registerSidebarTab({
+    id: "fewstep-runs", icon: "pi pi-bolt", title: TITLE, tooltip: TITLE, type: "custom",
+    render: (place) => place.replaceChildren(makeRuns()),
+  });
+}
+
+function addMenuEntry() {
+  const dialog = make("dialog", { on: { close: () => dialog.querySelector("fewstep-runs")?.remove() } });
+  dialog.style.cssText = "width: min(34rem, 95vw); height: 85vh; padding: 0; border: 1px solid var(--border-color);";
+  const close = make("button", { type: "button", textContent: "Close", on: { click: () => dialog.close() } });
+  close.style.cssText = "position: absolute; right: 0.8em; bottom: 0.8em; z-index: 1;";
+  dialog.append(close);
+  const open = () => {
+    dialog.prepend(makeRuns());
+    dialog.showModal();
+  };
+  app.ui.menuContainer.append(make("button", { type: "button", textContent: TITLE, on: { click: open } }), dialog);
+}
+
+app.registerExtension({
+  name: "fewstep.Runs",
+  setup() {
+    if (app.extensionManager?.registerSidebarTab) addTab();
+    else addMenuEntry();
+  },
+});

@@ -1,0 +1,100 @@
+// Between the host's socket and the elements: who shows a run subscribes here, and asks the server's routes here.
+import { api } from "../../scripts/api.js";
+
+export const METRICS = "fewstep.metrics";
+export const STATE = "fewstep.state";
+export const CONNECTION = "connection";
+
+/** run name -> set of listeners (kind, data); listeners of "" hear of every run. */
+const listeners = new Map();
+let connected = true;
+let begun = false;
+
+/** Listens to the socket once, however many elements there are. */
+export function begin() {
+  if (begun) return;
+  begun = true;
+  for (const kind of [METRICS, STATE]) api.addEventListener(kind, (event) => tell(event.detail.run, kind, event.detail));
+  api.addEventListener("reconnecting", () => connect(false));
+  api.addEventListener("reconnected", () => connect(true));
+}
+
+function connect(now) {
+  connected = now;
+  for (const name of [...listeners.keys()]) tell(name, CONNECTION, { connected });
+}
+
+function tell(run, kind, data) {
+  const own = [...(listeners.get(run) ?? [])];
+  const all = run === "" ? [] : [...(listeners.get("") ?? [])];
+  for (const listener of [...own, ...all]) listener(kind, data);
+}
+
+/** Calls listener(kind, data) with what happens to a run until the function that this returns is called. */
+export function subscribe(run, listener) {
+  begin();
+  if (!listeners.has(run)) listeners.set(run, new Set());
+  listeners.get(run).add(listener);
+  return () => {
+    listeners.get(run)?.delete(listener);
+    if (!listeners.get(run)?.size) listeners.delete(run);
+  };
+}
+
+/** How many elements listen now. */
+export function subscribers() {
+  return [...listeners.values()].reduce((count, set) => count + set.size, 0);
+}
+
+export function isConnected() {
+  return connected;
+}
+
+/** The JSON answer of a route. Error with the server's own words where it refuses, or where nobody answers. */
+export async function ask(path, options) {
+  const answer = await api.fetchApi(`/fewstep/${path}`, { cache: "no-store", ...options });
+  const said = await answer.json().catch(() => ({}));
+  if (!answer.ok || said.error) throw new Error(said.error ?? `the server answered ${answer.status}`);
+  return said;
+}
+
+function place(run) {
+  return `runs/${encodeURIComponent(run)}`;
+}
+
+/** The state of a run, and its curves after an iteration. */
+export function fetchRun(run, { after = -1, signal } = {}) {
+  return ask(`${place(run)}?after=${after}`, { signal });
+}
+
+export function previewUrl(run, iteration) {
+  return api.apiURL(`/fewstep/${place(run)}/preview?iteration=${iteration}`);
+}
+
+/** Asks whoever trains the run to stop after its next checkpoint. */
+export function stopAfterCheckpoint(run) {
+  return post(`${place(run)}/stop`);
+}
+
+export function fetchRuns({ signal } = {}) {
+  return ask("runs", { signal });
+}
+
+/** The editor's graph that a run was last started from. */
+export function fetchWorkflow(run) {
+  return ask(`${place(run)}/workflow`);
+}
+
+/** Removes a run's folder for good. */
+export function deleteRun(run) {
+  return post(`${place(run)}/delete`);
+}
+
+function post(path) {
+  return ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" });
+}
+
+/** Interrupts what the host executes now; a training run saves its state first. */
+export function cancel() {
+  return api.interrupt();
+}
