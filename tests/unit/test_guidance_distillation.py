@@ -116,7 +116,7 @@ def test_all_of_the_models_levels_are_trained_alike(family):
     assert float(noise.std()) == pytest.approx(1.0, abs=0.03)
 
 
-@pytest.mark.parametrize("distance", [choice.value for choice in Distance])
+@pytest.mark.parametrize("distance", ["squared", "pseudo_huber"])
 @pytest.mark.parametrize("kind", [teacher for teacher, _ in KINDS])
 def test_a_student_from_scratch_says_in_one_forward_what_two_said(kind, distance, tmp_path):
     """On noise that it never saw, to 0.01, at each level, whatever its network predicts; and it samples to the same places."""

@@ -251,7 +251,7 @@ def test_a_flow_models_grid_follows_its_shift():
             {"student_prediction": "velocity"},
             "student_prediction is 'velocity'; allowed are as_teacher, x0, eps, v_pred",
         ),
-        ({"distance": "huber"}, "distance is 'huber'; allowed are squared, pseudo_huber"),
+        ({"distance": "huber"}, "distance is 'huber'; allowed are squared, pseudo_huber, lpips"),
         ({"grid": "linear"}, "grid is 'linear'; allowed are trailing, cosine, edm"),
         ({"weighting": "p2"}, "weighting is 'p2'; allowed are truncated_snr"),
         ({"conversion_iterations": -1}, "conversion_iterations is -1"),
