@@ -73,20 +73,6 @@ def part(value: Tensor, *, like: Tensor) -> Tensor:
     return distribute_tensor(value.to(like.device), own.device_mesh, own.placements, src_data_rank=None)
 
 
-def retaining_copies() -> torch.autograd.graph.saved_tensors_hooks:
-    """For networks that overwrite in place what autograd saved: it saves copies, but of weights, which stay as they are.
-
-    torch's allow_mutation_on_saved_tensors copies less, but cannot watch FSDP's gathering: it fails with an
-    AttributeError at that operator's list of outputs (torch 2.13), and would take a gathered weight for an overwritten one.
-    """
-
-    def pack(value: Tensor) -> Tensor:
-        owner = value if value._base is None else value._base
-        return value if owner.is_leaf and owner.requires_grad else value.clone()
-
-    return torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value)
-
-
 # --- networks --------------------------------------------------------------------------------------------------------
 
 

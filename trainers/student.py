@@ -26,7 +26,8 @@ from .adapters import (
 from .data import Batch
 from .export import FULL_WEIGHTS, LORA
 from .prefixes import below
-from .sharding import Channel, Joined, divide, part, retaining_copies
+from .saved_tensors import copied_when_overwritten
+from .sharding import Channel, Joined, divide, part
 
 _PROMOTED = "teacher_was_student"
 """In the state of full weights whose teacher is read by another prediction before it was a student."""
@@ -151,8 +152,6 @@ class FullWeightsStudent:
             value.copy_(part(tensors[name], like=value))
 
     def autograd(self) -> AbstractContextManager[object]:
-        if self.writes_in_place and self._joined:
-            return retaining_copies()
         return _autograd(self.writes_in_place)
 
     def divide_over(self, processes: Channel, batch: Batch) -> None:
@@ -261,4 +260,4 @@ def probe_writes_in_place(student: Student, batch: Batch) -> bool:
 
 
 def _autograd(writes_in_place: bool) -> AbstractContextManager[object]:
-    return torch.autograd.graph.allow_mutation_on_saved_tensors() if writes_in_place else contextlib.nullcontext()
+    return copied_when_overwritten() if writes_in_place else contextlib.nullcontext()

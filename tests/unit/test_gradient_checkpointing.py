@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 from comfyui_fewstep.trainers.gradient_checkpointing import blocks_of, checkpointed, recomputed
+from comfyui_fewstep.trainers.saved_tensors import copied_when_overwritten
 from torch import nn
-from torch.autograd.graph import allow_mutation_on_saved_tensors, saved_tensors_hooks
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 
@@ -69,7 +70,7 @@ def data():
 
 
 def gradients(network, *, allow=False):
-    with allow_mutation_on_saved_tensors() if allow else torch.enable_grad():
+    with copied_when_overwritten() if allow else torch.enable_grad():
         loss = network(*data()).square().mean()
         return [loss.detach(), *torch.autograd.grad(loss, list(network.parameters()))]
 
@@ -109,7 +110,7 @@ def test_only_inner_weights_may_learn():
     wanted = [network.blocks[1].first.weight]
 
     def gradient(allow):
-        with allow_mutation_on_saved_tensors() if allow else torch.enable_grad():
+        with copied_when_overwritten() if allow else torch.enable_grad():
             return torch.autograd.grad(network(*data()).square().mean(), wanted)
 
     expected = gradient(True)

@@ -1,6 +1,5 @@
 """A run on several processes is the run on one: real processes on this machine, with gloo."""
 
-import contextlib
 import multiprocessing
 import os
 import re
@@ -17,7 +16,6 @@ from comfyui_fewstep.trainers.files import read_tensors
 from comfyui_fewstep.trainers.micro_batches import in_pieces, on_share, require_equal_parts
 from comfyui_fewstep.trainers.processes import Processes
 from comfyui_fewstep.trainers.run_folder import RunFolder
-from comfyui_fewstep.trainers.sharding import retaining_copies
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the processes are forked")
 KINDS = ["lora", "full"]
@@ -370,23 +368,3 @@ def test_the_shares_of_a_batch_are_the_batch():
     assert torch.equal(sum(shares), denoiser(x, sigma, **condition))
     with pytest.raises(ValueError, match="12 rows, which do not divide over 5 processes"):
         on_share(denoiser, 0, of=5)(x, sigma, **condition)
-
-
-def test_saved_copies_survive_what_overwrites_them():
-    """The gradient of a network that works in place is that of its out-of-place twin; and it needs the copies."""
-    block = process_worker.Block()
-    x = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
-    shift = torch.full((5, 1), 0.5)
-
-    def gradients(context):
-        with context:
-            return torch.autograd.grad(
-                block(x.clone(), shift).square().sum(), [block.first.weight, block.second.weight]
-            )
-
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        gradients(contextlib.nullcontext())
-    twin = x + block.second(torch.sigmoid(block.first(x)) + shift)
-    expected = torch.autograd.grad(twin.square().sum(), [block.first.weight, block.second.weight])
-    for found, wanted in zip(gradients(retaining_copies()), expected, strict=True):
-        torch.testing.assert_close(found, wanted)
