@@ -95,7 +95,7 @@ def require_modules(python: Path) -> None:
     """What the tests need must be in the user's Python; nothing is installed into it unasked."""
     code = (
         "import importlib.util as u; print(*[m for m in "
-        "('accelerate','diffusers','kornia','matplotlib','mypy','peft','pytest','ruff','setuptools','sklearn') "
+        "('accelerate','diffusers','kornia','matplotlib','mypy','peft','pytest','ruff','setuptools','sklearn','xdist') "
         "if not u.find_spec(m)])"
     )
     missing = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
@@ -144,6 +144,14 @@ def command_module(name: str, rest: list[str]) -> int:
     return run_in_environment(environment_python(), "-m", f"{PACKAGE}.commands.{name}", *rest)
 
 
+def on_all_cores() -> list[str]:
+    """Options for pytest: files side by side, each with its share of the cores. At most four, for each starts a ComfyUI."""
+    cores = os.cpu_count() or 1
+    workers = min(cores, 4)
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores // workers))
+    return ["-n", str(workers), "--dist", "loadfile"]
+
+
 def command_test(rest: list[str]) -> int:
     """ruff, mypy, then pytest; each says its own piece, and all run before the result."""
     python = environment_python()
@@ -161,7 +169,8 @@ def command_test(rest: list[str]) -> int:
                 failed.append(name)
     print("== pytest", flush=True)
     chosen = [] if any(Path(option.split("::")[0]).exists() for option in rest) else ["tests"]
-    code = run_in_environment(python, "-m", "pytest", "-c", "tests/pytest.ini", *chosen, *rest)
+    shared = [] if rest else on_all_cores()
+    code = run_in_environment(python, "-m", "pytest", "-c", "tests/pytest.ini", *shared, *chosen, *rest)
     if failed:
         print(f"failed before pytest: {', '.join(failed)}")
     return code or bool(failed)
