@@ -78,9 +78,9 @@ class Server:
         return self._ask(urllib.request.Request(self.address + path, data=body, headers=headers))  # noqa: S310
 
     def queue(self, workflow: dict[str, Any], *, client: str) -> str:
-        """Queues an API-format workflow and returns its id. ServerError when any node was refused, and nothing runs then.
+        """Queues an API-format workflow and returns its id. ServerError when any node was refused.
 
-        ComfyUI itself runs the outputs that do not depend on the refused node.
+        ComfyUI would run the outputs that do not depend on that node, and may have begun; they are taken back.
         """
         answer = self.post("/prompt", {"prompt": workflow, "client_id": client})
         if answer["node_errors"]:

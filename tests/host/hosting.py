@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import json
+import time
 import uuid
 from pathlib import Path
 
@@ -27,6 +28,14 @@ class Client:
     def run(self, prompt, *, on_event=lambda kind, data: None):
         """The history of a finished prompt. Failed with the node's message, or "interrupted"."""
         return asyncio.run(asyncio.wait_for(self._run(prompt, on_event), 300))
+
+    def wait_until_idle(self, *, seconds=120):
+        """Failed when the host still has something to do after that."""
+        end = time.monotonic() + seconds
+        while any(self.server.get("/queue").values()):
+            if time.monotonic() > end:
+                raise Failed("the queue is not empty")
+            time.sleep(0.1)
 
     async def _run(self, prompt, on_event):
         client = uuid.uuid4().hex
