@@ -119,6 +119,12 @@ def publish(file: Path, *, folder: str, name: str) -> Path:
     return target
 
 
-def new_checkpoint(name: str) -> Path:
-    """Where a checkpoint of ours goes: output/checkpoints/fewstep/<name>.safetensors."""
-    return _own("checkpoints") / "fewstep" / f"{name}.safetensors"
+def new_model(name: str, *, folder: str) -> Path:
+    """Where a model file of ours goes: output/<folder>/fewstep/<name>.safetensors. ValueError where there is one already.
+
+    folder: checkpoints or loras.
+    """
+    file = _own(folder) / "fewstep" / f"{name}.safetensors"
+    if file.exists():
+        raise ValueError(f"there is a file {name!r} in {folder} already ({file}); choose another name.")
+    return file

@@ -17,10 +17,12 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
+import comfy.utils
 import torch
 from torch import Tensor
 
 from ..samplers.noise import Denoiser
+from ..trainers.adapters import lora_file, nearest, product
 from ..trainers.data import Condition
 from ..trainers.files import writing
 from .host import Conditioning, model_sampling_of, prediction_type, read_as
@@ -314,6 +316,34 @@ def with_lora(model: Any, tensors: dict[str, Tensor]) -> Any:
     with torch.inference_mode(False):
         clone, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0.0)
     return clone
+
+
+def lora_in_one(model: Any, *, rank: int) -> tuple[dict[str, Tensor], float]:
+    """All that LoRAs change in the MODEL as wired, as the tensors of one LoRA file, and the share of it that is lost.
+
+    rank: of each layer's adapter, at most. The share is of squares: 0 where all ranks together are no more than rank.
+    ValueError where there is nothing to save, or something that such a file does not hold.
+    """
+    changes = {key: _change(model, key) for key in model.patches}
+    if not changes:
+        raise ValueError("no LoRA is wired into this model, so there is nothing to save.")
+    refused = [key for key, change in changes.items() if change.ndim not in (2, 4) or not key.endswith(".weight")]
+    if refused:
+        raise ValueError(f"the MODEL's patches change {refused[0]}, which is no layer that this LoRA file can hold.")
+    paths = {key.removeprefix("diffusion_model.").removesuffix(".weight"): change for key, change in changes.items()}
+    adapters = {path: nearest(change, rank=rank) for path, change in paths.items()}
+    whole = sum(float(change.square().sum()) for change in paths.values())
+    lost = sum(float((change - product(adapters[path])).square().sum()) for path, change in paths.items())
+    return lora_file(adapters, alpha=None, names=lora_names(model, paths)), lost / whole if whole else 0.0
+
+
+def _change(model: Any, key: str) -> Tensor:
+    """What the MODEL's patches add to a weight, in float32, whether the host has applied them at present or not."""
+    held = model.backup.get(key)
+    own = comfy.utils.get_attr(model.model, key) if held is None else getattr(held, "weight", held)
+    own = own.detach().to(model.load_device, torch.float32)
+    calculate = getattr(comfy.lora, "calculate_weight", None) or model.calculate_weight
+    return calculate(model.patches[key], own.clone(), key).float() - own
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------

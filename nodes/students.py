@@ -15,13 +15,15 @@ from ..samplers.few_step import sample_few_step
 from ..samplers.recipe import Recipe
 from ..trainers.adapters import Adapters, LoRALayers, LoRAOptions
 from ..trainers.export import (
+    CHECKPOINT,
     FULL_WEIGHTS,
     KIND_KEY,
     LORA,
     TEACHER_PREDICTION_KEY,
-    about_checkpoint,
+    about_merged,
     read_student,
 )
+from ..trainers.files import write_tensors
 from ..trainers.gradient_checkpointing import checkpointed
 from ..trainers.options import AS_LOADED
 from ..trainers.student import FullWeightsStudent, LoRAStudent, Student
@@ -196,13 +198,69 @@ class SaveStudentCheckpoint:
         return folders.error_of_name(name)
 
     def save(self, model: Any, clip: Any, vae: Any, student: str, name: str) -> dict[str, Any]:
-        file = folders.new_checkpoint(name)
-        if file.exists():
-            raise ValueError(f"there is a checkpoint {name!r} already ({file}); choose another name.")
+        file = folders.new_model(name, folder="checkpoints")
         loaded, _, metadata = _load(model, student)
-        host_training.save_checkpoint(file, loaded, clip, vae, metadata=about_checkpoint(metadata, title=name))
+        about = about_merged(metadata, kind=CHECKPOINT, title=name)
+        host_training.save_checkpoint(file, loaded, clip, vae, metadata=about)
         folders.list_own_models()
         return {"ui": {"text": [str(file)]}, "result": (f"fewstep/{file.name}",)}
+
+
+class SaveStudentLoRA:
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("file",)
+    OUTPUT_TOOLTIPS = ("The LoRA's file, as Load LoRA and Apply Recipe list it.",)
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+    CATEGORY = "few-step/distillation"
+    DESCRIPTION = (
+        "Makes one LoRA of a student's and of all LoRAs that are wired into its teacher: a style, or the guidance that was "
+        "distilled first. It goes to output/loras/fewstep and wants the bare checkpoint. The student's own file stays as it is."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The teacher that the student was distilled from, its LoRAs wired in."}),
+                "student": LoadStudent.INPUT_TYPES()["required"]["student"],
+                "rank": (
+                    "INT",
+                    {
+                        "default": 64,
+                        "min": 1,
+                        "max": 1024,
+                        "tooltip": "Of the new file. Nothing is lost if it is no less than the ranks of all the LoRAs together; "
+                        "the node says what a smaller one loses.",
+                    },
+                ),
+                "name": (
+                    "STRING",
+                    {
+                        "default": "my student in one",
+                        "tooltip": "Of the new file. An existing one is never overwritten.",
+                    },
+                ),
+            }
+        }
+
+    IS_CHANGED = LoadStudent.IS_CHANGED
+    VALIDATE_INPUTS = SaveStudentCheckpoint.VALIDATE_INPUTS
+
+    def save(self, model: Any, student: str, rank: int, name: str) -> dict[str, Any]:
+        file = folders.new_model(name, folder="loras")
+        loaded, _, metadata = _load(model, student)
+        if metadata[KIND_KEY] != LORA:
+            raise ValueError(
+                f"{student} has full weights, with all that was wired into its teacher in them; it needs no merging."
+            )
+        tensors, lost = host_training.lora_in_one(loaded, rank=rank)
+        about = about_merged(metadata, kind=LORA, title=name)
+        sizes = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+        write_tensors(file, tensors, metadata=about | sizes)
+        folders.list_own_models()
+        said = f"{file}\nof the change to the weights {100.0 * lost:.3g} percent is lost at rank {rank}"
+        return {"ui": {"text": [said]}, "result": (f"fewstep/{file.name}",)}
 
 
 def description(student: StudentOptions) -> dict[str, Any]:
