@@ -26,6 +26,7 @@ from ..trainers.adapters import lora_file, nearest, product
 from ..trainers.data import Condition
 from ..trainers.files import writing
 from .host import Conditioning, model_sampling_of, prediction_type, read_as
+from .host_guidance import COND_PROJ, embedding_of, taking_scale
 
 Network = Any
 """The host's model object (its BaseModel): a torch module with apply_model, diffusion_model and model_sampling."""
@@ -251,16 +252,17 @@ def as_denoiser(network: Network, *, model: Any = None, prediction: str | None =
     """The host's network as D(x, sigma, **condition) -> x0, scalings and prediction type included.
 
     model: whose attention patches count, as they do when the host samples it. prediction: what the network's output is
-    taken for, if not for what the network's own sampling object says.
+    taken for, if not for what the network's own sampling object says. A network that learns to take its guidance scale as an
+    input is given it, (B,), by keyword.
     """
     options = {} if model is None else _transformer_options(model)
     own = prediction in (None, prediction_type(network.model_sampling))
     reading = None if own else read_as(network.model_sampling, prediction=prediction)
 
-    def denoiser(x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+    def denoiser(x: Tensor, sigma: Tensor, guidance_scale: Tensor | None = None, **condition: Tensor) -> Tensor:
         # a fresh copy: the host's blocks write their position into it
         mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1]}
-        with _sampling(network, reading):
+        with _sampling(network, reading), taking_scale(network, guidance_scale):
             return network.apply_model(x, sigma, transformer_options=mine, **condition)
 
     return denoiser
@@ -357,5 +359,10 @@ def save_checkpoint(file: Path, model: Any, clip: Any, vae: Any, *, metadata: di
     sdxl = isinstance(model.model.model_config, comfy.supported_models.SDXL)
     marked = sdxl and prediction_type(model_sampling_of(model)) == "v_prediction"
     marks = {"v_pred": torch.tensor([])} if marked else {}
+    embedding = embedding_of(model)
+    if (
+        embedding is not None
+    ):  # under diffusers' name, for Guidance Embedding: no part of the network that the host saves
+        marks[f"time_embedding.{COND_PROJ}"] = embedding.cond_proj
     with writing(file) as unfinished:
         comfy.sd.save_checkpoint(str(unfinished), model, clip, vae, metadata=metadata, extra_keys=marks)

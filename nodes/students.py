@@ -25,9 +25,10 @@ from ..trainers.export import (
 )
 from ..trainers.files import write_tensors
 from ..trainers.gradient_checkpointing import checkpointed
+from ..trainers.guidance_range import GuidanceRange
 from ..trainers.options import AS_LOADED
 from ..trainers.student import FullWeightsStudent, LoRAStudent, Student
-from . import folders, host, host_precision, host_training
+from . import folders, host, host_guidance, host_precision, host_training
 
 
 class FullWeights:
@@ -159,7 +160,7 @@ def _load(model: Any, student: str) -> tuple[Any, Recipe, dict[str, str]]:
         )
     lora = metadata.get(KIND_KEY) == LORA
     try:
-        return with_student(model, tensors, lora=lora, prediction=recipe.prediction_type), recipe, metadata
+        return with_student(model, tensors, lora=lora, recipe=recipe), recipe, metadata
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{student} does not fit the connected model: {error}") from error
 
@@ -282,18 +283,21 @@ def student_of(
     *,
     seed: int,
     prediction: str | None = None,
+    scale_input: GuidanceRange | None = None,
     precision: str = AS_LOADED,
     gradient_checkpointing: bool = False,
 ) -> Iterator[Student]:
     """What learns, on or beside the MODEL; on leaving, the MODEL is as it was. ValueError for a precision of no use here.
 
-    prediction: what the student predicts, where that is not what the MODEL does.
+    prediction: what the student predicts, where that is not what the MODEL does. scale_input: the guidance scales that it
+    takes as an input, if it does.
     """
     host_precision.require(model, precision)
+    require_scale_input(model, options, scale_input)
     memory = checkpointed if gradient_checkpointing else nullcontext
     converts = prediction not in (None, host.prediction_type(host.model_sampling_of(model)))
     if isinstance(options, FullWeights):  # the teacher is a second copy: later stages replace its weights
-        copies = [host_training.trainable_copy(model) for _ in range(2)]
+        copies = [_copy(model, scale_input) for _ in range(2)]
         with (
             host_precision.computing_in(copies[0], precision),
             host_precision.computing_in(copies[1], precision),
@@ -322,14 +326,43 @@ def student_of(
         )
 
 
-def with_student(model: Any, tensors: dict[str, Tensor], *, lora: bool, prediction: str) -> Any:
-    """The connected model as the student: with its LoRA, or with its weights, and read as it predicts."""
+def _copy(model: Any, scale_input: GuidanceRange | None) -> host_training.Network:
+    """The MODEL's network, its guidance scale an input that learns, or the one that it has."""
+    network = host_training.trainable_copy(model)
+    if scale_input:
+        host_guidance.learn_guidance(network, guidance_scale=scale_input.usual)
+    else:
+        host_guidance.fix_guidance(network)
+    return network
+
+
+def require_scale_input(model: Any, options: StudentOptions, scale_input: GuidanceRange | None) -> None:
+    """ValueError where the student cannot take its guidance scale as an input."""
+    if scale_input is None:
+        return
+    if isinstance(options, LoRAOptions):
+        raise ValueError(
+            f"the student is to take a guidance scale of {scale_input} as an input, which no LoRA file holds; connect "
+            "Full-Weights Student, or choose one scale: guidance_scale_max 0 or scale_input off."
+        )
+    host_guidance.require_place(model)
+
+
+def with_student(model: Any, tensors: dict[str, Tensor], *, lora: bool, recipe: Recipe) -> Any:
+    """The connected model as the student: with its LoRA, or with its weights, and read as it predicts.
+
+    One that takes its guidance scale as an input is at the recipe's, until Guidance Embedding or a guider sets another.
+    """
+    prediction = recipe.prediction_type
     if lora:
         made = host_training.with_lora(model, tensors)
     else:
-        network = host_training.trainable_copy(model)
-        network.diffusion_model.load_state_dict(tensors)
+        network, cond_proj = _copy(model, None), host_guidance.learnt_cond_proj(tensors)
+        network.diffusion_model.load_state_dict({name: value for name, value in tensors.items() if name != cond_proj})
         made = host_training.model_from(network, like=model)
+        if cond_proj:
+            scale = recipe.guidance_scale
+            made = host_guidance.with_guidance_embedding(made, tensors[cond_proj], guidance_scale=scale)
     if prediction == host.prediction_type(host.model_sampling_of(made)):
         return made
     return host.with_model_sampling(made, prediction=prediction)
