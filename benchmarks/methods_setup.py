@@ -68,7 +68,6 @@ TRIALS = (
             "solver": "heun",
             "grid": "edm",
             "target_decay": 0.95,
-            "weighting": "constant",
         },
         steps=(4, 2, 1),
     ),

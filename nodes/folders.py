@@ -13,6 +13,7 @@ from torch import Tensor
 from ..trainers.files import copy_atomically
 from ..trainers.run_folder import RunFolder
 from . import host
+from .host_guidance import COND_PROJ
 
 _LAUNCHER = Path(__file__).resolve().parents[1] / "launch.py"
 _MODEL_FOLDERS = ("checkpoints", "unet", "diffusion_models")
@@ -41,6 +42,16 @@ def read_tensor(file: str, *, ending: str, what: str) -> Tensor:
                 f"{file} holds no {what}: it is no full LCM checkpoint. An LCM-LoRA needs none; sample it at cfg 1 to 2."
             )
         return content.get_tensor(names[0])
+
+
+def guidance_embedding(name: str) -> Tensor | None:
+    """cond_proj of one of `recipe_files` whose network takes its guidance scale as an input."""
+    path = recipe_file(name)
+    if path is None:
+        return None
+    with safe_open(path, framework="pt") as content:
+        names = [key for key in content.keys() if key.endswith(COND_PROJ)]  # noqa: SIM118 (not a dict)
+        return content.get_tensor(names[0]) if names else None
 
 
 def input_root() -> Path:
@@ -119,6 +130,12 @@ def publish(file: Path, *, folder: str, name: str) -> Path:
     return target
 
 
-def new_checkpoint(name: str) -> Path:
-    """Where a checkpoint of ours goes: output/checkpoints/fewstep/<name>.safetensors."""
-    return _own("checkpoints") / "fewstep" / f"{name}.safetensors"
+def new_model(name: str, *, folder: str) -> Path:
+    """Where a model file of ours goes: output/<folder>/fewstep/<name>.safetensors. ValueError where there is one already.
+
+    folder: checkpoints or loras.
+    """
+    file = _own(folder) / "fewstep" / f"{name}.safetensors"
+    if file.exists():
+        raise ValueError(f"there is a file {name!r} in {folder} already ({file}); choose another name.")
+    return file

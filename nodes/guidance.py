@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..samplers.few_step import sample_few_step
-from . import folders, host
+from . import folders, host, host_guidance
 
 
 def _guidance_scale(default: float, tooltip: str) -> tuple[str, dict[str, Any]]:
@@ -19,8 +19,8 @@ class GuidanceEmbedding:
     FUNCTION = "patch"
     CATEGORY = "few-step/model"
     DESCRIPTION = (
-        "Full LCM checkpoints (LCM_Dreamshaper_v7, lcm-sdxl) take the guidance scale as an input through a layer that "
-        "ComfyUI drops when it loads them. This puts the layer back, from the same file, with a scale of your choice."
+        "Full LCM checkpoints (LCM_Dreamshaper_v7, lcm-sdxl) and students of this pack may take the guidance scale as an input, "
+        "through a layer that ComfyUI drops when it loads them. This puts it back, from the same file, at a scale of your choice."
     )
 
     @classmethod
@@ -39,8 +39,8 @@ class GuidanceEmbedding:
         }
 
     def patch(self, model: Any, file: str, guidance_scale: float) -> tuple[Any]:
-        cond_proj = folders.read_tensor(file, ending="cond_proj.weight", what="guidance embedding (cond_proj)")
-        return (host.with_guidance_embedding(model, cond_proj, guidance_scale=guidance_scale),)
+        cond_proj = folders.read_tensor(file, ending=host_guidance.COND_PROJ, what="guidance embedding (cond_proj)")
+        return (host_guidance.with_guidance_embedding(model, cond_proj, guidance_scale=guidance_scale),)
 
 
 class GuidanceDistilledGuider:
@@ -64,7 +64,7 @@ class GuidanceDistilledGuider:
         }
 
     def make(self, model: Any, positive: Any, guidance_scale: float) -> tuple[Any]:
-        return (host.guidance_distilled_guider(model, positive, guidance_scale=guidance_scale),)
+        return (host_guidance.guidance_distilled_guider(model, positive, guidance_scale=guidance_scale),)
 
 
 class GuidanceDistilledSampler:

@@ -1,12 +1,12 @@
-"""What ComfyUI's objects are and how hosts differ: kinds of models, samplers and menus, guidance, the running host."""
+"""What ComfyUI's objects are and how hosts differ: kinds of models, samplers and menus, the running host."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import comfy.conds
@@ -19,13 +19,11 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..samplers.guidance_embedding import GuidedTimeEmbedding
 from ..samplers.noise import NoiseFamily
+from .host_guidance import Conditioning as Conditioning
+from .host_guidance import one_forward
 
 log = logging.getLogger("comfyui_fewstep")
-
-Conditioning = list[list[Any]]
-"""The host's CONDITIONING: [[text embedding (B, tokens, width), {options}], ...]."""
 
 _VARIANCE_EXPLODING = {"EPS": "eps", "V_PREDICTION": "v_prediction", "EDM": "edm", "X0": "x0", "_X0": "x0"}
 _FLOW = {"CONST": "flow"}
@@ -162,7 +160,7 @@ def sampler_function(
         known: dict[str, Any] = {"family": family} | ({"table": noise_levels(sampling)} if wants_table else {})
         if models_sigma_min and prediction == "edm":
             known["sigma_min"] = float(sampling.sigma_min)
-        with _one_forward(model.inner_model) if guidance_distilled else nullcontext(model.inner_model) as guider:
+        with one_forward(model.inner_model) if guidance_distilled else nullcontext(model.inner_model) as guider:
             model.inner_model = guider  # of KSamplerX0Inpaint, which the host makes anew for every sampling
             return function(model, x, sigmas, *rest, **known, **options, **named)
 
@@ -233,92 +231,6 @@ def sample(
     return comfy.sample.sample_custom(
         model, noise, cfg, sampler, sigmas, positive, negative, empty, disable_pbar=True, seed=0
     )
-
-
-# --- guidance inside the network -------------------------------------------------------------------------------------
-
-_TIME_EMBEDDING = "diffusion_model.time_embed"
-_NO_GUIDANCE_INPUT = (
-    "this model has no guidance input. For a full LCM checkpoint put Guidance Embedding before; models of the Flux dev "
-    "kind have one of their own; any other model takes its guidance as cfg with an ordinary sampler and guider."
-)
-
-
-def _has_guidance_input(diffusion_model: torch.nn.Module) -> bool:
-    """Whether the architecture itself takes a guidance scale (Flux dev, HunyuanVideo); in Flux schnell it is an Identity."""
-    layer = getattr(diffusion_model, "guidance_in", None)
-    return layer is not None and not isinstance(layer, torch.nn.Identity)
-
-
-class _GuidanceDistilledGuider(comfy.samplers.CFGGuider):
-    """One forward a step: the positive conditioning only, the scale inside the network."""
-
-    guidance_scale: float
-
-
-def guidance_distilled_guider(model: Any, positive: Conditioning, *, guidance_scale: float) -> Any:
-    """A GUIDER for a model with a guidance embedding, or one whose architecture has a guidance input."""
-    embedding = model.object_patches.get(_TIME_EMBEDDING)
-    if isinstance(embedding, GuidedTimeEmbedding):
-        model = with_guidance_embedding(model, embedding.cond_proj, guidance_scale=guidance_scale)
-    elif _has_guidance_input(model.model.diffusion_model):
-        positive = [[embedded, {**options, "guidance": guidance_scale}] for embedded, options in positive]
-    else:
-        raise ValueError(_NO_GUIDANCE_INPUT)
-    guider = _GuidanceDistilledGuider(model)
-    guider.inner_set_conds({"positive": positive})
-    guider.guidance_scale = guidance_scale
-    return guider
-
-
-def with_guidance_embedding(model: Any, cond_proj: Tensor, *, guidance_scale: float) -> Any:
-    """A clone whose UNet takes the scale through cond_proj (channels, dim), before its first time-embedding layer."""
-    layers = model.get_model_object(_TIME_EMBEDDING)
-    channels = layers[0].in_features
-    if cond_proj.ndim != 2 or cond_proj.shape[0] != channels:
-        raise ValueError(
-            f"the guidance embedding is of shape {tuple(cond_proj.shape)}, but the connected model's time embedding has "
-            f"{channels} channels. Connect the model that was loaded from the same file."
-        )
-    clone = model.clone()
-    embedding = GuidedTimeEmbedding(layers, cond_proj, guidance_scale=guidance_scale)
-    clone.add_object_patch(_TIME_EMBEDDING, embedding)
-    return clone
-
-
-@contextmanager
-def _one_forward(guider: Any) -> Iterator[Any]:
-    """A copy of a running guider that evaluates the positive conditioning only, its cfg as the network's guidance."""
-    scale = _scale_of(guider)
-    one = copy.copy(guider)
-    one.cfg, one.conds = 1.0, {"positive": guider.conds["positive"]}
-    diffusion_model = guider.inner_model.diffusion_model
-    embedding = getattr(diffusion_model, "time_embed", None)
-    if isinstance(embedding, GuidedTimeEmbedding):
-        before, embedding.guidance_scale = embedding.guidance_scale, scale
-        try:
-            yield one
-        finally:
-            embedding.guidance_scale = before
-    elif _has_guidance_input(diffusion_model):
-        guidance = {"guidance": comfy.conds.CONDRegular(torch.tensor([scale]))}
-        one.conds["positive"] = [
-            {**entry, "model_conds": {**entry["model_conds"], **guidance}} for entry in one.conds["positive"]
-        ]
-        yield one
-    else:
-        raise ValueError(_NO_GUIDANCE_INPUT)
-
-
-def _scale_of(guider: Any) -> float:
-    if isinstance(guider, _GuidanceDistilledGuider):
-        return guider.guidance_scale
-    if type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise or "negative" not in guider.conds:
-        raise ValueError(
-            f"a guidance-distilled sampler takes its scale from the cfg, but {type(guider).__name__} has none. Use "
-            "KSampler, SamplerCustom, CFGGuider or Guidance-Distilled Guider, or an ordinary sampler with this guider."
-        )
-    return float(guider.cfg)
 
 
 # --- nodes -----------------------------------------------------------------------------------------------------------

@@ -17,13 +17,16 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
+import comfy.utils
 import torch
 from torch import Tensor
 
 from ..samplers.noise import Denoiser
+from ..trainers.adapters import lora_file, nearest, product
 from ..trainers.data import Condition
 from ..trainers.files import writing
 from .host import Conditioning, model_sampling_of, prediction_type, read_as
+from .host_guidance import COND_PROJ, embedding_of, taking_scale
 
 Network = Any
 """The host's model object (its BaseModel): a torch module with apply_model, diffusion_model and model_sampling."""
@@ -249,16 +252,17 @@ def as_denoiser(network: Network, *, model: Any = None, prediction: str | None =
     """The host's network as D(x, sigma, **condition) -> x0, scalings and prediction type included.
 
     model: whose attention patches count, as they do when the host samples it. prediction: what the network's output is
-    taken for, if not for what the network's own sampling object says.
+    taken for, if not for what the network's own sampling object says. A network that learns to take its guidance scale as an
+    input is given it, (B,), by keyword.
     """
     options = {} if model is None else _transformer_options(model)
     own = prediction in (None, prediction_type(network.model_sampling))
     reading = None if own else read_as(network.model_sampling, prediction=prediction)
 
-    def denoiser(x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+    def denoiser(x: Tensor, sigma: Tensor, guidance_scale: Tensor | None = None, **condition: Tensor) -> Tensor:
         # a fresh copy: the host's blocks write their position into it
         mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1]}
-        with _sampling(network, reading):
+        with _sampling(network, reading), taking_scale(network, guidance_scale):
             return network.apply_model(x, sigma, transformer_options=mine, **condition)
 
     return denoiser
@@ -316,6 +320,34 @@ def with_lora(model: Any, tensors: dict[str, Tensor]) -> Any:
     return clone
 
 
+def lora_in_one(model: Any, *, rank: int) -> tuple[dict[str, Tensor], float]:
+    """All that LoRAs change in the MODEL as wired, as the tensors of one LoRA file, and the share of it that is lost.
+
+    rank: of each layer's adapter, at most. The share is of squares: 0 where all ranks together are no more than rank.
+    ValueError where there is nothing to save, or something that such a file does not hold.
+    """
+    changes = {key: _change(model, key) for key in model.patches}
+    if not changes:
+        raise ValueError("no LoRA is wired into this model, so there is nothing to save.")
+    refused = [key for key, change in changes.items() if change.ndim not in (2, 4) or not key.endswith(".weight")]
+    if refused:
+        raise ValueError(f"the MODEL's patches change {refused[0]}, which is no layer that this LoRA file can hold.")
+    paths = {key.removeprefix("diffusion_model.").removesuffix(".weight"): change for key, change in changes.items()}
+    adapters = {path: nearest(change, rank=rank) for path, change in paths.items()}
+    whole = sum(float(change.square().sum()) for change in paths.values())
+    lost = sum(float((change - product(adapters[path])).square().sum()) for path, change in paths.items())
+    return lora_file(adapters, alpha=None, names=lora_names(model, paths)), lost / whole if whole else 0.0
+
+
+def _change(model: Any, key: str) -> Tensor:
+    """What the MODEL's patches add to a weight, in float32, whether the host has applied them at present or not."""
+    held = model.backup.get(key)
+    own = comfy.utils.get_attr(model.model, key) if held is None else getattr(held, "weight", held)
+    own = own.detach().to(model.load_device, torch.float32)
+    calculate = getattr(comfy.lora, "calculate_weight", None) or model.calculate_weight
+    return calculate(model.patches[key], own.clone(), key).float() - own
+
+
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
@@ -327,5 +359,10 @@ def save_checkpoint(file: Path, model: Any, clip: Any, vae: Any, *, metadata: di
     sdxl = isinstance(model.model.model_config, comfy.supported_models.SDXL)
     marked = sdxl and prediction_type(model_sampling_of(model)) == "v_prediction"
     marks = {"v_pred": torch.tensor([])} if marked else {}
+    embedding = embedding_of(model)
+    if (
+        embedding is not None
+    ):  # under diffusers' name, for Guidance Embedding: no part of the network that the host saves
+        marks[f"time_embedding.{COND_PROJ}"] = embedding.cond_proj
     with writing(file) as unfinished:
         comfy.sd.save_checkpoint(str(unfinished), model, clip, vae, metadata=metadata, extra_keys=marks)

@@ -137,6 +137,7 @@ class ProgressiveDistillation:
                         "4 quarters, in half as many stages, each with twice as many passes of the teacher.",
                     },
                 ),
+                "guidance_scale_max": inputs.guidance_scale(0.0, f"Above 0: {inputs.ABOUT_SCALE_INPUT}", least=0.0),
             },
         }
 
@@ -179,8 +180,9 @@ class GuidanceDistillation:
     FUNCTION = "make"
     CATEGORY = "few-step/distillation"
     DESCRIPTION = (
-        "Guidance distillation (Meng et al. 2023) at a fixed scale: the student says in one forward what its teacher says in "
-        "two, negative prompt included. Sampled at cfg 1 it costs half as much at any number of steps, with any sampler."
+        "Guidance distillation (Meng et al. 2023), at one scale or as a slider: the student says in one forward what its "
+        "teacher says in two, negative prompt included. Sampled at cfg 1 it costs half as much at any number of steps, with any "
+        "sampler."
     )
 
     @classmethod
@@ -213,13 +215,17 @@ class GuidanceDistillation:
                 "distance": inputs.distance(
                     Distance.SQUARED, "squared is the paper's. pseudo_huber lets outliers pull less."
                 ),
+                "guidance_scale_max": inputs.guidance_scale(0.0, f"Above 0: {inputs.ABOUT_SCALE_INPUT}", least=0.0),
             },
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, guidance_scale: Any = None, iterations: Any = None, steps: Any = None) -> bool | str:
+    def VALIDATE_INPUTS(
+        cls, guidance_scale: Any = None, iterations: Any = None, steps: Any = None, guidance_scale_max: Any = 0.0
+    ) -> bool | str:
         """Before anything runs."""
         given = {"guidance_scale": guidance_scale, "iterations": iterations, "steps": steps}
+        given["guidance_scale_max"] = guidance_scale_max
         return inputs.checked(lambda: GuidanceOptions(**given, learning_rate=1e-4), *given.values())
 
     def make(self, **options: Any) -> tuple[GuidanceOptions]:
@@ -293,6 +299,10 @@ class ConsistencyDistillation:
                 ),
                 "grid": inputs.grid(
                     "Spacing of the levels. trailing with 50 levels: LCM's. edm: Song et al.'s. Flow models: trailing only."
+                ),
+                "scale_input": (
+                    "BOOLEAN",
+                    {"default": False, "tooltip": f"With guidance_scale_max: {inputs.ABOUT_SCALE_INPUT} As in LCM."},
                 ),
             },
         }

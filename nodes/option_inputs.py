@@ -45,6 +45,12 @@ ABOUT_LPIPS = (
 )
 
 
+ABOUT_SCALE_INPUT = (
+    "the student takes any scale from guidance_scale to this as an input, a slider when it is sampled. Connect Full-Weights "
+    "Student."
+)
+
+
 def grid(tooltip: str) -> Input:
     return ([choice.value for choice in Grid], {"default": Grid.TRAILING.value, "tooltip": tooltip})
 

@@ -11,7 +11,7 @@ from ..samplers.few_step import sample_ancestral, sample_few_step, sample_tcd
 from ..samplers.presets import PRESETS, Preset
 from ..samplers.recipe import Recipe
 from ..trainers.files import read_metadata
-from . import folders, host
+from . import folders, host, host_guidance
 from .model_sampling import LCMBoundary
 from .sampling import levels
 
@@ -117,6 +117,9 @@ def _from_file(model: Any, file: str) -> tuple[Any, Any, Tensor]:
             f"{file} starts at noise level {recipe.sigmas[0]:g}, but the connected model's largest is {sigma_max:g}. "
             "Connect the model that it was distilled from."
         )
+    cond_proj = folders.guidance_embedding(file)
+    if cond_proj is not None and host_guidance.embedding_of(model) is None:
+        model = host_guidance.with_guidance_embedding(model, cond_proj, guidance_scale=recipe.guidance_scale)
     if recipe.prediction_type != host.prediction_type(sampling):
         model = host.with_model_sampling(model, prediction=recipe.prediction_type)
     return model, host.sampler(sample_few_step, gamma=recipe.gamma), torch.tensor(recipe.sigmas)
@@ -135,7 +138,7 @@ def _guider(model: Any, positive: Any, negative: Any, *, cfg: float, guidance_sc
     if positive is None:
         return host.no_guider("connect positive to Apply Recipe: its guider output needs a prompt.")
     if guidance_scale is not None:
-        return host.guidance_distilled_guider(model, positive, guidance_scale=guidance_scale)
+        return host_guidance.guidance_distilled_guider(model, positive, guidance_scale=guidance_scale)
     if cfg == 1.0:
         return host.guider(model, {"positive": positive}, cfg=1.0)
     if negative is None:

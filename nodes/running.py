@@ -20,7 +20,7 @@ from ..trainers.options import TrainOptions
 from ..trainers.processes import Processes
 from ..trainers.run_folder import RunFolder
 from ..trainers.targets.progressive import ProgressiveOptions
-from . import folders, host, host_training, perceptual, students
+from . import folders, host, host_guidance, host_training, perceptual, students
 from .methods import STUDENT_PREDICTIONS
 from .observing import Preview
 
@@ -41,6 +41,7 @@ def method_on(model: Any, method: MethodOptions, *, unconditional: Condition | N
         table=host.noise_levels(sampling),
         unconditional=unconditional,
         prediction_type=host.prediction_type(sampling),
+        takes_scale=host_guidance.embedding_of(model) is not None,
     )
 
 
@@ -56,7 +57,13 @@ def require_teacher(recorded: Recorded, model: Any, *, run: RunFolder) -> None:
 
 def teacher_sha256(model: Any) -> str:
     """Of the MODEL's weights as wired, its LoRAs and patches applied."""
-    return tensors_sha256(host_training.network_state_dict(host_training.loaded(model)))
+    weights, embedding = (
+        host_training.network_state_dict(host_training.loaded(model)),
+        host_guidance.embedding_of(model),
+    )
+    if embedding is not None:
+        weights |= {"guidance": embedding.cond_proj, "guidance_scale": torch.tensor(embedding.guidance_scale)}
+    return tensors_sha256(weights)
 
 
 @host_training.memory_given_back()
@@ -77,6 +84,7 @@ def execute(
         student,
         seed=options.seed,
         prediction=distillation.student_prediction,
+        scale_input=distillation.method.scale_input,
         precision=options.precision,
         gradient_checkpointing=options.gradient_checkpointing,
     ) as learning:
@@ -96,7 +104,7 @@ def finished(
         tensors, recipe, _ = read_student(run.student_file)
         lora = isinstance(student, LoRAOptions)
         losses = [loss for stage in run.losses().values() for loss in stage]
-        made = students.with_student(model, tensors, lora=lora, prediction=recipe.prediction_type)
+        made = students.with_student(model, tensors, lora=lora, recipe=recipe)
         return made, {"loss": losses}, run.name, tensors if lora else {}
 
 

@@ -15,17 +15,20 @@ from ..samplers.few_step import sample_few_step
 from ..samplers.recipe import Recipe
 from ..trainers.adapters import Adapters, LoRALayers, LoRAOptions
 from ..trainers.export import (
+    CHECKPOINT,
     FULL_WEIGHTS,
     KIND_KEY,
     LORA,
     TEACHER_PREDICTION_KEY,
-    about_checkpoint,
+    about_merged,
     read_student,
 )
+from ..trainers.files import write_tensors
 from ..trainers.gradient_checkpointing import checkpointed
+from ..trainers.guidance_range import GuidanceRange
 from ..trainers.options import AS_LOADED
 from ..trainers.student import FullWeightsStudent, LoRAStudent, Student
-from . import folders, host, host_precision, host_training
+from . import folders, host, host_guidance, host_precision, host_training
 
 
 class FullWeights:
@@ -157,7 +160,7 @@ def _load(model: Any, student: str) -> tuple[Any, Recipe, dict[str, str]]:
         )
     lora = metadata.get(KIND_KEY) == LORA
     try:
-        return with_student(model, tensors, lora=lora, prediction=recipe.prediction_type), recipe, metadata
+        return with_student(model, tensors, lora=lora, recipe=recipe), recipe, metadata
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{student} does not fit the connected model: {error}") from error
 
@@ -196,13 +199,69 @@ class SaveStudentCheckpoint:
         return folders.error_of_name(name)
 
     def save(self, model: Any, clip: Any, vae: Any, student: str, name: str) -> dict[str, Any]:
-        file = folders.new_checkpoint(name)
-        if file.exists():
-            raise ValueError(f"there is a checkpoint {name!r} already ({file}); choose another name.")
+        file = folders.new_model(name, folder="checkpoints")
         loaded, _, metadata = _load(model, student)
-        host_training.save_checkpoint(file, loaded, clip, vae, metadata=about_checkpoint(metadata, title=name))
+        about = about_merged(metadata, kind=CHECKPOINT, title=name)
+        host_training.save_checkpoint(file, loaded, clip, vae, metadata=about)
         folders.list_own_models()
         return {"ui": {"text": [str(file)]}, "result": (f"fewstep/{file.name}",)}
+
+
+class SaveStudentLoRA:
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("file",)
+    OUTPUT_TOOLTIPS = ("The LoRA's file, as Load LoRA and Apply Recipe list it.",)
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+    CATEGORY = "few-step/distillation"
+    DESCRIPTION = (
+        "Makes one LoRA of a student's and of all LoRAs that are wired into its teacher: a style, or the guidance that was "
+        "distilled first. It goes to output/loras/fewstep and wants the bare checkpoint. The student's own file stays as it is."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The teacher that the student was distilled from, its LoRAs wired in."}),
+                "student": LoadStudent.INPUT_TYPES()["required"]["student"],
+                "rank": (
+                    "INT",
+                    {
+                        "default": 64,
+                        "min": 1,
+                        "max": 1024,
+                        "tooltip": "Of the new file. Nothing is lost if it is no less than the ranks of all the LoRAs together; "
+                        "the node says what a smaller one loses.",
+                    },
+                ),
+                "name": (
+                    "STRING",
+                    {
+                        "default": "my student in one",
+                        "tooltip": "Of the new file. An existing one is never overwritten.",
+                    },
+                ),
+            }
+        }
+
+    IS_CHANGED = LoadStudent.IS_CHANGED
+    VALIDATE_INPUTS = SaveStudentCheckpoint.VALIDATE_INPUTS
+
+    def save(self, model: Any, student: str, rank: int, name: str) -> dict[str, Any]:
+        file = folders.new_model(name, folder="loras")
+        loaded, _, metadata = _load(model, student)
+        if metadata[KIND_KEY] != LORA:
+            raise ValueError(
+                f"{student} has full weights, with all that was wired into its teacher in them; it needs no merging."
+            )
+        tensors, lost = host_training.lora_in_one(loaded, rank=rank)
+        about = about_merged(metadata, kind=LORA, title=name)
+        sizes = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+        write_tensors(file, tensors, metadata=about | sizes)
+        folders.list_own_models()
+        said = f"{file}\nof the change to the weights {100.0 * lost:.3g} percent is lost at rank {rank}"
+        return {"ui": {"text": [said]}, "result": (f"fewstep/{file.name}",)}
 
 
 def description(student: StudentOptions) -> dict[str, Any]:
@@ -224,18 +283,21 @@ def student_of(
     *,
     seed: int,
     prediction: str | None = None,
+    scale_input: GuidanceRange | None = None,
     precision: str = AS_LOADED,
     gradient_checkpointing: bool = False,
 ) -> Iterator[Student]:
     """What learns, on or beside the MODEL; on leaving, the MODEL is as it was. ValueError for a precision of no use here.
 
-    prediction: what the student predicts, where that is not what the MODEL does.
+    prediction: what the student predicts, where that is not what the MODEL does. scale_input: the guidance scales that it
+    takes as an input, if it does.
     """
     host_precision.require(model, precision)
+    require_scale_input(model, options, scale_input)
     memory = checkpointed if gradient_checkpointing else nullcontext
     converts = prediction not in (None, host.prediction_type(host.model_sampling_of(model)))
     if isinstance(options, FullWeights):  # the teacher is a second copy: later stages replace its weights
-        copies = [host_training.trainable_copy(model) for _ in range(2)]
+        copies = [_copy(model, scale_input) for _ in range(2)]
         with (
             host_precision.computing_in(copies[0], precision),
             host_precision.computing_in(copies[1], precision),
@@ -264,14 +326,43 @@ def student_of(
         )
 
 
-def with_student(model: Any, tensors: dict[str, Tensor], *, lora: bool, prediction: str) -> Any:
-    """The connected model as the student: with its LoRA, or with its weights, and read as it predicts."""
+def _copy(model: Any, scale_input: GuidanceRange | None) -> host_training.Network:
+    """The MODEL's network, its guidance scale an input that learns, or the one that it has."""
+    network = host_training.trainable_copy(model)
+    if scale_input:
+        host_guidance.learn_guidance(network, guidance_scale=scale_input.usual)
+    else:
+        host_guidance.fix_guidance(network)
+    return network
+
+
+def require_scale_input(model: Any, options: StudentOptions, scale_input: GuidanceRange | None) -> None:
+    """ValueError where the student cannot take its guidance scale as an input."""
+    if scale_input is None:
+        return
+    if isinstance(options, LoRAOptions):
+        raise ValueError(
+            f"the student is to take a guidance scale of {scale_input} as an input, which no LoRA file holds; connect "
+            "Full-Weights Student, or choose one scale: guidance_scale_max 0 or scale_input off."
+        )
+    host_guidance.require_place(model)
+
+
+def with_student(model: Any, tensors: dict[str, Tensor], *, lora: bool, recipe: Recipe) -> Any:
+    """The connected model as the student: with its LoRA, or with its weights, and read as it predicts.
+
+    One that takes its guidance scale as an input is at the recipe's, until Guidance Embedding or a guider sets another.
+    """
+    prediction = recipe.prediction_type
     if lora:
         made = host_training.with_lora(model, tensors)
     else:
-        network = host_training.trainable_copy(model)
-        network.diffusion_model.load_state_dict(tensors)
+        network, cond_proj = _copy(model, None), host_guidance.learnt_cond_proj(tensors)
+        network.diffusion_model.load_state_dict({name: value for name, value in tensors.items() if name != cond_proj})
         made = host_training.model_from(network, like=model)
+        if cond_proj:
+            scale = recipe.guidance_scale
+            made = host_guidance.with_guidance_embedding(made, tensors[cond_proj], guidance_scale=scale)
     if prediction == host.prediction_type(host.model_sampling_of(made)):
         return made
     return host.with_model_sampling(made, prediction=prediction)

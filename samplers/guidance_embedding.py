@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+DIM = 256
+"""Of the w-embedding of the published LCMs."""
 
 
 def w_embedding(guidance_scale: Tensor, *, dim: int) -> Tensor:
@@ -47,5 +54,47 @@ class GuidedTimeEmbedding(nn.Sequential):
         self._projected = self._projected.to(embedding.device)  # kept there: a copy in every step would wait for it
         embedding = embedding + self._projected.to(embedding.dtype)
         for layer in self:
+            embedding = layer(embedding)
+        return embedding
+
+    def fixed(self) -> nn.Sequential:
+        """Layers of its own without an input, which say what this one says at its scale: the first takes it into its bias."""
+        layers = copy.deepcopy(nn.Sequential(*self))
+        first = cast(nn.Linear, layers[0])
+        with torch.no_grad():
+            first.bias.add_(F.linear(self._projected.to(first.weight), first.weight)[0])
+        return layers
+
+
+class LearntGuidance(nn.Sequential):
+    """The same with cond_proj as a layer that learns, and a scale for each sample: Meng et al. 2023, section 3.1, for training.
+
+    cond_proj: (channels, dim) to begin with; None for zeros of dim 256, which change nothing yet. guidance_scale: (B,), or (1,)
+    for all samples.
+    """
+
+    def __init__(self, time_embedding: nn.Sequential, cond_proj: Tensor | None, *, guidance_scale: float) -> None:
+        super().__init__(*time_embedding)
+        first = cast(nn.Linear, time_embedding[0])
+        start = first.weight.new_zeros(first.in_features, DIM) if cond_proj is None else cond_proj
+        self.cond_proj = nn.Linear(start.shape[1], len(start), bias=False, device=first.weight.device)
+        self.guidance_scale = torch.tensor([guidance_scale])
+        with torch.no_grad():
+            self.cond_proj.weight.copy_(start)
+
+    @contextmanager
+    def taking(self, guidance_scale: Tensor) -> Iterator[None]:
+        """Forward passes inside are at these scales."""
+        before, self.guidance_scale = self.guidance_scale, guidance_scale
+        try:
+            yield
+        finally:
+            self.guidance_scale = before
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        weight = self.cond_proj.weight
+        projected = self.cond_proj(w_embedding(self.guidance_scale.to(weight.device), dim=weight.shape[1]).to(weight))
+        embedding = embedding + projected.to(embedding.dtype)
+        for layer in list(self)[:-1]:
             embedding = layer(embedding)
         return embedding

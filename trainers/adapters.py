@@ -174,16 +174,37 @@ def require_same_shapes(own: Mapping[str, Tensor], given: Mapping[str, Tensor], 
         raise ValueError(f"these {what} do not fit the model: {len(differing)} differ, {differing[0]} first.")
 
 
-def lora_file(adapters: AdapterSet, *, alpha: float, names: Mapping[str, str]) -> dict[str, Tensor]:
+def nearest(change: Tensor, *, rank: int) -> LowRank:
+    """The adapter of at most that rank nearest to a change of a weight (out, in) or (out, in, k, k), counted once.
+
+    Exact to rounding where the change has no higher rank. By torch's randomised decomposition (Halko et al. 2011, algorithms
+    4.4 and 5.1), with draws of its own, so that the same change gives the same adapter.
+    """
+    matrix = change.flatten(1).float()
+    with torch.random.fork_rng([change.device] if change.is_cuda else []):
+        torch.manual_seed(0)
+        u, s, v = torch.svd_lowrank(matrix, q=min(rank, *matrix.shape), niter=4)
+    up, down = u * s.sqrt(), (v * s.sqrt()).T
+    ones = (1,) * (change.ndim - 2)
+    return LowRank(down.reshape(-1, *change.shape[1:]), up.reshape(*up.shape, *ones))
+
+
+def product(adapter: LowRank) -> Tensor:
+    """What the adapter adds to its layer's weight where it counts once, in that weight's shape."""
+    return (adapter.up.flatten(1) @ adapter.down.flatten(1)).reshape(len(adapter.up), *adapter.down.shape[1:])
+
+
+def lora_file(adapters: AdapterSet, *, alpha: float | None, names: Mapping[str, str]) -> dict[str, Tensor]:
     """The tensors of a LoRA file: lora_up, lora_down and alpha for each layer, under the names that loaders know.
 
-    names: the loader's name of each layer by its path. float32 on the CPU.
+    names: the loader's name of each layer by its path. alpha: None for each layer's own rank, which counts it once.
+    float32 on the CPU.
     """
     tensors = {}
     for path, adapter in adapters.items():
         tensors[f"{names[path]}.lora_up.weight"] = adapter.up.detach().float().cpu()
         tensors[f"{names[path]}.lora_down.weight"] = adapter.down.detach().float().cpu()
-        tensors[f"{names[path]}.alpha"] = torch.tensor(float(alpha))
+        tensors[f"{names[path]}.alpha"] = torch.tensor(float(len(adapter.down) if alpha is None else alpha))
     return tensors
 
 

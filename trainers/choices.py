@@ -47,9 +47,18 @@ def require_learning_rate(rate: float) -> None:
         raise ValueError(f"learning_rate is {rate}; allowed is above 0 and below 1.")
 
 
-def require_guidance_scale(scale: float, *, name: str = "guidance_scale") -> None:
+def require_guidance_scale(scale: float) -> None:
     if not 1.0 <= scale <= 100.0:
-        raise ValueError(f"{name} is {scale}; allowed is 1 (no guidance) to 100.")
+        raise ValueError(f"guidance_scale is {scale}; allowed is 1 (no guidance) to 100.")
+
+
+def require_guided_once(scale: float) -> None:
+    """ValueError for guidance by two prompts of a teacher that has its guidance inside."""
+    if scale != 1.0:
+        raise ValueError(
+            f"guidance_scale is {scale}, but the connected model takes its scale as an input, which Guidance Embedding has set; "
+            "allowed is 1, or a student that takes a range of scales as an input too."
+        )
 
 
 def require_target_decay(decay: float) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .data import Data
-from .export import FULL_WEIGHTS, LORA, TEACHER_PREDICTION_KEY, write_student
+from .export import FULL_WEIGHTS, LORA, SCALE_INPUT_KEY, TEACHER_PREDICTION_KEY, write_student
 from .files import copy_atomically, tensors_sha256
 from .loop import Observer, train
 from .method import Method
@@ -163,6 +163,7 @@ class Distillation:
             "fewstep.seed": str(self.options.seed),
             "fewstep.iterations": str(iterations),
             TEACHER_PREDICTION_KEY: self.prediction_type,
+            **({SCALE_INPUT_KEY: str(self.method.scale_input)} if self.method.scale_input else {}),
         }
         if self.student["kind"] != LORA:
             return facts

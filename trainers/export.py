@@ -14,6 +14,8 @@ TEACHER_KEY = "fewstep.teacher_sha256"
 KIND_KEY = "fewstep.kind"
 TEACHER_PREDICTION_KEY = "fewstep.teacher_prediction_type"
 """What the teacher's network predicts. The student's may differ from it, but not in files that are too old to say this."""
+SCALE_INPUT_KEY = "fewstep.scale_input"
+"""The guidance scales, as text, that the student was taught to take as an input."""
 FULL_WEIGHTS, LORA, CHECKPOINT = "full_weights", "lora", "checkpoint"
 
 
@@ -42,11 +44,11 @@ def write_student(
     write_tensors(path, tensors, metadata=metadata)
 
 
-def about_checkpoint(student: Mapping[str, str], *, title: str) -> dict[str, str]:
-    """The metadata of a checkpoint that a student was merged into, from those of the student's file."""
+def about_merged(student: Mapping[str, str], *, kind: str, title: str) -> dict[str, str]:
+    """The metadata of a file that a student was merged into, CHECKPOINT or LORA, from those of the student's file."""
     kept = {name: value for name, value in student.items() if name.startswith(("fewstep.", "modelspec."))}
     kept.pop(CHECKSUM_KEY, None)  # of other tensors
-    return {**kept, KIND_KEY: CHECKPOINT, "modelspec.title": title}
+    return {**kept, KIND_KEY: kind, "modelspec.title": title}
 
 
 def read_student(path: Path) -> tuple[dict[str, Tensor], Recipe, dict[str, str]]:

@@ -14,6 +14,7 @@ from ..samplers.recipe import Recipe
 from .data import Batch, Condition
 from .distance import Distance
 from .grid import Grid
+from .guidance_range import GuidanceRange
 
 
 class Target(NamedTuple):
@@ -68,6 +69,10 @@ class Method(Protocol):
     @property
     def family(self) -> NoiseFamily: ...
 
+    @property
+    def scale_input(self) -> GuidanceRange | None:
+        """The scales of a student that takes its guidance scale as an input; None where it does not."""
+
     def options(self) -> dict[str, Any]:
         """What identifies the method in run.json: JSON values."""
 
@@ -114,11 +119,18 @@ class MethodOptions(Protocol):
         """As JSON values; the inverse of read."""
 
     def on(
-        self, *, family: NoiseFamily, table: Tensor, unconditional: Condition | None, prediction_type: str
+        self,
+        *,
+        family: NoiseFamily,
+        table: Tensor,
+        unconditional: Condition | None,
+        prediction_type: str,
+        takes_scale: bool = False,
     ) -> Method:
         """The method on a model's noise levels. table: (T,) ascending. unconditional: the data's empty prompt.
 
-        prediction_type: what the model's network predicts. ValueError for options that this model does not take.
+        prediction_type: what the model's network predicts. takes_scale: whether its guidance scale is an input of it. ValueError
+        for options that this model does not take.
         """
 
     @property

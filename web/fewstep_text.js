@@ -1,7 +1,7 @@
 // Shows what a node says in words, a command or a file's place, on the node itself, with a button that copies it.
 import { app } from "../../scripts/app.js";
 
-const NODES = ["FewStepWriteRun", "FewStepSaveStudent"];
+const NODES = ["FewStepWriteRun", "FewStepSaveStudent", "FewStepSaveStudentLoRA"];
 
 function textElement() {
   const box = document.createElement("div");

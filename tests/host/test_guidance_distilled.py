@@ -9,7 +9,7 @@ import_host()
 import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
 from architectures import conditioning, kinds, noise_for, tiny  # noqa: E402
-from comfyui_fewstep.nodes import digits_model, guidance, host, sampling  # noqa: E402
+from comfyui_fewstep.nodes import digits_model, guidance, host, host_guidance, sampling  # noqa: E402
 from test_sampling import model_of, noise_of, schedule  # noqa: E402
 
 BATCH = 4
@@ -19,7 +19,7 @@ NO_PROMPT = digits_model.prompt("")
 
 def guided_model(scale=1.0, kind="V_PREDICTION"):
     cond_proj = torch.randn(32, 16, generator=torch.Generator().manual_seed(5))
-    return host.with_guidance_embedding(model_of(kind), cond_proj, guidance_scale=scale)
+    return host_guidance.with_guidance_embedding(model_of(kind), cond_proj, guidance_scale=scale)
 
 
 @pytest.fixture
@@ -153,6 +153,6 @@ def test_a_network_built_without_guidance_is_refused():
     """Flux schnell has the layer's place, and nothing in it."""
     network = torch.nn.Module()
     network.guidance_in = torch.nn.Identity()
-    assert not host._has_guidance_input(network)
+    assert not host_guidance._has_guidance_input(network)
     network.guidance_in = torch.nn.Linear(2, 2)
-    assert host._has_guidance_input(network)
+    assert host_guidance._has_guidance_input(network)

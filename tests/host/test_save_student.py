@@ -108,7 +108,7 @@ def test_an_existing_checkpoint_is_kept(small_sd15, output):  # noqa: F811
     file = output / "checkpoints" / "fewstep" / "merged.safetensors"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"the user's")
-    with pytest.raises(ValueError, match="there is a checkpoint 'merged' already"):
+    with pytest.raises(ValueError, match="there is a file 'merged' in checkpoints already"):
         save(model, name)
     assert file.read_bytes() == b"the user's"
 

@@ -27,6 +27,7 @@ from comfyui_fewstep.nodes import (  # noqa: E402
     sampling,
     students,
 )
+from comfyui_fewstep.samplers.recipe import Recipe  # noqa: E402
 from comfyui_fewstep.trainers.adapters import LoRALayers, LoRAOptions  # noqa: E402
 from comfyui_fewstep.trainers.data import TensorData  # noqa: E402
 from comfyui_fewstep.trainers.distillation import Distillation  # noqa: E402
@@ -175,7 +176,11 @@ def test_the_student_is_read_otherwise_than_its_first_teacher(kind, wanted, lear
             student.load_state_dict(state)
             back = student.teacher(x, sigma, **condition)
             tensors = student.exported()
-            made = students.with_student(model, tensors, lora=learns == "lora", prediction=wanted)
+            recipe = Recipe(
+                method="any", steps=1, sigmas=(1.0, 0.0), schedule="trailing", gamma=0.0, prediction_type=wanted,
+                noise_family="variance_exploding", guidance_scale=1.0,
+            )  # fmt: skip
+            made = students.with_student(model, tensors, lora=learns == "lora", recipe=recipe)
         with torch.no_grad():
             finished = host_training.as_denoiser(host_training.loaded(made))(x, sigma, **condition)
         made.unpatch_model()

@@ -66,7 +66,9 @@ def test_levels_double_in_phases_of_equal_length():
         assert chosen.levels_at(k) == min(first * 2 ** (k // length), last)
     assert [chosen.levels_at(k) for k in (0, 49, 50, 399)] == [10, 10, 20, 1280]
     assert {options(first_levels=20, last_levels=20).levels_at(k) for k in range(80)} == {20}
-    assert options(iterations=2, first_levels=4, last_levels=100).levels_at(1) <= 100
+    uneven = options(iterations=84, first_levels=4, last_levels=100)
+    assert [uneven.levels_at(k) for k in (79, 80, 83)] == [64, 100, 100], "never more than asked for"
+    assert options(iterations=2, first_levels=4, last_levels=100).levels_at(1) == 8, "fewer iterations than phases"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -109,10 +111,11 @@ def test_the_weights_are_those_of_the_choice(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_places_hold_the_same_picture_and_the_same_noise(family):
-    """And the teacher, which would fail here, is not asked."""
+    """And the teacher, which would fail here, is not asked; at the smallest level f is the picture itself."""
     made, asked = method(family), []
 
-    def student(x, sigma, **_):
+    def student(x, sigma, y):
+        assert torch.equal(y, given.condition["y"])
         asked.append((x, sigma))
         return torch.full_like(x, 42.0)
 
@@ -127,6 +130,20 @@ def test_both_places_hold_the_same_picture_and_the_same_noise(family):
     inner = sigma_next > table(family)[0]
     wanted = made._function.of(lambda *_, **__: target.x0)(target.x_t, target.sigma)
     assert (wanted[inner] - 42.0).abs().max() < 0.01
+    in_unit_variance = x_s if family is FLOW else x_s / (1.0 + table(family)[0] ** 2) ** 0.5
+    assert not inner.all()
+    torch.testing.assert_close(wanted[~inner], in_unit_variance[~inner], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("distance", Distance)
+def test_the_target_is_the_seeds_alone_and_without_gradient(distance):
+    """Whatever else draws from torch meanwhile; with the distance of the choice, of a student that has a gradient."""
+    gain = torch.ones(1, requires_grad=True)
+    first, again = (target_of(method(VE, distance=distance), student=lambda x, *_, **__: gain * x) for _ in range(2))
+    assert torch.equal(first.x_t, again.x_t)
+    assert torch.equal(first.sigma, again.sigma)
+    assert first.distance is distance
+    assert not first.x0.requires_grad
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -219,11 +236,12 @@ def test_with_more_levels_that_student_nears_the_flow_map(family):
 
 
 def test_recipe_and_stage():
-    made = method(VE, grid=Grid.EDM, target_decay=0.9)
+    made = method(VE, grid=Grid.EDM, target_decay=0.9, learning_rate=3e-4)
     recipe = made.recipe(stage=0, prediction_type="eps")
     (stage,) = made.stages()
     assert (recipe.steps, recipe.gamma, recipe.guidance_scale, recipe.schedule) == (2, 1.0, 1.0, "edm")
     assert recipe.sigmas[0] == float(table(VE)[-1])
+    assert stage.learning_rate == 3e-4
     assert (stage.teacher_sigmas, stage.target_decay, stage.gamma) == (None, 0.9, 1.0)
 
 

@@ -13,13 +13,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...samplers.noise import Denoiser, NoiseFamily, expand_like, guided
+from ...samplers.noise import Denoiser, NoiseFamily, expand_like
 from ...samplers.recipe import Recipe
 from .. import choices
 from ..consistency_function import ConsistencyFunction, spaced_levels, trained_levels
 from ..data import Batch, Condition
 from ..distance import Distance
 from ..grid import Grid
+from ..guidance_range import GuidanceRange, with_scale
 from ..method import Stage, Target
 from ..options import require_at_least_one
 from ..weighting import Weighting
@@ -57,8 +58,9 @@ class ConsistencyOptions:
 
     steps: in which the student is to be sampled, which its file says; training does not depend on it. levels: of the grid
     that the student is made to agree along; 50 are LCM's skipping step of 20 timesteps. guidance_scale: of the teacher,
-    baked in; drawn anew for each sample between it and guidance_scale_max, where that is not 0. target_decay: of the
-    moving average of the student that teaches it; 0 is the student itself, without gradient.
+    baked in; drawn anew for each sample between it and guidance_scale_max, where that is not 0. scale_input: whether the
+    student is told that scale, as an input (LCM), or not (LCM-LoRA). target_decay: of the moving average of the student
+    that teaches it; 0 is the student itself, without gradient.
     """
 
     steps: int
@@ -72,6 +74,7 @@ class ConsistencyOptions:
     distance: Distance = Distance.PSEUDO_HUBER
     weighting: Weighting = Weighting.CONSTANT
     grid: Grid = Grid.TRAILING
+    scale_input: bool = False
     gamma: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
@@ -81,14 +84,12 @@ class ConsistencyOptions:
                 f"levels is {self.levels} and steps is {self.steps}; levels must be at least 2, and as many as steps."
             )
         choices.require_learning_rate(self.learning_rate)
-        choices.require_guidance_scale(self.guidance_scale)
-        if self.guidance_scale_max:
-            choices.require_guidance_scale(self.guidance_scale_max, name="guidance_scale_max")
-            if self.guidance_scale_max < self.guidance_scale:
-                raise ValueError(
-                    f"guidance_scale is {self.guidance_scale} and guidance_scale_max is {self.guidance_scale_max}; the "
-                    "second must not be below the first, and 0 is one scale for all."
-                )
+        scales = self.scales
+        if self.scale_input and scales.low == scales.high:
+            raise ValueError(
+                f"scale_input is on, but guidance_scale is {self.guidance_scale} and guidance_scale_max is "
+                f"{self.guidance_scale_max}; a student that takes its scale as an input needs a range to learn."
+            )
         choices.require_target_decay(self.target_decay)
 
     @classmethod
@@ -101,37 +102,50 @@ class ConsistencyOptions:
         return choices.written(self)
 
     @property
-    def usual_scale(self) -> float:
-        """The middle of the range of guidance scales."""
-        return (self.guidance_scale + (self.guidance_scale_max or self.guidance_scale)) / 2
+    def scales(self) -> GuidanceRange:
+        return GuidanceRange.of(self.guidance_scale, self.guidance_scale_max)
 
     def schedule(self, steps: int, *, table: Tensor) -> Tensor:
         """(steps + 1,) of the levels that the student was trained on. table: (T,) the model's noise levels, ascending."""
         return spaced_levels(trained_levels(self.grid, self.levels, table=table), steps)
 
     def on(
-        self, *, family: NoiseFamily, table: Tensor, unconditional: Condition | None, prediction_type: str
+        self,
+        *,
+        family: NoiseFamily,
+        table: Tensor,
+        unconditional: Condition | None,
+        prediction_type: str,
+        takes_scale: bool = False,
     ) -> Consistency:
         """The method on a model; see Consistency. Whatever the model predicts, so does the student."""
-        return Consistency(self, family=family, table=table, unconditional=unconditional)
+        return Consistency(self, family=family, table=table, unconditional=unconditional, takes_scale=takes_scale)
 
 
 class Consistency:
     """The method on one model's noise levels.
 
     table: (T,) the model's noise levels, ascending. unconditional: the data's empty or negative prompt, needed for
-    guidance. ValueError for options that this model does not take.
+    guidance by a teacher that does not take its scale as an input. ValueError for options that this model does not take.
     """
 
     name = "consistency_distillation"
 
     def __init__(
-        self, options: ConsistencyOptions, *, family: NoiseFamily, table: Tensor, unconditional: Condition | None
+        self,
+        options: ConsistencyOptions,
+        *,
+        family: NoiseFamily,
+        table: Tensor,
+        unconditional: Condition | None,
+        takes_scale: bool = False,
     ) -> None:
-        choices.require_empty_prompt(options.usual_scale, given=unconditional is not None)
+        choices.require_empty_prompt(options.scales.high, given=unconditional is not None or takes_scale)
+        if takes_scale and not options.scale_input:
+            choices.require_guided_once(options.scales.high)
         options.grid.require_for(family)
         self.family = family
-        self._options, self._guided = options, options.usual_scale != 1.0
+        self._options, self._takes_scale = options, takes_scale
         self._levels = trained_levels(options.grid, options.levels, table=table)
         self._sigmas = options.schedule(options.steps, table=table)
         self._function = ConsistencyFunction(family=family, table=table)
@@ -172,32 +186,32 @@ class Consistency:
         noise = torch.randn(batch.x0.shape, generator=generator).to(batch.x0)
         sigma, sigma_next = (self._levels[k + i].to(batch.x0) for i in range(2))
         x_t = self.family.add_noise(batch.x0, noise, sigma=sigma)
+        scales = self._options.scales.draw(count, generator=generator).to(batch.x0)
         x_s = self._options.solver.step(
-            self._taught_by(teacher, batch, self._scales(count, generator=generator).to(batch.x0)),
+            self._taught_by(teacher, batch, scales),
             x_t,
             sigma=sigma,
             sigma_next=sigma_next,
             condition=batch.condition,
             family=self.family,
         )
-        wanted = self._function.of(student)(x_s, sigma_next, **batch.condition)
+        condition = with_scale(batch.condition, scales) if self.scale_input else batch.condition
+        wanted = self._function.of(student)(x_s, sigma_next, **condition)
         weight = self._options.weighting(sigma, family=self.family)
         return self._function.target(
-            x_t, wanted, sigma=sigma, condition=batch.condition, weight=weight, distance=self._options.distance
+            x_t, wanted, sigma=sigma, condition=condition, weight=weight, distance=self._options.distance
         )
 
-    def _scales(self, count: int, *, generator: torch.Generator) -> Tensor:
-        low, high = self._options.guidance_scale, self._options.guidance_scale_max or self._options.guidance_scale
-        return low + (high - low) * torch.rand(count, generator=generator)
+    @property
+    def scale_input(self) -> GuidanceRange | None:
+        return self._options.scales if self._options.scale_input else None
 
     def _taught_by(self, teacher: Denoiser, batch: Batch, scales: float | Tensor) -> Denoiser:
-        if not self._guided:
-            return teacher
-        return guided(teacher, guidance_scale=scales, unconditional=batch.empty_prompt())
+        return self._options.scales.teaching(teacher, batch, scales, takes_scale=self._takes_scale)
 
     def teaching(self, teacher: Denoiser, *, stage: int, batch: Batch) -> Denoiser:
         """At the middle of the range of guidance scales."""
-        return self._taught_by(teacher, batch, self._options.usual_scale)
+        return self._taught_by(teacher, batch, self._options.scales.usual)
 
     def continues(self, options: Mapping[str, Any]) -> bool:
         """There is one stage, and nothing to go on with."""
@@ -214,5 +228,5 @@ class Consistency:
             gamma=self._options.gamma,
             prediction_type=prediction_type,
             noise_family=self.family.value,
-            guidance_scale=self._options.usual_scale,
+            guidance_scale=self._options.scales.usual,
         )

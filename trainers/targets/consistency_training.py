@@ -103,7 +103,13 @@ class ConsistencyTrainingOptions:
         return spaced_levels(trained_levels(self.grid, self.last_levels, table=table), steps)
 
     def on(
-        self, *, family: NoiseFamily, table: Tensor, unconditional: Condition | None, prediction_type: str
+        self,
+        *,
+        family: NoiseFamily,
+        table: Tensor,
+        unconditional: Condition | None,
+        prediction_type: str,
+        takes_scale: bool = False,
     ) -> ConsistencyTraining:
         """The method on a model; see ConsistencyTraining. Whatever the model predicts, so does the student."""
         return ConsistencyTraining(self, family=family, table=table)
@@ -116,6 +122,7 @@ class ConsistencyTraining:
     """
 
     name = "consistency_training"
+    scale_input = None
 
     def __init__(self, options: ConsistencyTrainingOptions, *, family: NoiseFamily, table: Tensor) -> None:
         options.grid.require_for(family)

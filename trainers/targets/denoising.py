@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Denoising:
     family: NoiseFamily = NoiseFamily.VARIANCE_EXPLODING
     preview_steps: int = 64
     name: str = "denoising"
+    scale_input: ClassVar[None] = None
 
     def options(self) -> dict[str, Any]:
         return {

@@ -1,4 +1,7 @@
-"""Guidance distillation (Meng et al. 2023, section 3.1) at a fixed scale, for every noise family: one forward instead of two."""
+"""Guidance distillation (Meng et al. 2023, section 3.1), for every noise family: one forward instead of two.
+
+At a fixed scale, or at all scales of a range, which the student then takes as an input.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...samplers.noise import Denoiser, NoiseFamily, guided
+from ...samplers.noise import Denoiser, NoiseFamily
 from ...samplers.recipe import Recipe
 from .. import choices
 from ..data import Batch, Condition
 from ..distance import Distance
 from ..grid import Grid
+from ..guidance_range import GuidanceRange, with_scale
 from ..method import Stage, Target
 from ..options import require_at_least_one
 from ..weighting import Weighting
@@ -24,7 +28,8 @@ from ..weighting import Weighting
 class GuidanceOptions:
     """What a user chooses. ValueError, naming the input, for values that no run could use.
 
-    guidance_scale: what is baked in, s of uncond + s (cond - uncond). steps, grid, gamma: how the student is to be sampled,
+    guidance_scale: what is baked in, s of uncond + s (cond - uncond). guidance_scale_max: where it is not 0, the student takes
+    any scale between the two as an input. steps, grid, gamma: how the student is to be sampled,
     which its file says; training is on all levels, so any other way of sampling the teacher does for the student too.
     """
 
@@ -36,12 +41,12 @@ class GuidanceOptions:
     steps: int = 20
     grid: Grid = Grid.TRAILING
     gamma: float = 0.0
+    guidance_scale_max: float = 0.0
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "iterations", "steps")
         choices.require_learning_rate(self.learning_rate)
-        choices.require_guidance_scale(self.guidance_scale)
-        if self.guidance_scale == 1.0:
+        if not self.scales.guides:
             raise ValueError("guidance_scale is 1.0, which is no guidance, so there is nothing to distil; give more.")
         if not 0.0 <= self.gamma <= 1.0:
             raise ValueError(f"gamma is {self.gamma}; allowed is 0 (deterministic) to 1 (all noise fresh).")
@@ -55,14 +60,28 @@ class GuidanceOptions:
         """As JSON values; the inverse of read."""
         return choices.written(self)
 
+    @property
+    def scales(self) -> GuidanceRange:
+        return GuidanceRange.of(self.guidance_scale, self.guidance_scale_max)
+
     def schedule(self, steps: int, *, table: Tensor) -> Tensor:
         """(steps + 1,) levels of the chosen grid. table: (T,) the model's noise levels, ascending."""
         return self.grid.sigmas(steps, table=table)
 
     def on(
-        self, *, family: NoiseFamily, table: Tensor, unconditional: Condition | None, prediction_type: str
+        self,
+        *,
+        family: NoiseFamily,
+        table: Tensor,
+        unconditional: Condition | None,
+        prediction_type: str,
+        takes_scale: bool = False,
     ) -> GuidanceDistillation:
         """The method on a model; see GuidanceDistillation. Whatever the model predicts, so does the student."""
+        if takes_scale:
+            raise ValueError(
+                "the connected model takes its guidance scale as an input already; there is nothing to distil."
+            )
         return GuidanceDistillation(self, family=family, table=table, unconditional=unconditional)
 
 
@@ -93,7 +112,7 @@ class GuidanceDistillation:
     def stages(self) -> list[Stage]:
         return [
             Stage(
-                name=f"guidance {self._options.guidance_scale:g} in one forward",
+                name=f"guidance {self._options.scales} in one forward",
                 iterations=self._options.iterations,
                 learning_rate=self._options.learning_rate,
                 sigmas=self._sigmas,
@@ -114,17 +133,23 @@ class GuidanceDistillation:
         generator: torch.Generator,
     ) -> Target:
         """What the teacher sees with guidance, at any of the model's levels with equal chance."""
-        teacher = self.teaching(teacher, stage=stage, batch=batch)
         k = torch.randint(len(self._table), (len(batch.x0),), generator=generator)
         noise = torch.randn(batch.x0.shape, generator=generator).to(batch.x0)
         sigma = self._table[k].to(batch.x0)
         x_t = self.family.add_noise(batch.x0, noise, sigma=sigma)
-        x0 = teacher(x_t, sigma, **batch.condition).float()
         weight = self._options.weighting(sigma, family=self.family)
-        return Target(x_t, sigma, batch.condition, x0, weight, self._options.distance)
+        scales = self._options.scales.draw(len(x_t), generator=generator).to(x_t)
+        x0 = self._options.scales.teaching(teacher, batch, scales)(x_t, sigma, **batch.condition).float()
+        condition = with_scale(batch.condition, scales) if self.scale_input else batch.condition
+        return Target(x_t, sigma, condition, x0, weight, self._options.distance)
+
+    @property
+    def scale_input(self) -> GuidanceRange | None:
+        return self._options.scales if self._options.guidance_scale_max else None
 
     def teaching(self, teacher: Denoiser, *, stage: int, batch: Batch) -> Denoiser:
-        return guided(teacher, guidance_scale=self._options.guidance_scale, unconditional=batch.empty_prompt())
+        """At the middle of the range of guidance scales."""
+        return self._options.scales.teaching(teacher, batch, self._options.scales.usual)
 
     def continues(self, options: Mapping[str, Any]) -> bool:
         """There is one stage, and nothing to go on with."""
@@ -139,5 +164,5 @@ class GuidanceDistillation:
             gamma=self._options.gamma,
             prediction_type=prediction_type,
             noise_family=self.family.value,
-            guidance_scale=self._options.guidance_scale,
+            guidance_scale=self._options.scales.usual,
         )

@@ -12,12 +12,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...samplers.noise import Denoiser, NoiseFamily, guided, solved_x0
+from ...samplers.noise import Denoiser, NoiseFamily, solved_x0
 from ...samplers.recipe import Recipe
 from .. import choices
 from ..data import Batch, Condition
 from ..distance import Distance
 from ..grid import Grid
+from ..guidance_range import GuidanceRange, taking, with_scale
 from ..method import Stage, Target
 from ..weighting import Weighting
 
@@ -46,7 +47,8 @@ class ProgressiveOptions:
 
     start_steps: steps at which the teacher is sampled well. target_steps: steps of the final student.
     iterations: optimiser steps in each stage. learning_rate: at the start of each, annealed linearly to 0.
-    guidance_scale: classifier-free guidance baked in by the first stage only; 1 for none.
+    guidance_scale: classifier-free guidance baked in by the first stage only; 1 for none. guidance_scale_max: where it is not 0,
+    the student takes any scale between the two as an input (Meng et al. 2023, section 3.2).
     student_prediction: where it is not the teacher's, a first stage converts the student and halves nothing.
     conversion_iterations: of that stage. last_stages_iterations: of the halvings to 2 steps and to 1, which the paper
     trains twice as long. Of both 0 is as many as `iterations`. merged_steps: of the teacher, which become one of the student;
@@ -65,6 +67,7 @@ class ProgressiveOptions:
     last_stages_iterations: int = 0
     grid: Grid = Grid.TRAILING
     merged_steps: int = 2
+    guidance_scale_max: float = 0.0
     gamma: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
@@ -83,7 +86,11 @@ class ProgressiveOptions:
         if not _is_power_of_two(self.merged_steps):
             raise ValueError(f"merged_steps is {self.merged_steps}; allowed are 2, 4, 8 and further powers of two.")
         choices.require_learning_rate(self.learning_rate)
-        choices.require_guidance_scale(self.guidance_scale)
+        GuidanceRange.of(self.guidance_scale, self.guidance_scale_max)
+
+    @property
+    def scales(self) -> GuidanceRange:
+        return GuidanceRange.of(self.guidance_scale, self.guidance_scale_max)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> ProgressiveOptions:
@@ -111,11 +118,22 @@ class ProgressiveOptions:
         return choices.written(self)
 
     def on(
-        self, *, family: NoiseFamily, table: Tensor, unconditional: Condition | None, prediction_type: str
+        self,
+        *,
+        family: NoiseFamily,
+        table: Tensor,
+        unconditional: Condition | None,
+        prediction_type: str,
+        takes_scale: bool = False,
     ) -> Progressive:
         """The method on a model; see Progressive."""
         return Progressive(
-            self, family=family, table=table, unconditional=unconditional, prediction_type=prediction_type
+            self,
+            family=family,
+            table=table,
+            unconditional=unconditional,
+            prediction_type=prediction_type,
+            takes_scale=takes_scale,
         )
 
 
@@ -129,7 +147,8 @@ class Progressive:
 
     table: (T,) the model's noise levels, ascending. unconditional: the data's empty prompt, needed when
     options.guidance_scale is not 1; batches carry the one of their own shape. prediction_type: what the teacher's network
-    predicts, needed when options.student_prediction is not AS_TEACHER. ValueError for options that this model does not take.
+    predicts, needed when options.student_prediction is not AS_TEACHER. takes_scale: whether its guidance scale is an input of
+    it, which then stands for guidance by two prompts. ValueError for options that this model does not take.
     """
 
     name = "progressive_distillation"
@@ -142,11 +161,14 @@ class Progressive:
         table: Tensor,
         unconditional: Condition | None,
         prediction_type: str | None = None,
+        takes_scale: bool = False,
     ) -> None:
-        choices.require_empty_prompt(options.guidance_scale, given=unconditional is not None)
+        choices.require_empty_prompt(options.scales.high, given=unconditional is not None or takes_scale)
+        if takes_scale and not options.guidance_scale_max:
+            choices.require_guided_once(options.scales.high)
         options.grid.require_for(family)
         self.family = family
-        self._options = options
+        self._options, self._takes_scale = options, takes_scale
         self._converts = _converts(options.student_prediction, teacher=prediction_type)
         self._finest = options.schedule(options.start_steps, table=table)
 
@@ -187,7 +209,19 @@ class Progressive:
         student: Denoiser,
         generator: torch.Generator,
     ) -> Target:
-        teacher = self.teaching(teacher, stage=stage, batch=batch)
+        if self.scale_input is None:
+            teacher = self.teaching(teacher, stage=stage, batch=batch)
+            return self._taught(batch, stage=stage, teacher=teacher, generator=generator)
+        scales = self._options.scales.draw(len(batch.x0), generator=generator).to(batch.x0)
+        teacher = self._at(scales, teacher, stage=stage, batch=batch)
+        target = self._taught(batch, stage=stage, teacher=teacher, generator=generator)
+        return target._replace(condition=with_scale(batch.condition, scales))
+
+    @property
+    def scale_input(self) -> GuidanceRange | None:
+        return self._options.scales if self._options.guidance_scale_max else None
+
+    def _taught(self, batch: Batch, *, stage: int, teacher: Denoiser, generator: torch.Generator) -> Target:
         if self._converts and stage == 0:
             return self._converted(batch, teacher=teacher, generator=generator)
         return self._merged(batch, number=stage - self._converts, teacher=teacher, generator=generator)
@@ -221,11 +255,15 @@ class Progressive:
         return Target(x_t, sigma, condition, x0, weight, self._options.distance)
 
     def teaching(self, teacher: Denoiser, *, stage: int, batch: Batch) -> Denoiser:
-        """Guided in the first stage alone, whichever that is: every later teacher has the guidance in it."""
-        scale = self._options.guidance_scale
-        if stage > 0 or scale == 1.0:
+        """Guided in the first stage alone, whichever that is: every later teacher has the guidance in it, or takes its scale."""
+        if self.scale_input is None and (stage > 0 or not self._options.scales.guides):
             return teacher
-        return guided(teacher, guidance_scale=scale, unconditional=batch.empty_prompt())
+        return self._at(self._options.scales.usual, teacher, stage=stage, batch=batch)
+
+    def _at(self, scales: float | Tensor, teacher: Denoiser, *, stage: int, batch: Batch) -> Denoiser:
+        if stage > 0:
+            return taking(teacher, scales)
+        return self._options.scales.teaching(teacher, batch, scales, takes_scale=self._takes_scale)
 
     def continues(self, options: Mapping[str, Any]) -> bool:
         """With a larger target_steps, all else equal: the schedules are those of start_steps, and so the same."""
@@ -248,7 +286,7 @@ class Progressive:
             gamma=self._options.gamma,
             prediction_type=prediction_type if student is StudentPrediction.AS_TEACHER else student.value,
             noise_family=self.family.value,
-            guidance_scale=self._options.guidance_scale,
+            guidance_scale=self._options.scales.usual,
         )
 
     def _schedule(self, steps: int) -> Tensor:
