@@ -57,10 +57,8 @@ def require_teacher(recorded: Recorded, model: Any, *, run: RunFolder) -> None:
 
 def teacher_sha256(model: Any) -> str:
     """Of the MODEL's weights as wired, its LoRAs and patches applied."""
-    weights, embedding = (
-        host_training.network_state_dict(host_training.loaded(model)),
-        host_guidance.embedding_of(model),
-    )
+    weights = host_training.network_state_dict(host_training.loaded(model))
+    embedding = host_guidance.embedding_of(model)
     if embedding is not None:
         weights |= {"guidance": embedding.cond_proj, "guidance_scale": torch.tensor(embedding.guidance_scale)}
     return tensors_sha256(weights)
