@@ -33,8 +33,10 @@ export function define(name, kind) {
   if (!customElements.get(name)) customElements.define(name, kind);
 }
 
-/** Puts an element on a node, in every editor since 2024, and takes all of it away with the node. It is no setting. */
+/** Puts an element on a node, in every editor since 2024, and takes all of it away with the node. It is no setting.
+ *  Keys that are pressed in it do nothing to the graph. */
 export function addElement(node, name, element, { height }) {
+  element.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.stopPropagation());
   const options = { serialize: false, hideOnZoom: false, getMinHeight: height };
   const widget = node.addDOMWidget(name, `fewstep_${name}`, element, options);
   widget.serialize = false;
@@ -63,6 +65,21 @@ export function atRemoval(node, leave) {
   node.onRemoved = function () {
     onRemoved?.apply(this, arguments);
     leave();
+  };
+}
+
+/** An extension that calls show(node, output) whenever a node of these kinds has run. */
+export function showAfterRunning(name, kinds, show) {
+  return {
+    name,
+    beforeRegisterNodeDef(nodeType, nodeData) {
+      if (!kinds.includes(nodeData.name)) return;
+      const onExecuted = nodeType.prototype.onExecuted;
+      nodeType.prototype.onExecuted = function (output) {
+        onExecuted?.apply(this, arguments);
+        if (output?.text) show(this, output);
+      };
+    },
   };
 }
 

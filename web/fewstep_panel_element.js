@@ -42,7 +42,6 @@ class Panel extends HTMLElement {
     this.buttons = make("div", { className: "row" }, ...this.#makeButtons());
     this.body = [this.bar, this.figures, make("div", { className: "row" }, ...this.tabs), this.chart, this.pictures];
     this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), this.sentence, ...this.body, this.buttons);
-    this.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.stopPropagation());
     this.#forget();
   }
 
