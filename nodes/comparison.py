@@ -25,11 +25,11 @@ class Compare:
     FUNCTION = "compare"
     CATEGORY = "few-step/distillation"
     OUTPUT_NODE = True
+    SEARCH_ALIASES = ["benchmark", "side by side", "before after", "psnr", "slider"]
     DESCRIPTION = (
         "Shows a teacher's and a student's pictures of the same noise under a slider, with their PSNR: how near the student "
         "is to its teacher. Sample both with one seed; any two batches of pictures of one size can be compared."
     )
-    SEARCH_ALIASES = ("benchmark", "side by side", "before after", "psnr", "slider")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
