@@ -14,7 +14,7 @@ export const STYLE = `
   :host { display: block; box-sizing: border-box; width: 100%; height: 100%; overflow: hidden;
     --ink: var(--input-text, #ddd); --soft: var(--descrip-text, #999); --line: var(--border-color, #4e4e4e);
     --ground: var(--comfy-input-bg, #222); --student: #e8590c; --teacher: #868e96;
-    color: var(--ink); font: 12px/1.4 system-ui, sans-serif; }
+    color: var(--ink); font: max(12px, 0.75rem)/1.4 system-ui, sans-serif; }
   :host([hidden]) { display: none; }
   * { box-sizing: border-box; }
   button, select { font: inherit; color: var(--ink); background: var(--ground); border: 1px solid var(--line);
@@ -37,7 +37,7 @@ export function define(name, kind) {
  *  Keys that are pressed in it do nothing to the graph. */
 export function addElement(node, name, element, { height }) {
   element.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.stopPropagation());
-  const options = { serialize: false, hideOnZoom: false, getMinHeight: height };
+  const options = { serialize: false, hideOnZoom: false, getMinHeight: () => textScale() * height() };
   const widget = node.addDOMWidget(name, `fewstep_${name}`, element, options);
   widget.serialize = false;
   atRemoval(node, () => {
@@ -45,6 +45,11 @@ export function addElement(node, name, element, { height }) {
     element.remove();
   });
   return widget;
+}
+
+/** How much larger than usual the text of the page is set. */
+function textScale() {
+  return Math.max(parseFloat(getComputedStyle(document.documentElement).fontSize) / 16, 1);
 }
 
 /** Whether a widget's value comes over a link: the editor of 2024 turns the widget itself into an input. */

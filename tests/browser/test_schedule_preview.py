@@ -36,6 +36,17 @@ def schedule(editor):
     return editor.add("FewStepSchedule")
 
 
+def test_the_preview_asks_only_for_what_has_changed(editor, schedule):
+    wait_for(editor, "timestep", [999, 749, 499, 249])
+    asked = []
+    editor.page.on("request", lambda request: asked.append(request.url) if "/fewstep/schedule" in request.url else None)
+    editor.page.wait_for_timeout(1000)
+    assert asked == []
+    editor.set(schedule, steps=2)
+    wait_for(editor, "timestep", [999, 499])
+    assert len(asked) == 1
+
+
 def test_the_preview_follows_every_widget(editor, schedule):
     wait_for(editor, "timestep", [999, 749, 499, 249])
     editor.set(schedule, schedule="lcm")
