@@ -1,6 +1,6 @@
 // A line chart over iterations, on uPlot: raw and smoothed values, stages as dashed lines, in the colours of the page.
 import uPlot from "./vendor/uplot/uPlot.esm.mjs";
-import { define, figure } from "./fewstep_elements.js";
+import { define, figure, make } from "./fewstep_elements.js";
 
 const STYLESHEET = new URL("./vendor/uplot/uPlot.min.css", import.meta.url);
 const SMOOTHING = 0.9;
@@ -43,10 +43,9 @@ class Chart extends HTMLElement {
   constructor() {
     super();
     this.attachShadow({ mode: "open" });
-    const sheet = Object.assign(document.createElement("link"), { rel: "stylesheet", href: STYLESHEET });
-    const style = document.createElement("style");
-    style.textContent = `:host { display: block; overflow: hidden; min-height: 0; } .u-legend { font-size: 0.9em; color: inherit; }
-      .u-legend th { font-weight: normal; } .u-inline tr { margin-right: 0.8em; } .uplot { font: inherit; }`;
+    const sheet = make("link", { rel: "stylesheet", href: STYLESHEET });
+    const style = make("style", { textContent: `:host { display: block; overflow: hidden; min-height: 0; } .u-legend { font-size: 0.9em; color: inherit; }
+      .u-legend th { font-weight: normal; } .u-inline tr { margin-right: 0.8em; } .uplot { font: inherit; }` });
     this.area = document.createElement("div");
     this.shadowRoot.append(sheet, style, this.area);
   }

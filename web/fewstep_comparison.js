@@ -20,4 +20,4 @@ function show(node, { comparison, text }) {
   node.fewstepComparison.said = text[0];
 }
 
-app.registerExtension(showAfterRunning("fewstep.Comparison", ["FewStepCompare"], show));
+app.registerExtension(showAfterRunning("comfyuifewstep.Comparison", ["FewStepCompare"], show));

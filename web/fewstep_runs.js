@@ -55,7 +55,7 @@ function addMenuEntry() {
 }
 
 app.registerExtension({
-  name: "fewstep.Runs",
+  name: "comfyuifewstep.Runs",
   setup() {
     if (app.extensionManager?.registerSidebarTab) addTab();
     else addMenuEntry();

@@ -54,7 +54,7 @@ function addPreview(node, route) {
 }
 
 app.registerExtension({
-  name: "fewstep.SchedulePreview",
+  name: "comfyuifewstep.SchedulePreview",
   nodeCreated(node) {
     const route = ROUTES[node.comfyClass];
     if (route) addPreview(node, route);

@@ -47,4 +47,4 @@ function show(node, { text }) {
 }
 
 define("fewstep-table", Table);
-app.registerExtension(showAfterRunning("fewstep.EvaluationTable", ["FewStepEvaluateDigits"], show));
+app.registerExtension(showAfterRunning("comfyuifewstep.EvaluationTable", ["FewStepEvaluateDigits"], show));

@@ -52,4 +52,4 @@ function show(node, { text }) {
 }
 
 define("fewstep-text", Text);
-app.registerExtension(showAfterRunning("fewstep.Text", NODES, show));
+app.registerExtension(showAfterRunning("comfyuifewstep.Text", NODES, show));
