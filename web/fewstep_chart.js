@@ -73,7 +73,6 @@ class Chart extends HTMLElement {
     this.#shape = shape;
     if (this.#plot) return this.#plot.setData(this.#data(content));
     this.#plot = new uPlot(this.#options(content), this.#data(content), this.area);
-    this.#plot.setSize(this.#size()); // now that the legend has its height
   }
 
   /** What the chart shows, for a reader without eyes for it, and for tests. */
@@ -123,7 +122,8 @@ class Chart extends HTMLElement {
       axes: [{ ...axis, size: 2.5 * this.#em }, { ...axis, size: 4.8 * this.#em, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : figure(tick))) }],
       series: [{ label: xLabel ?? "iteration" }, ...lines.map((line) => this.#series(line, points))],
       cursor: { points: { size: 6 }, drag: { setScale: false }, move: (plot, left, top) => this.#unscaled(plot, left, top) },
-      hooks: { drawClear: [(plot) => this.#drawStages(plot)] },
+      hooks: { ready: [(plot) => plot.setSize(this.#size())], // the legend has its height only now
+        drawClear: [(plot) => this.#drawStages(plot)] },
     };
   }
 

@@ -28,9 +28,9 @@ class Compare extends HTMLElement {
     this.over = make("div", { className: "over", hidden: true }, ...this.halves, this.line);
     this.slider = make("input", { type: "range", min: 0, max: 100, value: 50, on: { input: () => this.#divide() },
       aria: { label: "Where the teacher's picture ends and the student's begins" } });
-    this.middle = make("span", { aria: { live: "polite" } });
-    this.words = make("div", { className: "words soft" }, make("span", {}, "teacher"), this.middle, make("span", {}, "student"));
-    this.dividing = make("div", { hidden: true }, this.slider, this.words);
+    this.figure = make("div", { aria: { live: "polite" } });
+    this.words = make("div", { className: "words soft" }, make("span", {}, "teacher"), make("span", {}, "student"));
+    this.dividing = make("div", { hidden: true }, this.slider, this.words, this.figure);
     const style = make("style", { textContent: STYLE + OWN_STYLE });
     this.shadowRoot.append(style, make("div", { className: "stage" }, this.both, this.over), this.dividing);
     this.#divide();
@@ -48,9 +48,9 @@ class Compare extends HTMLElement {
     return this.#address;
   }
 
-  /** What stands between the names, a figure say. */
+  /** What stands below the pictures, a figure say. */
   set said(text) {
-    this.middle.textContent = text;
+    this.figure.textContent = text;
   }
 
   /** Whether the pictures lie over each other. */

@@ -40,10 +40,7 @@ export function addElement(node, name, element, { height }) {
   const options = { serialize: false, hideOnZoom: false, getMinHeight: () => textScale() * height() };
   const widget = node.addDOMWidget(name, `fewstep_${name}`, element, options);
   widget.serialize = false;
-  atRemoval(node, () => {
-    widget.onRemove?.(); // the editor of 2024 leaves a listener on the document otherwise
-    element.remove();
-  });
+  atRemoval(node, () => widget.onRemove?.()); // the editor of 2024 leaves a listener on the document otherwise
   return widget;
 }
 

@@ -153,6 +153,7 @@ def test_all_of_the_panel_is_reached_by_keyboard(editor, name):
     editor.page.keyboard.press("Shift+Tab")
     editor.page.keyboard.press("Shift+Tab")
     assert focused(editor) == "Where the teacher's picture ends and the student's begins"
+    editor.page.evaluate("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", node)
     editor.page.keyboard.press("Delete")
     assert editor.page.evaluate("(id) => !!app.graph.getNodeById(id)", node), "keys in it do nothing to the graph"
 
@@ -171,6 +172,8 @@ def test_bands_are_told_apart(editor, name):
     ]
     assert len(apart) == 12
     assert min(apart) > 150
+    plot = panel(editor).locator("fewstep-chart .u-over")
+    assert plot.evaluate("plot => plot.offsetHeight") > 150, "the legend of four bands leaves the chart its room"
 
 
 def test_text_and_what_holds_it_scale_with_the_pages(editor):
