@@ -45,13 +45,14 @@ class Chart extends HTMLElement {
     this.attachShadow({ mode: "open" });
     const sheet = make("link", { rel: "stylesheet", href: STYLESHEET });
     const style = make("style", { textContent: `:host { display: block; overflow: hidden; min-height: 0; } .u-legend { font-size: 0.9em; color: inherit; }
-      .u-legend th { font-weight: normal; } .u-inline tr { margin-right: 0.8em; } .uplot { font: inherit; }` });
+      .u-legend th { font-weight: normal; } .u-inline tr { margin-right: 0.8em; } .uplot { font: inherit; }
+      .u-inline .u-value { display: inline-block; min-width: 4.2em; }` });
     this.area = document.createElement("div");
     this.shadowRoot.append(sheet, style, this.area);
   }
 
   connectedCallback() {
-    this.#sizes.observe(this);
+    for (const sized of [this, this.area]) this.#sizes.observe(sized); // a legend that wraps leaves the plot less room
     for (const root of [document.documentElement, document.body])
       this.#themes.observe(root, { attributes: true, attributeFilter: ["class", "style"] });
     if (this.#content) this.draw(this.#content);
@@ -93,7 +94,8 @@ class Chart extends HTMLElement {
 
   #resize() {
     if (!this.#plot && this.#content) this.draw(this.#content);
-    this.#plot?.setSize(this.#size());
+    const { width, height } = this.#size();
+    if (this.#plot && (this.#plot.width !== width || this.#plot.height !== height)) this.#plot.setSize({ width, height });
   }
 
   #size() {
@@ -122,8 +124,7 @@ class Chart extends HTMLElement {
       axes: [{ ...axis, size: 2.5 * this.#em }, { ...axis, size: 4.8 * this.#em, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : figure(tick))) }],
       series: [{ label: xLabel ?? "iteration" }, ...lines.map((line) => this.#series(line, points))],
       cursor: { points: { size: 6 }, drag: { setScale: false }, move: (plot, left, top) => this.#unscaled(plot, left, top) },
-      hooks: { ready: [(plot) => plot.setSize(this.#size())], // the legend has its height only now
-        drawClear: [(plot) => this.#drawStages(plot)] },
+      hooks: { drawClear: [(plot) => this.#drawStages(plot)] },
     };
   }
 

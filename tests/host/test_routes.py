@@ -144,3 +144,10 @@ def test_nothing_else_is_deleted(path, server, base, runs):
         server.post(f"/fewstep/runs/{urllib.parse.quote(path, safe='')}/delete", {})
     assert (runs / ".hidden").exists()
     assert (base / "custom_nodes").exists()
+
+
+def test_pictures_of_help_pages_are_served_beside_them(server):
+    for name, kind in {"training.jpg": "image/jpeg", "FewStepDistill.md": "text/markdown"}.items():
+        address = f"{server.address}/extensions/comfyui_fewstep/docs/{name}"
+        with urllib.request.urlopen(address) as answer:  # noqa: S310 (this machine)
+            assert answer.headers.get_content_type() == kind
