@@ -14,7 +14,7 @@ from ..samplers.presets import Preset
 from . import host, methods, recipes
 from .sampling import Schedule, levels
 
-METHODS = {
+METHODS: dict[str, Any] = {
     "FewStepProgressiveDistillation": methods.ProgressiveDistillation,
     "FewStepGuidanceDistillation": methods.GuidanceDistillation,
     "FewStepConsistencyDistillation": methods.ConsistencyDistillation,

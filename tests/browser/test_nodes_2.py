@@ -6,8 +6,15 @@ from test_training_panel import begin, panel, points, press, sentence, wait_for_
 
 
 @pytest.fixture
-def editor(chromium, server):
+def drawn_by_elements(server):
+    """The setting, for one test."""
     server.post("/settings", {**SETTINGS, "Comfy.VueNodes.Enabled": True})
+    yield
+    server.post("/settings", SETTINGS)
+
+
+@pytest.fixture
+def editor(chromium, server, drawn_by_elements):
     with chromium.new_context(viewport={"width": 1700, "height": 1300}) as context:
         made = Editor(context.new_page(), server)
         made.open()
@@ -15,7 +22,6 @@ def editor(chromium, server):
             pytest.skip("this host's editor has no Nodes 2.0, or shows no pack's elements there")
         yield made
         assert made.errors == []
-    server.post("/settings", SETTINGS)
 
 
 def shows_elements(editor):
