@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from . import (
+    comparison,
     demo,
     distillation,
     folders,
@@ -48,6 +49,7 @@ NODE_CLASS_MAPPINGS = {
     "FewStepWriteRun": runs.WriteRun,
     "FewStepWatchRun": runs.WatchRun,
     "FewStepLossChart": distillation.LossChart,
+    "FewStepCompare": comparison.Compare,
     "FewStepDemoTeacher": demo.DemoTeacher,
     "FewStepDigitPrompt": demo.DigitPrompt,
     "FewStepDigitsData": demo.DigitsData,
@@ -82,6 +84,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FewStepWriteRun": "Write Run",
     "FewStepWatchRun": "Watch Run",
     "FewStepLossChart": "Loss Chart",
+    "FewStepCompare": "Compare Teacher and Student",
     "FewStepDemoTeacher": "Demo Teacher (digits)",
     "FewStepDigitPrompt": "Digit Prompt",
     "FewStepDigitsData": "Digits Data Set",

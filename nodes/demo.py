@@ -32,6 +32,7 @@ class DemoTeacher:
     )
     FUNCTION = "load"
     CATEGORY = "few-step/demo"
+    SEARCH_ALIASES = ["mnist", "toy model", "example", "tutorial"]
     DESCRIPTION = (
         "A real, tiny diffusion model of handwritten digits, shipped with the pack, for trying distillation out on any "
         "machine. Use Empty Latent Image at 32 x 32, the stock KSampler, VAE Decode and the rest as with any model."
@@ -50,6 +51,7 @@ class DigitPrompt:
     OUTPUT_TOOLTIPS = ("The prompt; several digits are spread over the pictures of a batch, in order.",)
     FUNCTION = "encode"
     CATEGORY = "few-step/demo"
+    SEARCH_ALIASES = ["mnist", "example", "tutorial"]
     DESCRIPTION = "Says which digits the demo teacher draws. Leave it empty for the negative (empty) prompt."
 
     @classmethod
@@ -76,6 +78,7 @@ class DigitsData:
     OUTPUT_TOOLTIPS = ("1797 digits as latents.", "The label of each, in the same order.")
     FUNCTION = "load"
     CATEGORY = "few-step/demo"
+    SEARCH_ALIASES = ["mnist", "dataset", "example", "tutorial"]
     DESCRIPTION = "scikit-learn's data set of 1797 handwritten digits, for distilling the demo teacher."
 
     @classmethod
@@ -98,6 +101,7 @@ class EvaluateDigits:
     OUTPUT_NODE = True
     FUNCTION = "evaluate"
     CATEGORY = "few-step/demo"
+    SEARCH_ALIASES = ["benchmark", "fid", "psnr", "quality", "compare steps"]
     DESCRIPTION = (
         "Measures what distillation bought: both models draw the same noise at several step counts. Frechet distance to "
         "the real digits and accuracy are measured on the features of a small classifier (this is not FID); PSNR "

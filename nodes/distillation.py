@@ -40,6 +40,7 @@ class Distill:
     )
     FUNCTION = "distil"
     CATEGORY = "few-step/distillation"
+    SEARCH_ALIASES = ["train", "train lora", "training", "few step", "fast", "make lcm", "student", "resume"]
     DESCRIPTION = (
         "Trains a few-step student out of the connected model, which itself stays as it is. The queue waits until it is "
         "done. Cancel saves the state; queueing again with the same run name goes on from there. Everything is kept in "
@@ -329,6 +330,7 @@ class LossChart:
     OUTPUT_TOOLTIPS = ("The chart; connect to Save Image or Preview Image.",)
     FUNCTION = "draw"
     CATEGORY = "few-step/distillation"
+    SEARCH_ALIASES = ["training curve", "graph", "plot", "metrics"]
     DESCRIPTION = "Draws the loss of a finished run, one curve for each halving, on a log axis."
 
     @classmethod

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
 import folder_paths
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
@@ -139,3 +141,12 @@ def new_model(name: str, *, folder: str) -> Path:
     if file.exists():
         raise ValueError(f"there is a file {name!r} in {folder} already ({file}); choose another name.")
     return file
+
+
+def keep_for_view(picture: Tensor) -> dict[str, str]:
+    """Writes a picture (H, W, 3) in [0, 1] to the host's temporary folder. Returns the query of its route /view."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"fewstep_{uuid.uuid4().hex}.png"
+    Image.fromarray(picture.clamp(0.0, 1.0).mul(255).byte().numpy()).save(folder / name, compress_level=1)
+    return {"filename": name, "subfolder": "", "type": "temp"}

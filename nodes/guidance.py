@@ -18,6 +18,7 @@ class GuidanceEmbedding:
     OUTPUT_TOOLTIPS = ("The model with the guidance scale inside; sample it at cfg 1, one forward a step.",)
     FUNCTION = "patch"
     CATEGORY = "few-step/model"
+    SEARCH_ALIASES = ["cfg", "lcm guidance", "w embedding"]
     DESCRIPTION = (
         "Full LCM checkpoints (LCM_Dreamshaper_v7, lcm-sdxl) and students of this pack may take the guidance scale as an input, "
         "through a layer that ComfyUI drops when it loads them. This puts it back, from the same file, at a scale of your choice."
@@ -48,6 +49,7 @@ class GuidanceDistilledGuider:
     OUTPUT_TOOLTIPS = ("Connect to SamplerCustomAdvanced.",)
     FUNCTION = "make"
     CATEGORY = "few-step/sampling"
+    SEARCH_ALIASES = ["cfg", "flux guidance", "lcm guidance"]
     DESCRIPTION = (
         "For models that take the guidance scale as an input: full LCM checkpoints behind Guidance Embedding, Flux dev "
         "and its kind. The scale goes into the network, so every step costs one forward instead of two."
@@ -72,6 +74,7 @@ class GuidanceDistilledSampler:
     OUTPUT_TOOLTIPS = ("Connect to SamplerCustom, or to SamplerCustomAdvanced with CFGGuider.",)
     FUNCTION = "make"
     CATEGORY = "few-step/sampling"
+    SEARCH_ALIASES = ["cfg", "flux guidance", "lcm guidance"]
     DESCRIPTION = (
         "For models that take the guidance scale as an input: the cfg of the node that samples goes into the network, "
         "the negative prompt is not evaluated, and every step costs one forward instead of two."

@@ -24,6 +24,7 @@ class ProgressiveDistillation:
     OUTPUT_TOOLTIPS = ("Connect to Distill Model.",)
     FUNCTION = "make"
     CATEGORY = "few-step/distillation"
+    SEARCH_ALIASES = ["train", "halve steps", "fewer steps", "few step", "lightning"]
     DESCRIPTION = (
         "Progressive distillation (Salimans and Ho 2022): the student learns to do in one step what its teacher does in "
         "two, then becomes the teacher, until the target step count is reached. 64 to 4 steps takes four halvings."
@@ -179,6 +180,7 @@ class GuidanceDistillation:
     OUTPUT_TOOLTIPS = ("Connect to Distill Model.",)
     FUNCTION = "make"
     CATEGORY = "few-step/distillation"
+    SEARCH_ALIASES = ["train", "bake cfg", "cfg 1", "twice as fast"]
     DESCRIPTION = (
         "Guidance distillation (Meng et al. 2023), at one scale or as a slider: the student says in one forward what its "
         "teacher says in two, negative prompt included. Sampled at cfg 1 it costs half as much at any number of steps, with any "
@@ -238,6 +240,7 @@ class ConsistencyDistillation:
     OUTPUT_TOOLTIPS = ("Connect to Distill Model.",)
     FUNCTION = "make"
     CATEGORY = "few-step/distillation"
+    SEARCH_ALIASES = ["train lcm", "lcm lora", "few step"]
     DESCRIPTION = (
         "Makes your own LCM-LoRA. Latent consistency distillation (Luo et al. 2023): the student learns to say at every level "
         "what it says itself one step of its teacher further down, guidance included. With the heun solver and more levels it "
@@ -325,6 +328,7 @@ class ConsistencyTraining:
     OUTPUT_TOOLTIPS = ("Connect to Distill Model.",)
     FUNCTION = "make"
     CATEGORY = "few-step/distillation"
+    SEARCH_ALIASES = ["ict", "few step", "without teacher"]
     DESCRIPTION = (
         "Consistency training (iCT: Song and Dhariwal 2023): no teacher is asked. The student learns from real pictures to say "
         "the same about a picture with more and with less of one noise. It begins at the connected model and bakes in no "

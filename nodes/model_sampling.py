@@ -42,6 +42,7 @@ class LCMModel:
     OUTPUT_TOOLTIPS = ("The model with LCM's boundary; sample it with the LCM Sampler and the lcm schedule.",)
     FUNCTION = "patch"
     CATEGORY = "few-step/model"
+    SEARCH_ALIASES = ["lcm lora", "few step", "model sampling"]
     DESCRIPTION = (
         "Reads the model as a latent consistency model: LCM's boundary on top of the model's own prediction type. The "
         "stock ModelSamplingDiscrete (lcm) reads every model as eps, so that v-prediction LCMs come out wrong."
@@ -60,6 +61,7 @@ class PredictionType:
     OUTPUT_TOOLTIPS = ("The model, its output read as chosen.",)
     FUNCTION = "patch"
     CATEGORY = "few-step/model"
+    SEARCH_ALIASES = ["x0", "eps", "v prediction", "model sampling", "lightning 1 step"]
     DESCRIPTION = (
         "Says what the network predicts, on the noise levels that the model has: x0 for one-step checkpoints such as "
         "SDXL-Lightning 1-step, eps or v_prediction where the host took the wrong one."
@@ -83,6 +85,7 @@ class ConsistencyModel:
     OUTPUT_TOOLTIPS = ("The model; sample it with the Consistency Sampler at gamma 1 and the consistency schedule.",)
     FUNCTION = "patch"
     CATEGORY = "few-step/model"
+    SEARCH_ALIASES = ["cm", "edm", "model sampling"]
     DESCRIPTION = (
         "Reads the network as a consistency model of Song et al.: their boundary, their time input (a thousand times "
         "ComfyUI's EDM), and their range of noise levels."

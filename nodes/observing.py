@@ -16,6 +16,7 @@ from ..trainers.files import write_atomically
 from ..trainers.loop import Metrics
 from ..trainers.student import Student
 from . import host, host_training
+from .comparison import stacked
 from .telling import MESSAGES, METRICS, Messages, jsonable
 
 PREVIEW_PICTURES = 10
@@ -78,7 +79,7 @@ class Preview:
                 self._draw(self._student.denoiser, stage.sigmas, gamma=stage.gamma),
             ]
         rows = [self._decode(latents) for latents in drawn]
-        grid = torch.cat([torch.cat(list(row), dim=1) for row in rows]).mul(255).byte()
+        grid = stacked(rows).mul(255).byte()
         picture = Image.fromarray(grid.cpu().numpy())
         content = io.BytesIO()
         picture.save(content, format="PNG")

@@ -31,6 +31,18 @@ class ApplyRecipe:
     )
     FUNCTION = "apply"
     CATEGORY = "few-step/sampling"
+    SEARCH_ALIASES = [
+        "turbo",
+        "lightning",
+        "lcm",
+        "hyper sd",
+        "dmd2",
+        "pcm",
+        "tcd",
+        "schnell",
+        "qwen lightning",
+        "fast",
+    ]
     DESCRIPTION = (
         "Sets model, sampler, schedule and guidance as the authors of a well-known few-step model mean it, or as a file "
         "that FewStep made says of itself. Load the checkpoint or LoRA with the host's own loaders first."

@@ -115,6 +115,7 @@ ROUTES: dict[tuple[str, str], Callable[[web.Request], Any]] = {
     ("POST", "/fewstep/runs/{run}/delete"): delete,
     ("GET", "/fewstep/schedule"): lambda request: _said(schedule_preview.of_schedule, request),
     ("GET", "/fewstep/recipe"): lambda request: _said(schedule_preview.of_recipe, request),
+    ("GET", "/fewstep/method"): lambda request: _said(schedule_preview.of_method, request),
 }
 
 

@@ -23,6 +23,7 @@ class WriteRun(distillation.Distill):
     OUTPUT_TOOLTIPS = ("The run's name, for Watch Run.", "What to type into a terminal to train it.")
     FUNCTION = "write"
     OUTPUT_NODE = True
+    SEARCH_ALIASES = ["train elsewhere", "multi gpu", "several gpus", "accelerate", "torchrun", "command line"]
     DESCRIPTION = (
         "Takes what Distill Model takes and trains nothing: it writes the run's folder, with the data and how the teacher "
         "is made, and shows the command that trains it, on this machine or another, on one GPU or several. Watch Run "
@@ -48,6 +49,7 @@ class WatchRun:
     OUTPUT_TOOLTIPS = distillation.Distill.OUTPUT_TOOLTIPS
     FUNCTION = "watch"
     CATEGORY = "few-step/distillation"
+    SEARCH_ALIASES = ["training progress", "multi gpu", "monitor", "resume"]
     DESCRIPTION = (
         "Waits for a run that another process trains, shows its progress and previews, and loads the student when it is "
         "finished. Cancel stops the watching, not the training."

@@ -30,6 +30,7 @@ class LCMSampler:
     OUTPUT_TOOLTIPS = ("Connect to SamplerCustom or SamplerCustomAdvanced.",)
     FUNCTION = "make"
     CATEGORY = "few-step/sampling"
+    SEARCH_ALIASES = ["few step", "fast", "lcm lora"]
     DESCRIPTION = (
         "Latent consistency sampling: at every step the model's clean picture is taken and noised afresh to the next "
         "level. For LCM and LCM-LoRA models, with the lcm schedule. Works for flow models too."
@@ -48,6 +49,7 @@ class LightningSampler:
     OUTPUT_TOOLTIPS = ("Connect to SamplerCustom or SamplerCustomAdvanced.",)
     FUNCTION = "make"
     CATEGORY = "few-step/sampling"
+    SEARCH_ALIASES = ["few step", "fast", "hyper sd", "ddim", "euler"]
     DESCRIPTION = (
         "Deterministic few-step sampling (Euler, DDIM): for SDXL-Lightning and progressively distilled students, with "
         "the trailing schedule at exactly the step count that the file was made for."
@@ -66,6 +68,7 @@ class ConsistencySampler:
     OUTPUT_TOOLTIPS = ("Connect to SamplerCustom or SamplerCustomAdvanced.",)
     FUNCTION = "make"
     CATEGORY = "few-step/sampling"
+    SEARCH_ALIASES = ["gamma", "few step", "ctm"]
     DESCRIPTION = (
         "Multistep consistency sampling with gamma: 1 noises every step afresh (consistency models, LCM, DMD2), 0 is "
         "deterministic (Lightning), between keeps a part of the old noise (consistency trajectory models)."
@@ -127,6 +130,7 @@ class TCDSampler:
     OUTPUT_TOOLTIPS = ("Connect to SamplerCustom or SamplerCustomAdvanced.",)
     FUNCTION = "make"
     CATEGORY = "few-step/sampling"
+    SEARCH_ALIASES = ["hyper sd", "few step", "fast"]
     DESCRIPTION = (
         "Trajectory consistency sampling (TCD), for TCD-LoRA and Hyper-SD's unified LoRAs, with the tcd schedule. Each "
         "step goes down past the next level and is noised up to it; eta says how far."
@@ -159,6 +163,7 @@ class Schedule:
     OUTPUT_TOOLTIPS = ("Noise levels for SamplerCustom, from the largest down to 0.",)
     FUNCTION = "make"
     CATEGORY = "few-step/sampling"
+    SEARCH_ALIASES = ["sigmas", "timesteps", "scheduler", "lcm", "turbo", "lightning", "trailing", "noise levels"]
     DESCRIPTION = (
         "The exact noise levels that few-step models were trained on, which the stock schedulers miss. trailing: "
         "SDXL-Lightning, Hyper-SD N-step, progressive students (4 steps: timesteps 999, 749, 499, 249). lcm: LCM and "

@@ -1,4 +1,4 @@
-"""What a schedule or a recipe means in numbers, before any model is loaded: by the functions that the nodes call."""
+"""What a schedule, a recipe or a method means in numbers, before any model is loaded: by the functions that the nodes call."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from torch import Tensor
 
 from ..samplers.noise import NoiseFamily
 from ..samplers.presets import Preset
-from . import host, recipes
+from . import host, methods, recipes
 from .sampling import Schedule, levels
+
+METHODS: dict[str, Any] = {
+    "FewStepProgressiveDistillation": methods.ProgressiveDistillation,
+    "FewStepGuidanceDistillation": methods.GuidanceDistillation,
+    "FewStepConsistencyDistillation": methods.ConsistencyDistillation,
+    "FewStepConsistencyTraining": methods.ConsistencyTraining,
+}
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "sd": ("Stable Diffusion 1.5, 2 and XL", {}),
@@ -41,6 +48,25 @@ def of_recipe(given: Mapping[str, str]) -> dict[str, Any]:
     preset = recipes.preset_of(name)
     kind = _kind_of(preset)
     return {**_shown(kind, recipes.preset_levels(_sampling(kind), preset)), "source": preset.source}
+
+
+def of_method(given: Mapping[str, str]) -> dict[str, Any]:
+    """Of a node of METHODS: its stages, and the levels that the student is sampled at. given: node, its inputs, and model."""
+    if given.get("node") not in METHODS:
+        raise ValueError(f"node is {given.get('node')!r}; allowed are {', '.join(METHODS)}.")
+    node = METHODS[given["node"]]
+    kind = given.get("model") or "sd"
+    sampling = _sampling(kind)
+    (options,) = node().make(**_read(node.INPUT_TYPES(), given))
+    method = options.on(
+        family=host.noise_family(sampling),
+        table=host.noise_levels(sampling),
+        unconditional={},
+        prediction_type=host.prediction_type(sampling),
+    )
+    stages = method.stages()
+    told = [{"name": stage.name, "iterations": stage.iterations} for stage in stages]
+    return {**_shown(kind, stages[-1].sigmas), "stages": told}
 
 
 def _kind_of(preset: Preset) -> str:
@@ -75,6 +101,8 @@ def _read(declared: Mapping[str, Mapping[str, Any]], given: Mapping[str, str]) -
 
 def _value(name: str, text: str, declared: Any) -> Any:
     kind, options = declared
+    if kind == "BOOLEAN":
+        return text == "true"
     if kind not in ("INT", "FLOAT"):
         return text
     try:

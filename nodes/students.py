@@ -44,6 +44,7 @@ class LoRAStudentNode:
     OUTPUT_TOOLTIPS = ("Connect to Distill Model.",)
     FUNCTION = "make"
     CATEGORY = "few-step/distillation"
+    SEARCH_ALIASES = ["train lora", "rank", "adapter", "distill"]
     DESCRIPTION = (
         "A LoRA learns, on the connected model itself: the teacher is the same weights with the LoRA off, so nothing is "
         "copied and nothing of the model changes. The result is a small file that every LoRA loader reads."
@@ -93,6 +94,7 @@ class FullWeightsStudentNode:
     OUTPUT_TOOLTIPS = ("Connect to Distill Model.",)
     FUNCTION = "make"
     CATEGORY = "few-step/distillation"
+    SEARCH_ALIASES = ["fine tune", "full finetune", "train model", "distill"]
     DESCRIPTION = (
         "All weights of a copy of the model learn, in float32: for small models, or where memory holds the model about "
         "four times over. The result is a whole diffusion model."
@@ -115,6 +117,7 @@ class LoadStudent:
     )
     FUNCTION = "load"
     CATEGORY = "few-step/distillation"
+    SEARCH_ALIASES = ["load lora", "few step", "load trained"]
     DESCRIPTION = (
         "Loads a distilled student from a finished run or any of its stages, or from models/fewstep_students, together with "
         "the sampler and schedule that its file asks for."
@@ -172,6 +175,7 @@ class SaveStudentCheckpoint:
     FUNCTION = "save"
     OUTPUT_NODE = True
     CATEGORY = "few-step/distillation"
+    SEARCH_ALIASES = ["merge lora", "bake lora", "save model", "export", "distilled"]
     DESCRIPTION = (
         "Merges a finished student into its teacher and saves a whole checkpoint, text encoder and VAE included, to "
         "output/checkpoints/fewstep. Load Checkpoint lists it; Apply Recipe finds its sampler and schedule in it."
@@ -214,6 +218,7 @@ class SaveStudentLoRA:
     FUNCTION = "save"
     OUTPUT_NODE = True
     CATEGORY = "few-step/distillation"
+    SEARCH_ALIASES = ["merge lora", "combine loras", "style lora", "export"]
     DESCRIPTION = (
         "Makes one LoRA of a student's and of all LoRAs that are wired into its teacher: a style, or the guidance that was "
         "distilled first. It goes to output/loras/fewstep and wants the bare checkpoint. The student's own file stays as it is."

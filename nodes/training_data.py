@@ -21,6 +21,7 @@ class ImageFolder:
     OUTPUT_TOOLTIPS = ("Connect to Distill Model, which encodes the pictures once and keeps them in the run's folder.",)
     FUNCTION = "describe"
     CATEGORY = "few-step/distillation"
+    SEARCH_ALIASES = ["data set", "dataset", "captions", "train lora", "load images"]
     DESCRIPTION = (
         "Pictures from a folder on disk as training data, each described by the .txt file of its name. They are resized "
         "to buckets of about equal area, encoded by the VAE and CLIP when Distill Model runs, and kept in the run's "
@@ -134,6 +135,7 @@ class TeacherPictures:
     OUTPUT_TOOLTIPS = ("Connect to Distill Model, which draws the pictures once and keeps them in the run's folder.",)
     FUNCTION = "describe"
     CATEGORY = "few-step/distillation"
+    SEARCH_ALIASES = ["data set", "dataset", "synthetic", "train lora"]
     DESCRIPTION = (
         "Training data from prompts alone: the teacher, which is the model on Distill Model, draws the pictures itself, "
         "with a deterministic sampler on the trailing schedule. They are kept as latents in the run's folder. With pairs "

@@ -40,7 +40,12 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 
 def psnr(pictures: Tensor, reference: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of pictures in [0, 1], from the squared error over all of them."""
-    from kornia.metrics import psnr as kornia_psnr
+    try:
+        from kornia.metrics import psnr as kornia_psnr
+    except ImportError as error:
+        raise ImportError(
+            "PSNR is measured with kornia, which is not installed. Install it into ComfyUI's Python: python -m pip install kornia"
+        ) from error
 
     return float(kornia_psnr(pictures, reference, max_val=1.0))
 

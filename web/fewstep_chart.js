@@ -1,6 +1,6 @@
 // A line chart over iterations, on uPlot: raw and smoothed values, stages as dashed lines, in the colours of the page.
 import uPlot from "./vendor/uplot/uPlot.esm.mjs";
-import { define, figure } from "./fewstep_elements.js";
+import { define, figure, make } from "./fewstep_elements.js";
 
 const STYLESHEET = new URL("./vendor/uplot/uPlot.min.css", import.meta.url);
 const SMOOTHING = 0.9;
@@ -18,9 +18,19 @@ export function smoothed(values, stages) {
   });
 }
 
-/** The iterations at which a stage begins, but for the first. */
-export function boundaries(iterations, stages) {
-  return iterations.flatMap((iteration, i) => (i && stages[i] !== stages[i - 1] ? [{ at: iteration, stage: stages[i] }] : []));
+/** The places in a list of stages at which one begins, but for the first. */
+export function boundaries(stages) {
+  return stages.flatMap((stage, i) => (i && stage !== stages[i - 1] ? [i] : []));
+}
+
+/** The places between which a line of values is broken: around each beginning, the nearest that have one. */
+export function breaks(values, stages) {
+  return boundaries(stages).map((start) => {
+    let [before, after] = [start - 1, start];
+    while (before > 0 && values[before] === null) before--;
+    while (after < values.length - 1 && values[after] === null) after++;
+    return [before, after];
+  });
 }
 
 class Chart extends HTMLElement {
@@ -33,16 +43,16 @@ class Chart extends HTMLElement {
   constructor() {
     super();
     this.attachShadow({ mode: "open" });
-    const sheet = Object.assign(document.createElement("link"), { rel: "stylesheet", href: STYLESHEET });
-    const style = document.createElement("style");
-    style.textContent = `:host { display: block; overflow: hidden; min-height: 0; } .u-legend { font-size: 0.9em; color: inherit; }
-      .u-legend th { font-weight: normal; } .u-inline tr { margin-right: 0.8em; } .uplot { font: inherit; }`;
+    const sheet = make("link", { rel: "stylesheet", href: STYLESHEET });
+    const style = make("style", { textContent: `:host { display: block; overflow: hidden; min-height: 0; } .u-legend { font-size: 0.9em; color: inherit; }
+      .u-legend th { font-weight: normal; } .u-inline tr { margin-right: 0.8em; } .uplot { font: inherit; }
+      .u-inline .u-value { display: inline-block; min-width: 4.2em; }` });
     this.area = document.createElement("div");
     this.shadowRoot.append(sheet, style, this.area);
   }
 
   connectedCallback() {
-    this.#sizes.observe(this);
+    for (const sized of [this, this.area]) this.#sizes.observe(sized); // a legend that wraps leaves the plot less room
     for (const root of [document.documentElement, document.body])
       this.#themes.observe(root, { attributes: true, attributeFilter: ["class", "style"] });
     if (this.#content) this.draw(this.#content);
@@ -54,7 +64,7 @@ class Chart extends HTMLElement {
     this.#drop();
   }
 
-  /** {x, stages, names, log, lines: [{label, values, colour, faint}]}, and for an x that is no iteration xLabel, which is on a log
+  /** {x, stages, names, log, lines: [{label, values, colour, dash, faint}]}, and for an x that is no iteration xLabel, which is on a log
    *  scale then. points: show every point. Colours are CSS variables of the page or the element. */
   draw(content) {
     this.#content = content;
@@ -64,7 +74,6 @@ class Chart extends HTMLElement {
     this.#shape = shape;
     if (this.#plot) return this.#plot.setData(this.#data(content));
     this.#plot = new uPlot(this.#options(content), this.#data(content), this.area);
-    this.#plot.setSize(this.#size()); // now that the legend has its height
   }
 
   /** What the chart shows, for a reader without eyes for it, and for tests. */
@@ -85,7 +94,8 @@ class Chart extends HTMLElement {
 
   #resize() {
     if (!this.#plot && this.#content) this.draw(this.#content);
-    this.#plot?.setSize(this.#size());
+    const { width, height } = this.#size();
+    if (this.#plot && (this.#plot.width !== width || this.#plot.height !== height)) this.#plot.setSize({ width, height });
   }
 
   #size() {
@@ -93,27 +103,36 @@ class Chart extends HTMLElement {
     return { width: Math.max(this.clientWidth, 50), height: Math.max(this.clientHeight - legend, 50) };
   }
 
+  get #em() {
+    return parseFloat(getComputedStyle(this).fontSize);
+  }
+
+  #font(scale) {
+    return `${this.#em * scale}px system-ui, sans-serif`;
+  }
+
   #colour(name) {
     return getComputedStyle(this).getPropertyValue(name).trim() || "#888";
   }
 
   #options({ log, lines, xLabel, points }) {
-    const font = () => `${getComputedStyle(this).fontSize} system-ui, sans-serif`;
-    const axis = { stroke: () => this.#colour("--soft"), font: font(), ticks: { show: false },
+    const axis = { stroke: () => this.#colour("--soft"), font: this.#font(1), ticks: { show: false },
       grid: { stroke: () => this.#colour("--line"), width: 0.5 } };
     return {
       ...this.#size(),
       scales: { x: { time: false, ...(xLabel ? { distr: 3, log: 2 } : {}) }, y: log ? { distr: 3 } : {} },
-      axes: [{ ...axis, size: 30 }, { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : figure(tick))) }],
+      axes: [{ ...axis, size: 2.5 * this.#em }, { ...axis, size: 4.8 * this.#em, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : figure(tick))) }],
       series: [{ label: xLabel ?? "iteration" }, ...lines.map((line) => this.#series(line, points))],
       cursor: { points: { size: 6 }, drag: { setScale: false }, move: (plot, left, top) => this.#unscaled(plot, left, top) },
       hooks: { drawClear: [(plot) => this.#drawStages(plot)] },
     };
   }
 
-  #series({ label, colour, faint }, all) {
+  /** Values that are missing are spanned, but nothing joins one stage to the next. */
+  #series({ label, colour, dash, faint }, all) {
     return {
-      label, width: faint ? 1 : 2, alpha: faint ? 0.35 : 1, spanGaps: true, stroke: () => this.#colour(colour),
+      label, dash, width: faint ? 1 : 2, alpha: faint ? 0.35 : 1, stroke: () => this.#colour(colour),
+      gaps: (plot, i) => breaks(plot.data[i], this.#content.stages).map((pair) => pair.map((at) => plot.valToPos(plot.data[0][at], "x", true))),
       points: { show: (plot, i) => all || (!faint && plot.data[i].filter((value) => value !== null).length < 3) },
       value: (_, value) => figure(value),
     };
@@ -132,12 +151,15 @@ class Chart extends HTMLElement {
     ctx.strokeStyle = ctx.fillStyle = this.#colour("--soft");
     ctx.setLineDash([4, 4]);
     ctx.textAlign = "left"; // uPlot leaves its own
-    ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
-    const starts = x.length ? [{ at: x[0], stage: stages[0] }, ...boundaries(x, stages)] : [];
-    starts.forEach(({ at, stage }, i) => {
-      const left = Math.round(plot.valToPos(at, "x", true));
-      if (i) this.#dashed(ctx, left, bbox);
-      ctx.fillText(names?.[stage] ?? "", left + 4 * devicePixelRatio, bbox.top + 12 * devicePixelRatio);
+    ctx.font = this.#font(0.9 * devicePixelRatio);
+    const margin = 4 * devicePixelRatio;
+    const starts = x.length ? [0, ...boundaries(stages)] : [];
+    const lefts = starts.map((start) => Math.round(plot.valToPos(x[start], "x", true)));
+    starts.forEach((start, i) => {
+      if (i) this.#dashed(ctx, lefts[i], bbox);
+      const name = names?.[stages[start]] ?? "";
+      const fits = ctx.measureText(name).width + 2 * margin < (lefts[i + 1] ?? bbox.left + bbox.width) - lefts[i];
+      if (fits) ctx.fillText(name, lefts[i] + margin, bbox.top + 1.1 * this.#em * devicePixelRatio);
     });
     ctx.restore();
   }

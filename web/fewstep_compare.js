@@ -28,8 +28,9 @@ class Compare extends HTMLElement {
     this.over = make("div", { className: "over", hidden: true }, ...this.halves, this.line);
     this.slider = make("input", { type: "range", min: 0, max: 100, value: 50, on: { input: () => this.#divide() },
       aria: { label: "Where the teacher's picture ends and the student's begins" } });
+    this.figure = make("div", { aria: { live: "polite" } });
     this.words = make("div", { className: "words soft" }, make("span", {}, "teacher"), make("span", {}, "student"));
-    this.dividing = make("div", { hidden: true }, this.slider, this.words);
+    this.dividing = make("div", { hidden: true }, this.slider, this.words, this.figure);
     const style = make("style", { textContent: STYLE + OWN_STYLE });
     this.shadowRoot.append(style, make("div", { className: "stage" }, this.both, this.over), this.dividing);
     this.#divide();
@@ -45,6 +46,11 @@ class Compare extends HTMLElement {
 
   get address() {
     return this.#address;
+  }
+
+  /** What stands below the pictures, a figure say. */
+  set said(text) {
+    this.figure.textContent = text;
   }
 
   /** Whether the pictures lie over each other. */

@@ -14,7 +14,7 @@ export const STYLE = `
   :host { display: block; box-sizing: border-box; width: 100%; height: 100%; overflow: hidden;
     --ink: var(--input-text, #ddd); --soft: var(--descrip-text, #999); --line: var(--border-color, #4e4e4e);
     --ground: var(--comfy-input-bg, #222); --student: #e8590c; --teacher: #868e96;
-    color: var(--ink); font: 12px/1.4 system-ui, sans-serif; }
+    color: var(--ink); font: max(12px, 0.75rem)/1.4 system-ui, sans-serif; }
   :host([hidden]) { display: none; }
   * { box-sizing: border-box; }
   button, select { font: inherit; color: var(--ink); background: var(--ground); border: 1px solid var(--line);
@@ -33,16 +33,20 @@ export function define(name, kind) {
   if (!customElements.get(name)) customElements.define(name, kind);
 }
 
-/** Puts an element on a node, in every editor since 2024, and takes all of it away with the node. It is no setting. */
+/** Puts an element on a node, in every editor since 2024, and takes all of it away with the node. It is no setting.
+ *  Keys that are pressed in it do nothing to the graph. */
 export function addElement(node, name, element, { height }) {
-  const options = { serialize: false, hideOnZoom: false, getMinHeight: height };
+  element.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.stopPropagation());
+  const options = { serialize: false, hideOnZoom: false, getMinHeight: () => textScale() * height() };
   const widget = node.addDOMWidget(name, `fewstep_${name}`, element, options);
   widget.serialize = false;
-  atRemoval(node, () => {
-    widget.onRemove?.(); // the editor of 2024 leaves a listener on the document otherwise
-    element.remove();
-  });
+  atRemoval(node, () => widget.onRemove?.()); // the editor of 2024 leaves a listener on the document otherwise
   return widget;
+}
+
+/** How much larger than usual the text of the page is set. */
+function textScale() {
+  return Math.max(parseFloat(getComputedStyle(document.documentElement).fontSize) / 16, 1);
 }
 
 /** Whether a widget's value comes over a link: the editor of 2024 turns the widget itself into an input. */
@@ -63,6 +67,21 @@ export function atRemoval(node, leave) {
   node.onRemoved = function () {
     onRemoved?.apply(this, arguments);
     leave();
+  };
+}
+
+/** An extension that calls show(node, output) whenever a node of these kinds has run. */
+export function showAfterRunning(name, kinds, show) {
+  return {
+    name,
+    beforeRegisterNodeDef(nodeType, nodeData) {
+      if (!kinds.includes(nodeData.name)) return;
+      const onExecuted = nodeType.prototype.onExecuted;
+      nodeType.prototype.onExecuted = function (output) {
+        onExecuted?.apply(this, arguments);
+        if (output?.text) show(this, output);
+      };
+    },
   };
 }
 

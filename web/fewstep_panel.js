@@ -37,7 +37,7 @@ function addPanel(node) {
 }
 
 app.registerExtension({
-  name: "fewstep.TrainingPanel",
+  name: "comfyuifewstep.TrainingPanel",
   setup: begin,
   nodeCreated(node) {
     if (NODES.includes(node.comfyClass)) addPanel(node);

@@ -10,11 +10,11 @@ const SECONDS_BETWEEN_LOOKS = 1;
 const SECONDS_WITHOUT_A_WORD = 5; // of a run that another process trains, the folder is looked at
 const VIEWS = { loss: "Loss", bands: "Noise levels", rate: "Learning rate", pictures: "Pictures" };
 const COLUMNS = ["iteration", "stage", "loss", "x0_error", "gradient_norm", "learning_rate"];
-const BAND_COLOURS = ["--band-1", "--band-2", "--band-3", "--band-4"];
+const BANDS = [["--band-1"], ["--band-2", [10, 4]], ["--band-3", [3, 3]], ["--band-4", [10, 3, 3, 3]]]; // told apart without colours too
 
 const OWN_STYLE = `
   :host { display: flex; flex-direction: column; gap: 0.4em; overflow: hidden;
-    --band-1: #4dabf7; --band-2: #38b2ac; --band-3: #f59f00; --band-4: #e8590c; }
+    --band-1: #4c8dff; --band-2: #12a150; --band-3: #c264d9; --band-4: #e8590c; }
   progress { width: 100%; height: 0.5em; accent-color: var(--student); }
   .view { flex: 1; min-height: 0; } .sentence { font-weight: 600; }
   .failed { color: var(--error-text, #ff4444); }
@@ -42,7 +42,6 @@ class Panel extends HTMLElement {
     this.buttons = make("div", { className: "row" }, ...this.#makeButtons());
     this.body = [this.bar, this.figures, make("div", { className: "row" }, ...this.tabs), this.chart, this.pictures];
     this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), this.sentence, ...this.body, this.buttons);
-    this.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.stopPropagation());
     this.#forget();
   }
 
@@ -223,7 +222,8 @@ function content(view, { curves, stages }) {
 
 function bandLines({ band_errors, stage }) {
   const label = (i) => (i === 0 ? "least noise" : i === band_errors.length - 1 ? "most noise" : `band ${i + 1}`);
-  return band_errors.map((values, i) => ({ label: label(i), values: smoothed(values, stage), colour: BAND_COLOURS[i % 4] }));
+  const look = (i) => ({ colour: BANDS[i % 4][0], dash: BANDS[i % 4][1] });
+  return band_errors.map((values, i) => ({ label: label(i), values: smoothed(values, stage), ...look(i) }));
 }
 
 define("fewstep-panel", Panel);

@@ -45,7 +45,7 @@ function addMenuEntry() {
   const dialog = make("dialog", { on: { close: () => dialog.querySelector("fewstep-runs")?.remove() } });
   dialog.style.cssText = "width: min(34rem, 95vw); height: 85vh; padding: 0; border: 1px solid var(--border-color);";
   const close = make("button", { type: "button", textContent: "Close", on: { click: () => dialog.close() } });
-  close.style.cssText = "position: absolute; right: 0.8em; bottom: 0.8em; z-index: 1;";
+  close.style.cssText = "position: absolute; right: 0.8rem; bottom: 0.8rem; z-index: 1; font: inherit; font-size: 0.8rem;";
   dialog.append(close);
   const open = () => {
     dialog.prepend(makeRuns());
@@ -55,7 +55,7 @@ function addMenuEntry() {
 }
 
 app.registerExtension({
-  name: "fewstep.Runs",
+  name: "comfyuifewstep.Runs",
   setup() {
     if (app.extensionManager?.registerSidebarTab) addTab();
     else addMenuEntry();

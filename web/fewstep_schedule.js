@@ -1,14 +1,18 @@
-// Shows, on the nodes that make a schedule, the steps that it means, as soon as a widget changes.
+// Shows, on the nodes that choose steps, what these are, as soon as a widget changes.
 import { app } from "../../scripts/app.js";
 import "./fewstep_schedule_element.js";
 import { addElement, every, isLinked } from "./fewstep_elements.js";
 
-const HEIGHT = 215;
+const HEIGHTS = { schedule: 215, recipe: 215, method: 260 };
 const CHOSEN = "FewStep schedule shown for"; // in the node's properties, so that a saved graph keeps it
 const MILLISECONDS_BETWEEN_LOOKS = 200;
-const NODES = {
-  FewStepSchedule: { route: "schedule", inputs: ["schedule", "steps", "original_steps", "strength", "shift", "values"] },
-  FewStepApplyRecipe: { route: "recipe", inputs: ["recipe", "file"] },
+const ROUTES = {
+  FewStepSchedule: "schedule",
+  FewStepApplyRecipe: "recipe",
+  FewStepProgressiveDistillation: "method",
+  FewStepGuidanceDistillation: "method",
+  FewStepConsistencyDistillation: "method",
+  FewStepConsistencyTraining: "method",
 };
 const KINDS = {
   FewStepConsistencyModel: "consistency",
@@ -17,36 +21,42 @@ const KINDS = {
   ModelSamplingContinuousEDM: "consistency",
 };
 
-/** The kind of model that the nodes before this one tell of; Stable Diffusion where they tell nothing. */
+/** The kind of model that the nodes before this one tell of, or before the one that a method goes to; else Stable Diffusion. */
 function kindOf(node) {
-  let before = node;
+  let before = modelInput(node) < 0 ? node.getOutputNodes(0)?.[0] : node;
   for (let i = 0; before && i < 50; i++) {
     if (KINDS[before.type]) return KINDS[before.type];
-    const input = before.inputs?.findIndex((slot) => slot.type === "MODEL") ?? -1;
+    const input = modelInput(before);
     before = input < 0 ? null : before.getInputNode(input);
   }
   return "sd";
 }
 
-function look(node, element, { route, inputs }) {
-  const linked = inputs.filter((name) => isLinked(node, name));
-  const values = Object.fromEntries(inputs.map((name) => [name, node.widgets.find((widget) => widget.name === name)?.value ?? ""]));
-  if (route === "schedule") values.model = node.properties[CHOSEN] ?? kindOf(node);
-  const note = linked.length ? `${linked.join(", ")}: comes over a link; shown with the value typed here.` : "";
-  element.show(route, values, { choosable: route === "schedule", note });
+function modelInput(node) {
+  return node.inputs?.findIndex((slot) => slot.type === "MODEL") ?? -1;
 }
 
-function addPreview(node, kind) {
+function look(node, element, { route, inputs }) {
+  const linked = inputs.filter(({ name }) => isLinked(node, name)).map(({ name }) => name);
+  const values = { node: node.comfyClass, ...Object.fromEntries(inputs.map(({ name, value }) => [name, value])) };
+  const choosable = route !== "recipe"; // which says its kind of model itself
+  if (choosable) values.model = node.properties[CHOSEN] ?? kindOf(node);
+  const note = linked.length ? `${linked.join(", ")}: comes over a link; shown with the value typed here.` : "";
+  element.show(route, values, { choosable, note });
+}
+
+function addPreview(node, route) {
   const element = document.createElement("fewstep-schedule");
+  const inputs = [...node.widgets];
   element.onchoice = (model) => (node.properties[CHOSEN] = model);
-  addElement(node, "steps", element, { height: () => HEIGHT });
-  every(MILLISECONDS_BETWEEN_LOOKS, node, () => element.isConnected && look(node, element, kind));
+  addElement(node, "preview", element, { height: () => HEIGHTS[route] });
+  every(MILLISECONDS_BETWEEN_LOOKS, node, () => element.isConnected && look(node, element, { route, inputs }));
 }
 
 app.registerExtension({
-  name: "fewstep.SchedulePreview",
+  name: "comfyuifewstep.SchedulePreview",
   nodeCreated(node) {
-    const kind = NODES[node.comfyClass];
-    if (kind) addPreview(node, kind);
+    const route = ROUTES[node.comfyClass];
+    if (route) addPreview(node, route);
   },
 });

@@ -1,4 +1,4 @@
-// The steps of a schedule: what the network is told at each, and a picture of how the noise falls.
+// The steps of a schedule, a recipe or a method's student: what the network is told at each, and a picture of how the noise falls.
 import { STYLE, define, figure, make } from "./fewstep_elements.js";
 import { ask } from "./fewstep_service.js";
 
@@ -34,7 +34,8 @@ class Schedule extends HTMLElement {
     this.steps = make("div", { className: "steps", tabIndex: 0, aria: { label: "Timesteps and noise levels of the steps" }, role: "region" });
     this.error = make("div", { className: "error", role: "status" });
     const chosen = make("label", { className: "row soft" }, "shown for ", this.choice);
-    this.shown = [chosen, this.about, this.picture, this.steps];
+    this.stages = make("div");
+    this.shown = [chosen, this.about, this.stages, this.picture, this.steps];
     this.choosing = chosen;
     this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), ...this.shown, this.error);
   }
@@ -74,6 +75,7 @@ class Schedule extends HTMLElement {
     this.#drawChoice(told);
     this.about.textContent = [choosable ? "" : `For ${told.models[told.model]}.`, note].filter(Boolean).join(" ");
     this.about.title = told.source ?? "";
+    this.stages.textContent = training(told.stages ?? []);
     this.#drawPicture(told.sigmas);
     this.steps.replaceChildren(table(told));
   }
@@ -103,6 +105,12 @@ function svg(tag, attributes) {
   const made = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
   return made;
+}
+
+/** What a method trains, in words. */
+function training(stages) {
+  const iterations = stages.reduce((sum, stage) => sum + stage.iterations, 0);
+  return stages.length ? `Trains ${stages.map(({ name }) => name).join(", ")}: ${iterations} iterations. The student's steps:` : "";
 }
 
 function table({ sigmas, timesteps }) {

@@ -71,6 +71,11 @@ export function previewUrl(run, iteration) {
   return api.apiURL(`/fewstep/${place(run)}/preview?iteration=${iteration}`);
 }
 
+/** Of a picture that a node of the graph wrote: {filename, subfolder, type}. */
+export function viewUrl(file) {
+  return api.apiURL(`/view?${new URLSearchParams(file)}`);
+}
+
 /** Asks whoever trains the run to stop after its next checkpoint. */
 export function stopAfterCheckpoint(run) {
   return post(`${place(run)}/stop`);

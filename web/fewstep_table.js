@@ -1,7 +1,14 @@
 // Shows the table of an Evaluate Digits node on the node itself, after it has run.
 import { app } from "../../scripts/app.js";
+import { STYLE, addElement, define, fit, make, showAfterRunning } from "./fewstep_elements.js";
 
-const NODE = "FewStepEvaluateDigits";
+const HEIGHT = 120;
+const WIDTH = 460;
+
+const OWN_STYLE = `
+  :host { overflow: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+  th, td { padding: 0.15em 0.5em; text-align: right; border-bottom: 1px solid var(--line); } th { font-weight: normal; color: var(--soft); }
+`;
 
 /** The cells of a Markdown table, row by row, without the ruling line. */
 function cells(markdown) {
@@ -11,40 +18,33 @@ function cells(markdown) {
     .map((line) => line.slice(1, -1).split("|").map((cell) => cell.trim()));
 }
 
-function tableElement(rows) {
-  const table = document.createElement("table");
-  table.style.cssText = "border-collapse: collapse; font: 11px sans-serif; color: var(--input-text, #ddd); width: 100%;";
-  rows.forEach((row, i) => {
-    const line = table.insertRow();
-    for (const text of row) {
-      const cell = document.createElement(i === 0 ? "th" : "td");
-      cell.textContent = text;
-      cell.style.cssText = "padding: 2px 6px; text-align: right; border-bottom: 1px solid var(--border-color, #555);";
-      line.append(cell);
-    }
-  });
+class Table extends HTMLElement {
+  constructor() {
+    super();
+    this.attachShadow({ mode: "open" });
+    this.table = make("table");
+    this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), this.table);
+  }
+
+  /** Shows a Markdown table. */
+  set markdown(text) {
+    const row = (texts, i) => make("tr", {}, ...texts.map((textContent) => make(i ? "td" : "th", { textContent })));
+    this.table.replaceChildren(...cells(text).map(row));
+  }
+}
+
+function addTable(node) {
+  const table = make("fewstep-table", { tabIndex: 0 });
+  addElement(node, "table", table, { height: () => HEIGHT });
+  node.size[0] = Math.max(node.size[0], WIDTH);
+  fit(node);
   return table;
 }
 
-function show(node, markdown) {
-  if (!node.fewstepTable) {
-    const element = document.createElement("div");
-    element.style.overflow = "auto";
-    node.fewstepTable = node.addDOMWidget("table", "fewstep_table", element, { serialize: false, hideOnZoom: false });
-    node.fewstepTable.serialize = false; // a result, not a setting: it has no place in a shared workflow
-  }
-  node.fewstepTable.element.replaceChildren(tableElement(cells(markdown)));
-  node.setSize?.([Math.max(node.size[0], 460), Math.max(node.size[1], node.computeSize()[1] + 120)]);
+function show(node, { text }) {
+  node.fewstepTable ??= addTable(node);
+  node.fewstepTable.markdown = text.join("\n");
 }
 
-app.registerExtension({
-  name: "fewstep.EvaluationTable",
-  beforeRegisterNodeDef(nodeType, nodeData) {
-    if (nodeData.name !== NODE) return;
-    const onExecuted = nodeType.prototype.onExecuted;
-    nodeType.prototype.onExecuted = function (output) {
-      onExecuted?.apply(this, arguments);
-      if (output?.text) show(this, output.text.join("\n"));
-    };
-  },
-});
+define("fewstep-table", Table);
+app.registerExtension(showAfterRunning("comfyuifewstep.EvaluationTable", ["FewStepEvaluateDigits"], show));

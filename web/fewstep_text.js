@@ -1,51 +1,55 @@
 // Shows what a node says in words, a command or a file's place, on the node itself, with a button that copies it.
 import { app } from "../../scripts/app.js";
+import { STYLE, addElement, define, fit, make, showAfterRunning } from "./fewstep_elements.js";
 
 const NODES = ["FewStepWriteRun", "FewStepSaveStudent", "FewStepSaveStudentLoRA"];
+const HEIGHT = 70;
+const WIDTH = 420;
 
-function textElement() {
-  const box = document.createElement("div");
-  box.style.cssText = "display: flex; gap: 6px; align-items: flex-start; width: 100%;";
-  const text = document.createElement("textarea");
-  text.readOnly = true;
-  text.rows = 3;
-  text.setAttribute("aria-label", "What this node says");
-  text.style.cssText =
-    "flex: 1; resize: none; font: 11px monospace; background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd);" +
-    " border: 1px solid var(--border-color, #555);";
-  const copy = document.createElement("button");
-  copy.type = "button";
-  copy.textContent = "Copy";
-  copy.addEventListener("click", async () => {
-    text.select();
-    // the clipboard is closed to pages that come over plain HTTP from another machine
-    const copied = navigator.clipboard ? await navigator.clipboard.writeText(text.value).then(() => true, () => false) : false;
-    copy.textContent = copied || document.execCommand("copy") ? "Copied" : "Press Ctrl-C";
-    setTimeout(() => (copy.textContent = "Copy"), 1500);
-  });
-  box.append(text, copy);
-  const widget = document.createElement("div"); // whose own display the editor of 2024 sets
-  widget.append(box);
-  return widget;
-}
+const OWN_STYLE = `
+  .said { display: flex; gap: 0.5em; align-items: flex-start; height: 100%; }
+  textarea { flex: 1; height: 100%; resize: none; font-family: monospace; font-size: inherit; color: var(--ink); background: var(--ground);
+    border: 1px solid var(--line); }
+`;
 
-function show(node, said) {
-  if (!node.fewstepText) {
-    node.fewstepText = node.addDOMWidget("said", "fewstep_text", textElement(), { serialize: false, hideOnZoom: false });
-    node.fewstepText.serialize = false; // a result, not a setting: it has no place in a shared workflow
+class Text extends HTMLElement {
+  constructor() {
+    super();
+    this.attachShadow({ mode: "open" });
+    this.area = make("textarea", { readOnly: true, aria: { label: "What this node says" } });
+    this.copy = make("button", { type: "button", textContent: "Copy", on: { click: () => this.#copy() } });
+    this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), make("div", { className: "said" }, this.area, this.copy));
   }
-  node.fewstepText.element.querySelector("textarea").value = said;
-  node.setSize?.([Math.max(node.size[0], 420), Math.max(node.size[1], node.computeSize()[1] + 40)]);
+
+  set text(text) {
+    this.area.value = text;
+  }
+
+  get text() {
+    return this.area.value;
+  }
+
+  async #copy() {
+    this.area.select();
+    // the clipboard is closed to pages that come over plain HTTP from another machine
+    const copied = navigator.clipboard ? await navigator.clipboard.writeText(this.text).then(() => true, () => false) : false;
+    this.copy.textContent = copied || document.execCommand("copy") ? "Copied" : "Press Ctrl-C";
+    setTimeout(() => (this.copy.textContent = "Copy"), 1500);
+  }
 }
 
-app.registerExtension({
-  name: "fewstep.Text",
-  beforeRegisterNodeDef(nodeType, nodeData) {
-    if (!NODES.includes(nodeData.name)) return;
-    const onExecuted = nodeType.prototype.onExecuted;
-    nodeType.prototype.onExecuted = function (output) {
-      onExecuted?.apply(this, arguments);
-      if (output?.text) show(this, output.text.join("\n"));
-    };
-  },
-});
+function addText(node) {
+  const text = make("fewstep-text");
+  addElement(node, "said", text, { height: () => HEIGHT });
+  node.size[0] = Math.max(node.size[0], WIDTH);
+  fit(node);
+  return text;
+}
+
+function show(node, { text }) {
+  node.fewstepText ??= addText(node);
+  node.fewstepText.text = text.join("\n");
+}
+
+define("fewstep-text", Text);
+app.registerExtension(showAfterRunning("comfyuifewstep.Text", NODES, show));

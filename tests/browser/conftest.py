@@ -1,6 +1,7 @@
 """The editor in a real Chromium, on the embedded host or the one at COMFYUI_PATH."""
 
 import shutil
+import uuid
 
 import pytest
 from comfyui_fewstep.commands.server import serving
@@ -27,6 +28,12 @@ def server(base):
 def runs(base):
     """The folder of all runs."""
     return base / "output" / "fewstep" / "runs"
+
+
+@pytest.fixture
+def name():
+    """A run name of the test's own."""
+    return uuid.uuid4().hex
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,17 @@ def schedule(editor):
     return editor.add("FewStepSchedule")
 
 
+def test_the_preview_asks_only_for_what_has_changed(editor, schedule):
+    wait_for(editor, "timestep", [999, 749, 499, 249])
+    asked = []
+    editor.page.on("request", lambda request: asked.append(request.url) if "/fewstep/schedule" in request.url else None)
+    editor.page.wait_for_timeout(1000)
+    assert asked == []
+    editor.set(schedule, steps=2)
+    wait_for(editor, "timestep", [999, 499])
+    assert len(asked) == 1
+
+
 def test_the_preview_follows_every_widget(editor, schedule):
     wait_for(editor, "timestep", [999, 749, 499, 249])
     editor.set(schedule, schedule="lcm")
@@ -85,6 +96,40 @@ def test_a_recipe_says_its_kind_of_model_itself(editor):
     assert not preview(editor).locator("select").is_visible()
     editor.set(recipe, recipe="SDXL-Lightning, 2 steps")
     wait_for(editor, "timestep", [999, 499])
+
+
+def test_a_method_shows_its_halvings_and_its_students_steps(editor):
+    editor.clear()
+    method = editor.add("FewStepProgressiveDistillation", start_steps=16)
+    wait_for(editor, "timestep", [999, 749, 499, 249])
+    said = preview(editor).get_by_text("Trains 16 to 8 steps, 8 to 4 steps: 1000 iterations.")
+    said.wait_for()
+    editor.set(method, target_steps=2, iterations=100)
+    wait_for(editor, "timestep", [999, 499])
+    preview(editor).get_by_text("Trains 16 to 8 steps, 8 to 4 steps, 4 to 2 steps: 300 iterations.").wait_for()
+    editor.set(method, target_steps=3)
+    preview(editor).locator(".error", has_text="start_steps is 16 and target_steps is 3").wait_for()
+    assert not said.is_visible()
+
+
+def test_consistency_shows_the_levels_it_is_sampled_at(editor):
+    editor.clear()
+    method = editor.add("FewStepConsistencyDistillation")
+    wait_for(editor, "timestep", [999, 759, 499, 259])
+    editor.set(method, steps=1)
+    wait_for(editor, "timestep", [999])
+    preview(editor).get_by_text("Trains consistency over 50 levels: 2000 iterations.").wait_for()
+
+
+def test_a_method_knows_the_model_that_it_will_teach(editor):
+    """Through the node that it is connected to."""
+    editor.clear()
+    editor.page.evaluate(
+        "() => { const [sd3, distill, method] = ['ModelSamplingSD3', 'FewStepDistill', 'FewStepProgressiveDistillation']"
+        ".map(kind => { const node = LiteGraph.createNode(kind); app.graph.add(node); return node });"
+        " sd3.connect(0, distill, distill.findInputSlot('model')); method.connect(0, distill, distill.findInputSlot('method')) }"
+    )
+    wait_for(editor, "noise from", [1, 0.9, 0.75, 0.5])
 
 
 def test_a_preview_goes_with_its_node(editor, schedule):

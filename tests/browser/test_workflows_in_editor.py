@@ -1,5 +1,7 @@
 """Every workflow of the pack opens in the editor as it is, and every node can be added to the graph."""
 
+from itertools import combinations
+
 from editing import read, strip
 from hosting import WORKFLOWS, api_twin
 
@@ -17,12 +19,25 @@ def test_a_node_that_is_not_there_would_be_noticed(editor):
     editor.errors.clear()
 
 
+def overlapping(editor):
+    """Pairs of nodes that lie on each other, each with the title above it."""
+    boxes = editor.page.evaluate(
+        "() => app.graph._nodes.map(({ title, pos, size }) => [title, pos[0], pos[1] - 30, pos[0] + size[0], pos[1] + size[1]])"
+    )
+    return [
+        (one[0], other[0])
+        for one, other in combinations(boxes, 2)
+        if one[1] < other[3] and other[1] < one[3] and one[2] < other[4] and other[2] < one[4]
+    ]
+
+
 def test_workflows_open_whole_and_queue_what_is_committed(editor):
     """One tab for all: opening a tab takes longer than the rest."""
     for path in WORKFLOWS:
         assert loaded(editor, read(path)) == strip(api_twin(path)), path.stem
         assert not editor.missing_nodes(), path.stem
         assert editor.errors == [], path.stem
+        assert overlapping(editor) == [], path.stem
 
 
 def test_what_is_saved_opens_again(editor):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from comfyui_fewstep.commands.embedded import import_host
+from torch.nn import Linear
 
 import_host()
 
@@ -154,5 +155,5 @@ def test_a_network_built_without_guidance_is_refused():
     network = torch.nn.Module()
     network.guidance_in = torch.nn.Identity()
     assert not host_guidance._has_guidance_input(network)
-    network.guidance_in = torch.nn.Linear(2, 2)
+    network.guidance_in = Linear(2, 2)
     assert host_guidance._has_guidance_input(network)

@@ -14,6 +14,7 @@ from comfyui_fewstep.trainers.student import probe_writes_in_place
 from comfyui_fewstep.trainers.targets.progressive import Progressive
 from test_lora import assert_whole, distil, draw, output, read_student_of, snapshot  # noqa: F401 (a fixture)
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import Linear
 
 STUDENTS = {
     "LoRA": LoRAOptions(rank=4, alpha=2.0, layers=LoRALayers.LINEAR_AND_CONV),
@@ -272,7 +273,7 @@ def test_a_precision_of_no_use_is_refused_before_work(output, monkeypatch):  # n
     with pytest.raises(ValueError, match=r"precision is float16, in which this model .* allowed are bfloat16, float32"):
         distil(model, "sd15", precision="float16")
     model = tiny("sd15")
-    model.model.diffusion_model.time_embed[0] = torch.nn.Linear(32, 128)
+    model.model.diffusion_model.time_embed[0] = Linear(32, 128)
     with pytest.raises(ValueError, match=r"precision is bfloat16, but time_embed\.0 is no layer of ComfyUI's own"):
         distil(model, "sd15", precision="bfloat16")
 

@@ -144,3 +144,11 @@ def test_nothing_else_is_deleted(path, server, base, runs):
         server.post(f"/fewstep/runs/{urllib.parse.quote(path, safe='')}/delete", {})
     assert (runs / ".hidden").exists()
     assert (base / "custom_nodes").exists()
+
+
+def test_pictures_of_help_pages_are_served_beside_them(server):
+    folder = f"{server.address}/extensions/comfyui_fewstep/docs"
+    with urllib.request.urlopen(f"{folder}/training.jpg") as answer:  # noqa: S310 (this machine)
+        assert answer.headers.get_content_type() == "image/jpeg"
+    with urllib.request.urlopen(f"{folder}/FewStepDistill.md") as answer:  # noqa: S310 (this machine)
+        assert b"](training.jpg)" in answer.read()

@@ -7,7 +7,7 @@ import urllib.parse
 import pytest
 import torch
 from architectures import tiny
-from comfyui_fewstep.nodes import digits_model, host, recipes, schedule_preview
+from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS, digits_model, host, recipes, running, schedule_preview
 from comfyui_fewstep.nodes.sampling import Schedule
 from comfyui_fewstep.samplers.presets import PRESETS
 
@@ -89,6 +89,53 @@ def test_every_recipe_is_shown(name, server):
 )
 def test_what_the_node_refuses_is_refused_in_the_same_words(given, said, server):
     assert said in shown(server, "schedule", **given)["error"]
+
+
+METHODS = {
+    "FewStepProgressiveDistillation": {
+        "start_steps": 32,
+        "target_steps": 2,
+        "iterations": 5,
+        "last_stages_iterations": 7,
+    },
+    "FewStepGuidanceDistillation": {"guidance_scale": 3.0, "iterations": 9, "steps": 6, "grid": "edm"},
+    "FewStepConsistencyDistillation": {"steps": 3, "iterations": 4, "levels": 40, "guidance_scale": 7.5},
+    "FewStepConsistencyTraining": {"steps": 2, "iterations": 4, "last_levels": 80, "grid": "edm"},
+}
+
+
+@pytest.mark.parametrize("node", METHODS)
+def test_the_steps_of_a_method_are_those_of_its_student(node, server):
+    """By the method itself on a real MODEL."""
+    inputs = {"weighting": "constant"} if "Progressive" in node else {}
+    inputs |= {"learning_rate": 1e-4, **METHODS[node]}
+    if "Progressive" in node:
+        inputs["guidance_scale"] = 2.0
+    (options,) = NODE_CLASS_MAPPINGS[node]().make(**inputs)
+    stages = running.method_on(digits_model.load_teacher(), options, unconditional={}).stages()
+    told = shown(server, "method", node=node, **inputs)
+    assert told["sigmas"] == stages[-1].sigmas.tolist()
+    assert told["stages"] == [{"name": stage.name, "iterations": stage.iterations} for stage in stages]
+
+
+def test_every_method_has_a_preview():
+    made = {name for name, node in NODE_CLASS_MAPPINGS.items() if node.RETURN_TYPES == ("FEWSTEP_METHOD",)}
+    assert made == set(schedule_preview.METHODS)
+
+
+def test_halvings_and_what_they_come_to(server):
+    inputs = {"start_steps": 16, "target_steps": 4, "iterations": 10, "weighting": "constant", "learning_rate": 1e-4}
+    told = shown(server, "method", node="FewStepProgressiveDistillation", guidance_scale=1.0, **inputs)
+    assert [stage["name"] for stage in told["stages"]] == ["16 to 8 steps", "8 to 4 steps"]
+    assert told["timesteps"] == [999, 749, 499, 249]
+    grid = {"grid": "cosine", "model": "flow"}
+    refused = shown(server, "method", node="FewStepProgressiveDistillation", guidance_scale=1.0, **inputs, **grid)
+    assert "grid is cosine, but this is a flow model" in refused["error"]
+    odd = shown(
+        server, "method", node="FewStepProgressiveDistillation", guidance_scale=1.0, **inputs | {"start_steps": 12}
+    )
+    assert "start_steps is 12" in odd["error"]
+    assert "node is 'FewStepDistill'" in shown(server, "method", node="FewStepDistill")["error"]
 
 
 def test_recipes_that_are_none(server):

@@ -4,6 +4,8 @@ import copy
 import os
 import subprocess
 import sys
+import urllib.parse
+import urllib.request
 
 import pytest
 import torch
@@ -18,6 +20,11 @@ OF_THEIR_OWN = {
     "Distil my checkpoint on several GPUs": "waits for another process, see below",
     "Save a distilled student as a checkpoint": "of a real text encoder and VAE, see test_save_student.py",
 }
+OF_ANOTHER = {
+    "Draw with a distilled student": "Distil digits to 4 steps",
+    "Teacher against student (same noise)": "Distil my checkpoint to 4 steps (LoRA)",
+}
+"""Templates that load the student which another one made."""
 TEMPLATES = [workflow for workflow in WORKFLOWS if workflow.stem not in OF_THEIR_OWN]
 GUIDANCE = "demo_cond_proj.safetensors"
 
@@ -97,8 +104,9 @@ def with_demo_models(prompt):
 
 @pytest.mark.parametrize("workflow", TEMPLATES, ids=lambda p: p.stem)
 def test_a_template_runs(workflow, client, base, guidance_file, pictures):
-    if workflow.stem == "Draw with a distilled student":
-        client.run(demo("digits"))
+    if before := OF_ANOTHER.get(workflow.stem):
+        small = demo("digits") if "digits" in before else with_demo_models(api_twin(workflow.with_stem(before)))
+        client.run(small)
     prompt = api_twin(workflow)
     history = client.run(with_demo_models(prompt))
     shown = [number for number, node in prompt.items() if node["class_type"] in ("SaveImage", "PreviewImage")]
@@ -127,6 +135,22 @@ def test_the_template_for_several_gpus(client, base, runs, pictures):
     assert started[0].wait(60) == 0
     assert history["outputs"]["16"]["images"]
     assert 'launch.py" train "' in history["outputs"]["5"]["text"][0]
+
+
+def test_the_comparison_says_how_near_the_student_is(client):
+    """Its figures are those of the pictures: few steps of the teacher differ from many, as the student does."""
+    client.run(with_demo_models(api_twin(ROOT / "workflows" / "Distil my checkpoint to 4 steps (LoRA).json")))
+    prompt = with_demo_models(api_twin(ROOT / "workflows" / "Teacher against student (same noise).json"))
+    outputs = client.run(prompt)["outputs"]
+    compared = [number for number, node in prompt.items() if node["class_type"] == "FewStepCompare"]
+    said = [outputs[number]["text"][0] for number in compared]
+    assert all(text.endswith("dB over 1 picture of 32x32") for text in said)
+    assert all(5 < float(text.split()[1]) < 60 for text in said)
+    for number in compared:
+        (shown,) = outputs[number]["comparison"]
+        address = f"{client.server.address}/view?{urllib.parse.urlencode(shown)}"
+        with urllib.request.urlopen(address) as answer:  # noqa: S310 (this machine)
+            assert Image.open(answer).size == (32, 64)
 
 
 def test_every_node_is_in_a_workflow():

@@ -7,11 +7,16 @@ import sys
 
 import pytest
 import torch
+from comfyui_fewstep.commands.embedded import import_host
 from comfyui_fewstep.commands.server import ServerError
 from comfyui_fewstep.trainers.export import read_student
 from comfyui_fewstep.trainers.files import read_tensors
 from hosting import ROOT, WORKFLOWS, Failed, api_twin, demo, ui_to_api
 from PIL import Image
+
+import_host()
+
+from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +29,7 @@ def own(object_info):
 
 
 def test_the_pack_loads_whole(object_info, server):
-    assert len(own(object_info)) == 31
+    assert len(own(object_info)) == 32
     assert "IMPORT FAILED" not in "\n".join(
         line for line in server.tail(10**6).splitlines() if "comfyui_fewstep" in line.lower()
     )
@@ -39,6 +44,43 @@ def test_every_input_and_output_has_a_tooltip(object_info):
                 assert declared[1].get("tooltip"), f"{name}.{label}"
         if "output_tooltips" in info:  # hosts since late 2024
             assert len(info["output_tooltips"]) == len(info["output"]), name
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("lcm", {"FewStepLCMSampler", "FewStepApplyRecipe", "FewStepSchedule", "FewStepConsistencyDistillation"}),
+        ("turbo", {"FewStepApplyRecipe", "FewStepSchedule"}),
+        ("lightning", {"FewStepLightningSampler", "FewStepApplyRecipe", "FewStepProgressiveDistillation"}),
+        ("hyper", {"FewStepTCDSampler", "FewStepApplyRecipe"}),
+        ("distil", {"FewStepDistill", "FewStepLoadStudent", "FewStepProgressiveDistillation"}),
+        ("few step", {"FewStepDistill", "FewStepLCMSampler"}),
+        ("train lora", {"FewStepDistill", "FewStepLoRAStudent", "FewStepImageFolder"}),
+        ("dataset", {"FewStepImageFolder", "FewStepTeacherPictures"}),
+        ("multi gpu", {"FewStepWriteRun", "FewStepWatchRun"}),
+        ("merge", {"FewStepSaveStudent"}),
+        ("cfg", {"FewStepGuidanceDistillation", "FewStepGuidanceEmbedding"}),
+        ("benchmark", {"FewStepCompare", "FewStepEvaluateDigits"}),
+    ],
+)
+def test_newcomers_find_nodes_by_their_own_words(typed, found, object_info):
+    """In names, display names, and the aliases that hosts since 2026 search."""
+    words = {
+        name: [name, NODE_DISPLAY_NAME_MAPPINGS[name], *node.SEARCH_ALIASES]
+        for name, node in NODE_CLASS_MAPPINGS.items()
+    }
+    assert found <= {name for name, said in words.items() if any(typed in word.lower() for word in said)}
+    for name, info in own(object_info).items():
+        if "search_aliases" in info:
+            assert info["search_aliases"] == NODE_CLASS_MAPPINGS[name].SEARCH_ALIASES
+
+
+def test_aliases_say_what_the_name_does_not():
+    for name, node in NODE_CLASS_MAPPINGS.items():
+        aliases = vars(node)["SEARCH_ALIASES"]  # its own, not those of a node that it is made of
+        assert len(set(aliases)) == len(aliases) >= 3, name
+        shown = NODE_DISPLAY_NAME_MAPPINGS[name].lower()
+        assert [alias for alias in aliases if alias != alias.lower() or alias in shown] == [], name
 
 
 def test_every_node_is_used_by_a_workflow_or_documented(object_info):

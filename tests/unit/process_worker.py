@@ -21,6 +21,7 @@ from comfyui_fewstep.trainers.targets.progressive import Progressive, Progressiv
 from comfyui_fewstep.trainers.weighting import Weighting
 from gaussian import table
 from torch import nn
+from torch.nn import Linear
 
 FAMILY = NoiseFamily.VARIANCE_EXPLODING
 TRAINING = {
@@ -45,8 +46,8 @@ class Block(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second = nn.Linear(7, 9), nn.Linear(9, 7, bias=False)
-        self.unused = nn.Linear(3, 3)
+        self.first, self.second = Linear(7, 9), Linear(9, 7, bias=False)
+        self.unused = Linear(3, 3)
 
     def forward(self, x, shift):
         hidden = torch.sigmoid(self.first(x))
@@ -80,7 +81,7 @@ class Core(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(1))
         self.register_buffer("offset", torch.full((1,), 0.1))
-        self.enter, self.leave = nn.Linear(6, 7), nn.Linear(7, 4)
+        self.enter, self.leave = Linear(6, 7), Linear(7, 4)
         self.blocks = nn.ModuleList([nn.Sequential(Block()), nn.Sequential(Block(), nn.Identity())])
 
     def forward(self, x, sigma, y):

@@ -16,6 +16,7 @@ from comfyui_fewstep.trainers.adapters import (
 )
 from comfyui_fewstep.trainers.student import LoRAStudent
 from torch import nn
+from torch.nn import Conv2d, Linear
 
 OPTIONS = LoRAOptions(rank=3, alpha=6.0, layers=LoRALayers.LINEAR_AND_CONV)
 
@@ -26,11 +27,11 @@ class Network(nn.Module):
     def __init__(self, seed=0):
         super().__init__()
         torch.manual_seed(seed)
-        self.first = nn.Conv2d(4, 6, 3, padding=1)
-        self.down = nn.Conv2d(6, 8, 3, stride=2, padding=1)
-        self.wide = nn.Conv2d(8, 8, 3, padding=2, dilation=2)
-        self.to_q = nn.Linear(8, 5, bias=False)
-        self.out = nn.Linear(5, 4)
+        self.first = Conv2d(4, 6, 3, padding=1)
+        self.down = Conv2d(6, 8, 3, stride=2, padding=1)
+        self.wide = Conv2d(8, 8, 3, padding=2, dilation=2)
+        self.to_q = Linear(8, 5, bias=False)
+        self.out = Linear(5, 4)
 
     def forward(self, x):
         hidden = torch.tanh(self.wide(torch.tanh(self.down(torch.tanh(self.first(x))))))
@@ -198,8 +199,8 @@ def test_attention_is_known_by_the_names_of_unets_and_dits(path, is_attention):
     for part in above:
         root.add_module(part, nn.Module())
         root = getattr(root, part)
-    root.add_module(last, nn.Linear(2, 2))
-    network.add_module("attn", nn.Linear(2, 2))
+    root.add_module(last, Linear(2, 2))
+    network.add_module("attn", Linear(2, 2))
     assert (path in adaptable_layers(network, LoRALayers.ATTENTION)) == is_attention
 
 
@@ -214,7 +215,7 @@ def test_bad_options_are_named(changed, said):
 
 def test_a_network_without_such_layers_is_named():
     with pytest.raises(ValueError, match="layers is attention, but this model has no such layer; try linear"):
-        adaptable_layers(nn.Sequential(nn.Conv2d(2, 2, 1)), LoRALayers.ATTENTION)
+        adaptable_layers(nn.Sequential(Conv2d(2, 2, 1)), LoRALayers.ATTENTION)
 
 
 def test_adapters_of_another_shape_are_named():

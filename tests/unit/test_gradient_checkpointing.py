@@ -8,6 +8,7 @@ from comfyui_fewstep.trainers.gradient_checkpointing import blocks_of, checkpoin
 from comfyui_fewstep.trainers.saved_tensors import copied_when_overwritten
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import Conv2d, Linear
 from torch.nn import functional as F
 
 
@@ -17,9 +18,9 @@ class Careful(nn.Module):
     def __init__(self, width=8):
         super().__init__()
         self.first, self.second, self.shift = (
-            nn.Linear(width, 3 * width),
-            nn.Linear(3 * width, width),
-            nn.Linear(3, width),
+            Linear(width, 3 * width),
+            Linear(3 * width, width),
+            Linear(3, width),
         )
 
     def forward(self, x, shared, options=None):
@@ -52,9 +53,9 @@ class Network(nn.Module):
     def __init__(self, kind, depth=3):
         super().__init__()
         torch.manual_seed(0)
-        self.embed, self.shared = nn.Linear(4, 8), nn.Linear(2, 3)
+        self.embed, self.shared = Linear(4, 8), Linear(2, 3)
         self.blocks = nn.ModuleList(kind() for _ in range(depth))
-        self.out = nn.Linear(8, 4)
+        self.out = Linear(8, 4)
 
     def forward(self, x, y):
         options, x, shared = {}, self.embed(x), self.shared(y)
@@ -199,14 +200,14 @@ class Transformer(nn.Module):
     def __init__(self, depth):
         super().__init__()
         self.transformer_blocks = nn.ModuleList(Careful() for _ in range(depth))
-        self.feed = nn.Sequential(Careful(), nn.Linear(2, 2))
+        self.feed = nn.Sequential(Careful(), Linear(2, 2))
 
 
 def test_blocks_are_the_members_of_chains_and_none_lies_in_another():
     network = nn.Module()
-    network.time_embed = nn.Sequential(nn.Linear(2, 2), nn.SiLU())
+    network.time_embed = nn.Sequential(Linear(2, 2), nn.SiLU())
     network.input_blocks = nn.ModuleList(
-        [nn.Sequential(nn.Conv2d(1, 1, 1)), nn.Sequential(Careful(), Transformer(1)), nn.Sequential(Transformer(2))]
+        [nn.Sequential(Conv2d(1, 1, 1)), nn.Sequential(Careful(), Transformer(1)), nn.Sequential(Transformer(2))]
     )
     network.middle = nn.Sequential(Careful())
     assert list(blocks_of(network)) == [
@@ -218,4 +219,4 @@ def test_blocks_are_the_members_of_chains_and_none_lies_in_another():
         "middle.0",
     ]
     with pytest.raises(ValueError, match="gradient_checkpointing is on, but this model has no chain"):
-        blocks_of(nn.Linear(2, 2))
+        blocks_of(Linear(2, 2))

@@ -1,5 +1,6 @@
 """What a user gets: the shipped weights, and the wheel."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -61,3 +62,18 @@ def test_every_workflow_has_a_picture_for_the_template_browser(workflow):
     with Image.open(picture) as content:
         content.load()
         assert content.size[0] >= 400
+
+
+def test_pictures_of_help_pages_are_there_and_light():
+    """Beside the pages, where hosts look for them."""
+    docs = ROOT / "web" / "docs"
+    shown = {name for page in docs.glob("*.md") for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", page.read_text())}
+    assert shown == {picture.name for picture in docs.glob("*.jpg")}
+    assert all((docs / name).stat().st_size < 200_000 for name in shown)
+
+
+def test_pictures_of_the_readme_are_there():
+    readme = (ROOT / "README.md").read_text()
+    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)|<img src=\"([^\"]+)\"", readme)
+    assert len(shown) >= 3
+    assert all((ROOT / (one or other)).is_file() for one, other in shown)

@@ -17,6 +17,7 @@ from comfyui_fewstep.trainers.targets.progressive import Progressive
 from gaussian import FAMILIES, gaussian_denoiser, table
 from test_distance import target_of
 from test_progressive import TinyNetwork, as_denoiser, batch, options
+from torch.nn import Conv2d
 
 VE = NoiseFamily.VARIANCE_EXPLODING
 denoiser = gaussian_denoiser(VE)
@@ -92,7 +93,7 @@ def stub(monkeypatch):
 
 
 def test_the_gradient_is_of_what_was_found_alone(stub):
-    decode = torch.nn.Conv2d(4, 3, 1).requires_grad_(False)
+    decode = Conv2d(4, 3, 1).requires_grad_(False)
     measure = perceptual.lpips_distance(decode, device=torch.device("cpu"))
     found, wanted = (torch.randn(2, 4, 8, 8, requires_grad=True) for _ in range(2))
     measure(found, wanted).sum().backward()

@@ -25,6 +25,7 @@ from gaussian import FAMILIES
 from test_progressive import TinyNetwork, as_denoiser, batch, conditional_teacher, method
 from test_run import TRAINING, Stopped, distillation, execute, stop_at
 from torch import nn
+from torch.nn import Linear
 
 FAMILY = NoiseFamily.VARIANCE_EXPLODING
 
@@ -273,7 +274,7 @@ def test_a_lora_that_lost_its_checkpoints_goes_on_from_its_file(tmp_path):
     options = LoRAOptions(rank=2, alpha=3.0, layers=LoRALayers.LINEAR)
 
     def execute_lora(made):
-        network = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+        network = nn.Sequential(Linear(1, 8), nn.Tanh(), Linear(8, 1))
         with torch.no_grad():
             for value in network.parameters():
                 value.normal_(std=0.3, generator=torch.Generator().manual_seed(value.numel()))

@@ -5,7 +5,7 @@ import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.x0_and_eps import as_before, combined_x0, combining, doubled
 from gaussian import signal_and_noise
-from torch import nn
+from torch.nn import Conv2d
 
 VE = NoiseFamily.VARIANCE_EXPLODING
 
@@ -45,7 +45,7 @@ def test_right_predictions_give_x0_and_an_error_is_never_made_larger():
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_doubled_network_is_its_teacher_before_and_near_it_as_a_student(bias):
     """As v from its eps channels exactly; combined, equal where there is no noise or nothing else."""
-    layer = nn.Conv2d(3, 4, 3, padding=1, bias=bias).double()
+    layer = Conv2d(3, 4, 3, padding=1, bias=bias).double()
     twice = doubled(layer)
     assert twice.out_channels == 8
     assert all(value.requires_grad for value in twice.parameters())

@@ -1,0 +1,218 @@
+"""What our elements have in common: charts, text that scales, keys, and nothing left behind."""
+
+import pytest
+from editing import Editor
+from test_training_panel import begin, panel, press, sentence
+
+EXTENSION = "/extensions/comfyui_fewstep"
+HOLDING = """
+const held = window.heldListeners = new Set(), timers = window.heldTimers = new Set(), names = new Map();
+const own = type => /^(fewstep|reconnect|resize|scroll|mousedown)/.test(type);
+const key = (target, type, listener) => {
+  for (const part of [target, listener]) if (!names.has(part)) names.set(part, names.size);
+  return [names.get(target), type, names.get(listener)].join() };
+for (const name of ["addEventListener", "removeEventListener"]) {
+  const before = EventTarget.prototype[name];
+  EventTarget.prototype[name] = function (type, listener, ...rest) {
+    const lasting = !(this instanceof Node) || this === document;
+    const change = name === "addEventListener" ? "add" : "delete";
+    if (lasting && own(type) && listener) held[change](key(this ?? window, type, listener));
+    return before.call(this, type, listener, ...rest);
+  };
+}
+const begun = window.setInterval, ended = window.clearInterval;
+window.setInterval = function (...given) { const timer = begun.apply(window, given); timers.add(timer); return timer };
+window.clearInterval = function (timer) { timers.delete(timer); return ended.call(window, timer) };
+"""
+SHOWING = {
+    "FewStepDistill": None,
+    "FewStepWatchRun": None,
+    "FewStepSchedule": None,
+    "FewStepApplyRecipe": None,
+    "FewStepConsistencyTraining": None,
+    "FewStepWriteRun": {"text": ["a command"]},
+    "FewStepEvaluateDigits": {"text": ["| model | steps |", "|---|--:|", "| teacher | 8 |"]},
+    "FewStepCompare": {"text": ["PSNR"], "comparison": [{"filename": "none.png", "subfolder": "", "type": "temp"}]},
+}
+"""Nodes with an element of ours, and what they say when they have run, where the element comes with that."""
+
+OURS = "() => [...document.querySelectorAll('*')].filter(e => e.localName.startsWith('fewstep-')).length"
+
+
+def test_nothing_is_left_of_removed_nodes(chromium, server):
+    with chromium.new_context() as context:
+        page = context.new_page()
+        page.add_init_script(HOLDING)
+        editor = Editor(page, server)
+        editor.open()
+        editor.clear()
+        before = page.evaluate(OURS)
+        subscribers = f"async () => (await import('{EXTENSION}/fewstep_service.js')).subscribers()"
+        counts = []
+        for _ in range(3):
+            for kind, output in SHOWING.items():
+                node = editor.add(kind)
+                if output:
+                    page.evaluate("([id, said]) => app.graph.getNodeById(id).onExecuted(said)", [node, output])
+                page.wait_for_timeout(400)
+                assert page.evaluate(OURS) > before, kind
+                assert page.evaluate(subscribers) == (2 if kind in ("FewStepDistill", "FewStepWatchRun") else 0), kind
+                editor.remove(node)
+            page.wait_for_timeout(400)
+            assert page.evaluate(OURS) == before
+            assert page.evaluate(subscribers) == 0
+            counts.append(page.evaluate("() => [heldListeners.size, heldTimers.size]"))
+        assert counts[0] == counts[-1], "each round leaves as many listeners and timers as the one before"
+        editor.errors[:] = [error for error in editor.errors if "none.png" not in error]
+        assert editor.errors == []
+
+
+@pytest.fixture
+def drawn(editor):
+    """Draws on a chart of 600 pixels. Returns how many red pixels each place (0 to 1) between the first and last x has."""
+
+    def draw(content, places):
+        return editor.page.evaluate(
+            """async ([module, content, places]) => {
+              await import(module);
+              const chart = document.createElement("fewstep-chart");
+              chart.style.cssText = "width: 600px; height: 300px; font-size: 12px; --red: rgb(255, 0, 0)";
+              document.body.append(chart);
+              chart.draw(content);
+              await new Promise(done => setTimeout(done, 300));
+              const over = chart.shadowRoot.querySelector(".u-over"), canvas = chart.shadowRoot.querySelector("canvas");
+              const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+              const scale = canvas.width / canvas.clientWidth;
+              const counts = places.map(place => {
+                const x = Math.round((over.offsetLeft + place * over.offsetWidth) * scale);
+                let count = 0;
+                for (let y = 0; y < pixels.height; y++) {
+                  const at = 4 * (y * pixels.width + x);
+                  count += pixels.data[at] > 200 && pixels.data[at + 1] < 90 && pixels.data[at + 3] > 100 } return count });
+              chart.remove();
+              return counts }""",
+            [f"{EXTENSION}/fewstep_chart.js", content, places],
+        )
+
+    return draw
+
+
+def line(values, stages):
+    lines = [{"label": "loss", "values": values, "colour": "--red"}]
+    return {"x": list(range(len(values))), "stages": stages, "names": {}, "log": True, "lines": lines}
+
+
+def test_a_curve_is_not_joined_across_stages(drawn):
+    inside, across, after = drawn(line([1, 1, 0.001, 0.001], [0, 0, 1, 1]), [1 / 6, 3 / 6, 5 / 6])
+    assert (inside > 0, across, after > 0) == (True, 0, True)
+
+
+def test_values_that_are_missing_are_spanned_inside_a_stage_only(drawn):
+    places = [1 / 12, 5 / 12, 7 / 12, 11 / 12]
+    counts = drawn(line([1, None, 1, None, None, 0.01, 0.01], [0, 0, 0, 0, 1, 1, 1]), places)
+    assert (counts[0] > 0, counts[1:3], counts[3] > 0) == (True, [0, 0], True)
+
+
+def test_smoothing_begins_anew_in_every_stage(editor):
+    smoothed = editor.page.evaluate(
+        f"async () => (await import('{EXTENSION}/fewstep_chart.js')).smoothed([4, 2, null, 8, 8], [0, 0, 0, 1, 1])"
+    )
+    assert smoothed == [
+        pytest.approx(4),
+        pytest.approx((0.9 * 0.1 * 4 + 0.1 * 2) / 0.19),
+        None,
+        *[pytest.approx(8)] * 2,
+    ]
+
+
+def focused(editor):
+    """The text or label of what has the focus, through all shadows."""
+    return editor.page.evaluate(
+        "() => { let at = document.activeElement; while (at.shadowRoot?.activeElement) at = at.shadowRoot.activeElement;"
+        " return at.getAttribute('aria-label') || at.textContent.trim() }"
+    )
+
+
+def test_all_of_the_panel_is_reached_by_keyboard(editor, name):
+    node = begin(editor, name, iterations=20)
+    editor.queue()
+    sentence(editor, "Finished after 20 iterations")
+    panel(editor).get_by_role("button", name="Loss").focus()
+    reached = [focused(editor)]
+    for _ in range(3):
+        editor.page.keyboard.press("Tab")
+        reached.append(focused(editor))
+    assert reached == ["Loss", "Noise levels", "Learning rate", "Pictures"]
+    editor.page.keyboard.press("Enter")
+    panel(editor).get_by_label("Training time").wait_for()
+    editor.page.keyboard.press("Tab")
+    assert focused(editor) == "Training time: which preview is shown"
+    editor.page.keyboard.press("Tab")
+    assert focused(editor) == "One over the other"
+    editor.page.keyboard.press("Space")
+    editor.page.keyboard.press("Shift+Tab")
+    editor.page.keyboard.press("Shift+Tab")
+    assert focused(editor) == "Where the teacher's picture ends and the student's begins"
+    editor.page.evaluate("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", node)
+    editor.page.keyboard.press("Delete")
+    assert editor.page.evaluate("(id) => !!app.graph.getNodeById(id)", node), "keys in it do nothing to the graph"
+
+
+def test_bands_are_told_apart(editor, name):
+    begin(editor, name, iterations=20)
+    editor.queue()
+    sentence(editor, "Finished after 20 iterations")
+    press(editor, "Noise levels")
+    editor.page.wait_for_timeout(300)
+    colours = panel(editor).evaluate(
+        "panel => [1, 2, 3, 4].map(i => getComputedStyle(panel).getPropertyValue(`--band-${i}`).trim())"
+    )
+    parts = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in colours]
+    apart = [
+        sum(abs(a - b) for a, b in zip(one, other, strict=True)) for one in parts for other in parts if one != other
+    ]
+    assert len(apart) == 12
+    assert min(apart) > 150
+    chart = panel(editor).locator("fewstep-chart")
+    bottoms = "chart => [chart, chart.shadowRoot.querySelector('.u-legend')].map(e => e.getBoundingClientRect().bottom)"
+    own, legends = chart.evaluate(bottoms)
+    assert legends <= own + 1, "the whole legend is seen"
+    assert chart.locator(".u-over").evaluate("plot => plot.offsetHeight") > 150, "and it leaves the chart its room"
+
+
+def test_text_and_what_holds_it_scale_with_the_pages(editor):
+    editor.clear()
+    sizes = []
+    for size in ("16px", "24px"):
+        editor.page.evaluate("size => document.documentElement.style.setProperty('font-size', size, 'important')", size)
+        node = editor.add("FewStepSchedule")
+        schedule = editor.page.locator("fewstep-schedule")
+        schedule.locator("tbody tr").nth(3).wait_for()
+        editor.show(node)
+        sizes.append(schedule.evaluate("e => [parseFloat(getComputedStyle(e).fontSize), e.offsetHeight]"))
+        whole = (
+            "e => e.shadowRoot.querySelector('.steps').scrollHeight - e.shadowRoot.querySelector('.steps').clientHeight"
+        )
+        assert schedule.evaluate(whole) <= 1, "four steps need no scrolling"
+        editor.remove(node)
+    assert [sizes[1][0] / sizes[0][0], sizes[0][0]] == [1.5, 12]
+    assert sizes[1][1] / sizes[0][1] == pytest.approx(1.5, abs=0.1)
+
+
+def test_a_comparison_shows_both_pictures_and_how_near_they_are(editor):
+    editor.clear()
+    editor.page.evaluate(
+        """() => {
+          const [black, grey, compare] = ["EmptyImage", "EmptyImage", "FewStepCompare"].map((kind, i) => {
+            const node = LiteGraph.createNode(kind); node.pos = [60 + 400 * i, 60]; app.graph.add(node); return node });
+          for (const image of [black, grey])
+            for (const [name, value] of [["width", 64], ["height", 48]]) image.widgets.find(w => w.name === name).value = value;
+          grey.widgets.find(widget => widget.name === "color").value = 0x333333;
+          black.connect(0, compare, 0); grey.connect(0, compare, 1) }"""
+    )
+    editor.queue()
+    compare = editor.page.locator("fewstep-compare")
+    compare.get_by_text("PSNR 14.0 dB over 1 picture of 64x48").wait_for()
+    drawn = "async compare => { await compare.both.decode(); return [compare.both.naturalWidth, compare.both.naturalHeight] }"
+    assert compare.evaluate(drawn) == [64, 96], "the teacher's above the student's"
+    assert compare.get_by_label("Where the teacher's picture ends").is_visible()
