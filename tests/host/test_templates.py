@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 OF_THEIR_OWN = {
     "Distil digits to 4 steps": "tested in many places",
     "Distil my checkpoint on several GPUs": "waits for another process, see below",
+    "A style and a student in one LoRA": "of LoRAs, see test_combining.py",
     "Save a distilled student as a checkpoint": "of a real text encoder and VAE, see test_save_student.py",
 }
 OF_ANOTHER = {
