@@ -15,7 +15,7 @@ from ..trainers.export import read_student
 from ..trainers.options import TrainOptions
 from ..trainers.run_folder import RunFolder
 from ..trainers.targets import read_method
-from .progressive_setup import FAMILY, TEACHER_PREDICTION, Bench
+from .progressive_setup import TEACHER_PREDICTION, Bench
 
 SCALE = 1.5
 """Of guidance, as in the benchmark of progressive distillation."""
@@ -99,9 +99,7 @@ class MethodsBench(Bench):
     def trained(self, trial: Trial, *, seed: int) -> dict[str, Any]:
         """Trains a run and scores its student, from its file, at each of the trial's step counts, with seconds of training."""
         chosen = read_method(trial.method, trial.options)
-        method = chosen.on(
-            family=FAMILY, table=self._table, unconditional=self._empty, prediction_type=TEACHER_PREDICTION
-        )
+        method = chosen.on(self._kind(TEACHER_PREDICTION))
         training = TrainOptions(
             seed=seed, batch_size=trial.batch_size, ema_decay=trial.ema_decay, checkpoint_every=10**6
         )

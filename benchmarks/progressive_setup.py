@@ -24,7 +24,7 @@ from ..trainers.distillation import Distillation
 from ..trainers.evaluate import Score
 from ..trainers.export import read_student
 from ..trainers.loop import Metrics
-from ..trainers.method import Stage
+from ..trainers.method import Stage, TeacherKind
 from ..trainers.options import TrainOptions
 from ..trainers.run_folder import RunFolder
 from ..trainers.student import FullWeightsStudent
@@ -200,9 +200,11 @@ class Bench:
             last_stages_iterations=settings.last_iterations,
             merged_steps=settings.merged_steps,
         )
-        return Progressive(
-            options, family=FAMILY, table=self._table, unconditional=self._empty, prediction_type=teacher
-        )
+        return options.on(self._kind(teacher))
+
+    def _kind(self, prediction: str) -> TeacherKind:
+        """Of a digits teacher that predicts so."""
+        return TeacherKind(family=FAMILY, table=self._table, prediction_type=prediction, empty_prompt=True)
 
     def _kept(self, run: RunFolder, stage: Stage) -> dict[str, Any]:
         """The score of a stage's student, from its file and sampled as that says."""

@@ -12,6 +12,7 @@ import torch
 from ..samplers.noise import NoiseFamily
 from ..trainers.adapters import LoRALayers, LoRAOptions
 from ..trainers.data import TensorData
+from ..trainers.method import TeacherKind
 from ..trainers.options import AS_LOADED
 from ..trainers.student import Student, probe_writes_in_place
 from ..trainers.targets.progressive import Progressive, ProgressiveOptions
@@ -128,4 +129,4 @@ def one_halving(table: torch.Tensor, *, iterations: int) -> Progressive:
         learning_rate=1e-6,
         guidance_scale=1.0,
     )
-    return Progressive(options, family=NoiseFamily.VARIANCE_EXPLODING, table=table, unconditional=None)
+    return options.on(TeacherKind(family=NoiseFamily.VARIANCE_EXPLODING, table=table))

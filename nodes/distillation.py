@@ -268,7 +268,7 @@ def prepared(
             negative=negative is not None,
         )
         source = data or _data_in_graph(model, latents, positive, negative, dropout=train_options.caption_dropout)
-        resolved = running.method_on(model, method, unconditional=source.unconditional)
+        resolved = running.method_on(model, method, empty_prompt=source.unconditional is not None)
         students.require_scale_input(model, student or LoRAOptions(), resolved.scale_input)
         with run.locked():
             teacher_sha256 = running.teacher_sha256(model)

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from ..trainers.adapters import LoRAOptions
-from ..trainers.data import Condition
 from ..trainers.distillation import Distillation, Recorded
 from ..trainers.export import read_student
 from ..trainers.files import tensors_sha256
 from ..trainers.loop import Observer
-from ..trainers.method import Method, MethodOptions
+from ..trainers.method import Method, MethodOptions, TeacherKind
 from ..trainers.options import TrainOptions
 from ..trainers.processes import Processes
 from ..trainers.run_folder import RunFolder
@@ -28,20 +27,25 @@ ORIGIN = ("model", "vae")
 """Inputs of Distill Model whose making a run folder keeps."""
 
 
-def method_on(model: Any, method: MethodOptions, *, unconditional: Condition | None) -> Method:
-    """The method on a MODEL's noise levels. ValueError for what it cannot do, before any work."""
+def method_on(model: Any, method: MethodOptions, *, empty_prompt: bool) -> Method:
+    """The method on a MODEL's noise levels. empty_prompt: of TeacherKind. ValueError for what it cannot do."""
     if isinstance(method, ProgressiveOptions) and method.student_prediction.value not in STUDENT_PREDICTIONS:
         raise ValueError(
             f"student_prediction is {method.student_prediction.value}, which needs twice the output channels, and ComfyUI "
             f"loads no such model; allowed are {', '.join(STUDENT_PREDICTIONS)}."
         )
-    sampling = host.model_sampling_of(model)
-    return method.on(
+    takes_scale = host_guidance.embedding_of(model) is not None
+    return method.on(teacher_kind(host.model_sampling_of(model), takes_scale=takes_scale, empty_prompt=empty_prompt))
+
+
+def teacher_kind(sampling: Any, *, takes_scale: bool = False, empty_prompt: bool = False) -> TeacherKind:
+    """Of a host's model sampling."""
+    return TeacherKind(
         family=host.noise_family(sampling),
         table=host.noise_levels(sampling),
-        unconditional=unconditional,
         prediction_type=host.prediction_type(sampling),
-        takes_scale=host_guidance.embedding_of(model) is not None,
+        takes_scale=takes_scale,
+        empty_prompt=empty_prompt,
     )
 
 

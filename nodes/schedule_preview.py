@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..samplers.noise import NoiseFamily
 from ..samplers.presets import Preset
-from . import host, methods, recipes
+from . import host, methods, recipes, running
 from .sampling import Schedule, levels
 
 METHODS: dict[str, Any] = {
@@ -58,13 +58,7 @@ def of_method(given: Mapping[str, str]) -> dict[str, Any]:
     kind = given.get("model") or "sd"
     sampling = _sampling(kind)
     (options,) = node().make(**_read(node.INPUT_TYPES(), given))
-    method = options.on(
-        family=host.noise_family(sampling),
-        table=host.noise_levels(sampling),
-        unconditional={},
-        prediction_type=host.prediction_type(sampling),
-    )
-    stages = method.stages()
+    stages = options.on(running.teacher_kind(sampling, empty_prompt=True)).stages()
     told = [{"name": stage.name, "iterations": stage.iterations} for stage in stages]
     return {**_shown(kind, stages[-1].sigmas), "stages": told}
 

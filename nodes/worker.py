@@ -51,7 +51,7 @@ def _distillation(run: RunFolder, recorded: Recorded, *, model: Any, processes: 
     options = read_method(recorded.method, recorded.method_options)
     return Distillation(
         run=run,
-        method=running.method_on(model, options, unconditional=data.unconditional),
+        method=running.method_on(model, options, empty_prompt=data.unconditional is not None),
         data=data,
         options=recorded.options,
         teacher_sha256=recorded.teacher_sha256,

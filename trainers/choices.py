@@ -11,18 +11,23 @@ from typing import Any, TypeVar
 Options = TypeVar("Options")
 
 
-def read(kind: type[Options], values: Mapping[str, Any]) -> Options:
-    """The dataclass from JSON values, its enums by their values; later options may be absent.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What dataclasses of a method's options inherit: reading and writing them as JSON values."""
 
-    ValueError, naming the input, for a choice that there is none of.
-    """
-    enums = {name: t for name, t in typing.get_type_hints(kind).items() if isinstance(t, type) and issubclass(t, Enum)}
-    return kind(**{name: _chosen(enums[name], name, v) if name in enums else v for name, v in values.items()})
+    @classmethod
+    def read(cls: type[Options], values: Mapping[str, Any]) -> Options:
+        """From a node's or run.json's JSON values, enums by their values; later options may be absent.
 
+        ValueError, naming the input, for a choice that there is none of.
+        """
+        kinds = typing.get_type_hints(cls)
+        enums = {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Enum)}
+        return cls(**{name: _chosen(enums[name], name, v) if name in enums else v for name, v in values.items()})
 
-def written(options: Any) -> dict[str, Any]:
-    """A dataclass as JSON values; the inverse of read."""
-    return {name: _json(value) for name, value in dataclasses.asdict(options).items()}
+    def written(self) -> dict[str, Any]:
+        """As JSON values; the inverse of read."""
+        return {name: _json(value) for name, value in dataclasses.asdict(self).items()}
 
 
 def defaults(kind: Any) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..samplers.noise import Denoiser, NoiseFamily
 from ..samplers.recipe import Recipe
+from . import choices
 from .data import Batch, Condition
 from .distance import Distance
 from .grid import Grid
@@ -60,6 +61,85 @@ class Stage:
         return len(self.sigmas) - 1
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TeacherKind:
+    """What a method must know of the model that it distils, and of its data.
+
+    table: (T,) the model's noise levels, ascending. prediction_type: what its network predicts. takes_scale: whether its
+    guidance scale is an input of it. empty_prompt: whether the data have an empty or negative prompt, for guidance by two
+    prompts.
+    """
+
+    family: NoiseFamily
+    table: Tensor
+    prediction_type: str | None = None
+    takes_scale: bool = False
+    empty_prompt: bool = False
+
+
+class MethodOptions(Protocol):
+    """What a user chooses about a method, before it is known for which model. ValueError for what no run could use."""
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> MethodOptions:
+        """From a node's or run.json's JSON values; later options may be absent."""
+
+    def written(self) -> dict[str, Any]:
+        """As JSON values; the inverse of read."""
+
+    def on(self, teacher: TeacherKind) -> Method:
+        """The method on a model's noise levels. ValueError for options that this model does not take."""
+
+    @property
+    def grid(self) -> Grid:
+        """Of the levels that the method's teacher is sampled on."""
+
+    @property
+    def gamma(self) -> float:
+        """Of the student's sampling."""
+
+    def schedule(self, steps: int, *, table: Tensor) -> Tensor:
+        """(steps + 1,) the levels that the student is sampled on in so many steps."""
+
+
+Options = TypeVar("Options", bound=MethodOptions)
+
+
+class OnTeacher(Generic[Options]):
+    """What methods share: their options as JSON values, their noise family. ValueError for a grid that the teacher lacks."""
+
+    name: ClassVar[str]
+
+    def __init__(self, options: Options, teacher: TeacherKind) -> None:
+        options.grid.require_for(teacher.family)
+        self.family, self._options = teacher.family, options
+
+    def options(self) -> dict[str, Any]:
+        return self._options.written()
+
+    def options_of_old(self) -> dict[str, Any]:
+        return choices.defaults(type(self._options))
+
+    def continues(self, options: Mapping[str, Any]) -> bool:
+        """Of one stage: there is nothing to go on with."""
+        return False
+
+    def _sampled(
+        self, sigmas: Tensor, *, prediction_type: str, guidance_scale: float = 1.0, schedule: str | None = None
+    ) -> Recipe:
+        """The recipe of a student. sigmas: (steps + 1,). schedule: its name, where that is not the grid's."""
+        return Recipe(
+            method=self.name,
+            steps=len(sigmas) - 1,
+            sigmas=tuple(sigmas.tolist()),
+            schedule=schedule or self._options.grid.value,
+            gamma=self._options.gamma,
+            prediction_type=prediction_type,
+            noise_family=self.family.value,
+            guidance_scale=guidance_scale,
+        )
+
+
 class Method(Protocol):
     """Progressive, guidance, consistency, ...: everything that differs between distillations."""
 
@@ -106,40 +186,3 @@ class Method(Protocol):
 
     def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
         """How the student of a stage is sampled. prediction_type: the teacher's; the recipe's own is the student's."""
-
-
-class MethodOptions(Protocol):
-    """What a user chooses about a method, before it is known for which model. ValueError for what no run could use."""
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> MethodOptions:
-        """From a node's or run.json's JSON values; later options may be absent."""
-
-    def written(self) -> dict[str, Any]:
-        """As JSON values; the inverse of read."""
-
-    def on(
-        self,
-        *,
-        family: NoiseFamily,
-        table: Tensor,
-        unconditional: Condition | None,
-        prediction_type: str,
-        takes_scale: bool = False,
-    ) -> Method:
-        """The method on a model's noise levels. table: (T,) ascending. unconditional: the data's empty prompt.
-
-        prediction_type: what the model's network predicts. takes_scale: whether its guidance scale is an input of it. ValueError
-        for options that this model does not take.
-        """
-
-    @property
-    def grid(self) -> Grid:
-        """Of the levels that the method's teacher is sampled on."""
-
-    @property
-    def gamma(self) -> float:
-        """Of the student's sampling."""
-
-    def schedule(self, steps: int, *, table: Tensor) -> Tensor:
-        """(steps + 1,) the levels that the student is sampled on in so many steps."""

@@ -23,7 +23,7 @@ from comfyui_fewstep.trainers.distillation import Distillation  # noqa: E402
 from comfyui_fewstep.trainers.options import TrainOptions  # noqa: E402
 from comfyui_fewstep.trainers.processes import Processes  # noqa: E402
 from comfyui_fewstep.trainers.run_folder import RunFolder  # noqa: E402
-from comfyui_fewstep.trainers.targets.progressive import Progressive, ProgressiveOptions, StudentPrediction  # noqa: E402
+from comfyui_fewstep.trainers.targets.progressive import ProgressiveOptions, StudentPrediction  # noqa: E402
 from comfyui_fewstep.trainers.weighting import Weighting  # noqa: E402
 
 KINDS = ("sd15", "sdxl", "sd3", "flux")
@@ -57,13 +57,7 @@ def distil(run, kind, prediction, processes):
     )
     made = Distillation(
         run=run,
-        method=Progressive(
-            options,
-            family=host.noise_family(sampling),
-            table=host.noise_levels(sampling),
-            unconditional=data.unconditional,
-            prediction_type=host.prediction_type(sampling),
-        ),
+        method=options.on(running.teacher_kind(sampling, empty_prompt=True)),
         data=data,
         options=TrainOptions(batch_size=4, log_every=1, gradient_clip=1e9),
         teacher_sha256="a" * 64,

@@ -5,13 +5,12 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 from architectures import conditioning, kinds, noise_for, tiny
-from comfyui_fewstep.nodes import host, host_training, methods, students
+from comfyui_fewstep.nodes import host, host_training, methods, running, students
 from comfyui_fewstep.trainers.adapters import LoRALayers, LoRAOptions
 from comfyui_fewstep.trainers.data import TensorData
 from comfyui_fewstep.trainers.gradient_checkpointing import blocks_of
 from comfyui_fewstep.trainers.loss import loss_and_error, weighted_error
 from comfyui_fewstep.trainers.student import probe_writes_in_place
-from comfyui_fewstep.trainers.targets.progressive import Progressive
 from test_lora import assert_whole, distil, draw, output, read_student_of, snapshot  # noqa: F401 (a fixture)
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import Linear
@@ -40,9 +39,7 @@ class Step:
         (chosen,) = methods.ProgressiveDistillation().make(
             start_steps=4, target_steps=1, iterations=1, weighting="constant", learning_rate=1e-3, guidance_scale=1.5
         )
-        method = Progressive(
-            chosen, family=host.noise_family(sampling), table=host.noise_levels(sampling), unconditional=unconditional
-        )
+        method = chosen.on(running.teacher_kind(sampling, empty_prompt=True))
         self.student = student
         generator = torch.Generator().manual_seed(3)
         if student.kind == "lora":  # at its start nothing reaches the lower half

@@ -126,7 +126,7 @@ def test_another_process_reads_the_method_from_the_run(method, output):
     recorded = Recorded.of(run)
     chosen = read_method(recorded.method, recorded.method_options)
     with torch.inference_mode(False):
-        made = running.method_on(model, chosen, unconditional={"c_crossattn": torch.zeros(1, 1, 1)})
+        made = running.method_on(model, chosen, empty_prompt=True)
     assert made.options() == recorded.method_options
     assert type(chosen) is METHODS[method]
     assert worker.read_method is read_method

@@ -20,6 +20,7 @@ from comfyui_fewstep.nodes import (
     host_training,
     methods,
     recipes,
+    running,
     students,
 )  # isort: skip
 
@@ -187,10 +188,8 @@ def test_the_student_while_it_learns_is_what_is_loaded(kind, output):  # noqa: F
             student.promote()
             assert torch.equal(student.teacher(x, sigma, guidance_scale=scales, **condition), learning)
         differ(learning, begun)
-        recipe = METHODS["guidance"]()[0].on(
-            family=host.noise_family(host.model_sampling_of(model)), table=host.noise_levels(host.model_sampling_of(model)),
-            unconditional=condition, prediction_type="any",
-        ).recipe(stage=0, prediction_type=host.prediction_type(host.model_sampling_of(model)))  # fmt: skip
+        kind = running.teacher_kind(host.model_sampling_of(model), empty_prompt=True)
+        recipe = METHODS["guidance"]()[0].on(kind).recipe(stage=0, prediction_type=kind.prediction_type)
         made = students.with_student(model, tensors, lora=False, recipe=recipe)
         for row, scale in enumerate(scales.tolist()):
             denoiser = host_training.as_denoiser(host_training.loaded(at(made, scale)))

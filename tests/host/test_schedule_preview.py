@@ -112,7 +112,7 @@ def test_the_steps_of_a_method_are_those_of_its_student(node, server):
     if "Progressive" in node:
         inputs["guidance_scale"] = 2.0
     (options,) = NODE_CLASS_MAPPINGS[node]().make(**inputs)
-    stages = running.method_on(digits_model.load_teacher(), options, unconditional={}).stages()
+    stages = running.method_on(digits_model.load_teacher(), options, empty_prompt=True).stages()
     told = shown(server, "method", node=node, **inputs)
     assert told["sigmas"] == stages[-1].sigmas.tolist()
     assert told["stages"] == [{"name": stage.name, "iterations": stage.iterations} for stage in stages]

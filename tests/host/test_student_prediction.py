@@ -292,7 +292,7 @@ def test_evaluate_digits_samples_on_the_grid_of_the_run(output, monkeypatch):  #
     options = ProgressiveOptions.read({**values, "guidance_scale": 1.0, "grid": "edm"})
     made = Distillation(
         run=RunFolder(output / "fewstep" / "runs", "digits"),
-        method=running.method_on(model, options, unconditional=None),
+        method=running.method_on(model, options, empty_prompt=False),
         data=TensorData(x0=torch.zeros(1, 4, 4, 4), condition={}),
         options=TrainOptions(),
         teacher_sha256="0",

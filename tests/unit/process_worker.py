@@ -11,6 +11,7 @@ from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.adapters import Adapters, LoRALayers, LoRAOptions
 from comfyui_fewstep.trainers.data import TensorData
 from comfyui_fewstep.trainers.distillation import Distillation
+from comfyui_fewstep.trainers.method import TeacherKind
 from comfyui_fewstep.trainers.options import TrainOptions
 from comfyui_fewstep.trainers.processes import Processes
 from comfyui_fewstep.trainers.run_folder import RunFolder
@@ -195,7 +196,7 @@ def run(
             steps=4, levels=8, iterations=ITERATIONS, learning_rate=1e-3, guidance_scale=2.0, target_decay=0.7
         )
     made_of = Agreeing if consistency else Faulty
-    method = made_of(options, family=FAMILY, table=table(FAMILY), unconditional={"y": torch.zeros(1, 1)})
+    method = made_of(options, TeacherKind(family=FAMILY, table=table(FAMILY), empty_prompt=True))
 
     def observer(metrics):
         if metrics.iteration == preview_at:

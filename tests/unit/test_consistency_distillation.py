@@ -12,6 +12,7 @@ from comfyui_fewstep.trainers.distance import PSEUDO_HUBER_C, Distance
 from comfyui_fewstep.trainers.grid import Grid
 from comfyui_fewstep.trainers.loop import train
 from comfyui_fewstep.trainers.loss import weighted_error
+from comfyui_fewstep.trainers.method import TeacherKind
 from comfyui_fewstep.trainers.options import TrainOptions
 from comfyui_fewstep.trainers.run_folder import RunFolder
 from comfyui_fewstep.trainers.student import FullWeightsStudent
@@ -34,7 +35,7 @@ def options(**changed):
 
 
 def method(family, **changed):
-    return Consistency(options(**changed), family=family, table=table(family), unconditional={"y": torch.zeros(1, 1)})
+    return options(**changed).on(TeacherKind(family=family, table=table(family), empty_prompt=True))
 
 
 def batch(count=256, shape=(1, 1, 1)):
@@ -357,13 +358,13 @@ def test_bad_options_are_named(changed, named):
 
 
 def test_what_a_model_does_not_take_is_named():
-    flow = {"family": FLOW, "table": table(FLOW), "unconditional": None}
+    flow = TeacherKind(family=FLOW, table=table(FLOW))
     with pytest.raises(ValueError, match="connect the negative conditioning"):
-        Consistency(options(guidance_scale=2.0), **flow)
+        options(guidance_scale=2.0).on(flow)
     with pytest.raises(ValueError, match="connect the negative conditioning"):
-        Consistency(options(guidance_scale_max=2.0), **flow)
+        options(guidance_scale_max=2.0).on(flow)
     with pytest.raises(ValueError, match="grid is edm, but this is a flow model"):
-        Consistency(options(grid=Grid.EDM), **flow)
+        options(grid=Grid.EDM).on(flow)
     with pytest.raises(ValueError, match="levels is 1001; this model has 1000"):
-        Consistency(options(levels=1001), **flow)
-    assert Consistency(options(), **flow).options()["guidance_scale"] == 1.0
+        options(levels=1001).on(flow)
+    assert options().on(flow).options()["guidance_scale"] == 1.0

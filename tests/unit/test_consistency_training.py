@@ -10,6 +10,7 @@ from comfyui_fewstep.trainers.data import Batch, TensorData
 from comfyui_fewstep.trainers.distance import Distance
 from comfyui_fewstep.trainers.grid import Grid
 from comfyui_fewstep.trainers.loop import train
+from comfyui_fewstep.trainers.method import TeacherKind
 from comfyui_fewstep.trainers.options import TrainOptions
 from comfyui_fewstep.trainers.run_folder import RunFolder
 from comfyui_fewstep.trainers.student import FullWeightsStudent
@@ -31,7 +32,7 @@ def options(**changed):
 
 
 def method(family, **changed):
-    return ConsistencyTraining(options(**changed), family=family, table=table(family))
+    return options(**changed).on(TeacherKind(family=family, table=table(family)))
 
 
 def batch(count=256, shape=(1, 1, 1)):

@@ -12,10 +12,11 @@ from comfyui_fewstep.samplers.few_step import sample_few_step
 from comfyui_fewstep.samplers.noise import NoiseFamily, expand_like
 from comfyui_fewstep.trainers.data import TensorData
 from comfyui_fewstep.trainers.loop import train
+from comfyui_fewstep.trainers.method import TeacherKind
 from comfyui_fewstep.trainers.options import TrainOptions
 from comfyui_fewstep.trainers.run_folder import RunFolder
 from comfyui_fewstep.trainers.student import FullWeightsStudent
-from comfyui_fewstep.trainers.targets.progressive import Progressive, ProgressiveOptions
+from comfyui_fewstep.trainers.targets.progressive import ProgressiveOptions
 from comfyui_fewstep.trainers.x0_and_eps import combined_x0
 from gaussian import gaussian_denoiser, paper_target, table
 from torch import nn
@@ -78,8 +79,8 @@ def distilled(folder, *, teacher, student, observers=(), **changed):
     family = FAMILY_OF[teacher]
     chosen = {"start_steps": 8, "target_steps": 4, "iterations": 400, "learning_rate": 0.05, "guidance_scale": 1.0}
     values = {**chosen, "weighting": "truncated_snr", "student_prediction": student, **changed}
-    levels = {"family": family, "table": table(family), "unconditional": None}
-    method = Progressive(ProgressiveOptions.read(values), **levels, prediction_type=teacher)
+    kind = TeacherKind(family=family, table=table(family), prediction_type=teacher)
+    method = ProgressiveOptions.read(values).on(kind)
     own = teacher if student == "as_teacher" else student
     channels = 2 if own == "x0_and_eps" else 1
     networks = [Affine(method._finest[:-1], family=family, channels=channels, seed=seed) for seed in (1, 2)]

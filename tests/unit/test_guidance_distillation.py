@@ -1,5 +1,7 @@
 """Guidance distillation: what the student must say is known in closed form, and training from scratch finds it."""
 
+import dataclasses
+
 import pytest
 import torch
 from comfyui_fewstep.samplers.few_step import sample_few_step
@@ -8,6 +10,7 @@ from comfyui_fewstep.trainers.data import Batch, TensorData
 from comfyui_fewstep.trainers.distance import Distance
 from comfyui_fewstep.trainers.grid import Grid
 from comfyui_fewstep.trainers.loop import train
+from comfyui_fewstep.trainers.method import TeacherKind
 from comfyui_fewstep.trainers.options import TrainOptions
 from comfyui_fewstep.trainers.run_folder import RunFolder
 from comfyui_fewstep.trainers.student import FullWeightsStudent
@@ -43,10 +46,9 @@ def options(**changed):
     return GuidanceOptions(**{"guidance_scale": SCALE, "iterations": 10, "learning_rate": 1e-3, **changed})
 
 
-def method(family, *, levels=None, unconditional=0.0, **changed):
+def method(family, *, levels=None, **changed):
     levels = table(family) if levels is None else levels
-    empty = {"y": torch.tensor([[unconditional]])}
-    return GuidanceDistillation(options(**changed), family=family, table=levels, unconditional=empty)
+    return options(**changed).on(TeacherKind(family=family, table=levels, empty_prompt=True))
 
 
 def batch(count=256, *, unconditional=0.0):
@@ -55,7 +57,7 @@ def batch(count=256, *, unconditional=0.0):
 
 
 def target_of(family, *, teacher=None, student=None, count=256, unconditional=0.0, **changed):
-    made = method(family, unconditional=unconditional, **changed)
+    made = method(family, **changed)
     return made.target(
         batch(count, unconditional=unconditional),
         stage=0,
@@ -189,13 +191,13 @@ def test_bad_options_are_named(changed, named):
 
 
 def test_what_a_model_does_not_take_is_named():
-    flow = {"family": NoiseFamily.FLOW, "table": table(NoiseFamily.FLOW)}
-    empty = {"y": torch.zeros(1, 1)}
+    without = TeacherKind(family=NoiseFamily.FLOW, table=table(NoiseFamily.FLOW))
+    flow = dataclasses.replace(without, empty_prompt=True)
     with pytest.raises(ValueError, match="connect the negative conditioning"):
-        GuidanceDistillation(options(), **flow, unconditional=None)
+        options().on(without)
     with pytest.raises(ValueError, match="grid is edm, but this is a flow model"):
-        GuidanceDistillation(options(grid=Grid.EDM), **flow, unconditional=empty)
+        options(grid=Grid.EDM).on(flow)
     with pytest.raises(ValueError, match="steps is 1001; this model has 1000"):
-        GuidanceDistillation(options(steps=1001), **flow, unconditional=empty)
+        options(steps=1001).on(flow)
     with pytest.raises(ValueError, match=r"'gradient'; known are progressive_distillation, guidance_distillation"):
         read_method("gradient", {})

@@ -9,11 +9,11 @@ from comfyui_fewstep.trainers.data import TensorData
 from comfyui_fewstep.trainers.distance import Distance
 from comfyui_fewstep.trainers.loop import train
 from comfyui_fewstep.trainers.loss import loss_and_error, weighted_error
+from comfyui_fewstep.trainers.method import TeacherKind
 from comfyui_fewstep.trainers.micro_batches import split
 from comfyui_fewstep.trainers.options import TrainOptions
 from comfyui_fewstep.trainers.run_folder import RunFolder
 from comfyui_fewstep.trainers.student import FullWeightsStudent
-from comfyui_fewstep.trainers.targets.progressive import Progressive
 from gaussian import FAMILIES, gaussian_denoiser, table
 from test_distance import target_of
 from test_progressive import TinyNetwork, as_denoiser, batch, options
@@ -117,12 +117,8 @@ def test_small_pictures_are_enlarged_in_their_shape(size, expected):
 
 def trained(root, *, perceptual=None, accumulation=1, iterations=40):
     network, teacher = TinyNetwork(), TinyNetwork(seed=1)
-    method = Progressive(
-        options(iterations=iterations, learning_rate=1e-2, distance=Distance.LPIPS),
-        family=VE,
-        table=table(VE),
-        unconditional=None,
-    )
+    chosen = options(iterations=iterations, learning_rate=1e-2, distance=Distance.LPIPS)
+    method = chosen.on(TeacherKind(family=VE, table=table(VE)))
     run = RunFolder(root, "run")
     chosen = TrainOptions(batch_size=12, log_every=1, seed=4, accumulation=accumulation)
     student = FullWeightsStudent(network, teacher, as_denoiser=as_denoiser)

@@ -7,10 +7,11 @@ from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.data import Batch, TensorData
 from comfyui_fewstep.trainers.loop import train
 from comfyui_fewstep.trainers.loss import weighted_error
+from comfyui_fewstep.trainers.method import TeacherKind
 from comfyui_fewstep.trainers.options import TrainOptions
 from comfyui_fewstep.trainers.run_folder import RunFolder
 from comfyui_fewstep.trainers.student import FullWeightsStudent
-from comfyui_fewstep.trainers.targets.progressive import Progressive, ProgressiveOptions
+from comfyui_fewstep.trainers.targets.progressive import ProgressiveOptions
 from comfyui_fewstep.trainers.weighting import Weighting
 from gaussian import FAMILIES, gaussian_denoiser, paper_target, table
 from torch import nn
@@ -29,7 +30,7 @@ def options(**changed):
 
 
 def method(family, **changed):
-    return Progressive(options(**changed), family=family, table=table(family), unconditional={"y": torch.zeros(1, 1)})
+    return options(**changed).on(TeacherKind(family=family, table=table(family), empty_prompt=True))
 
 
 def batch(count=256, seed=0):
@@ -153,9 +154,7 @@ def test_bad_options_are_named(changed, named):
 
 def test_guidance_needs_the_empty_prompt():
     with pytest.raises(ValueError, match="connect the negative"):
-        Progressive(
-            options(guidance_scale=2.0), family=NoiseFamily.FLOW, table=table(NoiseFamily.FLOW), unconditional=None
-        )
+        options(guidance_scale=2.0).on(TeacherKind(family=NoiseFamily.FLOW, table=table(NoiseFamily.FLOW)))
 
 
 class TinyNetwork(nn.Module):

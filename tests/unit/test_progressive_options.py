@@ -10,9 +10,10 @@ from comfyui_fewstep.samplers.schedules import cosine_sigmas, karras_sigmas, tra
 from comfyui_fewstep.trainers.data import TensorData
 from comfyui_fewstep.trainers.distance import Distance
 from comfyui_fewstep.trainers.distillation import Distillation
+from comfyui_fewstep.trainers.method import TeacherKind
 from comfyui_fewstep.trainers.options import TrainOptions
 from comfyui_fewstep.trainers.run_folder import RunFolder
-from comfyui_fewstep.trainers.targets.progressive import Grid, Progressive, ProgressiveOptions
+from comfyui_fewstep.trainers.targets.progressive import Grid, ProgressiveOptions
 from gaussian import FAMILIES, ddim, gaussian_denoiser, signal_and_noise, table
 from test_progressive import batch, conditional_teacher
 
@@ -30,9 +31,7 @@ TO_V = {"student_prediction": "v_prediction"}
 
 def method(family=VE, *, teacher="eps", **changed):
     options = ProgressiveOptions.read({**OLD, **changed})
-    return Progressive(
-        options, family=family, table=table(family), unconditional={"y": torch.zeros(1, 1)}, prediction_type=teacher
-    )
+    return options.on(TeacherKind(family=family, table=table(family), prediction_type=teacher, empty_prompt=True))
 
 
 def target_of(made, *, stage, teacher=None, count=256):
@@ -236,7 +235,7 @@ def test_a_target_is_at_the_levels_of_its_grid(grid):
 def test_a_flow_models_grid_follows_its_shift():
     t = torch.arange(1, 1001) / 1000
     shifted = 3.0 * t / (1.0 + 2.0 * t)
-    made = Progressive(ProgressiveOptions.read(OLD), family=FLOW, table=shifted, unconditional=None)
+    made = ProgressiveOptions.read(OLD).on(TeacherKind(family=FLOW, table=shifted))
     expected = torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0])
     torch.testing.assert_close(made.stages()[-1].sigmas, expected, atol=1e-6, rtol=0.0)
 

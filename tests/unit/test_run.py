@@ -16,11 +16,11 @@ from comfyui_fewstep.trainers.distillation import Distillation
 from comfyui_fewstep.trainers.export import read_student
 from comfyui_fewstep.trainers.files import read_tensors, write_atomically, write_tensors
 from comfyui_fewstep.trainers.loop import NonFiniteLoss
+from comfyui_fewstep.trainers.method import TeacherKind
 from comfyui_fewstep.trainers.options import TrainOptions
 from comfyui_fewstep.trainers.processes import Processes
 from comfyui_fewstep.trainers.run_folder import RunFolder
 from comfyui_fewstep.trainers.student import FullWeightsStudent
-from comfyui_fewstep.trainers.targets.progressive import Progressive
 from gaussian import gaussian_denoiser, table
 from test_progressive import TinyNetwork, as_denoiser, batch, options
 
@@ -31,7 +31,7 @@ TRAINING = TrainOptions(batch_size=8, log_every=5, checkpoint_every=7, seed=4)
 def distillation(root, *, name="run", training=TRAINING, teacher="a" * 64, **changed):
     return Distillation(
         run=RunFolder(root, name),
-        method=Progressive(options(iterations=12, **changed), family=FAMILY, table=table(FAMILY), unconditional=None),
+        method=options(iterations=12, **changed).on(TeacherKind(family=FAMILY, table=table(FAMILY))),
         data=TensorData(x0=batch(64).x0, condition={"y": torch.ones(1, 1)}),
         options=training,
         teacher_sha256=teacher,

@@ -9,6 +9,7 @@ from comfyui_fewstep.samplers.noise import NoiseFamily, expand_like, solved_x0
 from comfyui_fewstep.trainers.data import Batch, TensorData
 from comfyui_fewstep.trainers.guidance_range import GuidanceRange
 from comfyui_fewstep.trainers.loop import train
+from comfyui_fewstep.trainers.method import TeacherKind
 from comfyui_fewstep.trainers.micro_batches import in_pieces, split
 from comfyui_fewstep.trainers.options import TrainOptions
 from comfyui_fewstep.trainers.run_folder import RunFolder
@@ -42,8 +43,8 @@ def batch(count=256):
 
 
 def made(options, family, **changed):
-    given = {"family": family, "table": table(family), "unconditional": EMPTY_PROMPT, "prediction_type": "any"}
-    return options.on(**{**given, **changed})
+    given = {"family": family, "table": table(family), "prediction_type": "any", "empty_prompt": True}
+    return options.on(TeacherKind(**{**given, **changed}))
 
 
 def target_of(method, *, teacher=None, student=None, stage=0, count=256):
@@ -106,7 +107,7 @@ def test_without_the_input_the_student_is_not_told(family=NoiseFamily.FLOW):
 def test_progressive_halves_at_each_scale(family, stage, takes_scale):
     """Meng et al. 2023, section 3.2: both steps of the teacher at the sample's own scale; after a stage by its input."""
     options = ProgressiveOptions(**RANGE, start_steps=4, target_steps=1, weighting=Weighting.CONSTANT)
-    method = made(options, family, takes_scale=takes_scale, unconditional=None if takes_scale else EMPTY_PROMPT)
+    method = made(options, family, takes_scale=takes_scale, empty_prompt=not takes_scale)
     by_input, asked = stage > 0 or takes_scale, []
 
     def with_input(x, sigma, y, guidance_scale):

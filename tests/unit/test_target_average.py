@@ -7,6 +7,7 @@ import pytest
 import torch
 from comfyui_fewstep.samplers.few_step import draw_from_noise, sample_few_step, seeded_noise_sampler
 from comfyui_fewstep.samplers.noise import NoiseFamily
+from comfyui_fewstep.trainers.method import TeacherKind
 from comfyui_fewstep.trainers.options import TrainOptions
 from comfyui_fewstep.trainers.stages import compared
 from comfyui_fewstep.trainers.student import FullWeightsStudent
@@ -36,7 +37,7 @@ class Watching(Progressive):
 
 
 def watching(root, **training):
-    method = Watching(options(iterations=12), family=FAMILY, table=table(FAMILY), unconditional=None)
+    method = Watching(options(iterations=12), TeacherKind(family=FAMILY, table=table(FAMILY)))
     training = {"batch_size": 8, "log_every": 5, "checkpoint_every": 7, "seed": 4, **training}
     return dataclasses.replace(distillation(root), method=method, options=TrainOptions(**training))
 
@@ -115,7 +116,7 @@ def test_a_stages_gamma_is_how_its_student_is_drawn(family):
     class Answers:
         denoiser = teacher = staticmethod(gaussian_denoiser(family))
 
-    made = Watching(options(), family=family, table=table(family), unconditional=None)
+    made = Watching(options(), TeacherKind(family=family, table=table(family)))
     still = compared(made, Answers, batch(4), stage=0, at_once=4)
     made.gamma = 1.0
     found = [compared(made, Answers, batch(4), stage=0, at_once=at_once) for at_once in (4, 2)]

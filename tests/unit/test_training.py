@@ -6,30 +6,25 @@ from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.average import Average
 from comfyui_fewstep.trainers.data import TensorData
 from comfyui_fewstep.trainers.loop import train
-from comfyui_fewstep.trainers.method import Target
+from comfyui_fewstep.trainers.method import Target, TeacherKind
 from comfyui_fewstep.trainers.micro_batches import in_pieces, split
 from comfyui_fewstep.trainers.options import TrainOptions
 from comfyui_fewstep.trainers.run_folder import RunFolder
 from comfyui_fewstep.trainers.student import FullWeightsStudent
-from comfyui_fewstep.trainers.targets.progressive import Progressive
 from gaussian import table
 from test_progressive import TinyNetwork, as_denoiser, batch, options
 from torch.optim import lr_scheduler
 
 FAMILY = NoiseFamily.VARIANCE_EXPLODING
 ITERATIONS = 12
+KIND = TeacherKind(family=FAMILY, table=table(FAMILY))
 
 
 class Trained:
     """A short run of two stages on the closed-form data, and what it left."""
 
     def __init__(self, root, *, observers=(), hook=lambda _: None, learning_rate=1e-3, **training):
-        self.method = Progressive(
-            options(iterations=ITERATIONS, learning_rate=learning_rate),
-            family=FAMILY,
-            table=table(FAMILY),
-            unconditional=None,
-        )
+        self.method = options(iterations=ITERATIONS, learning_rate=learning_rate).on(KIND)
         self.network, self.teacher = TinyNetwork(), TinyNetwork(seed=1)
         self.data = TensorData(x0=batch(64).x0, condition={"y": torch.arange(64.0).reshape(64, 1)})
         self.student = FullWeightsStudent(self.network, self.teacher, as_denoiser=as_denoiser)
@@ -280,9 +275,7 @@ def gradient_norm(root, dtype, monkeypatch):
         Gain(0.5 + 2**-11, dtype), Gain(0.5, dtype), as_denoiser=lambda network: lambda x, sigma, **_: network(x)
     )
     data = TensorData(x0=torch.randn(8, 1, 128, 128, generator=torch.Generator().manual_seed(0)), condition={})
-    method = Progressive(
-        options(start_steps=2, target_steps=1, iterations=1), family=FAMILY, table=table(FAMILY), unconditional=None
-    )
+    method = options(start_steps=2, target_steps=1, iterations=1).on(KIND)
     ones = torch.ones(8)
     monkeypatch.setattr(method, "target", lambda batch, **_: Target(batch.x0, ones, {}, 0.5 * batch.x0, ones))
     run = RunFolder(root, "run")

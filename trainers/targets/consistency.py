@@ -6,9 +6,8 @@ The student says at a level what it says itself one step of the teacher further 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from enum import Enum
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from ..data import Batch, Condition
 from ..distance import Distance
 from ..grid import Grid
 from ..guidance_range import GuidanceRange, with_scale
-from ..method import Stage, Target
+from ..method import OnTeacher, Stage, Target, TeacherKind
 from ..options import require_at_least_one
 from ..weighting import Weighting
 
@@ -53,7 +52,7 @@ class Solver(Enum):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConsistencyOptions:
+class ConsistencyOptions(choices.Choices):
     """What a user chooses. ValueError, naming the input, for values that no run could use.
 
     steps: in which the student is to be sampled, which its file says; training does not depend on it. levels: of the grid
@@ -92,15 +91,6 @@ class ConsistencyOptions:
             )
         choices.require_target_decay(self.target_decay)
 
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> ConsistencyOptions:
-        """From a node's or run.json's JSON values; later options may be absent. ValueError for a choice there is none of."""
-        return choices.read(cls, values)
-
-    def written(self) -> dict[str, Any]:
-        """As JSON values; the inverse of read."""
-        return choices.written(self)
-
     @property
     def scales(self) -> GuidanceRange:
         return GuidanceRange.of(self.guidance_scale, self.guidance_scale_max)
@@ -109,52 +99,29 @@ class ConsistencyOptions:
         """(steps + 1,) of the levels that the student was trained on. table: (T,) the model's noise levels, ascending."""
         return spaced_levels(trained_levels(self.grid, self.levels, table=table), steps)
 
-    def on(
-        self,
-        *,
-        family: NoiseFamily,
-        table: Tensor,
-        unconditional: Condition | None,
-        prediction_type: str,
-        takes_scale: bool = False,
-    ) -> Consistency:
+    def on(self, teacher: TeacherKind) -> Consistency:
         """The method on a model; see Consistency. Whatever the model predicts, so does the student."""
-        return Consistency(self, family=family, table=table, unconditional=unconditional, takes_scale=takes_scale)
+        return Consistency(self, teacher)
 
 
-class Consistency:
+class Consistency(OnTeacher[ConsistencyOptions]):
     """The method on one model's noise levels.
 
-    table: (T,) the model's noise levels, ascending. unconditional: the data's empty or negative prompt, needed for
-    guidance by a teacher that does not take its scale as an input. ValueError for options that this model does not take.
+    Guidance needs an empty or negative prompt, or a teacher that takes its scale as an input. ValueError for options that
+    this model does not take.
     """
 
     name = "consistency_distillation"
 
-    def __init__(
-        self,
-        options: ConsistencyOptions,
-        *,
-        family: NoiseFamily,
-        table: Tensor,
-        unconditional: Condition | None,
-        takes_scale: bool = False,
-    ) -> None:
-        choices.require_empty_prompt(options.scales.high, given=unconditional is not None or takes_scale)
-        if takes_scale and not options.scale_input:
+    def __init__(self, options: ConsistencyOptions, teacher: TeacherKind) -> None:
+        choices.require_empty_prompt(options.scales.high, given=teacher.empty_prompt or teacher.takes_scale)
+        if teacher.takes_scale and not options.scale_input:
             choices.require_guided_once(options.scales.high)
-        options.grid.require_for(family)
-        self.family = family
-        self._options, self._takes_scale = options, takes_scale
-        self._levels = trained_levels(options.grid, options.levels, table=table)
-        self._sigmas = options.schedule(options.steps, table=table)
-        self._function = ConsistencyFunction(family=family, table=table)
-
-    def options(self) -> dict[str, Any]:
-        return self._options.written()
-
-    def options_of_old(self) -> dict[str, Any]:
-        return choices.defaults(ConsistencyOptions)
+        super().__init__(options, teacher)
+        self._takes_scale = teacher.takes_scale
+        self._levels = trained_levels(options.grid, options.levels, table=teacher.table)
+        self._sigmas = options.schedule(options.steps, table=teacher.table)
+        self._function = ConsistencyFunction(family=teacher.family, table=teacher.table)
 
     def stages(self) -> list[Stage]:
         return [
@@ -213,20 +180,12 @@ class Consistency:
         """At the middle of the range of guidance scales."""
         return self._taught_by(teacher, batch, self._options.scales.usual)
 
-    def continues(self, options: Mapping[str, Any]) -> bool:
-        """There is one stage, and nothing to go on with."""
-        return False
-
     def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
         """LCM's sampling: all noise fresh at each step. The boundary is none at its levels: c_skip < 1e-5 from timestep 19 on."""
         trailing = self._options.grid is Grid.TRAILING
-        return Recipe(
-            method=self.name,
-            steps=self._options.steps,
-            sigmas=tuple(self._sigmas.tolist()),
-            schedule="lcm" if trailing else self._options.grid.value,
-            gamma=self._options.gamma,
+        return self._sampled(
+            self._sigmas,
             prediction_type=prediction_type,
-            noise_family=self.family.value,
             guidance_scale=self._options.scales.usual,
+            schedule="lcm" if trailing else None,
         )

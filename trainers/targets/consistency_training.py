@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from enum import Enum
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,10 +18,10 @@ from ...samplers.noise import Denoiser, NoiseFamily
 from ...samplers.recipe import Recipe
 from .. import choices
 from ..consistency_function import ConsistencyFunction, spaced_levels, trained_levels
-from ..data import Batch, Condition
+from ..data import Batch
 from ..distance import Distance
 from ..grid import Grid
-from ..method import Stage, Target
+from ..method import OnTeacher, Stage, Target, TeacherKind
 from ..options import require_at_least_one
 
 
@@ -54,7 +53,7 @@ _MEAN, _DEVIATION = -1.1, 2.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConsistencyTrainingOptions:
+class ConsistencyTrainingOptions(choices.Choices):
     """What a user chooses. ValueError, naming the input, for values that no run could use.
 
     steps: in which the student is to be sampled, which its file says. first_levels, last_levels: the training begins with
@@ -83,15 +82,6 @@ class ConsistencyTrainingOptions:
         choices.require_learning_rate(self.learning_rate)
         choices.require_target_decay(self.target_decay)
 
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> ConsistencyTrainingOptions:
-        """From a node's or run.json's JSON values; later options may be absent. ValueError for a choice there is none of."""
-        return choices.read(cls, values)
-
-    def written(self) -> dict[str, Any]:
-        """As JSON values; the inverse of read."""
-        return choices.written(self)
-
     def levels_at(self, iteration: int) -> int:
         """How many levels are trained along: first_levels doubled after each phase (iCT, section 3.4, table 1)."""
         phases = math.floor(math.log2(self.last_levels / self.first_levels)) + 1
@@ -102,40 +92,25 @@ class ConsistencyTrainingOptions:
         """(steps + 1,) of the levels that the training ends with. table: (T,) the model's noise levels, ascending."""
         return spaced_levels(trained_levels(self.grid, self.last_levels, table=table), steps)
 
-    def on(
-        self,
-        *,
-        family: NoiseFamily,
-        table: Tensor,
-        unconditional: Condition | None,
-        prediction_type: str,
-        takes_scale: bool = False,
-    ) -> ConsistencyTraining:
+    def on(self, teacher: TeacherKind) -> ConsistencyTraining:
         """The method on a model; see ConsistencyTraining. Whatever the model predicts, so does the student."""
-        return ConsistencyTraining(self, family=family, table=table)
+        return ConsistencyTraining(self, teacher)
 
 
-class ConsistencyTraining:
-    """The method on one model's noise levels; it asks nothing of the teacher.
+class ConsistencyTraining(OnTeacher[ConsistencyTrainingOptions]):
+    """The method on one model's noise levels; it asks nothing else of the teacher.
 
-    table: (T,) the model's noise levels, ascending. ValueError for options that this model does not take.
+    ValueError for options that this model does not take.
     """
 
     name = "consistency_training"
     scale_input = None
 
-    def __init__(self, options: ConsistencyTrainingOptions, *, family: NoiseFamily, table: Tensor) -> None:
-        options.grid.require_for(family)
-        self.family = family
-        self._options, self._table = options, table
-        self._sigmas = options.schedule(options.steps, table=table)
-        self._function = ConsistencyFunction(family=family, table=table)
-
-    def options(self) -> dict[str, Any]:
-        return self._options.written()
-
-    def options_of_old(self) -> dict[str, Any]:
-        return choices.defaults(ConsistencyTrainingOptions)
+    def __init__(self, options: ConsistencyTrainingOptions, teacher: TeacherKind) -> None:
+        super().__init__(options, teacher)
+        self._table = teacher.table
+        self._sigmas = options.schedule(options.steps, table=teacher.table)
+        self._function = ConsistencyFunction(family=teacher.family, table=teacher.table)
 
     def stages(self) -> list[Stage]:
         return [
@@ -181,19 +156,6 @@ class ConsistencyTraining:
         """For previews: the model that the training began with."""
         return teacher
 
-    def continues(self, options: Mapping[str, Any]) -> bool:
-        """There is one stage, and nothing to go on with."""
-        return False
-
     def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
         """All noise fresh at each step, without guidance: none was in the data."""
-        return Recipe(
-            method=self.name,
-            steps=self._options.steps,
-            sigmas=tuple(self._sigmas.tolist()),
-            schedule=self._options.grid.value,
-            gamma=self._options.gamma,
-            prediction_type=prediction_type,
-            noise_family=self.family.value,
-            guidance_scale=1.0,
-        )
+        return self._sampled(self._sigmas, prediction_type=prediction_type)

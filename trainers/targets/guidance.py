@@ -6,26 +6,24 @@ At a fixed scale, or at all scales of a range, which the student then takes as a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...samplers.noise import Denoiser, NoiseFamily
+from ...samplers.noise import Denoiser
 from ...samplers.recipe import Recipe
 from .. import choices
-from ..data import Batch, Condition
+from ..data import Batch
 from ..distance import Distance
 from ..grid import Grid
 from ..guidance_range import GuidanceRange, with_scale
-from ..method import Stage, Target
+from ..method import OnTeacher, Stage, Target, TeacherKind
 from ..options import require_at_least_one
 from ..weighting import Weighting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GuidanceOptions:
+class GuidanceOptions(choices.Choices):
     """What a user chooses. ValueError, naming the input, for values that no run could use.
 
     guidance_scale: what is baked in, s of uncond + s (cond - uncond). guidance_scale_max: where it is not 0, the student takes
@@ -51,15 +49,6 @@ class GuidanceOptions:
         if not 0.0 <= self.gamma <= 1.0:
             raise ValueError(f"gamma is {self.gamma}; allowed is 0 (deterministic) to 1 (all noise fresh).")
 
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> GuidanceOptions:
-        """From a node's or run.json's JSON values; later options may be absent. ValueError for a choice there is none of."""
-        return choices.read(cls, values)
-
-    def written(self) -> dict[str, Any]:
-        """As JSON values; the inverse of read."""
-        return choices.written(self)
-
     @property
     def scales(self) -> GuidanceRange:
         return GuidanceRange.of(self.guidance_scale, self.guidance_scale_max)
@@ -68,46 +57,29 @@ class GuidanceOptions:
         """(steps + 1,) levels of the chosen grid. table: (T,) the model's noise levels, ascending."""
         return self.grid.sigmas(steps, table=table)
 
-    def on(
-        self,
-        *,
-        family: NoiseFamily,
-        table: Tensor,
-        unconditional: Condition | None,
-        prediction_type: str,
-        takes_scale: bool = False,
-    ) -> GuidanceDistillation:
+    def on(self, teacher: TeacherKind) -> GuidanceDistillation:
         """The method on a model; see GuidanceDistillation. Whatever the model predicts, so does the student."""
-        if takes_scale:
-            raise ValueError(
-                "the connected model takes its guidance scale as an input already; there is nothing to distil."
-            )
-        return GuidanceDistillation(self, family=family, table=table, unconditional=unconditional)
+        return GuidanceDistillation(self, teacher)
 
 
-class GuidanceDistillation:
+class GuidanceDistillation(OnTeacher[GuidanceOptions]):
     """The method on one model's noise levels: the student's x0 is the guided teacher's.
 
-    table: (T,) the model's noise levels, ascending. unconditional: the data's empty or negative prompt. ValueError without
-    that, and for a grid that this model does not take.
+    ValueError without an empty or negative prompt, for a model that takes its guidance scale as an input already, and for a
+    grid that it does not take.
     """
 
     name = "guidance_distillation"
 
-    def __init__(
-        self, options: GuidanceOptions, *, family: NoiseFamily, table: Tensor, unconditional: Condition | None
-    ) -> None:
-        choices.require_empty_prompt(options.guidance_scale, given=unconditional is not None)
-        options.grid.require_for(family)
-        self.family = family
-        self._options, self._table = options, table
-        self._sigmas = options.schedule(options.steps, table=table)
-
-    def options(self) -> dict[str, Any]:
-        return self._options.written()
-
-    def options_of_old(self) -> dict[str, Any]:
-        return choices.defaults(GuidanceOptions)
+    def __init__(self, options: GuidanceOptions, teacher: TeacherKind) -> None:
+        if teacher.takes_scale:
+            raise ValueError(
+                "the connected model takes its guidance scale as an input already; there is nothing to distil."
+            )
+        choices.require_empty_prompt(options.guidance_scale, given=teacher.empty_prompt)
+        super().__init__(options, teacher)
+        self._table = teacher.table
+        self._sigmas = options.schedule(options.steps, table=teacher.table)
 
     def stages(self) -> list[Stage]:
         return [
@@ -151,18 +123,5 @@ class GuidanceDistillation:
         """At the middle of the range of guidance scales."""
         return self._options.scales.teaching(teacher, batch, self._options.scales.usual)
 
-    def continues(self, options: Mapping[str, Any]) -> bool:
-        """There is one stage, and nothing to go on with."""
-        return False
-
     def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
-        return Recipe(
-            method=self.name,
-            steps=self._options.steps,
-            sigmas=tuple(self._sigmas.tolist()),
-            schedule=self._options.grid.value,
-            gamma=self._options.gamma,
-            prediction_type=prediction_type,
-            noise_family=self.family.value,
-            guidance_scale=self._options.scales.usual,
-        )
+        return self._sampled(self._sigmas, prediction_type=prediction_type, guidance_scale=self._options.scales.usual)

@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...samplers.noise import Denoiser, NoiseFamily, solved_x0
+from ...samplers.noise import Denoiser, solved_x0
 from ...samplers.recipe import Recipe
 from .. import choices
 from ..data import Batch, Condition
 from ..distance import Distance
 from ..grid import Grid
 from ..guidance_range import GuidanceRange, taking, with_scale
-from ..method import Stage, Target
+from ..method import OnTeacher, Stage, Target, TeacherKind
 from ..weighting import Weighting
 
 
@@ -42,7 +42,7 @@ _WITH_TABLE = ("eps", "v_prediction", "x0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ProgressiveOptions:
+class ProgressiveOptions(choices.Choices):
     """What a user chooses. ValueError, naming the input, for values that no run could use.
 
     start_steps: steps at which the teacher is sampled well. target_steps: steps of the final student.
@@ -92,11 +92,6 @@ class ProgressiveOptions:
     def scales(self) -> GuidanceRange:
         return GuidanceRange.of(self.guidance_scale, self.guidance_scale_max)
 
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> ProgressiveOptions:
-        """From a node's or run.json's JSON values; later options may be absent. ValueError for a choice there is none of."""
-        return choices.read(cls, values)
-
     def counts(self) -> list[int]:
         """Steps from start_steps to target_steps, before each stage and after the last; what is left over comes last."""
         counts = [self.start_steps]
@@ -113,28 +108,9 @@ class ProgressiveOptions:
             return self.grid.sigmas(steps, table=table)
         return self.grid.sigmas(self.start_steps, table=table, name="start_steps")[:: self.start_steps // steps]
 
-    def written(self) -> dict[str, Any]:
-        """As JSON values; the inverse of read."""
-        return choices.written(self)
-
-    def on(
-        self,
-        *,
-        family: NoiseFamily,
-        table: Tensor,
-        unconditional: Condition | None,
-        prediction_type: str,
-        takes_scale: bool = False,
-    ) -> Progressive:
+    def on(self, teacher: TeacherKind) -> Progressive:
         """The method on a model; see Progressive."""
-        return Progressive(
-            self,
-            family=family,
-            table=table,
-            unconditional=unconditional,
-            prediction_type=prediction_type,
-            takes_scale=takes_scale,
-        )
+        return Progressive(self, teacher)
 
 
 def _is_power_of_two(ratio: float) -> bool:
@@ -142,41 +118,23 @@ def _is_power_of_two(ratio: float) -> bool:
     return ratio >= 2 and ratio == int(ratio) and not int(ratio) & (int(ratio) - 1)
 
 
-class Progressive:
+class Progressive(OnTeacher[ProgressiveOptions]):
     """The method on one model's noise levels.
 
-    table: (T,) the model's noise levels, ascending. unconditional: the data's empty prompt, needed when
-    options.guidance_scale is not 1; batches carry the one of their own shape. prediction_type: what the teacher's network
-    predicts, needed when options.student_prediction is not AS_TEACHER. takes_scale: whether its guidance scale is an input of
-    it, which then stands for guidance by two prompts. ValueError for options that this model does not take.
+    Guidance needs an empty or negative prompt, or a teacher that takes its scale as an input; a student_prediction other
+    than AS_TEACHER, a known prediction_type. ValueError for options that this model does not take.
     """
 
     name = "progressive_distillation"
 
-    def __init__(
-        self,
-        options: ProgressiveOptions,
-        *,
-        family: NoiseFamily,
-        table: Tensor,
-        unconditional: Condition | None,
-        prediction_type: str | None = None,
-        takes_scale: bool = False,
-    ) -> None:
-        choices.require_empty_prompt(options.scales.high, given=unconditional is not None or takes_scale)
-        if takes_scale and not options.guidance_scale_max:
+    def __init__(self, options: ProgressiveOptions, teacher: TeacherKind) -> None:
+        choices.require_empty_prompt(options.scales.high, given=teacher.empty_prompt or teacher.takes_scale)
+        if teacher.takes_scale and not options.guidance_scale_max:
             choices.require_guided_once(options.scales.high)
-        options.grid.require_for(family)
-        self.family = family
-        self._options, self._takes_scale = options, takes_scale
-        self._converts = _converts(options.student_prediction, teacher=prediction_type)
-        self._finest = options.schedule(options.start_steps, table=table)
-
-    def options(self) -> dict[str, Any]:
-        return self._options.written()
-
-    def options_of_old(self) -> dict[str, Any]:
-        return choices.defaults(ProgressiveOptions)
+        super().__init__(options, teacher)
+        self._takes_scale = teacher.takes_scale
+        self._converts = _converts(options.student_prediction, teacher=teacher.prediction_type)
+        self._finest = options.schedule(options.start_steps, table=teacher.table)
 
     def stages(self) -> list[Stage]:
         stages, counts = [], self._options.counts()
@@ -278,14 +236,9 @@ class Progressive:
 
     def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
         trained, student = self.stages()[stage], self._options.student_prediction
-        return Recipe(
-            method=self.name,
-            steps=trained.steps,
-            sigmas=tuple(trained.sigmas.tolist()),
-            schedule=self._options.grid.value,
-            gamma=self._options.gamma,
+        return self._sampled(
+            trained.sigmas,
             prediction_type=prediction_type if student is StudentPrediction.AS_TEACHER else student.value,
-            noise_family=self.family.value,
             guidance_scale=self._options.scales.usual,
         )
 
