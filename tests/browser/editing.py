@@ -9,7 +9,8 @@ SETTINGS = {
     "Comfy.VueNodes.Enabled": False,
 }
 MILLISECONDS = 30_000
-_NOT_OURS = ("favicon", "user.css", "userdata", "i18n", "Failed to load resource")
+_NOT_OURS = ("favicon", "user.css", "userdata", "i18n", "Failed to load resource", "JobsApiError")
+"""The last: an editor newer than its host asks for what that has not."""
 
 
 class Editor:
@@ -22,7 +23,8 @@ class Editor:
 
     def _heard(self, message):
         """The host itself asks for files that need not exist; a failed answer to a request of ours is ours."""
-        ours = "fewstep" in f"{message.text} {message.location.get('url', '')}".lower()
+        asked = message.location.get("url", "")
+        ours = "fewstep" in f"{message.text} {asked}".lower() and not asked.startswith("https://api.comfy.org")
         if message.type == "error" and (ours or not any(name in message.text for name in _NOT_OURS)):
             self.errors.append(f"{message.text} ({message.location.get('url')})")
 
@@ -53,9 +55,10 @@ class Editor:
         return self.page.evaluate("async () => (await app.graphToPrompt()).output")
 
     def missing_nodes(self):
-        """The kinds of nodes that the editor says it does not know."""
-        said = self.page.locator(".comfy-missing-nodes:visible")
-        return said.first.inner_text() if said.count() else ""
+        """The kinds of nodes in the graph that the editor does not know, of which each editor tells in its own way."""
+        return self.page.evaluate(
+            "() => app.graph._nodes.map(node => node.type).filter(kind => !(kind in LiteGraph.registered_node_types))"
+        )
 
     def add(self, kind, **widgets):
         """The id of a new node, made as the editor's menu makes it."""
