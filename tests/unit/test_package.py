@@ -65,9 +65,11 @@ def test_every_workflow_has_a_picture_for_the_template_browser(workflow):
 
 
 def test_pictures_of_help_pages_are_there_and_light():
-    """Beside the pages, where hosts look for them."""
+    """Each page has one, beside the pages, where hosts look for them."""
     docs = ROOT / "web" / "docs"
-    shown = {name for page in docs.glob("*.md") for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", page.read_text())}
+    of_pages = {page.stem: re.findall(r"!\[[^]]+\]\(([^)]+)\)", page.read_text()) for page in docs.glob("*.md")}
+    assert [page for page, names in of_pages.items() if not names] == []
+    shown = {name for names in of_pages.values() for name in names}
     assert shown == {picture.name for picture in docs.glob("*.jpg")}
     assert all((docs / name).stat().st_size < 200_000 for name in shown)
 
