@@ -63,10 +63,9 @@ TRIALS = (
         method="consistency_distillation",
         options={
             **_GUIDED,
-            "iterations": 1200,
-            "levels": 18,
+            "iterations": 3200,
+            "levels": 16,
             "solver": "heun",
-            "grid": "edm",
             "target_decay": 0.95,
         },
         steps=(4, 2, 1),
