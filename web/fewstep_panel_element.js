@@ -16,7 +16,7 @@ const OWN_STYLE = `
   :host { display: flex; flex-direction: column; gap: 0.4em; overflow: hidden;
     --band-1: #4c8dff; --band-2: #12a150; --band-3: #c264d9; --band-4: #e8590c; }
   progress { width: 100%; height: 0.5em; accent-color: var(--student); }
-  .view { flex: 1; min-height: 0; } .sentence { font-weight: 600; }
+  .view { flex: 1; min-height: 0; } :host([laid-out]) .view { min-height: 20em; } .sentence { font-weight: 600; }
   .failed { color: var(--error-text, #ff4444); }
 `;
 
@@ -58,6 +58,8 @@ class Panel extends HTMLElement {
   onresume = null;
 
   connectedCallback() {
+    // Nodes 2.0 lays nodes out as elements and gives each widget the room that its content asks for, not what we name
+    this.toggleAttribute("laid-out", this.closest("[data-node-id]") !== null);
     this.#follow();
   }
 

@@ -54,7 +54,10 @@ def test_a_run_is_watched(editor, name):
     wait_for_points(editor, 3)
     assert points(editor) == 4
     chart = panel(editor).locator("fewstep-chart")
-    assert chart.evaluate("chart => chart.offsetHeight") > 150, "with the room that it has on other nodes"
+    for view in ("Noise levels", "Learning rate", "Loss"):
+        press(editor, view)
+        editor.page.wait_for_timeout(500)
+        assert chart.evaluate("chart => chart.offsetHeight") > 200, f"{view}: with the room that it has on other nodes"
     press(editor, "Pictures")
     panel(editor).get_by_label("Training time").wait_for()
     assert panel(editor).locator("fewstep-compare").evaluate("compare => compare.offsetWidth") > 150
