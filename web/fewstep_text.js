@@ -16,7 +16,7 @@ class Text extends HTMLElement {
   constructor() {
     super();
     this.attachShadow({ mode: "open" });
-    this.area = make("textarea", { readOnly: true, aria: { label: "What this node says" } });
+    this.area = make("textarea", { readOnly: true, rows: 4, aria: { label: "What this node says" } });
     this.copy = make("button", { type: "button", textContent: "Copy", on: { click: () => this.#copy() } });
     this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), make("div", { className: "said" }, this.area, this.copy));
   }
