@@ -360,9 +360,8 @@ def save_checkpoint(file: Path, model: Any, clip: Any, vae: Any, *, metadata: di
     marked = sdxl and prediction_type(model_sampling_of(model)) == "v_prediction"
     marks = {"v_pred": torch.tensor([])} if marked else {}
     embedding = embedding_of(model)
-    if (
-        embedding is not None
-    ):  # under diffusers' name, for Guidance Embedding: no part of the network that the host saves
+    if embedding is not None:
+        # under diffusers' name, for Guidance Embedding: no part of the network that the host saves
         marks[f"time_embedding.{COND_PROJ}"] = embedding.cond_proj
     with writing(file) as unfinished:
         comfy.sd.save_checkpoint(str(unfinished), model, clip, vae, metadata=metadata, extra_keys=marks)
