@@ -52,11 +52,6 @@ def require_learning_rate(rate: float) -> None:
         raise ValueError(f"learning_rate is {rate}; allowed is above 0 and below 1.")
 
 
-def require_guidance_scale(scale: float) -> None:
-    if not 1.0 <= scale <= 100.0:
-        raise ValueError(f"guidance_scale is {scale}; allowed is 1 (no guidance) to 100.")
-
-
 def require_guided_once(scale: float) -> None:
     """ValueError for guidance by two prompts of a teacher that has its guidance inside."""
     if scale != 1.0:

@@ -76,6 +76,12 @@ class TeacherKind:
     takes_scale: bool = False
     empty_prompt: bool = False
 
+    def require_guided(self, scales: GuidanceRange, *, as_input: bool) -> None:
+        """ValueError where it cannot be guided at these scales: by two prompts, or by an input as the student's."""
+        choices.require_empty_prompt(scales.high, given=self.empty_prompt or self.takes_scale)
+        if self.takes_scale and not as_input:
+            choices.require_guided_once(scales.high)
+
 
 class MethodOptions(Protocol):
     """What a user chooses about a method, before it is known for which model. ValueError for what no run could use."""

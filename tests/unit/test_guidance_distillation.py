@@ -195,6 +195,8 @@ def test_what_a_model_does_not_take_is_named():
     flow = dataclasses.replace(without, empty_prompt=True)
     with pytest.raises(ValueError, match="connect the negative conditioning"):
         options().on(without)
+    with pytest.raises(ValueError, match="connect the negative conditioning"):
+        options(guidance_scale=1.0, guidance_scale_max=5.0).on(without)
     with pytest.raises(ValueError, match="grid is edm, but this is a flow model"):
         options(grid=Grid.EDM).on(flow)
     with pytest.raises(ValueError, match="steps is 1001; this model has 1000"):

@@ -114,9 +114,7 @@ class Consistency(OnTeacher[ConsistencyOptions]):
     name = "consistency_distillation"
 
     def __init__(self, options: ConsistencyOptions, teacher: TeacherKind) -> None:
-        choices.require_empty_prompt(options.scales.high, given=teacher.empty_prompt or teacher.takes_scale)
-        if teacher.takes_scale and not options.scale_input:
-            choices.require_guided_once(options.scales.high)
+        teacher.require_guided(options.scales, as_input=options.scale_input)
         super().__init__(options, teacher)
         self._takes_scale = teacher.takes_scale
         self._levels = trained_levels(options.grid, options.levels, table=teacher.table)

@@ -76,7 +76,7 @@ class GuidanceDistillation(OnTeacher[GuidanceOptions]):
             raise ValueError(
                 "the connected model takes its guidance scale as an input already; there is nothing to distil."
             )
-        choices.require_empty_prompt(options.guidance_scale, given=teacher.empty_prompt)
+        teacher.require_guided(options.scales, as_input=options.guidance_scale_max > 0.0)
         super().__init__(options, teacher)
         self._table = teacher.table
         self._sigmas = options.schedule(options.steps, table=teacher.table)

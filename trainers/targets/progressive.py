@@ -128,9 +128,7 @@ class Progressive(OnTeacher[ProgressiveOptions]):
     name = "progressive_distillation"
 
     def __init__(self, options: ProgressiveOptions, teacher: TeacherKind) -> None:
-        choices.require_empty_prompt(options.scales.high, given=teacher.empty_prompt or teacher.takes_scale)
-        if teacher.takes_scale and not options.guidance_scale_max:
-            choices.require_guided_once(options.scales.high)
+        teacher.require_guided(options.scales, as_input=options.guidance_scale_max > 0.0)
         super().__init__(options, teacher)
         self._takes_scale = teacher.takes_scale
         self._converts = _converts(options.student_prediction, teacher=teacher.prediction_type)
