@@ -29,6 +29,7 @@ from ..trainers.guidance_range import GuidanceRange
 from ..trainers.options import AS_LOADED
 from ..trainers.student import FullWeightsStudent, LoRAStudent, Student
 from . import folders, host, host_guidance, host_precision, host_training
+from . import option_inputs as inputs
 
 
 class FullWeights:
@@ -54,24 +55,14 @@ class LoRAStudentNode:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "rank": (
-                    "INT",
-                    {
-                        "default": 32,
-                        "min": 1,
-                        "max": 1024,
-                        "tooltip": "Width of the LoRA. 32 to 128 for distillation; more learns more and makes a larger file.",
-                    },
+                "rank": inputs.count(
+                    32,
+                    "Width of the LoRA. 32 to 128 for distillation; more learns more and makes a larger file.",
+                    least=1,
+                    most=1024,
                 ),
-                "alpha": (
-                    "FLOAT",
-                    {
-                        "default": 32.0,
-                        "min": 0.01,
-                        "max": 1024.0,
-                        "step": 0.01,
-                        "tooltip": "The LoRA counts alpha / rank times; as large as the rank is usual.",
-                    },
+                "alpha": inputs.number(
+                    32.0, "The LoRA counts alpha / rank times; as large as the rank is usual.", least=0.01, most=1024.0
                 ),
                 "layers": (
                     [layers.value for layers in LoRALayers],
@@ -230,15 +221,12 @@ class SaveStudentLoRA:
             "required": {
                 "model": ("MODEL", {"tooltip": "The teacher that the student was distilled from, its LoRAs wired in."}),
                 "student": LoadStudent.INPUT_TYPES()["required"]["student"],
-                "rank": (
-                    "INT",
-                    {
-                        "default": 64,
-                        "min": 1,
-                        "max": 1024,
-                        "tooltip": "Of the new file. Nothing is lost if it is no less than the ranks of all the LoRAs together; "
-                        "the node says what a smaller one loses.",
-                    },
+                "rank": inputs.count(
+                    64,
+                    "Of the new file. Nothing is lost if it is no less than the ranks of all the LoRAs together; the node says "
+                    "what a smaller one loses.",
+                    least=1,
+                    most=1024,
                 ),
                 "name": (
                     "STRING",
