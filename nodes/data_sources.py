@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..samplers.schedules import trailing_sigmas
+from ..trainers.choices import require_at_least_one
 from ..trainers.data import Condition, Data, Shape, TensorData, shape_of
 from ..trainers.data_cache import Shard, cached_data, joined, write_data
-from ..trainers.options import require_at_least_one
 from ..trainers.pictures import (
     BrokenPicture,
     Captioned,

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .options import require_at_least_one
+from .choices import require_at_least_one
 
 
 class LoRALayers(Enum):

@@ -73,3 +73,10 @@ def require_empty_prompt(scale: float, *, given: bool) -> None:
             f"guidance_scale is {scale}, which needs the empty prompt: connect the negative conditioning, or set "
             "guidance_scale to 1."
         )
+
+
+def require_at_least_one(options: object, *names: str) -> None:
+    """ValueError for the first of these numbers of options that is below 1."""
+    for name in names:
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} is {getattr(options, name)}; it must be at least 1.")

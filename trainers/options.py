@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
+from .choices import require_at_least_one
 from .learning_rates import SCHEDULES
 from .optimisers import OPTIMISERS, SCHEDULE_FREE
 
@@ -70,13 +71,6 @@ class TrainOptions:
                 f"weight_decay is {self.weight_decay} and gradient_clip is {self.gradient_clip}; weight_decay must not "
                 "be negative and gradient_clip must be above 0."
             )
-
-
-def require_at_least_one(options: object, *names: str) -> None:
-    """ValueError for the first of these numbers of options that is below 1."""
-    for name in names:
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name} is {getattr(options, name)}; it must be at least 1.")
 
 
 def _require_share(name: str, value: float, *, example: float) -> None:

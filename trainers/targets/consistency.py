@@ -21,7 +21,6 @@ from ..distance import Distance
 from ..grid import Grid
 from ..guidance_range import GuidanceRange, with_scale
 from ..method import OnTeacher, Stage, Target, TeacherKind
-from ..options import require_at_least_one
 from ..weighting import Weighting
 
 
@@ -77,7 +76,7 @@ class ConsistencyOptions(choices.Choices):
     gamma: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        require_at_least_one(self, "steps", "iterations")
+        choices.require_at_least_one(self, "steps", "iterations")
         if self.levels < 2 or self.steps > self.levels:
             raise ValueError(
                 f"levels is {self.levels} and steps is {self.steps}; levels must be at least 2, and as many as steps."

@@ -22,7 +22,6 @@ from ..data import Batch
 from ..distance import Distance
 from ..grid import Grid
 from ..method import OnTeacher, Stage, Target, TeacherKind
-from ..options import require_at_least_one
 
 
 class LevelChoice(Enum):
@@ -73,7 +72,7 @@ class ConsistencyTrainingOptions(choices.Choices):
     gamma: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        require_at_least_one(self, "steps", "iterations")
+        choices.require_at_least_one(self, "steps", "iterations")
         if not 2 <= self.first_levels <= self.last_levels or self.steps > self.last_levels:
             raise ValueError(
                 f"first_levels is {self.first_levels}, last_levels is {self.last_levels} and steps is {self.steps}; "

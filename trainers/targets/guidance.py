@@ -18,7 +18,6 @@ from ..distance import Distance
 from ..grid import Grid
 from ..guidance_range import GuidanceRange, with_scale
 from ..method import OnTeacher, Stage, Target, TeacherKind
-from ..options import require_at_least_one
 from ..weighting import Weighting
 
 
@@ -42,7 +41,7 @@ class GuidanceOptions(choices.Choices):
     guidance_scale_max: float = 0.0
 
     def __post_init__(self) -> None:
-        require_at_least_one(self, "iterations", "steps")
+        choices.require_at_least_one(self, "iterations", "steps")
         choices.require_learning_rate(self.learning_rate)
         if not self.scales.guides:
             raise ValueError("guidance_scale is 1.0, which is no guidance, so there is nothing to distil; give more.")
