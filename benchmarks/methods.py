@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..trainers.charts import picture_grid
+from ..trainers.measures.charts import picture_grid
 from .methods_setup import SCALE, TRIALS, MethodsBench, Trial
 from .progressive_setup import machine
 

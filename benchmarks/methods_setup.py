@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from ..trainers.digits import training_data
-from ..trainers.distillation import Distillation
-from ..trainers.export import read_student
-from ..trainers.options import TrainOptions
-from ..trainers.run_folder import RunFolder
-from ..trainers.targets import read_method
+from ..trainers.measures.digits import training_data
+from ..trainers.methods import read_method
+from ..trainers.storage.export import read_student
+from ..trainers.storage.run_folder import RunFolder
+from ..trainers.training.distillation import Distillation
+from ..trainers.training.options import TrainOptions
 from .progressive_setup import TEACHER_PREDICTION, Bench
 
 SCALE = 1.5

@@ -18,8 +18,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..trainers.charts import picture_grid, quality_chart
-from ..trainers.evaluate import Score
+from ..trainers.measures.charts import picture_grid, quality_chart
+from ..trainers.measures.evaluate import Score
 from . import progressive_ablation, progressive_cheaper
 from .progressive_setup import Bench, Settings, machine
 

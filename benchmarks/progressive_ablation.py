@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..trainers.charts import panels_chart
-from ..trainers.targets.progressive import StudentPrediction
-from ..trainers.weighting import Weighting
+from ..trainers.measures.charts import panels_chart
+from ..trainers.methods.progressive import StudentPrediction
+from ..trainers.objective.weighting import Weighting
 from .progressive_setup import TEACHER_PREDICTION, Bench, Settings, Start, machine
 
 PREDICTIONS = (

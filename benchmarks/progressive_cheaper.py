@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..trainers.charts import panels_chart
+from ..trainers.measures.charts import panels_chart
 from .progressive_setup import Bench, Settings, machine
 
 NAME = "progressive_cheaper"

@@ -19,18 +19,18 @@ from torch import Tensor
 from ..samplers.few_step import draw_from_noise
 from ..samplers.noise import Denoiser, NoiseFamily, guided
 from ..samplers.schedules import trailing_sigmas
-from ..trainers.digits import DIGITS, to_pictures, training_data
-from ..trainers.distillation import Distillation
-from ..trainers.evaluate import Score
-from ..trainers.export import read_student
-from ..trainers.loop import Metrics
-from ..trainers.method import Stage, TeacherKind
-from ..trainers.options import TrainOptions
-from ..trainers.run_folder import RunFolder
-from ..trainers.student import FullWeightsStudent
-from ..trainers.targets.progressive import Progressive, ProgressiveOptions, StudentPrediction
-from ..trainers.weighting import Weighting
-from ..trainers.x0_and_eps import as_before, combining, doubled
+from ..trainers.measures.digits import DIGITS, to_pictures, training_data
+from ..trainers.measures.evaluate import Score
+from ..trainers.methods.progressive import Progressive, ProgressiveOptions, StudentPrediction
+from ..trainers.objective.method import Stage, TeacherKind
+from ..trainers.objective.weighting import Weighting
+from ..trainers.storage.export import read_student
+from ..trainers.storage.run_folder import RunFolder
+from ..trainers.students.student import FullWeightsStudent
+from ..trainers.students.x0_and_eps import as_before, combining, doubled
+from ..trainers.training.distillation import Distillation
+from ..trainers.training.loop import Metrics
+from ..trainers.training.options import TrainOptions
 
 FAMILY = NoiseFamily.VARIANCE_EXPLODING
 TEACHER_PREDICTION = "v_prediction"

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from ..trainers.options import PRECISIONS
-from ..trainers.student import Student
+from ..trainers.students.student import Student
+from ..trainers.training.options import PRECISIONS
 from .training_parts import bare, loop, memory
 from .training_setup import UNETS, Setup, learning, one_halving
 

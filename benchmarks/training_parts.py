@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
-from ..trainers.data import Batch, TensorData
-from ..trainers.loop import Metrics, train
-from ..trainers.loss import weighted_error
-from ..trainers.options import TrainOptions
-from ..trainers.run_folder import RunFolder
-from ..trainers.student import Student
-from ..trainers.targets.progressive import Progressive
+from ..trainers.data.batches import Batch, TensorData
+from ..trainers.methods.progressive import Progressive
+from ..trainers.objective.loss import weighted_error
+from ..trainers.storage.run_folder import RunFolder
+from ..trainers.students.student import Student
+from ..trainers.training.loop import Metrics, train
+from ..trainers.training.options import TrainOptions
 from .training_setup import Setup, learning, one_halving
 
 

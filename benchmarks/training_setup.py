@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from ..samplers.noise import NoiseFamily
-from ..trainers.adapters import LoRALayers, LoRAOptions
-from ..trainers.data import TensorData
-from ..trainers.method import TeacherKind
-from ..trainers.options import AS_LOADED
-from ..trainers.student import Student, probe_writes_in_place
-from ..trainers.targets.progressive import Progressive, ProgressiveOptions
-from ..trainers.weighting import Weighting
+from ..trainers.data.batches import TensorData
+from ..trainers.methods.progressive import Progressive, ProgressiveOptions
+from ..trainers.objective.method import TeacherKind
+from ..trainers.objective.weighting import Weighting
+from ..trainers.students.adapters import LoRALayers, LoRAOptions
+from ..trainers.students.student import Student, probe_writes_in_place
+from ..trainers.training.options import AS_LOADED
 
 _UNET = {
     "image_size": 32,

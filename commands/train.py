@@ -9,9 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..trainers.loop import Metrics
-from ..trainers.processes import Processes
-from ..trainers.run_folder import RunFolder
+from ..trainers.processes.group import Processes
+from ..trainers.storage.run_folder import RunFolder
+from ..trainers.training.loop import Metrics
 from .demo import Terminal
 from .embedded import import_host, node_classes
 

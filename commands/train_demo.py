@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..trainers.digits import DigitClassifier, load_pictures, split, training_data
-from ..trainers.evaluate import FeatureStatistics
-from ..trainers.files import write_tensors
-from ..trainers.loop import Metrics, train
-from ..trainers.options import TrainOptions
-from ..trainers.run_folder import RunFolder
-from ..trainers.student import FullWeightsStudent
-from ..trainers.targets.denoising import Denoising
+from ..trainers.measures.digits import DigitClassifier, load_pictures, split, training_data
+from ..trainers.measures.evaluate import FeatureStatistics
+from ..trainers.methods.denoising import Denoising
+from ..trainers.storage.files import write_tensors
+from ..trainers.storage.run_folder import RunFolder
+from ..trainers.students.student import FullWeightsStudent
+from ..trainers.training.loop import Metrics, train
+from ..trainers.training.options import TrainOptions
 from .embedded import import_host
 
 ROOT = Path(__file__).resolve().parent.parent

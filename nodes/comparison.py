@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..trainers.evaluate import psnr
+from ..trainers.measures.evaluate import psnr
 from . import folders
 
 MOST_SHOWN = 8

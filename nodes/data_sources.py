@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from ..samplers.schedules import trailing_sigmas
-from ..trainers.choices import require_at_least_one
-from ..trainers.data import Condition, Data, Shape, TensorData, shape_of
-from ..trainers.data_cache import Shard, cached_data, joined, write_data
-from ..trainers.pictures import (
+from ..trainers.data.batches import Condition, Data, Shape, TensorData, shape_of
+from ..trainers.data.cache import Shard, cached_data, joined, write_data
+from ..trainers.data.pictures import (
     BrokenPicture,
     Captioned,
     Size,
@@ -26,7 +25,8 @@ from ..trainers.pictures import (
     picture_size,
     pixels,
 )
-from ..trainers.run_folder import RunFolder
+from ..trainers.objective.choices import require_at_least_one
+from ..trainers.storage.run_folder import RunFolder
 from . import host, host_data, host_training
 from .host import Conditioning
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ..samplers.few_step import sample_few_step
-from ..trainers.charts import picture_grid, quality_chart
-from ..trainers.digits import DIGITS, DigitClassifier, load_pictures, to_latents, to_pictures
-from ..trainers.distillation import Recorded
-from ..trainers.evaluate import DigitJudge, FeatureStatistics, Score, table
-from ..trainers.files import read_tensors, write_atomically
-from ..trainers.run_folder import RunFolder
-from ..trainers.targets import read_method
+from ..trainers.measures.charts import picture_grid, quality_chart
+from ..trainers.measures.digits import DIGITS, DigitClassifier, load_pictures, to_latents, to_pictures
+from ..trainers.measures.evaluate import DigitJudge, FeatureStatistics, Score, table
+from ..trainers.methods import read_method
+from ..trainers.storage.files import read_tensors, write_atomically
+from ..trainers.storage.run_folder import RunFolder
+from ..trainers.training.distillation import Recorded
 from . import digits_model, folders, host
 
 CLASSIFIER_FILE = digits_model.ASSETS / "digits_classifier.safetensors"

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..samplers.noise import Denoiser
-from ..trainers.digits import DIGITS, to_latents, to_pictures
-from ..trainers.files import read_tensors
+from ..trainers.measures.digits import DIGITS, to_latents, to_pictures
+from ..trainers.storage.files import read_tensors
 from . import host_training
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"

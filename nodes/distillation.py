@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..trainers.adapters import LoRAOptions
-from ..trainers.charts import loss_chart
-from ..trainers.data import TensorData
-from ..trainers.distillation import Distillation
-from ..trainers.learning_rates import SCHEDULES
-from ..trainers.method import MethodOptions
-from ..trainers.optimisers import OPTIMISERS
-from ..trainers.options import AS_LOADED, PRECISIONS, TrainOptions
-from ..trainers.run_folder import RunFolder
+from ..trainers.data.batches import TensorData
+from ..trainers.measures.charts import loss_chart
+from ..trainers.objective.method import MethodOptions
+from ..trainers.storage.run_folder import RunFolder
+from ..trainers.students.adapters import LoRAOptions
+from ..trainers.training.distillation import Distillation
+from ..trainers.training.learning_rates import SCHEDULES
+from ..trainers.training.optimisers import OPTIMISERS
+from ..trainers.training.options import AS_LOADED, PRECISIONS, TrainOptions
 from . import folders, graph, host, host_training, perceptual, running, students
 from .data_sources import DataInGraph, DataSource
 from .observing import Show

@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from ..trainers.files import copy_atomically
-from ..trainers.run_folder import RunFolder
+from ..trainers.storage.files import copy_atomically
+from ..trainers.storage.run_folder import RunFolder
 from . import host
 from .host_guidance import COND_PROJ
 

@@ -9,7 +9,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..trainers.files import tensors_sha256
+from ..trainers.storage.files import tensors_sha256
 from . import host
 from .host import Conditioning
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from ..samplers.noise import Denoiser
-from ..trainers.adapters import lora_file, nearest, product
-from ..trainers.data import Condition
-from ..trainers.files import writing
+from ..trainers.data.batches import Condition
+from ..trainers.storage.files import writing
+from ..trainers.students.adapters import lora_file, nearest, product
 from .host import Conditioning, model_sampling_of, prediction_type, read_as
 from .host_guidance import COND_PROJ, embedding_of, taking_scale
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..trainers.distance import Distance
-from ..trainers.grid import Grid
-from ..trainers.targets.consistency import ConsistencyOptions, Solver
-from ..trainers.targets.consistency_training import ConsistencyTrainingOptions, LevelChoice
-from ..trainers.targets.guidance import GuidanceOptions
-from ..trainers.targets.progressive import ProgressiveOptions, StudentPrediction
-from ..trainers.weighting import Weighting
+from ..trainers.methods.consistency import ConsistencyOptions, Solver
+from ..trainers.methods.consistency_training import ConsistencyTrainingOptions, LevelChoice
+from ..trainers.methods.guidance import GuidanceOptions
+from ..trainers.methods.progressive import ProgressiveOptions, StudentPrediction
+from ..trainers.objective.distance import Distance
+from ..trainers.objective.grid import Grid
+from ..trainers.objective.weighting import Weighting
 from . import host
 from . import option_inputs as inputs
 

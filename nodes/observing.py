@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..samplers.few_step import draw_from_noise
-from ..trainers.distillation import Distillation
-from ..trainers.export import LORA
-from ..trainers.files import write_atomically
-from ..trainers.loop import Metrics
-from ..trainers.student import Student
+from ..trainers.storage.export import LORA
+from ..trainers.storage.files import write_atomically
+from ..trainers.students.student import Student
+from ..trainers.training.distillation import Distillation
+from ..trainers.training.loop import Metrics
 from . import host, host_training
 from .comparison import stacked
 from .telling import MESSAGES, METRICS, Messages, jsonable

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..trainers.distance import Distance
-from ..trainers.grid import Grid
-from ..trainers.weighting import Weighting
+from ..trainers.objective.distance import Distance
+from ..trainers.objective.grid import Grid
+from ..trainers.objective.weighting import Weighting
 from . import host
 
 Input = tuple[Any, dict[str, Any]]

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..samplers.few_step import sample_ancestral, sample_few_step, sample_tcd
 from ..samplers.presets import PRESETS, Preset
 from ..samplers.recipe import Recipe
-from ..trainers.files import read_metadata
+from ..trainers.storage.files import read_metadata
 from . import folders, host, host_guidance
 from .model_sampling import LCMBoundary
 from .sampling import levels

@@ -8,8 +8,8 @@ from typing import Any
 
 from aiohttp import web
 
-from ..trainers.run_folder import RunFolder
-from ..trainers.watching import State, all_runs, curves, preview_file, previews, stage_names, state_of, summary
+from ..trainers.storage.run_folder import RunFolder
+from ..trainers.storage.watching import State, all_runs, curves, preview_file, previews, stage_names, state_of, summary
 from . import folders, host, schedule_preview
 from .telling import MESSAGES
 

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..trainers.adapters import LoRAOptions
-from ..trainers.distillation import Distillation, Recorded
-from ..trainers.export import read_student
-from ..trainers.files import tensors_sha256
-from ..trainers.loop import Observer
-from ..trainers.method import Method, MethodOptions, TeacherKind
-from ..trainers.options import TrainOptions
-from ..trainers.processes import Processes
-from ..trainers.run_folder import RunFolder
-from ..trainers.targets.progressive import ProgressiveOptions
+from ..trainers.methods.progressive import ProgressiveOptions
+from ..trainers.objective.method import Method, MethodOptions, TeacherKind
+from ..trainers.processes.group import Processes
+from ..trainers.storage.export import read_student
+from ..trainers.storage.files import tensors_sha256
+from ..trainers.storage.run_folder import RunFolder
+from ..trainers.students.adapters import LoRAOptions
+from ..trainers.training.distillation import Distillation, Recorded
+from ..trainers.training.loop import Observer
+from ..trainers.training.options import TrainOptions
 from . import folders, host, host_guidance, host_training, perceptual, students
 from .methods import STUDENT_PREDICTIONS
 from .observing import Preview

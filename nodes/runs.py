@@ -8,8 +8,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ..trainers.distillation import Recorded
-from ..trainers.run_folder import RunFolder
+from ..trainers.storage.run_folder import RunFolder
+from ..trainers.training.distillation import Recorded
 from . import distillation, folders, graph, host, perceptual, running, students
 from .observing import PREVIEW_PIXELS
 from .telling import MESSAGES, METRICS

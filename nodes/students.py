@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..samplers.few_step import sample_few_step
 from ..samplers.recipe import Recipe
-from ..trainers.adapters import Adapters, LoRALayers, LoRAOptions
-from ..trainers.export import (
+from ..trainers.objective.guidance_range import GuidanceRange
+from ..trainers.storage.export import (
     CHECKPOINT,
     FULL_WEIGHTS,
     KIND_KEY,
@@ -23,11 +23,11 @@ from ..trainers.export import (
     about_merged,
     read_student,
 )
-from ..trainers.files import write_tensors
-from ..trainers.gradient_checkpointing import checkpointed
-from ..trainers.guidance_range import GuidanceRange
-from ..trainers.options import AS_LOADED
-from ..trainers.student import FullWeightsStudent, LoRAStudent, Student
+from ..trainers.storage.files import write_tensors
+from ..trainers.students.adapters import Adapters, LoRALayers, LoRAOptions
+from ..trainers.students.gradient_checkpointing import checkpointed
+from ..trainers.students.student import FullWeightsStudent, LoRAStudent, Student
+from ..trainers.training.options import AS_LOADED
 from . import folders, host, host_guidance, host_precision, host_training
 from . import option_inputs as inputs
 

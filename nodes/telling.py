@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..trainers.run_folder import RunFolder
+from ..trainers.storage.run_folder import RunFolder
 from . import host
 
 SECONDS_BETWEEN_MESSAGES = 0.25

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from ..trainers.data_cache import read_data
-from ..trainers.distillation import Distillation, Recorded
-from ..trainers.loop import Metrics, Observer
-from ..trainers.processes import Processes
-from ..trainers.run_folder import RunFolder
-from ..trainers.targets import read_method
+from ..trainers.data.cache import read_data
+from ..trainers.methods import read_method
+from ..trainers.processes.group import Processes
+from ..trainers.storage.run_folder import RunFolder
+from ..trainers.training.distillation import Distillation, Recorded
+from ..trainers.training.loop import Metrics, Observer
 from . import folders, host, running, students
 from .graph import Execution
 from .observing import Preview, stops_here

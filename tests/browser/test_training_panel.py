@@ -2,7 +2,7 @@
 
 import time
 
-from comfyui_fewstep.trainers.run_folder import RunFolder
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from editing import read
 from hosting import ROOT
 

@@ -7,7 +7,7 @@ from comfyui_fewstep.commands.embedded import import_host
 import_host()
 
 from comfyui_fewstep.nodes import distillation, host, methods, students, training_data  # noqa: E402
-from comfyui_fewstep.trainers.export import read_student  # noqa: E402
+from comfyui_fewstep.trainers.storage.export import read_student  # noqa: E402
 from PIL import Image  # noqa: E402
 
 TRAINING = {

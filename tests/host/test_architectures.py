@@ -21,9 +21,9 @@ from diffusers import (
 
 import comfy.sample  # isort: skip  # architectures made it importable
 import comfy.samplers  # isort: skip
-from comfyui_fewstep.nodes import host, model_sampling, sampling  # isort: skip
-from comfyui_fewstep.samplers.few_step import sample_few_step, sample_tcd  # isort: skip
-from comfyui_fewstep.samplers.noise import NoiseFamily  # isort: skip
+from comfyui_fewstep.nodes import host, model_sampling, sampling
+from comfyui_fewstep.samplers.few_step import sample_few_step, sample_tcd
+from comfyui_fewstep.samplers.noise import NoiseFamily
 
 TABLE = ("sd15", "sd2_v", "sdxl")
 FLOW = ("sd3", "flux")

@@ -9,9 +9,9 @@ from test_lora import TRAINING, draw, output  # noqa: F401
 
 import comfy.sd  # isort: skip  # architectures made it importable
 import folder_paths  # isort: skip
-from comfyui_fewstep.nodes import distillation, host_training, methods, students  # isort: skip
-from comfyui_fewstep.trainers.adapters import LoRALayers, adaptable_layers, lora_file, LowRank  # isort: skip
-from comfyui_fewstep.trainers.files import read_metadata, read_tensors  # isort: skip
+from comfyui_fewstep.nodes import distillation, host_training, methods, students
+from comfyui_fewstep.trainers.storage.files import read_metadata, read_tensors
+from comfyui_fewstep.trainers.students.adapters import LoRALayers, LowRank, adaptable_layers, lora_file
 
 FEW = {"iterations": 8, "learning_rate": 2e-3, "guidance_scale": 1.0}
 METHODS = {

@@ -19,12 +19,12 @@ import_host()
 from architectures import conditioning, has, kinds, noise_for, tiny  # noqa: E402
 from comfyui_fewstep.nodes import host, running, students  # noqa: E402
 from comfyui_fewstep.nodes.distillation import _data_in_graph  # noqa: E402
-from comfyui_fewstep.trainers.distillation import Distillation  # noqa: E402
-from comfyui_fewstep.trainers.options import TrainOptions  # noqa: E402
-from comfyui_fewstep.trainers.processes import Processes  # noqa: E402
-from comfyui_fewstep.trainers.run_folder import RunFolder  # noqa: E402
-from comfyui_fewstep.trainers.targets.progressive import ProgressiveOptions, StudentPrediction  # noqa: E402
-from comfyui_fewstep.trainers.weighting import Weighting  # noqa: E402
+from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions, StudentPrediction  # noqa: E402
+from comfyui_fewstep.trainers.objective.weighting import Weighting  # noqa: E402
+from comfyui_fewstep.trainers.processes.group import Processes  # noqa: E402
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder  # noqa: E402
+from comfyui_fewstep.trainers.training.distillation import Distillation  # noqa: E402
+from comfyui_fewstep.trainers.training.options import TrainOptions  # noqa: E402
 
 KINDS = ("sd15", "sdxl", "sd3", "flux")
 CONVERTING = "sd15 to v_prediction"

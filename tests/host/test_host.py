@@ -15,10 +15,10 @@ import folder_paths  # noqa: E402
 from comfyui_fewstep.nodes import digits_model, distillation, folders, host, host_training, students  # noqa: E402
 from comfyui_fewstep.nodes.sampling import LightningSampler, Schedule  # noqa: E402
 from comfyui_fewstep.samplers.noise import NoiseFamily  # noqa: E402
-from comfyui_fewstep.trainers.data import Batch  # noqa: E402
-from comfyui_fewstep.trainers.student import FullWeightsStudent, probe_writes_in_place  # noqa: E402
-from comfyui_fewstep.trainers.targets.progressive import ProgressiveOptions  # noqa: E402
-from comfyui_fewstep.trainers.weighting import Weighting  # noqa: E402
+from comfyui_fewstep.trainers.data.batches import Batch  # noqa: E402
+from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions  # noqa: E402
+from comfyui_fewstep.trainers.objective.weighting import Weighting  # noqa: E402
+from comfyui_fewstep.trainers.students.student import FullWeightsStudent, probe_writes_in_place  # noqa: E402
 
 VE, FLOW = NoiseFamily.VARIANCE_EXPLODING, NoiseFamily.FLOW
 

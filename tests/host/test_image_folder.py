@@ -11,9 +11,9 @@ import_host()
 
 from architectures import tiny  # noqa: E402
 from comfyui_fewstep.nodes import data_sources, host, host_data, host_training, training_data  # noqa: E402
-from comfyui_fewstep.trainers.data import Buckets  # noqa: E402
-from comfyui_fewstep.trainers.data_cache import read_data  # noqa: E402
-from comfyui_fewstep.trainers.pictures import pixels  # noqa: E402
+from comfyui_fewstep.trainers.data.batches import Buckets  # noqa: E402
+from comfyui_fewstep.trainers.data.cache import read_data  # noqa: E402
+from comfyui_fewstep.trainers.data.pictures import pixels  # noqa: E402
 from encoders import Counting, MeanVAE, RandomCLIP, tiny_vae  # noqa: E402
 from making_data import (  # noqa: E402
     LONG,

@@ -23,11 +23,11 @@ import folder_paths  # noqa: E402
 from comfyui_fewstep.nodes import digits_model, folders  # noqa: E402
 from comfyui_fewstep.nodes.distillation import Distill  # noqa: E402
 from comfyui_fewstep.nodes.students import FullWeights  # noqa: E402
-from comfyui_fewstep.trainers.adapters import LoRALayers, LoRAOptions  # noqa: E402
-from comfyui_fewstep.trainers.export import read_student  # noqa: E402
-from comfyui_fewstep.trainers.run_folder import RunFolder  # noqa: E402
-from comfyui_fewstep.trainers.targets.progressive import ProgressiveOptions  # noqa: E402
-from comfyui_fewstep.trainers.weighting import Weighting  # noqa: E402
+from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions  # noqa: E402
+from comfyui_fewstep.trainers.objective.weighting import Weighting  # noqa: E402
+from comfyui_fewstep.trainers.storage.export import read_student  # noqa: E402
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder  # noqa: E402
+from comfyui_fewstep.trainers.students.adapters import LoRALayers, LoRAOptions  # noqa: E402
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the processes are forked, and killed by SIGKILL")
 

@@ -14,9 +14,9 @@ import comfy.samplers  # isort: skip
 import comfy.sd  # isort: skip
 import folder_paths  # isort: skip
 from diffusers import LCMScheduler, StableDiffusionPipeline  # isort: skip
-from comfyui_fewstep.nodes import distillation, host, methods, recipes, students  # isort: skip
-from comfyui_fewstep.samplers.few_step import sample_few_step  # isort: skip
-from comfyui_fewstep.trainers.files import read_tensors  # isort: skip
+from comfyui_fewstep.nodes import distillation, host, methods, recipes, students
+from comfyui_fewstep.samplers.few_step import sample_few_step
+from comfyui_fewstep.trainers.storage.files import read_tensors
 
 
 def read_as_lcm(model):

@@ -14,9 +14,9 @@ import comfy.sd  # noqa: E402
 import folder_paths  # noqa: E402
 from architectures import conditioning, kinds, noise_for, tiny  # noqa: E402
 from comfyui_fewstep.nodes import distillation, host, methods, sampling, students  # noqa: E402
-from comfyui_fewstep.trainers.adapters import Adapters, LoRALayers, LoRAOptions, lora_file  # noqa: E402
-from comfyui_fewstep.trainers.export import LORA, read_student  # noqa: E402
-from comfyui_fewstep.trainers.files import read_tensors, write_tensors  # noqa: E402
+from comfyui_fewstep.trainers.storage.export import LORA, read_student  # noqa: E402
+from comfyui_fewstep.trainers.storage.files import read_tensors, write_tensors  # noqa: E402
+from comfyui_fewstep.trainers.students.adapters import Adapters, LoRALayers, LoRAOptions, lora_file  # noqa: E402
 from diffusers import StableDiffusionPipeline  # noqa: E402
 from test_guidance import SHAPES, diffusers_unet, host_model, labels_for  # noqa: E402
 

@@ -20,7 +20,8 @@ from architectures import CPU, conditioning, noise_for, tiny  # noqa: E402
 from comfyui_fewstep.launch import HOME  # noqa: E402
 from comfyui_fewstep.nodes import digits_model, distillation, methods, runs, students  # noqa: E402
 from comfyui_fewstep.nodes import perceptual as host_perceptual  # noqa: E402
-from comfyui_fewstep.trainers import digits, perceptual  # noqa: E402
+from comfyui_fewstep.trainers.measures import digits  # noqa: E402
+from comfyui_fewstep.trainers.objective import perceptual  # noqa: E402
 from encoders import tiny_vae  # noqa: E402
 from hosting import Failed, demo  # noqa: E402
 from test_lora import TRAINING, assert_whole, output, snapshot  # noqa: E402, F401 (a fixture)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from architectures import conditioning, kinds, noise_for, tiny
 from comfyui_fewstep.nodes import host, host_training, methods, running, students
-from comfyui_fewstep.trainers.adapters import LoRALayers, LoRAOptions
-from comfyui_fewstep.trainers.data import TensorData
-from comfyui_fewstep.trainers.gradient_checkpointing import blocks_of
-from comfyui_fewstep.trainers.loss import loss_and_error, weighted_error
-from comfyui_fewstep.trainers.student import probe_writes_in_place
+from comfyui_fewstep.trainers.data.batches import TensorData
+from comfyui_fewstep.trainers.objective.loss import loss_and_error, weighted_error
+from comfyui_fewstep.trainers.students.adapters import LoRALayers, LoRAOptions
+from comfyui_fewstep.trainers.students.gradient_checkpointing import blocks_of
+from comfyui_fewstep.trainers.students.student import probe_writes_in_place
 from test_lora import assert_whole, distil, draw, output, read_student_of, snapshot  # noqa: F401 (a fixture)
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import Linear

@@ -10,13 +10,13 @@ from test_lora import TRAINING, assert_whole, draw, read_student_of, snapshot
 import comfy.sample  # isort: skip  # architectures made it importable
 import comfy.sd  # isort: skip
 import folder_paths  # isort: skip
-from comfyui_fewstep.nodes import distillation, folders, host, methods, recipes, running, students, worker  # isort: skip
-from comfyui_fewstep.samplers.few_step import sample_few_step  # isort: skip
-from comfyui_fewstep.trainers.distillation import Recorded  # isort: skip
-from comfyui_fewstep.trainers.export import read_student  # isort: skip
-from comfyui_fewstep.trainers.files import read_tensors  # isort: skip
-from comfyui_fewstep.trainers.run_folder import RunFolder  # isort: skip
-from comfyui_fewstep.trainers.targets import METHODS, read_method  # isort: skip
+from comfyui_fewstep.nodes import distillation, folders, host, methods, recipes, running, students, worker
+from comfyui_fewstep.samplers.few_step import sample_few_step
+from comfyui_fewstep.trainers.methods import METHODS, read_method
+from comfyui_fewstep.trainers.storage.export import read_student
+from comfyui_fewstep.trainers.storage.files import read_tensors
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.training.distillation import Recorded
 
 GUIDANCE = {"guidance_scale": 3.0, "iterations": 8, "learning_rate": 1e-3, "steps": 4, "weighting": "constant"}
 CONSISTENCY = {"guidance_scale": 3.0, "iterations": 8, "learning_rate": 1e-3, "steps": 4, "guidance_scale_max": 5.0}

@@ -9,7 +9,7 @@ import urllib.request
 
 import pytest
 from comfyui_fewstep.commands.server import ServerError
-from comfyui_fewstep.trainers.run_folder import RunFolder
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from hosting import Failed, demo
 
 

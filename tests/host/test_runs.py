@@ -15,10 +15,10 @@ import_host()
 
 from comfyui_fewstep.launch import HOME, ROOT  # noqa: E402
 from comfyui_fewstep.nodes import digits_model, host_training  # noqa: E402
-from comfyui_fewstep.trainers.adapters import Adapters, LoRALayers, LoRAOptions, lora_file  # noqa: E402
-from comfyui_fewstep.trainers.export import read_student  # noqa: E402
-from comfyui_fewstep.trainers.files import read_tensors  # noqa: E402
-from comfyui_fewstep.trainers.run_folder import RunFolder  # noqa: E402
+from comfyui_fewstep.trainers.storage.export import read_student  # noqa: E402
+from comfyui_fewstep.trainers.storage.files import read_tensors  # noqa: E402
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder  # noqa: E402
+from comfyui_fewstep.trainers.students.adapters import Adapters, LoRALayers, LoRAOptions, lora_file  # noqa: E402
 from hosting import Failed, demo  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 

@@ -13,7 +13,7 @@ import comfy.supported_models  # noqa: E402
 import folder_paths  # noqa: E402
 from architectures import tiny  # noqa: E402
 from comfyui_fewstep.nodes import recipes, students  # noqa: E402
-from comfyui_fewstep.trainers.files import read_metadata  # noqa: E402
+from comfyui_fewstep.trainers.storage.files import read_metadata  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from test_lora import distil, draw, output, snapshot  # noqa: E402, F401
 

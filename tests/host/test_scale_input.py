@@ -22,13 +22,12 @@ from comfyui_fewstep.nodes import (
     recipes,
     running,
     students,
-)  # isort: skip
-
-from comfyui_fewstep.samplers.noise import guided  # isort: skip
-from comfyui_fewstep.trainers.digits import DIGITS, training_data  # isort: skip
-from comfyui_fewstep.trainers.export import read_student  # isort: skip
-from comfyui_fewstep.trainers.files import read_metadata  # isort: skip
-from comfyui_fewstep.trainers.guidance_range import GuidanceRange  # isort: skip
+)
+from comfyui_fewstep.samplers.noise import guided
+from comfyui_fewstep.trainers.measures.digits import DIGITS, training_data
+from comfyui_fewstep.trainers.objective.guidance_range import GuidanceRange
+from comfyui_fewstep.trainers.storage.export import read_student
+from comfyui_fewstep.trainers.storage.files import read_metadata
 
 RANGE = {"guidance_scale": 1.0, "guidance_scale_max": 5.0, "iterations": 8, "learning_rate": 1e-3}
 METHODS = {

@@ -10,8 +10,8 @@ import_host()
 
 from architectures import conditioning, noise_for, tiny  # noqa: E402
 from comfyui_fewstep.nodes import distillation, folders, methods, students  # noqa: E402
-from comfyui_fewstep.trainers.export import read_student  # noqa: E402
-from comfyui_fewstep.trainers.run_folder import RunFolder  # noqa: E402
+from comfyui_fewstep.trainers.storage.export import read_student  # noqa: E402
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder  # noqa: E402
 from test_lora import TRAINING, draw, output  # noqa: E402, F401
 
 KIND = "sd15"

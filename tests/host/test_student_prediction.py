@@ -28,13 +28,13 @@ from comfyui_fewstep.nodes import (  # noqa: E402
     students,
 )
 from comfyui_fewstep.samplers.recipe import Recipe  # noqa: E402
-from comfyui_fewstep.trainers.adapters import LoRALayers, LoRAOptions  # noqa: E402
-from comfyui_fewstep.trainers.data import TensorData  # noqa: E402
-from comfyui_fewstep.trainers.distillation import Distillation  # noqa: E402
-from comfyui_fewstep.trainers.export import read_student  # noqa: E402
-from comfyui_fewstep.trainers.options import TrainOptions  # noqa: E402
-from comfyui_fewstep.trainers.run_folder import RunFolder  # noqa: E402
-from comfyui_fewstep.trainers.targets.progressive import Grid, ProgressiveOptions  # noqa: E402
+from comfyui_fewstep.trainers.data.batches import TensorData  # noqa: E402
+from comfyui_fewstep.trainers.methods.progressive import Grid, ProgressiveOptions  # noqa: E402
+from comfyui_fewstep.trainers.storage.export import read_student  # noqa: E402
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder  # noqa: E402
+from comfyui_fewstep.trainers.students.adapters import LoRALayers, LoRAOptions  # noqa: E402
+from comfyui_fewstep.trainers.training.distillation import Distillation  # noqa: E402
+from comfyui_fewstep.trainers.training.options import TrainOptions  # noqa: E402
 from test_architectures import run  # noqa: E402
 from test_lora import TRAINING, assert_whole, output, snapshot  # noqa: E402, F401
 from test_save_student import save, small_sd15  # noqa: E402, F401

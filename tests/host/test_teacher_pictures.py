@@ -9,8 +9,8 @@ import_host()
 from architectures import conditioning, tiny  # noqa: E402
 from comfyui_fewstep.nodes import distillation, host, host_data, training_data  # noqa: E402
 from comfyui_fewstep.samplers.schedules import trailing_sigmas  # noqa: E402
-from comfyui_fewstep.trainers.data_cache import read_data  # noqa: E402
-from comfyui_fewstep.trainers.files import tensors_sha256  # noqa: E402
+from comfyui_fewstep.trainers.data.cache import read_data  # noqa: E402
+from comfyui_fewstep.trainers.storage.files import tensors_sha256  # noqa: E402
 from encoders import RandomCLIP  # noqa: E402
 from making_data import LONG, Cancelled, cancel_at, distil, prompts, run_folder, same_tensors  # noqa: E402
 

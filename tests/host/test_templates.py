@@ -10,7 +10,7 @@ import urllib.request
 import pytest
 import torch
 from comfyui_fewstep.launch import HOME
-from comfyui_fewstep.trainers.digits import load_pictures
+from comfyui_fewstep.trainers.measures.digits import load_pictures
 from hosting import ROOT, WORKFLOWS, api_twin, demo
 from PIL import Image
 from safetensors.torch import save_file

@@ -9,8 +9,8 @@ import pytest
 import torch
 from comfyui_fewstep.commands.embedded import import_host
 from comfyui_fewstep.commands.server import ServerError
-from comfyui_fewstep.trainers.export import read_student
-from comfyui_fewstep.trainers.files import read_tensors
+from comfyui_fewstep.trainers.storage.export import read_student
+from comfyui_fewstep.trainers.storage.files import read_tensors
 from hosting import ROOT, WORKFLOWS, Failed, api_twin, demo, ui_to_api
 from PIL import Image
 
@@ -251,7 +251,7 @@ def test_the_stock_ksampler_draws_with_the_demo_teacher(sampler, scheduler, step
 def _read_digits(pictures):
     """How many of ten pictures the shipped classifier reads as 0 to 9, in order."""
     import numpy as np
-    from comfyui_fewstep.trainers.digits import DigitClassifier
+    from comfyui_fewstep.trainers.measures.digits import DigitClassifier
 
     tensors, _ = read_tensors(ROOT / "assets" / "digits_classifier.safetensors")
     classifier = DigitClassifier()

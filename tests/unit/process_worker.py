@@ -8,18 +8,18 @@ from pathlib import Path
 
 import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
-from comfyui_fewstep.trainers.adapters import Adapters, LoRALayers, LoRAOptions
-from comfyui_fewstep.trainers.data import TensorData
-from comfyui_fewstep.trainers.distillation import Distillation
-from comfyui_fewstep.trainers.method import TeacherKind
-from comfyui_fewstep.trainers.options import TrainOptions
-from comfyui_fewstep.trainers.processes import Processes
-from comfyui_fewstep.trainers.run_folder import RunFolder
-from comfyui_fewstep.trainers.sharding import is_divided
-from comfyui_fewstep.trainers.student import FullWeightsStudent, LoRAStudent
-from comfyui_fewstep.trainers.targets.consistency import Consistency, ConsistencyOptions
-from comfyui_fewstep.trainers.targets.progressive import Progressive, ProgressiveOptions
-from comfyui_fewstep.trainers.weighting import Weighting
+from comfyui_fewstep.trainers.data.batches import TensorData
+from comfyui_fewstep.trainers.methods.consistency import Consistency, ConsistencyOptions
+from comfyui_fewstep.trainers.methods.progressive import Progressive, ProgressiveOptions
+from comfyui_fewstep.trainers.objective.method import TeacherKind
+from comfyui_fewstep.trainers.objective.weighting import Weighting
+from comfyui_fewstep.trainers.processes.group import Processes
+from comfyui_fewstep.trainers.processes.sharding import is_divided
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.students.adapters import Adapters, LoRALayers, LoRAOptions
+from comfyui_fewstep.trainers.students.student import FullWeightsStudent, LoRAStudent
+from comfyui_fewstep.trainers.training.distillation import Distillation
+from comfyui_fewstep.trainers.training.options import TrainOptions
 from gaussian import table
 from torch import nn
 from torch.nn import Linear

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from comfyui_fewstep.trainers.adapters import (
+from comfyui_fewstep.trainers.students.adapters import (
     Adapters,
     LoRALayers,
     LoRAOptions,
@@ -14,7 +14,7 @@ from comfyui_fewstep.trainers.adapters import (
     load_into,
     lora_file,
 )
-from comfyui_fewstep.trainers.student import LoRAStudent
+from comfyui_fewstep.trainers.students.student import LoRAStudent
 from torch import nn
 from torch.nn import Conv2d, Linear
 

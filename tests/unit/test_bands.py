@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from comfyui_fewstep.trainers.bands import BANDS, NoiseBands, band_means
-from comfyui_fewstep.trainers.loop import NonFiniteLoss
+from comfyui_fewstep.trainers.training.bands import BANDS, NoiseBands, band_means
+from comfyui_fewstep.trainers.training.loop import NonFiniteLoss
 from test_training import ITERATIONS, Stopped, Trained, stop_at
 
 

@@ -6,18 +6,23 @@ import torch
 from comfyui_fewstep.samplers.boundary import lcm_scalings
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.samplers.schedules import lcm_timesteps
-from comfyui_fewstep.trainers.consistency_function import ConsistencyFunction, spaced_levels, timestep, trained_levels
-from comfyui_fewstep.trainers.data import Batch, TensorData
-from comfyui_fewstep.trainers.distance import PSEUDO_HUBER_C, Distance
-from comfyui_fewstep.trainers.grid import Grid
-from comfyui_fewstep.trainers.loop import train
-from comfyui_fewstep.trainers.loss import weighted_error
-from comfyui_fewstep.trainers.method import TeacherKind
-from comfyui_fewstep.trainers.options import TrainOptions
-from comfyui_fewstep.trainers.run_folder import RunFolder
-from comfyui_fewstep.trainers.student import FullWeightsStudent
-from comfyui_fewstep.trainers.targets import read_method
-from comfyui_fewstep.trainers.targets.consistency import Consistency, ConsistencyOptions, Solver
+from comfyui_fewstep.trainers.data.batches import Batch, TensorData
+from comfyui_fewstep.trainers.methods import read_method
+from comfyui_fewstep.trainers.methods.consistency import Consistency, ConsistencyOptions, Solver
+from comfyui_fewstep.trainers.objective.consistency_function import (
+    ConsistencyFunction,
+    spaced_levels,
+    timestep,
+    trained_levels,
+)
+from comfyui_fewstep.trainers.objective.distance import PSEUDO_HUBER_C, Distance
+from comfyui_fewstep.trainers.objective.grid import Grid
+from comfyui_fewstep.trainers.objective.loss import weighted_error
+from comfyui_fewstep.trainers.objective.method import TeacherKind
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.students.student import FullWeightsStudent
+from comfyui_fewstep.trainers.training.loop import train
+from comfyui_fewstep.trainers.training.options import TrainOptions
 from diffusers import DDIMScheduler, LCMScheduler
 from gaussian import FAMILIES, gaussian_denoiser, table
 from test_consistency import LEVELS, SD, gaussian_flow_map, picture
@@ -301,7 +306,7 @@ def test_a_student_from_scratch_agrees_with_itself_along_the_teachers_path(kind,
     data = TensorData(x0=batch(4096).x0, condition={"y": torch.ones(1, 1)}, unconditional={"y": torch.zeros(1, 1)})
     training = TrainOptions(batch_size=128, log_every=10**6, checkpoint_every=10**6, gradient_clip=1e6)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("comfyui_fewstep.trainers.stages.KeptStages.ended", lambda *_: None)
+        patch.setattr("comfyui_fewstep.trainers.training.stages.KeptStages.ended", lambda *_: None)
         train(RunFolder(tmp_path, "toy"), made, full, data, options=training)
     f = made._function.of(full.denoiser)
     for level, gain, shift in zip(made._levels, *backwards(made, guided_exactly(family)), strict=False):

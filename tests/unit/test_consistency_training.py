@@ -5,21 +5,21 @@ import math
 import pytest
 import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
-from comfyui_fewstep.trainers.consistency_function import trained_levels
-from comfyui_fewstep.trainers.data import Batch, TensorData
-from comfyui_fewstep.trainers.distance import Distance
-from comfyui_fewstep.trainers.grid import Grid
-from comfyui_fewstep.trainers.loop import train
-from comfyui_fewstep.trainers.method import TeacherKind
-from comfyui_fewstep.trainers.options import TrainOptions
-from comfyui_fewstep.trainers.run_folder import RunFolder
-from comfyui_fewstep.trainers.student import FullWeightsStudent
-from comfyui_fewstep.trainers.targets import read_method
-from comfyui_fewstep.trainers.targets.consistency_training import (
+from comfyui_fewstep.trainers.data.batches import Batch, TensorData
+from comfyui_fewstep.trainers.methods import read_method
+from comfyui_fewstep.trainers.methods.consistency_training import (
     ConsistencyTraining,
     ConsistencyTrainingOptions,
     LevelChoice,
 )
+from comfyui_fewstep.trainers.objective.consistency_function import trained_levels
+from comfyui_fewstep.trainers.objective.distance import Distance
+from comfyui_fewstep.trainers.objective.grid import Grid
+from comfyui_fewstep.trainers.objective.method import TeacherKind
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.students.student import FullWeightsStudent
+from comfyui_fewstep.trainers.training.loop import train
+from comfyui_fewstep.trainers.training.options import TrainOptions
 from gaussian import FAMILIES, gaussian_denoiser, table
 from test_consistency import gaussian_flow_map
 from test_converging import FAMILY_OF, Affine, read, spread

@@ -10,14 +10,14 @@ import pytest
 import torch
 from comfyui_fewstep.samplers.few_step import sample_few_step
 from comfyui_fewstep.samplers.noise import NoiseFamily, expand_like
-from comfyui_fewstep.trainers.data import TensorData
-from comfyui_fewstep.trainers.loop import train
-from comfyui_fewstep.trainers.method import TeacherKind
-from comfyui_fewstep.trainers.options import TrainOptions
-from comfyui_fewstep.trainers.run_folder import RunFolder
-from comfyui_fewstep.trainers.student import FullWeightsStudent
-from comfyui_fewstep.trainers.targets.progressive import ProgressiveOptions
-from comfyui_fewstep.trainers.x0_and_eps import combined_x0
+from comfyui_fewstep.trainers.data.batches import TensorData
+from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions
+from comfyui_fewstep.trainers.objective.method import TeacherKind
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.students.student import FullWeightsStudent
+from comfyui_fewstep.trainers.students.x0_and_eps import combined_x0
+from comfyui_fewstep.trainers.training.loop import train
+from comfyui_fewstep.trainers.training.options import TrainOptions
 from gaussian import gaussian_denoiser, paper_target, table
 from torch import nn
 

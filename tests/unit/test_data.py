@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from comfyui_fewstep.trainers.data import Buckets, TensorData
-from comfyui_fewstep.trainers.data_cache import SHARD_SAMPLES, cached_data, read_data, write_data
-from comfyui_fewstep.trainers.files import tensors_sha256
-from comfyui_fewstep.trainers.loop import TrainOptions
+from comfyui_fewstep.trainers.data.batches import Buckets, TensorData
+from comfyui_fewstep.trainers.data.cache import SHARD_SAMPLES, cached_data, read_data, write_data
+from comfyui_fewstep.trainers.storage.files import tensors_sha256
+from comfyui_fewstep.trainers.training.loop import TrainOptions
 from test_run import distillation, execute
 
 

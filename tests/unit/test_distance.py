@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
-from comfyui_fewstep.trainers.distance import Distance
-from comfyui_fewstep.trainers.loss import weighted_error
-from comfyui_fewstep.trainers.method import Target
-from comfyui_fewstep.trainers.micro_batches import split
+from comfyui_fewstep.trainers.objective.distance import Distance
+from comfyui_fewstep.trainers.objective.loss import weighted_error
+from comfyui_fewstep.trainers.objective.method import Target
+from comfyui_fewstep.trainers.training.micro_batches import split
 from gaussian import gaussian_denoiser
 
 

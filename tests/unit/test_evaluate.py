@@ -1,8 +1,15 @@
 import pytest
 import torch
-from comfyui_fewstep.trainers.charts import loss_chart, picture_grid, quality_chart
-from comfyui_fewstep.trainers.digits import DigitClassifier, split, to_latents, to_pictures
-from comfyui_fewstep.trainers.evaluate import DigitJudge, FeatureStatistics, Score, frechet_distance, psnr, table
+from comfyui_fewstep.trainers.measures.charts import loss_chart, picture_grid, quality_chart
+from comfyui_fewstep.trainers.measures.digits import DigitClassifier, split, to_latents, to_pictures
+from comfyui_fewstep.trainers.measures.evaluate import (
+    DigitJudge,
+    FeatureStatistics,
+    Score,
+    frechet_distance,
+    psnr,
+    table,
+)
 
 
 def statistics(mean, deviations):

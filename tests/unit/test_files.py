@@ -4,7 +4,7 @@ import json
 import weakref
 
 import torch
-from comfyui_fewstep.trainers.files import _TYPES, read_tensors, tensors_sha256, write_tensors
+from comfyui_fewstep.trainers.storage.files import _TYPES, read_tensors, tensors_sha256, write_tensors
 from safetensors.torch import load_file, save_file
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_fewstep.trainers.files import write_atomically
-from comfyui_fewstep.trainers.run_folder import RunFolder
+from comfyui_fewstep.trainers.storage.files import write_atomically
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from test_training import Stopped, Trained, stop_at
 
 

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from comfyui_fewstep.trainers.gradient_checkpointing import blocks_of, checkpointed, recomputed
-from comfyui_fewstep.trainers.saved_tensors import copied_when_overwritten
+from comfyui_fewstep.trainers.students.gradient_checkpointing import blocks_of, checkpointed, recomputed
+from comfyui_fewstep.trainers.students.saved_tensors import copied_when_overwritten
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import Conv2d, Linear

@@ -4,8 +4,8 @@ import weakref
 
 import pytest
 import torch
-from comfyui_fewstep.trainers.options import TrainOptions
-from comfyui_fewstep.trainers.out_of_memory import OutOfMemory, naming_what_to_lower
+from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.out_of_memory import OutOfMemory, naming_what_to_lower
 
 LORA = {"kind": "lora", "rank": 32}
 ERRORS = [

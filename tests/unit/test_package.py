@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from comfyui_fewstep.trainers.files import read_metadata
+from comfyui_fewstep.trainers.storage.files import read_metadata
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ def test_the_wheel_holds_the_pack_and_not_the_tests(tmp_path):
     for wanted in (
         "__init__.py",
         "samplers/noise.py",
-        "trainers/targets/progressive.py",
+        "trainers/methods/progressive.py",
         "nodes/host.py",
         "assets/digits_teacher.safetensors",
         "web/docs/FewStepDistill.md",

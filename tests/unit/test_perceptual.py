@@ -3,17 +3,17 @@
 import pytest
 import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
-from comfyui_fewstep.trainers import perceptual
-from comfyui_fewstep.trainers.consistency_function import ConsistencyFunction
-from comfyui_fewstep.trainers.data import TensorData
-from comfyui_fewstep.trainers.distance import Distance
-from comfyui_fewstep.trainers.loop import train
-from comfyui_fewstep.trainers.loss import loss_and_error, weighted_error
-from comfyui_fewstep.trainers.method import TeacherKind
-from comfyui_fewstep.trainers.micro_batches import split
-from comfyui_fewstep.trainers.options import TrainOptions
-from comfyui_fewstep.trainers.run_folder import RunFolder
-from comfyui_fewstep.trainers.student import FullWeightsStudent
+from comfyui_fewstep.trainers.data.batches import TensorData
+from comfyui_fewstep.trainers.objective import perceptual
+from comfyui_fewstep.trainers.objective.consistency_function import ConsistencyFunction
+from comfyui_fewstep.trainers.objective.distance import Distance
+from comfyui_fewstep.trainers.objective.loss import loss_and_error, weighted_error
+from comfyui_fewstep.trainers.objective.method import TeacherKind
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.students.student import FullWeightsStudent
+from comfyui_fewstep.trainers.training.loop import train
+from comfyui_fewstep.trainers.training.micro_batches import split
+from comfyui_fewstep.trainers.training.options import TrainOptions
 from gaussian import FAMILIES, gaussian_denoiser, table
 from test_distance import target_of
 from test_progressive import TinyNetwork, as_denoiser, batch, options

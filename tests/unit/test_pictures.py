@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from comfyui_fewstep.trainers.pictures import (
+from comfyui_fewstep.trainers.data.pictures import (
     BrokenPicture,
     bucket_for,
     bucket_sizes,

@@ -8,7 +8,7 @@ from test_processes import SECONDS, free_port, linux
 
 LEAVING = """
 import os
-from comfyui_fewstep.trainers.processes import Processes
+from comfyui_fewstep.trainers.processes.group import Processes
 
 with Processes.from_environment() as processes:
     processes.agree()

@@ -11,11 +11,11 @@ import sys
 import process_worker
 import pytest
 import torch
-from comfyui_fewstep.trainers.export import read_student
-from comfyui_fewstep.trainers.files import read_tensors
-from comfyui_fewstep.trainers.micro_batches import in_pieces, on_share, require_equal_parts
-from comfyui_fewstep.trainers.processes import Processes
-from comfyui_fewstep.trainers.run_folder import RunFolder
+from comfyui_fewstep.trainers.processes.group import Processes
+from comfyui_fewstep.trainers.storage.export import read_student
+from comfyui_fewstep.trainers.storage.files import read_tensors
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.training.micro_batches import in_pieces, on_share, require_equal_parts
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the processes are forked")
 KINDS = ["lora", "full"]

@@ -4,15 +4,15 @@ import pytest
 import torch
 from comfyui_fewstep.samplers.few_step import sample_few_step
 from comfyui_fewstep.samplers.noise import NoiseFamily
-from comfyui_fewstep.trainers.data import Batch, TensorData
-from comfyui_fewstep.trainers.loop import train
-from comfyui_fewstep.trainers.loss import weighted_error
-from comfyui_fewstep.trainers.method import TeacherKind
-from comfyui_fewstep.trainers.options import TrainOptions
-from comfyui_fewstep.trainers.run_folder import RunFolder
-from comfyui_fewstep.trainers.student import FullWeightsStudent
-from comfyui_fewstep.trainers.targets.progressive import ProgressiveOptions
-from comfyui_fewstep.trainers.weighting import Weighting
+from comfyui_fewstep.trainers.data.batches import Batch, TensorData
+from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions
+from comfyui_fewstep.trainers.objective.loss import weighted_error
+from comfyui_fewstep.trainers.objective.method import TeacherKind
+from comfyui_fewstep.trainers.objective.weighting import Weighting
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.students.student import FullWeightsStudent
+from comfyui_fewstep.trainers.training.loop import train
+from comfyui_fewstep.trainers.training.options import TrainOptions
 from gaussian import FAMILIES, gaussian_denoiser, paper_target, table
 from torch import nn
 

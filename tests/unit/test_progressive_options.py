@@ -7,13 +7,13 @@ import torch
 from comfyui_fewstep.samplers.few_step import sample_few_step
 from comfyui_fewstep.samplers.noise import NoiseFamily, solved_x0
 from comfyui_fewstep.samplers.schedules import cosine_sigmas, karras_sigmas, trailing_sigmas
-from comfyui_fewstep.trainers.data import TensorData
-from comfyui_fewstep.trainers.distance import Distance
-from comfyui_fewstep.trainers.distillation import Distillation
-from comfyui_fewstep.trainers.method import TeacherKind
-from comfyui_fewstep.trainers.options import TrainOptions
-from comfyui_fewstep.trainers.run_folder import RunFolder
-from comfyui_fewstep.trainers.targets.progressive import Grid, ProgressiveOptions
+from comfyui_fewstep.trainers.data.batches import TensorData
+from comfyui_fewstep.trainers.methods.progressive import Grid, ProgressiveOptions
+from comfyui_fewstep.trainers.objective.distance import Distance
+from comfyui_fewstep.trainers.objective.method import TeacherKind
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.training.distillation import Distillation
+from comfyui_fewstep.trainers.training.options import TrainOptions
 from gaussian import FAMILIES, ddim, gaussian_denoiser, signal_and_noise, table
 from test_progressive import batch, conditional_teacher
 

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from comfyui_fewstep.trainers.student import FullWeightsStudent
+from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from test_training import ITERATIONS, Trained
 
 AVERAGES = [{"ema_decay": 0.7}, {"optimiser": "schedule_free", "learning_rate_schedule": "constant"}]

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
-from comfyui_fewstep.trainers.data import TensorData
-from comfyui_fewstep.trainers.distillation import Distillation
-from comfyui_fewstep.trainers.export import read_student
-from comfyui_fewstep.trainers.files import read_tensors, write_atomically, write_tensors
-from comfyui_fewstep.trainers.loop import NonFiniteLoss
-from comfyui_fewstep.trainers.method import TeacherKind
-from comfyui_fewstep.trainers.options import TrainOptions
-from comfyui_fewstep.trainers.processes import Processes
-from comfyui_fewstep.trainers.run_folder import RunFolder
-from comfyui_fewstep.trainers.student import FullWeightsStudent
+from comfyui_fewstep.trainers.data.batches import TensorData
+from comfyui_fewstep.trainers.objective.method import TeacherKind
+from comfyui_fewstep.trainers.processes.group import Processes
+from comfyui_fewstep.trainers.storage.export import read_student
+from comfyui_fewstep.trainers.storage.files import read_tensors, write_atomically, write_tensors
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.students.student import FullWeightsStudent
+from comfyui_fewstep.trainers.training.distillation import Distillation
+from comfyui_fewstep.trainers.training.loop import NonFiniteLoss
+from comfyui_fewstep.trainers.training.options import TrainOptions
 from gaussian import gaussian_denoiser, table
 from test_progressive import TinyNetwork, as_denoiser, batch, options
 
@@ -152,7 +152,7 @@ def test_the_learning_rate_falls_to_zero_in_every_stage(tmp_path):
 
 def test_the_optimiser_gets_what_was_asked_for(tmp_path):
     """Four different numbers, so that none can stand in for another."""
-    from comfyui_fewstep.trainers.loop import _Training
+    from comfyui_fewstep.trainers.training.loop import _Training
 
     made = distillation(tmp_path)
     student = FullWeightsStudent(TinyNetwork(), TinyNetwork(), as_denoiser=as_denoiser)

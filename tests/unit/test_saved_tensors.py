@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from comfyui_fewstep.trainers.saved_tensors import copied_when_overwritten
+from comfyui_fewstep.trainers.students.saved_tensors import copied_when_overwritten
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 

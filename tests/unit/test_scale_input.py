@@ -6,18 +6,18 @@ import pytest
 import torch
 from comfyui_fewstep.samplers.guidance_embedding import GuidedTimeEmbedding, LearntGuidance, w_embedding
 from comfyui_fewstep.samplers.noise import NoiseFamily, expand_like, solved_x0
-from comfyui_fewstep.trainers.data import Batch, TensorData
-from comfyui_fewstep.trainers.guidance_range import GuidanceRange
-from comfyui_fewstep.trainers.loop import train
-from comfyui_fewstep.trainers.method import TeacherKind
-from comfyui_fewstep.trainers.micro_batches import in_pieces, split
-from comfyui_fewstep.trainers.options import TrainOptions
-from comfyui_fewstep.trainers.run_folder import RunFolder
-from comfyui_fewstep.trainers.student import FullWeightsStudent
-from comfyui_fewstep.trainers.targets.consistency import ConsistencyOptions
-from comfyui_fewstep.trainers.targets.guidance import GuidanceOptions
-from comfyui_fewstep.trainers.targets.progressive import ProgressiveOptions
-from comfyui_fewstep.trainers.weighting import Weighting
+from comfyui_fewstep.trainers.data.batches import Batch, TensorData
+from comfyui_fewstep.trainers.methods.consistency import ConsistencyOptions
+from comfyui_fewstep.trainers.methods.guidance import GuidanceOptions
+from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions
+from comfyui_fewstep.trainers.objective.guidance_range import GuidanceRange
+from comfyui_fewstep.trainers.objective.method import TeacherKind
+from comfyui_fewstep.trainers.objective.weighting import Weighting
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.students.student import FullWeightsStudent
+from comfyui_fewstep.trainers.training.loop import train
+from comfyui_fewstep.trainers.training.micro_batches import in_pieces, split
+from comfyui_fewstep.trainers.training.options import TrainOptions
 from gaussian import FAMILIES, gaussian_denoiser, table
 from test_guidance_distillation import EMPTY, PROMPT, two_prompts
 

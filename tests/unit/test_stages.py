@@ -12,15 +12,15 @@ import pytest
 import torch
 from comfyui_fewstep.samplers.few_step import sample_few_step
 from comfyui_fewstep.samplers.noise import NoiseFamily
-from comfyui_fewstep.trainers import stages
-from comfyui_fewstep.trainers.adapters import Adapters, LoRALayers, LoRAOptions
-from comfyui_fewstep.trainers.export import read_student
-from comfyui_fewstep.trainers.options import TrainOptions
-from comfyui_fewstep.trainers.processes import Processes
-from comfyui_fewstep.trainers.run_folder import RunFolder
-from comfyui_fewstep.trainers.stages import compared
-from comfyui_fewstep.trainers.student import FullWeightsStudent, LoRAStudent
-from comfyui_fewstep.trainers.weighting import Weighting
+from comfyui_fewstep.trainers.objective.weighting import Weighting
+from comfyui_fewstep.trainers.processes.group import Processes
+from comfyui_fewstep.trainers.storage.export import read_student
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.students.adapters import Adapters, LoRALayers, LoRAOptions
+from comfyui_fewstep.trainers.students.student import FullWeightsStudent, LoRAStudent
+from comfyui_fewstep.trainers.training import stages
+from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.stages import compared
 from gaussian import FAMILIES
 from test_progressive import TinyNetwork, as_denoiser, batch, conditional_teacher, method
 from test_run import TRAINING, Stopped, distillation, execute, stop_at
@@ -216,7 +216,7 @@ def test_a_crash_amid_the_extension_loses_nothing(tmp_path, monkeypatch):
     made = distillation(tmp_path, target_steps=8)
     weights, _ = execute(made)
     shutil.rmtree(made.run.path / "checkpoints")
-    monkeypatch.setattr("comfyui_fewstep.trainers.run_folder.write_atomically", _crash)
+    monkeypatch.setattr("comfyui_fewstep.trainers.storage.run_folder.write_atomically", _crash)
     with pytest.raises(Stopped):
         distillation(tmp_path, target_steps=4).finished()
     monkeypatch.undo()

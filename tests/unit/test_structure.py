@@ -90,7 +90,7 @@ def test_the_manager_installs_what_pyproject_says():
 
 def test_importing_the_library_imports_no_host():
     code = (
-        "import sys; import comfyui_fewstep, comfyui_fewstep.samplers.few_step, comfyui_fewstep.trainers.distillation; "
+        "import sys; import comfyui_fewstep, comfyui_fewstep.samplers.few_step, comfyui_fewstep.trainers.training.distillation; "
         f"sys.exit(sorted(set(sys.modules) & {HOST!r}) != [])"
     )
     packages = ROOT / ".fewstep" / "packages"

@@ -7,11 +7,11 @@ import pytest
 import torch
 from comfyui_fewstep.samplers.few_step import draw_from_noise, sample_few_step, seeded_noise_sampler
 from comfyui_fewstep.samplers.noise import NoiseFamily
-from comfyui_fewstep.trainers.method import TeacherKind
-from comfyui_fewstep.trainers.options import TrainOptions
-from comfyui_fewstep.trainers.stages import compared
-from comfyui_fewstep.trainers.student import FullWeightsStudent
-from comfyui_fewstep.trainers.targets.progressive import Progressive
+from comfyui_fewstep.trainers.methods.progressive import Progressive
+from comfyui_fewstep.trainers.objective.method import TeacherKind
+from comfyui_fewstep.trainers.students.student import FullWeightsStudent
+from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.stages import compared
 from gaussian import FAMILIES, gaussian_denoiser, table
 from test_progressive import TinyNetwork, as_denoiser, batch, options
 from test_run import Stopped, distillation, stop_at
@@ -54,8 +54,8 @@ def execute(made, observers=()):
     student = FullWeightsStudent(network, TinyNetwork(seed=1), as_denoiser=as_denoiser)
     student.denoiser = denoise
     with made.run.locked(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("comfyui_fewstep.trainers.distillation.probe_writes_in_place", lambda *_: False)
-        patch.setattr("comfyui_fewstep.trainers.stages.KeptStages._compare_on_first", lambda *_: None)
+        patch.setattr("comfyui_fewstep.trainers.training.distillation.probe_writes_in_place", lambda *_: False)
+        patch.setattr("comfyui_fewstep.trainers.training.stages.KeptStages._compare_on_first", lambda *_: None)
         made.execute(student, observers=observers)
     return network, given, own
 

@@ -3,14 +3,14 @@
 import pytest
 import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
-from comfyui_fewstep.trainers.average import Average
-from comfyui_fewstep.trainers.data import TensorData
-from comfyui_fewstep.trainers.loop import train
-from comfyui_fewstep.trainers.method import Target, TeacherKind
-from comfyui_fewstep.trainers.micro_batches import in_pieces, split
-from comfyui_fewstep.trainers.options import TrainOptions
-from comfyui_fewstep.trainers.run_folder import RunFolder
-from comfyui_fewstep.trainers.student import FullWeightsStudent
+from comfyui_fewstep.trainers.data.batches import TensorData
+from comfyui_fewstep.trainers.objective.method import Target, TeacherKind
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.students.student import FullWeightsStudent
+from comfyui_fewstep.trainers.training.average import Average
+from comfyui_fewstep.trainers.training.loop import train
+from comfyui_fewstep.trainers.training.micro_batches import in_pieces, split
+from comfyui_fewstep.trainers.training.options import TrainOptions
 from gaussian import table
 from test_progressive import TinyNetwork, as_denoiser, batch, options
 from torch.optim import lr_scheduler

@@ -4,8 +4,8 @@ import os
 import threading
 
 import pytest
-from comfyui_fewstep.trainers.run_folder import RunFolder
-from comfyui_fewstep.trainers.watching import State, all_runs, curves, previews, stage_names, state_of, summary
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.storage.watching import State, all_runs, curves, previews, stage_names, state_of, summary
 
 
 def line(iteration, *, stage=0, loss=None, bands=(1.0, None)):

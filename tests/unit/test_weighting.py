@@ -1,7 +1,7 @@
 import pytest
 import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
-from comfyui_fewstep.trainers.weighting import Weighting
+from comfyui_fewstep.trainers.objective.weighting import Weighting
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
-from comfyui_fewstep.trainers.x0_and_eps import as_before, combined_x0, combining, doubled
+from comfyui_fewstep.trainers.students.x0_and_eps import as_before, combined_x0, combining, doubled
 from gaussian import signal_and_noise
 from torch.nn import Conv2d
 

@@ -1,0 +1,1 @@
+"""Training data: batches, their cache on disk, a folder of pictures."""

@@ -1,0 +1,223 @@
+"""Training data as tensors: clean samples and, per sample, the model inputs that describe them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...samplers.noise import expand_like
+
+Condition = dict[str, Tensor]
+"""Model inputs by name, as the denoiser takes them by keyword; each (N, ...), or (1, ...) when all samples share it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """x0: (B, ...) clean samples in the model's own latent scale. condition: (B, ...) each.
+
+    noise: (B, ...) the unit noise from which the teacher drew x0, of data that are such pairs. unconditional: the empty
+    prompt's inputs for samples of this shape, (1, ...) each.
+    """
+
+    x0: Tensor
+    condition: Condition
+    noise: Tensor | None = None
+    unconditional: Condition | None = None
+
+    def empty_prompt(self) -> Condition:
+        """ValueError where the data have none; whoever needs it should have asked before the first batch."""
+        if self.unconditional is None:
+            raise ValueError("these data hold no empty prompt: connect the negative conditioning.")
+        return self.unconditional
+
+
+class Data(Protocol):
+    """What the loop draws batches from."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches go; the samples themselves may lie in the CPU's memory."""
+
+    @property
+    def unconditional(self) -> Condition | None:
+        """The empty prompt's inputs, or None where there are none; with several shapes those of the first."""
+
+    def batch(self, size: int, *, generator: torch.Generator, caption_dropout: float = 0.0) -> Batch:
+        """`size` samples drawn with replacement, so that what is drawn depends on the generator (CPU) alone.
+
+        caption_dropout: share of the samples whose whole condition becomes the empty prompt's.
+        """
+
+    def first(self, count: int) -> Batch:
+        """The first samples, at most `count`, of one shape."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by a stable name, for hashing."""
+
+    def require_droppable(self) -> None:
+        """ValueError, naming the input, where captions cannot be dropped."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorData:
+    """Samples of one shape. x0: (N, ...), condition: (N, ...) or (1, ...) each, unconditional: (1, ...) each, or None.
+
+    noise: (N, ...) of pairs, see Batch. batch_device: where batches go, None for where x0 is. ValueError, naming the
+    input, when counts do not match or a value is not finite.
+    """
+
+    x0: Tensor
+    condition: Condition
+    unconditional: Condition | None = None
+    noise: Tensor | None = None
+    batch_device: torch.device | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.x0) == 0:
+            raise ValueError("the training latents are empty; give at least one.")
+        _require_finite(self.x0, name="training latents")
+        for name, value in self.condition.items():
+            if len(value) not in (1, len(self.x0)):
+                raise ValueError(
+                    f"the conditioning holds {len(value)} entries ({name}) but there are {len(self.x0)} latents; give "
+                    "one entry for each latent in the same order, or a single one for all."
+                )
+            _require_finite(value, name=f"conditioning ({name})")
+        for name, value in (self.unconditional or {}).items():
+            if len(value) != 1:
+                raise ValueError(f"the negative conditioning holds {len(value)} entries ({name}); give exactly one.")
+            _require_finite(value, name=f"negative conditioning ({name})")
+        if self.noise is not None:
+            if self.noise.shape != self.x0.shape:
+                raise ValueError(
+                    f"the noise is {tuple(self.noise.shape)} but the latents are {tuple(self.x0.shape)}; a pair is a "
+                    "latent and the noise of its own shape that it was drawn from."
+                )
+            _require_finite(self.noise, name="noise")
+
+    @property
+    def device(self) -> torch.device:
+        return self.batch_device or self.x0.device
+
+    def batch(self, size: int, *, generator: torch.Generator, caption_dropout: float = 0.0) -> Batch:
+        drawn = self.take(torch.randint(len(self.x0), (size,), generator=generator))
+        if not caption_dropout:
+            return drawn
+        dropped = torch.rand(size, generator=generator) < caption_dropout
+        return _without_captions(drawn, dropped.to(self.device))
+
+    def first(self, count: int) -> Batch:
+        return self.take(torch.arange(min(count, len(self.x0))))
+
+    def take(self, index: Tensor) -> Batch:
+        """The samples at index (B,), each with its own condition or the one that all share."""
+        condition = {
+            name: (value[index] if len(value) > 1 else value.expand(len(index), *value.shape[1:])).to(self.device)
+            for name, value in self.condition.items()
+        }
+        noise = None if self.noise is None else self.noise[index].to(self.device)
+        unconditional = self.unconditional
+        if unconditional is not None:
+            unconditional = {name: value.to(self.device) for name, value in unconditional.items()}
+        return Batch(self.x0[index].to(self.device), condition, noise, unconditional)
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {"x0": self.x0} | {f"condition.{k}": v for k, v in self.condition.items()}
+        named |= {f"unconditional.{k}": v for k, v in (self.unconditional or {}).items()}
+        return named if self.noise is None else named | {"noise": self.noise}
+
+    def require_droppable(self) -> None:
+        if self.unconditional is None:
+            raise ValueError(
+                "caption_dropout is above 0, which needs the empty prompt: connect the negative conditioning, or set "
+                "caption_dropout to 0."
+            )
+        prompt, empty = (
+            {name: tuple(value.shape[1:]) for name, value in inputs.items()}
+            for inputs in (self.condition, self.unconditional)
+        )
+        differing = sorted(name for name in prompt.keys() | empty.keys() if prompt.get(name) != empty.get(name))
+        if differing:
+            shapes = "; ".join(f"{name}: {prompt.get(name)} and {empty.get(name)}" for name in differing)
+            raise ValueError(
+                f"caption_dropout is above 0, but the positive and the negative conditioning differ in shape ({shapes}); "
+                "give prompts of one length, or set caption_dropout to 0."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """Samples of several shapes, of latents or of conditions. A batch is drawn from one bucket, so it has one shape.
+
+    A bucket comes up as often as its share of the samples, so that every sample is as likely as every other one.
+    ValueError when there is none, when two have one shape, or when only some are pairs or have an empty prompt.
+    """
+
+    buckets: Sequence[TensorData]
+
+    def __post_init__(self) -> None:
+        if not self.buckets:
+            raise ValueError("there are no buckets of training data; give at least one.")
+        if len({shape_of(bucket) for bucket in self.buckets}) < len(self.buckets):
+            raise ValueError("two buckets hold samples of the same shape; make them one.")
+        for name in ("noise", "unconditional"):
+            if len({getattr(bucket, name) is None for bucket in self.buckets}) > 1:
+                raise ValueError(f"some buckets have {name} and some have none; give it to all or to none.")
+
+    @property
+    def device(self) -> torch.device:
+        return self.buckets[0].device
+
+    @property
+    def unconditional(self) -> Condition | None:
+        return self.buckets[0].unconditional
+
+    def batch(self, size: int, *, generator: torch.Generator, caption_dropout: float = 0.0) -> Batch:
+        drawn = self._drawn_bucket(generator) if len(self.buckets) > 1 else self.buckets[0]
+        return drawn.batch(size, generator=generator, caption_dropout=caption_dropout)
+
+    def _drawn_bucket(self, generator: torch.Generator) -> TensorData:
+        ends = torch.tensor([len(bucket.x0) for bucket in self.buckets]).cumsum(0)
+        sample = torch.randint(int(ends[-1]), (1,), generator=generator)
+        return self.buckets[int(torch.searchsorted(ends, sample, right=True))]
+
+    def first(self, count: int) -> Batch:
+        return self.buckets[0].first(count)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"{i:04d}.{name}": value for i, b in enumerate(self.buckets) for name, value in b.tensors().items()}
+
+    def require_droppable(self) -> None:
+        for bucket in self.buckets:
+            bucket.require_droppable()
+
+
+Shape = tuple[tuple[str, torch.dtype, torch.Size], ...]
+
+
+def shape_of(data: TensorData) -> Shape:
+    """What samples must have in common to be drawn in one batch: names, types and shapes, without the count."""
+    named = {name: value for name, value in data.tensors().items() if not name.startswith("unconditional.")}
+    return tuple((name, value.dtype, value.shape[1:]) for name, value in sorted(named.items()))
+
+
+def _without_captions(batch: Batch, dropped: Tensor) -> Batch:
+    """dropped: (B,) whose whole condition becomes the empty prompt's; both of one shape, see require_droppable."""
+    empty = batch.empty_prompt()
+    condition = {
+        name: torch.where(expand_like(dropped, value), empty[name].to(value.dtype), value)
+        for name, value in batch.condition.items()
+    }
+    return dataclasses.replace(batch, condition=condition)
+
+
+def _require_finite(values: Tensor, *, name: str) -> None:
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        raise ValueError(
+            f"the {name} hold {bad} values that are NaN or infinite, of {values.numel()}; all must be finite."
+        )

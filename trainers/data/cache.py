@@ -1,0 +1,251 @@
+"""A run's training data on disk, so that neither a second start nor another process needs what they were made with.
+
+data/source.json        what the data were made from, JSON
+data/00000.safetensors  shards, written one after another as they are made
+data/index.json         the shards and their checksums; written last, its presence says that the data are whole
+
+A shard holds one or more parts, each a TensorData: <part>.x0, .noise, .condition.<name> and .unconditional.<name>. Parts of
+one shape are one bucket, in the order of their first samples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..storage.files import CHECKSUM_KEY, read_metadata, read_tensors, tensors_sha256, write_atomically, write_tensors
+from ..storage.prefixes import below
+from .batches import Buckets, Data, TensorData, shape_of
+
+SHARD_SAMPLES = 256
+"""In one file of data that are in memory already."""
+_NAMED_DIFFERENCES = 5
+
+Shard = Callable[[], Sequence[TensorData]]
+"""Makes the parts of one shard. It must give the same, bit for bit, whenever it is called."""
+
+
+def cached_data(
+    folder: Path,
+    *,
+    source: Mapping[str, Any],
+    plan: Callable[[], Sequence[Shard]],
+    replace: bool,
+    device: torch.device | None = None,
+) -> Data:
+    """The data in folder, of which only those shards are made that are not there yet.
+
+    source: JSON values that decide the data; None for what is not known this time, which is then not compared. plan: the
+    shards, asked for only when one is missing. replace: data of another source give way; otherwise ValueError, naming what
+    differs. ValueError too when a shard is damaged. device: where batches go.
+    """
+    fill(folder, source=source, plan=plan, replace=replace)
+    data = read_data(folder, device=device)
+    if data is None:
+        raise RuntimeError(f"the data in {folder} were removed while they were being made.")
+    return data
+
+
+def write_data(folder: Path, data: Data, *, replace: bool = True) -> None:
+    """Data that are in memory, for another process; what is there already is not written again."""
+    source = {"kind": "tensors", "data_sha256": tensors_sha256(data.tensors())}
+    fill(folder, source=source, plan=lambda: _slices(data), replace=replace)
+
+
+def fill(folder: Path, *, source: Mapping[str, Any], plan: Callable[[], Sequence[Shard]], replace: bool) -> None:
+    """Makes what is missing in folder; see cached_data."""
+    _require_same_source(folder, source, replace=replace)
+    if _complete(folder):
+        return
+    shards = plan()
+    if not (folder / "source.json").exists():
+        _write_json(folder / "source.json", source)
+    files = [folder / f"{number:05d}.safetensors" for number in range(len(shards))]
+    for file, make in zip(files, shards, strict=True):
+        if not file.exists():
+            write_tensors(file, _named(make()), metadata={})
+    _write_json(folder / "index.json", {"format": 1, "shards": {file.name: _checksum(file) for file in files}})
+
+
+def read_data(folder: Path, *, device: torch.device | None = None) -> Data | None:
+    """The data as they were made, in the CPU's memory, or None when they are not whole yet.
+
+    ValueError, naming the file, when one is missing or damaged.
+    """
+    if not (folder / "index.json").exists():
+        return None
+    parts: list[TensorData] = []
+    for name, checksum in _read_json(folder / "index.json")["shards"].items():
+        parts += _read_shard(folder / name, checksum)
+    buckets = [joined(bucket, device) for bucket in _by_shape(parts).values()]
+    return buckets[0] if len(buckets) == 1 else Buckets(buckets)
+
+
+# --- whose data they are ---------------------------------------------------------------------------------------------
+
+
+def _require_same_source(folder: Path, source: Mapping[str, Any], *, replace: bool) -> None:
+    file = folder / "source.json"
+    there = _read_json(file) if file.exists() else None
+    lines = [] if there is None else _differences(there, json.loads(json.dumps(source)))
+    if lines and not replace:
+        more = f"; and {len(lines) - _NAMED_DIFFERENCES} more" if len(lines) > _NAMED_DIFFERENCES else ""
+        raise ValueError(
+            f"this run has begun on other training data, which are in {folder}. Choose another run name, or restore the "
+            f"data. What differs: {'; '.join(lines[:_NAMED_DIFFERENCES])}{more}."
+        )
+    if lines or there is None:  # without its source no shard says what it is
+        for path in (folder / "index.json", *folder.glob("*.safetensors"), file):
+            path.unlink(missing_ok=True)
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    found, wanted = _flat(there), _flat(here)
+    unknown = [name for name, value in wanted.items() if value is None]
+    keys = [key for key in sorted(found.keys() | wanted.keys()) if not any(_within(key, name) for name in unknown)]
+    return [
+        f"{key}: there {_short(found.get(key))}, here {_short(wanted.get(key))}"
+        for key in keys
+        if found.get(key) != wanted.get(key)
+    ]
+
+
+def _within(key: str, name: str) -> bool:
+    return key == name or key.startswith(f"{name}.")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:76]} ..."
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+def _complete(folder: Path) -> bool:
+    index = folder / "index.json"
+    return index.exists() and all((folder / name).exists() for name in _read_json(index)["shards"])
+
+
+def _slices(data: Data) -> list[Shard]:
+    """Shards of at most SHARD_SAMPLES samples each."""
+    if not isinstance(data, (TensorData, Buckets)):
+        raise TypeError(f"{type(data).__name__} cannot be kept in files; known are TensorData and Buckets.")
+    buckets = [data] if isinstance(data, TensorData) else data.buckets
+    return [
+        lambda bucket=bucket, start=start: [_slice(bucket, start)]  # type: ignore[misc]
+        for bucket in buckets
+        for start in range(0, len(bucket.x0), SHARD_SAMPLES)
+    ]
+
+
+def _slice(data: TensorData, start: int) -> TensorData:
+    chosen = slice(start, start + SHARD_SAMPLES)
+    condition = {k: v[chosen] if len(v) > 1 else v for k, v in data.condition.items()}
+    noise = None if data.noise is None else data.noise[chosen]
+    return TensorData(x0=data.x0[chosen], condition=condition, unconditional=data.unconditional, noise=noise)
+
+
+def _named(parts: Iterable[TensorData]) -> dict[str, Tensor]:
+    named = {}
+    for number, part in enumerate(parts):
+        named[f"{number}.x0"] = part.x0
+        if part.noise is not None:
+            named[f"{number}.noise"] = part.noise
+        for name, value in part.condition.items():
+            named[f"{number}.condition.{name}"] = value
+        named |= {f"{number}.unconditional.{name}": value for name, value in (part.unconditional or {}).items()}
+    return named
+
+
+def _read_shard(file: Path, checksum: str) -> list[TensorData]:
+    try:
+        tensors, metadata = read_tensors(file)
+    except ValueError as error:
+        raise ValueError(f"the training data cannot be read: {error} Delete {file} to have it made again.") from error
+    if metadata.get(CHECKSUM_KEY) != checksum:
+        raise ValueError(
+            f"the training data cannot be read: {file.name} is not the file that index.json names. Delete {file} to have "
+            "it made again."
+        )
+    by_part: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        by_part.setdefault(part, {})[rest] = value
+    return [_part(by_part[number]) for number in sorted(by_part, key=int)]
+
+
+def _part(named: Mapping[str, Tensor]) -> TensorData:
+    unconditional = below(named, "unconditional.") or None
+    condition = below(named, "condition.")
+    return TensorData(x0=named["x0"], condition=condition, unconditional=unconditional, noise=named.get("noise"))
+
+
+def _checksum(file: Path) -> str:
+    return read_metadata(file)[CHECKSUM_KEY]
+
+
+# --- buckets ---------------------------------------------------------------------------------------------------------
+
+
+def _by_shape(parts: Iterable[TensorData]) -> dict[Any, list[TensorData]]:
+    buckets: dict[Any, list[TensorData]] = {}
+    for part in parts:
+        buckets.setdefault(shape_of(part), []).append(part)
+    return buckets
+
+
+def joined(parts: Sequence[TensorData], device: torch.device | None = None) -> TensorData:
+    """Data of one shape as one. device: where batches go. ValueError when the parts do not belong together."""
+    empty = [part.unconditional for part in parts]
+    if any(not _equal(one, empty[0]) for one in empty):
+        raise ValueError("the training data hold samples of one shape with different empty prompts.")
+    return TensorData(
+        x0=torch.cat([part.x0 for part in parts]),
+        condition={name: _joined_condition(name, parts) for name in parts[0].condition},
+        unconditional=empty[0],
+        noise=None if parts[0].noise is None else torch.cat([part.noise for part in parts if part.noise is not None]),
+        batch_device=device,
+    )
+
+
+def _joined_condition(name: str, parts: Sequence[TensorData]) -> Tensor:
+    """One for all samples where a part of several samples holds one; a last part of a single sample cannot tell."""
+    values = [part.condition[name] for part in parts]
+    if any(len(value) < len(part.x0) for value, part in zip(values, parts, strict=True)):
+        if any(not torch.equal(value, values[0]) for value in values):
+            raise ValueError(f"the training data share their conditioning ({name}), and parts of them differ in it.")
+        return values[0]
+    return torch.cat(values)
+
+
+def _equal(one: Mapping[str, Tensor] | None, other: Mapping[str, Tensor] | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+    write_atomically(file, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}). Delete {file.parent} to have the data made again.") from error

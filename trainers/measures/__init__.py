@@ -1,0 +1,1 @@
+"""What became of a student: distances and accuracy, charts, the demo's judge."""

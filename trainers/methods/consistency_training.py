@@ -1,0 +1,160 @@
+"""Consistency training without a teacher: CT (Song et al. 2023, Algorithm 3) and iCT (Song and Dhariwal 2023).
+
+The step down to the next level is the data's own: the same picture with the same noise, less of it. What the student says
+there is the target. The steps get smaller while it trains.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from enum import Enum
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...samplers.noise import Denoiser, NoiseFamily
+from ...samplers.recipe import Recipe
+from ..data.batches import Batch
+from ..objective import choices
+from ..objective.consistency_function import ConsistencyFunction, spaced_levels, trained_levels
+from ..objective.distance import Distance
+from ..objective.grid import Grid
+from ..objective.method import OnTeacher, Stage, Target, TeacherKind
+
+
+class LevelChoice(Enum):
+    """Which levels come up, and what a distance there counts.
+
+    LOGNORMAL, of iCT (section 3.5): ln r is normal with mean -1.1 and deviation 2, r being the noise over the signal, sigma
+    or, for flow models, sigma / (1 - sigma); and 1 / (sigma - sigma_next) (section 3.2). UNIFORM, of CT: all alike, and 1.
+    """
+
+    LOGNORMAL = "lognormal"
+    UNIFORM = "uniform"
+
+    def likelihoods(self, levels: Tensor, *, family: NoiseFamily) -> Tensor:
+        """(n,) of the levels that are taught, of (n + 1,) descending ones: each has the distribution's share down to the next."""
+        if self is LevelChoice.UNIFORM:
+            return torch.ones(len(levels) - 1)
+        sigma = levels.double()
+        ratio = sigma / (1.0 - sigma) if family is NoiseFamily.FLOW else sigma  # infinite at the top of a flow
+        below = torch.special.ndtr((ratio.log() - _MEAN) / _DEVIATION)
+        return (below[:-1] - below[1:]).float()
+
+    def weight(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        """(B,) from levels (B,)."""
+        return torch.ones_like(sigma) if self is LevelChoice.UNIFORM else 1.0 / (sigma - sigma_next)
+
+
+_MEAN, _DEVIATION = -1.1, 2.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConsistencyTrainingOptions(choices.Choices):
+    """What a user chooses. ValueError, naming the input, for values that no run could use.
+
+    steps: in which the student is to be sampled, which its file says. first_levels, last_levels: the training begins with
+    the first number and doubles it, in phases of equal length, until it is at the second. target_decay: of the moving
+    average of the student that teaches it; 0 is the student itself, iCT's choice.
+    """
+
+    steps: int
+    iterations: int
+    learning_rate: float
+    first_levels: int = 10
+    last_levels: int = 160
+    level_choice: LevelChoice = LevelChoice.LOGNORMAL
+    distance: Distance = Distance.PSEUDO_HUBER
+    target_decay: float = 0.0
+    grid: Grid = Grid.TRAILING
+    gamma: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        choices.require_at_least_one(self, "steps", "iterations")
+        if not 2 <= self.first_levels <= self.last_levels or self.steps > self.last_levels:
+            raise ValueError(
+                f"first_levels is {self.first_levels}, last_levels is {self.last_levels} and steps is {self.steps}; "
+                "first_levels must be at least 2, and last_levels no less than it or than steps."
+            )
+        choices.require_learning_rate(self.learning_rate)
+        choices.require_target_decay(self.target_decay)
+
+    def levels_at(self, iteration: int) -> int:
+        """How many levels are trained along: first_levels doubled after each phase (iCT, section 3.4, table 1)."""
+        phases = math.floor(math.log2(self.last_levels / self.first_levels)) + 1
+        length = max(self.iterations // phases, 1)
+        return min(self.first_levels * 2 ** min(iteration // length, phases), self.last_levels)
+
+    def schedule(self, steps: int, *, table: Tensor) -> Tensor:
+        """(steps + 1,) of the levels that the training ends with. table: (T,) the model's noise levels, ascending."""
+        return spaced_levels(trained_levels(self.grid, self.last_levels, table=table), steps)
+
+    def on(self, teacher: TeacherKind) -> ConsistencyTraining:
+        """The method on a model; see ConsistencyTraining. Whatever the model predicts, so does the student."""
+        return ConsistencyTraining(self, teacher)
+
+
+class ConsistencyTraining(OnTeacher[ConsistencyTrainingOptions]):
+    """The method on one model's noise levels; it asks nothing else of the teacher.
+
+    ValueError for options that this model does not take.
+    """
+
+    name = "consistency_training"
+    scale_input = None
+
+    def __init__(self, options: ConsistencyTrainingOptions, teacher: TeacherKind) -> None:
+        super().__init__(options, teacher)
+        self._table = teacher.table
+        self._sigmas = options.schedule(options.steps, table=teacher.table)
+        self._function = ConsistencyFunction(family=teacher.family, table=teacher.table)
+
+    def stages(self) -> list[Stage]:
+        return [
+            Stage(
+                name="consistency without a teacher",
+                iterations=self._options.iterations,
+                learning_rate=self._options.learning_rate,
+                sigmas=self._sigmas,
+                gamma=self._options.gamma,
+                target_decay=self._options.target_decay,
+            )
+        ]
+
+    @torch.no_grad()
+    def target(
+        self,
+        batch: Batch,
+        *,
+        stage: int,
+        iteration: int = 0,
+        teacher: Denoiser,
+        student: Denoiser,
+        generator: torch.Generator,
+    ) -> Target:
+        """The student's own word about the same picture with less of the same noise."""
+        levels = trained_levels(self._options.grid, self._options.levels_at(iteration), table=self._table)
+        likely = self._options.level_choice.likelihoods(levels, family=self.family)
+        k = torch.multinomial(likely, len(batch.x0), replacement=True, generator=generator)
+        noise = torch.randn(batch.x0.shape, generator=generator).to(batch.x0)
+        sigma, sigma_next = (levels[k + i].to(batch.x0) for i in range(2))
+        x_t, x_s = (self.family.add_noise(batch.x0, noise, sigma=level) for level in (sigma, sigma_next))
+        wanted = self._function.of(student)(x_s, sigma_next, **batch.condition)
+        return self._function.target(
+            x_t,
+            wanted,
+            sigma=sigma,
+            condition=batch.condition,
+            weight=self._options.level_choice.weight(sigma, sigma_next),
+            distance=self._options.distance,
+        )
+
+    def teaching(self, teacher: Denoiser, *, stage: int, batch: Batch) -> Denoiser:
+        """For previews: the model that the training began with."""
+        return teacher
+
+    def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
+        """All noise fresh at each step, without guidance: none was in the data."""
+        return self._sampled(self._sigmas, prediction_type=prediction_type)

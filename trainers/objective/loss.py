@@ -1,0 +1,48 @@
+"""The student's loss, the same for every method: the weighted mean of a distance between its x0 and the target's."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from ...samplers.noise import Denoiser, expand_like
+from .distance import Distance
+from .method import Target
+from .perceptual import Perceptual
+
+
+def loss_and_error(
+    denoiser: Denoiser, target: Target, *, perceptual: Perceptual | None = None
+) -> tuple[Tensor, Tensor]:
+    """(weighted distance, squared error (B, ...) of x0), in float32. perceptual: for targets whose distance is LPIPS."""
+    if target.x0.requires_grad:
+        raise RuntimeError("the target carries a gradient; a method's target must be computed under no_grad.")
+    found, wanted = denoiser(target.x_t, target.sigma, **target.condition).float(), target.x0.float()
+    error = (found - wanted).square()
+    if target.distance is not Distance.LPIPS:
+        return _weighted_mean(target.distance(error), target), error
+    if perceptual is None:
+        raise ValueError("distance is lpips, which compares pictures, but nothing was given that decodes and compares.")
+    return _weighted_mean(perceptual(target.compared(found), target.compared(wanted)), target), error.detach()
+
+
+def weighted_error(
+    denoiser: Denoiser, target: Target, *, perceptual: Perceptual | None = None
+) -> tuple[Tensor, Tensor]:
+    """(weighted distance, mean squared error) of x0, in float32."""
+    loss, error = loss_and_error(denoiser, target, perceptual=perceptual)
+    return loss, error.mean()
+
+
+def loss_scale(target: Target) -> float:
+    """What the loss is multiplied with on its way back through the network, and its gradient divided by afterwards.
+
+    A mean over all elements has gradients near 1 / elements, which float16 rounds to nothing; times about their number
+    they are of the error's own size. A power of two, so that in float32 not a bit of the result changes.
+    """
+    return 2.0 ** int(math.log2(target.x0.numel()))
+
+
+def _weighted_mean(distance: Tensor, target: Target) -> Tensor:
+    return (expand_like(target.weight, distance) * distance).mean()

@@ -1,0 +1,194 @@
+"""What a distillation method is: stages to train, and a target for each batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ...samplers.noise import Denoiser, NoiseFamily
+from ...samplers.recipe import Recipe
+from ..data.batches import Batch, Condition
+from . import choices
+from .distance import Distance
+from .grid import Grid
+from .guidance_range import GuidanceRange
+
+
+class Target(NamedTuple):
+    """What the student must see at x_t (B, ...), sigma (B,) and condition: x0 (B, ...), its distance times weight (B,).
+
+    skipped (B, ...), c_out (B, 1, ...): a consistency function's, where pictures of skipped + c_out x0 are to be compared.
+    """
+
+    x_t: Tensor
+    sigma: Tensor
+    condition: Condition
+    x0: Tensor
+    weight: Tensor
+    distance: Distance = Distance.SQUARED
+    skipped: Tensor | None = None
+    c_out: Tensor | None = None
+
+    def compared(self, x0: Tensor) -> Tensor:
+        """(B, ...) what a distance between pictures decodes: x0 (B, ...), or the consistency function's word."""
+        return x0 if self.skipped is None or self.c_out is None else self.skipped + self.c_out * x0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One optimisation from start to end. After it the student becomes the teacher of the next stage.
+
+    sigmas: (steps + 1,) the schedule that the student of this stage is sampled with. teacher_sigmas: the schedule that its
+    teacher is sampled with, to draw what the student should draw; None where the stage has no such teacher. gamma: of the
+    student's sampling, see NoiseFamily.jump; the teacher's is 0. target_decay: of the moving average of the student that
+    the method is given in place of the student itself, anew in each stage; 0 is none.
+    """
+
+    name: str
+    iterations: int
+    learning_rate: float
+    sigmas: Tensor
+    teacher_sigmas: Tensor | None = None
+    gamma: float = 0.0
+    target_decay: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TeacherKind:
+    """What a method must know of the model that it distils, and of its data.
+
+    table: (T,) the model's noise levels, ascending. prediction_type: what its network predicts. takes_scale: whether its
+    guidance scale is an input of it. empty_prompt: whether the data have an empty or negative prompt, for guidance by two
+    prompts.
+    """
+
+    family: NoiseFamily
+    table: Tensor
+    prediction_type: str | None = None
+    takes_scale: bool = False
+    empty_prompt: bool = False
+
+    def require_guided(self, scales: GuidanceRange, *, as_input: bool) -> None:
+        """ValueError where it cannot be guided at these scales: by two prompts, or by an input as the student's."""
+        choices.require_empty_prompt(scales.high, given=self.empty_prompt or self.takes_scale)
+        if self.takes_scale and not as_input:
+            choices.require_guided_once(scales.high)
+
+
+class MethodOptions(Protocol):
+    """What a user chooses about a method, before it is known for which model. ValueError for what no run could use."""
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> MethodOptions:
+        """From a node's or run.json's JSON values; later options may be absent."""
+
+    def written(self) -> dict[str, Any]:
+        """As JSON values; the inverse of read."""
+
+    def on(self, teacher: TeacherKind) -> Method:
+        """The method on a model's noise levels. ValueError for options that this model does not take."""
+
+    @property
+    def grid(self) -> Grid:
+        """Of the levels that the method's teacher is sampled on."""
+
+    @property
+    def gamma(self) -> float:
+        """Of the student's sampling."""
+
+    def schedule(self, steps: int, *, table: Tensor) -> Tensor:
+        """(steps + 1,) the levels that the student is sampled on in so many steps."""
+
+
+Options = TypeVar("Options", bound=MethodOptions)
+
+
+class OnTeacher(Generic[Options]):
+    """What methods share: their options as JSON values, their noise family. ValueError for a grid that the teacher lacks."""
+
+    name: ClassVar[str]
+
+    def __init__(self, options: Options, teacher: TeacherKind) -> None:
+        options.grid.require_for(teacher.family)
+        self.family, self._options = teacher.family, options
+
+    def options(self) -> dict[str, Any]:
+        return self._options.written()
+
+    def options_of_old(self) -> dict[str, Any]:
+        return choices.defaults(type(self._options))
+
+    def continues(self, options: Mapping[str, Any]) -> bool:
+        """Of one stage: there is nothing to go on with."""
+        return False
+
+    def _sampled(
+        self, sigmas: Tensor, *, prediction_type: str, guidance_scale: float = 1.0, schedule: str | None = None
+    ) -> Recipe:
+        """The recipe of a student. sigmas: (steps + 1,). schedule: its name, where that is not the grid's."""
+        return Recipe(
+            method=self.name,
+            steps=len(sigmas) - 1,
+            sigmas=tuple(sigmas.tolist()),
+            schedule=schedule or self._options.grid.value,
+            gamma=self._options.gamma,
+            prediction_type=prediction_type,
+            noise_family=self.family.value,
+            guidance_scale=guidance_scale,
+        )
+
+
+class Method(Protocol):
+    """Progressive, guidance, consistency, ...: everything that differs between distillations."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def family(self) -> NoiseFamily: ...
+
+    @property
+    def scale_input(self) -> GuidanceRange | None:
+        """The scales of a student that takes its guidance scale as an input; None where it does not."""
+
+    def options(self) -> dict[str, Any]:
+        """What identifies the method in run.json: JSON values."""
+
+    def options_of_old(self) -> dict[str, Any]:
+        """What options mean that a run.json older than them does not hold: JSON values."""
+
+    def stages(self) -> Sequence[Stage]:
+        """What to train, in order."""
+
+    def target(
+        self,
+        batch: Batch,
+        *,
+        stage: int,
+        iteration: int = 0,
+        teacher: Denoiser,
+        student: Denoiser,
+        generator: torch.Generator,
+    ) -> Target:
+        """The target for a batch, without gradient, in float32 or better. All randomness comes from generator (CPU).
+
+        iteration: how many of the stage are done.
+        Row by row: of the rows that another process computes, teacher and student answer 0 here, see on_share.
+        """
+
+    def teaching(self, teacher: Denoiser, *, stage: int, batch: Batch) -> Denoiser:
+        """The teacher as a stage's student learns from it, with its guidance, say, for the conditions of batch."""
+
+    def continues(self, options: Mapping[str, Any]) -> bool:
+        """Whether the stages of a run with these options (JSON values, as in run.json) are the first of this one's."""
+
+    def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
+        """How the student of a stage is sampled. prediction_type: the teacher's; the recipe's own is the student's."""

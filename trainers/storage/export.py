@@ -1,0 +1,63 @@
+"""The exported student: full weights or a LoRA under the host's own names, and how to sample it in the metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ...samplers.recipe import Recipe
+from .files import CHECKSUM_KEY, read_tensors, write_tensors
+
+TEACHER_KEY = "fewstep.teacher_sha256"
+KIND_KEY = "fewstep.kind"
+TEACHER_PREDICTION_KEY = "fewstep.teacher_prediction_type"
+"""What the teacher's network predicts. The student's may differ from it, but not in files that are too old to say this."""
+SCALE_INPUT_KEY = "fewstep.scale_input"
+"""The guidance scales, as text, that the student was taught to take as an input."""
+FULL_WEIGHTS, LORA, CHECKPOINT = "full_weights", "lora", "checkpoint"
+
+
+def write_student(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    kind: str,
+    recipe: Recipe,
+    teacher_sha256: str,
+    title: str,
+    provenance: Mapping[str, str],
+) -> None:
+    """tensors: under the names that loaders know. kind: FULL_WEIGHTS or LORA. provenance: plain facts for the metadata."""
+    metadata = {
+        **recipe.to_metadata(),
+        TEACHER_KEY: teacher_sha256,
+        KIND_KEY: kind,
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": title,
+        "modelspec.implementation": "ComfyUI-FewStep",
+        "modelspec.prediction_type": recipe.prediction_type,
+        "modelspec.usage_hint": f"{recipe.steps} steps, cfg 1, {recipe.schedule} schedule, gamma {recipe.gamma}",
+        **provenance,
+    }
+    write_tensors(path, tensors, metadata=metadata)
+
+
+def about_merged(student: Mapping[str, str], *, kind: str, title: str) -> dict[str, str]:
+    """The metadata of a file that a student was merged into, CHECKPOINT or LORA, from those of the student's file."""
+    kept = {name: value for name, value in student.items() if name.startswith(("fewstep.", "modelspec."))}
+    kept.pop(CHECKSUM_KEY, None)  # of other tensors
+    return {**kept, KIND_KEY: kind, "modelspec.title": title}
+
+
+def read_student(path: Path) -> tuple[dict[str, Tensor], Recipe, dict[str, str]]:
+    """(tensors, recipe, metadata). Full weights under the diffusion model's own names, a LoRA as loaders name it.
+
+    metadata[KIND_KEY] says which. ValueError, naming the file, when it is damaged or foreign.
+    """
+    tensors, metadata = read_tensors(path)
+    recipe = Recipe.from_metadata(metadata, source=path.name)
+    if metadata.get(KIND_KEY) not in (LORA, FULL_WEIGHTS):
+        raise ValueError(f"{path.name} is no FewStep student: its metadata lack {KIND_KEY}.")
+    return tensors, recipe, metadata

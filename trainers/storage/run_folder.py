@@ -1,0 +1,299 @@
+"""A training run is a folder. The node, the command line, the browser and resume all read and write this one thing.
+
+run.json               what the run is: method, options, seed, teacher and data by hash
+metrics.jsonl          one line for each logged iteration
+checkpoints/*.safetensors   the last few states, each enough to go on from
+previews/*.png         pictures at fixed noise
+data/                  what it trains on, see data_cache.py
+stages/<n> steps.safetensors   the student of each finished stage, with its own sampling recipe
+stages.json            how far each of them lands from its teacher
+workflow.json          the editor's graph that it was last started from
+stop                   asks the process that trains it to stop after its next checkpoint
+student.safetensors    the result, the last of them; its presence says that the run is finished
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from ...samplers.recipe import Recipe
+from .files import (
+    copy_atomically,
+    naming,
+    read_metadata,
+    read_tensors,
+    remove_unfinished,
+    write_atomically,
+    write_tensors,
+)
+
+KEPT_CHECKPOINTS = 2
+_LOOK_SECONDS = 1.0
+"""How long the lock is waited for: whoever only looks whether a run is trained holds it for less than a millisecond."""
+_LONGEST_LINE = 16384
+"""Of metrics.jsonl, in bytes, with much to spare."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,99}")
+
+
+def is_name(text: str) -> bool:
+    """Whether a run may be called so: it names a folder, and no path may be in it."""
+    return bool(_NAME.fullmatch(text)) and not text.endswith((".", " "))
+
+
+class RunFolder:
+    """The folder of one run below `root`. ValueError when `name` could lead elsewhere."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        if not is_name(name):
+            raise ValueError(
+                f"the run name is {name!r}; allowed are 1 to 100 letters, digits, spaces and . _ - beginning with a "
+                "letter or digit and not ending in a dot or space: it names a folder, so no path may be in it."
+            )
+        self.name = name
+        self.path = root / name
+
+    @property
+    def student_file(self) -> Path:
+        return self.path / "student.safetensors"
+
+    @property
+    def finished(self) -> bool:
+        return self.student_file.exists()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds anything of worth: before, its name is free for another run."""
+        return bool(self.checkpoints()) or self.finished or self._has_stages
+
+    @property
+    def _has_stages(self) -> bool:
+        return any((self.path / "stages").glob("*.safetensors"))
+
+    def stage_file(self, steps: int) -> Path:
+        """Of the student that a stage trained to draw in so many steps."""
+        return self.path / "stages" / f"{steps} steps.safetensors"
+
+    @property
+    def data_folder(self) -> Path:
+        return self.path / "data"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Refuses a second process on the same folder; the system drops the lock when a process dies.
+
+        What a killed process left half written is removed: a large model's checkpoint is tens of gigabytes.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=_LOOK_SECONDS)
+        except Timeout as error:
+            raise ValueError(
+                f"the run {self.name!r} is being trained by another process; wait or choose another name."
+            ) from error
+        try:
+            remove_unfinished(self.path)
+            self._stop_file.unlink(missing_ok=True)  # it was meant for a process before
+            yield
+        finally:
+            lock.release()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a process trains it now. To know, the lock is taken for a moment, which `locked` waits for."""
+        if not (self.path / ".lock").exists():
+            return False
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    @property
+    def _stop_file(self) -> Path:
+        return self.path / "stop"
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether somebody wants it to stop after the next checkpoint."""
+        return self._stop_file.exists()
+
+    def ask_to_stop(self) -> None:
+        """After the next checkpoint, whichever process trains it. ValueError when none does."""
+        if not self.busy:
+            raise ValueError(f"nobody trains the run {self.name!r} now, so there is nothing to stop.")
+        write_atomically(self._stop_file, b"")
+
+    def claim(
+        self,
+        description: Mapping[str, Any],
+        *,
+        absent: Mapping[str, Any] | None = None,
+        extends: Callable[[Mapping[str, Any], Sequence[str]], bool] = lambda found, differing: False,
+    ) -> bool:
+        """Makes the folder this run's, or checks that it already is. True when there was one to go on with.
+
+        A run that stopped before anything was saved, at a missing library say, holds nothing: its folder may be taken.
+        absent: what entries mean that a run.json older than them does not hold. extends: whether this run is the found one
+        and more, given its entries and the names of those that differ; it then goes on as this one. ValueError, naming
+        every entry of "run" that differs, when the folder holds another run.
+        """
+        if not self.begun:
+            self._write("run.json", description)
+            return False
+        wanted = json.loads(json.dumps(description["run"]))
+        found = {**(absent or {}), **self.description().get("run", {})}
+        differing = [key for key in sorted(wanted.keys() | found.keys()) if wanted.get(key) != found.get(key)]
+        if differing and extends(found, differing):
+            self._reopen()
+            self._write("run.json", description)
+        elif differing:
+            lines = [f"{key}: there {found.get(key)}, here {wanted.get(key)}" for key in differing]
+            raise ValueError(
+                f"the run folder {self.name!r} holds another run. Choose another run name, or restore its settings. "
+                "What differs: " + "; ".join(lines) + "."
+            )
+        return True
+
+    def _write(self, name: str, value: Any) -> None:
+        """A JSON value, for people to read too."""
+        write_atomically(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
+
+    def _reopen(self) -> None:
+        """A finished run is one no longer; its student stays that of its last stage."""
+        if not self.finished:
+            return
+        metadata = read_metadata(self.student_file)
+        kept = self.stage_file(Recipe.from_metadata(metadata, source=str(self.student_file)).steps)
+        if not kept.exists():
+            copy_atomically(self.student_file, kept)
+        self.student_file.unlink()
+
+    def description(self) -> dict[str, Any]:
+        """run.json. ValueError when it is missing or damaged."""
+        file = self.path / "run.json"
+        try:
+            return dict(json.loads(file.read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            if self.begun:
+                raise ValueError(
+                    f"the run {self.name!r} has lost its run.json, which says what it is, and cannot go on. Restore {file}, "
+                    "or choose another run name."
+                ) from error
+            raise ValueError(f"there is no run {self.name!r} in {self.path.parent}.") from error
+        except ValueError as error:
+            raise ValueError(f"run.json of the run {self.name!r} is damaged ({error}).") from error
+
+    def keep_workflow(self, workflow: Mapping[str, Any]) -> None:
+        """The editor's graph, so that it can be opened again from the run."""
+        write_atomically(self._workflow_file, (json.dumps(workflow) + "\n").encode())
+
+    def workflow(self) -> dict[str, Any]:
+        """What keep_workflow kept. ValueError when the run was not started from an editor."""
+        if not self._workflow_file.exists():
+            raise ValueError(f"the run {self.name!r} keeps no workflow; it was not started from the editor.")
+        return dict(json.loads(self._workflow_file.read_text(encoding="utf-8")))
+
+    @property
+    def _workflow_file(self) -> Path:
+        return self.path / "workflow.json"
+
+    def delete(self) -> None:
+        """All of it, for good; links in it are removed, not followed. ValueError while a process trains it, or without one."""
+        if not self.path.is_dir():
+            raise ValueError(f"there is no run {self.name!r} in {self.path.parent}.")
+        with self.locked():
+            for path in self.path.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != ".lock":
+                    path.unlink()
+        (self.path / ".lock").unlink(missing_ok=True)
+        self.path.rmdir()
+
+    def checkpoints(self) -> list[Path]:
+        """Newest last."""
+        return sorted((self.path / "checkpoints").glob("*.safetensors"))
+
+    def save_checkpoint(self, iteration: int, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
+        """iteration: counted over all stages, it names the file. position: JSON values, where to go on."""
+        path = self.path / "checkpoints" / f"{iteration:08d}.safetensors"
+        write_tensors(path, tensors, metadata={"fewstep.position": json.dumps(position)})
+        for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
+            old.unlink()
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest checkpoint, or None. ValueError when it is damaged: going on from an older one is the user's choice."""
+        existing = self.checkpoints()
+        if not existing:
+            return None
+        newest = existing[-1]
+        try:
+            tensors, metadata = read_tensors(newest)
+            return tensors, json.loads(metadata["fewstep.position"])
+        except (ValueError, KeyError) as error:
+            older = f"to go on from {existing[-2].name}" if len(existing) > 1 else self._without_checkpoints()
+            raise ValueError(f"the run {self.name!r} cannot be resumed: {error} Delete {newest} {older}.") from error
+
+    def _without_checkpoints(self) -> str:
+        return "to go on from the student of the last finished stage" if self._has_stages else "to begin the run anew"
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Appends a line to metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
+        self.path.mkdir(parents=True, exist_ok=True)
+        with naming(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All whole lines of metrics.jsonl; the last may have been cut by a crash."""
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return []
+        lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def newest_metrics(self) -> dict[str, Any] | None:
+        """The last whole line of metrics.jsonl, without reading all of it; None before the first."""
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return None
+        with file.open("rb") as content:
+            size = content.seek(0, os.SEEK_END)
+            content.seek(max(0, size - _LONGEST_LINE))
+            lines = content.read().split(b"\n")[:-1]
+        return json.loads(lines[-1]) if lines else None
+
+    def losses(self) -> dict[str, list[float]]:
+        """The logged loss by stage name, in order."""
+        by_stage: dict[str, list[float]] = {}
+        for line in self.metrics():
+            by_stage.setdefault(line["stage_name"], []).append(line["loss"])
+        return by_stage
+
+    def comparisons(self) -> list[dict[str, Any]]:
+        """stages.json, in the order of the stages; empty before the first has ended."""
+        file = self.path / "stages.json"
+        return list(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else []
+
+    def keep_comparison(self, comparison: Mapping[str, Any]) -> None:
+        """Into stages.json, in place of what it said of this stage. comparison: see stages.compared."""
+        others = [found for found in self.comparisons() if found["steps"] != comparison["steps"]]
+        self._write("stages.json", sorted([*others, dict(comparison)], key=lambda stage: -stage["steps"]))
+
+    def forget_metrics_after(self, iteration: int) -> None:
+        """Drops what was logged after the checkpoint that a run resumes from, so that no iteration stands twice."""
+        kept = [line for line in self.metrics() if line["iteration"] <= iteration]
+        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())

@@ -1,0 +1,263 @@
+"""The student: which weights learn, and what it learns from. Methods and the loop see denoisers only."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...samplers.noise import Denoiser
+from ..data.batches import Batch
+from ..processes.sharding import Channel, Joined, divide, part
+from ..storage.export import FULL_WEIGHTS, LORA
+from ..storage.prefixes import below
+from .adapters import (
+    Adapters,
+    AdapterSet,
+    LoRAOptions,
+    copied,
+    flattened,
+    from_lora_file,
+    load_into,
+    lora_file,
+    require_same_shapes,
+)
+from .saved_tensors import copied_when_overwritten
+
+_PROMOTED = "teacher_was_student"
+"""In the state of full weights whose teacher is read by another prediction before it was a student."""
+
+
+class Student(Protocol):
+    """teacher and denoiser are plain denoisers; only parameters() learn.
+
+    writes_in_place: whether the network's forward overwrites tensors that autograd saved (ComfyUI's UNets of 2024 and its
+    Flux add in place); each pass then keeps copies of what is overwritten, at some cost in time.
+    result: entered to look at what the stage would result in now, such as an average of the weights; the loop sets it, and
+    on leaving it the weights are the training's own again.
+    """
+
+    kind: str
+    writes_in_place: bool
+    result: Callable[[], AbstractContextManager[object]]
+
+    @property
+    def teacher(self) -> Denoiser: ...
+
+    @property
+    def denoiser(self) -> Denoiser: ...
+
+    def parameters(self) -> list[Tensor]:
+        """The weights that the optimiser steps, in a fixed order."""
+
+    def promote(self) -> None:
+        """The student of the finished stage becomes the teacher of the next."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Teacher and student weights: all that a later process needs to go on."""
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of state_dict. ValueError when names or shapes differ."""
+
+    def exported(self, *, teacher: bool = False) -> dict[str, Tensor]:
+        """What the file of the student holds, or of its teacher once a stage is over, under the names that loaders know."""
+
+    def load_exported(self, tensors: Mapping[str, Tensor]) -> None:
+        """The student's weights from its file; the inverse of exported. ValueError when names or shapes differ."""
+
+    def autograd(self) -> AbstractContextManager[object]:
+        """Entered around each forward and backward pass of the student: backward may call the network again."""
+
+    def divide_over(self, processes: Channel, batch: Batch) -> None:
+        """Divides over the processes what is too large for each to have whole; before anything asks for parameters().
+
+        batch: one sample, for a trial pass. Tensors of this object are then parts, see sharding.gathered.
+        """
+
+    def first_alone(self) -> AbstractContextManager[object]:
+        """Entered by all processes around what the first does alone with these denoisers."""
+
+
+class FullWeightsStudent:
+    """All weights learn: two modules of one architecture, which this object owns and changes.
+
+    module, teacher_module: the student and the teacher. as_denoiser: reads a module as D(x, sigma, **condition).
+    first_teacher: reads the first stage's teacher instead, where its network predicts something else than the student's.
+    named_weights: the diffusion model's weights in a module, under its own names.
+    """
+
+    kind = FULL_WEIGHTS
+
+    def __init__(
+        self,
+        module: nn.Module,
+        teacher_module: nn.Module,
+        *,
+        as_denoiser: Callable[[nn.Module], Denoiser],
+        named_weights: Callable[[nn.Module], dict[str, Tensor]] = lambda module: dict(module.state_dict()),
+        first_teacher: Callable[[nn.Module], Denoiser] | None = None,
+    ) -> None:
+        self.module = module.train().requires_grad_(True)
+        self._teacher_module = teacher_module.eval().requires_grad_(False)
+        self.denoiser = as_denoiser(self.module)
+        later = as_denoiser(self._teacher_module)
+        self._first = first_teacher(self._teacher_module) if first_teacher else None
+        self.teacher = self._read_teacher if self._first else later
+        self._later, self._promoted = later, False
+        self._as_denoiser, self._named_weights = as_denoiser, named_weights
+        self._joined: Joined | None = None
+        self.writes_in_place = False
+        self.result: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+
+    def parameters(self) -> list[Tensor]:
+        return list(self.module.parameters())
+
+    def promote(self) -> None:
+        self._teacher_module.load_state_dict(self.module.state_dict())
+        self._promoted = True
+
+    def state_dict(self) -> dict[str, Tensor]:
+        modules = {"student": self.module, "teacher": self._teacher_module}
+        tensors = {f"{role}.{k}": v for role, module in modules.items() for k, v in module.state_dict().items()}
+        return tensors | ({_PROMOTED: torch.tensor(self._promoted)} if self._first else {})
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        for role, module in (("student.", self.module), ("teacher.", self._teacher_module)):
+            try:
+                own = module.state_dict()
+                given = below(tensors, role)
+                module.load_state_dict({k: part(v, like=own[k]) if k in own else v for k, v in given.items()})
+            except RuntimeError as error:
+                raise ValueError(f"these weights do not fit the model: {error}") from error
+        if self._first:
+            self._promoted = bool(tensors[_PROMOTED])
+
+    def _read_teacher(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+        read = self._first if self._first and not self._promoted else self._later
+        return read(x, sigma, **condition)
+
+    def exported(self, *, teacher: bool = False) -> dict[str, Tensor]:
+        return self._named_weights(self._teacher_module if teacher else self.module)
+
+    @torch.no_grad()
+    def load_exported(self, tensors: Mapping[str, Tensor]) -> None:
+        own = self._named_weights(self.module)  # on the module's own memory
+        require_same_shapes(own, tensors, what="weights")
+        for name, value in own.items():
+            value.copy_(part(tensors[name], like=value))
+
+    def autograd(self) -> AbstractContextManager[object]:
+        return _autograd(self.writes_in_place)
+
+    def divide_over(self, processes: Channel, batch: Batch) -> None:
+        def trial(module: nn.Module) -> Tensor:
+            return self._as_denoiser(module)(batch.x0, batch.x0.new_ones(len(batch.x0)), **batch.condition)
+
+        modules = (self.module, self._teacher_module)
+        divide(modules, forward=trial, count=processes.count, writes_in_place=self.writes_in_place)
+        self._joined = Joined(processes, [functools.partial(trial, module) for module in modules])
+        self.denoiser = self._joined.announced(self.denoiser, 0)
+        self.teacher = self._joined.announced(self.teacher, 1)
+
+    def first_alone(self) -> AbstractContextManager[object]:
+        return self._joined.following_the_first() if self._joined else contextlib.nullcontext()
+
+
+class LoRAStudent:
+    """Adapters learn, on weights that nobody changes: the teacher is the same network with the adapters off.
+
+    It costs no second copy. After a stage, a copy of the adapters is the next stage's teacher. adapters: on the network,
+    entered for as long as this object is used. denoise: the network as D(x, sigma, **condition). first_teacher: the bare
+    network as the first stage's teacher, where it predicts something else than the student. names: what the LoRA file
+    calls each layer, by its path. seed: of the adapters' initial values.
+    """
+
+    kind = LORA
+
+    def __init__(
+        self,
+        adapters: Adapters,
+        options: LoRAOptions,
+        *,
+        denoise: Denoiser,
+        names: Mapping[str, str],
+        seed: int,
+        first_teacher: Denoiser | None = None,
+    ) -> None:
+        self._adapters, self._options, self._denoise, self._names = adapters, options, denoise, names
+        self._student = adapters.new_set(generator=torch.Generator().manual_seed(seed % 2**63))
+        self._teacher: AdapterSet = {}
+        self._first_teacher = first_teacher or denoise
+        self.writes_in_place = False
+        self.result: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+
+    def denoiser(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+        with self._adapters.active(self._student):
+            return self._denoise(x, sigma, **condition)
+
+    def teacher(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+        denoise = self._denoise if self._teacher else self._first_teacher
+        with torch.no_grad(), self._adapters.active(self._teacher):
+            return denoise(x, sigma, **condition)
+
+    def parameters(self) -> list[Tensor]:
+        return list(flattened(self._student).values())
+
+    def promote(self) -> None:
+        self._teacher = copied(self._student)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        sets = {"student": self._student, "teacher": self._teacher}
+        return {f"{role}.{name}": value for role, of in sets.items() for name, value in flattened(of).items()}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Without a teacher of adapters, as in the first stage, the bare network is the teacher."""
+        own, teacher = (below(tensors, role) for role in ("student.", "teacher."))
+        load_into(self._student, own)
+        self._teacher = copied(self._student) if teacher else {}
+        load_into(self._teacher, teacher)
+
+    def exported(self, *, teacher: bool = False) -> dict[str, Tensor]:
+        adapters = self._teacher if teacher else self._student
+        return lora_file(adapters, alpha=self._options.alpha, names=self._names)
+
+    def load_exported(self, tensors: Mapping[str, Tensor]) -> None:
+        load_into(self._student, from_lora_file(tensors, names=self._names))
+
+    @contextlib.contextmanager
+    def autograd(self) -> Iterator[None]:
+        with self._adapters.active(self._student), _autograd(self.writes_in_place):
+            yield
+
+    def divide_over(self, processes: Channel, batch: Batch) -> None:
+        """Nothing: adapters are small, and each process has the network that they are on."""
+
+    def first_alone(self) -> AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
+
+def probe_writes_in_place(student: Student, batch: Batch) -> bool:
+    """Whether a forward pass of the student's network overwrites what autograd saved in it.
+
+    Without a backward pass, which would fail then and leave the graph behind: what is overwritten where it was saved owns
+    the graph that owns it. The tensors that hooks see own it too, so they are let go of here.
+    """
+    saved: list[tuple[Tensor, int]] = []
+
+    def pack(tensor: Tensor) -> None:
+        saved.append((tensor, tensor._version))
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing), student.autograd():
+        student.denoiser(batch.x0, batch.x0.new_ones(len(batch.x0)), **batch.condition)
+    overwritten = any(tensor._version != version for tensor, version in saved)
+    saved.clear()
+    return overwritten
+
+
+def _autograd(writes_in_place: bool) -> AbstractContextManager[object]:
+    return copied_when_overwritten() if writes_in_place else contextlib.nullcontext()

@@ -1,0 +1,209 @@
+"""One distillation from start to file: what identifies it, whether to go on, train, export."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.batches import Data
+from ..objective.method import Method
+from ..objective.perceptual import Perceptual
+from ..processes.group import Processes
+from ..storage.export import FULL_WEIGHTS, LORA, SCALE_INPUT_KEY, TEACHER_PREDICTION_KEY, write_student
+from ..storage.files import copy_atomically, tensors_sha256
+from ..storage.prefixes import below
+from ..storage.run_folder import RunFolder
+from ..students.student import Student, probe_writes_in_place
+from .loop import Observer, train
+from .options import TrainOptions
+from .out_of_memory import naming_what_to_lower
+from .stages import KeptStages
+
+_FREE = ("log_every", "checkpoint_every", "gradient_checkpointing")
+"""Of TrainOptions: may differ between starts of one run, since they change nothing of its result. Who runs out of memory may
+switch gradient checkpointing on and go on with the same run."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """A run folder and everything that must be equal for the run to be the same run.
+
+    student: what of the model learns, as JSON values. origin: how a process elsewhere makes the teacher, as JSON values
+    that the host's side understands, or None. processes: all that train the run, of which the first alone writes.
+    """
+
+    run: RunFolder
+    method: Method
+    data: Data
+    options: TrainOptions
+    teacher_sha256: str
+    prediction_type: str
+    student: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"kind": FULL_WEIGHTS})
+    origin: Mapping[str, Any] | None = None
+    processes: Processes = dataclasses.field(default_factory=Processes)
+
+    def description(self) -> dict[str, Any]:
+        """run.json: "run" identifies it and is compared on resume; the rest says how to execute it, and with what it was."""
+        options = dataclasses.asdict(self.options)
+        free = {key: options.pop(key) for key in _FREE}
+        return {
+            "run": {
+                "format": 1,
+                "method": self.method.name,
+                **{f"method.{key}": value for key, value in self.method.options().items()},
+                **{f"training.{key}": value for key, value in options.items()},
+                **{f"student.{key}": value for key, value in self.student.items()},
+                "teacher_sha256": self.teacher_sha256,
+                "data_sha256": self._data_sha256,
+                "prediction_type": self.prediction_type,
+                "noise_family": self.method.family.value,
+            },
+            "teacher": self.origin,
+            "free": free,
+            "made_with": {
+                "torch": torch.__version__,
+                "device": str(self.data.device),
+                "platform": platform.platform(),
+                "processes": self.processes.count,
+            },
+        }
+
+    def _options_of_old(self) -> dict[str, Any]:
+        """What a run does whose run.json is older than an option."""
+        return _OPTIONS_OF_OLD | {f"method.{key}": value for key, value in self.method.options_of_old().items()}
+
+    @property
+    def student_prediction(self) -> str:
+        """What the student's network predicts: what the teacher's does, unless the method has it otherwise."""
+        return self.method.recipe(stage=0, prediction_type=self.prediction_type).prediction_type
+
+    @functools.cached_property
+    def _data_sha256(self) -> str:
+        """Once, however often the run is asked what it is: the data may be large."""
+        return tensors_sha256(self.data.tensors())
+
+    def finished(self) -> bool:
+        """Whether there is nothing to do. Makes the folder this run's; ValueError when it holds another.
+
+        Or when the processes were not given one and the same run.
+        """
+        self.processes.require_same(self.description()["run"], what="the run")
+        self.processes.on_first(
+            lambda: self.run.claim(self.description(), absent=self._options_of_old(), extends=self._extends)
+        )
+        return self.processes.on_first(lambda: self.run.finished)
+
+    def _extends(self, found: Mapping[str, Any], differing: Sequence[str]) -> bool:
+        """Whether this run is one with the entries found and further stages."""
+        of_the_method = all(key.startswith("method.") for key in differing)
+        return of_the_method and self.method.continues(below(found, "method."))
+
+    def execute(
+        self, student: Student, *, observers: Sequence[Observer] = (), perceptual: Perceptual | None = None
+    ) -> bool:
+        """Trains and exports; False when the run was finished before and nothing was done.
+
+        perceptual: what measures the loss of a method whose distance is LPIPS.
+
+        The caller holds the run's lock: processes.held_by_first(run.locked()), where there are several. ValueError when the
+        folder holds another run or a damaged checkpoint. OutOfMemory, naming what to lower, when the device's memory does
+        not suffice.
+        """
+        if self.finished():
+            return False
+        with naming_what_to_lower(self.options, student=self.student):
+            student.writes_in_place = probe_writes_in_place(student, self.data.first(1))
+            train(
+                self.run,
+                self.method,
+                student,
+                self.data,
+                options=self.options,
+                observers=observers,
+                processes=self.processes,
+                kept=self._kept(student),
+                perceptual=perceptual,
+            )
+        last = self.run.stage_file(self.method.stages()[-1].steps)
+        self.processes.on_first(lambda: copy_atomically(last, self.run.student_file))
+        return True
+
+    def _kept(self, student: Student) -> KeptStages:
+        return KeptStages(
+            run=self.run,
+            method=self.method,
+            student=student,
+            data=self.data,
+            processes=self.processes,
+            at_once=max(1, self.options.batch_size // (self.options.accumulation * self.processes.count)),
+            export=functools.partial(self._export, kind=student.kind),
+        )
+
+    def _export(self, tensors: Mapping[str, Tensor], stage: int, *, kind: str) -> None:
+        recipe = self.method.recipe(stage=stage, prediction_type=self.prediction_type)
+        write_student(
+            self.run.stage_file(recipe.steps),
+            tensors,
+            kind=kind,
+            recipe=recipe,
+            teacher_sha256=self.teacher_sha256,
+            title=f"{self.run.name}, {recipe.steps} steps",
+            provenance=self._provenance(stage),
+        )
+
+    def _provenance(self, last: int) -> dict[str, str]:
+        iterations = sum(stage.iterations for stage in self.method.stages()[: last + 1])
+        facts = {
+            "fewstep.seed": str(self.options.seed),
+            "fewstep.iterations": str(iterations),
+            TEACHER_PREDICTION_KEY: self.prediction_type,
+            **({SCALE_INPUT_KEY: str(self.method.scale_input)} if self.method.scale_input else {}),
+        }
+        if self.student["kind"] != LORA:
+            return facts
+        rank, alpha = str(self.student["rank"]), str(self.student["alpha"])
+        return {**facts, "ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": alpha}
+
+
+_OPTIONS_OF_OLD = {
+    f"training.{field.name}": field.default for field in dataclasses.fields(TrainOptions) if field.name not in _FREE
+}
+"""What a run does whose run.json is older than an option."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What run.json says of a run: enough, with the teacher and the cached data, to execute it anywhere."""
+
+    method: str
+    method_options: dict[str, Any]
+    options: TrainOptions
+    student: dict[str, Any]
+    teacher_sha256: str
+    origin: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, run: RunFolder) -> Recorded:
+        """ValueError, naming the file, when run.json is missing, damaged or of a newer version."""
+        found = run.description()
+        try:
+            said = found["run"]
+            method, training, student = (below(said, part) for part in ("method.", "training.", "student."))
+            return cls(
+                method=said["method"],
+                method_options=method,
+                options=TrainOptions(**training, **found["free"]),
+                student=student,
+                teacher_sha256=said["teacher_sha256"],
+                origin=found["teacher"],
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"run.json of the run {run.name!r} is damaged or of another version of ComfyUI-FewStep ({error})."
+            ) from error

@@ -1,0 +1,367 @@
+"""The training loop: one loop for every method, over a state that is whole between any two iterations."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from ..data.batches import Data
+from ..objective.loss import loss_and_error, loss_scale
+from ..objective.method import Method, Stage, Target
+from ..objective.perceptual import Perceptual
+from ..processes.group import Processes
+from ..processes.sharding import gathered, is_divided, whole
+from ..storage.run_folder import RunFolder
+from ..students.student import Student
+from .average import Averages
+from .bands import BANDS, NoiseBands, band_means
+from .learning_rates import learning_rate, require_room_for_warmup
+from .micro_batches import in_pieces, on_share, require_equal_parts, split
+from .optimisers import keeps_its_result_apart, load_optimiser_state, new_optimiser, optimiser_state, result_to_weights
+from .options import TrainOptions
+from .stages import KeptStages
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """Told to every observer after every iteration. iteration counts over all stages, stage_iteration in its own.
+
+    loss, x0_error (mean squared, unweighted), band_errors (x0_error by band of the noise level, low noise first; None
+    for a band without a sample) and gradient_norm (before clipping) are means since the last log or checkpoint. seconds:
+    since this process began or resumed the run. memory: its peak on the GPU in bytes, None on a CPU.
+    """
+
+    stage: int
+    stages: int
+    stage_name: str
+    stage_iteration: int
+    stage_iterations: int
+    iteration: int
+    iterations: int
+    loss: float
+    x0_error: float
+    band_errors: list[float | None]
+    gradient_norm: float
+    learning_rate: float
+    seconds: float
+    seconds_left: float
+    memory: int | None
+    logged: bool
+
+
+MACHINES_OWN = ("seconds", "seconds_left", "memory", "logged")
+"""Metrics that differ between two equal runs: told to the observers, and kept out of metrics.jsonl."""
+
+Observer = Callable[[Metrics], None]
+"""Called after every iteration; an observer stops the run by raising, and the run is then saved."""
+
+
+class NonFiniteLoss(FloatingPointError):
+    """The loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+def train(
+    run: RunFolder,
+    method: Method,
+    student: Student,
+    data: Data,
+    *,
+    options: TrainOptions,
+    observers: Sequence[Observer] = (),
+    processes: Processes | None = None,
+    kept: KeptStages | None = None,
+    perceptual: Perceptual | None = None,
+) -> None:
+    """Trains all stages of method, going on from run's newest checkpoint if there is one.
+
+    The randomness of an iteration depends on the seed and its number alone, so that a resumed run repeats the
+    unbroken one. When an observer raises, the state is saved first. NonFiniteLoss leaves the last checkpoint as it is.
+
+    processes: all of them call this with equal arguments, and read run's folder; the first alone writes there and calls
+    its observers. The batch is shared out among them, and their number changes the result by rounding alone.
+    kept: keeps the student of every stage, which a run without checkpoints goes on from. perceptual: what targets whose
+    distance is LPIPS are measured by.
+    """
+    one = processes or Processes()
+    _Training(run, method, student, data, options, list(observers), one, kept, perceptual).run()
+
+
+class _Training:
+    def __init__(
+        self,
+        run: RunFolder,
+        method: Method,
+        student: Student,
+        data: Data,
+        options: TrainOptions,
+        observers: list[Observer],
+        processes: Processes,
+        kept: KeptStages | None = None,
+        perceptual: Perceptual | None = None,
+    ) -> None:
+        self._run, self._method, self._student, self._data = run, method, student, data
+        self._options, self._observers, self._processes, self._kept = options, observers, processes, kept
+        self._perceptual = perceptual
+        if options.caption_dropout:
+            data.require_droppable()
+        self._stages = method.stages()
+        require_equal_parts(options.batch_size, accumulation=options.accumulation, processes=processes.count)
+        for stage in self._stages:
+            require_room_for_warmup(stage, warmup=options.warmup)
+        self._stage, self._stage_iteration = 0, 0
+        if processes.count > 1:
+            processes.require_equal(student.parameters(), what="the student's first weights")
+            student.divide_over(processes, data.first(1))
+        self._begin_stage()
+        self._pending: list[Tensor] = []
+        self._means = (math.nan, math.nan, math.nan)
+        self._band_errors: list[float | None] = [None] * BANDS
+        self._started, self._done_before = time.monotonic(), 0
+
+    def run(self) -> None:
+        self._student.result = self._result_in_place
+        try:
+            self._run_stages()
+        finally:
+            self._student.result = contextlib.nullcontext
+
+    def _run_stages(self) -> None:
+        self._restore()
+        if self._data.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._data.device)
+        while self._stage < len(self._stages):
+            stage = self._stages[self._stage]
+            while self._stage_iteration < stage.iterations:
+                self._step(stage)
+                self._account(stage)
+            self._finish_stage()
+
+    def _step(self, stage: Stage) -> None:
+        """One optimiser step: batch, target, loss, gradient, update."""
+        target = self._target()
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._learning_rate(stage)
+        self._optimiser.zero_grad(set_to_none=True)
+        scale = loss_scale(target)
+        own = split(target, self._processes.count)[self._processes.rank]
+        errors = [self._backward(piece, scale=scale) for piece in split(own, self._options.accumulation)]
+        self._processes.mean_gradients(self._student.parameters())
+        torch._foreach_mul_([value.grad for value in self._student.parameters() if value.grad is not None], 1.0 / scale)
+        norm = torch.nn.utils.clip_grad_norm_(self._student.parameters(), self._options.gradient_clip)
+        self._optimiser.step()
+        self._averages.update()
+        self._pending.append(torch.cat([whole(norm).detach().float().reshape(1), torch.stack(errors).sum(dim=0)]))
+        self._stage_iteration += 1
+
+    def _target(self) -> Target:
+        """For the whole batch: how it is split must not change what is drawn. Only this process's rows of x0 are true."""
+        generator = torch.Generator().manual_seed(self._iteration_seed())
+        batch = self._data.batch(
+            self._options.batch_size, generator=generator, caption_dropout=self._options.caption_dropout
+        )
+        rank, count = self._processes.rank, self._processes.count
+        teacher, student = (
+            on_share(in_pieces(denoiser, self._options.accumulation), rank, of=count)
+            for denoiser in (self._student.teacher, self._averages.given(self._student.denoiser))
+        )
+        return self._method.target(
+            batch,
+            stage=self._stage,
+            iteration=self._stage_iteration,
+            teacher=teacher,
+            student=student,
+            generator=generator,
+        )
+
+    def _learning_rate(self, stage: Stage) -> float:
+        schedule, warmup = self._options.learning_rate_schedule, self._options.warmup
+        return learning_rate(stage, self._stage_iteration, schedule=schedule, warmup=warmup)
+
+    def _backward(self, piece: Target, *, scale: float) -> Tensor:
+        """Adds a piece's gradient times scale. (2 + 2 * BANDS,) its shares of the batch's loss and x0 error, its bands' sums."""
+        share = 1.0 / self._options.accumulation
+        with self._student.autograd():
+            loss, error = loss_and_error(self._student.denoiser, piece, perceptual=self._perceptual)
+            loss = share * loss
+            (scale * loss).backward()
+        error = error.detach()
+        means = torch.stack([loss.detach(), share * error.mean()])
+        return torch.cat([means, self._bands.sums(error.flatten(1).mean(dim=1), sigma=piece.sigma)])
+
+    def _account(self, stage: Stage) -> None:
+        """Logs, checkpoints and tells the observers, in that order."""
+        logged = self._iteration % self._options.log_every == 0 or self._stage_iteration == stage.iterations
+        if logged:
+            self._settle()
+        metrics = self._metrics(stage, logged=logged)
+        if logged and self._processes.is_first:
+            self._run.log(_loggable(metrics))
+        stop = self._processes.agree(self._observe(metrics))
+        if stop is not None:
+            try:
+                raise stop
+            finally:
+                self._settle()
+                self._save()
+        if self._iteration % self._options.checkpoint_every == 0:
+            self._settle()
+            self._save()
+
+    def _observe(self, metrics: Metrics) -> BaseException | None:
+        """What an observer raised, on the first process; the others have none."""
+        try:
+            with self._student.first_alone():
+                for observer in self._observers if self._processes.is_first else ():
+                    observer(metrics)
+        except BaseException as stop:
+            return stop
+        return None
+
+    def _begin_stage(self) -> None:
+        """What lives for one stage; after the last one there is nothing to begin."""
+        stage = self._stages[min(self._stage, len(self._stages) - 1)]
+        self._bands = NoiseBands(stage.sigmas, device=self._data.device)
+        weights = self._student.parameters()
+        self._optimiser = new_optimiser(self._options.optimiser, weights, weight_decay=self._options.weight_decay)
+        self._averages = Averages(weights, decay=self._options.ema_decay, target_decay=stage.target_decay)
+
+    def _finish_stage(self) -> None:
+        """The stage's result becomes the student: kept, promoted and gone on from."""
+        self._result_to_weights()
+        self._optimiser.zero_grad(set_to_none=True)
+        if self._kept:
+            self._kept.ended(self._stage)
+        del self._optimiser, self._averages  # before a teacher is made: its copy then fits into what they held
+        self._student.promote()
+        self._stage, self._stage_iteration = self._stage + 1, 0
+        self._begin_stage()
+        self._save()
+
+    def _result_to_weights(self) -> None:
+        result_to_weights(self._optimiser)
+        if self._averages.result:
+            self._averages.result.to_weights()
+
+    @contextlib.contextmanager
+    def _result_in_place(self) -> Iterator[None]:
+        """Inside, the weights are what the stage would result in now. They come back as copies: arithmetic would round.
+
+        Divided weights stay what they are: the first process, which draws previews, could exchange its own part only.
+        """
+        weights, groups = self._student.parameters(), self._optimiser.param_groups
+        if not (self._averages.result or keeps_its_result_apart(self._optimiser)) or is_divided(weights[0]):
+            yield
+            return
+        held = [weight.detach().clone() for weight in weights], [dict(group) for group in groups]
+        self._result_to_weights()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(weights, held[0])
+            for group, before in zip(groups, held[1], strict=True):
+                group.update(before)
+
+    def _settle(self) -> None:
+        """Reads the pending losses from the device, once for many iterations, and stops if one is not finite."""
+        if not self._pending:
+            return
+        rows = self._processes.mean(torch.stack(self._pending)).cpu()
+        first = self._iteration - len(self._pending) + 1
+        self._pending.clear()
+        bad = (~torch.isfinite(rows[:, :3]).all(dim=1)).nonzero()
+        if len(bad):
+            self._refuse(rows[bad[0, 0]], iteration=first + int(bad[0, 0]))
+        norm, loss, x0_error = rows[:, :3].mean(dim=0).tolist()
+        self._means, self._band_errors = (loss, x0_error, norm), band_means(rows[:, 3:])
+
+    def _refuse(self, row: Tensor, *, iteration: int) -> NoReturn:
+        """Says what of an iteration is not finite and at which noise levels."""
+        values = {"loss": row[1], "x0 error": row[2], "gradient norm": row[0]}
+        what, value = next((name, value.item()) for name, value in values.items() if not torch.isfinite(value))
+        bands = (~torch.isfinite(row[3 : 3 + BANDS])).nonzero().flatten().tolist()
+        where = f", from samples at {', '.join(self._bands.name(band) for band in bands)}" if bands else ""
+        raise NonFiniteLoss(
+            f"the {what} became {value} at iteration {iteration} (stage {self._stages[self._stage].name}){where}; the "
+            "last good checkpoint is kept. Lower the learning rate, and check the data and the teacher."
+        )
+
+    def _metrics(self, stage: Stage, *, logged: bool) -> Metrics:
+        total = sum(s.iterations for s in self._stages)
+        seconds = time.monotonic() - self._started
+        pace = seconds / max(self._iteration - self._done_before, 1)
+        loss, x0_error, norm = self._means
+        device = self._data.device
+        return Metrics(
+            stage=self._stage,
+            stages=len(self._stages),
+            stage_name=stage.name,
+            stage_iteration=self._stage_iteration,
+            stage_iterations=stage.iterations,
+            iteration=self._iteration,
+            iterations=total,
+            loss=loss,
+            x0_error=x0_error,
+            band_errors=self._band_errors,
+            gradient_norm=norm,
+            learning_rate=float(self._optimiser.param_groups[0]["lr"]),
+            seconds=seconds,
+            seconds_left=pace * (total - self._iteration),
+            memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            logged=logged,
+        )
+
+    @property
+    def _iteration(self) -> int:
+        return sum(s.iterations for s in self._stages[: self._stage]) + self._stage_iteration
+
+    def _iteration_seed(self) -> int:
+        """One stream for each (seed, iteration): splitmix64's increment keeps neighbouring seeds apart."""
+        return (self._options.seed * 0x9E3779B97F4A7C15 + self._iteration) % 2**63
+
+    def _save(self) -> None:
+        """The state between two iterations: weights, their average, the optimiser's moments and the position.
+
+        The first process writes it, and the others wait: one that ended meanwhile would make a launcher end the first.
+        """
+        self._processes.require_equal(self._student.parameters(), what="the student's weights")
+        moments, values = optimiser_state(self._optimiser)
+        position = {"stage": self._stage, "stage_iteration": self._stage_iteration, **values}
+        state = gathered(
+            self._student.state_dict() | self._averages.state_dict() | moments, keep=self._processes.is_first
+        )
+        self._processes.on_first(lambda: self._run.save_checkpoint(self._iteration, state, position))
+
+    def _restore(self) -> None:
+        newest = {"the newest": [path.name for path in self._run.checkpoints()][-1:]}
+        self._processes.require_same(newest, what="the checkpoints, in a folder that all machines share,")
+        loaded = self._run.load_checkpoint()
+        if loaded is not None:
+            self._go_on_from(*loaded)
+        elif self._kept:
+            self._stage = self._kept.load_newest()
+            self._begin_stage()
+        self._done_before = self._iteration
+        if self._kept:
+            self._kept.resumed(self._stage)
+        self._processes.on_first(lambda: self._run.forget_metrics_after(self._iteration))
+
+    def _go_on_from(self, tensors: dict[str, Tensor], position: dict[str, Any]) -> None:
+        self._student.load_state_dict(tensors)
+        self._stage, self._stage_iteration = position["stage"], position["stage_iteration"]
+        self._begin_stage()
+        load_optimiser_state(self._optimiser, tensors, position)
+        self._averages.load_state_dict(tensors)
+
+
+def _loggable(metrics: Metrics) -> dict[str, Any]:
+    """What depends on the run alone, not on the machine's speed: a resumed run logs the same lines."""
+    kept = dataclasses.asdict(metrics)
+    return {name: value for name, value in kept.items() if name not in MACHINES_OWN}

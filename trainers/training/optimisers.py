@@ -1,0 +1,104 @@
+"""The optimisers by name, and their state as tensors and JSON values. Two need a library that not everybody has."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..processes.sharding import is_divided, part
+
+_PREFIX = "optimiser."
+
+
+def _optional(name: str, *, module: str, package: str, kind: str) -> Callable[..., torch.optim.Optimizer]:
+    """An optimiser from a library imported only now. ValueError, naming the package, when it is missing."""
+
+    def make(*args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        try:
+            library = importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(
+                f"optimiser is {name!r}, which needs the Python package {package} ({error}). Install it into ComfyUI's "
+                f"Python (pip install {package}), or choose another optimiser: adam or adamw."
+            ) from error
+        return getattr(library, kind)(*args, **kwargs)
+
+    return make
+
+
+SCHEDULE_FREE, EIGHT_BIT = "schedule_free", "adamw8bit"
+OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    EIGHT_BIT: _optional(EIGHT_BIT, module="bitsandbytes.optim", package="bitsandbytes", kind="AdamW8bit"),
+    SCHEDULE_FREE: _optional(SCHEDULE_FREE, module="schedulefree", package="schedulefree", kind="AdamWScheduleFree"),
+}
+"""schedule_free: Defazio et al. 2024, "The Road Less Scheduled"; its weights during training are not its result."""
+
+
+def new_optimiser(name: str, weights: list[Tensor], *, weight_decay: float) -> torch.optim.Optimizer:
+    """One of OPTIMISERS, ready to step, at rate 0 until the loop sets one. ValueError when its library is missing.
+
+    Or, with weights divided over processes, for one whose kernels know whole weights only.
+    """
+    if name == EIGHT_BIT and is_divided(weights[0]):
+        raise ValueError(
+            f"optimiser is {EIGHT_BIT!r}, which cannot step full weights that are divided over several processes; choose "
+            "adam or adamw, or train a LoRA."
+        )
+    optimiser = OPTIMISERS[name](weights, lr=0.0, weight_decay=weight_decay)
+    if hasattr(optimiser, "train"):
+        optimiser.train()
+    return optimiser
+
+
+def result_to_weights(optimiser: torch.optim.Optimizer) -> None:
+    """Puts what the optimiser found in place of the weights; nothing to do for all but schedule_free.
+
+    Schedule-free's own way back to the weights of training rounds. So a checkpoint holds those and never goes through
+    here, and whoever needs them again keeps copies.
+    """
+    if keeps_its_result_apart(optimiser):
+        optimiser.eval()  # type: ignore[attr-defined]
+
+
+def keeps_its_result_apart(optimiser: torch.optim.Optimizer) -> bool:
+    """Whether the weights during training are not its result, as with schedule_free."""
+    return hasattr(optimiser, "eval")
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Its tensors under names, and all else as JSON values."""
+    state = optimiser.state_dict()
+    flat = _flatten(state["state"], _PREFIX)
+    tensors = {name: value for name, value in flat.items() if isinstance(value, Tensor)}
+    values = {name: value for name, value in flat.items() if name not in tensors}
+    return tensors, {"optimiser": state["param_groups"], "optimiser_values": values}
+
+
+def load_optimiser_state(
+    optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> None:
+    """The inverse of optimiser_state; other names are left alone."""
+    state: dict[Any, Any] = {}
+    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+    for name, value in {**tensors, **values.get("optimiser_values", {})}.items():
+        if name.startswith(_PREFIX):
+            index, *path = name.removeprefix(_PREFIX).split(".")
+            entry = state.setdefault(int(index), {})
+            for key in path[:-1]:
+                entry = entry.setdefault(key, {})
+            entry[path[-1]] = part(value, like=weights[int(index)]) if isinstance(value, Tensor) else value
+    optimiser.load_state_dict({"state": state, "param_groups": values["optimiser"]})
+
+
+def _flatten(state: Mapping[Any, Any], prefix: str) -> dict[str, Any]:
+    """Nested entries under dotted names: newer versions of bitsandbytes keep a dictionary inside each weight's own."""
+    flat: dict[str, Any] = {}
+    for key, value in state.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

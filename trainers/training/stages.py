@@ -1,0 +1,123 @@
+"""What a run keeps of every finished stage: its student, as a file of its own, and how near that comes to its teacher.
+
+A stage begins with its teacher's weights and a new optimiser. So the file of a stage's student is also all that is needed
+to go on after that stage: when the checkpoints are gone, or with further halvings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...samplers.few_step import draw_from_noise
+from ..data.batches import Batch, Data
+from ..objective.method import Method
+from ..processes.group import Processes
+from ..processes.sharding import gathered
+from ..storage.export import read_student
+from ..storage.run_folder import RunFolder
+from ..students.student import Student
+from .micro_batches import in_pieces
+
+SAMPLES = 8
+"""That are drawn at the end of a stage: for the first samples of the data, from noise that is the same in every run."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeptStages:
+    """The loop tells it, in all processes, where a run stands between two stages.
+
+    export: writes tensors as the student of a stage; called on the first process. at_once: samples that pass a network
+    together, at most.
+    """
+
+    run: RunFolder
+    method: Method
+    student: Student
+    data: Data
+    processes: Processes
+    at_once: int
+    export: Callable[[Mapping[str, Tensor], int], None]
+
+    def ended(self, stage: int) -> None:
+        """The stage's result is in the student's weights, and its teacher still teaches."""
+        stop = self.processes.agree(self._compare_on_first(stage), signals=False)
+        if stop is not None:
+            raise stop
+        self._keep(self.student.exported(), stage)
+
+    def resumed(self, finished: int) -> None:
+        """So many stages are over, and the student of the last teaches: its file is written where it is missing."""
+        if finished and not self.processes.on_first(lambda: self._file(finished - 1).exists()):
+            self._keep(self.student.exported(teacher=True), finished - 1)
+
+    def load_newest(self) -> int:
+        """Makes the newest kept student the one that goes on, and teaches. How many stages are over with it; 0 for none."""
+        kept = [number + 1 for number in range(len(self.method.stages())) if self._file(number).exists()]
+        finished = max(kept, default=0)
+        self.processes.require_same({"the newest": finished}, what="the stages' students, in a folder that all share,")
+        if finished:
+            tensors, *_ = read_student(self._file(finished - 1))
+            self.student.load_exported(tensors)
+            self.student.promote()
+        return finished
+
+    def _file(self, stage: int) -> Path:
+        return self.run.stage_file(self.method.stages()[stage].steps)
+
+    def _keep(self, tensors: Mapping[str, Tensor], stage: int) -> None:
+        whole = gathered(tensors, keep=self.processes.is_first)
+        self.processes.on_first(lambda: self.export(whole, stage))
+
+    def _compare_on_first(self, stage: int) -> BaseException | None:
+        """Writes the comparison. What went wrong with it, on the first process; the others have nothing that could."""
+        try:
+            with self.student.first_alone():
+                if self.processes.is_first and self.method.stages()[stage].teacher_sigmas is not None:
+                    batch = self.data.first(SAMPLES)
+                    self.run.keep_comparison(
+                        compared(self.method, self.student, batch, stage=stage, at_once=self.at_once)
+                    )
+        except BaseException as error:
+            return error
+        return None
+
+
+def compared(method: Method, student: Student, batch: Batch, *, stage: int, at_once: int) -> dict[str, Any]:
+    """How far a stage's student lands from its teacher, both sampled from the same noise for the conditions of batch.
+
+    mean_squared_distance: of their latents, the student's in its steps and the teacher's in its own, which are more.
+    teacher_mean_square: of the teacher's latents, to measure the distance by.
+    """
+    trained = method.stages()[stage]
+    if trained.teacher_sigmas is None:
+        raise ValueError(f"the stage {trained.name!r} has no schedule for its teacher, so there is nothing to compare.")
+    noise = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(0)).to(batch.x0)
+    teacher = method.teaching(student.teacher, stage=stage, batch=batch)
+    drawn, wanted = (
+        draw_from_noise(
+            in_pieces(denoiser, -(-len(noise) // at_once)),
+            noise,
+            sigmas,
+            batch.condition,
+            family=method.family,
+            gamma=gamma,
+        ).double()
+        for denoiser, sigmas, gamma in (
+            (student.denoiser, trained.sigmas, trained.gamma),
+            (teacher, trained.teacher_sigmas, 0.0),
+        )
+    )
+    return {
+        "stage": trained.name,
+        "steps": trained.steps,
+        "teacher_steps": len(trained.teacher_sigmas) - 1,
+        "samples": len(noise),
+        "mean_squared_distance": float((drawn - wanted).square().mean()),
+        "teacher_mean_square": float(wanted.square().mean()),
+    }
