@@ -77,14 +77,15 @@ class Bench:
         from ..commands.embedded import import_host
 
         import_host()
-        from ..nodes import demo, digits_model, host, host_training
+        from ..nodes import host
+        from ..nodes.demo import digits, digits_model
 
-        self._read, self._copy = digits_model.as_denoiser, host_training.trainable_copy
-        self._named_weights = host_training.network_state_dict
+        self._read, self._copy = digits_model.as_denoiser, host.training.trainable_copy
+        self._named_weights = host.training.network_state_dict
         self.pictures = pictures
         self._model = digits_model.load_teacher()
-        self._table = host.noise_levels(host.model_sampling_of(self._model))
-        self._judge = demo.load_judge()
+        self._table = host.models.noise_levels(host.models.model_sampling_of(self._model))
+        self._judge = digits.load_judge()
         self._labels = torch.arange(pictures) % DIGITS
         self._noise = torch.randn(pictures, 4, 4, 4, generator=torch.Generator().manual_seed(0))
         self._reference: Tensor | None = None

@@ -36,15 +36,16 @@ def contenders(*, steps: int, batch: int) -> dict[str, Callable[[], Tensor]]:
     import_host()
     import comfy.k_diffusion.sampling as theirs
 
-    from ..nodes import digits_model, host, host_training
+    from ..nodes import host
+    from ..nodes.demo import digits_model
 
     network = digits_model.load_teacher().model
-    table = host.noise_levels(network.model_sampling)
+    table = host.models.noise_levels(network.model_sampling)
     sigmas = trailing_sigmas(steps, table=table)
     noise = torch.randn(batch, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     start = noise * (1.0 + sigmas[0] ** 2) ** 0.5
     condition = {"c_crossattn": torch.zeros(batch, 1, 1), "y": torch.eye(10)[torch.arange(batch) % 10]}
-    denoiser = host_training.as_denoiser(network)
+    denoiser = host.training.as_denoiser(network)
     # the host's lcm asks its model for its noise scaling, two objects down
     inner = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=network.model_sampling))
 

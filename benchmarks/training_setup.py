@@ -97,7 +97,8 @@ def learning(setup: Setup) -> Iterator[tuple[Student, TensorData, torch.Tensor]]
     from ..commands.embedded import import_host
 
     import_host()
-    from ..nodes import host, students
+    from ..nodes import host
+    from ..nodes.distillation import students
 
     model = random_model(setup)
     options = (
@@ -107,7 +108,7 @@ def learning(setup: Setup) -> Iterator[tuple[Student, TensorData, torch.Tensor]]
     with students.student_of(model, options, seed=0, **chosen) as student:  # type: ignore[arg-type]
         data = _data(setup, device=model.load_device)
         student.writes_in_place = probe_writes_in_place(student, data.first(1))
-        yield student, data, host.noise_levels(host.model_sampling_of(model))
+        yield student, data, host.models.noise_levels(host.models.model_sampling_of(model))
 
 
 def _data(setup: Setup, *, device: torch.device) -> TensorData:

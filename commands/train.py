@@ -29,7 +29,8 @@ def train(run: RunFolder, *, base: Path, host_options: list[str], processes: Pro
     """Trains what is left. The student's file, on the first process. ValueError for what cannot be trained."""
     run.description()
     import_host(*host_options, base=base)
-    from ..nodes import NODE_CLASS_MAPPINGS, worker
+    from ..nodes import NODE_CLASS_MAPPINGS
+    from ..nodes.distillation import worker
 
     classes = {**node_classes(), **NODE_CLASS_MAPPINGS}
     if not worker.node_kinds(run) <= classes.keys():

@@ -61,11 +61,14 @@ def train_classifier(seed: int, iterations: int) -> None:
 def train_teacher(seed: int, iterations: int, batch_size: int) -> None:
     """The plain v-loss on all digits through the same loop as every distillation; weights are kept as float16."""
     import_host()
-    from ..nodes import digits_model, host
+    from ..nodes import host
+    from ..nodes.demo import digits_model
 
     network, unused = digits_model.new_model(), digits_model.new_model()
     digits_model.initialise(network, generator=torch.Generator().manual_seed(seed))
-    method = Denoising(table=host.noise_levels(network.model_sampling), iterations=iterations, learning_rate=2e-3)
+    method = Denoising(
+        table=host.models.noise_levels(network.model_sampling), iterations=iterations, learning_rate=2e-3
+    )
     student = FullWeightsStudent(network, unused, as_denoiser=digits_model.as_denoiser)
     run = RunFolder(ROOT / ".fewstep" / "demo-training", f"teacher seed {seed}")
     shutil.rmtree(run.path, ignore_errors=True)

@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 
-from . import (
-    comparison,
-    demo,
-    distillation,
-    folders,
-    guidance,
-    host,
-    methods,
-    model_sampling,
-    recipes,
-    routes,
-    runs,
-    sampling,
-    students,
-    training_data,
-)
+from . import host, routes
+from .demo import digits
+from .distillation import distillation, methods, runs, students, training_data
+from .host import folders
+from .sampling import comparison, guidance, model_sampling, recipes, samplers
 
 NODE_CLASS_MAPPINGS = {
-    "FewStepLCMSampler": sampling.LCMSampler,
-    "FewStepLightningSampler": sampling.LightningSampler,
-    "FewStepConsistencySampler": sampling.ConsistencySampler,
-    "FewStepTCDSampler": sampling.TCDSampler,
-    "FewStepSchedule": sampling.Schedule,
+    "FewStepLCMSampler": samplers.LCMSampler,
+    "FewStepLightningSampler": samplers.LightningSampler,
+    "FewStepConsistencySampler": samplers.ConsistencySampler,
+    "FewStepTCDSampler": samplers.TCDSampler,
+    "FewStepSchedule": samplers.Schedule,
     "FewStepApplyRecipe": recipes.ApplyRecipe,
     "FewStepGuidanceEmbedding": guidance.GuidanceEmbedding,
     "FewStepGuidanceDistilledGuider": guidance.GuidanceDistilledGuider,
@@ -50,10 +39,10 @@ NODE_CLASS_MAPPINGS = {
     "FewStepWatchRun": runs.WatchRun,
     "FewStepLossChart": distillation.LossChart,
     "FewStepCompare": comparison.Compare,
-    "FewStepDemoTeacher": demo.DemoTeacher,
-    "FewStepDigitPrompt": demo.DigitPrompt,
-    "FewStepDigitsData": demo.DigitsData,
-    "FewStepEvaluateDigits": demo.EvaluateDigits,
+    "FewStepDemoTeacher": digits.DemoTeacher,
+    "FewStepDigitPrompt": digits.DigitPrompt,
+    "FewStepDigitsData": digits.DigitsData,
+    "FewStepEvaluateDigits": digits.EvaluateDigits,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -97,7 +86,7 @@ _OPTIONAL = {"matplotlib": "charts", "sklearn": "the digits data set", "kornia":
 def _say_what_is_missing() -> None:
     missing = [f"{name} ({use})" for name, use in _OPTIONAL.items() if importlib.util.find_spec(name) is None]
     if missing:
-        host.log.warning(
+        host.models.log.warning(
             "ComfyUI-FewStep: not installed: %s. All else works. To add them: python -m pip install matplotlib "
             "scikit-learn kornia",
             ", ".join(missing),
@@ -105,6 +94,6 @@ def _say_what_is_missing() -> None:
 
 
 _say_what_is_missing()
-sampling.add_to_menus()
+samplers.add_to_menus()
 folders.list_own_models()
 routes.add_routes()

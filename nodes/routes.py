@@ -10,8 +10,10 @@ from aiohttp import web
 
 from ..trainers.storage.run_folder import RunFolder
 from ..trainers.storage.watching import State, all_runs, curves, preview_file, previews, stage_names, state_of, summary
-from . import folders, host, schedule_preview
-from .telling import MESSAGES
+from . import host
+from .distillation.telling import MESSAGES
+from .host import folders
+from .previews import of_method, of_recipe, of_schedule
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -113,15 +115,15 @@ ROUTES: dict[tuple[str, str], Callable[[web.Request], Any]] = {
     ("GET", "/fewstep/runs"): runs,
     ("GET", "/fewstep/runs/{run}/workflow"): workflow,
     ("POST", "/fewstep/runs/{run}/delete"): delete,
-    ("GET", "/fewstep/schedule"): lambda request: _said(schedule_preview.of_schedule, request),
-    ("GET", "/fewstep/recipe"): lambda request: _said(schedule_preview.of_recipe, request),
-    ("GET", "/fewstep/method"): lambda request: _said(schedule_preview.of_method, request),
+    ("GET", "/fewstep/schedule"): lambda request: _said(of_schedule, request),
+    ("GET", "/fewstep/recipe"): lambda request: _said(of_recipe, request),
+    ("GET", "/fewstep/method"): lambda request: _said(of_method, request),
 }
 
 
 def add_routes() -> None:
     """To the host's server, where one runs."""
-    server = host.server()
+    server = host.signals.server()
     if server is None:
         return
     for (method, path), answer in ROUTES.items():

@@ -15,8 +15,8 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-import comfy.model_patcher  # noqa: E402
-import comfy.supported_models  # noqa: E402
+import comfy.model_patcher
+import comfy.supported_models
 
 CPU = torch.device("cpu")
 TOKENS = 8

@@ -10,9 +10,9 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-import comfy.sd  # noqa: E402
-import comfy.sd1_clip  # noqa: E402
-from comfy.ldm.models.autoencoder import AutoencoderKL  # noqa: E402
+import comfy.sd
+import comfy.sd1_clip
+from comfy.ldm.models.autoencoder import AutoencoderKL
 
 
 def _fill(module, seed):

@@ -6,9 +6,10 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-from comfyui_fewstep.nodes import distillation, host, methods, students, training_data  # noqa: E402
-from comfyui_fewstep.trainers.storage.export import read_student  # noqa: E402
-from PIL import Image  # noqa: E402
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.distillation import distillation, methods, students, training_data
+from comfyui_fewstep.trainers.storage.export import read_student
+from PIL import Image
 
 TRAINING = {
     "seed": 3,
@@ -79,4 +80,4 @@ def cancel_at(monkeypatch, call):
         if len(calls) == call:
             raise Cancelled
 
-    monkeypatch.setattr(host, "check_cancelled", check)
+    monkeypatch.setattr(host.signals, "check_cancelled", check)

@@ -21,7 +21,8 @@ from diffusers import (
 
 import comfy.sample  # isort: skip  # architectures made it importable
 import comfy.samplers  # isort: skip
-from comfyui_fewstep.nodes import host, model_sampling, sampling
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.sampling import model_sampling, samplers
 from comfyui_fewstep.samplers.few_step import sample_few_step, sample_tcd
 from comfyui_fewstep.samplers.noise import NoiseFamily
 
@@ -30,9 +31,9 @@ FLOW = ("sd3", "flux")
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 THEIR_NAMES = {"eps": "epsilon", "v_prediction": "v_prediction"}
 SAMPLERS = {
-    "fewstep_lcm": lambda: sampling.LCMSampler().make(),
-    "fewstep_lightning": lambda: sampling.LightningSampler().make(),
-    "fewstep_tcd": lambda: sampling.TCDSampler().make(eta=0.3),
+    "fewstep_lcm": lambda: samplers.LCMSampler().make(),
+    "fewstep_lightning": lambda: samplers.LightningSampler().make(),
+    "fewstep_tcd": lambda: samplers.TCDSampler().make(eta=0.3),
 }
 STEPS = 4
 model_of = functools.cache(tiny)  # no test changes a model: patches go on clones
@@ -94,7 +95,7 @@ def sampler_custom_advanced(kind, guider, sampler, sigmas, *, seed=7):
 
 
 def schedule(model, name="trailing", steps=STEPS, **options):
-    return sampling.Schedule().make(model, name, steps, **options)[0]
+    return samplers.Schedule().make(model, name, steps, **options)[0]
 
 
 @pytest.mark.parametrize("kind", kinds())
@@ -207,7 +208,7 @@ def fresh_noise(model, steps, monkeypatch, module):
 
 
 def scheduler_for(model, made, steps, **options):
-    prediction = THEIR_NAMES[host.prediction_type(host.model_sampling_of(model))]
+    prediction = THEIR_NAMES[host.models.prediction_type(host.models.model_sampling_of(model))]
     scheduler = made(**SD, prediction_type=prediction, **options)
     scheduler.set_timesteps(steps)
     return scheduler
@@ -220,7 +221,7 @@ def test_lcm_is_diffusers_lcm(kind, steps, monkeypatch):
     (model,), prompt = model_sampling.LCMModel().patch(model_of(kind)), conditioning(kind, batch=2)
     noise_sampler = fresh_noise(model, steps, monkeypatch, diffusers_lcm)
     sigmas = schedule(model, "lcm", steps)
-    walk = ours(model, host.sampler(sample_few_step, gamma=1.0, noise_sampler=noise_sampler), sigmas, prompt)
+    walk = ours(model, host.models.sampler(sample_few_step, gamma=1.0, noise_sampler=noise_sampler), sigmas, prompt)
     other = theirs(scheduler_for(model, LCMScheduler, steps), predict(model, prompt), noise_for(model))
     assert_same(in_vp_scale(walk, sigmas), other)
 
@@ -232,7 +233,7 @@ def test_tcd_is_diffusers_tcd(kind, steps, monkeypatch):
     model, prompt = model_of(kind), conditioning(kind, batch=2)
     noise_sampler = fresh_noise(model, steps, monkeypatch, diffusers_tcd)
     sigmas = schedule(model, "tcd", steps)
-    walk = ours(model, host.sampler(sample_tcd, eta=0.3, noise_sampler=noise_sampler), sigmas, prompt)
+    walk = ours(model, host.models.sampler(sample_tcd, eta=0.3, noise_sampler=noise_sampler), sigmas, prompt)
     other = theirs(scheduler_for(model, TCDScheduler, steps), predict(model, prompt), noise_for(model), eta=0.3)
     assert_same(in_vp_scale(walk, sigmas), other)
 
@@ -243,7 +244,7 @@ def test_tcd_is_diffusers_tcd(kind, steps, monkeypatch):
 def test_lightning_is_diffusers_euler_trailing(kind, steps):
     model, prompt = model_of(kind), conditioning(kind, batch=2)
     sigmas, network = schedule(model, steps=steps), predict(model, prompt)
-    walk = ours(model, sampling.LightningSampler().make()[0], sigmas, prompt)
+    walk = ours(model, samplers.LightningSampler().make()[0], sigmas, prompt)
     scheduler = scheduler_for(model, EulerDiscreteScheduler, steps, timestep_spacing="trailing")
     start = NoiseFamily.VARIANCE_EXPLODING.initial(noise_for(model), sigma=sigmas[0])
     other = theirs(scheduler, lambda x, t: network(scheduler.scale_model_input(x, t), t), start)
@@ -263,7 +264,7 @@ def flow_scheduler(kind, scheduler, sigmas, network):
 def test_lightning_is_diffusers_euler_for_flow_models(kind, steps):
     model, prompt = model_of(kind), conditioning(kind, batch=2)
     sigmas, network = schedule(model, steps=steps), predict(model, prompt)
-    walk = ours(model, sampling.LightningSampler().make()[0], sigmas, prompt)
+    walk = ours(model, samplers.LightningSampler().make()[0], sigmas, prompt)
     assert_same(
         walk, theirs(*flow_scheduler(kind, FlowMatchEulerDiscreteScheduler(), sigmas, network), noise_for(model))
     )
@@ -276,7 +277,7 @@ def test_lcm_is_diffusers_lcm_for_flow_models(kind, steps, monkeypatch):
     model, prompt = model_of(kind), conditioning(kind, batch=2)
     noise_sampler = fresh_noise(model, steps, monkeypatch, diffusers_flow_lcm)
     sigmas, network = schedule(model, steps=steps), predict(model, prompt)
-    walk = ours(model, host.sampler(sample_few_step, gamma=1.0, noise_sampler=noise_sampler), sigmas, prompt)
+    walk = ours(model, host.models.sampler(sample_few_step, gamma=1.0, noise_sampler=noise_sampler), sigmas, prompt)
     assert_same(walk, theirs(*flow_scheduler(kind, FlowMatchLCMScheduler(), sigmas, network), noise_for(model)))
 
 

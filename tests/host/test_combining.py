@@ -9,7 +9,8 @@ from test_lora import TRAINING, draw, output  # noqa: F401
 
 import comfy.sd  # isort: skip  # architectures made it importable
 import folder_paths  # isort: skip
-from comfyui_fewstep.nodes import distillation, host_training, methods, students
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.distillation import distillation, methods, students
 from comfyui_fewstep.trainers.storage.files import read_metadata, read_tensors
 from comfyui_fewstep.trainers.students.adapters import LoRALayers, LowRank, adaptable_layers, lora_file
 
@@ -38,7 +39,7 @@ def style(model, *, layers=LoRALayers.LINEAR_AND_CONV):
         )
         for path, layer in adaptable_layers(model.model.diffusion_model, layers).items()
     }
-    return lora_file(adapters, alpha=2.0, names=host_training.lora_names(model, adapters))
+    return lora_file(adapters, alpha=2.0, names=host.training.lora_names(model, adapters))
 
 
 def load(model, tensors, strength=1.0):
@@ -138,11 +139,11 @@ def test_the_second_teacher_is_the_first_student(output):  # noqa: F811
     x, sigma = noise_for(base), torch.tensor([1.0, 3.0])
     with torch.inference_mode(False), torch.no_grad():
         prompt = conditioning("sd15", seed=2, batch=2)
-        condition = host_training.condition_for_training(base, prompt, latents=x, name="positive")
+        condition = host.training.condition_for_training(base, prompt, latents=x, name="positive")
         with students.student_of(guided, options, seed=0) as learning:
             teacher = learning.teacher(x, sigma, **condition)
-        wanted = host_training.as_denoiser(host_training.loaded(guided))(x, sigma, **condition)
-        bare = host_training.as_denoiser(host_training.loaded(base))(x, sigma, **condition)
+        wanted = host.training.as_denoiser(host.training.loaded(guided))(x, sigma, **condition)
+        bare = host.training.as_denoiser(host.training.loaded(base))(x, sigma, **condition)
     assert torch.equal(teacher, wanted)
     differ(teacher, bare)
 
@@ -162,13 +163,13 @@ def test_too_small_a_rank_says_what_it_loses(output):  # noqa: F811
 def test_what_cannot_be_one_lora_is_named(output):  # noqa: F811
     base = tiny("sd15")
     with pytest.raises(ValueError, match="no LoRA is wired into this model"):
-        host_training.lora_in_one(base, rank=4)
+        host.training.lora_in_one(base, rank=4)
     clone = base.clone()
     clone.add_patches(
         {"diffusion_model.time_embed.0.bias": (torch.ones_like(base.model.diffusion_model.time_embed[0].bias),)}
     )
     with pytest.raises(ValueError, match=r"change diffusion_model\.time_embed\.0\.bias, which is no layer"):
-        host_training.lora_in_one(clone, rank=4)
+        host.training.lora_in_one(clone, rank=4)
     teacher = load(base, style(base))
     _, name = distil(teacher, "sd15", "consistency")
     with pytest.raises(ValueError, match=f"there is a file '{name}' in loras already"):

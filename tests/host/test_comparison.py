@@ -10,7 +10,7 @@ from PIL import Image
 
 import_host()
 
-from comfyui_fewstep.nodes.comparison import MOST_SHOWN, Compare, stacked  # noqa: E402
+from comfyui_fewstep.nodes.sampling.comparison import MOST_SHOWN, Compare, stacked
 
 
 @pytest.fixture

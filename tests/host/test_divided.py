@@ -16,15 +16,16 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-from architectures import conditioning, has, kinds, noise_for, tiny  # noqa: E402
-from comfyui_fewstep.nodes import host, running, students  # noqa: E402
-from comfyui_fewstep.nodes.distillation import _data_in_graph  # noqa: E402
-from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions, StudentPrediction  # noqa: E402
-from comfyui_fewstep.trainers.objective.weighting import Weighting  # noqa: E402
-from comfyui_fewstep.trainers.processes.group import Processes  # noqa: E402
-from comfyui_fewstep.trainers.storage.run_folder import RunFolder  # noqa: E402
-from comfyui_fewstep.trainers.training.distillation import Distillation  # noqa: E402
-from comfyui_fewstep.trainers.training.options import TrainOptions  # noqa: E402
+from architectures import conditioning, has, kinds, noise_for, tiny
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.distillation import running, students
+from comfyui_fewstep.nodes.distillation.distillation import _data_in_graph
+from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions, StudentPrediction
+from comfyui_fewstep.trainers.objective.weighting import Weighting
+from comfyui_fewstep.trainers.processes.group import Processes
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.training.distillation import Distillation
+from comfyui_fewstep.trainers.training.options import TrainOptions
 
 KINDS = ("sd15", "sdxl", "sd3", "flux")
 CONVERTING = "sd15 to v_prediction"
@@ -45,7 +46,7 @@ def distil(run, kind, prediction, processes):
     latents = {"samples": noise_for(model, seed=1, batch=8)}
     prompts = conditioning(kind, seed=2), conditioning(kind, seed=5)
     data = _data_in_graph(model, latents, *prompts, dropout=0.0).data
-    sampling = host.model_sampling_of(model)
+    sampling = host.models.model_sampling_of(model)
     options = ProgressiveOptions(
         start_steps=4,
         target_steps=2 if prediction else 1,
@@ -61,7 +62,7 @@ def distil(run, kind, prediction, processes):
         data=data,
         options=TrainOptions(batch_size=4, log_every=1, gradient_clip=1e9),
         teacher_sha256="a" * 64,
-        prediction_type=host.prediction_type(sampling),
+        prediction_type=host.models.prediction_type(sampling),
         processes=processes,
     )
     with (

@@ -9,11 +9,12 @@ from comfyui_fewstep.commands.embedded import import_host, node_classes
 
 import_host()
 
-from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS, methods, students  # noqa: E402
-from comfyui_fewstep.trainers.methods.progressive import StudentPrediction  # noqa: E402
-from comfyui_fewstep.trainers.training.micro_batches import require_equal_parts  # noqa: E402
-from comfyui_fewstep.trainers.training.options import TrainOptions  # noqa: E402
-from hosting import ROOT  # noqa: E402
+from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS
+from comfyui_fewstep.nodes.distillation import methods, students
+from comfyui_fewstep.trainers.methods.progressive import StudentPrediction
+from comfyui_fewstep.trainers.training.micro_batches import require_equal_parts
+from comfyui_fewstep.trainers.training.options import TrainOptions
+from hosting import ROOT
 
 FILES = sorted((ROOT / "docs" / "examples").glob("*.json"))
 OPEN = {"cifar10": {"model"}}

@@ -9,12 +9,13 @@ from safetensors.torch import save_file
 
 import_host()
 
-import comfy.model_patcher  # noqa: E402
-import comfy.utils  # noqa: E402
-import folder_paths  # noqa: E402
-from comfyui_fewstep.nodes import digits_model, guidance  # noqa: E402
-from comfyui_fewstep.samplers.guidance_embedding import w_embedding  # noqa: E402
-from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel  # noqa: E402
+import comfy.model_patcher
+import comfy.utils
+import folder_paths
+from comfyui_fewstep.nodes.demo import digits_model
+from comfyui_fewstep.nodes.sampling import guidance
+from comfyui_fewstep.samplers.guidance_embedding import w_embedding
+from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel
 
 CPU = torch.device("cpu")
 SHAPES = {"SD1.5": {}, "SDXL": {"linear": True}}

@@ -7,11 +7,13 @@ from torch.nn import Linear
 
 import_host()
 
-import comfy.sample  # noqa: E402
-import comfy.samplers  # noqa: E402
-from architectures import conditioning, kinds, noise_for, tiny  # noqa: E402
-from comfyui_fewstep.nodes import digits_model, guidance, host, host_guidance, sampling  # noqa: E402
-from test_sampling import model_of, noise_of, schedule  # noqa: E402
+import comfy.sample
+import comfy.samplers
+from architectures import conditioning, kinds, noise_for, tiny
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.demo import digits_model
+from comfyui_fewstep.nodes.sampling import guidance, samplers
+from test_sampling import model_of, noise_of, schedule
 
 BATCH = 4
 PROMPT = digits_model.prompt("1234")
@@ -20,7 +22,7 @@ NO_PROMPT = digits_model.prompt("")
 
 def guided_model(scale=1.0, kind="V_PREDICTION"):
     cond_proj = torch.randn(32, 16, generator=torch.Generator().manual_seed(5))
-    return host_guidance.with_guidance_embedding(model_of(kind), cond_proj, guidance_scale=scale)
+    return host.guidance.with_guidance_embedding(model_of(kind), cond_proj, guidance_scale=scale)
 
 
 @pytest.fixture
@@ -74,7 +76,7 @@ def test_the_guider_costs_one_forward_a_step_with_any_sampler(rows):
     sigmas = schedule(model, steps=4)
     drawn = advanced(guider, comfy.samplers.sampler_object("euler"), sigmas)
     assert rows == [BATCH] * 4
-    (sampler,) = sampling.LightningSampler().make()
+    (sampler,) = samplers.LightningSampler().make()
     (plain,) = guidance.GuidanceDistilledGuider().make(guided_model(3.0), PROMPT, 7.5)
     assert torch.equal(drawn, advanced(plain, sampler, sigmas)), "the guider's scale replaces the model's"
     (distilled,) = guidance.GuidanceDistilledSampler().make(0.0)
@@ -100,7 +102,7 @@ def test_the_model_keeps_its_own_scale_afterwards():
 
 def test_a_guider_can_sample_twice():
     model = guided_model()
-    guider = host.guider(model, {"positive": PROMPT, "negative": NO_PROMPT}, cfg=5.0)
+    guider = host.models.guider(model, {"positive": PROMPT, "negative": NO_PROMPT}, cfg=5.0)
     (sampler,) = guidance.GuidanceDistilledSampler().make(1.0)
     sigmas = schedule(model, steps=3)
     assert torch.equal(advanced(guider, sampler, sigmas), advanced(guider, sampler, sigmas))
@@ -118,7 +120,7 @@ def test_a_model_without_guidance_input_is_refused(kind):
 def test_a_guider_without_cfg_is_refused():
     (sampler,) = guidance.GuidanceDistilledSampler().make(0.0)
     model = guided_model()
-    guider = host.guider(model, {"positive": PROMPT}, cfg=1.0)
+    guider = host.models.guider(model, {"positive": PROMPT}, cfg=1.0)
     with pytest.raises(ValueError, match="takes its scale from the cfg, but CFGGuider has none"):
         advanced(guider, sampler, schedule(model))
 
@@ -143,8 +145,8 @@ def test_the_hosts_own_guidance_input_takes_the_scale(kind, rows):
     assert torch.equal(drawn, draw("fewstep_lightning", prompt_of(7.5), 1.0))
     assert not torch.equal(drawn, draw("fewstep_lightning", prompt, 1.0))
     (guider,) = guidance.GuidanceDistilledGuider().make(model, prompt, 7.5)
-    (sampler,) = sampling.LightningSampler().make()
-    sigmas = comfy.samplers.calculate_sigmas(host.model_sampling_of(model), "simple", 3)
+    (sampler,) = samplers.LightningSampler().make()
+    sigmas = comfy.samplers.calculate_sigmas(host.models.model_sampling_of(model), "simple", 3)
     guided = guider.sample(noise, torch.ones_like(noise), sampler, sigmas, disable_pbar=True, seed=3)
     assert torch.equal(drawn, guided)
     assert prompt[0][1]["guidance"] == 3.5, "the connected prompt is as it was"
@@ -154,6 +156,6 @@ def test_a_network_built_without_guidance_is_refused():
     """Flux schnell has the layer's place, and nothing in it."""
     network = torch.nn.Module()
     network.guidance_in = torch.nn.Identity()
-    assert not host_guidance._has_guidance_input(network)
+    assert not host.guidance._has_guidance_input(network)
     network.guidance_in = Linear(2, 2)
-    assert host_guidance._has_guidance_input(network)
+    assert host.guidance._has_guidance_input(network)

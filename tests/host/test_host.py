@@ -1,4 +1,4 @@
-"""nodes/host.py against the host's own classes, in this process: the embedded ComfyUI or the one at COMFYUI_PATH."""
+"""nodes/host/models.py against the host's own classes, in this process: the embedded ComfyUI or the one at COMFYUI_PATH."""
 
 import copy
 from types import SimpleNamespace
@@ -9,16 +9,19 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-import comfy.model_base as model_base  # noqa: E402
-import comfy.samplers  # noqa: E402
-import folder_paths  # noqa: E402
-from comfyui_fewstep.nodes import digits_model, distillation, folders, host, host_training, students  # noqa: E402
-from comfyui_fewstep.nodes.sampling import LightningSampler, Schedule  # noqa: E402
-from comfyui_fewstep.samplers.noise import NoiseFamily  # noqa: E402
-from comfyui_fewstep.trainers.data.batches import Batch  # noqa: E402
-from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions  # noqa: E402
-from comfyui_fewstep.trainers.objective.weighting import Weighting  # noqa: E402
-from comfyui_fewstep.trainers.students.student import FullWeightsStudent, probe_writes_in_place  # noqa: E402
+import comfy.model_base as model_base
+import comfy.samplers
+import folder_paths
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.demo import digits_model
+from comfyui_fewstep.nodes.distillation import distillation, students
+from comfyui_fewstep.nodes.host import folders
+from comfyui_fewstep.nodes.sampling.samplers import LightningSampler, Schedule
+from comfyui_fewstep.samplers.noise import NoiseFamily
+from comfyui_fewstep.trainers.data.batches import Batch
+from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions
+from comfyui_fewstep.trainers.objective.weighting import Weighting
+from comfyui_fewstep.trainers.students.student import FullWeightsStudent, probe_writes_in_place
 
 VE, FLOW = NoiseFamily.VARIANCE_EXPLODING, NoiseFamily.FLOW
 
@@ -43,16 +46,16 @@ def weights_of(model):
 )
 def test_every_kind_of_model_is_known(kind, family, prediction):
     sampling = model_base.model_sampling(SimpleNamespace(sampling_settings={}), model_base.ModelType[kind])
-    assert host.noise_family(sampling) is family
-    assert host.prediction_type(sampling) == prediction
-    levels = host.noise_levels(sampling)
+    assert host.models.noise_family(sampling) is family
+    assert host.models.prediction_type(sampling) == prediction
+    levels = host.models.noise_levels(sampling)
     assert torch.all(levels.diff() > 0)
     assert not levels.is_inference()
 
 
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="of a kind that FewStep does not know"):
-        host.noise_family(torch.nn.Identity())
+        host.models.noise_family(torch.nn.Identity())
 
 
 @pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])
@@ -60,7 +63,7 @@ def test_noise_is_added_as_the_host_adds_it(kind):
     sampling = model_base.model_sampling(SimpleNamespace(sampling_settings={}), model_base.ModelType[kind])
     x0, noise, sigma = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3), torch.tensor(0.7)
     theirs = sampling.noise_scaling(sigma, noise.clone(), x0)
-    assert torch.equal(host.noise_family(sampling).add_noise(x0, noise, sigma=sigma), theirs)
+    assert torch.equal(host.models.noise_family(sampling).add_noise(x0, noise, sigma=sigma), theirs)
 
 
 @torch.inference_mode()
@@ -71,7 +74,9 @@ def test_lightning_is_the_hosts_euler_bit_for_bit():
     inputs = {"noise": noise, "positive": digits_model.prompt("1234"), "negative": digits_model.prompt(""), "cfg": 2.0}
     (ours,) = LightningSampler().make()
     theirs = comfy.samplers.sampler_object("euler")
-    assert torch.equal(host.sample(model, ours, sigmas, **inputs), host.sample(model, theirs, sigmas, **inputs))
+    assert torch.equal(
+        host.models.sample(model, ours, sigmas, **inputs), host.models.sample(model, theirs, sigmas, **inputs)
+    )
 
 
 def distil(model, root, monkeypatch, **changed):
@@ -114,7 +119,7 @@ def test_the_hosts_model_is_untouched_after_a_cancel(tmp_path, monkeypatch):
         if len(calls) == 3:
             raise Cancelled
 
-    monkeypatch.setattr(host, "check_cancelled", cancel)
+    monkeypatch.setattr(host.signals, "check_cancelled", cancel)
     with pytest.raises(Cancelled):
         distil(model, tmp_path, monkeypatch)
     assert [path.stem for path in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["00000002", "00000003"]
@@ -130,16 +135,16 @@ def test_patches_on_the_wire_are_distilled_too():
     with torch.inference_mode():
         patched = model.clone()
         patched.add_patches({key: (torch.ones_like(before),)}, 0.5)
-    network = host_training.trainable_copy(patched)
+    network = host.training.trainable_copy(patched)
     torch.testing.assert_close(network.state_dict()[key], before + 0.5)
-    torch.testing.assert_close(host_training.trainable_copy(model).state_dict()[key], before)
+    torch.testing.assert_close(host.training.trainable_copy(model).state_dict()[key], before)
 
 
 def test_a_copy_can_be_trained_though_the_host_made_inference_tensors():
-    network = host_training.trainable_copy(teacher())
+    network = host.training.trainable_copy(teacher())
     assert not any(parameter.is_inference() for parameter in network.parameters())
     x, y = torch.randn(2, 4, 4, 4), torch.zeros(2, 10)
-    host_training.as_denoiser(network)(x, torch.ones(2), y=y, c_crossattn=torch.zeros(2, 1, 1)).sum().backward()
+    host.training.as_denoiser(network)(x, torch.ones(2), y=y, c_crossattn=torch.zeros(2, 1, 1)).sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
@@ -148,12 +153,12 @@ def test_conditioning_that_training_cannot_honour_is_refused(option):
     prompt = copy.deepcopy(digits_model.prompt("1"))
     prompt[0][1][option] = object()
     with pytest.raises(ValueError, match=f"positive conditioning carries {option}"):
-        host_training.condition_for_training(teacher(), prompt, latents=torch.zeros(1, 4, 4, 4), name="positive")
+        host.training.condition_for_training(teacher(), prompt, latents=torch.zeros(1, 4, 4, 4), name="positive")
 
 
 def test_latents_of_another_model_are_refused():
     with pytest.raises(ValueError, match="latents have 16 channels but this model works on 4"):
-        host_training.latents_for_training(teacher(), {"samples": torch.zeros(1, 16, 4, 4)})
+        host.training.latents_for_training(teacher(), {"samples": torch.zeros(1, 16, 4, 4)})
 
 
 def transformer_unet():
@@ -179,7 +184,7 @@ def test_gradients_are_right_through_the_hosts_transformer_blocks():
         "y": torch.eye(10)[:2],
         "c_crossattn": torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(2)),
     }
-    student = FullWeightsStudent(network, copy.deepcopy(network), as_denoiser=host_training.as_denoiser)
+    student = FullWeightsStudent(network, copy.deepcopy(network), as_denoiser=host.training.as_denoiser)
     student.writes_in_place = probe_writes_in_place(student, Batch(x[:1], {k: v[:1] for k, v in condition.items()}))
     with student.autograd():
         student.denoiser(x, sigma, **condition).square().mean().backward()

@@ -9,13 +9,14 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-from architectures import tiny  # noqa: E402
-from comfyui_fewstep.nodes import data_sources, host, host_data, host_training, training_data  # noqa: E402
-from comfyui_fewstep.trainers.data.batches import Buckets  # noqa: E402
-from comfyui_fewstep.trainers.data.cache import read_data  # noqa: E402
-from comfyui_fewstep.trainers.data.pictures import pixels  # noqa: E402
-from encoders import Counting, MeanVAE, RandomCLIP, tiny_vae  # noqa: E402
-from making_data import (  # noqa: E402
+from architectures import tiny
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.distillation import data_sources, training_data
+from comfyui_fewstep.trainers.data.batches import Buckets
+from comfyui_fewstep.trainers.data.cache import read_data
+from comfyui_fewstep.trainers.data.pictures import pixels
+from encoders import Counting, MeanVAE, RandomCLIP, tiny_vae
+from making_data import (
     LONG,
     Cancelled,
     cancel_at,
@@ -53,7 +54,7 @@ def test_encoding_leaves_the_hosts_random_numbers_alone(vae):
     torch.manual_seed(5)
     expected = torch.randn(3)
     torch.manual_seed(5)
-    host_data.encode_picture(vae, torch.rand(16, 16, 3, generator=torch.Generator()), seed=1)
+    host.data.encode_picture(vae, torch.rand(16, 16, 3, generator=torch.Generator()), seed=1)
     assert torch.equal(torch.randn(3), expected)
 
 
@@ -95,7 +96,7 @@ def test_a_cancel_while_encoding_goes_on_where_it_was(call, output, folder, vae,
     cancel_at(monkeypatch, call)
     with pytest.raises(Cancelled):
         distil(model, name="part", data=images(first, clip))
-    monkeypatch.setattr(host, "check_cancelled", lambda: None)
+    monkeypatch.setattr(host.signals, "check_cancelled", lambda: None)
     shards = len(list((run_folder(output, "part") / "data").glob("*.safetensors")))
     kept = {2: 0, 7: 0, 8: 2, 9: 3, 10: 3}[call]
     assert shards == {0: 0, 2: 1, 3: 2}[kept]
@@ -194,7 +195,7 @@ def test_long_captions_are_buckets_of_their_own_and_can_be_dropped(output, folde
     assert text.shape[1:] == empty.shape[1:] == (154, 768)
     assert torch.equal(empty, square.unconditional["c_crossattn"].repeat(1, 2, 1))
     with torch.no_grad():
-        denoise = host_training.as_denoiser(host_training.loaded(model))
+        denoise = host.training.as_denoiser(host.training.loaded(model))
         x, sigma = long.x0, torch.tensor([0.7])
         once = denoise(x, sigma, c_crossattn=square.unconditional["c_crossattn"])
         torch.testing.assert_close(denoise(x, sigma, c_crossattn=empty), once, atol=1e-5, rtol=1e-5)

@@ -8,7 +8,7 @@ from comfyui_fewstep.commands.embedded import import_host, node_classes
 
 import_host()
 
-from comfyui_fewstep.nodes import graph  # noqa: E402
+from comfyui_fewstep.nodes.host import graph
 
 CLASSES = {}
 

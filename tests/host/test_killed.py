@@ -19,15 +19,16 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-import folder_paths  # noqa: E402
-from comfyui_fewstep.nodes import digits_model, folders  # noqa: E402
-from comfyui_fewstep.nodes.distillation import Distill  # noqa: E402
-from comfyui_fewstep.nodes.students import FullWeights  # noqa: E402
-from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions  # noqa: E402
-from comfyui_fewstep.trainers.objective.weighting import Weighting  # noqa: E402
-from comfyui_fewstep.trainers.storage.export import read_student  # noqa: E402
-from comfyui_fewstep.trainers.storage.run_folder import RunFolder  # noqa: E402
-from comfyui_fewstep.trainers.students.adapters import LoRALayers, LoRAOptions  # noqa: E402
+import folder_paths
+from comfyui_fewstep.nodes.demo import digits_model
+from comfyui_fewstep.nodes.distillation.distillation import Distill
+from comfyui_fewstep.nodes.distillation.students import FullWeights
+from comfyui_fewstep.nodes.host import folders
+from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions
+from comfyui_fewstep.trainers.objective.weighting import Weighting
+from comfyui_fewstep.trainers.storage.export import read_student
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.students.adapters import LoRALayers, LoRAOptions
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the processes are forked, and killed by SIGKILL")
 

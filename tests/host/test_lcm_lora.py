@@ -14,7 +14,9 @@ import comfy.samplers  # isort: skip
 import comfy.sd  # isort: skip
 import folder_paths  # isort: skip
 from diffusers import LCMScheduler, StableDiffusionPipeline  # isort: skip
-from comfyui_fewstep.nodes import distillation, host, methods, recipes, students
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.distillation import distillation, methods, students
+from comfyui_fewstep.nodes.sampling import recipes
 from comfyui_fewstep.samplers.few_step import sample_few_step
 from comfyui_fewstep.trainers.storage.files import read_tensors
 
@@ -60,7 +62,7 @@ def test_it_draws_the_same_everywhere(shape, steps, tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
     linear, generator = bool(SHAPES[shape]), torch.Generator().manual_seed(2)
     theirs = diffusers_unet(linear)
-    model = host.with_model_sampling(host_model(dict(theirs.state_dict()), linear), prediction="eps")
+    model = host.models.with_model_sampling(host_model(dict(theirs.state_dict()), linear), prediction="eps")
     labels, given = labels_for(theirs, linear, generator)
     monkeypatch.setattr(
         type(model.model), "encode_adm", lambda _, **inputs: inputs["pooled_output"] if linear else None
@@ -75,7 +77,7 @@ def test_it_draws_the_same_everywhere(shape, steps, tmp_path, monkeypatch):
         loaded, _ = comfy.sd.load_lora_for_models(model, None, file, 1.0, 0.0)
         applied, _, sigmas, *_ = recipes.ApplyRecipe().apply(loaded, recipes.FROM_FILE, file="lcm (run)")
         draws = [iter(fresh) for _ in range(3)]
-        ours = host.sampler(sample_few_step, gamma=1.0, noise_sampler=lambda *_: next(draws[0]))
+        ours = host.models.sampler(sample_few_step, gamma=1.0, noise_sampler=lambda *_: next(draws[0]))
         stock = comfy.samplers.KSAMPLER(
             comfy.k_diffusion.sampling.sample_lcm, extra_options={"noise_sampler": lambda *_: next(draws[1])}
         )

@@ -8,17 +8,19 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-import comfy.lora  # noqa: E402
-import comfy.sample  # noqa: E402
-import comfy.sd  # noqa: E402
-import folder_paths  # noqa: E402
-from architectures import conditioning, kinds, noise_for, tiny  # noqa: E402
-from comfyui_fewstep.nodes import distillation, host, methods, sampling, students  # noqa: E402
-from comfyui_fewstep.trainers.storage.export import LORA, read_student  # noqa: E402
-from comfyui_fewstep.trainers.storage.files import read_tensors, write_tensors  # noqa: E402
-from comfyui_fewstep.trainers.students.adapters import Adapters, LoRALayers, LoRAOptions, lora_file  # noqa: E402
-from diffusers import StableDiffusionPipeline  # noqa: E402
-from test_guidance import SHAPES, diffusers_unet, host_model, labels_for  # noqa: E402
+import comfy.lora
+import comfy.sample
+import comfy.sd
+import folder_paths
+from architectures import conditioning, kinds, noise_for, tiny
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.distillation import distillation, methods, students
+from comfyui_fewstep.nodes.sampling import samplers
+from comfyui_fewstep.trainers.storage.export import LORA, read_student
+from comfyui_fewstep.trainers.storage.files import read_tensors, write_tensors
+from comfyui_fewstep.trainers.students.adapters import Adapters, LoRALayers, LoRAOptions, lora_file
+from diffusers import StableDiffusionPipeline
+from test_guidance import SHAPES, diffusers_unet, host_model, labels_for
 
 TRAINING = {
     "seed": 3,
@@ -66,8 +68,8 @@ def distil(model, kind, *, iterations=10, layers="linear", student=None, name=No
 @torch.inference_mode()
 def draw(model, kind, steps=2, cfg=1.0):
     noise, prompt, negative = noise_for(model), conditioning(kind, seed=2), conditioning(kind, seed=5)
-    (sampler,) = sampling.LightningSampler().make()
-    (sigmas,) = sampling.Schedule().make(model, "trailing", steps)
+    (sampler,) = samplers.LightningSampler().make()
+    (sigmas,) = samplers.Schedule().make(model, "trailing", steps)
     return comfy.sample.sample_custom(
         model, noise, cfg, sampler, sigmas, prompt, negative, torch.zeros_like(noise), disable_pbar=True, seed=1
     )
@@ -125,17 +127,17 @@ def test_the_student_while_it_learns_is_the_model_with_the_lora(kind, output):
     x, sigma = noise_for(model, batch=1), torch.tensor([0.6])
     ((text, given),) = conditioning(kind, seed=2)
     with torch.inference_mode(False):
-        condition = students.host_training.condition_for_training(model, [[text, given]], latents=x, name="positive")
+        condition = students.host.training.condition_for_training(model, [[text, given]], latents=x, name="positive")
         with students.student_of(model, options, seed=0) as student:
             for value in student.parameters():
                 value.data.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
             learning = student.denoiser(x, sigma, **condition).detach()
             bare = student.teacher(x, sigma, **condition)
             tensors = student.exported()
-        finished = students.host_training.with_lora(model, tensors)
-        network = students.host_training.loaded(finished)
+        finished = students.host.training.with_lora(model, tensors)
+        network = students.host.training.loaded(finished)
         with torch.no_grad():
-            patched = students.host_training.as_denoiser(network)(x, sigma, **condition)
+            patched = students.host.training.as_denoiser(network)(x, sigma, **condition)
         finished.unpatch_model()
     torch.testing.assert_close(learning, patched, atol=1e-4, rtol=1e-4)
     assert (learning - bare).abs().max() > 1e-3
@@ -170,7 +172,7 @@ def test_a_cancel_or_an_error_leaves_the_model_whole(kind, error, output, monkey
         if len(calls) == 9:
             raise error
 
-    monkeypatch.setattr(host, "check_cancelled", stop)
+    monkeypatch.setattr(host.signals, "check_cancelled", stop)
     with pytest.raises(error):
         distil(model, kind, iterations=6, name="stopped")
     assert_whole(model, before)
@@ -202,11 +204,11 @@ def test_a_users_lora_is_part_of_the_teacher(output):
 def lora_like(model):
     options = LoRAOptions(rank=2, alpha=2.0)
     with (
-        students.host_training.shared_network(model) as network,
+        students.host.training.shared_network(model) as network,
         Adapters(network.diffusion_model, options) as adapters,
     ):
         chosen = adapters.new_set(generator=torch.Generator().manual_seed(0))
-        names = students.host_training.lora_names(model, adapters.paths)
+        names = students.host.training.lora_names(model, adapters.paths)
     return lora_file(chosen, alpha=2.0, names=names)
 
 

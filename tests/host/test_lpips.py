@@ -15,16 +15,17 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-import comfy.latent_formats  # noqa: E402
-from architectures import CPU, conditioning, noise_for, tiny  # noqa: E402
-from comfyui_fewstep.launch import HOME  # noqa: E402
-from comfyui_fewstep.nodes import digits_model, distillation, methods, runs, students  # noqa: E402
-from comfyui_fewstep.nodes import perceptual as host_perceptual  # noqa: E402
-from comfyui_fewstep.trainers.measures import digits  # noqa: E402
-from comfyui_fewstep.trainers.objective import perceptual  # noqa: E402
-from encoders import tiny_vae  # noqa: E402
-from hosting import Failed, demo  # noqa: E402
-from test_lora import TRAINING, assert_whole, output, snapshot  # noqa: E402, F401 (a fixture)
+import comfy.latent_formats
+from architectures import CPU, conditioning, noise_for, tiny
+from comfyui_fewstep.launch import HOME
+from comfyui_fewstep.nodes.demo import digits_model
+from comfyui_fewstep.nodes.distillation import distillation, methods, runs, students
+from comfyui_fewstep.nodes.distillation import perceptual as host_perceptual
+from comfyui_fewstep.trainers.measures import digits
+from comfyui_fewstep.trainers.objective import perceptual
+from encoders import tiny_vae
+from hosting import Failed, demo
+from test_lora import TRAINING, assert_whole, output, snapshot  # noqa: F401 (a fixture)
 
 lpips = pytest.importorskip("lpips", reason="pip install --no-deps lpips to run these")
 

@@ -5,7 +5,8 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 from architectures import conditioning, kinds, noise_for, tiny
-from comfyui_fewstep.nodes import host, host_training, methods, running, students
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.distillation import methods, running, students
 from comfyui_fewstep.trainers.data.batches import TensorData
 from comfyui_fewstep.trainers.objective.loss import loss_and_error, weighted_error
 from comfyui_fewstep.trainers.students.adapters import LoRALayers, LoRAOptions
@@ -29,13 +30,13 @@ class Step:
     def __init__(self, model, kind, student):
         self.network = getattr(student, "module", model.model).diffusion_model
         latents = {"samples": noise_for(model, seed=1, batch=2, height=16, width=16)}
-        x0 = host_training.latents_for_training(model, latents)
+        x0 = host.training.latents_for_training(model, latents)
         condition, unconditional = (
-            host_training.condition_for_training(model, conditioning(kind, seed=seed), latents=x0, name=name)
+            host.training.condition_for_training(model, conditioning(kind, seed=seed), latents=x0, name=name)
             for seed, name in ((2, "positive"), (5, "negative"))
         )
         self.data = TensorData(x0=x0, condition=condition, unconditional=unconditional)
-        sampling = host.model_sampling_of(model)
+        sampling = host.models.model_sampling_of(model)
         (chosen,) = methods.ProgressiveDistillation().make(
             start_steps=4, target_steps=1, iterations=1, weighting="constant", learning_rate=1e-3, guidance_scale=1.5
         )
@@ -217,7 +218,7 @@ def test_the_model_is_whole_afterwards(kind, which, stop, output, monkeypatch): 
     picture = draw(model, kind)  # first: the host's own loading leaves marks on the modules
     before, state = snapshot(model), attributes(model.model)
     if stop:
-        monkeypatch.setattr(host, "check_cancelled", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr(host.signals, "check_cancelled", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt) if stop else nullcontext():
         distil(
             model,
@@ -252,7 +253,7 @@ def test_checkpointing_may_be_switched_on_in_a_run_and_precision_not(output, mon
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(host, "check_cancelled", stop)
+        patch.setattr(host.signals, "check_cancelled", stop)
         distil(model, "sd15", iterations=3, name="resumed")
     with pytest.raises(ValueError, match=r"training\.precision: there as_loaded, here bfloat16"):
         distil(model, "sd15", iterations=3, name="resumed", precision="bfloat16")

@@ -10,7 +10,10 @@ from test_lora import TRAINING, assert_whole, draw, read_student_of, snapshot
 import comfy.sample  # isort: skip  # architectures made it importable
 import comfy.sd  # isort: skip
 import folder_paths  # isort: skip
-from comfyui_fewstep.nodes import distillation, folders, host, methods, recipes, running, students, worker
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.distillation import distillation, methods, running, students, worker
+from comfyui_fewstep.nodes.host import folders
+from comfyui_fewstep.nodes.sampling import recipes
 from comfyui_fewstep.samplers.few_step import sample_few_step
 from comfyui_fewstep.trainers.methods import METHODS, read_method
 from comfyui_fewstep.trainers.storage.export import read_student
@@ -73,7 +76,10 @@ def test_a_lora_learns_and_its_file_draws_the_same(method, kind, output):
     assert max(value.abs().max() for key, value in lora.items() if "lora_up" in key) > 0
     tensors, recipe, metadata = read_student(file_of(output, name))
     assert tensors.keys() == lora.keys()
-    assert (recipe.method, recipe.prediction_type) == (method, host.prediction_type(host.model_sampling_of(model)))
+    assert (recipe.method, recipe.prediction_type) == (
+        method,
+        host.models.prediction_type(host.models.model_sampling_of(model)),
+    )
     assert metadata["fewstep.iterations"] == str(CHOSEN[method][1]["iterations"])
     with torch.inference_mode():
         file = read_tensors(output / "loras" / "fewstep" / f"{name}.safetensors")[0]
@@ -84,7 +90,7 @@ def test_a_lora_learns_and_its_file_draws_the_same(method, kind, output):
         )
     assert cfg == 1.0
     assert tuple(sigmas.tolist()) == recipe.sigmas
-    own = host.sampler(sample_few_step, gamma=recipe.gamma)
+    own = host.models.sampler(sample_few_step, gamma=recipe.gamma)
     drawn = sampled(student, kind, own, torch.tensor(recipe.sigmas))
     torch.testing.assert_close(sampled(applied, kind, sampler, sigmas), drawn, atol=1e-4, rtol=1e-4)
     assert (drawn - sampled(model, kind, own, sigmas)).abs().max() > 1e-3
@@ -108,10 +114,10 @@ def test_a_cancelled_run_goes_on_bit_for_bit(method, kind, output, monkeypatch):
         if len(calls) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(host, "check_cancelled", stop)
+    monkeypatch.setattr(host.signals, "check_cancelled", stop)
     with pytest.raises(KeyboardInterrupt):
         distil(model, kind, method, name="stopped")
-    monkeypatch.setattr(host, "check_cancelled", lambda: None)
+    monkeypatch.setattr(host.signals, "check_cancelled", lambda: None)
     whole = read_student_of(output, distil(model, kind, method, name="whole")[2])
     resumed = read_student_of(output, distil(model, kind, method, name="stopped")[2])
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
@@ -147,7 +153,7 @@ def test_guidance_at_a_fixed_scale_is_learnt(output):
     )
     recipe = read_student(file_of(output, name))[1]
     assert recipe.guidance_scale == 3.0
-    sampler, sigmas = host.sampler(sample_few_step, gamma=0.0), torch.tensor(recipe.sigmas)
+    sampler, sigmas = host.models.sampler(sample_few_step, gamma=0.0), torch.tensor(recipe.sigmas)
     wanted = sampled(model, "sd15", sampler, sigmas, cfg=3.0)
     far, near = (sampled(one, "sd15", sampler, sigmas) for one in (model, student))
     assert (near - wanted).square().mean() < 0.85 * (far - wanted).square().mean()

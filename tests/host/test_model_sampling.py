@@ -7,27 +7,28 @@ from diffusers import CMStochasticIterativeScheduler, LCMScheduler
 
 import_host()
 
-from comfyui_fewstep.nodes import host, model_sampling, sampling  # noqa: E402
-from comfyui_fewstep.samplers.boundary import consistency_scalings, lcm_scalings  # noqa: E402
-from test_sampling import model_of, noise_of, schedule  # noqa: E402
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.sampling import model_sampling, samplers
+from comfyui_fewstep.samplers.boundary import consistency_scalings, lcm_scalings
+from test_sampling import model_of, noise_of, schedule
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 THEIR_NAMES = {"eps": "epsilon", "v_prediction": "v_prediction", "x0": "sample"}
 
 
 def reading(model):
-    return host.model_sampling_of(model)
+    return host.models.model_sampling_of(model)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v_prediction", "x0"])
 def test_lcm_reads_every_prediction_type_as_diffusers_does(prediction):
     (model,) = model_sampling.PredictionType().patch(model_of("EPS"), prediction)
     (model,) = model_sampling.LCMModel().patch(model)
-    assert host.prediction_type(reading(model)) == prediction
+    assert host.models.prediction_type(reading(model)) == prediction
     scheduler = LCMScheduler(**SD, prediction_type=THEIR_NAMES[prediction])
     scheduler.set_timesteps(8)
     x_vp, output = noise_of(seed=1), noise_of(seed=2)
-    table = host.noise_levels(reading(model))
+    table = host.models.noise_levels(reading(model))
     for t in scheduler.timesteps:
         sigma = table[int(t)]
         x = x_vp * (1.0 + sigma**2) ** 0.5
@@ -39,14 +40,16 @@ def test_lcm_reads_every_prediction_type_as_diffusers_does(prediction):
 def test_a_v_prediction_lcm_keeps_its_prediction_type():
     """The stock node would read it as eps."""
     (model,) = model_sampling.LCMModel().patch(model_of("V_PREDICTION"))
-    assert host.prediction_type(reading(model)) == "v_prediction"
-    assert torch.equal(host.noise_levels(reading(model)), host.noise_levels(reading(model_of("V_PREDICTION"))))
+    assert host.models.prediction_type(reading(model)) == "v_prediction"
+    assert torch.equal(
+        host.models.noise_levels(reading(model)), host.models.noise_levels(reading(model_of("V_PREDICTION")))
+    )
 
 
 def test_the_connected_model_is_not_changed():
     model = model_of("EPS")
     model_sampling.PredictionType().patch(model, "x0")
-    assert host.prediction_type(reading(model)) == "eps"
+    assert host.models.prediction_type(reading(model)) == "eps"
 
 
 def test_one_step_of_an_x0_model_is_its_output():
@@ -69,7 +72,7 @@ def test_consistency_models_are_read_as_diffusers_reads_them():
     torch.testing.assert_close(reading(model).calculate_denoised(sigma, output, x), theirs, atol=1e-5, rtol=1e-5)
     sigmas = schedule(model, "consistency", 4)
     assert float(sigmas[0]) == pytest.approx(80.0, rel=1e-4)
-    assert sampling.ConsistencySampler().make(gamma=1.0, s_noise=1.0, sigma_min=0.002, unit_variance_start=False)
+    assert samplers.ConsistencySampler().make(gamma=1.0, s_noise=1.0, sigma_min=0.002, unit_variance_start=False)
 
 
 def test_boundaries_are_the_identity_where_noise_ends():

@@ -7,14 +7,16 @@ from safetensors.torch import save_file
 
 import_host()
 
-import comfy.samplers  # noqa: E402
-import folder_paths  # noqa: E402
-from comfyui_fewstep.nodes import digits_model, host, recipes  # noqa: E402
-from comfyui_fewstep.samplers.noise import NoiseFamily  # noqa: E402
-from comfyui_fewstep.samplers.presets import PRESETS  # noqa: E402
-from comfyui_fewstep.samplers.recipe import Recipe  # noqa: E402
-from test_guidance_distilled import advanced, guided_model  # noqa: E402
-from test_sampling import draw, model_of  # noqa: E402
+import comfy.samplers
+import folder_paths
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.demo import digits_model
+from comfyui_fewstep.nodes.sampling import recipes
+from comfyui_fewstep.samplers.noise import NoiseFamily
+from comfyui_fewstep.samplers.presets import PRESETS
+from comfyui_fewstep.samplers.recipe import Recipe
+from test_guidance_distilled import advanced, guided_model
+from test_sampling import draw, model_of
 
 PROMPT = digits_model.prompt("1234")
 SPACED = {n: [round(1000 - 1000 * k / n) - 1 for k in range(n)] for n in (1, 2, 4, 8)}
@@ -76,10 +78,10 @@ def test_a_recipe_is_complete_and_runs(name):
         # the table of a flow model has 1000 levels: trailing is exact to half of one
         torch.testing.assert_close(sigmas[:-1], torch.tensor(SIGMAS[name]), atol=6e-4, rtol=0.0)
     else:
-        table = host.noise_levels(host.model_sampling_of(model))
+        table = host.models.noise_levels(host.models.model_sampling_of(model))
         assert torch.equal(sigmas[:-1], table[TIMESTEPS[name]])
         wanted = "x0" if name == "SDXL-Lightning, 1 step" else "eps"
-        assert host.prediction_type(host.model_sampling_of(model)) == wanted
+        assert host.models.prediction_type(host.models.model_sampling_of(model)) == wanted
     assert cfg == next((scale for family, scale in WITH_CFG.items() if name.startswith(family)), 1.0)
     assert PRESETS[name].source
     drawn = advanced(guider, sampler, sigmas)
@@ -185,7 +187,7 @@ def test_a_student_that_predicts_otherwise_is_read_so(lora):
     """A v-student's LoRA on an eps checkpoint: the network's output is v now."""
     file = lora(recipe_of(prediction_type="v_prediction"))
     model, *_ = recipes.ApplyRecipe().apply(model_of("EPS"), recipes.FROM_FILE, file)
-    assert host.prediction_type(host.model_sampling_of(model)) == "v_prediction"
+    assert host.models.prediction_type(host.models.model_sampling_of(model)) == "v_prediction"
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-import comfy.model_management  # noqa: E402
-import comfy.sd  # noqa: E402
-from architectures import kinds, tiny  # noqa: E402
-from comfyui_fewstep.nodes import host_training, observing, students  # noqa: E402
-from test_lora import assert_whole, distil, draw, lora_like, output, read_student_of, snapshot  # noqa: E402, F401 (a fixture)
-from test_memory import STUDENTS  # noqa: E402
+import comfy.model_management
+import comfy.sd
+from architectures import kinds, tiny
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.distillation import observing, students
+from test_lora import assert_whole, distil, draw, lora_like, output, read_student_of, snapshot  # noqa: F401 (a fixture)
+from test_memory import STUDENTS
 
 
 class Pictures:
@@ -107,7 +108,7 @@ def test_other_models_make_room(load, asked, monkeypatch):
     seen = []
     replacement = functools.wraps(load)(lambda *args, **kwargs: seen.append(load(*args, **kwargs)))
     monkeypatch.setattr(comfy.model_management, "load_models_gpu", replacement)
-    host_training.loaded(tiny("sd15"))
+    host.training.loaded(tiny("sd15"))
     assert seen == [asked]
 
 
@@ -116,7 +117,7 @@ def test_a_model_that_is_kept_elsewhere_in_part_gives_no_full_weights(monkeypatc
     monkeypatch.setattr(model, "load_device", torch.device("cuda"))
     monkeypatch.setattr(comfy.model_management, "load_models_gpu", lambda *_, **__: None)
     with pytest.raises(ValueError, match="keeps part of this model on cpu, away from cuda"):
-        host_training.trainable_copy(model)
+        host.training.trainable_copy(model)
 
 
 # --- previews --------------------------------------------------------------------------------------------------------

@@ -13,14 +13,15 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-from comfyui_fewstep.launch import HOME, ROOT  # noqa: E402
-from comfyui_fewstep.nodes import digits_model, host_training  # noqa: E402
-from comfyui_fewstep.trainers.storage.export import read_student  # noqa: E402
-from comfyui_fewstep.trainers.storage.files import read_tensors  # noqa: E402
-from comfyui_fewstep.trainers.storage.run_folder import RunFolder  # noqa: E402
-from comfyui_fewstep.trainers.students.adapters import Adapters, LoRALayers, LoRAOptions, lora_file  # noqa: E402
-from hosting import Failed, demo  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from comfyui_fewstep.launch import HOME, ROOT
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.demo import digits_model
+from comfyui_fewstep.trainers.storage.export import read_student
+from comfyui_fewstep.trainers.storage.files import read_tensors
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.students.adapters import Adapters, LoRALayers, LoRAOptions, lora_file
+from hosting import Failed, demo
+from safetensors.torch import save_file
 
 LORA = "style.safetensors"
 SECONDS = 240
@@ -35,7 +36,7 @@ def write_lora(file, *, seed):
     learnt = adapters.new_set(generator=generator)
     for adapter in learnt.values():
         adapter.up.data.normal_(std=0.02, generator=generator)
-    names = host_training.lora_names(model, adapters.paths)
+    names = host.training.lora_names(model, adapters.paths)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(lora_file(learnt, alpha=2.0, names=names), file)
 

@@ -6,13 +6,15 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-import comfy.k_diffusion.sampling  # noqa: E402
-import comfy.model_base as model_base  # noqa: E402
-import comfy.model_patcher  # noqa: E402
-import comfy.sample  # noqa: E402
-import comfy.samplers  # noqa: E402
-from comfyui_fewstep.nodes import digits_model, host, sampling  # noqa: E402
-from comfyui_fewstep.samplers.few_step import sample_ancestral, sample_few_step  # noqa: E402
+import comfy.k_diffusion.sampling
+import comfy.model_base as model_base
+import comfy.model_patcher
+import comfy.sample
+import comfy.samplers
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.demo import digits_model
+from comfyui_fewstep.nodes.sampling import samplers
+from comfyui_fewstep.samplers.few_step import sample_ancestral, sample_few_step
 
 KINDS = ["EPS", "V_PREDICTION", "EDM", "FLOW"]
 CPU = torch.device("cpu")
@@ -42,14 +44,14 @@ def draw(model, sampler, sigmas, *, count=4, latent=None, mask=None, seed=7):
 
 
 def schedule(model, name="trailing", steps=5, **options):
-    return sampling.Schedule().make(model, name, steps, **options)[0]
+    return samplers.Schedule().make(model, name, steps, **options)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_lightning_is_the_hosts_euler(kind):
     model = model_of(kind)
     sigmas = schedule(model)
-    (ours,) = sampling.LightningSampler().make()
+    (ours,) = samplers.LightningSampler().make()
     assert torch.equal(draw(model, ours, sigmas), draw(model, comfy.samplers.sampler_object("euler"), sigmas))
 
 
@@ -61,7 +63,7 @@ def test_lcm_is_the_hosts_lcm_with_the_same_noise(kind):
 
     def samplers():
         draws = [iter(fresh), iter(fresh)]
-        yield host.sampler(sample_few_step, gamma=1.0, noise_sampler=lambda *_: next(draws[0]).clone())
+        yield host.models.sampler(sample_few_step, gamma=1.0, noise_sampler=lambda *_: next(draws[0]).clone())
         options = {"noise_sampler": lambda *_: next(draws[1]).clone()}
         yield comfy.samplers.KSAMPLER(comfy.k_diffusion.sampling.sample_lcm, extra_options=options)
 
@@ -78,7 +80,7 @@ def test_ancestral_is_the_hosts_euler_ancestral_with_the_same_noise(kind):
     sigmas = schedule(model)
     fresh = [noise_of(seed=10 + i) for i in range(5)]
     drawn = []
-    for function in (host.sampler_function(sample_ancestral), comfy.k_diffusion.sampling.sample_euler_ancestral):
+    for function in (host.models.sampler_function(sample_ancestral), comfy.k_diffusion.sampling.sample_euler_ancestral):
         draws = iter(fresh)
         options = {"noise_sampler": lambda *_, draws=draws: next(draws).clone()}
         drawn.append(draw(model, comfy.samplers.KSAMPLER(function, extra_options=options), sigmas))
@@ -93,7 +95,7 @@ def test_every_sampler_draws_with_every_kind_of_model(kind, make):
         "ConsistencySampler": {"gamma": 0.5, "s_noise": 1.0, "sigma_min": 0.0, "unit_variance_start": False},
         "TCDSampler": {"eta": 0.3},
     }.get(make, {})
-    (sampler,) = getattr(sampling, make)().make(**options)
+    (sampler,) = getattr(samplers, make)().make(**options)
     sigmas = schedule(model)
     drawn = draw(model, sampler, sigmas)
     assert torch.isfinite(drawn).all()
@@ -107,7 +109,7 @@ def test_inpainting_keeps_what_the_mask_protects():
     latent = noise_of(seed=3)
     mask = torch.zeros(4, 1, 4, 4)
     mask[..., 2:] = 1.0
-    (sampler,) = sampling.LCMSampler().make()
+    (sampler,) = samplers.LCMSampler().make()
     drawn = draw(model, sampler, schedule(model), latent=latent, mask=mask)
     torch.testing.assert_close(drawn[..., :2], latent[..., :2], atol=1e-4, rtol=1e-4)
     assert (drawn[..., 2:] - latent[..., 2:]).abs().mean() > 0.1
@@ -122,7 +124,7 @@ def test_starting_below_sigma_max_at_unit_variance(wanted, deviation):
         seen.append(x / (1.0 + sigmas[0] ** 2) ** 0.5)
         return x
 
-    draw(model, host.sampler(spy, unit_variance_start=wanted), schedule(model, "dmd2", 1))
+    draw(model, host.models.sampler(spy, unit_variance_start=wanted), schedule(model, "dmd2", 1))
     expected = deviation * float(noise_of().std())
     assert float(seen[0].std()) == pytest.approx(expected, rel=1e-3)
 
@@ -142,7 +144,7 @@ def test_starting_below_sigma_max_at_unit_variance(wanted, deviation):
 )
 def test_schedules_are_levels_of_the_models_table(name, steps, options, indices):
     model = model_of("EPS")
-    table = host.noise_levels(host.model_sampling_of(model))
+    table = host.models.noise_levels(host.models.model_sampling_of(model))
     expected = torch.tensor([0.0 if index is None else float(table[index]) for index in indices])
     assert torch.equal(schedule(model, name, steps, **options), expected)
 
@@ -188,7 +190,7 @@ def test_bad_schedules_are_named(kind, name, steps, options, said):
 
 def test_the_stock_menu_has_ours_and_lost_nothing():
     before = list(comfy.samplers.KSampler.SAMPLERS)
-    sampling.add_to_menus()
+    samplers.add_to_menus()
     assert before == comfy.samplers.KSampler.SAMPLERS, "a second time adds nothing"
     assert {*MENU, "fewstep_guidance_distilled", "fewstep_guidance_distilled_lcm", "euler", "lcm"} <= set(before)
     assert len(before) == len(set(before))
@@ -211,6 +213,6 @@ def test_the_stock_menus_refuse_a_schedule_of_another_family(name):
     """Where the node would; a flow model's table would be read at timesteps that mean nothing to it."""
     if f"fewstep_{name}" not in comfy.samplers.KSampler.SCHEDULERS:
         pytest.skip("this host lets no pack add schedulers")
-    sampling_of_flow = host.model_sampling_of(model_of("FLOW"))
+    sampling_of_flow = host.models.model_sampling_of(model_of("FLOW"))
     with pytest.raises(ValueError, match=f"the {name} schedule is for eps-, v- and x0-models; this is a flow model"):
         comfy.samplers.calculate_sigmas(sampling_of_flow, f"fewstep_{name}", 4)

@@ -8,14 +8,15 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-import comfy.sd  # noqa: E402
-import comfy.supported_models  # noqa: E402
-import folder_paths  # noqa: E402
-from architectures import tiny  # noqa: E402
-from comfyui_fewstep.nodes import recipes, students  # noqa: E402
-from comfyui_fewstep.trainers.storage.files import read_metadata  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from test_lora import distil, draw, output, snapshot  # noqa: E402, F401
+import comfy.sd
+import comfy.supported_models
+import folder_paths
+from architectures import tiny
+from comfyui_fewstep.nodes.distillation import students
+from comfyui_fewstep.nodes.sampling import recipes
+from comfyui_fewstep.trainers.storage.files import read_metadata
+from safetensors.torch import load_file
+from test_lora import distil, draw, output, snapshot  # noqa: F401
 
 
 class TextEncoder:

@@ -10,19 +10,10 @@ from test_save_student import Decoder, TextEncoder, small_sd15  # noqa: F401
 
 import comfy.sd  # isort: skip  # architectures made it importable
 import comfy.samplers  # isort: skip
-from comfyui_fewstep.nodes import (
-    demo,
-    digits_model,
-    distillation,
-    guidance,
-    host,
-    host_guidance,
-    host_training,
-    methods,
-    recipes,
-    running,
-    students,
-)
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.demo import digits, digits_model
+from comfyui_fewstep.nodes.distillation import distillation, methods, running, students
+from comfyui_fewstep.nodes.sampling import guidance, recipes
 from comfyui_fewstep.samplers.noise import guided
 from comfyui_fewstep.trainers.measures.digits import DIGITS, training_data
 from comfyui_fewstep.trainers.objective.guidance_range import GuidanceRange
@@ -62,8 +53,8 @@ def distil(model, kind, method, *, student=None, negative=NEGATIVE, name=None):
 @torch.inference_mode()
 def at(model, scale):
     """As the guidance-embedding node sets it, of a MODEL that has the input already."""
-    cond_proj = host_guidance.embedding_of(model).cond_proj
-    return host_guidance.with_guidance_embedding(model, cond_proj, guidance_scale=scale)
+    cond_proj = host.guidance.embedding_of(model).cond_proj
+    return host.guidance.with_guidance_embedding(model, cond_proj, guidance_scale=scale)
 
 
 def run_file(output, name):  # noqa: F811
@@ -88,7 +79,7 @@ def test_digits_at_every_scale_in_one_forward(output, monkeypatch):  # noqa: F81
     high noise, it is below half of what guidance changes.
     """
     model = digits_model.load_teacher()
-    latents, labels = demo.DigitsData().load()
+    latents, labels = digits.DigitsData().load()
     with torch.inference_mode():
         (method,) = methods.GuidanceDistillation().make(
             guidance_scale=1.0, guidance_scale_max=4.0, iterations=300, learning_rate=7e-4, steps=16
@@ -99,7 +90,7 @@ def test_digits_at_every_scale_in_one_forward(output, monkeypatch):  # noqa: F81
         )  # fmt: skip
     empty = {"y": torch.zeros(1, DIGITS)}
     batch, generator = training_data(unconditional=empty).first(200), torch.Generator().manual_seed(99)
-    teacher = digits_model.as_denoiser(host_training.loaded(model))
+    teacher = digits_model.as_denoiser(host.training.loaded(model))
     forwards = []
     for scale in (1.0, 1.5, 2.0, 4.0):
         for level in (0.1, 1.0, 5.0, 14.0):
@@ -109,7 +100,7 @@ def test_digits_at_every_scale_in_one_forward(output, monkeypatch):  # noqa: F81
                 model.patch_model()
                 wanted = guided(teacher, guidance_scale=scale, unconditional=empty)(x, sigma, **batch.condition)
                 plain = teacher(x, sigma, **batch.condition)
-                network = host_training.loaded(at(student, scale))
+                network = host.training.loaded(at(student, scale))
                 hook = network.diffusion_model.register_forward_hook(lambda *_: forwards.append(1))
                 said = digits_model.as_denoiser(network)(x, sigma, **batch.condition)
                 hook.remove()
@@ -135,7 +126,7 @@ def test_a_unets_file_by_the_hosts_loader_with_our_node(method, small_sd15, outp
     differ(draw(at(student, 1.0), "sd15"), draw(at(student, 5.0), "sd15"))
     with torch.inference_mode():
         bare = comfy.sd.load_unet(str(output / "diffusion_models" / "fewstep" / f"{name}.safetensors"))
-        assert host_guidance.embedding_of(bare) is None, "the host drops it"
+        assert host.guidance.embedding_of(bare) is None, "the host drops it"
         for scale in (1.0, 2.5, 5.0):
             (ours,) = guidance.GuidanceEmbedding().patch(bare, f"fewstep/{name}.safetensors", scale)
             same(draw(ours, "sd15"), draw(at(student, scale), "sd15"))
@@ -144,7 +135,7 @@ def test_a_unets_file_by_the_hosts_loader_with_our_node(method, small_sd15, outp
         loaded, *_ = students.LoadStudent().load(model, f"{name} (run)")
         same(draw(loaded, "sd15"), draw(student, "sd15"))
         (guider,) = guidance.GuidanceDistilledGuider().make(loaded, conditioning("sd15", seed=2), 5.0)
-        assert host_guidance.embedding_of(guider.model_patcher).guidance_scale == 5.0
+        assert host.guidance.embedding_of(guider.model_patcher).guidance_scale == 5.0
         (saved,) = students.SaveStudentCheckpoint().save(model, TextEncoder(), Decoder(), f"{name} (run)", name)[
             "result"
         ]
@@ -176,7 +167,7 @@ def test_the_student_while_it_learns_is_what_is_loaded(kind, output):  # noqa: F
     with torch.inference_mode(False):
         x, sigma = noise_for(model), torch.tensor([0.4, 0.9])
         prompt = conditioning(kind, seed=2, batch=2)
-        condition = host_training.condition_for_training(model, prompt, latents=x, name="positive")
+        condition = host.training.condition_for_training(model, prompt, latents=x, name="positive")
         with students.student_of(model, students.FullWeights(), seed=0, scale_input=GuidanceRange(1.0, 5.0)) as student:
             begun = student.denoiser(x, sigma, guidance_scale=scales, **condition)
             same(begun, student.teacher(x, sigma, **condition))
@@ -187,11 +178,11 @@ def test_the_student_while_it_learns_is_what_is_loaded(kind, output):  # noqa: F
             student.promote()
             assert torch.equal(student.teacher(x, sigma, guidance_scale=scales, **condition), learning)
         differ(learning, begun)
-        kind = running.teacher_kind(host.model_sampling_of(model), empty_prompt=True)
+        kind = running.teacher_kind(host.models.model_sampling_of(model), empty_prompt=True)
         recipe = METHODS["guidance"]()[0].on(kind).recipe(stage=0, prediction_type=kind.prediction_type)
         made = students.with_student(model, tensors, lora=False, recipe=recipe)
         for row, scale in enumerate(scales.tolist()):
-            denoiser = host_training.as_denoiser(host_training.loaded(at(made, scale)))
+            denoiser = host.training.as_denoiser(host.training.loaded(at(made, scale)))
             with torch.no_grad():
                 same(denoiser(x, sigma, **condition)[row], learning[row])
 
@@ -225,7 +216,7 @@ def test_one_scale_of_such_a_teacher_can_be_distilled(learns, output):  # noqa: 
         onto = guided_model if learns == "lora" else model
         loaded, *_ = students.LoadStudent().load(onto, f"{name} (run)")
     same(draw(loaded, "sd15"), draw(student, "sd15"))
-    assert (host_guidance.embedding_of(student) is None) == (learns == "full")
+    assert (host.guidance.embedding_of(student) is None) == (learns == "full")
     with pytest.raises(ValueError, match="teacher_sha256"):
         distil(at(guided_model, 2.0), "sd15", method, student=lora, negative=None, name=name)
 

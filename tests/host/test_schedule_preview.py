@@ -7,8 +7,11 @@ import urllib.parse
 import pytest
 import torch
 from architectures import tiny
-from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS, digits_model, host, recipes, running, schedule_preview
-from comfyui_fewstep.nodes.sampling import Schedule
+from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS, host, previews
+from comfyui_fewstep.nodes.demo import digits_model
+from comfyui_fewstep.nodes.distillation import running
+from comfyui_fewstep.nodes.sampling import recipes
+from comfyui_fewstep.nodes.sampling.samplers import Schedule
 from comfyui_fewstep.samplers.presets import PRESETS
 
 INPUTS = [
@@ -35,7 +38,7 @@ def test_what_is_shown_is_what_the_node_makes(inputs, server):
 
 def test_flow_models_too(server):
     model = tiny("sd3")
-    own_shift = host.model_sampling_of(model).shift
+    own_shift = host.models.model_sampling_of(model).shift
     assert own_shift == 3.0, "as Stable Diffusion 3 has it"
     (made,) = Schedule().make(model, "trailing", 4, shift=2.0)
     told = shown(server, "schedule", model="flow3", schedule="trailing", steps=4, shift=2.0)
@@ -55,9 +58,9 @@ def test_timesteps_are_those_of_the_papers(server):
 
 def test_kinds_of_models_are_the_hosts_own():
     """The demo teacher is a real MODEL on the timesteps of Stable Diffusion."""
-    real = host.noise_levels(host.model_sampling_of(digits_model.load_teacher()))
-    assert torch.equal(host.noise_levels(schedule_preview._sampling("sd")), real)
-    flux = host.noise_levels(schedule_preview._sampling("flux"))
+    real = host.models.noise_levels(host.models.model_sampling_of(digits_model.load_teacher()))
+    assert torch.equal(host.models.noise_levels(previews._sampling("sd")), real)
+    flux = host.models.noise_levels(previews._sampling("flux"))
     half = math.exp(1.15) * 0.5 / (1.0 + (math.exp(1.15) - 1.0) * 0.5)
     assert float(flux[499]) == pytest.approx(half, abs=1e-6)
 
@@ -67,8 +70,8 @@ def test_every_recipe_is_shown(name, server):
     told = shown(server, "recipe", recipe=name)
     preset = PRESETS[name]
     assert len(told["sigmas"]) == preset.steps + 1
-    sampling = schedule_preview._sampling(told["model"])
-    assert host.noise_family(sampling) is preset.family
+    sampling = previews._sampling(told["model"])
+    assert host.models.noise_family(sampling) is preset.family
     assert told["sigmas"] == recipes.preset_levels(sampling, preset).tolist()
     assert told["source"] == preset.source
 
@@ -120,7 +123,7 @@ def test_the_steps_of_a_method_are_those_of_its_student(node, server):
 
 def test_every_method_has_a_preview():
     made = {name for name, node in NODE_CLASS_MAPPINGS.items() if node.RETURN_TYPES == ("FEWSTEP_METHOD",)}
-    assert made == set(schedule_preview.METHODS)
+    assert made == set(previews.METHODS)
 
 
 def test_halvings_and_what_they_come_to(server):

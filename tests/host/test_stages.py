@@ -8,11 +8,12 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-from architectures import conditioning, noise_for, tiny  # noqa: E402
-from comfyui_fewstep.nodes import distillation, folders, methods, students  # noqa: E402
-from comfyui_fewstep.trainers.storage.export import read_student  # noqa: E402
-from comfyui_fewstep.trainers.storage.run_folder import RunFolder  # noqa: E402
-from test_lora import TRAINING, draw, output  # noqa: E402, F401
+from architectures import conditioning, noise_for, tiny
+from comfyui_fewstep.nodes.distillation import distillation, methods, students
+from comfyui_fewstep.nodes.host import folders
+from comfyui_fewstep.trainers.storage.export import read_student
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from test_lora import TRAINING, draw, output  # noqa: F401
 
 KIND = "sd15"
 LEARNS = ["lora", "full"]

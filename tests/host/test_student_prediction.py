@@ -8,36 +8,28 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-import comfy.sample  # noqa: E402
-import comfy.samplers  # noqa: E402
-import comfy.sd  # noqa: E402
-import comfy.supported_models  # noqa: E402
-import comfy.utils  # noqa: E402
-import folder_paths  # noqa: E402
-from architectures import conditioning, kinds, noise_for, tiny  # noqa: E402
-from comfyui_fewstep.nodes import (  # noqa: E402
-    demo,
-    digits_model,
-    distillation,
-    host,
-    host_training,
-    methods,
-    recipes,
-    running,
-    sampling,
-    students,
-)
-from comfyui_fewstep.samplers.recipe import Recipe  # noqa: E402
-from comfyui_fewstep.trainers.data.batches import TensorData  # noqa: E402
-from comfyui_fewstep.trainers.methods.progressive import Grid, ProgressiveOptions  # noqa: E402
-from comfyui_fewstep.trainers.storage.export import read_student  # noqa: E402
-from comfyui_fewstep.trainers.storage.run_folder import RunFolder  # noqa: E402
-from comfyui_fewstep.trainers.students.adapters import LoRALayers, LoRAOptions  # noqa: E402
-from comfyui_fewstep.trainers.training.distillation import Distillation  # noqa: E402
-from comfyui_fewstep.trainers.training.options import TrainOptions  # noqa: E402
-from test_architectures import run  # noqa: E402
-from test_lora import TRAINING, assert_whole, output, snapshot  # noqa: E402, F401
-from test_save_student import save, small_sd15  # noqa: E402, F401
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+import folder_paths
+from architectures import conditioning, kinds, noise_for, tiny
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.demo import digits, digits_model
+from comfyui_fewstep.nodes.distillation import distillation, methods, running, students
+from comfyui_fewstep.nodes.sampling import recipes, samplers
+from comfyui_fewstep.samplers.recipe import Recipe
+from comfyui_fewstep.trainers.data.batches import TensorData
+from comfyui_fewstep.trainers.methods.progressive import Grid, ProgressiveOptions
+from comfyui_fewstep.trainers.storage.export import read_student
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.students.adapters import LoRALayers, LoRAOptions
+from comfyui_fewstep.trainers.training.distillation import Distillation
+from comfyui_fewstep.trainers.training.options import TrainOptions
+from test_architectures import run
+from test_lora import TRAINING, assert_whole, output, snapshot  # noqa: F401
+from test_save_student import save, small_sd15  # noqa: F401
 
 TO_V = {"student_prediction": "v_prediction"}
 CASES = [
@@ -91,7 +83,7 @@ def draw(model, kind, sampler, sigmas):
 
 
 def prediction(model):
-    return host.prediction_type(host.model_sampling_of(model))
+    return host.models.prediction_type(host.models.model_sampling_of(model))
 
 
 def by_loader(model, learns, name):
@@ -102,9 +94,9 @@ def by_loader(model, learns, name):
     if learns == "lora":
         plain = run("LoraLoaderModelOnly", model=model, lora_name=file, strength_model=1.0)
     else:
-        network = host_training.trainable_copy(model)
+        network = host.training.trainable_copy(model)
         network.diffusion_model.load_state_dict(comfy.utils.load_torch_file(folder_paths.get_full_path(listed, file)))
-        plain = host_training.model_from(network, like=model)
+        plain = host.training.model_from(network, like=model)
     return recipes.ApplyRecipe().apply(plain, recipes.FROM_FILE, file=f"{listed}/{file}")[:3]
 
 
@@ -130,7 +122,7 @@ def test_it_learns_and_the_host_samples_it_as_we_do(kind, teacher, chosen, learn
     assert prediction(student) == expected
 
     sigmas = torch.tensor(recipe.sigmas)
-    (ours,) = sampling.LightningSampler().make()
+    (ours,) = samplers.LightningSampler().make()
     drawn = draw(student, kind, ours, sigmas)
     assert torch.isfinite(drawn).all()
     assert torch.equal(drawn, draw(student, kind, run("KSamplerSelect", sampler_name="euler"), sigmas))
@@ -161,10 +153,10 @@ def test_the_student_is_read_otherwise_than_its_first_teacher(kind, wanted, lear
     own = prediction(model)
     chosen = LoRAOptions(rank=4, alpha=4.0) if learns == "lora" else students.FullWeights()
     with torch.inference_mode(False):
-        condition = host_training.condition_for_training(model, conditioning(kind), latents=x, name="positive")
+        condition = host.training.condition_for_training(model, conditioning(kind), latents=x, name="positive")
         condition = {name: value.expand(2, *value.shape[1:]) for name, value in condition.items()}
         with torch.no_grad():
-            plain = host_training.as_denoiser(host_training.loaded(model))(x, sigma, **condition)
+            plain = host.training.as_denoiser(host.training.loaded(model))(x, sigma, **condition)
         with students.student_of(model, chosen, seed=0, prediction=wanted) as student, torch.no_grad():
             for value in student.parameters():
                 value.add_(0.02 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1)))
@@ -182,7 +174,7 @@ def test_the_student_is_read_otherwise_than_its_first_teacher(kind, wanted, lear
             )  # fmt: skip
             made = students.with_student(model, tensors, lora=learns == "lora", recipe=recipe)
         with torch.no_grad():
-            finished = host_training.as_denoiser(host_training.loaded(made))(x, sigma, **condition)
+            finished = host.training.as_denoiser(host.training.loaded(made))(x, sigma, **condition)
         made.unpatch_model()
     torch.testing.assert_close(taught, plain, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(back, plain, atol=1e-5, rtol=1e-5)
@@ -190,7 +182,7 @@ def test_the_student_is_read_otherwise_than_its_first_teacher(kind, wanted, lear
     torch.testing.assert_close(finished, learning, atol=1e-4, rtol=1e-4)
     assert (learning - taught).abs().max() > 0.1
     assert (prediction(model), prediction(made)) == (own, wanted)
-    assert host.prediction_type(model.model.model_sampling) == own, "the MODEL's network is as it was"
+    assert host.models.prediction_type(model.model.model_sampling) == own, "the MODEL's network is as it was"
 
 
 @pytest.mark.parametrize("learns", ["lora", "full"])
@@ -208,7 +200,7 @@ def test_a_cancelled_conversion_goes_on_bit_for_bit(stop, learns, output, monkey
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(host, "check_cancelled", cancel)
+        patched.setattr(host.signals, "check_cancelled", cancel)
         distil(model, "sd15", name="stopped", **chosen)
     assert_whole(model, before)
     resumed = distil(model, "sd15", name="stopped", **chosen)[2]
@@ -299,9 +291,11 @@ def test_evaluate_digits_samples_on_the_grid_of_the_run(output, monkeypatch):  #
         prediction_type="v_prediction",
     )
     made.run.claim(made.description())
-    monkeypatch.setattr(host, "sample", lambda model, sampler, sigmas, *, noise, **_: sampled.append(sigmas) or noise)
-    demo.EvaluateDigits().evaluate(model, model, "8, 3", "2, 4", 1.0, 10, 0, "digits")
-    levels = host.noise_levels(host.model_sampling_of(model))
+    monkeypatch.setattr(
+        host.models, "sample", lambda model, sampler, sigmas, *, noise, **_: sampled.append(sigmas) or noise
+    )
+    digits.EvaluateDigits().evaluate(model, model, "8, 3", "2, 4", 1.0, 10, 0, "digits")
+    levels = host.models.noise_levels(host.models.model_sampling_of(model))
     fine = Grid.EDM.sigmas(8, table=levels)
     expected = [fine, Grid.EDM.sigmas(3, table=levels), fine[::4], fine[::2]]
     assert all(torch.equal(one, other) for one, other in zip(sampled, expected, strict=True))
@@ -341,7 +335,9 @@ def test_a_v_student_of_an_eps_model_is_not_put_on_a_v_model(output):  # noqa: F
     with pytest.raises(
         ValueError, match=r"distilled from a variance_exploding eps model, but the connected .* v_predic"
     ):
-        students.LoadStudent().load(host.with_model_sampling(tiny("sd15"), prediction="v_prediction"), f"{name} (run)")
+        students.LoadStudent().load(
+            host.models.with_model_sampling(tiny("sd15"), prediction="v_prediction"), f"{name} (run)"
+        )
 
 
 def test_steps_that_cannot_be_merged_are_refused_where_they_are_typed():

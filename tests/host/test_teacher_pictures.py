@@ -6,13 +6,14 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-from architectures import conditioning, tiny  # noqa: E402
-from comfyui_fewstep.nodes import distillation, host, host_data, training_data  # noqa: E402
-from comfyui_fewstep.samplers.schedules import trailing_sigmas  # noqa: E402
-from comfyui_fewstep.trainers.data.cache import read_data  # noqa: E402
-from comfyui_fewstep.trainers.storage.files import tensors_sha256  # noqa: E402
-from encoders import RandomCLIP  # noqa: E402
-from making_data import LONG, Cancelled, cancel_at, distil, prompts, run_folder, same_tensors  # noqa: E402
+from architectures import conditioning, tiny
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.distillation import distillation, training_data
+from comfyui_fewstep.samplers.schedules import trailing_sigmas
+from comfyui_fewstep.trainers.data.cache import read_data
+from comfyui_fewstep.trainers.storage.files import tensors_sha256
+from encoders import RandomCLIP
+from making_data import LONG, Cancelled, cancel_at, distil, prompts, run_folder, same_tensors
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
@@ -24,16 +25,16 @@ def test_a_pair_drawn_again_from_its_noise_is_the_stored_picture(kind, output, c
     distil(model, name="run", data=prompts(clip))
     data = read_data(run_folder(output, "run") / "data")
     assert data.x0.shape == data.noise.shape == (6, 4, 4, 6)
-    texts = [host_data.encode_text(clip, text) for text in ("a red fox", "a blue house", "")]
-    sigmas = trailing_sigmas(4, table=host.noise_levels(host.model_sampling_of(model)))
+    texts = [host.data.encode_text(clip, text) for text in ("a red fox", "a blue house", "")]
+    sigmas = trailing_sigmas(4, table=host.models.noise_levels(host.models.model_sampling_of(model)))
     for i in range(0, 6, 2):
         with torch.inference_mode():
-            latents = host.sample(
+            latents = host.models.sample(
                 model,
-                host_data.comfy.samplers.sampler_object("euler"),
+                host.data.comfy.samplers.sampler_object("euler"),
                 sigmas,
                 noise=data.noise[i : i + 2],
-                positive=host_data.batched([texts[i // 3], texts[(i + 1) // 3]]),
+                positive=host.data.batched([texts[i // 3], texts[(i + 1) // 3]]),
                 negative=texts[2],
                 cfg=2.0,
             )
@@ -58,12 +59,12 @@ def test_the_noise_of_a_picture_is_its_own_whatever_the_batch(output, clip):
 def test_a_cancel_while_drawing_goes_on_where_it_was(call, output, clip, monkeypatch):
     model = tiny("sd15")
     distil(model, name="whole", data=prompts(clip))
-    drawn, draw = [], host_data.draw
-    monkeypatch.setattr(host_data, "draw", lambda *args, **kw: drawn.append(len(kw["noise"])) or draw(*args, **kw))
+    drawn, draw = [], host.data.draw
+    monkeypatch.setattr(host.data, "draw", lambda *args, **kw: drawn.append(len(kw["noise"])) or draw(*args, **kw))
     cancel_at(monkeypatch, call)
     with pytest.raises(Cancelled):
         distil(model, name="part", data=prompts(clip))
-    monkeypatch.setattr(host, "check_cancelled", lambda: None)
+    monkeypatch.setattr(host.signals, "check_cancelled", lambda: None)
     distil(model, name="part", data=prompts(clip))
     assert drawn == [2, 2, 2], "each batch once"
     distil(model, name="part", data=prompts(None), checkpoint_every=7)

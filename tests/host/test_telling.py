@@ -31,7 +31,7 @@ def clock():
 
 @pytest.fixture
 def messages(clock):
-    from comfyui_fewstep.nodes.telling import Messages
+    from comfyui_fewstep.nodes.distillation.telling import Messages
 
     return Messages(clock.send, clock=lambda: clock.now, sleep=clock.sleep)
 
@@ -43,7 +43,7 @@ def most_in_a_second(sent):
 
 def test_no_second_has_more_than_five_messages(clock, messages):
     """A thousand iterations in ten seconds, every tenth of them with a preview."""
-    from comfyui_fewstep.nodes.telling import METRICS
+    from comfyui_fewstep.nodes.distillation.telling import METRICS
 
     for i in range(1000):
         messages.offer(METRICS, {"run": "a", "iteration": i}, important=i % 10 == 9)
@@ -55,7 +55,7 @@ def test_no_second_has_more_than_five_messages(clock, messages):
 
 
 def test_what_is_not_important_never_waits(clock, messages):
-    from comfyui_fewstep.nodes.telling import METRICS
+    from comfyui_fewstep.nodes.distillation.telling import METRICS
 
     assert messages.offer(METRICS, {"run": "a", "iteration": 1})
     assert not messages.offer(METRICS, {"run": "a", "iteration": 2})
@@ -63,7 +63,7 @@ def test_what_is_not_important_never_waits(clock, messages):
 
 
 def test_what_comes_in_time_is_not_delayed(clock, messages):
-    from comfyui_fewstep.nodes.telling import METRICS
+    from comfyui_fewstep.nodes.distillation.telling import METRICS
 
     for i in range(5):
         assert messages.offer(METRICS, {"run": "a", "iteration": i})
@@ -72,7 +72,7 @@ def test_what_comes_in_time_is_not_delayed(clock, messages):
 
 
 def test_a_tab_that_opens_later_finds_the_newest_message(clock, messages):
-    from comfyui_fewstep.nodes.telling import METRICS
+    from comfyui_fewstep.nodes.distillation.telling import METRICS
 
     with messages.of_run(Named("a"), node="5"):
         messages.offer(METRICS, {"run": "a", "iteration": 1}, important=True)
@@ -98,13 +98,13 @@ def test_how_a_run_ended_is_told(clock, messages):
     with messages.of_run(Named("a"), node="5"):
         pass
     assert [message["state"] for *_, message in clock.sent] == ["begun", "finished"]
-    assert ending(messages, clock, host.Cancelled()) == {"run": "a", "node": "5", "state": "stopped"}
+    assert ending(messages, clock, host.signals.Cancelled()) == {"run": "a", "node": "5", "state": "stopped"}
     failed = ending(messages, clock, ValueError("no such thing"))
     assert failed == {"run": "a", "node": "5", "state": "failed", "error": "no such thing"}
 
 
 def test_a_number_that_is_none_becomes_null():
-    from comfyui_fewstep.nodes.telling import jsonable
+    from comfyui_fewstep.nodes.distillation.telling import jsonable
 
     made = jsonable({"loss": math.nan, "iteration": 3, "name": "x", "memory": None})
     assert made == {"loss": None, "iteration": 3, "name": "x", "memory": None}
@@ -115,7 +115,7 @@ def test_a_training_process_elsewhere_stops_when_the_folder_asks_it_to():
     """At a checkpoint, after its metrics were told, and as Ctrl-C does it; not before it was asked."""
     from types import SimpleNamespace
 
-    from comfyui_fewstep.nodes.worker import _Tell
+    from comfyui_fewstep.nodes.distillation.worker import _Tell
 
     run = SimpleNamespace(stop_asked=False)
     told = []

@@ -16,7 +16,7 @@ from PIL import Image
 
 import_host()
 
-from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS  # noqa: E402
+from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
 
 @pytest.fixture(scope="session")

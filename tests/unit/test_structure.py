@@ -1,6 +1,7 @@
 """The plan of the house, kept by a test: what may import what, and what every file must be."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,27 @@ except ImportError:  # Python 3.10
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = {"comfy", "comfy_extras", "comfy_api", "folder_paths", "execution", "server", "nodes", "latent_preview"}
-FLOORS = ["samplers", "trainers", "nodes"]
+FLOORS = [
+    "benchmarks",
+    "commands",
+    "nodes",
+    "nodes/distillation",
+    "nodes/sampling",
+    "nodes/demo",
+    "nodes/host",
+    "trainers",
+    "trainers/training",
+    "trainers/methods",
+    "trainers/students",
+    "trainers/objective",
+    "trainers/measures",
+    "trainers/data",
+    "trainers/storage",
+    "trainers/processes",
+    "samplers",
+    "launch.py",
+]
+"""Rooms and wings from the top down: a file may import from its own floor and from those below."""
 LISTED = subprocess.run(
     ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "*.py"],
     capture_output=True,
@@ -25,22 +46,40 @@ FILES = [ROOT / name for name in LISTED.stdout.splitlines() if (ROOT / name).is_
 
 
 def imports(path):
-    """(absolute top-level names, relative targets as parts from the root) of a file."""
-    absolute, relative = set(), []
-    package = list(path.relative_to(ROOT).parent.parts)
+    """(absolute top-level names, the files of ours) that a file imports anywhere in it."""
+    absolute, ours = set(), set()
+    package = path.parent
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             absolute |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             absolute.add((node.module or "").split(".")[0])
         elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1]
-            relative.append([*base, *(node.module or "").split("."), *(alias.name for alias in node.names)])
-    return absolute, [[part for part in parts if part] for parts in relative]
+            base = [package, *package.parents][node.level - 1].joinpath(*(node.module or "").split("."))
+            ours |= {file_of(base / alias.name) or file_of(base) for alias in node.names}
+    return absolute, ours
+
+
+def file_of(module):
+    """Of a module by its path without an ending; None for a name that is none."""
+    return next((f for f in (module.with_suffix(".py"), module / "__init__.py") if f.is_file()), None)
 
 
 def in_room(path, room):
     return path.relative_to(ROOT).parts[0] == room
+
+
+def floor(path):
+    """The number of the wing that a file lies in. launch.py and __init__.py of the whole are in none."""
+    inside = path.relative_to(ROOT)
+    return FLOORS.index(inside.name if len(inside.parts) == 1 else inside.parent.as_posix())
+
+
+PACKAGE = [
+    f for f in FILES if f.relative_to(ROOT).parts[0] in ("benchmarks", "commands", "nodes", "samplers", "trainers")
+]
+ENTRIES = {"trainers/__main__.py"}
+"""Started from outside; nobody imports them."""
 
 
 @pytest.mark.parametrize(
@@ -50,20 +89,31 @@ def test_pure_rooms_never_import_the_host(path):
     assert not imports(path)[0] & HOST
 
 
-@pytest.mark.parametrize("floor", [0, 1, 2])
-def test_arrows_point_down(floor):
-    """__main__.py is an entry from outside: nobody imports it."""
-    above = {*FLOORS[floor + 1 :], "commands"}
-    for path in (f for f in FILES if in_room(f, FLOORS[floor]) and f.name != "__main__.py"):
-        for target in imports(path)[1]:
-            assert target[0] not in above, f"{path.name} imports {'.'.join(target)}"
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_arrows_point_down(path):
+    """Wing by wing. Every folder with Python files is a floor: a new one is drawn here first."""
+    here = floor(path)
+    if path.relative_to(ROOT).as_posix() not in ENTRIES:
+        up = [target.relative_to(ROOT).as_posix() for target in imports(path)[1] if floor(target) < here]
+        assert up == []
 
 
-def test_few_files_know_the_host():
-    """host*.py hide what differs between hosts, folders.py where files lie; digits_model.py is made of host classes."""
-    knowing = {path.name for path in FILES if in_room(path, "nodes") and imports(path)[0] & HOST}
-    hosts = {"host.py", "host_data.py", "host_guidance.py", "host_training.py"}
-    assert knowing == hosts | {"folders.py", "digits_model.py"}
+def test_no_file_imports_itself_in_a_circle():
+    arrows = {path: imports(path)[1] - {path} for path in PACKAGE}
+    list(graphlib.TopologicalSorter(arrows).static_order())  # CycleError names the files
+
+
+@pytest.mark.parametrize("path", [f for f in PACKAGE if f.name == "__init__.py"], ids=lambda p: p.parent.name)
+def test_every_wing_says_what_it_is_for(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_one_wing_knows_the_host():
+    """nodes/host hides what differs between hosts; digits_model.py is made of host classes."""
+    knowing = {path for path in FILES if in_room(path, "nodes") and imports(path)[0] & HOST}
+    elsewhere = {path.name for path in knowing if path.parent.name != "host"}
+    assert elsewhere == {"digits_model.py"}
+    assert len(knowing) > len(elsewhere)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -74,9 +124,9 @@ def test_python_is_ascii_and_files_are_short(path):
 
 
 def test_launch_needs_the_standard_library_only():
-    absolute, relative = imports(ROOT / "launch.py")
+    absolute, ours = imports(ROOT / "launch.py")
     assert absolute - {"_winapi"} <= set(sys.stdlib_module_names)
-    assert not relative
+    assert not ours
 
 
 def test_the_manager_installs_what_pyproject_says():

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..trainers.storage.run_folder import RunFolder
-from . import host
+from ...trainers.storage.run_folder import RunFolder
+from .. import host
 
 SECONDS_BETWEEN_MESSAGES = 0.25
 METRICS, STATE = "fewstep.metrics", "fewstep.state"
@@ -22,7 +22,7 @@ class Messages:
 
     def __init__(
         self,
-        send: Callable[[str, Message], None] = host.send,
+        send: Callable[[str, Message], None] = host.signals.send,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -53,7 +53,7 @@ class Messages:
         ended: Message = {"state": "finished"}
         try:
             yield
-        except host.Cancelled:
+        except host.signals.Cancelled:
             ended = {"state": "stopped"}
             raise
         except Exception as error:

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..samplers.noise import Denoiser
-from ..trainers.measures.digits import DIGITS, to_latents, to_pictures
-from ..trainers.storage.files import read_tensors
-from . import host_training
+from ...samplers.noise import Denoiser
+from ...trainers.measures.digits import DIGITS, to_latents, to_pictures
+from ...trainers.storage.files import read_tensors
+from .. import host
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
 TEACHER_FILE = ASSETS / "digits_teacher.safetensors"
 SCALE = 8
 """Pixels of a viewed picture for one latent, as with Stable Diffusion: Empty Latent Image at 32 x 32 is one digit."""
@@ -118,7 +118,7 @@ def as_denoiser(network: nn.Module, *, prediction: str | None = None) -> Denoise
 
     prediction: what the network's output is taken for; None for v.
     """
-    denoiser = host_training.as_denoiser(network, prediction=prediction)
+    denoiser = host.training.as_denoiser(network, prediction=prediction)
     return lambda x, sigma, **condition: denoiser(x, sigma, c_crossattn=x.new_zeros(len(x), 1, 1), **condition)
 
 

@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..trainers.data.batches import TensorData
-from ..trainers.measures.charts import loss_chart
-from ..trainers.objective.method import MethodOptions
-from ..trainers.storage.run_folder import RunFolder
-from ..trainers.students.adapters import LoRAOptions
-from ..trainers.training.distillation import Distillation
-from ..trainers.training.learning_rates import SCHEDULES
-from ..trainers.training.optimisers import OPTIMISERS
-from ..trainers.training.options import AS_LOADED, PRECISIONS, TrainOptions
-from . import folders, graph, host, host_training, perceptual, running, students
+from ...trainers.data.batches import TensorData
+from ...trainers.measures.charts import loss_chart
+from ...trainers.objective.method import MethodOptions
+from ...trainers.storage.run_folder import RunFolder
+from ...trainers.students.adapters import LoRAOptions
+from ...trainers.training.distillation import Distillation
+from ...trainers.training.learning_rates import SCHEDULES
+from ...trainers.training.optimisers import OPTIMISERS
+from ...trainers.training.options import AS_LOADED, PRECISIONS, TrainOptions
+from .. import host
+from ..host import folders, graph
+from . import perceptual, running, students
 from .data_sources import DataInGraph, DataSource
 from .observing import Show
 from .telling import MESSAGES
@@ -218,7 +220,7 @@ class Distill:
                 latents=latents is not _ABSENT, positive=positive is not _ABSENT, data=data is not _ABSENT
             )
 
-        return host.error_of(check)
+        return host.signals.error_of(check)
 
     def distil(
         self,
@@ -249,8 +251,8 @@ def prepared(
     *,
     method: MethodOptions,
     latents: dict[str, Tensor] | None = None,
-    positive: host.Conditioning | None = None,
-    negative: host.Conditioning | None = None,
+    positive: host.models.Conditioning | None = None,
+    negative: host.models.Conditioning | None = None,
     data: DataSource | None = None,
     prompt: Mapping[str, Any] | None = None,
     unique_id: str | None = None,
@@ -278,7 +280,7 @@ def prepared(
                 data=source.build(model, run, teacher_sha256=teacher_sha256),
                 options=train_options,
                 teacher_sha256=teacher_sha256,
-                prediction_type=host.prediction_type(host.model_sampling_of(model)),
+                prediction_type=host.models.prediction_type(host.models.model_sampling_of(model)),
                 student=students.description(student or LoRAOptions()),
                 origin=graph.upstream(prompt or {}, str(unique_id), running.ORIGIN),
             )
@@ -309,16 +311,16 @@ def _require_one_kind_of_data(*, latents: bool, positive: bool, data: bool, nega
 
 
 def _data_in_graph(
-    model: Any, latents: Any, positive: Any, negative: host.Conditioning | None, *, dropout: float
+    model: Any, latents: Any, positive: Any, negative: host.models.Conditioning | None, *, dropout: float
 ) -> DataInGraph:
     """What is connected as LATENT and CONDITIONING. Prompts get one length where captions are dropped."""
-    x0 = host_training.latents_for_training(model, latents)
+    x0 = host.training.latents_for_training(model, latents)
     unconditional = None
     if negative is not None:
-        unconditional = host_training.condition_for_training(model, negative, latents=x0, name="negative")
-    condition = host_training.condition_for_training(model, positive, latents=x0, name="positive")
+        unconditional = host.training.condition_for_training(model, negative, latents=x0, name="negative")
+    condition = host.training.condition_for_training(model, positive, latents=x0, name="positive")
     if dropout and unconditional is not None:
-        condition, unconditional = host_training.in_one_length(model, positive, condition, unconditional, latents=x0)
+        condition, unconditional = host.training.in_one_length(model, positive, condition, unconditional, latents=x0)
     data = TensorData(x0=x0, condition=condition, unconditional=unconditional)
     if dropout:
         data.require_droppable()

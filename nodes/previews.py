@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ..samplers.noise import NoiseFamily
 from ..samplers.presets import Preset
-from . import host, methods, recipes, running
-from .sampling import Schedule, levels
+from . import host
+from .distillation import methods, running
+from .sampling import recipes
+from .sampling.samplers import Schedule, levels
 
 METHODS: dict[str, Any] = {
     "FewStepProgressiveDistillation": methods.ProgressiveDistillation,
@@ -73,7 +75,7 @@ def _kind_of(preset: Preset) -> str:
 def _sampling(kind: str) -> Any:
     if kind not in MODELS:
         raise ValueError(f"model is {kind!r}; allowed are {', '.join(MODELS)}.")
-    return host.example_sampling(**MODELS[kind][1])
+    return host.models.example_sampling(**MODELS[kind][1])
 
 
 def _shown(kind: str, sigmas: Tensor) -> dict[str, Any]:

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers.few_step import sample_ancestral, sample_few_step, sample_tcd
-from ..samplers.presets import PRESETS, Preset
-from ..samplers.recipe import Recipe
-from ..trainers.storage.files import read_metadata
-from . import folders, host, host_guidance
+from ...samplers.few_step import sample_ancestral, sample_few_step, sample_tcd
+from ...samplers.presets import PRESETS, Preset
+from ...samplers.recipe import Recipe
+from ...trainers.storage.files import read_metadata
+from .. import host
+from ..host import folders
 from .model_sampling import LCMBoundary
-from .sampling import levels
+from .samplers import levels
 
 FROM_FILE = "from the file's own metadata"
 _NO_FILE = "none"
@@ -70,7 +71,7 @@ class ApplyRecipe:
 
     @classmethod
     def VALIDATE_INPUTS(cls, recipe: str, file: str = _NO_FILE) -> bool | str:
-        return host.error_of(lambda: preset_of(recipe) if recipe != FROM_FILE else recipe_of(file))
+        return host.signals.error_of(lambda: preset_of(recipe) if recipe != FROM_FILE else recipe_of(file))
 
     @classmethod
     def IS_CHANGED(cls, file: str = _NO_FILE, **_: Any) -> float:
@@ -84,15 +85,15 @@ class ApplyRecipe:
             model, sampler, sigmas = _from_file(model, file)
             return model, sampler, sigmas, 1.0, _guider(model, positive, negative, cfg=1.0, guidance_scale=None)
         preset = preset_of(recipe)
-        if host.noise_family(host.model_sampling_of(model)) is not preset.family:
-            kind = host.prediction_type(host.model_sampling_of(model))
+        if host.models.noise_family(host.models.model_sampling_of(model)) is not preset.family:
+            kind = host.models.prediction_type(host.models.model_sampling_of(model))
             raise ValueError(
                 f"{recipe!r} is no recipe for this kind of model ({kind}). Connect the model that it names."
             )
         if preset.prediction or preset.lcm_boundary:
             change = LCMBoundary if preset.lcm_boundary else None
-            model = host.with_model_sampling(model, prediction=preset.prediction, change=change)
-        sigmas = preset_levels(host.model_sampling_of(model), preset)
+            model = host.models.with_model_sampling(model, prediction=preset.prediction, change=change)
+        sigmas = preset_levels(host.models.model_sampling_of(model), preset)
         guider = _guider(model, positive, negative, cfg=preset.cfg, guidance_scale=preset.guidance_scale)
         return model, _sampler(preset), sigmas, preset.cfg, guider
 
@@ -120,8 +121,8 @@ def recipe_of(file: str) -> Recipe:
 
 def _from_file(model: Any, file: str) -> tuple[Any, Any, Tensor]:
     recipe = recipe_of(file)
-    sampling = host.model_sampling_of(model)
-    family, sigma_max = host.noise_family(sampling), float(host.noise_levels(sampling)[-1])
+    sampling = host.models.model_sampling_of(model)
+    family, sigma_max = host.models.noise_family(sampling), float(host.models.noise_levels(sampling)[-1])
     if family.value != recipe.noise_family:
         raise ValueError(f"{file} is for {recipe.noise_family} models, but the connected model is {family.value}.")
     if recipe.sigmas[0] > 1.001 * sigma_max:
@@ -130,29 +131,29 @@ def _from_file(model: Any, file: str) -> tuple[Any, Any, Tensor]:
             "Connect the model that it was distilled from."
         )
     cond_proj = folders.guidance_embedding(file)
-    if cond_proj is not None and host_guidance.embedding_of(model) is None:
-        model = host_guidance.with_guidance_embedding(model, cond_proj, guidance_scale=recipe.guidance_scale)
-    if recipe.prediction_type != host.prediction_type(sampling):
-        model = host.with_model_sampling(model, prediction=recipe.prediction_type)
-    return model, host.sampler(sample_few_step, gamma=recipe.gamma), torch.tensor(recipe.sigmas)
+    if cond_proj is not None and host.guidance.embedding_of(model) is None:
+        model = host.guidance.with_guidance_embedding(model, cond_proj, guidance_scale=recipe.guidance_scale)
+    if recipe.prediction_type != host.models.prediction_type(sampling):
+        model = host.models.with_model_sampling(model, prediction=recipe.prediction_type)
+    return model, host.models.sampler(sample_few_step, gamma=recipe.gamma), torch.tensor(recipe.sigmas)
 
 
 def _sampler(preset: Preset) -> Any:
     if preset.sampler == "tcd":
-        return host.sampler(sample_tcd, eta=preset.eta)
+        return host.models.sampler(sample_tcd, eta=preset.eta)
     if preset.sampler == "ancestral":
-        return host.sampler(sample_ancestral)
+        return host.models.sampler(sample_ancestral)
     gamma = 0.0 if preset.sampler == "lightning" else 1.0
-    return host.sampler(sample_few_step, gamma=gamma, unit_variance_start=preset.unit_variance_start)
+    return host.models.sampler(sample_few_step, gamma=gamma, unit_variance_start=preset.unit_variance_start)
 
 
 def _guider(model: Any, positive: Any, negative: Any, *, cfg: float, guidance_scale: float | None) -> Any:
     if positive is None:
-        return host.no_guider("connect positive to Apply Recipe: its guider output needs a prompt.")
+        return host.models.no_guider("connect positive to Apply Recipe: its guider output needs a prompt.")
     if guidance_scale is not None:
-        return host_guidance.guidance_distilled_guider(model, positive, guidance_scale=guidance_scale)
+        return host.guidance.guidance_distilled_guider(model, positive, guidance_scale=guidance_scale)
     if cfg == 1.0:
-        return host.guider(model, {"positive": positive}, cfg=1.0)
+        return host.models.guider(model, {"positive": positive}, cfg=1.0)
     if negative is None:
-        return host.no_guider(f"connect negative to Apply Recipe: this recipe samples at cfg {cfg:g}.")
-    return host.guider(model, {"positive": positive, "negative": negative}, cfg=cfg)
+        return host.models.no_guider(f"connect negative to Apply Recipe: this recipe samples at cfg {cfg:g}.")
+    return host.models.guider(model, {"positive": positive, "negative": negative}, cfg=cfg)

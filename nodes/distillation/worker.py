@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 
-from ..trainers.data.cache import read_data
-from ..trainers.methods import read_method
-from ..trainers.processes.group import Processes
-from ..trainers.storage.run_folder import RunFolder
-from ..trainers.training.distillation import Distillation, Recorded
-from ..trainers.training.loop import Metrics, Observer
-from . import folders, host, running, students
-from .graph import Execution
+from ...trainers.data.cache import read_data
+from ...trainers.methods import read_method
+from ...trainers.processes.group import Processes
+from ...trainers.storage.run_folder import RunFolder
+from ...trainers.training.distillation import Distillation, Recorded
+from ...trainers.training.loop import Metrics, Observer
+from .. import host
+from ..host import folders
+from ..host.graph import Execution
+from . import running, students
 from .observing import Preview, stops_here
 
 
@@ -55,7 +57,7 @@ def _distillation(run: RunFolder, recorded: Recorded, *, model: Any, processes: 
         data=data,
         options=recorded.options,
         teacher_sha256=recorded.teacher_sha256,
-        prediction_type=host.prediction_type(host.model_sampling_of(model)),
+        prediction_type=host.models.prediction_type(host.models.model_sampling_of(model)),
         student=recorded.student,
         origin=recorded.origin,
         processes=processes,

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers.boundary import consistency_scalings, lcm_scalings
-from ..samplers.noise import expand_like
-from . import host
+from ...samplers.boundary import consistency_scalings, lcm_scalings
+from ...samplers.noise import expand_like
+from .. import host
 
 _PREDICTIONS = ["eps", "v_prediction", "x0"]
 
@@ -53,7 +53,7 @@ class LCMModel:
         return {"required": {"model": ("MODEL", {"tooltip": "An LCM checkpoint, or a model with an LCM-LoRA."})}}
 
     def patch(self, model: Any) -> tuple[Any]:
-        return (host.with_model_sampling(model, change=LCMBoundary),)
+        return (host.models.with_model_sampling(model, change=LCMBoundary),)
 
 
 class PredictionType:
@@ -77,7 +77,7 @@ class PredictionType:
         }
 
     def patch(self, model: Any, prediction: str) -> tuple[Any]:
-        return (host.with_model_sampling(model, prediction=prediction),)
+        return (host.models.with_model_sampling(model, prediction=prediction),)
 
 
 class ConsistencyModel:
@@ -111,4 +111,4 @@ class ConsistencyModel:
             raise ValueError(
                 f"sigma_min is {levels['sigma_min']} and sigma_max is {levels['sigma_max']}; sigma_min must be below it."
             )
-        return (host.with_consistency_sampling(model, change=ConsistencyBoundary, **levels),)
+        return (host.models.with_consistency_sampling(model, change=ConsistencyBoundary, **levels),)

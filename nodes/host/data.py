@@ -9,9 +9,9 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..trainers.storage.files import tensors_sha256
-from . import host
-from .host import Conditioning
+from ...trainers.storage.files import tensors_sha256
+from . import models
+from .models import Conditioning
 
 SAMPLERS = ("euler", "ddim", "heun", "dpmpp_2m")
 """Those of the host that add no noise of their own: a picture is then a function of its first noise."""
@@ -75,7 +75,7 @@ def draw(
     """The teacher's latents (B, C, h, w) in the host's scale, on the CPU, from unit noise of that shape."""
     with torch.inference_mode():
         made = comfy.samplers.sampler_object(sampler)
-        latents = host.sample(model, made, sigmas, noise=noise, positive=positive, negative=negative, cfg=cfg)
+        latents = models.sample(model, made, sigmas, noise=noise, positive=positive, negative=negative, cfg=cfg)
     return _plain(latents).float()
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..samplers.few_step import sample_few_step
-from . import folders, host, host_guidance
+from ...samplers.few_step import sample_few_step
+from .. import host
+from ..host import folders
 
 
 def _guidance_scale(default: float, tooltip: str) -> tuple[str, dict[str, Any]]:
@@ -40,8 +41,8 @@ class GuidanceEmbedding:
         }
 
     def patch(self, model: Any, file: str, guidance_scale: float) -> tuple[Any]:
-        cond_proj = folders.read_tensor(file, ending=host_guidance.COND_PROJ, what="guidance embedding (cond_proj)")
-        return (host_guidance.with_guidance_embedding(model, cond_proj, guidance_scale=guidance_scale),)
+        cond_proj = folders.read_tensor(file, ending=host.guidance.COND_PROJ, what="guidance embedding (cond_proj)")
+        return (host.guidance.with_guidance_embedding(model, cond_proj, guidance_scale=guidance_scale),)
 
 
 class GuidanceDistilledGuider:
@@ -66,7 +67,7 @@ class GuidanceDistilledGuider:
         }
 
     def make(self, model: Any, positive: Any, guidance_scale: float) -> tuple[Any]:
-        return (host_guidance.guidance_distilled_guider(model, positive, guidance_scale=guidance_scale),)
+        return (host.guidance.guidance_distilled_guider(model, positive, guidance_scale=guidance_scale),)
 
 
 class GuidanceDistilledSampler:
@@ -99,4 +100,4 @@ class GuidanceDistilledSampler:
         }
 
     def make(self, gamma: float) -> tuple[Any]:
-        return (host.sampler(sample_few_step, gamma=gamma, guidance_distilled=True),)
+        return (host.models.sampler(sample_few_step, gamma=gamma, guidance_distilled=True),)

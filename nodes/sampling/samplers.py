@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers.few_step import sample_few_step, sample_tcd
-from ..samplers.noise import NoiseFamily
-from ..samplers.schedules import (
+from ...samplers.few_step import sample_few_step, sample_tcd
+from ...samplers.noise import NoiseFamily
+from ...samplers.schedules import (
     consistency_sigmas,
     dmd2_timesteps,
     lcm_timesteps,
@@ -20,7 +20,7 @@ from ..samplers.schedules import (
     trailing_sigmas,
     turbo_timesteps,
 )
-from . import host
+from .. import host
 
 MAX_STEPS = 1000
 
@@ -41,7 +41,7 @@ class LCMSampler:
         return {"required": {}}
 
     def make(self) -> tuple[Any]:
-        return (host.sampler(sample_few_step, gamma=1.0),)
+        return (host.models.sampler(sample_few_step, gamma=1.0),)
 
 
 class LightningSampler:
@@ -60,7 +60,7 @@ class LightningSampler:
         return {"required": {}}
 
     def make(self) -> tuple[Any]:
-        return (host.sampler(sample_few_step, gamma=0.0),)
+        return (host.models.sampler(sample_few_step, gamma=0.0),)
 
 
 class ConsistencySampler:
@@ -122,7 +122,7 @@ class ConsistencySampler:
         }
 
     def make(self, **options: Any) -> tuple[Any]:
-        return (host.sampler(sample_few_step, **options),)
+        return (host.models.sampler(sample_few_step, **options),)
 
 
 class TCDSampler:
@@ -155,7 +155,7 @@ class TCDSampler:
         }
 
     def make(self, eta: float) -> tuple[Any]:
-        return (host.sampler(sample_tcd, eta=eta),)
+        return (host.models.sampler(sample_tcd, eta=eta),)
 
 
 class Schedule:
@@ -230,7 +230,7 @@ class Schedule:
         }
 
     def make(self, model: Any, schedule: str, steps: int, **options: Any) -> tuple[Tensor]:
-        return (levels(host.model_sampling_of(model), schedule, steps, **options),)
+        return (levels(host.models.model_sampling_of(model), schedule, steps, **options),)
 
 
 def levels(
@@ -245,7 +245,7 @@ def levels(
     """(steps + 1,) of a schedule on the levels of the host's sampling object. ValueError for what does not go together."""
     if schedule not in _SCHEDULES:
         raise ValueError(f"schedule is {schedule!r}; allowed are {', '.join(_SCHEDULES)}.")
-    if shift != 1.0 and host.noise_family(model_sampling) is not NoiseFamily.FLOW:
+    if shift != 1.0 and host.models.noise_family(model_sampling) is not NoiseFamily.FLOW:
         raise ValueError(f"shift is {shift}, but only flow models have one; set it to 1.")
     options = {"original_steps": original_steps, "strength": strength, "values": values}
     sigmas = _sigmas(model_sampling, schedule, steps, **options)
@@ -253,11 +253,11 @@ def levels(
 
 
 def _sigmas(model_sampling: Any, schedule: str, steps: int, **options: Any) -> Tensor:
-    if host.noise_family(model_sampling) is NoiseFamily.FLOW and schedule in _NOT_FOR_FLOW:
+    if host.models.noise_family(model_sampling) is NoiseFamily.FLOW and schedule in _NOT_FOR_FLOW:
         raise ValueError(
             f"the {schedule} schedule is for eps-, v- and x0-models; this is a flow model. Use trailing or sigmas."
         )
-    return _SCHEDULES[schedule](table=host.noise_levels(model_sampling), steps=steps, **options)
+    return _SCHEDULES[schedule](table=host.models.noise_levels(model_sampling), steps=steps, **options)
 
 
 def _trailing(*, table: Tensor, steps: int, **_: Any) -> Tensor:
@@ -321,20 +321,22 @@ _NOT_FOR_FLOW = ("lcm", "tcd", "turbo", "dmd2", "consistency")
 
 def add_to_menus() -> None:
     """The samplers, and the schedules where the host allows it, for the stock KSampler."""
-    host.add_to_sampler_menu(
+    host.models.add_to_sampler_menu(
         {
-            "fewstep_lcm": host.sampler_function(sample_few_step, gamma=1.0),
-            "fewstep_lightning": host.sampler_function(sample_few_step, gamma=0.0),
-            "fewstep_tcd": host.sampler_function(sample_tcd, eta=0.3),
-            "fewstep_consistency": host.sampler_function(sample_few_step, gamma=1.0, models_sigma_min=True),
-            "fewstep_guidance_distilled": host.sampler_function(sample_few_step, gamma=0.0, guidance_distilled=True),
-            "fewstep_guidance_distilled_lcm": host.sampler_function(
+            "fewstep_lcm": host.models.sampler_function(sample_few_step, gamma=1.0),
+            "fewstep_lightning": host.models.sampler_function(sample_few_step, gamma=0.0),
+            "fewstep_tcd": host.models.sampler_function(sample_tcd, eta=0.3),
+            "fewstep_consistency": host.models.sampler_function(sample_few_step, gamma=1.0, models_sigma_min=True),
+            "fewstep_guidance_distilled": host.models.sampler_function(
+                sample_few_step, gamma=0.0, guidance_distilled=True
+            ),
+            "fewstep_guidance_distilled_lcm": host.models.sampler_function(
                 sample_few_step, gamma=1.0, guidance_distilled=True
             ),
         }
     )
     in_menu = ("trailing", "lcm", "tcd", "turbo", "consistency")
-    host.add_to_scheduler_menu({f"fewstep_{name}": _from_menu(name) for name in in_menu})
+    host.models.add_to_scheduler_menu({f"fewstep_{name}": _from_menu(name) for name in in_menu})
 
 
 def _from_menu(name: str) -> Callable[[Any, int], Tensor]:

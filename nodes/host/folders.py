@@ -12,12 +12,12 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from ..trainers.storage.files import copy_atomically
-from ..trainers.storage.run_folder import RunFolder
-from . import host
-from .host_guidance import COND_PROJ
+from ...trainers.storage.files import copy_atomically
+from ...trainers.storage.run_folder import RunFolder
+from . import signals
+from .guidance import COND_PROJ
 
-_LAUNCHER = Path(__file__).resolve().parents[1] / "launch.py"
+_LAUNCHER = Path(__file__).resolve().parents[2] / "launch.py"
 _MODEL_FOLDERS = ("checkpoints", "unet", "diffusion_models")
 
 
@@ -68,7 +68,7 @@ def runs_root() -> Path:
 
 def error_of_name(name: Any) -> bool | str:
     """Of an input that names a file or folder of ours, for VALIDATE_INPUTS; a linked one is None there, not known yet."""
-    return True if name is None else host.error_of(lambda: RunFolder(runs_root(), str(name)))
+    return True if name is None else signals.error_of(lambda: RunFolder(runs_root(), str(name)))
 
 
 def command_for(run: Path) -> str:

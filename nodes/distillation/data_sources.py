@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..samplers.schedules import trailing_sigmas
-from ..trainers.data.batches import Condition, Data, Shape, TensorData, shape_of
-from ..trainers.data.cache import Shard, cached_data, joined, write_data
-from ..trainers.data.pictures import (
+from ...samplers.schedules import trailing_sigmas
+from ...trainers.data.batches import Condition, Data, Shape, TensorData, shape_of
+from ...trainers.data.cache import Shard, cached_data, joined, write_data
+from ...trainers.data.pictures import (
     BrokenPicture,
     Captioned,
     Size,
@@ -25,10 +25,10 @@ from ..trainers.data.pictures import (
     picture_size,
     pixels,
 )
-from ..trainers.objective.choices import require_at_least_one
-from ..trainers.storage.run_folder import RunFolder
-from . import host, host_data, host_training
-from .host import Conditioning
+from ...trainers.objective.choices import require_at_least_one
+from ...trainers.storage.run_folder import RunFolder
+from .. import host
+from ..host.models import Conditioning
 
 SHARD_PICTURES = 64
 """Pictures in one file of the cache: what a kill costs at most, beside the file's own overhead."""
@@ -82,7 +82,7 @@ class _Texts:
     def __init__(self, model: Any, clip: Any, negative: str) -> None:
         self._model, self._negative = model, negative
         # as many as a shard holds; all texts of a folder would fill the memory
-        self.conditioning = functools.lru_cache(maxsize=SHARD_PICTURES)(functools.partial(host_data.encode_text, clip))
+        self.conditioning = functools.lru_cache(maxsize=SHARD_PICTURES)(functools.partial(host.data.encode_text, clip))
 
     @property
     def negative(self) -> Conditioning:
@@ -99,10 +99,10 @@ class _Texts:
     def _sample(self, x0: Tensor, noise: Tensor | None, text: str) -> TensorData:
         positive = self.conditioning(text)
         condition, empty = (
-            host_training.condition_for_training(self._model, prompt, latents=x0, name=name)
+            host.training.condition_for_training(self._model, prompt, latents=x0, name=name)
             for prompt, name in ((positive, "positive"), (self.negative, "negative"))
         )
-        condition, empty = host_training.in_one_length(self._model, positive, condition, empty, latents=x0)
+        condition, empty = host.training.in_one_length(self._model, positive, condition, empty, latents=x0)
         condition, empty = ({name: value.cpu() for name, value in inputs.items()} for inputs in (condition, empty))
         return TensorData(x0=x0, condition=condition, unconditional=empty, noise=noise)
 
@@ -152,8 +152,8 @@ class FolderSource(_MadeOnce):
             "skip_broken": self.skip_broken,
             "pictures": {picture.path.name: picture.sha256 for picture in pictures},
             "captions": {picture.path.name: picture.caption for picture in pictures},
-            "vae": None if self.vae is None else host_data.weights_sha256(self.vae),
-            "clip": None if self.clip is None else host_data.weights_sha256(self.clip),
+            "vae": None if self.vae is None else host.data.weights_sha256(self.vae),
+            "clip": None if self.clip is None else host.data.weights_sha256(self.clip),
         }
 
     def _plan(self, model: Any, pictures: Sequence[Captioned]) -> list[Shard]:
@@ -173,7 +173,7 @@ class FolderSource(_MadeOnce):
         groups: dict[Size, list[Captioned]] = {}
         broken: dict[str, str] = {}
         for picture in pictures:
-            host.check_cancelled()
+            host.signals.check_cancelled()
             try:
                 groups.setdefault(bucket_for(picture_size(picture.path), buckets), []).append(picture)
             except BrokenPicture as error:
@@ -190,7 +190,7 @@ class FolderSource(_MadeOnce):
                 f"{len(broken)} of {of} pictures in {self.folder} cannot be used: {names}. Remove or repair them"
                 f"{'.' if self.skip_broken else ', or set broken to skip.'}"
             )
-        host.log.warning("%d of %d pictures in %s are skipped: %s", len(broken), of, self.folder, names)
+        host.models.log.warning("%d of %d pictures in %s are skipped: %s", len(broken), of, self.folder, names)
 
     def _shard(
         self, model: Any, texts: _Texts, progress: _Progress, size: Size, pictures: Sequence[Captioned]
@@ -206,13 +206,13 @@ class FolderSource(_MadeOnce):
 
     def _encoded(self, model: Any, picture: Tensor, origin: Captioned, *, mirrored: bool) -> Tensor:
         seed = int(origin.sha256[:15], 16) + mirrored
-        latents = host_data.encode_picture(self.vae, picture, seed=seed)
+        latents = host.data.encode_picture(self.vae, picture, seed=seed)
         if not torch.isfinite(latents).all():
             raise ValueError(
                 f"the VAE makes NaN or infinite values of {origin.path.name}; SDXL's own VAE does so in half precision: "
                 "start ComfyUI with --fp32-vae, or take a VAE made for half precision."
             )
-        return host_training.latents_for_training(model, {"samples": latents}).cpu()
+        return host.training.latents_for_training(model, {"samples": latents}).cpu()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,12 +245,12 @@ class PromptSource(_MadeOnce):
         require_at_least_one(self, "pictures_per_prompt", "steps", "batch_size")
         if not 1.0 <= self.cfg <= 100.0:
             raise ValueError(f"cfg is {self.cfg}; allowed is 1 (no guidance) to 100.")
-        if self.sampler not in host_data.SAMPLERS:
-            raise ValueError(f"sampler is {self.sampler!r}; allowed are {', '.join(host_data.SAMPLERS)}.")
+        if self.sampler not in host.data.SAMPLERS:
+            raise ValueError(f"sampler is {self.sampler!r}; allowed are {', '.join(host.data.SAMPLERS)}.")
 
     def build(self, model: Any, run: RunFolder, *, teacher_sha256: str) -> Data:
-        sigmas = trailing_sigmas(self.steps, table=host.noise_levels(host.model_sampling_of(model)))
-        shape = host_data.latent_shape(model, width=self.width, height=self.height)
+        sigmas = trailing_sigmas(self.steps, table=host.models.noise_levels(host.models.model_sampling_of(model)))
+        shape = host.data.latent_shape(model, width=self.width, height=self.height)
         return cached_data(
             run.data_folder,
             source=self._source() | {"sigmas": sigmas.tolist(), "teacher_sha256": teacher_sha256},
@@ -261,7 +261,7 @@ class PromptSource(_MadeOnce):
 
     def _source(self) -> dict[str, Any]:
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "clip"}
-        clip = None if self.clip is None else host_data.weights_sha256(self.clip)
+        clip = None if self.clip is None else host.data.weights_sha256(self.clip)
         return {"kind": "prompts", **options, "clip": clip}
 
     def _plan(self, model: Any, sigmas: Tensor, shape: tuple[int, ...]) -> list[Shard]:
@@ -279,7 +279,7 @@ class PromptSource(_MadeOnce):
         kinds: dict[Any, list[int]] = {}
         for i in batch:
             progress.next()
-            kinds.setdefault(host_data.kind_of(texts.conditioning(self._prompt(i))), []).append(i)
+            kinds.setdefault(host.data.kind_of(texts.conditioning(self._prompt(i))), []).append(i)
         return [part for alike in kinds.values() for part in self._drawn(model, texts, sigmas, shape, alike)]
 
     def _drawn(
@@ -287,11 +287,11 @@ class PromptSource(_MadeOnce):
     ) -> list[TensorData]:
         """pictures: their numbers, of prompts that can be sampled in one batch."""
         noise = torch.stack([self._noise(i, shape) for i in pictures])
-        positive = host_data.batched([texts.conditioning(self._prompt(i)) for i in pictures])
-        latents = host_data.draw(
+        positive = host.data.batched([texts.conditioning(self._prompt(i)) for i in pictures])
+        latents = host.data.draw(
             model, self.sampler, sigmas, noise=noise, positive=positive, negative=texts.negative, cfg=self.cfg
         )
-        x0 = host_training.latents_for_training(model, {"samples": latents}).cpu()
+        x0 = host.training.latents_for_training(model, {"samples": latents}).cpu()
         return texts.parts(
             (x0[j : j + 1], noise[j : j + 1] if self.pairs else None, self._prompt(i)) for j, i in enumerate(pictures)
         )
@@ -309,10 +309,10 @@ class _Progress:
     """The host's bar over samples, and its cancel."""
 
     def __init__(self, total: int) -> None:
-        self._bar, self._total, self._done = host.progress_bar(total), total, 0
+        self._bar, self._total, self._done = host.signals.progress_bar(total), total, 0
 
     def next(self) -> None:
-        host.check_cancelled()
+        host.signals.check_cancelled()
         self._done += 1
         self._bar.update_absolute(self._done, self._total)
 

@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers.few_step import sample_few_step
-from ..trainers.measures.charts import picture_grid, quality_chart
-from ..trainers.measures.digits import DIGITS, DigitClassifier, load_pictures, to_latents, to_pictures
-from ..trainers.measures.evaluate import DigitJudge, FeatureStatistics, Score, table
-from ..trainers.methods import read_method
-from ..trainers.storage.files import read_tensors, write_atomically
-from ..trainers.storage.run_folder import RunFolder
-from ..trainers.training.distillation import Recorded
-from . import digits_model, folders, host
+from ...samplers.few_step import sample_few_step
+from ...trainers.measures.charts import picture_grid, quality_chart
+from ...trainers.measures.digits import DIGITS, DigitClassifier, load_pictures, to_latents, to_pictures
+from ...trainers.measures.evaluate import DigitJudge, FeatureStatistics, Score, table
+from ...trainers.methods import read_method
+from ...trainers.storage.files import read_tensors, write_atomically
+from ...trainers.storage.run_folder import RunFolder
+from ...trainers.training.distillation import Recorded
+from .. import host
+from ..host import folders
+from . import digits_model
 
 CLASSIFIER_FILE = digits_model.ASSETS / "digits_classifier.safetensors"
 
@@ -67,9 +69,9 @@ class DigitPrompt:
 
     @classmethod
     def VALIDATE_INPUTS(cls, digits: Any = None) -> bool | str:
-        return host.error_of(lambda: digits_model.prompt(str(digits or "")))
+        return host.signals.error_of(lambda: digits_model.prompt(str(digits or "")))
 
-    def encode(self, digits: str) -> tuple[host.Conditioning]:
+    def encode(self, digits: str) -> tuple[host.models.Conditioning]:
         return (digits_model.prompt(digits),)
 
 
@@ -85,7 +87,7 @@ class DigitsData:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {}}
 
-    def load(self) -> tuple[dict[str, Tensor], host.Conditioning]:
+    def load(self) -> tuple[dict[str, Tensor], host.models.Conditioning]:
         pictures, labels = load_pictures()
         return {"samples": to_latents(pictures)}, digits_model.condition(labels)
 
@@ -139,7 +141,7 @@ class EvaluateDigits:
     @classmethod
     def VALIDATE_INPUTS(cls, teacher_steps: Any = None, student_steps: Any = None) -> bool | str:
         given = {"teacher_steps": teacher_steps, "student_steps": student_steps}
-        return host.error_of(
+        return host.signals.error_of(
             lambda: [_step_counts(str(text), name=name) for name, text in given.items() if text is not None]
         )
 
@@ -157,7 +159,7 @@ class EvaluateDigits:
         run = RunFolder(folders.runs_root(), run_name)
         recorded = Recorded.of(run)
         method = read_method(recorded.method, recorded.method_options)
-        levels = host.noise_levels(host.model_sampling_of(teacher))
+        levels = host.models.noise_levels(host.models.model_sampling_of(teacher))
         judged = _Judged(count=count, seed=seed)
         for steps in _step_counts(teacher_steps, name="teacher_steps"):
             judged.add("teacher", teacher, sigmas=method.grid.sigmas(steps, table=levels), cfg=guidance_scale)
@@ -187,12 +189,12 @@ class _Judged:
         self._judge = load_judge()
 
     def add(self, name: str, model: Any, *, sigmas: Tensor, cfg: float, gamma: float = 0.0) -> None:
-        host.check_cancelled()
+        host.signals.check_cancelled()
         steps = len(sigmas) - 1
         start = time.perf_counter()
-        latents = host.sample(
+        latents = host.models.sample(
             model,
-            host.sampler(sample_few_step, gamma=gamma),
+            host.models.sampler(sample_few_step, gamma=gamma),
             sigmas,
             noise=self._noise,
             positive=digits_model.condition(self._labels),

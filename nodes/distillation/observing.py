@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..samplers.few_step import draw_from_noise
-from ..trainers.storage.export import LORA
-from ..trainers.storage.files import write_atomically
-from ..trainers.students.student import Student
-from ..trainers.training.distillation import Distillation
-from ..trainers.training.loop import Metrics
-from . import host, host_training
-from .comparison import stacked
+from ...samplers.few_step import draw_from_noise
+from ...trainers.storage.export import LORA
+from ...trainers.storage.files import write_atomically
+from ...trainers.students.student import Student
+from ...trainers.training.distillation import Distillation
+from ...trainers.training.loop import Metrics
+from .. import host
+from ..sampling.comparison import stacked
 from .telling import MESSAGES, METRICS, Messages, jsonable
 
 PREVIEW_PICTURES = 10
@@ -31,7 +31,7 @@ class Show:
         self._bar: Any = None
 
     def __call__(self, metrics: Metrics) -> None:
-        host.check_cancelled()
+        host.signals.check_cancelled()
         picture = None
         if self._preview and self._preview.due(metrics):
             picture = ("JPEG", self._preview(metrics), PREVIEW_PIXELS)
@@ -39,13 +39,13 @@ class Show:
         if metrics.logged or picture or last:
             self._tell(metrics, picture, important=last or picture is not None)
         if stops_here(self._distillation, metrics):
-            raise host.Cancelled
+            raise host.signals.Cancelled
 
     def _tell(self, metrics: Metrics, picture: Any, *, important: bool) -> None:
         message = {"run": self._distillation.run.name, **jsonable(vars(metrics))}
         if not self._messages.offer(METRICS, message, important=important):
             return
-        self._bar = self._bar or host.progress_bar(metrics.iterations)
+        self._bar = self._bar or host.signals.progress_bar(metrics.iterations)
         self._bar.update_absolute(metrics.iteration, metrics.iterations, picture)
 
 
@@ -97,4 +97,4 @@ class Preview:
                 return self._vae.decode(self._model.model.process_latent_out(latents))[..., :3].clamp(0.0, 1.0)
         finally:
             if self._student.kind == LORA:  # which learns on the MODEL itself
-                host_training.loaded(self._model)
+                host.training.loaded(self._model)

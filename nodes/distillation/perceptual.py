@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..trainers.objective.distance import Distance
-from ..trainers.objective.perceptual import Perceptual, Pictures, lpips_distance, require_lpips
-from ..trainers.training.distillation import Distillation
+from ...trainers.objective.distance import Distance
+from ...trainers.objective.perceptual import Perceptual, Pictures, lpips_distance, require_lpips
+from ...trainers.training.distillation import Distillation
 
 _PROBE = 8
 """Latents on each side of the picture that the VAE is tried with."""

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers.few_step import sample_few_step
-from ..samplers.recipe import Recipe
-from ..trainers.objective.guidance_range import GuidanceRange
-from ..trainers.storage.export import (
+from ...samplers.few_step import sample_few_step
+from ...samplers.recipe import Recipe
+from ...trainers.objective.guidance_range import GuidanceRange
+from ...trainers.storage.export import (
     CHECKPOINT,
     FULL_WEIGHTS,
     KIND_KEY,
@@ -23,12 +23,13 @@ from ..trainers.storage.export import (
     about_merged,
     read_student,
 )
-from ..trainers.storage.files import write_tensors
-from ..trainers.students.adapters import Adapters, LoRALayers, LoRAOptions
-from ..trainers.students.gradient_checkpointing import checkpointed
-from ..trainers.students.student import FullWeightsStudent, LoRAStudent, Student
-from ..trainers.training.options import AS_LOADED
-from . import folders, host, host_guidance, host_precision, host_training
+from ...trainers.storage.files import write_tensors
+from ...trainers.students.adapters import Adapters, LoRALayers, LoRAOptions
+from ...trainers.students.gradient_checkpointing import checkpointed
+from ...trainers.students.student import FullWeightsStudent, LoRAStudent, Student
+from ...trainers.training.options import AS_LOADED
+from .. import host
+from ..host import folders
 from . import option_inputs as inputs
 
 
@@ -133,7 +134,7 @@ class LoadStudent:
 
     def load(self, model: Any, student: str) -> tuple[Any, Any, Tensor]:
         loaded, recipe, _ = _load(model, student)
-        return loaded, host.sampler(sample_few_step, gamma=recipe.gamma), torch.tensor(recipe.sigmas)
+        return loaded, host.models.sampler(sample_few_step, gamma=recipe.gamma), torch.tensor(recipe.sigmas)
 
 
 def _load(model: Any, student: str) -> tuple[Any, Recipe, dict[str, str]]:
@@ -144,8 +145,8 @@ def _load(model: Any, student: str) -> tuple[Any, Recipe, dict[str, str]]:
             f"there is no student {student!r}; known are: {', '.join(sorted(folders.student_files())) or 'none'}."
         )
     tensors, recipe, metadata = read_student(path)
-    sampling = host.model_sampling_of(model)
-    found = (host.noise_family(sampling).value, host.prediction_type(sampling))
+    sampling = host.models.model_sampling_of(model)
+    found = (host.models.noise_family(sampling).value, host.models.prediction_type(sampling))
     teacher = (recipe.noise_family, metadata.get(TEACHER_PREDICTION_KEY, recipe.prediction_type))
     if found != teacher:
         raise ValueError(
@@ -197,7 +198,7 @@ class SaveStudentCheckpoint:
         file = folders.new_model(name, folder="checkpoints")
         loaded, _, metadata = _load(model, student)
         about = about_merged(metadata, kind=CHECKPOINT, title=name)
-        host_training.save_checkpoint(file, loaded, clip, vae, metadata=about)
+        host.training.save_checkpoint(file, loaded, clip, vae, metadata=about)
         folders.list_own_models()
         return {"ui": {"text": [str(file)]}, "result": (f"fewstep/{file.name}",)}
 
@@ -248,7 +249,7 @@ class SaveStudentLoRA:
             raise ValueError(
                 f"{student} has full weights, with all that was wired into its teacher in them; it needs no merging."
             )
-        tensors, lost = host_training.lora_in_one(loaded, rank=rank)
+        tensors, lost = host.training.lora_in_one(loaded, rank=rank)
         about = about_merged(metadata, kind=LORA, title=name)
         sizes = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
         write_tensors(file, tensors, metadata=about | sizes)
@@ -285,47 +286,47 @@ def student_of(
     prediction: what the student predicts, where that is not what the MODEL does. scale_input: the guidance scales that it
     takes as an input, if it does.
     """
-    host_precision.require(model, precision)
+    host.precision.require(model, precision)
     require_scale_input(model, options, scale_input)
     memory = checkpointed if gradient_checkpointing else nullcontext
-    converts = prediction not in (None, host.prediction_type(host.model_sampling_of(model)))
+    converts = prediction not in (None, host.models.prediction_type(host.models.model_sampling_of(model)))
     if isinstance(options, FullWeights):  # the teacher is a second copy: later stages replace its weights
         copies = [_copy(model, scale_input) for _ in range(2)]
         with (
-            host_precision.computing_in(copies[0], precision),
-            host_precision.computing_in(copies[1], precision),
+            host.precision.computing_in(copies[0], precision),
+            host.precision.computing_in(copies[1], precision),
             memory(copies[0].diffusion_model),
         ):
             yield FullWeightsStudent(
                 *copies,
-                as_denoiser=functools.partial(host_training.as_denoiser, prediction=prediction),
-                named_weights=host_training.network_state_dict,
-                first_teacher=host_training.as_denoiser if converts else None,
+                as_denoiser=functools.partial(host.training.as_denoiser, prediction=prediction),
+                named_weights=host.training.network_state_dict,
+                first_teacher=host.training.as_denoiser if converts else None,
             )
         return
     with (
-        host_training.shared_network(model) as network,
-        host_precision.computing_in(network, precision),
+        host.training.shared_network(model) as network,
+        host.precision.computing_in(network, precision),
         Adapters(network.diffusion_model, options) as adapters,
         memory(network.diffusion_model),
     ):
         yield LoRAStudent(
             adapters,
             options,
-            denoise=host_training.as_denoiser(network, model=model, prediction=prediction),
-            names=host_training.lora_names(model, adapters.paths),
+            denoise=host.training.as_denoiser(network, model=model, prediction=prediction),
+            names=host.training.lora_names(model, adapters.paths),
             seed=seed,
-            first_teacher=host_training.as_denoiser(network, model=model) if converts else None,
+            first_teacher=host.training.as_denoiser(network, model=model) if converts else None,
         )
 
 
-def _copy(model: Any, scale_input: GuidanceRange | None) -> host_training.Network:
+def _copy(model: Any, scale_input: GuidanceRange | None) -> host.training.Network:
     """The MODEL's network, its guidance scale an input that learns, or the one that it has."""
-    network = host_training.trainable_copy(model)
+    network = host.training.trainable_copy(model)
     if scale_input:
-        host_guidance.learn_guidance(network, guidance_scale=scale_input.usual)
+        host.guidance.learn_guidance(network, guidance_scale=scale_input.usual)
     else:
-        host_guidance.fix_guidance(network)
+        host.guidance.fix_guidance(network)
     return network
 
 
@@ -338,7 +339,7 @@ def require_scale_input(model: Any, options: StudentOptions, scale_input: Guidan
             f"the student is to take a guidance scale of {scale_input} as an input, which no LoRA file holds; connect "
             "Full-Weights Student, or choose one scale: guidance_scale_max 0 or scale_input off."
         )
-    host_guidance.require_place(model)
+    host.guidance.require_place(model)
 
 
 def with_student(model: Any, tensors: dict[str, Tensor], *, lora: bool, recipe: Recipe) -> Any:
@@ -348,14 +349,14 @@ def with_student(model: Any, tensors: dict[str, Tensor], *, lora: bool, recipe: 
     """
     prediction = recipe.prediction_type
     if lora:
-        made = host_training.with_lora(model, tensors)
+        made = host.training.with_lora(model, tensors)
     else:
-        network, cond_proj = _copy(model, None), host_guidance.learnt_cond_proj(tensors)
+        network, cond_proj = _copy(model, None), host.guidance.learnt_cond_proj(tensors)
         network.diffusion_model.load_state_dict({name: value for name, value in tensors.items() if name != cond_proj})
-        made = host_training.model_from(network, like=model)
+        made = host.training.model_from(network, like=model)
         if cond_proj:
             scale = recipe.guidance_scale
-            made = host_guidance.with_guidance_embedding(made, tensors[cond_proj], guidance_scale=scale)
-    if prediction == host.prediction_type(host.model_sampling_of(made)):
+            made = host.guidance.with_guidance_embedding(made, tensors[cond_proj], guidance_scale=scale)
+    if prediction == host.models.prediction_type(host.models.model_sampling_of(made)):
         return made
-    return host.with_model_sampling(made, prediction=prediction)
+    return host.models.with_model_sampling(made, prediction=prediction)

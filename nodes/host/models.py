@@ -1,4 +1,4 @@
-"""What ComfyUI's objects are and how hosts differ: kinds of models, samplers and menus, the running host."""
+"""What ComfyUI's objects are and how hosts differ: kinds of models, samplers and menus."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from typing import Any
 
 import comfy.conds
 import comfy.k_diffusion.sampling
-import comfy.model_management
 import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
-import comfy.utils
 import torch
 from torch import Tensor
 
-from ..samplers.noise import NoiseFamily
-from .host_guidance import Conditioning as Conditioning
-from .host_guidance import one_forward
+from ...samplers.noise import NoiseFamily
+from .guidance import Conditioning as Conditioning
+from .guidance import one_forward
 
 log = logging.getLogger("comfyui_fewstep")
 
@@ -231,57 +229,3 @@ def sample(
     return comfy.sample.sample_custom(
         model, noise, cfg, sampler, sigmas, positive, negative, empty, disable_pbar=True, seed=0
     )
-
-
-# --- nodes -----------------------------------------------------------------------------------------------------------
-
-
-def error_of(make: Callable[[], object]) -> bool | str:
-    """True, or the message of the ValueError that make raises: the shape that ComfyUI's VALIDATE_INPUTS wants."""
-    try:
-        make()
-    except ValueError as error:
-        return str(error)
-    return True
-
-
-# --- the running host ------------------------------------------------------------------------------------------------
-
-
-def check_cancelled() -> None:
-    """Raises the host's own exception when the user pressed cancel."""
-    comfy.model_management.throw_exception_if_processing_interrupted()
-
-
-def progress_bar(total: int) -> Any:
-    """The bar on the running node: update_absolute(value, total, ("JPEG", picture, largest side))."""
-    return comfy.utils.ProgressBar(total)
-
-
-def _cancelled() -> type[Exception]:
-    """Where its class lies differs between hosts."""
-    try:
-        from comfy import interruption
-    except ImportError:
-        interruption = comfy.model_management
-    return interruption.InterruptProcessingException
-
-
-Cancelled = _cancelled()
-"""What the host raises when the user pressed cancel, and takes as no error when a node raises it."""
-
-
-def server() -> Any | None:
-    """The host's running server, or None where there is none: on a worker, in a test."""
-    try:
-        from server import PromptServer
-    except ImportError:
-        return None
-    return getattr(PromptServer, "instance", None)
-
-
-def send(event: str, data: dict[str, Any]) -> None:
-    """A message to every open browser tab; nothing where no server runs."""
-    running = server()
-    if running is not None:
-        running.send_sync(event, data)

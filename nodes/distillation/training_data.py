@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from . import folders, host, host_data
+from .. import host
+from ..host import folders
 from .data_sources import FolderSource, PromptSource
 
 _CLIP_TOOLTIP = "Encodes the texts. May stay unconnected once the run folder holds the encoded data, at a later start."
@@ -95,7 +96,7 @@ class ImageFolder:
         """Before anything runs, where the values are typed in; linked values are checked when they arrive."""
         if not (isinstance(folder, str) and isinstance(resolution, int) and isinstance(bucket_step, int)):
             return True
-        return host.error_of(
+        return host.signals.error_of(
             lambda: FolderSource(folder=_folder(folder), resolution=resolution, bucket_step=bucket_step)
         )
 
@@ -169,7 +170,7 @@ class TeacherPictures:
                     },
                 ),
                 "sampler": (
-                    list(host_data.SAMPLERS),
+                    list(host.data.SAMPLERS),
                     {"default": "euler", "tooltip": "The host's samplers that add no noise of their own."},
                 ),
                 "seed": (
@@ -196,7 +197,7 @@ class TeacherPictures:
         """Before anything runs, where the values are typed in; linked values are checked when they arrive."""
         if not (isinstance(prompts, str) and isinstance(width, int) and isinstance(height, int)):
             return True
-        return host.error_of(lambda: PromptSource(prompts=_lines(prompts), width=width, height=height))
+        return host.signals.error_of(lambda: PromptSource(prompts=_lines(prompts), width=width, height=height))
 
     def describe(self, prompts: str, **options: Any) -> tuple[Any]:
         return (PromptSource(prompts=_lines(prompts), **options),)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..trainers.measures.evaluate import psnr
-from . import folders
+from ...trainers.measures.evaluate import psnr
+from ..host import folders
 
 MOST_SHOWN = 8
 

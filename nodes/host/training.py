@@ -21,12 +21,12 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..samplers.noise import Denoiser
-from ..trainers.data.batches import Condition
-from ..trainers.storage.files import writing
-from ..trainers.students.adapters import lora_file, nearest, product
-from .host import Conditioning, model_sampling_of, prediction_type, read_as
-from .host_guidance import COND_PROJ, embedding_of, taking_scale
+from ...samplers.noise import Denoiser
+from ...trainers.data.batches import Condition
+from ...trainers.storage.files import writing
+from ...trainers.students.adapters import lora_file, nearest, product
+from .guidance import COND_PROJ, embedding_of, taking_scale
+from .models import Conditioning, model_sampling_of, prediction_type, read_as
 
 Network = Any
 """The host's model object (its BaseModel): a torch module with apply_model, diffusion_model and model_sampling."""

@@ -9,17 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..trainers.methods.progressive import ProgressiveOptions
-from ..trainers.objective.method import Method, MethodOptions, TeacherKind
-from ..trainers.processes.group import Processes
-from ..trainers.storage.export import read_student
-from ..trainers.storage.files import tensors_sha256
-from ..trainers.storage.run_folder import RunFolder
-from ..trainers.students.adapters import LoRAOptions
-from ..trainers.training.distillation import Distillation, Recorded
-from ..trainers.training.loop import Observer
-from ..trainers.training.options import TrainOptions
-from . import folders, host, host_guidance, host_training, perceptual, students
+from ...trainers.methods.progressive import ProgressiveOptions
+from ...trainers.objective.method import Method, MethodOptions, TeacherKind
+from ...trainers.processes.group import Processes
+from ...trainers.storage.export import read_student
+from ...trainers.storage.files import tensors_sha256
+from ...trainers.storage.run_folder import RunFolder
+from ...trainers.students.adapters import LoRAOptions
+from ...trainers.training.distillation import Distillation, Recorded
+from ...trainers.training.loop import Observer
+from ...trainers.training.options import TrainOptions
+from .. import host
+from ..host import folders
+from . import perceptual, students
 from .methods import STUDENT_PREDICTIONS
 from .observing import Preview
 
@@ -34,16 +36,18 @@ def method_on(model: Any, method: MethodOptions, *, empty_prompt: bool) -> Metho
             f"student_prediction is {method.student_prediction.value}, which needs twice the output channels, and ComfyUI "
             f"loads no such model; allowed are {', '.join(STUDENT_PREDICTIONS)}."
         )
-    takes_scale = host_guidance.embedding_of(model) is not None
-    return method.on(teacher_kind(host.model_sampling_of(model), takes_scale=takes_scale, empty_prompt=empty_prompt))
+    takes_scale = host.guidance.embedding_of(model) is not None
+    return method.on(
+        teacher_kind(host.models.model_sampling_of(model), takes_scale=takes_scale, empty_prompt=empty_prompt)
+    )
 
 
 def teacher_kind(sampling: Any, *, takes_scale: bool = False, empty_prompt: bool = False) -> TeacherKind:
     """Of a host's model sampling."""
     return TeacherKind(
-        family=host.noise_family(sampling),
-        table=host.noise_levels(sampling),
-        prediction_type=host.prediction_type(sampling),
+        family=host.models.noise_family(sampling),
+        table=host.models.noise_levels(sampling),
+        prediction_type=host.models.prediction_type(sampling),
         takes_scale=takes_scale,
         empty_prompt=empty_prompt,
     )
@@ -61,14 +65,14 @@ def require_teacher(recorded: Recorded, model: Any, *, run: RunFolder) -> None:
 
 def teacher_sha256(model: Any) -> str:
     """Of the MODEL's weights as wired, its LoRAs and patches applied."""
-    weights = host_training.network_state_dict(host_training.loaded(model))
-    embedding = host_guidance.embedding_of(model)
+    weights = host.training.network_state_dict(host.training.loaded(model))
+    embedding = host.guidance.embedding_of(model)
     if embedding is not None:
         weights |= {"guidance": embedding.cond_proj, "guidance_scale": torch.tensor(embedding.guidance_scale)}
     return tensors_sha256(weights)
 
 
-@host_training.memory_given_back()
+@host.training.memory_given_back()
 def execute(
     distillation: Distillation,
     student: students.StudentOptions,

@@ -12,7 +12,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..samplers.guidance_embedding import GuidedTimeEmbedding, LearntGuidance
+from ...samplers.guidance_embedding import GuidedTimeEmbedding, LearntGuidance
 
 Conditioning = list[list[Any]]
 """The host's CONDITIONING: [[text embedding (B, tokens, width), {options}], ...]."""

@@ -8,9 +8,11 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ..trainers.storage.run_folder import RunFolder
-from ..trainers.training.distillation import Recorded
-from . import distillation, folders, graph, host, perceptual, running, students
+from ...trainers.storage.run_folder import RunFolder
+from ...trainers.training.distillation import Recorded
+from .. import host
+from ..host import folders, graph
+from . import distillation, perceptual, running, students
 from .observing import PREVIEW_PIXELS
 from .telling import MESSAGES, METRICS
 
@@ -108,7 +110,7 @@ def _wait(run: RunFolder, *, patience: float) -> None:
     look = _Look(run)
     began = time.time()
     while not run.finished:
-        host.check_cancelled()
+        host.signals.check_cancelled()
         silent = time.time() - max(began, look())
         if silent > patience:
             raise ValueError(
@@ -130,7 +132,7 @@ class _Look:
         changed = max(path.stat().st_mtime for path in (self._run.path, *self._run.path.iterdir()))
         newest = self._run.newest_metrics()
         if newest and newest["iteration"] != self._shown:
-            self._bar = self._bar or host.progress_bar(newest["iterations"])
+            self._bar = self._bar or host.signals.progress_bar(newest["iterations"])
             self._bar.update_absolute(newest["iteration"], newest["iterations"], self._picture())
             MESSAGES.offer(METRICS, {"run": self._run.name, **newest}, important=True)
             self._shown = newest["iteration"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..trainers.objective.distance import Distance
-from ..trainers.objective.grid import Grid
-from ..trainers.objective.weighting import Weighting
-from . import host
+from ...trainers.objective.distance import Distance
+from ...trainers.objective.grid import Grid
+from ...trainers.objective.weighting import Weighting
+from .. import host
 
 Input = tuple[Any, dict[str, Any]]
 
@@ -57,4 +57,4 @@ def grid(tooltip: str) -> Input:
 
 def checked(make: Callable[[], object], *typed: Any) -> bool | str:
     """For VALIDATE_INPUTS: the error of make where all values are typed in; linked ones are checked when they arrive."""
-    return host.error_of(make) if all(isinstance(value, int | float) for value in typed) else True
+    return host.signals.error_of(make) if all(isinstance(value, int | float) for value in typed) else True

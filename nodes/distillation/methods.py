@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..trainers.methods.consistency import ConsistencyOptions, Solver
-from ..trainers.methods.consistency_training import ConsistencyTrainingOptions, LevelChoice
-from ..trainers.methods.guidance import GuidanceOptions
-from ..trainers.methods.progressive import ProgressiveOptions, StudentPrediction
-from ..trainers.objective.distance import Distance
-from ..trainers.objective.grid import Grid
-from ..trainers.objective.weighting import Weighting
-from . import host
+from ...trainers.methods.consistency import ConsistencyOptions, Solver
+from ...trainers.methods.consistency_training import ConsistencyTrainingOptions, LevelChoice
+from ...trainers.methods.guidance import GuidanceOptions
+from ...trainers.methods.progressive import ProgressiveOptions, StudentPrediction
+from ...trainers.objective.distance import Distance
+from ...trainers.objective.grid import Grid
+from ...trainers.objective.weighting import Weighting
+from .. import host
 from . import option_inputs as inputs
 
 STUDENT_PREDICTIONS = [kind.value for kind in StudentPrediction if kind is not StudentPrediction.X0_AND_EPS]
@@ -156,7 +156,7 @@ class ProgressiveDistillation:
         counts = (start_steps, target_steps, iterations, conversion_iterations, last_stages_iterations, merged_steps)
         if not all(isinstance(value, int) for value in counts):
             return True
-        return host.error_of(
+        return host.signals.error_of(
             lambda: ProgressiveOptions(
                 start_steps=start_steps,
                 target_steps=target_steps,

@@ -1,0 +1,1 @@
+"""The digits demo: its models as host objects, its prompt, data and judge."""

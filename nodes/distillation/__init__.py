@@ -1,0 +1,1 @@
+"""Distillation nodes: methods, students, data, the trainer, runs and their watching."""

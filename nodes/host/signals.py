@@ -1,0 +1,57 @@
+"""What passes between our nodes and the running host: answers to its checks, cancel, progress, messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+
+
+def error_of(make: Callable[[], object]) -> bool | str:
+    """True, or the message of the ValueError that make raises: the shape that ComfyUI's VALIDATE_INPUTS wants."""
+    try:
+        make()
+    except ValueError as error:
+        return str(error)
+    return True
+
+
+def check_cancelled() -> None:
+    """Raises the host's own exception when the user pressed cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def progress_bar(total: int) -> Any:
+    """The bar on the running node: update_absolute(value, total, ("JPEG", picture, largest side))."""
+    return comfy.utils.ProgressBar(total)
+
+
+def _cancelled() -> type[Exception]:
+    """Where its class lies differs between hosts."""
+    try:
+        from comfy import interruption
+    except ImportError:
+        interruption = comfy.model_management
+    return interruption.InterruptProcessingException
+
+
+Cancelled = _cancelled()
+"""What the host raises when the user pressed cancel, and takes as no error when a node raises it."""
+
+
+def server() -> Any | None:
+    """The host's running server, or None where there is none: on a worker, in a test."""
+    try:
+        from server import PromptServer
+    except ImportError:
+        return None
+    return getattr(PromptServer, "instance", None)
+
+
+def send(event: str, data: dict[str, Any]) -> None:
+    """A message to every open browser tab; nothing where no server runs."""
+    running = server()
+    if running is not None:
+        running.send_sync(event, data)

@@ -1,0 +1,1 @@
+"""Sampling nodes: samplers, schedules, recipes, model patches, guidance, comparison."""
