@@ -141,7 +141,7 @@ def run_in_environment(python: Path, *arguments: str) -> int:
 
 
 def command_module(name: str, rest: list[str]) -> int:
-    return run_in_environment(environment_python(), "-m", f"{PACKAGE}.commands.{name}", *rest)
+    return run_in_environment(environment_python(), "-m", f"{PACKAGE}.{name}", *rest)
 
 
 def on_all_cores() -> list[str]:
@@ -205,13 +205,13 @@ def command_clean(_rest: list[str]) -> int:
 
 
 COMMANDS = {
-    "demo": ("distil the digits teacher from 64 to 4 steps in a real ComfyUI and show what it bought", "demo"),
-    "ui": ("start the editor with the pack and print its address", "ui"),
+    "demo": ("distil the digits teacher from 64 to 4 steps in a real ComfyUI and show what it bought", "commands.demo"),
+    "ui": ("start the editor with the pack and print its address", "commands.ui"),
     "train": ("train a run folder that the node Write Run made, on one GPU or several", None),
     "test": ("lint, type check and all tests; what follows goes to pytest", None),
-    "bench": ("measure the figures of the README (bench --help lists the benchmarks)", "bench"),
-    "train-demo-teacher": ("train the demo teacher that the pack ships", "train_demo teacher"),
-    "train-demo-classifier": ("train the digits classifier that the pack ships", "train_demo classifier"),
+    "bench": ("measure the figures of the README (bench --help lists the benchmarks)", "benchmarks"),
+    "train-demo-teacher": ("train the demo teacher that the pack ships", "commands.train_demo teacher"),
+    "train-demo-classifier": ("train the digits classifier that the pack ships", "commands.train_demo classifier"),
     "clean": ("remove the environment and everything else in .fewstep", None),
 }
 

@@ -177,7 +177,7 @@ def test_a_files_own_recipe_is_followed(gamma, node, lora):
     theirs = (
         comfy.samplers.sampler_object("euler")
         if node == "euler"
-        else recipes.host.sampler(recipes.sample_few_step, gamma=1.0)
+        else recipes.host.models.sampler(recipes.sample_few_step, gamma=1.0)
     )
     assert torch.equal(draw(model, sampler, sigmas), draw(model, theirs, sigmas))
     assert torch.equal(advanced(guider, sampler, sigmas), draw(model, theirs, sigmas, seed=3))

@@ -1,10 +1,10 @@
-"""Measures what the README reports."""
+"""`python launch.py bench`: measures what the README reports."""
 
 from __future__ import annotations
 
 import argparse
 
-from ..benchmarks import demo, methods, progressive, samplers, training
+from . import demo, methods, progressive, samplers, training
 
 BENCHMARKS = {"demo": demo, "methods": methods, "progressive": progressive, "samplers": samplers, "training": training}
 
