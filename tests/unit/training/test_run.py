@@ -83,9 +83,9 @@ def test_a_cancelled_run_resumes_bit_for_bit(iteration, tmp_path):
 def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path):
     """SIGKILL leaves no chance to save: the checkpoint before it is what there is, and the result is the same."""
     expected, _ = execute(distillation(tmp_path / "a"))
-    here = Path(__file__).resolve().parent
+    paths = [str(Path(__file__).resolve().parents[2]), *sys.path]
     code = (
-        f"import sys; sys.path[:0] = [{str(here.parent)!r}, {str(here)!r}]; import conftest, pathlib, test_run; "
+        f"import sys; sys.path[:0] = {paths!r}; import conftest, pathlib, test_run; "
         f"test_run.run_until_killed(pathlib.Path({str(tmp_path / 'b')!r}))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode not in (0, 1)
