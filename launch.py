@@ -153,7 +153,8 @@ def on_all_cores() -> list[str]:
 
 
 def command_test(rest: list[str]) -> int:
-    """ruff, mypy, then pytest; each says its own piece, and all run before the result."""
+    """ruff, mypy, then pytest; each says its own piece, and all run before the result. --thorough alone is a whole run too."""
+    whole = not set(rest) - {"--thorough"}
     python = environment_python()
     require_modules(python)
     steps = {
@@ -162,14 +163,14 @@ def command_test(rest: list[str]) -> int:
         "mypy": ["-m", "mypy", "-p", PACKAGE, "--cache-dir", str(HOME / "mypy")],
     }
     failed = []
-    if not rest:
+    if whole:
         for name, arguments in steps.items():
             print(f"== {name}", flush=True)
             if run_in_environment(python, *arguments):
                 failed.append(name)
     print("== pytest", flush=True)
     chosen = [] if any(Path(option.split("::")[0]).exists() for option in rest) else ["tests"]
-    shared = [] if rest else on_all_cores()
+    shared = on_all_cores() if whole else []
     code = run_in_environment(python, "-m", "pytest", "-c", "tests/pytest.ini", *shared, *chosen, *rest)
     if failed:
         print(f"failed before pytest: {', '.join(failed)}")
@@ -208,7 +209,7 @@ COMMANDS = {
     "demo": ("distil the digits teacher from 64 to 4 steps in a real ComfyUI and show what it bought", "commands.demo"),
     "ui": ("start the editor with the pack and print its address", "commands.ui"),
     "train": ("train a run folder that the node Write Run made, on one GPU or several", None),
-    "test": ("lint, type check and all tests; what follows goes to pytest", None),
+    "test": ("lint, type check and all tests (--thorough: every one); what follows goes to pytest", None),
     "bench": ("measure the figures of the README (bench --help lists the benchmarks)", "benchmarks"),
     "train-demo-teacher": ("train the demo teacher that the pack ships", "commands.train_demo teacher"),
     "train-demo-classifier": ("train the digits classifier that the pack ships", "commands.train_demo classifier"),
