@@ -17,6 +17,7 @@ import torch
 from ..trainers.data.batches import Batch, TensorData
 from ..trainers.methods.progressive import Progressive
 from ..trainers.objective.loss import weighted_error
+from ..trainers.objective.method import Lesson
 from ..trainers.storage.run_folder import RunFolder
 from ..trainers.students.student import Student
 from ..trainers.training.loop import Metrics, train
@@ -65,7 +66,9 @@ def bare(student: Student, data: TensorData, method: Progressive, *, batch: int)
     optimiser = torch.optim.Adam(student.parameters(), lr=1e-6)
     generator = torch.Generator().manual_seed(0)
     one = data.batch(batch, generator=generator)
-    target = method.target(one, stage=0, teacher=student.teacher, student=student.denoiser, generator=generator)
+    target = method.target(
+        Lesson(batch=one, stage=0, teacher=student.teacher, student=student.denoiser, generator=generator)
+    )
     begin, iterations = 0.0, method.stages()[0].iterations
     for i in range(iterations):
         if i == 1:

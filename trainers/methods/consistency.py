@@ -20,7 +20,7 @@ from ..objective.consistency_function import ConsistencyFunction, spaced_levels,
 from ..objective.distance import Distance
 from ..objective.grid import Grid
 from ..objective.guidance_range import GuidanceRange, with_scale
-from ..objective.method import OnTeacher, Stage, Target, TeacherKind
+from ..objective.method import Lesson, OnTeacher, Stage, Target, TeacherKind
 from ..objective.weighting import Weighting
 
 
@@ -134,25 +134,14 @@ class Consistency(OnTeacher[ConsistencyOptions]):
         ]
 
     @torch.no_grad()
-    def target(
-        self,
-        batch: Batch,
-        *,
-        stage: int,
-        iteration: int = 0,
-        teacher: Denoiser,
-        student: Denoiser,
-        generator: torch.Generator,
-    ) -> Target:
+    def target(self, lesson: Lesson) -> Target:
         """The student's own word at the next level down, where the teacher's step leads."""
-        count = len(batch.x0)
-        k = torch.randint(len(self._levels) - 1, (count,), generator=generator)
-        noise = torch.randn(batch.x0.shape, generator=generator).to(batch.x0)
+        batch, k, noise = lesson.batch, lesson.numbers(len(self._levels) - 1), lesson.noise()
         sigma, sigma_next = (self._levels[k + i].to(batch.x0) for i in range(2))
         x_t = self.family.add_noise(batch.x0, noise, sigma=sigma)
-        scales = self._options.scales.draw(count, generator=generator).to(batch.x0)
+        scales = self._options.scales.draw(len(k), generator=lesson.generator).to(batch.x0)
         x_s = self._options.solver.step(
-            self._taught_by(teacher, batch, scales),
+            self._taught_by(lesson.teacher, batch, scales),
             x_t,
             sigma=sigma,
             sigma_next=sigma_next,
@@ -160,7 +149,7 @@ class Consistency(OnTeacher[ConsistencyOptions]):
             family=self.family,
         )
         condition = with_scale(batch.condition, scales) if self.scale_input else batch.condition
-        wanted = self._function.of(student)(x_s, sigma_next, **condition)
+        wanted = self._function.of(lesson.student)(x_s, sigma_next, **condition)
         weight = self._options.weighting(sigma, family=self.family)
         return self._function.target(
             x_t, wanted, sigma=sigma, condition=condition, weight=weight, distance=self._options.distance

@@ -21,7 +21,7 @@ from ..objective import choices
 from ..objective.consistency_function import ConsistencyFunction, spaced_levels, trained_levels
 from ..objective.distance import Distance
 from ..objective.grid import Grid
-from ..objective.method import OnTeacher, Stage, Target, TeacherKind
+from ..objective.method import Lesson, OnTeacher, Stage, Target, TeacherKind
 
 
 class LevelChoice(Enum):
@@ -124,24 +124,16 @@ class ConsistencyTraining(OnTeacher[ConsistencyTrainingOptions]):
         ]
 
     @torch.no_grad()
-    def target(
-        self,
-        batch: Batch,
-        *,
-        stage: int,
-        iteration: int = 0,
-        teacher: Denoiser,
-        student: Denoiser,
-        generator: torch.Generator,
-    ) -> Target:
+    def target(self, lesson: Lesson) -> Target:
         """The student's own word about the same picture with less of the same noise."""
-        levels = trained_levels(self._options.grid, self._options.levels_at(iteration), table=self._table)
+        levels = trained_levels(self._options.grid, self._options.levels_at(lesson.iteration), table=self._table)
         likely = self._options.level_choice.likelihoods(levels, family=self.family)
-        k = torch.multinomial(likely, len(batch.x0), replacement=True, generator=generator)
-        noise = torch.randn(batch.x0.shape, generator=generator).to(batch.x0)
+        batch = lesson.batch
+        k = torch.multinomial(likely, len(batch.x0), replacement=True, generator=lesson.generator)
+        noise = lesson.noise()
         sigma, sigma_next = (levels[k + i].to(batch.x0) for i in range(2))
         x_t, x_s = (self.family.add_noise(batch.x0, noise, sigma=level) for level in (sigma, sigma_next))
-        wanted = self._function.of(student)(x_s, sigma_next, **batch.condition)
+        wanted = self._function.of(lesson.student)(x_s, sigma_next, **batch.condition)
         return self._function.target(
             x_t,
             wanted,

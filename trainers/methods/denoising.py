@@ -13,7 +13,7 @@ from ...samplers.noise import Denoiser, NoiseFamily, expand_like
 from ...samplers.recipe import Recipe
 from ...samplers.schedules import trailing_sigmas
 from ..data.batches import Batch
-from ..objective.method import Stage, Target
+from ..objective.method import Lesson, Stage, Target
 from ..objective.weighting import Weighting
 
 
@@ -51,22 +51,12 @@ class Denoising:
         return [Stage(name="denoising", iterations=self.iterations, learning_rate=self.learning_rate, sigmas=sigmas)]
 
     @torch.no_grad()
-    def target(
-        self,
-        batch: Batch,
-        *,
-        stage: int,
-        iteration: int = 0,
-        teacher: Denoiser,
-        student: Denoiser,
-        generator: torch.Generator,
-    ) -> Target:
-        count = len(batch.x0)
-        sigma = self.table[torch.randint(len(self.table), (count,), generator=generator)].to(batch.x0)
-        keep = (torch.rand(count, generator=generator) >= self.condition_dropout).to(batch.x0)
+    def target(self, lesson: Lesson) -> Target:
+        batch = lesson.batch
+        sigma = self.table[lesson.numbers(len(self.table))].to(batch.x0)
+        keep = (torch.rand(len(sigma), generator=lesson.generator) >= self.condition_dropout).to(batch.x0)
         condition = {name: value * expand_like(keep, value) for name, value in batch.condition.items()}
-        noise = torch.randn(batch.x0.shape, generator=generator).to(batch.x0)
-        x_t = self.family.add_noise(batch.x0, noise, sigma=sigma)
+        x_t = self.family.add_noise(batch.x0, lesson.noise(), sigma=sigma)
         return Target(x_t, sigma, condition, batch.x0, self.weighting(sigma, family=self.family))
 
     def teaching(self, teacher: Denoiser, *, stage: int, batch: Batch) -> Denoiser:

@@ -17,7 +17,7 @@ from ..objective import choices
 from ..objective.distance import Distance
 from ..objective.grid import Grid
 from ..objective.guidance_range import GuidanceRange, with_scale
-from ..objective.method import OnTeacher, Stage, Target, TeacherKind
+from ..objective.method import Lesson, OnTeacher, Stage, Target, TeacherKind
 from ..objective.weighting import Weighting
 
 
@@ -93,24 +93,14 @@ class GuidanceDistillation(OnTeacher[GuidanceOptions]):
         ]
 
     @torch.no_grad()
-    def target(
-        self,
-        batch: Batch,
-        *,
-        stage: int,
-        iteration: int = 0,
-        teacher: Denoiser,
-        student: Denoiser,
-        generator: torch.Generator,
-    ) -> Target:
+    def target(self, lesson: Lesson) -> Target:
         """What the teacher sees with guidance, at any of the model's levels with equal chance."""
-        k = torch.randint(len(self._table), (len(batch.x0),), generator=generator)
-        noise = torch.randn(batch.x0.shape, generator=generator).to(batch.x0)
+        batch, k, noise = lesson.batch, lesson.numbers(len(self._table)), lesson.noise()
         sigma = self._table[k].to(batch.x0)
         x_t = self.family.add_noise(batch.x0, noise, sigma=sigma)
         weight = self._options.weighting(sigma, family=self.family)
-        scales = self._options.scales.draw(len(x_t), generator=generator).to(x_t)
-        x0 = self._options.scales.teaching(teacher, batch, scales)(x_t, sigma, **batch.condition).float()
+        scales = self._options.scales.draw(len(k), generator=lesson.generator).to(x_t)
+        x0 = self._options.scales.teaching(lesson.teacher, batch, scales)(x_t, sigma, **batch.condition).float()
         condition = with_scale(batch.condition, scales) if self.scale_input else batch.condition
         return Target(x_t, sigma, condition, x0, weight, self._options.distance)
 

@@ -19,7 +19,7 @@ from ..objective import choices
 from ..objective.distance import Distance
 from ..objective.grid import Grid
 from ..objective.guidance_range import GuidanceRange, taking, with_scale
-from ..objective.method import OnTeacher, Stage, Target, TeacherKind
+from ..objective.method import Lesson, OnTeacher, Stage, Target, TeacherKind
 from ..objective.weighting import Weighting
 
 
@@ -155,50 +155,38 @@ class Progressive(OnTeacher[ProgressiveOptions]):
         )
 
     @torch.no_grad()
-    def target(
-        self,
-        batch: Batch,
-        *,
-        stage: int,
-        iteration: int = 0,
-        teacher: Denoiser,
-        student: Denoiser,
-        generator: torch.Generator,
-    ) -> Target:
+    def target(self, lesson: Lesson) -> Target:
+        batch, stage = lesson.batch, lesson.stage
         if self.scale_input is None:
-            teacher = self.teaching(teacher, stage=stage, batch=batch)
-            return self._taught(batch, stage=stage, teacher=teacher, generator=generator)
-        scales = self._options.scales.draw(len(batch.x0), generator=generator).to(batch.x0)
-        teacher = self._at(scales, teacher, stage=stage, batch=batch)
-        target = self._taught(batch, stage=stage, teacher=teacher, generator=generator)
+            return self._taught(lesson, self.teaching(lesson.teacher, stage=stage, batch=batch))
+        scales = self._options.scales.draw(len(batch.x0), generator=lesson.generator).to(batch.x0)
+        target = self._taught(lesson, self._at(scales, lesson.teacher, stage=stage, batch=batch))
         return target._replace(condition=with_scale(batch.condition, scales))
 
     @property
     def scale_input(self) -> GuidanceRange | None:
         return self._options.scales if self._options.guidance_scale_max else None
 
-    def _taught(self, batch: Batch, *, stage: int, teacher: Denoiser, generator: torch.Generator) -> Target:
-        if self._converts and stage == 0:
-            return self._converted(batch, teacher=teacher, generator=generator)
-        return self._merged(batch, number=stage - self._converts, teacher=teacher, generator=generator)
+    def _taught(self, lesson: Lesson, teacher: Denoiser) -> Target:
+        """teacher: the lesson's, with its guidance."""
+        return (self._converted if self._converts and lesson.stage == 0 else self._merged)(lesson, teacher)
 
-    def _converted(self, batch: Batch, *, teacher: Denoiser, generator: torch.Generator) -> Target:
+    def _converted(self, lesson: Lesson, teacher: Denoiser) -> Target:
         """What the teacher itself sees, at a random level of the schedule that it is sampled with."""
-        k = torch.randint(self._options.start_steps, (len(batch.x0),), generator=generator)
-        noise = torch.randn(batch.x0.shape, generator=generator).to(batch.x0)
+        batch, k, noise = lesson.batch, lesson.numbers(self._options.start_steps), lesson.noise()
         sigma = self._finest[k].to(batch.x0.device)
         x_t = self.family.add_noise(batch.x0, noise, sigma=sigma)
         return self._target(x_t, sigma, batch.condition, teacher(x_t, sigma, **batch.condition).float())
 
-    def _merged(self, batch: Batch, *, number: int, teacher: Denoiser, generator: torch.Generator) -> Target:
+    def _merged(self, lesson: Lesson, teacher: Denoiser) -> Target:
         """Two steps of the teacher, or more, from a random level of the student's schedule, as the x0 of one student step.
 
         The last step of the schedule ends at sigma 0, where `solved_x0` is the teacher's last prediction itself.
         """
+        number = lesson.stage - self._converts
         before, steps = self._options.counts()[number : number + 2]
         fine, merged = self._schedule(before), before // steps
-        k = torch.randint(steps, (len(batch.x0),), generator=generator)
-        noise = torch.randn(batch.x0.shape, generator=generator).to(batch.x0)
+        batch, k, noise = lesson.batch, lesson.numbers(steps), lesson.noise()
         sigmas = [fine[merged * k + step].to(batch.x0.device) for step in range(merged + 1)]
         x_t = x_s = self.family.add_noise(batch.x0, noise, sigma=sigmas[0])
         for sigma, sigma_next in pairwise(sigmas):

@@ -38,6 +38,29 @@ class Target(NamedTuple):
         return x0 if self.skipped is None or self.c_out is None else self.skipped + self.c_out * x0
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Lesson:
+    """What a method makes a target of: a batch, both networks, and where in the training they stand.
+
+    iteration: how many of the stage are done. generator: on the CPU, where all that is random comes from.
+    """
+
+    batch: Batch
+    stage: int
+    iteration: int = 0
+    teacher: Denoiser
+    student: Denoiser
+    generator: torch.Generator
+
+    def numbers(self, count: int) -> Tensor:
+        """(B,) from 0 to count - 1, each as likely as the others."""
+        return torch.randint(count, (len(self.batch.x0),), generator=self.generator)
+
+    def noise(self) -> Tensor:
+        """(B, ...) unit noise for the batch."""
+        return torch.randn(self.batch.x0.shape, generator=self.generator).to(self.batch.x0)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
     """One optimisation from start to end. After it the student becomes the teacher of the next stage.
@@ -168,19 +191,9 @@ class Method(Protocol):
     def stages(self) -> Sequence[Stage]:
         """What to train, in order."""
 
-    def target(
-        self,
-        batch: Batch,
-        *,
-        stage: int,
-        iteration: int = 0,
-        teacher: Denoiser,
-        student: Denoiser,
-        generator: torch.Generator,
-    ) -> Target:
-        """The target for a batch, without gradient, in float32 or better. All randomness comes from generator (CPU).
+    def target(self, lesson: Lesson) -> Target:
+        """The target for a batch, without gradient, in float32 or better. All randomness comes from the lesson.
 
-        iteration: how many of the stage are done.
         Row by row: of the rows that another process computes, teacher and student answer 0 here, see on_share.
         """
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.batches import Data
 from ..objective.loss import loss_and_error, loss_scale
-from ..objective.method import Method, Stage, Target
+from ..objective.method import Lesson, Method, Stage, Target
 from ..objective.perceptual import Perceptual
 from ..processes.group import Processes
 from ..processes.sharding import gathered, is_divided, whole
@@ -172,12 +172,14 @@ class _Training:
             for denoiser in (self._student.teacher, self._averages.given(self._student.denoiser))
         )
         return self._method.target(
-            batch,
-            stage=self._stage,
-            iteration=self._stage_iteration,
-            teacher=teacher,
-            student=student,
-            generator=generator,
+            Lesson(
+                batch=batch,
+                stage=self._stage,
+                iteration=self._stage_iteration,
+                teacher=teacher,
+                student=student,
+                generator=generator,
+            )
         )
 
     def _learning_rate(self, stage: Stage) -> float:

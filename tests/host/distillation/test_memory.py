@@ -9,6 +9,7 @@ from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import methods, running, students
 from comfyui_fewstep.trainers.data.batches import TensorData
 from comfyui_fewstep.trainers.objective.loss import loss_and_error, weighted_error
+from comfyui_fewstep.trainers.objective.method import Lesson
 from comfyui_fewstep.trainers.students.adapters import LoRALayers, LoRAOptions
 from comfyui_fewstep.trainers.students.gradient_checkpointing import blocks_of
 from comfyui_fewstep.trainers.students.student import probe_writes_in_place
@@ -49,7 +50,9 @@ class Step:
         student.writes_in_place = probe_writes_in_place(student, self.data.take(torch.zeros(1, dtype=torch.long)))
         teacher, learning = student.teacher, student.denoiser
         batch = self.data.take(torch.arange(2))
-        self.target = method.target(batch, stage=0, teacher=teacher, student=learning, generator=generator)
+        self.target = method.target(
+            Lesson(batch=batch, stage=0, teacher=teacher, student=learning, generator=generator)
+        )
 
     def loss(self):
         return weighted_error(self.student.denoiser, self.target)[0]

@@ -18,7 +18,7 @@ from comfyui_fewstep.trainers.objective.consistency_function import (
 from comfyui_fewstep.trainers.objective.distance import PSEUDO_HUBER_C, Distance
 from comfyui_fewstep.trainers.objective.grid import Grid
 from comfyui_fewstep.trainers.objective.loss import weighted_error
-from comfyui_fewstep.trainers.objective.method import TeacherKind
+from comfyui_fewstep.trainers.objective.method import Lesson, TeacherKind
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.loop import train
@@ -50,7 +50,8 @@ def batch(count=256, shape=(1, 1, 1)):
 
 def target_of(made, *, teacher, student, given=None):
     generator = torch.Generator().manual_seed(3)
-    return made.target(given or batch(), stage=0, teacher=teacher, student=student, generator=generator)
+    lesson = Lesson(batch=given or batch(), stage=0, teacher=teacher, student=student, generator=generator)
+    return made.target(lesson)
 
 
 def wanted(made, target):

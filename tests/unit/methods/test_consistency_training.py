@@ -15,7 +15,7 @@ from comfyui_fewstep.trainers.methods.consistency_training import (
 from comfyui_fewstep.trainers.objective.consistency_function import trained_levels
 from comfyui_fewstep.trainers.objective.distance import Distance
 from comfyui_fewstep.trainers.objective.grid import Grid
-from comfyui_fewstep.trainers.objective.method import TeacherKind
+from comfyui_fewstep.trainers.objective.method import Lesson, TeacherKind
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.loop import train
@@ -46,8 +46,9 @@ def no_teacher(*_, **__):
 
 def target_of(made, *, student, count=256, iteration=0, given=None):
     generator = torch.Generator().manual_seed(3)
+    networks = {"teacher": no_teacher, "student": student}
     return made.target(
-        given or batch(count), stage=0, iteration=iteration, teacher=no_teacher, student=student, generator=generator
+        Lesson(batch=given or batch(count), stage=0, iteration=iteration, **networks, generator=generator)
     )
 
 

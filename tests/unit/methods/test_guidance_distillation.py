@@ -11,7 +11,7 @@ from comfyui_fewstep.trainers.methods import read_method
 from comfyui_fewstep.trainers.methods.guidance import GuidanceDistillation, GuidanceOptions
 from comfyui_fewstep.trainers.objective.distance import Distance
 from comfyui_fewstep.trainers.objective.grid import Grid
-from comfyui_fewstep.trainers.objective.method import TeacherKind
+from comfyui_fewstep.trainers.objective.method import Lesson, TeacherKind
 from comfyui_fewstep.trainers.objective.weighting import Weighting
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
@@ -59,11 +59,13 @@ def batch(count=256, *, unconditional=0.0):
 def target_of(family, *, teacher=None, student=None, count=256, unconditional=0.0, **changed):
     made = method(family, **changed)
     return made.target(
-        batch(count, unconditional=unconditional),
-        stage=0,
-        teacher=teacher or two_prompts(family),
-        student=student,
-        generator=torch.Generator().manual_seed(3),
+        Lesson(
+            batch=batch(count, unconditional=unconditional),
+            stage=0,
+            teacher=teacher or two_prompts(family),
+            student=student,
+            generator=torch.Generator().manual_seed(3),
+        )
     )
 
 

@@ -7,7 +7,7 @@ from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.data.batches import Batch, TensorData
 from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions
 from comfyui_fewstep.trainers.objective.loss import weighted_error
-from comfyui_fewstep.trainers.objective.method import TeacherKind
+from comfyui_fewstep.trainers.objective.method import Lesson, TeacherKind
 from comfyui_fewstep.trainers.objective.weighting import Weighting
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
@@ -43,7 +43,8 @@ def target_of(family, *, stage=0, teacher=None, count=256, **changed):
     teacher = teacher or gaussian_denoiser(family)
     generator = torch.Generator().manual_seed(3)
     made = method(family, **changed)
-    return made.target(batch(count), stage=stage, teacher=teacher, student=teacher, generator=generator), made
+    lesson = Lesson(batch=batch(count), stage=stage, teacher=teacher, student=teacher, generator=generator)
+    return made.target(lesson), made
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -185,9 +186,8 @@ def test_training_lowers_the_held_out_error_and_touches_the_student_only(family,
     student = FullWeightsStudent(TinyNetwork(), exact, as_denoiser=as_denoiser)
     student.teacher = gaussian_denoiser(family)
     student.promote = lambda: None
-    held_out = made.target(
-        batch(4096, seed=9), stage=0, teacher=student.teacher, student=student.denoiser, generator=torch.Generator()
-    )
+    networks = {"teacher": student.teacher, "student": student.denoiser}
+    held_out = made.target(Lesson(batch=batch(4096, seed=9), stage=0, **networks, generator=torch.Generator()))
     assert not held_out.x0.requires_grad
     with torch.no_grad():
         before = float(weighted_error(student.denoiser, held_out)[1])

@@ -10,7 +10,7 @@ from comfyui_fewstep.samplers.schedules import cosine_sigmas, karras_sigmas, tra
 from comfyui_fewstep.trainers.data.batches import TensorData
 from comfyui_fewstep.trainers.methods.progressive import Grid, ProgressiveOptions
 from comfyui_fewstep.trainers.objective.distance import Distance
-from comfyui_fewstep.trainers.objective.method import TeacherKind
+from comfyui_fewstep.trainers.objective.method import Lesson, TeacherKind
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.training.distillation import Distillation
 from comfyui_fewstep.trainers.training.options import TrainOptions
@@ -37,7 +37,8 @@ def method(family=VE, *, teacher="eps", **changed):
 def target_of(made, *, stage, teacher=None, count=256):
     teacher = teacher or gaussian_denoiser(made.family)
     generator = torch.Generator().manual_seed(3)
-    return made.target(batch(count), stage=stage, teacher=teacher, student=teacher, generator=generator)
+    lesson = Lesson(batch=batch(count), stage=stage, teacher=teacher, student=teacher, generator=generator)
+    return made.target(lesson)
 
 
 # --- the formula -----------------------------------------------------------------------------------------------------

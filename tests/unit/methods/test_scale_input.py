@@ -11,7 +11,7 @@ from comfyui_fewstep.trainers.methods.consistency import ConsistencyOptions
 from comfyui_fewstep.trainers.methods.guidance import GuidanceOptions
 from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions
 from comfyui_fewstep.trainers.objective.guidance_range import GuidanceRange
-from comfyui_fewstep.trainers.objective.method import TeacherKind
+from comfyui_fewstep.trainers.objective.method import Lesson, TeacherKind
 from comfyui_fewstep.trainers.objective.weighting import Weighting
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
@@ -49,11 +49,13 @@ def made(options, family, **changed):
 
 def target_of(method, *, teacher=None, student=None, stage=0, count=256):
     return method.target(
-        batch(count),
-        stage=stage,
-        teacher=teacher or two_prompts(method.family),
-        student=student,
-        generator=torch.Generator().manual_seed(3),
+        Lesson(
+            batch=batch(count),
+            stage=stage,
+            teacher=teacher or two_prompts(method.family),
+            student=student,
+            generator=torch.Generator().manual_seed(3),
+        )
     )
 
 

@@ -106,9 +106,9 @@ class Faulty(Progressive):
         self.fault, self.processes, self.weights, self.calls = fault, processes, weights, 0
         return self
 
-    def target(self, batch, **others):
+    def target(self, lesson):
         self.calls += 1
-        target = super().target(batch, **others)
+        target = super().target(lesson)
         if self.fault and (self.processes.rank, self.calls) == (self.fault["rank"], self.fault["at"]):
             return getattr(self, self.fault["what"])(target)
         return target

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from comfyui_fewstep.trainers.objective.method import Lesson
 from comfyui_fewstep.trainers.training.optimisers import load_optimiser_state, optimiser_state
 from comfyui_fewstep.trainers.training.options import TrainOptions
 from test_progressive import TinyNetwork
@@ -24,7 +25,8 @@ def defazio(made, data, *, decay):
         for i in range(ITERATIONS):
             generator = torch.Generator().manual_seed((4 * 0x9E3779B97F4A7C15 + number * ITERATIONS + i) % 2**63)
             drawn = data.take(torch.randint(64, (12,), generator=generator))
-            target = made.target(drawn, stage=number, teacher=teacher, student=network, generator=generator)
+            lesson = Lesson(batch=drawn, stage=number, teacher=teacher, student=network, generator=generator)
+            target = made.target(lesson)
             error = (network(target.x_t, target.sigma) - target.x0) ** 2
             gradients = torch.autograd.grad((target.weight.reshape(-1, 1, 1, 1) * error).mean(), weights)
             norm = torch.cat([g.flatten() for g in gradients]).norm()

@@ -29,10 +29,10 @@ class Watching(Progressive):
         return [dataclasses.replace(s, target_decay=self.decay, gamma=self.gamma) for s in super().stages()]
 
     @torch.no_grad()
-    def target(self, batch, *, stage, iteration, student, **others):
-        found = super().target(batch, stage=stage, student=student, **others)
-        self.seen.append((stage, iteration))
-        said = student(found.x_t, found.sigma, **found.condition)
+    def target(self, lesson):
+        found = super().target(lesson)
+        self.seen.append((lesson.stage, lesson.iteration))
+        said = lesson.student(found.x_t, found.sigma, **found.condition)
         return found._replace(x0=0.5 * (said + found.x0))
 
 

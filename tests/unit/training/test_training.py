@@ -4,7 +4,7 @@ import pytest
 import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.data.batches import TensorData
-from comfyui_fewstep.trainers.objective.method import Target, TeacherKind
+from comfyui_fewstep.trainers.objective.method import Lesson, Target, TeacherKind
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.average import Average
@@ -101,7 +101,8 @@ def test_the_default_run_is_the_plain_loop_bit_for_bit(tmp_path):
             optimiser.param_groups[0]["lr"] = 1e-3 * (1.0 - i / ITERATIONS)
             generator = torch.Generator().manual_seed((4 * 0x9E3779B97F4A7C15 + number * ITERATIONS + i) % 2**63)
             drawn = trained.data.take(torch.randint(64, (12,), generator=generator))
-            target = trained.method.target(drawn, stage=number, teacher=teacher, student=network, generator=generator)
+            lesson = Lesson(batch=drawn, stage=number, teacher=teacher, student=network, generator=generator)
+            target = trained.method.target(lesson)
             optimiser.zero_grad()
             error = (network(target.x_t, target.sigma) - target.x0) ** 2
             (target.weight.reshape(-1, 1, 1, 1) * error).mean().backward()
@@ -277,7 +278,11 @@ def gradient_norm(root, dtype, monkeypatch):
     data = TensorData(x0=torch.randn(8, 1, 128, 128, generator=torch.Generator().manual_seed(0)), condition={})
     method = options(start_steps=2, target_steps=1, iterations=1).on(KIND)
     ones = torch.ones(8)
-    monkeypatch.setattr(method, "target", lambda batch, **_: Target(batch.x0, ones, {}, 0.5 * batch.x0, ones))
+
+    def halved(lesson):
+        return Target(lesson.batch.x0, ones, {}, 0.5 * lesson.batch.x0, ones)
+
+    monkeypatch.setattr(method, "target", halved)
     run = RunFolder(root, "run")
     train(run, method, student, data, options=TrainOptions(batch_size=8, log_every=1))
     return run.metrics()[0]["gradient_norm"]
