@@ -6,14 +6,13 @@
     python launch.py train   train a run that the editor wrote
     python launch.py test    run all tests
 
-Needs Python 3.10 to 3.12 and nothing else. Set COMFYUI_PATH to use your own ComfyUI instead of the embedded one
-(COMFYUI_PYTHON names its Python where it cannot be found beside it).
+Needs Python 3.10 to 3.12 and nothing else. Set COMFYUI_PATH to use your own ComfyUI instead of the embedded one, on the
+Python that it runs on (COMFYUI_PYTHON names that where it cannot be found beside it).
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import shutil
 import subprocess
@@ -24,6 +23,14 @@ ROOT = Path(__file__).resolve().parent
 HOME = ROOT / ".fewstep"
 PACKAGE = "comfyui_fewstep"
 REQUIREMENTS = ROOT / "requirements"
+FOR_HOST = {
+    "torch.txt": [],  # first and alone: others ask for any torch, and must find this one
+    "embedded.txt": [],
+    "embedded-no-deps.txt": ["--no-deps"],
+    "comfyui.txt": ["--no-deps", "--require-hashes"],
+}
+FOR_TESTS = {"test.txt": [], "test-no-deps.txt": ["--no-deps"]}
+"""Files of requirements in the order in which they are installed, with pip's options."""
 
 
 class Stop(Exception):
@@ -37,30 +44,45 @@ def python_in(environment: Path) -> Path:
     return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def own_environment() -> Path:
-    """The Python of the environment in .fewstep/venv, made on first use and again when the requirements change."""
+def own_environment(*, tests: bool = False) -> Path:
+    """The Python of the environment in .fewstep/venv: made on first use, and again what of its requirements changed.
+
+    tests: with what only tests and benchmarks need, linters, type checker and browser driver among it.
+    """
     if not (3, 10) <= sys.version_info[:2] <= (3, 12):
         raise Stop(
             f"this is Python {sys.version.split()[0]}; the embedded ComfyUI needs 3.10 to 3.12. Start launch.py with "
-            "one of those, or set COMFYUI_PATH to your own ComfyUI."
+            "one of those, or set COMFYUI_PATH to your own ComfyUI, which may run on a later one."
         )
-    environment, stamp = HOME / "venv", HOME / "venv" / "fewstep-stamp"
-    files = [REQUIREMENTS / name for name in ("embedded.txt", "embedded-no-deps.txt", "test.txt")]
-    wanted = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    environment = HOME / "venv"
     python = python_in(environment)
-    if stamp.exists() and stamp.read_text() == wanted and python.exists():
-        return python
-    print(f"Making the environment in {environment} (once; it downloads torch and what ComfyUI needs) ...", flush=True)
+    wanted = {name: (REQUIREMENTS / name).read_text() for name in [*FOR_HOST, *(FOR_TESTS if tests else {})]}
+    stamps = {name: environment / f"installed-{name}" for name in wanted}
+    missing = [name for name in wanted if not (python.exists() and _holds(stamps[name], wanted[name]))]
+    if missing:
+        print(
+            f"Making the environment in {environment} (once; it downloads what {', '.join(missing)} list) ...",
+            flush=True,
+        )
     if not python.exists() and subprocess.run([sys.executable, "-m", "venv", str(environment)]).returncode:
         raise Stop("Python could not make an environment, see above (Debian and Ubuntu: apt install python3-venv).")
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    # torch alone first: others ask for any torch, and must find this one
-    torch = next(line for line in files[0].read_text().splitlines() if line.startswith("torch=="))
-    for arguments in ([torch], ["-r", str(files[0]), "-r", str(files[2])], ["--no-deps", "-r", str(files[1])]):
-        if subprocess.run([*pip, *arguments]).returncode:
-            raise Stop("installing failed, see above; start again to go on where it stopped.")
-    stamp.write_text(wanted)
+    for name in missing:
+        _install(python, "-r", str(REQUIREMENTS / name), *{**FOR_HOST, **FOR_TESTS}[name])
+        stamps[name].write_text(wanted[name])
     return python
+
+
+def _holds(file: Path, text: str) -> bool:
+    return file.is_file() and file.read_text() == text
+
+
+def _install(python: Path, *arguments: str) -> None:
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    if subprocess.run([*pip, *arguments]).returncode:
+        raise Stop(
+            "installing failed, see above; start again to go on where it stopped. If the embedded ComfyUI can no longer be "
+            "installed, set COMFYUI_PATH to your own."
+        )
 
 
 def comfyui_path() -> Path | None:
@@ -86,9 +108,9 @@ def comfyui_python(comfyui: Path) -> Path:
     return next((python for python in beside if python.is_file()), Path(sys.executable))
 
 
-def environment_python() -> Path:
+def environment_python(*, tests: bool = False) -> Path:
     comfyui = comfyui_path()
-    return comfyui_python(comfyui) if comfyui else own_environment()
+    return comfyui_python(comfyui) if comfyui else own_environment(tests=tests)
 
 
 def require_modules(python: Path) -> None:
@@ -141,7 +163,8 @@ def run_in_environment(python: Path, *arguments: str) -> int:
 
 
 def command_module(name: str, rest: list[str]) -> int:
-    return run_in_environment(environment_python(), "-m", f"{PACKAGE}.{name}", *rest)
+    python = environment_python(tests=name == "benchmarks")
+    return run_in_environment(python, "-m", f"{PACKAGE}.{name}", *rest)
 
 
 def on_all_cores() -> list[str]:
@@ -155,7 +178,7 @@ def on_all_cores() -> list[str]:
 def command_test(rest: list[str]) -> int:
     """ruff, mypy, then pytest; each says its own piece, and all run before the result. --thorough alone is a whole run too."""
     whole = not set(rest) - {"--thorough"}
-    python = environment_python()
+    python = environment_python(tests=True)
     require_modules(python)
     steps = {
         "ruff check": ["-m", "ruff", "check", "."],
