@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -82,15 +82,6 @@ class LearntGuidance(nn.Sequential):
         with torch.no_grad():
             self.cond_proj.weight.copy_(start)
 
-    @contextmanager
-    def taking(self, guidance_scale: Tensor) -> Iterator[None]:
-        """Forward passes inside are at these scales."""
-        before, self.guidance_scale = self.guidance_scale, guidance_scale
-        try:
-            yield
-        finally:
-            self.guidance_scale = before
-
     def forward(self, embedding: Tensor) -> Tensor:
         weight = self.cond_proj.weight
         projected = self.cond_proj(w_embedding(self.guidance_scale.to(weight.device), dim=weight.shape[1]).to(weight))
@@ -98,3 +89,13 @@ class LearntGuidance(nn.Sequential):
         for layer in list(self)[:-1]:
             embedding = layer(embedding)
         return embedding
+
+
+@contextmanager
+def at_scale(embedding: GuidedTimeEmbedding | LearntGuidance, guidance_scale: Any) -> Iterator[None]:
+    """Forward passes inside are at this scale: a number, or (B,) where it learns."""
+    before, embedding.guidance_scale = embedding.guidance_scale, guidance_scale
+    try:
+        yield
+    finally:
+        embedding.guidance_scale = before

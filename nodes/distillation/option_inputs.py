@@ -30,6 +30,10 @@ def guidance_scale(default: float, tooltip: str, *, least: float = 1.0) -> Input
     return number(default, tooltip, least=least, most=100.0, step=0.1)
 
 
+def new_name(default: str) -> Input:
+    return ("STRING", {"default": default, "tooltip": "Of the new file. An existing one is never overwritten."})
+
+
 def weighting(default: Weighting, tooltip: str) -> Input:
     return ([choice.value for choice in Weighting], {"default": default.value, "tooltip": tooltip})
 

@@ -181,10 +181,7 @@ class SaveStudentCheckpoint:
                 "clip": ("CLIP", {"tooltip": "The text encoder that goes into the checkpoint."}),
                 "vae": ("VAE", {"tooltip": "The VAE that goes into the checkpoint."}),
                 "student": LoadStudent.INPUT_TYPES()["required"]["student"],
-                "name": (
-                    "STRING",
-                    {"default": "my student", "tooltip": "Of the new file. An existing one is never overwritten."},
-                ),
+                "name": inputs.new_name("my student"),
             }
         }
 
@@ -229,13 +226,7 @@ class SaveStudentLoRA:
                     least=1,
                     most=1024,
                 ),
-                "name": (
-                    "STRING",
-                    {
-                        "default": "my student in one",
-                        "tooltip": "Of the new file. An existing one is never overwritten.",
-                    },
-                ),
+                "name": inputs.new_name("my student in one"),
             }
         }
 

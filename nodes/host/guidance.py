@@ -12,7 +12,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...samplers.guidance_embedding import GuidedTimeEmbedding, LearntGuidance
+from ...samplers.guidance_embedding import GuidedTimeEmbedding, LearntGuidance, at_scale
 
 Conditioning = list[list[Any]]
 """The host's CONDITIONING: [[text embedding (B, tokens, width), {options}], ...]."""
@@ -87,7 +87,7 @@ def taking_scale(network: Any, guidance_scale: Tensor | None) -> Iterator[None]:
         yield
         return
     learnt = next(module for module in network.modules() if isinstance(module, LearntGuidance))
-    with learnt.taking(guidance_scale):
+    with at_scale(learnt, guidance_scale):
         yield
 
 
@@ -146,11 +146,8 @@ def one_forward(guider: Any) -> Iterator[Any]:
     place = _place(diffusion_model)
     embedding = diffusion_model.get_submodule(place) if place else None
     if isinstance(embedding, GuidedTimeEmbedding):
-        before, embedding.guidance_scale = embedding.guidance_scale, scale
-        try:
+        with at_scale(embedding, scale):
             yield one
-        finally:
-            embedding.guidance_scale = before
     elif _has_guidance_input(diffusion_model):
         guidance = {"guidance": comfy.conds.CONDRegular(torch.tensor([scale]))}
         one.conds["positive"] = [

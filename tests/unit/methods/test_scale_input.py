@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from comfyui_fewstep.samplers.guidance_embedding import GuidedTimeEmbedding, LearntGuidance, w_embedding
+from comfyui_fewstep.samplers.guidance_embedding import GuidedTimeEmbedding, LearntGuidance, at_scale, w_embedding
 from comfyui_fewstep.samplers.noise import NoiseFamily, expand_like, solved_x0
 from comfyui_fewstep.trainers.data.batches import Batch, TensorData
 from comfyui_fewstep.trainers.methods.consistency import ConsistencyOptions
@@ -169,7 +169,7 @@ def time_embedding():
 def test_what_learns_begins_as_what_there_was():
     layers, x = time_embedding(), torch.randn(3, 8)
     learnt = LearntGuidance(layers, None, guidance_scale=4.0)
-    with learnt.taking(torch.tensor([1.0, 2.0, 9.0])):
+    with at_scale(learnt, torch.tensor([1.0, 2.0, 9.0])):
         assert torch.equal(learnt(x), layers(x))
     assert learnt.state_dict().keys() == layers.state_dict().keys() | {"cond_proj.weight"}
     assert learnt.cond_proj.weight.shape == (8, 256)
@@ -181,7 +181,7 @@ def test_learning_sampling_and_fixed_layers_say_the_same():
     cond_proj = torch.randn(8, 16)
     learnt = LearntGuidance(layers, cond_proj, guidance_scale=4.0)
     scales = torch.tensor([1.0, 2.5, 7.0])
-    with learnt.taking(scales):
+    with at_scale(learnt, scales):
         each = learnt(x)
     expected = layers(x + w_embedding(scales, dim=16) @ cond_proj.T)
     torch.testing.assert_close(each, expected)
@@ -211,7 +211,7 @@ class Network(torch.nn.Module):
     def forward(self, x, sigma, guidance_scale=None, **_):
         angles = (sigma if self.family is NoiseFamily.FLOW else sigma.log() / math.pi)[:, None] * torch.arange(1, 9)
         embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
-        with self.time_embed.taking(self.time_embed.guidance_scale if guidance_scale is None else guidance_scale):
+        with at_scale(self.time_embed, self.time_embed.guidance_scale if guidance_scale is None else guidance_scale):
             gain, shift = self.head(self.time_embed(embedding)).T
         scale = 1.0 if self.family is NoiseFamily.FLOW else (1.0 + sigma**2).rsqrt()
         return expand_like(shift, x) + expand_like(gain * scale, x) * x
