@@ -6,7 +6,7 @@
     python launch.py train   train a run that the editor wrote
     python launch.py test    run all tests
 
-Needs Python 3.10 to 3.12 and nothing else. Set COMFYUI_PATH to use your own ComfyUI instead of the embedded one, on the
+Needs Python 3.10 to 3.13 and nothing else. Set COMFYUI_PATH to use your own ComfyUI instead of the embedded one, on the
 Python that it runs on (COMFYUI_PYTHON names that where it cannot be found beside it).
 """
 
@@ -27,7 +27,7 @@ FOR_HOST = {
     "torch.txt": [],  # first and alone: others ask for any torch, and must find this one
     "embedded.txt": [],
     "embedded-no-deps.txt": ["--no-deps"],
-    "comfyui.txt": ["--no-deps", "--require-hashes"],
+    "comfyui.txt": ["--no-deps", "--require-hashes", "--ignore-requires-python"],  # it says below 3.13, and runs there
 }
 FOR_TESTS = {"test.txt": [], "test-no-deps.txt": ["--no-deps"]}
 """Files of requirements in the order in which they are installed, with pip's options."""
@@ -49,9 +49,9 @@ def own_environment(*, tests: bool = False) -> Path:
 
     tests: with what only tests and benchmarks need, linters, type checker and browser driver among it.
     """
-    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
         raise Stop(
-            f"this is Python {sys.version.split()[0]}; the embedded ComfyUI needs 3.10 to 3.12. Start launch.py with "
+            f"this is Python {sys.version.split()[0]}; the embedded ComfyUI needs 3.10 to 3.13. Start launch.py with "
             "one of those, or set COMFYUI_PATH to your own ComfyUI, which may run on a later one."
         )
     environment = HOME / "venv"
