@@ -13,3 +13,18 @@ if "comfyui_fewstep" not in sys.modules and importlib.util.find_spec("comfyui_fe
     module = importlib.util.module_from_spec(spec)
     sys.modules["comfyui_fewstep"] = module
     spec.loader.exec_module(module)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true", help="also what only costs time for more certainty")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "thorough: only costs time for more certainty; run with --thorough")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--thorough"):
+        skipped = [item for item in items if item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=skipped)
+        items[:] = [item for item in items if item not in skipped]
