@@ -19,6 +19,7 @@ from comfyui_fewstep.trainers.objective.distance import PSEUDO_HUBER_C, Distance
 from comfyui_fewstep.trainers.objective.grid import Grid
 from comfyui_fewstep.trainers.objective.loss import weighted_error
 from comfyui_fewstep.trainers.objective.method import TeacherKind
+from comfyui_fewstep.trainers.objective.weighting import Weighting
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.loop import train
@@ -154,6 +155,20 @@ def test_the_loss_is_the_distance_of_consistency_functions(family, distance):
     if distance is Distance.PSEUDO_HUBER:
         error = (error + PSEUDO_HUBER_C**2).sqrt() - PSEUDO_HUBER_C
     assert float(loss) == pytest.approx(float(error.mean()), rel=1e-5 if distance is Distance.SQUARED else 1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("distance", "power"), [(Distance.SQUARED, 2), (Distance.PSEUDO_HUBER, 1), (Distance.LPIPS, 0)]
+)
+def test_the_weights_are_those_of_the_weighting(family, distance, power):
+    """Of the distance in f, and so times what an error of the denoiser is in f."""
+    made = method(family, distance=distance, weighting=Weighting.SNR_PLUS_ONE)
+    zero = lambda x, sigma, **_: torch.zeros_like(x)  # noqa: E731
+    target = target_of(made, teacher=zero, student=zero)
+    _, c_out = lcm_scalings(timestep(target.sigma, table=table(family)))
+    signal = 1.0 - target.sigma if family is FLOW else 1.0
+    torch.testing.assert_close(target.weight, ((signal / target.sigma) ** 2 + 1.0) * c_out**power)
 
 
 # --- what teaches ----------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def network_output(x_vp, t, kind):
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("eta", [0.0, 0.3, 0.6, 1.0])
 def test_tcd_equals_diffusers_at_every_step_count(kind, eta, monkeypatch):
     for steps in range(1, 51):
         scheduler = TCDScheduler(**SD, prediction_type=kind)
@@ -176,6 +176,26 @@ def test_s_noise_scales_the_fresh_noise():
     torch.testing.assert_close(half, 0.5 * plain)
 
 
+def test_only_steps_that_forget_all_noise_land_below_their_level():
+    """sigma_min is in the x0 of a consistency model; what keeps old noise keeps that too, and lands on the level itself."""
+    generator = torch.Generator().manual_seed(0)
+    start, *fresh = torch.randn(3, 4, 5, generator=generator)
+    draws = iter(fresh)
+    landed = sample_few_step(
+        lambda x, sigma: torch.zeros_like(x),
+        2.0 * start,
+        torch.tensor([2.0, 1.0, 0.5]),
+        callback=(shown := []).append,
+        disable=True,
+        family=VE,
+        gamma=[0.6, 1.0],
+        sigma_min=0.3,
+        noise_sampler=lambda *_: next(draws),
+    )
+    torch.testing.assert_close(shown[1]["x"], 0.8 * start + 0.6 * fresh[0])
+    torch.testing.assert_close(landed, 0.4 * fresh[1])
+
+
 def test_one_gamma_for_each_step_is_required():
     with pytest.raises(ValueError, match=r"2 gammas for a schedule of 1 steps"):
         sample_few_step(gaussian_denoiser(VE), torch.zeros(1, 1), torch.tensor([1.0, 0.0]), family=VE, gamma=[0.0, 0.5])
@@ -194,8 +214,8 @@ def test_tcd_etas_ends_are_lightning_and_lcm():
 def test_tcd_goes_down_to_s_and_up_again(family, eta):
     """Literally: an Euler step to the lower timestep, then the forward process up to the next, with the same fresh noise."""
     levels = table(family)
-    sigma, t_next = levels[900], 600
-    s = int((1 - eta) * t_next)
+    sigma, t_next = levels[900], 601
+    s = {0.3: 420, 0.7: 180}[eta]  # of 420.7 and 180.3, downwards
     generator = torch.Generator().manual_seed(0)
     x, x0, fresh = (torch.randn(3, 4, generator=generator) for _ in range(3))
     down = family.jump(x, x0, sigma=sigma, sigma_next=levels[s])

@@ -1,7 +1,7 @@
 import diffusers.schedulers.scheduling_lcm as diffusers_lcm
 import pytest
 import torch
-from comfyui_fewstep.samplers.few_step import draw_from_noise, sample_few_step
+from comfyui_fewstep.samplers.few_step import draw_from_noise, sample_few_step, seeded_noise_sampler
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.samplers.schedules import lcm_timesteps, timesteps_to_sigmas, trailing_sigmas, trailing_timesteps
 from diffusers import EulerDiscreteScheduler, LCMScheduler
@@ -150,6 +150,15 @@ def test_the_seed_decides_the_noise():
 
     assert torch.equal(run(5), run(5))
     assert not torch.equal(run(5), run(6))
+
+
+def test_no_fresh_noise_is_the_noise_that_the_host_starts_from():
+    """ComfyUI draws that from the seed itself, on the CPU: nothing that is drawn later may repeat it."""
+    initial = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5)).flatten(1)
+    sampler = seeded_noise_sampler(torch.zeros(SHAPE), seed=5)
+    fresh = torch.cat([sampler(*torch.tensor([2.0, 1.0])).flatten(1) for _ in range(3)])
+    alike = torch.corrcoef(torch.cat([initial, fresh])).fill_diagonal_(0.0)
+    assert alike.abs().max() < 0.4, "144 numbers: independent ones share a twelfth"
 
 
 def test_a_picture_does_not_depend_on_its_batch():
