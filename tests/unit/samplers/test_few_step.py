@@ -6,6 +6,7 @@ from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.samplers.schedules import lcm_timesteps, timesteps_to_sigmas, trailing_sigmas, trailing_timesteps
 from diffusers import EulerDiscreteScheduler, LCMScheduler
 from gaussian import FAMILIES, gaussian_denoiser, table
+from thorough import first_then_thorough
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 VE = NoiseFamily.VARIANCE_EXPLODING
@@ -32,7 +33,7 @@ def in_vp_scale(x, sigma):
     return x / (1.0 + sigma**2) ** 0.5
 
 
-@pytest.mark.parametrize("steps", range(1, 51))
+@pytest.mark.parametrize("steps", first_then_thorough([1, 2, 7, 48], range(1, 51)))
 def test_lightning_equals_diffusers_euler_trailing(steps):
     scheduler = EulerDiscreteScheduler(**SD, timestep_spacing="trailing")
     scheduler.set_timesteps(steps)
@@ -56,7 +57,10 @@ def test_lightning_equals_diffusers_euler_trailing(steps):
 
 @pytest.mark.parametrize(
     ("steps", "strength"),
-    [(n, 1.0) for n in range(1, 51)] + [(n, k / 10) for k in range(1, 10) for n in (1, 2, 4, 5 * k)],
+    first_then_thorough(
+        [(1, 1.0), (4, 1.0), (7, 1.0), (50, 1.0), (4, 0.3), (35, 0.7)],
+        [*((n, 1.0) for n in range(1, 51)), *((n, k / 10) for k in range(1, 10) for n in (1, 2, 4, 5 * k))],
+    ),
 )
 def test_lcm_equals_diffusers(steps, strength, monkeypatch):
     """With the boundary scalings of Luo et al. in the network, as diffusers applies them; noise injected in both."""
