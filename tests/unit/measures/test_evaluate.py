@@ -23,6 +23,13 @@ def test_frechet_distance_of_axis_aligned_gaussians():
     assert frechet_distance(a, a) == pytest.approx(0.0, abs=1e-9)
 
 
+def test_the_statistics_are_the_unbiased_ones():
+    """By hand: deviations -2, 0, 2 and -4, -2, 6 of three samples, over one less than three."""
+    found = FeatureStatistics.of(torch.tensor([[0.0, 0.0], [2.0, 2.0], [4.0, 10.0]]))
+    assert found.mean.tolist() == [2.0, 4.0]
+    assert found.covariance.tolist() == [[4.0, 10.0], [10.0, 28.0]]
+
+
 def test_frechet_distance_ignores_the_choice_of_axes():
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(400, 6, generator=generator), torch.randn(300, 6, generator=generator) * 2 + 1
@@ -41,12 +48,15 @@ def test_the_judge_counts_what_was_asked_for():
     torch.manual_seed(0)
     classifier = DigitClassifier()
     classifier.initialise(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        classifier.biases["output"][[0, 9]] = -1e6  # so that there is a digit below and one above what it says
     pictures = torch.rand(20, 1, 8, 8)
     classifier.eval()
     said = classifier.classify(classifier.features(pictures)).argmax(dim=1)
     judge = DigitJudge(classifier, FeatureStatistics.of(classifier.features(pictures).detach()))
     asked = said.clone()
-    asked[:5] = (asked[:5] + 1) % 10
+    asked[:4] += 1
+    asked[4:5] -= 1
     score = judge.score(pictures, asked, reference=pictures, model="student", steps=4, nfe=4, seconds=2.0)
     assert score.accuracy == pytest.approx(0.75)
     assert score.frechet == pytest.approx(0.0, abs=1e-6)

@@ -19,6 +19,7 @@ from comfyui_fewstep.trainers.objective.distance import PSEUDO_HUBER_C, Distance
 from comfyui_fewstep.trainers.objective.grid import Grid
 from comfyui_fewstep.trainers.objective.loss import weighted_error
 from comfyui_fewstep.trainers.objective.method import Lesson, TeacherKind
+from comfyui_fewstep.trainers.objective.weighting import Weighting
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.loop import train
@@ -28,6 +29,7 @@ from gaussian import FAMILIES, gaussian_denoiser, table
 from test_consistency import LEVELS, SD, gaussian_flow_map, picture
 from test_converging import FAMILY_OF, KINDS, Affine, read, spread
 from test_guidance_distillation import SCALE, guided_exactly, two_prompts
+from thorough import first_then_thorough
 
 VE, FLOW = NoiseFamily
 TIMES = [0, *(20 * j - 1 for j in range(1, 51))]
@@ -87,8 +89,13 @@ def lcm_step(output, x_vp, kind, t):
     return scheduler.step(output, t, x_vp).prev_sample
 
 
-@pytest.mark.parametrize("guidance", [1.0, 8.5])
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(
+    ("kind", "guidance"),
+    first_then_thorough(
+        [("epsilon", 8.5), ("sample", 1.0)],
+        [(kind, scale) for kind in ("epsilon", "v_prediction", "sample") for scale in (1.0, 8.5)],
+    ),
+)
 def test_step_and_target_are_lcms(kind, guidance):
     """Luo et al., Algorithm 1, with the formulas of diffusers' schedulers on random tensors, at every level of the grid.
 
@@ -155,6 +162,20 @@ def test_the_loss_is_the_distance_of_consistency_functions(family, distance):
     if distance is Distance.PSEUDO_HUBER:
         error = (error + PSEUDO_HUBER_C**2).sqrt() - PSEUDO_HUBER_C
     assert float(loss) == pytest.approx(float(error.mean()), rel=1e-5 if distance is Distance.SQUARED else 1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("distance", "power"), [(Distance.SQUARED, 2), (Distance.PSEUDO_HUBER, 1), (Distance.LPIPS, 0)]
+)
+def test_the_weights_are_those_of_the_weighting(family, distance, power):
+    """Of the distance in f, and so times what an error of the denoiser is in f."""
+    made = method(family, distance=distance, weighting=Weighting.SNR_PLUS_ONE)
+    zero = lambda x, sigma, **_: torch.zeros_like(x)  # noqa: E731
+    target = target_of(made, teacher=zero, student=zero)
+    _, c_out = lcm_scalings(timestep(target.sigma, table=table(family)))
+    signal = 1.0 - target.sigma if family is FLOW else 1.0
+    torch.testing.assert_close(target.weight, ((signal / target.sigma) ** 2 + 1.0) * c_out**power)
 
 
 # --- what teaches ----------------------------------------------------------------------------------------------------
@@ -284,7 +305,10 @@ def backwards(made, exact):
     return gains[:0:-1], shifts[:0:-1]
 
 
-WAYS = [(kind, "ddim", 0.0) for kind, _ in KINDS] + [("eps", "ddim", 0.9), ("eps", "heun", 0.0), ("flow", "heun", 0.9)]
+WAYS = first_then_thorough(
+    [("eps", "ddim", 0.0), ("flow", "heun", 0.9)],
+    [*((kind, "ddim", 0.0) for kind, _ in KINDS), ("eps", "ddim", 0.9), ("eps", "heun", 0.0)],
+)
 
 
 @pytest.mark.parametrize(("kind", "solver", "decay"), WAYS)
@@ -292,8 +316,8 @@ def test_a_student_from_scratch_agrees_with_itself_along_the_teachers_path(kind,
     """To 0.02 at every level, for data of deviation 0.5, guided, whatever it predicts and whoever's average teaches it."""
     family = FAMILY_OF[kind]
     chosen = {
-        "iterations": 700,
-        "learning_rate": 0.06,
+        "iterations": 300,
+        "learning_rate": 0.12,
         "levels": 4,
         "solver": Solver(solver),
         "target_decay": decay,

@@ -20,6 +20,7 @@ from comfyui_fewstep.trainers.training.micro_batches import in_pieces, split
 from comfyui_fewstep.trainers.training.options import TrainOptions
 from gaussian import FAMILIES, gaussian_denoiser, table
 from test_guidance_distillation import EMPTY, PROMPT, two_prompts
+from thorough import first_then_thorough
 
 LOW, HIGH = 1.0, 5.0
 RANGE = {"guidance_scale": LOW, "guidance_scale_max": HIGH, "iterations": 10, "learning_rate": 1e-3}
@@ -217,11 +218,14 @@ class Network(torch.nn.Module):
         return expand_like(shift, x) + expand_like(gain * scale, x) * x
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_student_says_at_every_scale_in_one_forward_what_two_said(family, tmp_path):
-    """On noise and at scales that it never saw: rms error below 0.06 at every level where guidance moves x0 by up to 4."""
+@pytest.mark.parametrize(
+    ("family", "iterations", "rate", "limit"),
+    first_then_thorough([(NoiseFamily.FLOW, 250, 1e-2, 0.3)], [(family, 2500, 5e-3, 0.06) for family in FAMILIES]),
+)
+def test_a_student_says_at_every_scale_in_one_forward_what_two_said(family, iterations, rate, limit, tmp_path):
+    """On noise and at scales that it never saw: the rms error at every level, where guidance moves x0 by up to 4."""
     levels = table(family)[[99, 299, 499, 699, 899, 999]]
-    options = GuidanceOptions(**{**RANGE, "iterations": 2500, "learning_rate": 5e-3}, steps=6)
+    options = GuidanceOptions(**{**RANGE, "iterations": iterations, "learning_rate": rate}, steps=6)
     method = made(options, family, table=levels)
     calls = []
 
@@ -245,7 +249,7 @@ def test_a_student_says_at_every_scale_in_one_forward_what_two_said(family, tmp_
         for scale in (1.0, 1.7, 3.3, 5.0):
             learnt = full.denoiser(x, sigma, guidance_scale=torch.tensor([scale])).detach()
             exact = guided_at(family, torch.full((64,), scale))(x, sigma)
-            assert (learnt - exact).square().mean().sqrt() < 0.06, (float(level), scale)
+            assert (learnt - exact).square().mean().sqrt() < limit, (float(level), scale)
     assert calls == [full.module] * (4 * len(levels)), "one forward each"
 
 

@@ -32,12 +32,12 @@ TRAINING = {
     "weight_decay": 0.1,
     "gradient_clip": 0.05,
     "ema_decay": 0.7,
-    "seed": 4,
+    "seed": 6,
     "log_every": 3,
-    "checkpoint_every": 4,
+    "checkpoint_every": 3,
 }
 """All that a state can hold, and a clip that every gradient is above."""
-ITERATIONS = 20
+ITERATIONS = 8
 """In two stages."""
 LORA = LoRAOptions(rank=3, alpha=3.0, layers=LoRALayers.LINEAR)
 
@@ -188,7 +188,7 @@ def run(
         target_steps=target_steps,
         iterations=ITERATIONS // 2,
         weighting=Weighting.TRUNCATED_SNR,
-        learning_rate=1e-3,
+        learning_rate=3e-3,
         guidance_scale=2.0,
     )
     if consistency:

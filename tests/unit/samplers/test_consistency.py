@@ -9,6 +9,7 @@ from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.samplers.schedules import consistency_sigmas, lcm_timesteps, timesteps_to_sigmas
 from diffusers import CMStochasticIterativeScheduler, TCDScheduler
 from gaussian import FAMILIES, gaussian_denoiser, table
+from thorough import first_then_thorough
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -28,10 +29,11 @@ def network_output(x_vp, t, kind):
     return {"sample": x0, "epsilon": (x_vp - a * x0) / s, "v_prediction": (a * x_vp - x0) / s}[kind]
 
 
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
-def test_tcd_equals_diffusers_at_every_step_count(kind, eta, monkeypatch):
-    for steps in range(1, 51):
+@pytest.mark.parametrize("eta", [0.0, 0.3, 0.6, 1.0])
+def test_tcd_equals_diffusers_at_every_step_count(kind, eta, every, monkeypatch):
+    for steps in range(1, 51) if every else (1, 2, 7, 50):
         scheduler = TCDScheduler(**SD, prediction_type=kind)
         scheduler.set_timesteps(steps)
         generator = torch.Generator().manual_seed(steps)
@@ -75,7 +77,7 @@ def boundary(x, model_output, sigma, *, sigma_min=0.002, sigma_data=0.5):
     return c_skip * x + c_out * model_output
 
 
-@pytest.mark.parametrize("steps", range(1, 41))
+@pytest.mark.parametrize("steps", first_then_thorough([1, 2, 7, 40], range(1, 41)))
 def test_multistep_consistency_equals_diffusers(steps, monkeypatch):
     scheduler = CMStochasticIterativeScheduler(clip_denoised=False)
     scheduler.set_timesteps(steps)
@@ -136,7 +138,7 @@ def test_consistency_sampling_is_exact_at_every_step_count(family, steps):
     levels = table(family)
     sigmas = timesteps_to_sigmas([999 - 1000 // steps * k for k in range(steps)], table=levels)
     count = 60000
-    noise = torch.randn(count, 1, generator=torch.Generator().manual_seed(steps))
+    noise = torch.randn(60, count // 60, generator=torch.Generator().manual_seed(steps))
     alpha = 0.0 if family is NoiseFamily.FLOW else 1.0
     start = alpha * 0.7 + noise * (alpha * 0.25 + sigmas[0] ** 2) ** 0.5
     x = sample_few_step(
@@ -176,6 +178,26 @@ def test_s_noise_scales_the_fresh_noise():
     torch.testing.assert_close(half, 0.5 * plain)
 
 
+def test_only_steps_that_forget_all_noise_land_below_their_level():
+    """sigma_min is in the x0 of a consistency model; what keeps old noise keeps that too, and lands on the level itself."""
+    generator = torch.Generator().manual_seed(0)
+    start, *fresh = torch.randn(3, 4, 5, generator=generator)
+    draws = iter(fresh)
+    landed = sample_few_step(
+        lambda x, sigma: torch.zeros_like(x),
+        2.0 * start,
+        torch.tensor([2.0, 1.0, 0.5]),
+        callback=(shown := []).append,
+        disable=True,
+        family=VE,
+        gamma=[0.6, 1.0],
+        sigma_min=0.3,
+        noise_sampler=lambda *_: next(draws),
+    )
+    torch.testing.assert_close(shown[1]["x"], 0.8 * start + 0.6 * fresh[0])
+    torch.testing.assert_close(landed, 0.4 * fresh[1])
+
+
 def test_one_gamma_for_each_step_is_required():
     with pytest.raises(ValueError, match=r"2 gammas for a schedule of 1 steps"):
         sample_few_step(gaussian_denoiser(VE), torch.zeros(1, 1), torch.tensor([1.0, 0.0]), family=VE, gamma=[0.0, 0.5])
@@ -194,8 +216,8 @@ def test_tcd_etas_ends_are_lightning_and_lcm():
 def test_tcd_goes_down_to_s_and_up_again(family, eta):
     """Literally: an Euler step to the lower timestep, then the forward process up to the next, with the same fresh noise."""
     levels = table(family)
-    sigma, t_next = levels[900], 600
-    s = int((1 - eta) * t_next)
+    sigma, t_next = levels[900], 601
+    s = {0.3: 420, 0.7: 180}[eta]  # of 420.7 and 180.3, downwards
     generator = torch.Generator().manual_seed(0)
     x, x0, fresh = (torch.randn(3, 4, generator=generator) for _ in range(3))
     down = family.jump(x, x0, sigma=sigma, sigma_next=levels[s])

@@ -1,11 +1,12 @@
 import diffusers.schedulers.scheduling_lcm as diffusers_lcm
 import pytest
 import torch
-from comfyui_fewstep.samplers.few_step import draw_from_noise, sample_few_step
+from comfyui_fewstep.samplers.few_step import draw_from_noise, sample_few_step, seeded_noise_sampler
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.samplers.schedules import lcm_timesteps, timesteps_to_sigmas, trailing_sigmas, trailing_timesteps
 from diffusers import EulerDiscreteScheduler, LCMScheduler
 from gaussian import FAMILIES, gaussian_denoiser, table
+from thorough import first_then_thorough
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 VE = NoiseFamily.VARIANCE_EXPLODING
@@ -32,7 +33,7 @@ def in_vp_scale(x, sigma):
     return x / (1.0 + sigma**2) ** 0.5
 
 
-@pytest.mark.parametrize("steps", range(1, 51))
+@pytest.mark.parametrize("steps", first_then_thorough([1, 2, 7, 48], range(1, 51)))
 def test_lightning_equals_diffusers_euler_trailing(steps):
     scheduler = EulerDiscreteScheduler(**SD, timestep_spacing="trailing")
     scheduler.set_timesteps(steps)
@@ -56,7 +57,10 @@ def test_lightning_equals_diffusers_euler_trailing(steps):
 
 @pytest.mark.parametrize(
     ("steps", "strength"),
-    [(n, 1.0) for n in range(1, 51)] + [(n, k / 10) for k in range(1, 10) for n in (1, 2, 4, 5 * k)],
+    first_then_thorough(
+        [(1, 1.0), (4, 1.0), (7, 1.0), (50, 1.0), (4, 0.3), (35, 0.7)],
+        [*((n, 1.0) for n in range(1, 51)), *((n, k / 10) for k in range(1, 10) for n in (1, 2, 4, 5 * k))],
+    ),
 )
 def test_lcm_equals_diffusers(steps, strength, monkeypatch):
     """With the boundary scalings of Luo et al. in the network, as diffusers applies them; noise injected in both."""
@@ -150,6 +154,15 @@ def test_the_seed_decides_the_noise():
 
     assert torch.equal(run(5), run(5))
     assert not torch.equal(run(5), run(6))
+
+
+def test_no_fresh_noise_is_the_noise_that_the_host_starts_from():
+    """ComfyUI draws that from the seed itself, on the CPU: nothing that is drawn later may repeat it."""
+    initial = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5)).flatten(1)
+    sampler = seeded_noise_sampler(torch.zeros(SHAPE), seed=5)
+    fresh = torch.cat([sampler(*torch.tensor([2.0, 1.0])).flatten(1) for _ in range(3)])
+    alike = torch.corrcoef(torch.cat([initial, fresh])).fill_diagonal_(0.0)
+    assert alike.abs().max() < 0.4, "144 numbers: independent ones share a twelfth"
 
 
 def test_a_picture_does_not_depend_on_its_batch():

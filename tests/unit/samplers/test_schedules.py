@@ -19,6 +19,15 @@ def test_trailing_equals_diffusers(steps):
     np.testing.assert_allclose(ours.numpy(), scheduler.sigmas.numpy(), rtol=2e-6)
 
 
+def test_a_trailing_schedule_has_as_many_steps_as_asked_for():
+    """At 61 steps and 61 others of the 1000, rounding makes numpy's arange one longer, down to a timestep of -1."""
+    for steps in range(1, 1001):
+        times = trailing_timesteps(steps)
+        assert (len(times), times[0]) == (steps, 999)
+        assert times[-1] >= 0
+        assert all(np.diff(times) < 0)
+
+
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("strength", [k / 10 for k in range(1, 11)])
 def test_lcm_equals_diffusers(steps, strength):

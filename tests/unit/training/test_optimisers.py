@@ -9,6 +9,7 @@ from comfyui_fewstep.trainers.training.optimisers import load_optimiser_state, o
 from comfyui_fewstep.trainers.training.options import TrainOptions
 from test_progressive import TinyNetwork
 from test_training import ITERATIONS, Stopped, Trained, stop_at
+from thorough import first_then_thorough
 
 SCHEDULE_FREE = {"optimiser": "schedule_free", "learning_rate_schedule": "constant"}
 
@@ -56,10 +57,12 @@ def test_schedule_free_is_the_papers_algorithm_and_its_average_is_the_result(tmp
     assert (trained.network.hidden - training[0]).abs().max() > 1e-3, "the weights of training are not the result"
 
 
-@pytest.mark.parametrize("training", [SCHEDULE_FREE, {**SCHEDULE_FREE, "warmup": 4}], ids=["plain", "warm-up"])
-@pytest.mark.parametrize("iteration", [3, 12, 13])
-def test_schedule_free_resumes_bit_for_bit(iteration, training, tmp_path):
+@pytest.mark.parametrize(
+    ("warmup", "iteration"), first_then_thorough([(0, 12), (4, 3)], [(w, i) for w in (0, 4) for i in (3, 12, 13)])
+)
+def test_schedule_free_resumes_bit_for_bit(warmup, iteration, tmp_path):
     pytest.importorskip("schedulefree")
+    training = {**SCHEDULE_FREE, "warmup": warmup}
     unbroken = Trained(tmp_path / "a", learning_rate=1e-2, **training)
     with pytest.raises(Stopped):
         Trained(tmp_path / "b", observers=[stop_at(iteration)], learning_rate=1e-2, **training)

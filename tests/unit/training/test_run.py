@@ -2,11 +2,6 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +18,7 @@ from comfyui_fewstep.trainers.training.loop import NonFiniteLoss
 from comfyui_fewstep.trainers.training.options import TrainOptions
 from gaussian import gaussian_denoiser, table
 from test_progressive import TinyNetwork, as_denoiser, batch, options
+from thorough import first_then_thorough
 
 FAMILY = NoiseFamily.VARIANCE_EXPLODING
 TRAINING = TrainOptions(batch_size=8, log_every=5, checkpoint_every=7, seed=4)
@@ -59,12 +55,20 @@ def stop_at(iteration):
     return observer
 
 
-@pytest.mark.parametrize("iteration", [1, 6, 7, 11, 12, 13, 20, 24])
-def test_a_cancelled_run_resumes_bit_for_bit(iteration, tmp_path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nothing happened to, and its weights. Tests read its folder and change nothing in it."""
+    made = distillation(tmp_path_factory.mktemp("whole"))
+    weights, done = execute(made)
+    assert done
+    return made, weights
+
+
+@pytest.mark.parametrize("iteration", first_then_thorough([6, 7, 12, 13], [1, 11, 20, 24]))
+def test_a_cancelled_run_resumes_bit_for_bit(iteration, whole, tmp_path):
     """Around checkpoints, logged iterations and the border between two stages."""
-    unbroken = distillation(tmp_path / "a")
-    expected, _ = execute(unbroken)
-    broken = distillation(tmp_path / "b")
+    unbroken, expected = whole
+    broken = distillation(tmp_path)
     with pytest.raises(Stopped):
         execute(broken, [stop_at(iteration)])
     assert not broken.run.finished
@@ -78,30 +82,6 @@ def test_a_cancelled_run_resumes_bit_for_bit(iteration, tmp_path):
     for line in broken.run.metrics():
         if line["iteration"] not in (cut, 12):
             assert line == lines[line["iteration"]]
-
-
-def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path):
-    """SIGKILL leaves no chance to save: the checkpoint before it is what there is, and the result is the same."""
-    expected, _ = execute(distillation(tmp_path / "a"))
-    paths = [str(Path(__file__).resolve().parents[2]), *sys.path]
-    code = (
-        f"import sys; sys.path[:0] = {paths!r}; import conftest, pathlib, test_run; "
-        f"test_run.run_until_killed(pathlib.Path({str(tmp_path / 'b')!r}))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode not in (0, 1)
-    killed = distillation(tmp_path / "b")
-    assert [path.stem for path in killed.run.checkpoints()] == ["00000012", "00000014"]
-    resumed, _ = execute(killed)
-    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
-    assert [line["iteration"] for line in killed.run.metrics()] == [5, 10, 12, 15, 20, 24]
-
-
-def run_until_killed(root):
-    def observer(metrics):
-        if metrics.iteration == 18:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    execute(distillation(root), [observer])
 
 
 def test_the_student_of_a_stage_teaches_the_next(tmp_path):
@@ -124,21 +104,19 @@ def test_the_student_of_a_stage_teaches_the_next(tmp_path):
     assert all(torch.equal(hidden, at_border[0]) for hidden in later)
 
 
-def test_a_finished_run_is_loaded_not_trained(tmp_path):
-    made = distillation(tmp_path)
-    first, done = execute(made)
-    assert done
+def test_a_finished_run_is_loaded_not_trained(whole):
+    made, first = whole
     _, again = execute(made, [stop_at(1)])
     assert not again
     assert all(torch.equal(read_student(made.run.student_file)[0][name], first[name]) for name in first)
 
 
-def test_the_seed_decides_the_run(tmp_path):
+def test_the_seed_decides_the_run(whole, tmp_path):
+    _, first = whole
     same, other = (
         execute(distillation(tmp_path, name=name, training=TrainOptions(batch_size=8, seed=seed)))[0]
         for name, seed in (("same", 4), ("other", 5))
     )
-    first, _ = execute(distillation(tmp_path, name="first", training=TrainOptions(batch_size=8, seed=4)))
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not torch.equal(first["hidden"], other["hidden"])
 
@@ -180,18 +158,17 @@ def test_a_run_that_never_began_leaves_its_name_free(tmp_path):
         ({"teacher": "b" * 64}, "teacher_sha256"),
     ],
 )
-def test_a_folder_of_another_run_is_refused(changed, named, tmp_path):
-    execute(distillation(tmp_path))
-    before = sorted(path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file())
+def test_a_folder_of_another_run_is_refused(changed, named, whole):
+    folder = whole[0].run.path.parent
+    before = sorted(path.read_bytes() for path in folder.rglob("*.*") if path.is_file())
     with pytest.raises(ValueError, match=f"holds another run.*{named}"):
-        execute(distillation(tmp_path, **changed))
-    assert sorted(path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()) == before
+        execute(distillation(folder, **changed))
+    assert sorted(path.read_bytes() for path in folder.rglob("*.*") if path.is_file()) == before
 
 
-def test_saving_more_often_is_still_the_same_run(tmp_path):
-    execute(distillation(tmp_path))
+def test_saving_more_often_is_still_the_same_run(whole):
     rarely = TrainOptions(batch_size=8, seed=4, log_every=5, checkpoint_every=100)
-    _, done = execute(distillation(tmp_path, training=rarely))
+    _, done = execute(distillation(whole[0].run.path.parent, training=rarely))
     assert not done
 
 
@@ -207,12 +184,12 @@ def test_a_damaged_checkpoint_is_named(damage, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
-def test_a_damaged_student_is_named(damage, tmp_path):
-    made = distillation(tmp_path)
-    execute(made)
-    _damage(made.run.student_file, damage)
+def test_a_damaged_student_is_named(damage, whole, tmp_path):
+    file = tmp_path / "student.safetensors"
+    file.write_bytes(whole[0].run.student_file.read_bytes())
+    _damage(file, damage)
     with pytest.raises(ValueError, match=r"student\.safetensors is damaged"):
-        read_student(made.run.student_file)
+        read_student(file)
 
 
 def _damage(path, how):
@@ -228,9 +205,8 @@ def test_a_foreign_file_is_named(tmp_path):
         read_student(tmp_path / "lora.safetensors")
 
 
-def test_the_students_file_says_how_to_sample_it(tmp_path):
-    made = distillation(tmp_path)
-    weights, _ = execute(made)
+def test_the_students_file_says_how_to_sample_it(whole):
+    made, weights = whole
     read, recipe, metadata = read_student(made.run.student_file)
     assert all(torch.equal(read[name], weights[name]) for name in weights)
     assert (recipe.steps, recipe.gamma, recipe.prediction_type) == (4, 0.0, "x0")
@@ -291,9 +267,8 @@ def test_a_cut_last_line_of_metrics_is_dropped(tmp_path):
     assert run.losses() == {"s": [0.5]}
 
 
-def test_run_json_says_what_the_run_is(tmp_path):
-    made = distillation(tmp_path)
-    execute(made)
+def test_run_json_says_what_the_run_is(whole):
+    made, _ = whole
     found = json.loads((made.run.path / "run.json").read_text())["run"]
     assert found["method"] == "progressive_distillation"
     assert found["method.weighting"] == "truncated_snr"

@@ -24,6 +24,7 @@ from comfyui_fewstep.trainers.training.stages import compared
 from gaussian import FAMILIES
 from test_progressive import TinyNetwork, as_denoiser, batch, conditional_teacher, method
 from test_run import TRAINING, Stopped, distillation, execute, stop_at
+from thorough import first_then_thorough
 from torch import nn
 from torch.nn import Linear
 
@@ -40,6 +41,14 @@ def assert_equal_students(one, other):
     for steps in one:
         assert one[steps].keys() == other[steps].keys()
         assert all(torch.equal(one[steps][name], other[steps][name]) for name in one[steps]), steps
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nothing happened to."""
+    made = distillation(tmp_path_factory.mktemp("whole"))
+    execute(made)
+    return made
 
 
 def test_every_stage_leaves_its_student_with_its_own_recipe(tmp_path):
@@ -71,10 +80,9 @@ def test_the_kept_student_is_the_average_where_there_is_one(tmp_path):
     assert torch.equal(students(first.run)[8]["hidden"], weights["hidden"])
 
 
-@pytest.mark.parametrize("iteration", [11, 12, 13])
-def test_a_broken_run_keeps_the_same_students(iteration, tmp_path):
-    whole, broken = distillation(tmp_path / "a"), distillation(tmp_path / "b")
-    execute(whole)
+@pytest.mark.parametrize("iteration", first_then_thorough([12], [11, 13]))
+def test_a_broken_run_keeps_the_same_students(iteration, whole, tmp_path):
+    broken = distillation(tmp_path)
     with pytest.raises(Stopped):
         execute(broken, [stop_at(iteration)])
     execute(broken)
@@ -82,9 +90,8 @@ def test_a_broken_run_keeps_the_same_students(iteration, tmp_path):
     assert broken.run.comparisons() == whole.run.comparisons()
 
 
-def test_a_crash_after_a_stages_student_and_before_its_checkpoint_does_the_stage_again(tmp_path, monkeypatch):
-    whole, broken = distillation(tmp_path / "a"), distillation(tmp_path / "b")
-    execute(whole)
+def test_a_crash_after_a_stages_student_and_before_its_checkpoint_does_the_stage_again(whole, tmp_path, monkeypatch):
+    broken = distillation(tmp_path)
     save = RunFolder.save_checkpoint
     monkeypatch.setattr(
         RunFolder, "save_checkpoint", lambda run, at, *state: _crash() if at == 12 else save(run, at, *state)
@@ -98,11 +105,10 @@ def test_a_crash_after_a_stages_student_and_before_its_checkpoint_does_the_stage
     assert_equal_students(students(broken.run), students(whole.run))
 
 
-@pytest.mark.parametrize("iteration", [13, 18, 24])
-def test_a_resume_writes_the_missing_student_of_the_stage_before(iteration, tmp_path):
+@pytest.mark.parametrize("iteration", first_then_thorough([13], [18, 24]))
+def test_a_resume_writes_the_missing_student_of_the_stage_before(iteration, whole, tmp_path):
     """As in a folder that an earlier version began."""
-    whole, broken = distillation(tmp_path / "a"), distillation(tmp_path / "b")
-    execute(whole)
+    broken = distillation(tmp_path)
     with pytest.raises(Stopped):
         execute(broken, [stop_at(iteration)])
     shutil.rmtree(broken.run.path / "stages")
@@ -110,10 +116,9 @@ def test_a_resume_writes_the_missing_student_of_the_stage_before(iteration, tmp_
     assert_equal_students(students(broken.run), students(whole.run))
 
 
-def test_a_signal_between_two_stages_waits_for_the_next_iteration(tmp_path, monkeypatch):
+def test_a_signal_between_two_stages_waits_for_the_next_iteration(whole, tmp_path, monkeypatch):
     """Where the state can be saved: before, the stage's last iterations would be lost."""
-    whole, broken = distillation(tmp_path / "a"), distillation(tmp_path / "b")
-    execute(whole)
+    broken = distillation(tmp_path)
     compared_before = stages.compared
 
     def interrupted(*arguments, **others):
@@ -151,7 +156,7 @@ def test_a_damaged_checkpoint_says_that_the_stage_is_kept(tmp_path):
 
 @pytest.mark.parametrize(
     ("stopped_at", "lost"),
-    [(None, ""), (None, "checkpoints"), (None, "stages"), (None, "checkpoints stages"), (7, "")],
+    first_then_thorough([(None, ""), (None, "checkpoints stages"), (7, "")], [(None, "stages"), (None, "checkpoints")]),
 )
 def test_an_extended_run_is_the_run_that_was_asked_for_at_once(stopped_at, lost, tmp_path):
     """Bit for bit: a finished run by its checkpoint or, without any, by its student, and one that is amid its last stage."""
@@ -243,13 +248,12 @@ def _crash(*_):
         ({"target_steps": 2, "teacher": "b" * 64}, "teacher_sha256"),
     ],
 )
-def test_only_further_halvings_extend_a_run(changed, named, tmp_path):
-    made = distillation(tmp_path)
-    execute(made)
-    before = sorted(path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file())
+def test_only_further_halvings_extend_a_run(changed, named, whole):
+    folder = whole.run.path.parent
+    before = sorted(path.read_bytes() for path in folder.rglob("*.*") if path.is_file())
     with pytest.raises(ValueError, match=f"holds another run.*{named}"):
-        execute(distillation(tmp_path, **changed))
-    assert sorted(path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()) == before
+        execute(distillation(folder, **changed))
+    assert sorted(path.read_bytes() for path in folder.rglob("*.*") if path.is_file()) == before
 
 
 def test_stages_of_other_lengths_are_not_the_first_of_this_run(tmp_path):
@@ -352,9 +356,8 @@ def test_each_draws_from_the_same_noise_in_its_own_steps():
     assert found["mean_squared_distance"] == pytest.approx(float((one - two).square().mean()), rel=1e-5)
 
 
-def test_the_comparison_lies_in_the_runs_folder_for_every_stage(tmp_path):
-    made = distillation(tmp_path, training=TRAINING)
-    execute(made)
+def test_the_comparison_lies_in_the_runs_folder_for_every_stage(whole):
+    made = whole
     found = json.loads((made.run.path / "stages.json").read_text())
     assert [(entry["stage"], entry["steps"], entry["teacher_steps"]) for entry in found] == [
         ("16 to 8 steps", 8, 16),

@@ -15,6 +15,7 @@ from comfyui_fewstep.trainers.training.stages import compared
 from gaussian import FAMILIES, gaussian_denoiser, table
 from test_progressive import TinyNetwork, as_denoiser, batch, options
 from test_run import Stopped, distillation, stop_at
+from thorough import first_then_thorough
 
 FAMILY = NoiseFamily.VARIANCE_EXPLODING
 DECAY = 0.7
@@ -85,7 +86,7 @@ def test_without_a_decay_the_method_is_given_the_student_itself(tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(given, own, strict=True))
 
 
-@pytest.mark.parametrize("iteration", [1, 7, 12, 20])
+@pytest.mark.parametrize("iteration", first_then_thorough([12, 20], [1, 7]))
 def test_a_broken_run_goes_on_with_its_average(iteration, tmp_path):
     whole, *_ = execute(watching(tmp_path / "a"))
     broken = watching(tmp_path / "b")

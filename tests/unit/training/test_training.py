@@ -13,6 +13,7 @@ from comfyui_fewstep.trainers.training.micro_batches import in_pieces, split
 from comfyui_fewstep.trainers.training.options import TrainOptions
 from gaussian import table
 from test_progressive import TinyNetwork, as_denoiser, batch, options
+from thorough import first_then_thorough
 from torch.optim import lr_scheduler
 
 FAMILY = NoiseFamily.VARIANCE_EXPLODING
@@ -59,7 +60,7 @@ def gradients(root, **training):
     return found, seen, trained
 
 
-@pytest.mark.parametrize("pieces", [2, 3, 12])
+@pytest.mark.parametrize("pieces", first_then_thorough([3], [2, 12]))
 def test_accumulation_changes_the_gradient_by_rounding_only(pieces, tmp_path):
     """The same draws, and the mean over the whole batch: neither the sum of the pieces' means nor a share of a share."""
     whole, _, one = gradients(tmp_path / "one")
@@ -160,8 +161,13 @@ def torch_rates(kind, *, warmup):
     return rates
 
 
-@pytest.mark.parametrize("warmup", [0, 1, 4])
-@pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize(
+    ("kind", "warmup"),
+    first_then_thorough(
+        [("linear", 0), ("cosine", 4), ("constant", 1)],
+        [(kind, warmup) for kind in ("linear", "cosine", "constant") for warmup in (0, 1, 4)],
+    ),
+)
 def test_the_rates_are_those_of_torchs_schedulers(kind, warmup, tmp_path):
     """In both stages, as logged; and the optimiser is given them, since Adam's first update is as long as its rate."""
     moved = []
@@ -244,10 +250,13 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("iteration", [3, 12, 13])
-@pytest.mark.parametrize("training", RESUMED.values(), ids=RESUMED)
-def test_a_broken_run_resumes_bit_for_bit(training, iteration, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "iteration"),
+    first_then_thorough([("average", 12), ("warm-up", 3)], [(name, i) for name in RESUMED for i in (3, 12, 13)]),
+)
+def test_a_broken_run_resumes_bit_for_bit(name, iteration, tmp_path):
     """Within a stage, at its last iteration and after it; the student's weights, the teacher's and the metrics."""
+    training = RESUMED[name]
     unbroken = Trained(tmp_path / "a", **training)
     with pytest.raises(Stopped):
         Trained(tmp_path / "b", observers=[stop_at(iteration)], **training)
