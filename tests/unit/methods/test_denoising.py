@@ -5,6 +5,7 @@ import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.data.batches import Batch
 from comfyui_fewstep.trainers.methods.denoising import Denoising
+from comfyui_fewstep.trainers.objective.method import Lesson
 from gaussian import FAMILIES, table
 
 COUNT = 20000
@@ -21,7 +22,7 @@ def target_of(family, *, dropout):
         unconditional=None,
     )
     generator = torch.Generator().manual_seed(3)
-    return made.target(batch, stage=0, teacher=None, student=None, generator=generator), batch
+    return made.target(Lesson(batch=batch, stage=0, teacher=None, student=None, generator=generator)), batch
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
