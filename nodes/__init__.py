@@ -8,14 +8,14 @@ from . import host, routes
 from .demo import digits
 from .distillation import distillation, methods, runs, students, training_data
 from .host import folders
-from .sampling import comparison, guidance, model_sampling, recipes, samplers
+from .sampling import comparison, guidance, model_sampling, recipes, samplers, schedules
 
 NODE_CLASS_MAPPINGS = {
     "FewStepLCMSampler": samplers.LCMSampler,
     "FewStepLightningSampler": samplers.LightningSampler,
     "FewStepConsistencySampler": samplers.ConsistencySampler,
     "FewStepTCDSampler": samplers.TCDSampler,
-    "FewStepSchedule": samplers.Schedule,
+    "FewStepSchedule": schedules.Schedule,
     "FewStepApplyRecipe": recipes.ApplyRecipe,
     "FewStepGuidanceEmbedding": guidance.GuidanceEmbedding,
     "FewStepGuidanceDistilledGuider": guidance.GuidanceDistilledGuider,
@@ -94,6 +94,7 @@ def _say_what_is_missing() -> None:
 
 
 _say_what_is_missing()
-samplers.add_to_menus()
+samplers.add_to_menu()
+schedules.add_to_menu()
 folders.list_own_models()
 routes.add_routes()

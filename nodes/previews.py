@@ -14,7 +14,7 @@ from ..samplers.presets import Preset
 from . import host
 from .distillation import methods, running
 from .sampling import recipes
-from .sampling.samplers import Schedule, levels
+from .sampling.schedules import Schedule, levels
 
 METHODS: dict[str, Any] = {
     "FewStepProgressiveDistillation": methods.ProgressiveDistillation,

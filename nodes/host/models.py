@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...samplers.noise import NoiseFamily
+from ...samplers.schedules import Levels
 from .guidance import Conditioning as Conditioning
 from .guidance import one_forward
 
@@ -63,6 +64,16 @@ def noise_levels(model_sampling: Any) -> Tensor:
     """The ascending table (T,) of noise levels, on the CPU, as a tensor that autograd may see."""
     with torch.inference_mode(False):
         return model_sampling.sigmas.detach().cpu().float().clone()
+
+
+def levels_of(model_sampling: Any) -> Levels:
+    """What the model can be sampled at: its table, and the host's own formula of a flow model's levels."""
+    continuous = isinstance(model_sampling, comfy.model_sampling.ModelSamplingContinuousEDM)
+    table = noise_levels(model_sampling)
+    if noise_family(model_sampling) is not NoiseFamily.FLOW:
+        return Levels(table=table, has_timesteps=not continuous)
+    top = float(model_sampling.timestep(torch.tensor(1.0)))  # what this kind calls its largest level: 1000, or 1
+    return Levels(table=table, flow=lambda shares: model_sampling.sigma(top * shares))
 
 
 def example_sampling(*, flow_shift: float | None = None, consistency: bool = False) -> Any:

@@ -14,7 +14,7 @@ from ...trainers.storage.files import read_metadata
 from .. import host
 from ..host import folders
 from .model_sampling import LCMBoundary
-from .samplers import levels
+from .schedules import levels
 
 FROM_FILE = "from the file's own metadata"
 _NO_FILE = "none"

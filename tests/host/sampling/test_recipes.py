@@ -75,8 +75,7 @@ def test_a_recipe_is_complete_and_runs(name):
         model_for(name), name, positive=PROMPT, negative=digits_model.prompt("")
     )
     if name in SIGMAS:
-        # the table of a flow model has 1000 levels: trailing is exact to half of one
-        torch.testing.assert_close(sigmas[:-1], torch.tensor(SIGMAS[name]), atol=6e-4, rtol=0.0)
+        torch.testing.assert_close(sigmas[:-1], torch.tensor(SIGMAS[name]), atol=1e-6, rtol=0.0)
     else:
         table = host.models.noise_levels(host.models.model_sampling_of(model))
         assert torch.equal(sigmas[:-1], table[TIMESTEPS[name]])

@@ -13,7 +13,7 @@ import comfy.sample
 import comfy.samplers
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits_model
-from comfyui_fewstep.nodes.sampling import samplers
+from comfyui_fewstep.nodes.sampling import samplers, schedules
 from comfyui_fewstep.samplers.few_step import sample_ancestral, sample_few_step
 
 KINDS = ["EPS", "V_PREDICTION", "EDM", "FLOW"]
@@ -44,7 +44,7 @@ def draw(model, sampler, sigmas, *, count=4, latent=None, mask=None, seed=7):
 
 
 def schedule(model, name="trailing", steps=5, **options):
-    return samplers.Schedule().make(model, name, steps, **options)[0]
+    return schedules.Schedule().make(model, name, steps, **options)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -175,7 +175,7 @@ def test_flow_schedules_bend_with_shift():
         ("EPS", "dmd2", 2, {}, "steps is 2"),
         ("EPS", "timesteps", 4, {}, "give at least one"),
         ("EPS", "timesteps", 4, {"values": "999, fast"}, "values is '999, fast'"),
-        ("EPS", "timesteps", 4, {"values": "1000"}, "timestep 1000"),
+        ("EPS", "timesteps", 4, {"values": "1001, 500"}, "timestep 1001"),
         ("EPS", "timesteps", 4, {"values": "500.5"}, "whole numbers"),
         ("EPS", "timesteps", 4, {"values": "1, 999"}, "must fall"),
         ("EPS", "sigmas", 4, {"values": "14, -1"}, "none of them negative"),
@@ -190,7 +190,8 @@ def test_bad_schedules_are_named(kind, name, steps, options, said):
 
 def test_the_stock_menu_has_ours_and_lost_nothing():
     before = list(comfy.samplers.KSampler.SAMPLERS)
-    samplers.add_to_menus()
+    samplers.add_to_menu()
+    schedules.add_to_menu()
     assert before == comfy.samplers.KSampler.SAMPLERS, "a second time adds nothing"
     assert {*MENU, "fewstep_guidance_distilled", "fewstep_guidance_distilled_lcm", "euler", "lcm"} <= set(before)
     assert len(before) == len(set(before))
@@ -199,9 +200,14 @@ def test_the_stock_menu_has_ours_and_lost_nothing():
 @pytest.mark.parametrize("name", MENU)
 @torch.inference_mode()
 def test_the_stock_ksampler_takes_ours(name):
-    model, noise, prompt = model_of("V_PREDICTION"), noise_of(), digits_model.prompt("1234")
+    models, noise, prompt = (
+        {kind: model_of(kind) for kind in ("V_PREDICTION", "FLOW")},
+        noise_of(),
+        digits_model.prompt("1234"),
+    )
     schedulers = ["simple"] + [s for s in comfy.samplers.KSampler.SCHEDULERS if s.startswith("fewstep_")]
     for scheduler in schedulers:
+        model = models["FLOW" if scheduler in ("fewstep_twice_shifted", "fewstep_log_snr") else "V_PREDICTION"]
         drawn = comfy.sample.sample(
             model, noise, 4, 1.0, name, scheduler, prompt, prompt, torch.zeros_like(noise), disable_pbar=True, seed=1
         )
