@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,7 +17,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...samplers.noise import NoiseFamily
+from ...samplers.noise import NoiseFamily, expand_like
 from ...samplers.schedules import Levels
 from .guidance import Conditioning as Conditioning
 from .guidance import one_forward
@@ -46,8 +46,28 @@ def _parameterisation(model_sampling: Any) -> tuple[NoiseFamily, str]:
 
 
 def noise_family(model_sampling: Any) -> NoiseFamily:
-    """How the host's model mixes sample and noise. ValueError for kinds that no formula here covers."""
-    return _parameterisation(model_sampling)[0]
+    """How the host's model mixes sample and noise. ValueError for kinds that no formula here covers.
+
+    Asked of the object itself, too: a class may derive from a known kind and mean something else (IMG_TO_IMG_FLOW).
+    """
+    family, prediction = _parameterisation(model_sampling)
+    noise, latent = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [1.0]])
+    mixed = model_sampling.noise_scaling(torch.tensor([[0.5]]), noise.clone(), latent)
+    if not torch.allclose(
+        mixed, family.add_noise(latent, noise_scale(model_sampling) * noise, sigma=torch.tensor(0.5))
+    ):
+        names = [base.__name__ for base in type(model_sampling).__mro__ if base.__name__ != "ModelSampling"]
+        raise ValueError(
+            f"this model's sampling ({', '.join(names[:3])}) derives from {prediction} but mixes noise in otherwise, so that "
+            "no few-step sampler is right for it. Use the host's own samplers."
+        )
+    return family
+
+
+def noise_scale(model_sampling: Any) -> float:
+    """What the model calls noise of 1: the deviation that a flow model is noised with, 1 but for HiDream-O1 and its kind."""
+    is_flow = _parameterisation(model_sampling)[0] is NoiseFamily.FLOW
+    return float(getattr(model_sampling, "noise_scale", 1.0)) if is_flow else 1.0
 
 
 def prediction_type(model_sampling: Any) -> str:
@@ -156,24 +176,36 @@ def sampler_function(
     """A function as the host calls its samplers, from one of ours, which also wants what only the running model knows.
 
     family= is always given, table= (the model's noise levels) where function takes it, sigma_min= of a consistency model
-    with models_sigma_min. unit_variance_start undoes that the host scales the first noise by sigma alone below sigma_max
-    (Hyper-SD from 800, DMD2 from 399). guidance_distilled: the cfg goes into the network, one forward a step.
+    with models_sigma_min, noise_scale= where the model's is not 1. unit_variance_start undoes that the host scales the first
+    noise by sigma alone below sigma_max (Hyper-SD from 800, DMD2 from 399); a picture to start from has its share of the
+    variance already. guidance_distilled: the cfg goes into the network, one forward a step.
     """
     wants_table = "table" in inspect.signature(function).parameters
 
     def host_function(model: Any, x: Tensor, sigmas: Tensor, *rest: Any, **named: Any) -> Tensor:
         sampling = model.inner_model.inner_model.model_sampling
-        family, prediction = _parameterisation(sampling)
+        family, scale = noise_family(sampling), noise_scale(sampling)
         if unit_variance_start and family is NoiseFamily.VARIANCE_EXPLODING and sigmas[0] < 0.9999 * sampling.sigma_max:
-            x = family.initial(x / sigmas[0], sigma=sigmas[0])
+            x = _at_unit_variance(x, sigma=sigmas[0], latent=getattr(model, "latent_image", None))
         known: dict[str, Any] = {"family": family} | ({"table": noise_levels(sampling)} if wants_table else {})
-        if models_sigma_min and prediction == "edm":
+        if models_sigma_min and prediction_type(sampling) == "edm":
             known["sigma_min"] = float(sampling.sigma_min)
+        if scale != 1.0:
+            known["noise_scale"] = scale
         with one_forward(model.inner_model) if guidance_distilled else nullcontext(model.inner_model) as guider:
             model.inner_model = guider  # of KSamplerX0Inpaint, which the host makes anew for every sampling
             return function(model, x, sigmas, *rest, **known, **options, **named)
 
     return host_function
+
+
+def _at_unit_variance(x: Tensor, *, sigma: Tensor, latent: Tensor | None) -> Tensor:
+    """The samples of x (B, ...), latent + sigma * noise, that begin from noise alone, at unit variance instead."""
+    started = NoiseFamily.VARIANCE_EXPLODING.initial(x / sigma, sigma=sigma)
+    if latent is None:
+        return started
+    has_picture = latent.flatten(1).any(dim=1)
+    return torch.where(expand_like(has_picture, x), x, started)
 
 
 def sampler(function: Callable[..., Tensor], **options: Any) -> Any:
@@ -207,11 +239,11 @@ def no_guider(reason: str) -> Any:
 
 
 def add_to_sampler_menu(functions: dict[str, Callable[..., Tensor]]) -> None:
-    """Puts samplers into the stock KSampler's menu, where the host looks them up by name; overwrites nothing."""
+    """Puts samplers into the stock menus, where the host looks them up by name; overwrites nothing."""
     for name, function in functions.items():
-        if name not in comfy.samplers.KSampler.SAMPLERS and not hasattr(comfy.k_diffusion.sampling, f"sample_{name}"):
+        if not hasattr(comfy.k_diffusion.sampling, f"sample_{name}"):
             setattr(comfy.k_diffusion.sampling, f"sample_{name}", function)
-            comfy.samplers.KSampler.SAMPLERS.append(name)
+    _show_in([comfy.samplers.KSampler.SAMPLERS, comfy.samplers.SAMPLER_NAMES], functions)
 
 
 def add_to_scheduler_menu(functions: dict[str, Callable[[Any, int], Tensor]]) -> None:
@@ -220,9 +252,14 @@ def add_to_scheduler_menu(functions: dict[str, Callable[[Any, int], Tensor]]) ->
     if handlers is None:
         return
     for name, function in functions.items():
-        if name not in handlers:
-            handlers[name] = comfy.samplers.SchedulerHandler(function)
-            comfy.samplers.KSampler.SCHEDULERS.append(name)
+        handlers.setdefault(name, comfy.samplers.SchedulerHandler(function))
+    _show_in([comfy.samplers.KSampler.SCHEDULERS, comfy.samplers.SCHEDULER_NAMES], functions)
+
+
+def _show_in(menus: list[list[str]], names: Iterable[str]) -> None:
+    """The host's menus are one list until another pack puts its own in the place of one."""
+    for menu in menus:
+        menu.extend(name for name in names if name not in menu)
 
 
 def sample(
