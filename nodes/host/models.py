@@ -75,6 +75,11 @@ def prediction_type(model_sampling: Any) -> str:
     return _parameterisation(model_sampling)[1]
 
 
+def classes_of(model: Any) -> list[str]:
+    """Names of the host's classes that the MODEL is of, the most derived first."""
+    return [base.__name__ for base in type(model.model).__mro__]
+
+
 def model_sampling_of(model: Any) -> Any:
     """The MODEL's own sampling object, patches included."""
     return model.get_model_object("model_sampling")
@@ -131,6 +136,21 @@ def with_model_sampling(model: Any, *, prediction: str | None = None, change: ty
     patched = read_as(model_sampling_of(model), prediction=prediction, change=change)
     clone = model.clone()
     clone.add_object_patch("model_sampling", patched)
+    return clone
+
+
+def with_audio_shift(model: Any, *, shift: float, audio_shift: float) -> Any:
+    """A clone of a model of pictures and sound at these shifts of the two, as the host's ModelSamplingMiniMaxH3 makes it."""
+    sampling = copy.deepcopy(model_sampling_of(model))
+    if not hasattr(sampling, "audio_shift"):
+        raise ValueError(
+            "this recipe sets the shift of pictures and sound, but the connected model has none for sound."
+        )
+    sampling.set_parameters(shift=shift, audio_shift=audio_shift)
+    clone = model.clone()
+    clone.add_object_patch("model_sampling", sampling)
+    told = {"minimax_h3_sigma_shift_video": shift, "minimax_h3_sigma_shift_audio": audio_shift}
+    clone.model_options["transformer_options"] = {**clone.model_options.get("transformer_options", {}), **told}
     return clone
 
 

@@ -124,8 +124,8 @@ class Schedule:
                         "Qwen-Image-Lightning). 0 keeps the model's own.",
                     },
                 ),
-                "width": _pixels("width"),
-                "height": _pixels("height"),
+                "width": pixels("width", what="flux2"),
+                "height": pixels("height", what="flux2"),
                 "latent": (
                     "LATENT",
                     {"tooltip": "flux2: the latent that is sampled; its size counts, not width and height."},
@@ -137,9 +137,10 @@ class Schedule:
         return (levels(host.models.model_sampling_of(model), schedule, steps, **options),)
 
 
-def _pixels(side: str) -> tuple[str, dict[str, Any]]:
+def pixels(side: str, *, what: str) -> tuple[str, dict[str, Any]]:
+    """The input of a picture's width or height. what: reads it."""
     limits = {"default": 1024, "min": 16, "max": 16384, "step": 8}
-    return ("INT", {**limits, "tooltip": f"flux2: {side} of the picture in pixels, where no latent is connected."})
+    return ("INT", {**limits, "tooltip": f"{what}: {side} of the picture in pixels, where no latent is connected."})
 
 
 # --- every list ------------------------------------------------------------------------------------------------------
