@@ -54,7 +54,7 @@ def of_recipe(given: Mapping[str, str]) -> dict[str, Any]:
     kind = _kind_of(preset)
     size = {name: value for name, value in _read(recipes.ApplyRecipe.INPUT_TYPES(), given).items() if name in _SIZE}
     shown = _shown(kind, recipes.preset_levels(_sampling(kind), preset, **size))
-    if kind == "flow" and preset.models:
+    if kind == "flow" and preset.models and "Flux" not in preset.models:
         shown["models"] |= {kind: f"models of ComfyUI's class {' or '.join(preset.models)}"}
     return {**shown, "source": preset.source}
 
