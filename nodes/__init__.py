@@ -8,14 +8,15 @@ from . import host, routes
 from .demo import digits
 from .distillation import distillation, methods, runs, students, training_data
 from .host import folders
-from .sampling import comparison, guidance, model_sampling, recipes, samplers
+from .sampling import comparison, guidance, model_sampling, recipes, samplers, schedules
 
 NODE_CLASS_MAPPINGS = {
     "FewStepLCMSampler": samplers.LCMSampler,
     "FewStepLightningSampler": samplers.LightningSampler,
     "FewStepConsistencySampler": samplers.ConsistencySampler,
     "FewStepTCDSampler": samplers.TCDSampler,
-    "FewStepSchedule": samplers.Schedule,
+    "FewStepAncestralSampler": samplers.AncestralSampler,
+    "FewStepSchedule": schedules.Schedule,
     "FewStepApplyRecipe": recipes.ApplyRecipe,
     "FewStepGuidanceEmbedding": guidance.GuidanceEmbedding,
     "FewStepGuidanceDistilledGuider": guidance.GuidanceDistilledGuider,
@@ -50,6 +51,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FewStepLightningSampler": "Lightning Sampler (few-step)",
     "FewStepConsistencySampler": "Consistency Sampler (few-step)",
     "FewStepTCDSampler": "TCD Sampler (few-step)",
+    "FewStepAncestralSampler": "Ancestral Sampler (few-step)",
     "FewStepSchedule": "Few-Step Schedule",
     "FewStepApplyRecipe": "Apply Recipe (few-step)",
     "FewStepGuidanceEmbedding": "Guidance Embedding (LCM)",
@@ -94,6 +96,7 @@ def _say_what_is_missing() -> None:
 
 
 _say_what_is_missing()
-samplers.add_to_menus()
+samplers.add_to_menu()
+schedules.add_to_menu()
 folders.list_own_models()
 routes.add_routes()

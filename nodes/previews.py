@@ -14,7 +14,7 @@ from ..samplers.presets import Preset
 from . import host
 from .distillation import methods, running
 from .sampling import recipes
-from .sampling.samplers import Schedule, levels
+from .sampling.schedules import Schedule, levels
 
 METHODS: dict[str, Any] = {
     "FewStepProgressiveDistillation": methods.ProgressiveDistillation,
@@ -33,6 +33,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 """Kinds of models that a schedule can be shown for: name, and what makes an example of the host's."""
 
 
+_SIZE = ("width", "height")
+
+
 def of_schedule(given: Mapping[str, str]) -> dict[str, Any]:
     """Of Few-Step Schedule. given: its inputs as text, and model, one of MODELS. ValueError as the node has it."""
     inputs = _read(Schedule.INPUT_TYPES(), given)
@@ -49,7 +52,11 @@ def of_recipe(given: Mapping[str, str]) -> dict[str, Any]:
         return _shown(kind, torch.tensor(recipe.sigmas))
     preset = recipes.preset_of(name)
     kind = _kind_of(preset)
-    return {**_shown(kind, recipes.preset_levels(_sampling(kind), preset)), "source": preset.source}
+    size = {name: value for name, value in _read(recipes.ApplyRecipe.INPUT_TYPES(), given).items() if name in _SIZE}
+    shown = _shown(kind, recipes.preset_levels(_sampling(kind), preset, **size))
+    if kind == "flow" and preset.models and "Flux" not in preset.models:
+        shown["models"] |= {kind: f"models of ComfyUI's class {' or '.join(preset.models)}"}
+    return {**shown, "source": preset.source}
 
 
 def of_method(given: Mapping[str, str]) -> dict[str, Any]:
@@ -69,7 +76,7 @@ def _kind_of(preset: Preset) -> str:
     """Of the flow models in the presets, those that take their guidance as an input are of FLUX.1 dev's kind."""
     if preset.family is not NoiseFamily.FLOW:
         return "sd"
-    return "flow" if preset.guidance_scale is None else "flux"
+    return "flux" if preset.guidance_scale is not None and "Flux" in preset.models else "flow"
 
 
 def _sampling(kind: str) -> Any:

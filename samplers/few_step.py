@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from .noise import Denoiser, NoiseFamily
+from .noise import Denoiser, NoiseFamily, expand_like
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 """noise_sampler(sigma, sigma_next) -> fresh unit noise in the shape of x."""
@@ -46,15 +46,20 @@ def sample_few_step(
     family: NoiseFamily,
     gamma: float | Sequence[float],
     s_noise: float = 1.0,
+    s_noise_end: float | None = None,
+    noise_clip: float = 0.0,
+    noise_scale: float = 1.0,
     sigma_min: float = 0.0,
     noise_sampler: NoiseSampler | None = None,
 ) -> Tensor:
     """Walks a schedule with `NoiseFamily.jump`: gamma 0 is Euler (Lightning), 1 is LCM / multistep consistency.
 
     model: D(x (B, ...), sigma (B,), **extra_args) -> x0. x: (B, ...) at sigmas[0]. sigmas: (n + 1,), descending.
-    gamma: one for all steps, or one for each of the n. s_noise: scale of the fresh noise. sigma_min: the smallest
-    level of a consistency model, whose x0 still holds that much noise, so that gamma 1 fills up to
-    sqrt(sigma^2 - sigma_min^2) only (Song et al. 2023, Algorithm 1; variance-exploding models).
+    gamma: one for all steps, or one for each of the n. sigma_min: the smallest level of a consistency model, whose x0 still
+    holds that much noise, so that gamma 1 fills up to sqrt(sigma^2 - sigma_min^2) only (Song et al. 2023, Algorithm 1;
+    variance-exploding models).
+    The fresh noise is clipped at noise_clip of its own deviations (0: not), and scaled: by s_noise, which goes evenly to
+    s_noise_end at the last step (None: stays), and by noise_scale, what the model calls noise of 1 (HiDream-O1: 8).
     callback gets i, x, sigma, sigma_hat and denoised (the x0 of the step: previews never show an intermediate).
     A step to sigma 0 returns x0 and draws no noise.
     """
@@ -70,6 +75,8 @@ def sample_few_step(
         noise_sampler = seeded_noise_sampler(x, seed=extra_args.get("seed"))
     ones = x.new_ones([x.shape[0]])
     ends_clean = float(sigmas[-1]) == 0.0  # asked once: inside the loop it would wait for the device at each step
+    end = s_noise if s_noise_end is None else s_noise_end
+    scales = [noise_scale * (s_noise + (end - s_noise) * i / max(len(gammas) - 1, 1)) for i in range(len(gammas))]
     landings = (sigmas**2 - sigma_min**2).clamp(min=0.0).sqrt() if sigma_min > 0.0 else sigmas
     for i in trange(len(sigmas) - 1, disable=disable):
         denoised = model(x, sigmas[i] * ones, **extra_args)
@@ -80,11 +87,19 @@ def sample_few_step(
             continue
         noise = None
         if gammas[i] > 0.0 and noise_sampler is not None:
-            noise = noise_sampler(sigmas[i], sigmas[i + 1])
-            noise = noise if s_noise == 1.0 else s_noise * noise
+            noise = _clipped(noise_sampler(sigmas[i], sigmas[i + 1]), deviations=noise_clip)
+            noise = noise if scales[i] == 1.0 else scales[i] * noise
         landing = landings[i + 1] if gammas[i] == 1.0 else sigmas[i + 1]
         x = family.jump(x, denoised, sigma=sigmas[i], sigma_next=landing, gamma=gammas[i], noise=noise)
     return x
+
+
+def _clipped(noise: Tensor, *, deviations: float) -> Tensor:
+    """noise (B, ...) within so many of the deviations of each sample; 0 leaves it."""
+    if deviations == 0.0:
+        return noise
+    most = expand_like(deviations * noise.flatten(1).std(dim=1), noise)
+    return noise.clamp(min=-most, max=most)
 
 
 def draw_from_noise(
@@ -120,13 +135,14 @@ def sample_tcd(
     family: NoiseFamily,
     table: Tensor,
     eta: float = 0.3,
-    noise_sampler: NoiseSampler | None = None,
+    **options: Any,
 ) -> Tensor:
-    """Trajectory consistency sampling: `sample_few_step` with the gammas of TCD's eta on the model's table of levels (T,)."""
+    """Trajectory consistency sampling: `sample_few_step` with the gammas of TCD's eta on the model's table of levels (T,).
+
+    options: further ones of sample_few_step.
+    """
     gammas = tcd_gammas(sigmas, eta=eta, table=table, family=family)
-    return sample_few_step(
-        model, x, sigmas, extra_args, callback, disable, family=family, gamma=gammas, noise_sampler=noise_sampler
-    )
+    return sample_few_step(model, x, sigmas, extra_args, callback, disable, family=family, gamma=gammas, **options)
 
 
 @torch.no_grad()
@@ -139,13 +155,15 @@ def sample_ancestral(
     disable: bool | None = None,
     *,
     family: NoiseFamily,
-    noise_sampler: NoiseSampler | None = None,
+    eta: float = 1.0,
+    **options: Any,
 ) -> Tensor:
-    """Ancestral Euler (SD- and SDXL-Turbo at more than one step): `sample_few_step` with the gammas of that rule."""
-    gammas = ancestral_gammas(sigmas, family=family)
-    return sample_few_step(
-        model, x, sigmas, extra_args, callback, disable, family=family, gamma=gammas, noise_sampler=noise_sampler
-    )
+    """Ancestral Euler (SDXL-Turbo at more than one step, LTX-2.5): `sample_few_step` with the gammas of that rule.
+
+    options: further ones of sample_few_step.
+    """
+    gammas = ancestral_gammas(sigmas, eta=eta, family=family)
+    return sample_few_step(model, x, sigmas, extra_args, callback, disable, family=family, gamma=gammas, **options)
 
 
 def _gamma(down: Tensor, up: Tensor, *, family: NoiseFamily) -> float:
@@ -159,15 +177,26 @@ def _gamma(down: Tensor, up: Tensor, *, family: NoiseFamily) -> float:
     return float((1.0 - (down / up) ** 2).clamp(min=0.0).sqrt())
 
 
-def ancestral_gammas(sigmas: Tensor, *, family: NoiseFamily) -> list[float]:
-    """The gamma of each step that is ancestral sampling: down to sigma_next^2 / sigma, as k-diffusion has it at eta 1.
+def ancestral_gammas(sigmas: Tensor, *, family: NoiseFamily, eta: float = 1.0) -> list[float]:
+    """The gamma of each step that is ancestral sampling; a step to 0 adds no noise. sigmas: (n + 1,).
 
-    sigmas: (n + 1,). A step to 0 adds no noise.
+    Variance-exploding models get fresh noise of eta sqrt(sigma_next^2 (1 - sigma_next^2 / sigma^2)), as k-diffusion has it.
+    Flow models go down to sigma_next (1 + eta (sigma_next / sigma - 1)), as ComfyUI's euler_ancestral has it. At eta 1 both
+    go down to sigma_next^2 / sigma; at 0 both are Euler.
     """
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta is {eta}; allowed is 0 (deterministic) to 1.")
     levels = sigmas.double().cpu()
     return [
-        _gamma(after**2 / before, after, family=family) if after > 0.0 else 0.0 for before, after in pairwise(levels)
+        _ancestral_gamma(before, after, eta=eta, family=family) if after > 0.0 else 0.0
+        for before, after in pairwise(levels)
     ]
+
+
+def _ancestral_gamma(before: Tensor, after: Tensor, *, eta: float, family: NoiseFamily) -> float:
+    if family is NoiseFamily.FLOW:
+        return _gamma(after * (1.0 + eta * (after / before - 1.0)), after, family=family)
+    return eta * _gamma(after**2 / before, after, family=family)
 
 
 def tcd_gammas(sigmas: Tensor, *, eta: float, table: Tensor, family: NoiseFamily) -> list[float]:

@@ -1,17 +1,70 @@
 """Schedules: lists of timesteps, and the noise levels that a model's table gives them.
 
 A schedule is a 1-D tensor of noise levels, descending, ending in 0. Timesteps are indices into the model's table of
-levels (for ComfyUI's discrete models `model_sampling.sigmas`, ascending, 1000 of them).
+levels (for ComfyUI's discrete models `model_sampling.sigmas`, ascending, 1000 of them). A share is a part of the model's
+whole range of levels: 1 is its largest level, 0 is no noise.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """What a model can be sampled at.
+
+    table: its noise levels (T,), ascending. flow: the level of a share, for flow models, whose formula is exact between the
+    levels of the table too. has_timesteps: whether the table is that of training timesteps.
+    """
+
+    table: Tensor
+    flow: Callable[[Tensor], Tensor] | None = None
+    has_timesteps: bool = True
+
+    def at(self, shares: Tensor) -> Tensor:
+        """The noise levels (n,) of shares (n,): by the formula, or from the table, log-linear between two of its levels.
+
+        Share (t + 1) / T is timestep t. A share of 0 is level 0; shares below the smallest level's are that level.
+        """
+        shares = shares.double()
+        if self.flow is not None:
+            return self.flow(shares).float()
+        table = self.table.cpu().float()
+        position = (shares * len(table) - 1.0).clamp(min=0.0)
+        whole = position.round()
+        position = torch.where((position - whole).abs() < 1e-6, whole, position)
+        low, high = table[position.floor().long()], table[position.ceil().long()]
+        between = torch.lerp(low.double().log(), high.double().log(), position.frac()).exp().float()
+        return torch.where(low == high, low, between) * (shares > 0.0)
+
+
+def even_shares(steps: int) -> Tensor:
+    """(steps + 1,) from 1 to 0: linspace, as flow models are sampled, before any shift."""
+    _require_steps(steps, most=10**6, what="a schedule")
+    return torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+
+
+def timestep_shares(timesteps: list[int]) -> Tensor:
+    """(n + 1,) of a published list and a final 0: thousandths, whatever the length of a model's table.
+
+    A list that begins with 1000 counts from 1 to 1000 (1000, 750, 500, 250), every other from 0 to 999 (999, 749, 499, 249);
+    both of these are 1, 0.75, 0.5, 0.25.
+    """
+    if timesteps and max(timesteps) > 1000:
+        raise ValueError(
+            f"timestep {max(timesteps)} is above 1000, the largest; timesteps are thousandths of a model's range."
+        )
+    first = 0 if timesteps[:1] == [1000] else 1
+    thousandths = [t + first for t in timesteps]
+    return torch.tensor(thousandths if thousandths[-1:] == [0] else [*thousandths, 0], dtype=torch.float64) / 1000.0
 
 
 def _require_steps(steps: int, *, most: int, what: str) -> None:
@@ -71,6 +124,48 @@ def timesteps_to_sigmas(timesteps: list[int], *, table: Tensor) -> Tensor:
 def trailing_sigmas(steps: int, *, table: Tensor) -> Tensor:
     """The trailing schedule (steps + 1,) on a model's ascending table of noise levels (T,)."""
     return timesteps_to_sigmas(trailing_timesteps(steps, train_timesteps=len(table)), table=table)
+
+
+def even_sigmas(steps: int, *, levels: Levels) -> Tensor:
+    """(steps + 1,) even in the model's range: by the formula of a flow model, else the trailing timesteps of its table."""
+    if levels.flow is None and steps <= len(levels.table):
+        return trailing_sigmas(steps, table=levels.table)
+    return levels.at(even_shares(steps))
+
+
+def twice_shifted_sigmas(steps: int, *, levels: Levels) -> Tensor:
+    """(steps + 1,) of a flow model: even from its largest to its smallest level, shifted once more, and a final 0.
+
+    The smallest is the first of its table and is itself shifted already: diffusers' FlowMatchEulerDiscreteScheduler without
+    sigmas of the caller's, and ComfyUI's normal scheduler. So SD3.5-Large-Turbo (stability-ai/sd3.5, sd3_infer.py) and
+    HiDream-I1. 4 steps at shift 3: 1, 0.8577, 0.6022, 0.0089.
+    """
+    lowest = float(levels.at(torch.tensor([1.0 / len(levels.table)])))
+    return torch.cat([levels.at(torch.linspace(1.0, lowest, steps, dtype=torch.float64)), torch.zeros(1)])
+
+
+def flux2_mu(steps: int, *, tokens: int) -> float:
+    """FLUX.2's mu, the log of its shift, for a picture of so many tokens (black-forest-labs/flux2, compute_empirical_mu).
+
+    Two lines in the tokens, fitted at 10 and at 200 steps, and between them a line in the steps; above 4300 tokens the second.
+    tokens: of 16 x 16 pixels.
+    """
+    at_200 = 0.00016927 * tokens + 0.45666666
+    if tokens > 4300:
+        return at_200
+    at_10 = 8.73809524e-05 * tokens + 1.89833333
+    return at_200 + (at_200 - at_10) / 190.0 * (steps - 200.0)
+
+
+def log_snr_shares(steps: int, *, first: float = -6.2, last: float = 2.0) -> Tensor:
+    """(steps + 1,) levels of a flow model even in log((1 - sigma) / sigma), the ends then set to 1 and 0.
+
+    As Stable Audio 3 is sampled (diffusers' StableAudio3 pipeline); stable-audio-tools begins at -6 instead of -6.2.
+    """
+    _require_steps(steps, most=10**6, what="a log-SNR schedule")
+    levels = torch.sigmoid(-torch.linspace(first, last, steps + 1, dtype=torch.float64))
+    levels[0], levels[-1] = 1.0, 0.0
+    return levels
 
 
 def turbo_timesteps(steps: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,7 +17,8 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...samplers.noise import NoiseFamily
+from ...samplers.noise import NoiseFamily, expand_like
+from ...samplers.schedules import Levels
 from .guidance import Conditioning as Conditioning
 from .guidance import one_forward
 
@@ -45,13 +46,38 @@ def _parameterisation(model_sampling: Any) -> tuple[NoiseFamily, str]:
 
 
 def noise_family(model_sampling: Any) -> NoiseFamily:
-    """How the host's model mixes sample and noise. ValueError for kinds that no formula here covers."""
-    return _parameterisation(model_sampling)[0]
+    """How the host's model mixes sample and noise. ValueError for kinds that no formula here covers.
+
+    Asked of the object itself, too: a class may derive from a known kind and mean something else (IMG_TO_IMG_FLOW).
+    """
+    family, prediction = _parameterisation(model_sampling)
+    noise, latent = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [1.0]])
+    mixed = model_sampling.noise_scaling(torch.tensor([[0.5]]), noise.clone(), latent)
+    if not torch.allclose(
+        mixed, family.add_noise(latent, noise_scale(model_sampling) * noise, sigma=torch.tensor(0.5))
+    ):
+        names = [base.__name__ for base in type(model_sampling).__mro__ if base.__name__ != "ModelSampling"]
+        raise ValueError(
+            f"this model's sampling ({', '.join(names[:3])}) derives from {prediction} but mixes noise in otherwise, so that "
+            "no few-step sampler is right for it. Use the host's own samplers."
+        )
+    return family
+
+
+def noise_scale(model_sampling: Any) -> float:
+    """What the model calls noise of 1: the deviation that a flow model is noised with, 1 but for HiDream-O1 and its kind."""
+    is_flow = _parameterisation(model_sampling)[0] is NoiseFamily.FLOW
+    return float(getattr(model_sampling, "noise_scale", 1.0)) if is_flow else 1.0
 
 
 def prediction_type(model_sampling: Any) -> str:
     """What the network predicts: eps, v_prediction, edm, x0 or flow."""
     return _parameterisation(model_sampling)[1]
+
+
+def classes_of(model: Any) -> list[str]:
+    """Names of the host's classes that the MODEL is of, the most derived first."""
+    return [base.__name__ for base in type(model.model).__mro__]
 
 
 def model_sampling_of(model: Any) -> Any:
@@ -63,6 +89,16 @@ def noise_levels(model_sampling: Any) -> Tensor:
     """The ascending table (T,) of noise levels, on the CPU, as a tensor that autograd may see."""
     with torch.inference_mode(False):
         return model_sampling.sigmas.detach().cpu().float().clone()
+
+
+def levels_of(model_sampling: Any) -> Levels:
+    """What the model can be sampled at: its table, and the host's own formula of a flow model's levels."""
+    continuous = isinstance(model_sampling, comfy.model_sampling.ModelSamplingContinuousEDM)
+    table = noise_levels(model_sampling)
+    if noise_family(model_sampling) is not NoiseFamily.FLOW:
+        return Levels(table=table, has_timesteps=not continuous)
+    top = float(model_sampling.timestep(torch.tensor(1.0)))  # what this kind calls its largest level: 1000, or 1
+    return Levels(table=table, flow=lambda shares: model_sampling.sigma(top * shares))
 
 
 def example_sampling(*, flow_shift: float | None = None, consistency: bool = False) -> Any:
@@ -100,6 +136,21 @@ def with_model_sampling(model: Any, *, prediction: str | None = None, change: ty
     patched = read_as(model_sampling_of(model), prediction=prediction, change=change)
     clone = model.clone()
     clone.add_object_patch("model_sampling", patched)
+    return clone
+
+
+def with_audio_shift(model: Any, *, shift: float, audio_shift: float) -> Any:
+    """A clone of a model of pictures and sound at these shifts of the two, as the host's ModelSamplingMiniMaxH3 makes it."""
+    sampling = copy.deepcopy(model_sampling_of(model))
+    if not hasattr(sampling, "audio_shift"):
+        raise ValueError(
+            "this recipe sets the shift of pictures and sound, but the connected model has none for sound."
+        )
+    sampling.set_parameters(shift=shift, audio_shift=audio_shift)
+    clone = model.clone()
+    clone.add_object_patch("model_sampling", sampling)
+    told = {"minimax_h3_sigma_shift_video": shift, "minimax_h3_sigma_shift_audio": audio_shift}
+    clone.model_options["transformer_options"] = {**clone.model_options.get("transformer_options", {}), **told}
     return clone
 
 
@@ -145,24 +196,36 @@ def sampler_function(
     """A function as the host calls its samplers, from one of ours, which also wants what only the running model knows.
 
     family= is always given, table= (the model's noise levels) where function takes it, sigma_min= of a consistency model
-    with models_sigma_min. unit_variance_start undoes that the host scales the first noise by sigma alone below sigma_max
-    (Hyper-SD from 800, DMD2 from 399). guidance_distilled: the cfg goes into the network, one forward a step.
+    with models_sigma_min, noise_scale= where the model's is not 1. unit_variance_start undoes that the host scales the first
+    noise by sigma alone below sigma_max (Hyper-SD from 800, DMD2 from 399); a picture to start from has its share of the
+    variance already. guidance_distilled: the cfg goes into the network, one forward a step.
     """
     wants_table = "table" in inspect.signature(function).parameters
 
     def host_function(model: Any, x: Tensor, sigmas: Tensor, *rest: Any, **named: Any) -> Tensor:
         sampling = model.inner_model.inner_model.model_sampling
-        family, prediction = _parameterisation(sampling)
+        family, scale = noise_family(sampling), noise_scale(sampling)
         if unit_variance_start and family is NoiseFamily.VARIANCE_EXPLODING and sigmas[0] < 0.9999 * sampling.sigma_max:
-            x = family.initial(x / sigmas[0], sigma=sigmas[0])
+            x = _at_unit_variance(x, sigma=sigmas[0], latent=getattr(model, "latent_image", None))
         known: dict[str, Any] = {"family": family} | ({"table": noise_levels(sampling)} if wants_table else {})
-        if models_sigma_min and prediction == "edm":
+        if models_sigma_min and prediction_type(sampling) == "edm":
             known["sigma_min"] = float(sampling.sigma_min)
+        if scale != 1.0:
+            known["noise_scale"] = scale
         with one_forward(model.inner_model) if guidance_distilled else nullcontext(model.inner_model) as guider:
             model.inner_model = guider  # of KSamplerX0Inpaint, which the host makes anew for every sampling
             return function(model, x, sigmas, *rest, **known, **options, **named)
 
     return host_function
+
+
+def _at_unit_variance(x: Tensor, *, sigma: Tensor, latent: Tensor | None) -> Tensor:
+    """The samples of x (B, ...), latent + sigma * noise, that begin from noise alone, at unit variance instead."""
+    started = NoiseFamily.VARIANCE_EXPLODING.initial(x / sigma, sigma=sigma)
+    if latent is None:
+        return started
+    has_picture = latent.flatten(1).any(dim=1)
+    return torch.where(expand_like(has_picture, x), x, started)
 
 
 def sampler(function: Callable[..., Tensor], **options: Any) -> Any:
@@ -196,11 +259,11 @@ def no_guider(reason: str) -> Any:
 
 
 def add_to_sampler_menu(functions: dict[str, Callable[..., Tensor]]) -> None:
-    """Puts samplers into the stock KSampler's menu, where the host looks them up by name; overwrites nothing."""
+    """Puts samplers into the stock menus, where the host looks them up by name; overwrites nothing."""
     for name, function in functions.items():
-        if name not in comfy.samplers.KSampler.SAMPLERS and not hasattr(comfy.k_diffusion.sampling, f"sample_{name}"):
+        if not hasattr(comfy.k_diffusion.sampling, f"sample_{name}"):
             setattr(comfy.k_diffusion.sampling, f"sample_{name}", function)
-            comfy.samplers.KSampler.SAMPLERS.append(name)
+    _show_in([comfy.samplers.KSampler.SAMPLERS, comfy.samplers.SAMPLER_NAMES], functions)
 
 
 def add_to_scheduler_menu(functions: dict[str, Callable[[Any, int], Tensor]]) -> None:
@@ -209,9 +272,14 @@ def add_to_scheduler_menu(functions: dict[str, Callable[[Any, int], Tensor]]) ->
     if handlers is None:
         return
     for name, function in functions.items():
-        if name not in handlers:
-            handlers[name] = comfy.samplers.SchedulerHandler(function)
-            comfy.samplers.KSampler.SCHEDULERS.append(name)
+        handlers.setdefault(name, comfy.samplers.SchedulerHandler(function))
+    _show_in([comfy.samplers.KSampler.SCHEDULERS, comfy.samplers.SCHEDULER_NAMES], functions)
+
+
+def _show_in(menus: list[list[str]], names: Iterable[str]) -> None:
+    """The host's menus are one list until another pack puts its own in the place of one."""
+    for menu in menus:
+        menu.extend(name for name in names if name not in menu)
 
 
 def sample(

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ...samplers.few_step import sample_ancestral, sample_few_step, sample_tcd
-from ...samplers.presets import PRESETS, Preset
+from ...samplers.presets import PRESETS, Preset, family_named_by
 from ...samplers.recipe import Recipe
 from ...trainers.storage.files import read_metadata
 from .. import host
 from ..host import folders
 from .model_sampling import LCMBoundary
-from .samplers import levels
+from .schedules import levels, pixels
 
 FROM_FILE = "from the file's own metadata"
 _NO_FILE = "none"
@@ -42,6 +42,12 @@ class ApplyRecipe:
         "tcd",
         "schnell",
         "qwen lightning",
+        "z-image",
+        "wan",
+        "ltx",
+        "flux 2 klein",
+        "krea",
+        "minimax",
         "fast",
     ]
     DESCRIPTION = (
@@ -66,6 +72,12 @@ class ApplyRecipe:
                 ),
                 "positive": ("CONDITIONING", {"tooltip": "Needed for the guider output only."}),
                 "negative": ("CONDITIONING", {"tooltip": "For the guider output of recipes with a cfg above 1."}),
+                "width": pixels("width", what="FLUX.2 klein"),
+                "height": pixels("height", what="FLUX.2 klein"),
+                "latent": (
+                    "LATENT",
+                    {"tooltip": "FLUX.2 klein: what is sampled; its size counts, not width and height."},
+                ),
             },
         }
 
@@ -79,28 +91,47 @@ class ApplyRecipe:
         return path.stat().st_mtime if path else 0.0
 
     def apply(
-        self, model: Any, recipe: str, file: str = _NO_FILE, positive: Any = None, negative: Any = None
+        self,
+        model: Any,
+        recipe: str,
+        file: str = _NO_FILE,
+        positive: Any = None,
+        negative: Any = None,
+        **size: Any,
     ) -> tuple[Any, Any, Tensor, float, Any]:
         if recipe == FROM_FILE:
             model, sampler, sigmas = _from_file(model, file)
             return model, sampler, sigmas, 1.0, _guider(model, positive, negative, cfg=1.0, guidance_scale=None)
         preset = preset_of(recipe)
-        if host.models.noise_family(host.models.model_sampling_of(model)) is not preset.family:
-            kind = host.models.prediction_type(host.models.model_sampling_of(model))
-            raise ValueError(
-                f"{recipe!r} is no recipe for this kind of model ({kind}). Connect the model that it names."
-            )
-        if preset.prediction or preset.lcm_boundary:
-            change = LCMBoundary if preset.lcm_boundary else None
-            model = host.models.with_model_sampling(model, prediction=preset.prediction, change=change)
-        sigmas = preset_levels(host.models.model_sampling_of(model), preset)
+        model = _read_as(model, preset, recipe)
+        sigmas = preset_levels(host.models.model_sampling_of(model), preset, **size)
         guider = _guider(model, positive, negative, cfg=preset.cfg, guidance_scale=preset.guidance_scale)
         return model, _sampler(preset), sigmas, preset.cfg, guider
 
 
-def preset_levels(model_sampling: Any, preset: Preset) -> Tensor:
-    """The noise levels of a known recipe on a model's own table."""
-    return levels(model_sampling, preset.schedule, preset.steps, values=preset.values, shift=preset.shift)
+def _read_as(model: Any, preset: Preset, recipe: str) -> Any:
+    """The model as the recipe wants it. ValueError for one of another kind or family."""
+    sampling, family = host.models.model_sampling_of(model), family_named_by(host.models.classes_of(model))
+    if host.models.noise_family(sampling) is not preset.family:
+        kind = host.models.prediction_type(sampling)
+        raise ValueError(f"{recipe!r} is no recipe for this kind of model ({kind}). Connect the model that it names.")
+    if preset.models and family is not None and family not in preset.models:
+        raise ValueError(
+            f"{recipe!r} is for models of ComfyUI's class {' or '.join(preset.models)}, but the connected model is a "
+            f"{family}. Connect the model that the recipe names."
+        )
+    if preset.audio_shift is not None:
+        return host.models.with_audio_shift(model, shift=preset.absolute_shift, audio_shift=preset.audio_shift)
+    if preset.prediction or preset.lcm_boundary:
+        change = LCMBoundary if preset.lcm_boundary else None
+        return host.models.with_model_sampling(model, prediction=preset.prediction, change=change)
+    return model
+
+
+def preset_levels(model_sampling: Any, preset: Preset, **size: Any) -> Tensor:
+    """The noise levels of a known recipe on a model's own range. size: width, height and latent, of Few-Step Schedule."""
+    wanted = {"values": preset.values, "absolute_shift": preset.absolute_shift, **size}
+    return levels(model_sampling, preset.schedule, preset.steps, **wanted)
 
 
 def preset_of(recipe: str) -> Preset:
@@ -142,7 +173,7 @@ def _sampler(preset: Preset) -> Any:
     if preset.sampler == "tcd":
         return host.models.sampler(sample_tcd, eta=preset.eta)
     if preset.sampler == "ancestral":
-        return host.models.sampler(sample_ancestral)
+        return host.models.sampler(sample_ancestral, eta=preset.eta)
     gamma = 0.0 if preset.sampler == "lightning" else 1.0
     return host.models.sampler(sample_few_step, gamma=gamma, unit_variance_start=preset.unit_variance_start)
 

@@ -1,28 +1,11 @@
-"""Sampler and schedule nodes."""
+"""Sampler nodes, and the samplers of the stock KSampler's menu."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ...samplers.few_step import sample_few_step, sample_tcd
-from ...samplers.noise import NoiseFamily
-from ...samplers.schedules import (
-    consistency_sigmas,
-    dmd2_timesteps,
-    lcm_timesteps,
-    parse_numbers,
-    shifted_sigmas,
-    timesteps_to_sigmas,
-    trailing_sigmas,
-    turbo_timesteps,
-)
+from ...samplers.few_step import sample_ancestral, sample_few_step, sample_tcd
 from .. import host
-
-MAX_STEPS = 1000
 
 
 class LCMSampler:
@@ -115,14 +98,38 @@ class ConsistencySampler:
                     {
                         "default": False,
                         "tooltip": "For models that start below the largest noise level from pure noise of unit variance: "
-                        "Hyper-SD's 1-step UNet (timestep 800), DMD2 in 1 step (399). Not for image-to-image.",
+                        "Hyper-SD's 1-step UNet (timestep 800), DMD2 in 1 step (399). A latent that holds a picture is left "
+                        "as the host noises it.",
                     },
                 ),
-            }
+            },
+            "optional": {
+                "s_noise_end": (
+                    "FLOAT",
+                    {
+                        "default": -1.0,
+                        "min": -1.0,
+                        "max": 2.0,
+                        "step": 0.01,
+                        "tooltip": "s_noise at the last step, reached evenly from the first; below 0 it does not change.",
+                    },
+                ),
+                "noise_clip": (
+                    "FLOAT",
+                    {
+                        "default": 0.0,
+                        "min": 0.0,
+                        "max": 10.0,
+                        "step": 0.1,
+                        "tooltip": "Fresh noise is clipped at so many deviations: 2.5 for HiDream-O1 dev; 0 leaves it.",
+                    },
+                ),
+            },
         }
 
-    def make(self, **options: Any) -> tuple[Any]:
-        return (host.models.sampler(sample_few_step, **options),)
+    def make(self, s_noise_end: float = -1.0, **options: Any) -> tuple[Any]:
+        end = None if s_noise_end < 0.0 else s_noise_end
+        return (host.models.sampler(sample_few_step, s_noise_end=end, **options),)
 
 
 class TCDSampler:
@@ -158,174 +165,41 @@ class TCDSampler:
         return (host.models.sampler(sample_tcd, eta=eta),)
 
 
-class Schedule:
-    RETURN_TYPES = ("SIGMAS",)
-    OUTPUT_TOOLTIPS = ("Noise levels for SamplerCustom, from the largest down to 0.",)
+class AncestralSampler:
+    RETURN_TYPES = ("SAMPLER",)
+    OUTPUT_TOOLTIPS = ("Connect to SamplerCustom or SamplerCustomAdvanced.",)
     FUNCTION = "make"
     CATEGORY = "few-step/sampling"
-    SEARCH_ALIASES = ["sigmas", "timesteps", "scheduler", "lcm", "turbo", "lightning", "trailing", "noise levels"]
+    SEARCH_ALIASES = ["euler ancestral", "turbo", "ltx", "few step", "fast"]
     DESCRIPTION = (
-        "The exact noise levels that few-step models were trained on, which the stock schedulers miss. trailing: "
-        "SDXL-Lightning, Hyper-SD N-step, progressive students (4 steps: timesteps 999, 749, 499, 249). lcm: LCM and "
-        "LCM-LoRA (999, 759, 499, 259). tcd: the same, ending at the smallest level as TCD does. turbo: SD- and "
-        "SDXL-Turbo. dmd2: 1 or 4 steps. consistency: consistency models. timesteps, sigmas: typed into values."
+        "Ancestral Euler, for eps-, v-, x0- and flow models: each step goes down past the next level and is noised up to it, "
+        "the less the nearer the two are. SD- and SDXL-Turbo in more than one step, the first stage of LTX-2.5."
     )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        def number(most: float, tooltip: str) -> tuple[str, dict[str, Any]]:
+            return ("FLOAT", {"default": 1.0, "min": 0.0, "max": most, "step": 0.01, "tooltip": tooltip})
+
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": "The model that will be sampled; its table of noise levels is used."}),
-                "schedule": (list(_SCHEDULES), {"tooltip": "Which grid of timesteps the model was distilled on."}),
-                "steps": (
-                    "INT",
-                    {
-                        "default": 4,
-                        "min": 1,
-                        "max": MAX_STEPS,
-                        "tooltip": "Sampling steps; lcm and tcd allow at most original_steps, turbo 10, dmd2 1 or 4. "
-                        "Typed timesteps and sigmas have their own number.",
-                    },
-                ),
-            },
-            "optional": {
-                "original_steps": (
-                    "INT",
-                    {
-                        "default": 50,
-                        "min": 1,
-                        "max": 1000,
-                        "tooltip": "lcm and tcd: levels that the model was distilled on.",
-                    },
-                ),
-                "strength": (
-                    "FLOAT",
-                    {
-                        "default": 1.0,
-                        "min": 0.01,
-                        "max": 1.0,
-                        "step": 0.01,
-                        "tooltip": "lcm and tcd: share of the levels that is used, for image-to-image; 1 starts from noise.",
-                    },
-                ),
-                "shift": (
-                    "FLOAT",
-                    {
-                        "default": 1.0,
-                        "min": 0.01,
-                        "max": 100.0,
-                        "step": 0.01,
-                        "tooltip": "Flow models: bends the schedule towards noise, on top of the model's own shift; 1 leaves it.",
-                    },
-                ),
-                "values": (
-                    "STRING",
-                    {
-                        "default": "",
-                        "tooltip": "timesteps or sigmas: the list, falling, commas between: 999, 749, 499, 249. A final 0 "
-                        "is added to sigmas that do not end in it.",
-                    },
-                ),
-            },
+                "eta": number(1.0, "1 is ancestral sampling, 0 is Euler, deterministic."),
+                "s_noise": number(2.0, "Scale of the fresh noise; 1 is exact."),
+            }
         }
 
-    def make(self, model: Any, schedule: str, steps: int, **options: Any) -> tuple[Tensor]:
-        return (levels(host.models.model_sampling_of(model), schedule, steps, **options),)
+    def make(self, eta: float, s_noise: float) -> tuple[Any]:
+        return (host.models.sampler(sample_ancestral, eta=eta, s_noise=s_noise),)
 
 
-def levels(
-    model_sampling: Any,
-    schedule: str,
-    steps: int,
-    original_steps: int = 50,
-    strength: float = 1.0,
-    shift: float = 1.0,
-    values: str = "",
-) -> Tensor:
-    """(steps + 1,) of a schedule on the levels of the host's sampling object. ValueError for what does not go together."""
-    if schedule not in _SCHEDULES:
-        raise ValueError(f"schedule is {schedule!r}; allowed are {', '.join(_SCHEDULES)}.")
-    if shift != 1.0 and host.models.noise_family(model_sampling) is not NoiseFamily.FLOW:
-        raise ValueError(f"shift is {shift}, but only flow models have one; set it to 1.")
-    options = {"original_steps": original_steps, "strength": strength, "values": values}
-    sigmas = _sigmas(model_sampling, schedule, steps, **options)
-    return sigmas if shift == 1.0 else shifted_sigmas(sigmas, shift=shift)
-
-
-def _sigmas(model_sampling: Any, schedule: str, steps: int, **options: Any) -> Tensor:
-    if host.models.noise_family(model_sampling) is NoiseFamily.FLOW and schedule in _NOT_FOR_FLOW:
-        raise ValueError(
-            f"the {schedule} schedule is for eps-, v- and x0-models; this is a flow model. Use trailing or sigmas."
-        )
-    return _SCHEDULES[schedule](table=host.models.noise_levels(model_sampling), steps=steps, **options)
-
-
-def _trailing(*, table: Tensor, steps: int, **_: Any) -> Tensor:
-    return trailing_sigmas(steps, table=table)
-
-
-def _lcm(*, table: Tensor, steps: int, original_steps: int = 50, strength: float = 1.0, **_: Any) -> Tensor:
-    """The host's own LCM model patch shrinks the table to its 50 distilled levels, timesteps 19, 39 .. 999, in order."""
-    timesteps = lcm_timesteps(steps, original_steps=original_steps, strength=strength)
-    if len(table) == 50:
-        timesteps = [(t + 1) // 20 - 1 for t in timesteps]
-    return timesteps_to_sigmas(timesteps, table=table)
-
-
-def _tcd(*, table: Tensor, **options: Any) -> Tensor:
-    sigmas = _lcm(table=table, **options)
-    sigmas[-1] = table[0]
-    return sigmas
-
-
-def _turbo(*, table: Tensor, steps: int, **_: Any) -> Tensor:
-    return timesteps_to_sigmas(turbo_timesteps(steps), table=table)
-
-
-def _dmd2(*, table: Tensor, steps: int, **_: Any) -> Tensor:
-    return timesteps_to_sigmas(dmd2_timesteps(steps), table=table)
-
-
-def _consistency(*, table: Tensor, steps: int, **_: Any) -> Tensor:
-    return consistency_sigmas(steps, sigma_min=float(table[0]), sigma_max=float(table[-1]))
-
-
-def _typed_timesteps(*, table: Tensor, values: str = "", **_: Any) -> Tensor:
-    numbers = parse_numbers(values, name="values")
-    if any(number != int(number) for number in numbers):
-        raise ValueError(
-            f"values is {values!r}; timesteps are whole numbers. For noise levels choose the sigmas schedule."
-        )
-    return timesteps_to_sigmas([int(number) for number in numbers], table=table)
-
-
-def _typed_sigmas(*, values: str = "", **_: Any) -> Tensor:
-    numbers = parse_numbers(values, name="values")
-    if numbers == [0.0]:
-        raise ValueError("values is 0 alone, which leaves no step to take; give at least one level above it.")
-    return torch.tensor(numbers if numbers[-1] == 0.0 else [*numbers, 0.0])
-
-
-_SCHEDULES: dict[str, Callable[..., Tensor]] = {
-    "trailing": _trailing,
-    "lcm": _lcm,
-    "tcd": _tcd,
-    "turbo": _turbo,
-    "dmd2": _dmd2,
-    "consistency": _consistency,
-    "timesteps": _typed_timesteps,
-    "sigmas": _typed_sigmas,
-}
-_NOT_FOR_FLOW = ("lcm", "tcd", "turbo", "dmd2", "consistency")
-
-
-def add_to_menus() -> None:
-    """The samplers, and the schedules where the host allows it, for the stock KSampler."""
+def add_to_menu() -> None:
+    """For the stock KSampler."""
     host.models.add_to_sampler_menu(
         {
             "fewstep_lcm": host.models.sampler_function(sample_few_step, gamma=1.0),
             "fewstep_lightning": host.models.sampler_function(sample_few_step, gamma=0.0),
             "fewstep_tcd": host.models.sampler_function(sample_tcd, eta=0.3),
+            "fewstep_ancestral": host.models.sampler_function(sample_ancestral),
             "fewstep_consistency": host.models.sampler_function(sample_few_step, gamma=1.0, models_sigma_min=True),
             "fewstep_guidance_distilled": host.models.sampler_function(
                 sample_few_step, gamma=0.0, guidance_distilled=True
@@ -335,9 +209,3 @@ def add_to_menus() -> None:
             ),
         }
     )
-    in_menu = ("trailing", "lcm", "tcd", "turbo", "consistency")
-    host.models.add_to_scheduler_menu({f"fewstep_{name}": _from_menu(name) for name in in_menu})
-
-
-def _from_menu(name: str) -> Callable[[Any, int], Tensor]:
-    return lambda model_sampling, steps: _sigmas(model_sampling, name, steps)

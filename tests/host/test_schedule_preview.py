@@ -11,7 +11,7 @@ from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS, host, previews
 from comfyui_fewstep.nodes.demo import digits_model
 from comfyui_fewstep.nodes.distillation import running
 from comfyui_fewstep.nodes.sampling import recipes
-from comfyui_fewstep.nodes.sampling.samplers import Schedule
+from comfyui_fewstep.nodes.sampling.schedules import Schedule
 from comfyui_fewstep.samplers.presets import PRESETS
 
 INPUTS = [
@@ -23,6 +23,14 @@ INPUTS = [
     {"schedule": "dmd2", "steps": 4},
     {"schedule": "timesteps", "steps": 9, "values": "800, 20"},
     {"schedule": "sigmas", "steps": 1, "values": "3.5, 1"},
+    {"schedule": "trailing", "steps": 3, "strength": 0.4},
+]
+FLOW_INPUTS = [
+    {"schedule": "trailing", "steps": 6, "absolute_shift": 5.0},
+    {"schedule": "timesteps", "steps": 9, "values": "1000, 757, 522"},
+    {"schedule": "flux2", "steps": 4, "width": 1536, "height": 1024},
+    {"schedule": "twice_shifted", "steps": 4, "shift": 2.0},
+    {"schedule": "log_snr", "steps": 8, "strength": 0.5},
 ]
 
 
@@ -34,6 +42,12 @@ def shown(server, route, **given):
 def test_what_is_shown_is_what_the_node_makes(inputs, server):
     (made,) = Schedule().make(digits_model.load_teacher(), **inputs)
     assert shown(server, "schedule", **inputs)["sigmas"] == made.tolist()
+
+
+@pytest.mark.parametrize("inputs", FLOW_INPUTS, ids=json.dumps)
+def test_what_is_shown_for_flow_models_is_what_the_node_makes(inputs, server):
+    (made,) = Schedule().make(tiny("sd3"), **inputs)
+    assert shown(server, "schedule", model="flow3", **inputs)["sigmas"] == made.tolist()
 
 
 def test_flow_models_too(server):

@@ -15,7 +15,7 @@ import folder_paths
 from architectures import conditioning, kinds, noise_for, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import distillation, methods, students
-from comfyui_fewstep.nodes.sampling import samplers
+from comfyui_fewstep.nodes.sampling import samplers, schedules
 from comfyui_fewstep.trainers.storage.export import LORA, read_student
 from comfyui_fewstep.trainers.storage.files import read_tensors, write_tensors
 from comfyui_fewstep.trainers.students.adapters import Adapters, LoRALayers, LoRAOptions, lora_file
@@ -69,7 +69,7 @@ def distil(model, kind, *, iterations=10, layers="linear", student=None, name=No
 def draw(model, kind, steps=2, cfg=1.0):
     noise, prompt, negative = noise_for(model), conditioning(kind, seed=2), conditioning(kind, seed=5)
     (sampler,) = samplers.LightningSampler().make()
-    (sigmas,) = samplers.Schedule().make(model, "trailing", steps)
+    (sigmas,) = schedules.Schedule().make(model, "trailing", steps)
     return comfy.sample.sample_custom(
         model, noise, cfg, sampler, sigmas, prompt, negative, torch.zeros_like(noise), disable_pbar=True, seed=1
     )

@@ -16,7 +16,8 @@ from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits_model
 from comfyui_fewstep.nodes.distillation import distillation, students
 from comfyui_fewstep.nodes.host import folders
-from comfyui_fewstep.nodes.sampling.samplers import LightningSampler, Schedule
+from comfyui_fewstep.nodes.sampling.samplers import LightningSampler
+from comfyui_fewstep.nodes.sampling.schedules import Schedule
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.data.batches import Batch
 from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions

@@ -22,7 +22,7 @@ from diffusers import (
 import comfy.sample  # isort: skip  # architectures made it importable
 import comfy.samplers  # isort: skip
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.sampling import model_sampling, samplers
+from comfyui_fewstep.nodes.sampling import model_sampling, samplers, schedules
 from comfyui_fewstep.samplers.few_step import sample_few_step, sample_tcd
 from comfyui_fewstep.samplers.noise import NoiseFamily
 
@@ -95,7 +95,7 @@ def sampler_custom_advanced(kind, guider, sampler, sigmas, *, seed=7):
 
 
 def schedule(model, name="trailing", steps=STEPS, **options):
-    return samplers.Schedule().make(model, name, steps, **options)[0]
+    return schedules.Schedule().make(model, name, steps, **options)[0]
 
 
 @pytest.mark.parametrize("kind", kinds())

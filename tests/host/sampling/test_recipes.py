@@ -1,5 +1,7 @@
 """Each preset gives the levels, the reading, the sampler and the guidance that its source names; files speak for themselves."""
 
+import types
+
 import pytest
 import torch
 from comfyui_fewstep.commands.embedded import import_host
@@ -7,7 +9,10 @@ from safetensors.torch import save_file
 
 import_host()
 
+import comfy.model_base
+import comfy.model_sampling
 import comfy.samplers
+import comfy.supported_models
 import folder_paths
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits_model
@@ -16,7 +21,8 @@ from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.samplers.presets import PRESETS
 from comfyui_fewstep.samplers.recipe import Recipe
 from test_guidance_distilled import advanced, guided_model
-from test_sampling import draw, model_of
+from test_sampling import draw, model_of, schedule
+from test_schedules_of_kinds import sampling
 
 PROMPT = digits_model.prompt("1234")
 SPACED = {n: [round(1000 - 1000 * k / n) - 1 for k in range(n)] for n in (1, 2, 4, 8)}
@@ -49,8 +55,9 @@ TIMESTEPS = {
     **{f"PCM small-CFG LoRA, {n} steps": LCM[n] for n in (2, 4, 8, 16)},
     **{f"PCM normal-CFG LoRA, {n} steps": LCM[n] for n in (4, 8, 16)},
     "PCM LCM-like LoRA, 4 steps": LCM[4],
+    **{f"{kind}-Turbo, {n} steps (model card's list)": SPACED[n] for kind in ("SD", "SDXL") for n in (2, 4)},
 }
-# The demo model's own shift is 1.
+# The demo model's own shift is 1. Flow lists as diffusers' FlowMatchEulerDiscreteScheduler and the sources compute them.
 SIGMAS = {
     "FLUX.1 schnell, 1 step": [1.0],
     "FLUX.1 schnell, 4 steps": [1.0, 0.75, 0.5, 0.25],
@@ -58,12 +65,46 @@ SIGMAS = {
     "Hyper-FLUX LoRA, 16 steps": [1 - k / 16 for k in range(16)],
     "Qwen-Image-Lightning, 4 steps": [1.0, 0.9, 0.75, 0.5],
     "Qwen-Image-Lightning, 8 steps": [1.0, 0.954545, 0.9, 0.833333, 0.75, 0.642857, 0.5, 0.3],
-    "LTX-Video distilled, 8 steps": [1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875],
+    **{
+        name: [1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875]
+        for name in (
+            "LTX-Video distilled, 8 steps",
+            "LTX-2 or 2.3 distilled, stage 1, 8 steps",
+            "LTX-2.5 distilled, stage 1, 8 steps",
+        )
+    },
+    "LTX-2 or 2.3 distilled, stage 2, 3 steps": [0.909375, 0.725, 0.421875],
+    "LTX-2.5 distilled, stage 2, 3 steps": [0.909375, 0.725, 0.421875],
+    "MiniMax H3 Turbo LoRA, 4 steps": [1.0, 0.947368, 0.857143, 0.666667],
+    "MiniMax H3 Turbo LoRA, 8 steps": [1.0, 0.976744, 0.947368, 0.909091, 0.857143, 0.782609, 0.666667, 0.461538],
+    "MiniMax H3 Turbo LoRA, 8 steps (shift 12, ComfyUI's templates)": [
+        *(1.0, 0.988235, 0.972973, 0.952381, 0.923077, 0.878049, 0.8, 0.631579)
+    ],
+    "Z-Image-Turbo, 8 steps": [1.0, 0.954545, 0.9, 0.833333, 0.75, 0.642857, 0.5, 0.3],
+    "ACE-Step 1.5 turbo, 8 steps": [1.0, 0.954545, 0.9, 0.833333, 0.75, 0.642857, 0.5, 0.3],
+    "Wan 2.1 or 2.2 lightx2v, 4 steps": [1.0, 0.9375, 0.833333, 0.625],
+    "FastWan, 3 steps": [1.0, 0.757, 0.522],
+    "Krea 2 Turbo, 8 steps": [1.0, 0.956724, 0.904531, 0.840349, 0.759511, 0.654567, 0.512844, 0.310901],
+    "Qwen-Image-Lightning, 4 steps (shift 3.1, ComfyUI's templates)": [1.0, 0.902913, 0.756098, 0.508197],
+    "Qwen-Image-Lightning, 8 steps (shift 3.1, ComfyUI's templates)": [
+        *(1.0, 0.955947, 0.902913, 0.837838, 0.756098, 0.650350, 0.508197, 0.306931)
+    ],
+    "Qwen-Image 2.1 Turbo, 8 steps": [1.0, 0.978453, 0.95418, 0.926626, 0.89508, 0.845148, 0.704534, 0.414568],
+    "FLUX.2 klein, 4 steps": [1.0, 0.967384, 0.908144, 0.7672],
+    "FLUX.2 dev Turbo LoRA, 8 steps": [1.0, 0.6509, 0.4374, 0.2932, 0.1893, 0.1108, 0.0495, 0.00031],
+    "Stable Audio 3, 8 steps": [1.0, 0.994376, 0.98448, 0.957912, 0.890903, 0.745547, 0.512497, 0.273885],
+    "SD3.5-Large-Turbo, 4 steps": [1.0, 0.857692, 0.602151, 0.008929],
 }
 WITH_CFG = {"Hyper-SD CFG": 5.0, "PCM normal-CFG": 7.5}
 
 
 def model_for(name):
+    if PRESETS[name].audio_shift is not None:
+        if not hasattr(comfy.model_sampling, "ModelSamplingAV"):
+            pytest.skip("this host has no models of pictures and sound")
+        model = model_of("FLOW")
+        model.add_object_patch("model_sampling", sampling("ModelSamplingAV", "CONST"))
+        return model
     if PRESETS[name].family is NoiseFamily.FLOW:
         return guided_model(kind="FLOW") if PRESETS[name].guidance_scale else model_of("FLOW")
     return model_of("EPS")
@@ -75,8 +116,7 @@ def test_a_recipe_is_complete_and_runs(name):
         model_for(name), name, positive=PROMPT, negative=digits_model.prompt("")
     )
     if name in SIGMAS:
-        # the table of a flow model has 1000 levels: trailing is exact to half of one
-        torch.testing.assert_close(sigmas[:-1], torch.tensor(SIGMAS[name]), atol=6e-4, rtol=0.0)
+        torch.testing.assert_close(sigmas[:-1], torch.tensor(SIGMAS[name]), atol=1e-6, rtol=0.0)
     else:
         table = host.models.noise_levels(host.models.model_sampling_of(model))
         assert torch.equal(sigmas[:-1], table[TIMESTEPS[name]])
@@ -90,6 +130,88 @@ def test_a_recipe_is_complete_and_runs(name):
         assert torch.equal(drawn, draw(model, sampler, sigmas, seed=3)), (
             "the guider is what SamplerCustom does at cfg 1"
         )
+
+
+OF_CLASS = {
+    "Flux": ("Flux", "ModelSamplingFlux"),
+    "Flux2": ("Flux2", "ModelSamplingFlux"),
+    "QwenImage": ("QwenImage", "ModelSamplingFlux"),
+    "Krea2": ("Krea2", "ModelSamplingFlux"),
+    "LTXV": ("LTXV", "ModelSamplingFlux"),
+    "LTXAV": ("LTXAV", "ModelSamplingFlux"),
+    "MiniMaxH3": ("MiniMaxH3", "ModelSamplingAV"),
+    "Lumina2": ("ZImage", "ModelSamplingDiscreteFlow"),
+    "WAN21": ("WAN21_T2V", "ModelSamplingDiscreteFlow"),
+    "ACEStep15": ("ACEStep15", "ModelSamplingDiscreteFlow"),
+    "StableAudio3": ("StableAudio3", "ModelSamplingDiscreteFlow"),
+    "SD3": ("SD3", "ModelSamplingDiscreteFlow"),
+}
+"""The host's configuration of a family, and the kind of noise levels that it gives its models."""
+
+
+@pytest.mark.parametrize("name", [name for name in SIGMAS if PRESETS[name].models])
+def test_the_list_is_published_on_the_familys_own_levels(name):
+    """Whatever shift, multiplier and length of table the host gives the family."""
+    own = PRESETS[name].models[0]
+    config, kind = OF_CLASS[own]
+    if not hasattr(comfy.model_base, own) or not hasattr(comfy.supported_models, config):
+        pytest.skip("this host has no such models")
+    settings = types.SimpleNamespace(sampling_settings=getattr(comfy.supported_models, config).sampling_settings)
+    made = type("ModelSampling", (getattr(comfy.model_sampling, kind), comfy.model_sampling.CONST), {})(settings)
+    if own == "Flux":  # schnell's shift, which a checkpoint of dev's does not have
+        made.set_parameters(shift=0.0)
+    sigmas = recipes.preset_levels(made, PRESETS[name])
+    torch.testing.assert_close(sigmas[:-1], torch.tensor(SIGMAS[name]), atol=1e-6, rtol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "shift"), [("Z-Image-Turbo, 8 steps", 3.0), ("Wan 2.1 or 2.2 lightx2v, 4 steps", 5.0)]
+)
+def test_a_template_and_its_recipe_draw_the_same(name, shift):
+    """The host's shift node, euler and simple."""
+    model = model_of("FLOW")
+    model.add_object_patch("model_sampling", sampling("ModelSamplingDiscreteFlow", "CONST", shift=shift))
+    theirs = comfy.samplers.simple_scheduler(host.models.model_sampling_of(model), PRESETS[name].steps)
+    _, sampler, sigmas, *_ = recipes.ApplyRecipe().apply(model_of("FLOW"), name)
+    torch.testing.assert_close(sigmas, theirs, atol=1e-6, rtol=0.0)
+    drawn = draw(model, comfy.samplers.sampler_object("euler"), theirs)
+    torch.testing.assert_close(draw(model, sampler, sigmas), drawn, atol=1e-4, rtol=1e-4)
+
+
+def test_a_recipe_of_pictures_and_sound_sets_both_shifts():
+    name = "MiniMax H3 Turbo LoRA, 4 steps"
+    given = model_for(name)
+    model, *_ = recipes.ApplyRecipe().apply(given, name)
+    patched = host.models.model_sampling_of(model)
+    assert (patched.shift, patched.audio_shift) == (6.0, 3.0)
+    told = model.model_options["transformer_options"]
+    assert (told["minimax_h3_sigma_shift_video"], told["minimax_h3_sigma_shift_audio"]) == (6.0, 3.0)
+    assert host.models.model_sampling_of(given) is not patched
+    assert "minimax_h3_sigma_shift_video" not in given.model_options["transformer_options"]
+    with pytest.raises(ValueError, match="the connected model has none for sound"):
+        recipes.ApplyRecipe().apply(model_of("FLOW"), name)
+
+
+@pytest.mark.parametrize(("own", "said"), [("WAN21", "a WAN21"), ("Flux2", "a Flux2")])
+def test_a_recipe_of_another_family_is_refused_by_name(own, said):
+    model = model_of("FLOW")
+    base = type(own, (type(model.model),), {})
+    model.model.__class__ = type("MadeOfIt", (base,), {})
+    with pytest.raises(
+        ValueError, match=f"'FLUX.1 schnell, 4 steps' is for .*class Flux, but the connected model is {said}"
+    ):
+        recipes.ApplyRecipe().apply(model, "FLUX.1 schnell, 4 steps")
+    mine = {"WAN21": "Wan 2.1 or 2.2 lightx2v, 4 steps", "Flux2": "FLUX.2 klein, 4 steps"}[own]
+    recipes.ApplyRecipe().apply(model, mine)
+
+
+def test_flux2_klein_takes_the_size_of_the_picture():
+    model, name = model_of("FLOW"), "FLUX.2 klein, 4 steps"
+    _, _, typed, *_ = recipes.ApplyRecipe().apply(model, name, width=512, height=768)
+    latent = {"samples": torch.zeros(1, 128, 48, 32)}
+    _, _, linked, *_ = recipes.ApplyRecipe().apply(model, name, latent=latent)
+    torch.testing.assert_close(typed, schedule(model, "flux2", 4, width=512, height=768))
+    assert torch.equal(typed, linked)
 
 
 def test_every_preset_is_compared_with_its_published_list():

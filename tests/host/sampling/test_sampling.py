@@ -1,5 +1,7 @@
 """The samplers and schedules against the host's own, in this process, for every kind of model."""
 
+import inspect
+
 import pytest
 import torch
 from comfyui_fewstep.commands.embedded import import_host
@@ -9,16 +11,17 @@ import_host()
 import comfy.k_diffusion.sampling
 import comfy.model_base as model_base
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits_model
-from comfyui_fewstep.nodes.sampling import samplers
+from comfyui_fewstep.nodes.sampling import samplers, schedules
 from comfyui_fewstep.samplers.few_step import sample_ancestral, sample_few_step
 
 KINDS = ["EPS", "V_PREDICTION", "EDM", "FLOW"]
 CPU = torch.device("cpu")
-MENU = ["fewstep_lcm", "fewstep_lightning", "fewstep_tcd", "fewstep_consistency"]
+MENU = ["fewstep_lcm", "fewstep_lightning", "fewstep_tcd", "fewstep_ancestral", "fewstep_consistency"]
 
 
 def model_of(kind):
@@ -44,7 +47,7 @@ def draw(model, sampler, sigmas, *, count=4, latent=None, mask=None, seed=7):
 
 
 def schedule(model, name="trailing", steps=5, **options):
-    return samplers.Schedule().make(model, name, steps, **options)[0]
+    return schedules.Schedule().make(model, name, steps, **options)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -88,12 +91,13 @@ def test_ancestral_is_the_hosts_euler_ancestral_with_the_same_noise(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("make", ["LCMSampler", "ConsistencySampler", "TCDSampler"])
+@pytest.mark.parametrize("make", ["LCMSampler", "ConsistencySampler", "TCDSampler", "AncestralSampler"])
 def test_every_sampler_draws_with_every_kind_of_model(kind, make):
     model = model_of(kind)
     options = {
         "ConsistencySampler": {"gamma": 0.5, "s_noise": 1.0, "sigma_min": 0.0, "unit_variance_start": False},
         "TCDSampler": {"eta": 0.3},
+        "AncestralSampler": {"eta": 1.0, "s_noise": 1.0},
     }.get(make, {})
     (sampler,) = getattr(samplers, make)().make(**options)
     sigmas = schedule(model)
@@ -175,7 +179,7 @@ def test_flow_schedules_bend_with_shift():
         ("EPS", "dmd2", 2, {}, "steps is 2"),
         ("EPS", "timesteps", 4, {}, "give at least one"),
         ("EPS", "timesteps", 4, {"values": "999, fast"}, "values is '999, fast'"),
-        ("EPS", "timesteps", 4, {"values": "1000"}, "timestep 1000"),
+        ("EPS", "timesteps", 4, {"values": "1001, 500"}, "timestep 1001"),
         ("EPS", "timesteps", 4, {"values": "500.5"}, "whole numbers"),
         ("EPS", "timesteps", 4, {"values": "1, 999"}, "must fall"),
         ("EPS", "sigmas", 4, {"values": "14, -1"}, "none of them negative"),
@@ -190,7 +194,8 @@ def test_bad_schedules_are_named(kind, name, steps, options, said):
 
 def test_the_stock_menu_has_ours_and_lost_nothing():
     before = list(comfy.samplers.KSampler.SAMPLERS)
-    samplers.add_to_menus()
+    samplers.add_to_menu()
+    schedules.add_to_menu()
     assert before == comfy.samplers.KSampler.SAMPLERS, "a second time adds nothing"
     assert {*MENU, "fewstep_guidance_distilled", "fewstep_guidance_distilled_lcm", "euler", "lcm"} <= set(before)
     assert len(before) == len(set(before))
@@ -199,9 +204,14 @@ def test_the_stock_menu_has_ours_and_lost_nothing():
 @pytest.mark.parametrize("name", MENU)
 @torch.inference_mode()
 def test_the_stock_ksampler_takes_ours(name):
-    model, noise, prompt = model_of("V_PREDICTION"), noise_of(), digits_model.prompt("1234")
+    models, noise, prompt = (
+        {kind: model_of(kind) for kind in ("V_PREDICTION", "FLOW")},
+        noise_of(),
+        digits_model.prompt("1234"),
+    )
     schedulers = ["simple"] + [s for s in comfy.samplers.KSampler.SCHEDULERS if s.startswith("fewstep_")]
     for scheduler in schedulers:
+        model = models["FLOW" if scheduler in ("fewstep_twice_shifted", "fewstep_log_snr") else "V_PREDICTION"]
         drawn = comfy.sample.sample(
             model, noise, 4, 1.0, name, scheduler, prompt, prompt, torch.zeros_like(noise), disable_pbar=True, seed=1
         )
@@ -216,3 +226,121 @@ def test_the_stock_menus_refuse_a_schedule_of_another_family(name):
     sampling_of_flow = host.models.model_sampling_of(model_of("FLOW"))
     with pytest.raises(ValueError, match=f"the {name} schedule is for eps-, v- and x0-models; this is a flow model"):
         comfy.samplers.calculate_sigmas(sampling_of_flow, f"fewstep_{name}", 4)
+
+
+# --- the rules of re-noising ---------------------------------------------------------------------------------------------
+
+
+def renoised(model, function, theirs, *, steps=5, **options):
+    """What ours and the host's draw with the same fresh noises."""
+    fresh = [noise_of(seed=10 + i) for i in range(steps)]
+    drawn = []
+    for each in (host.models.sampler_function(function, **options.pop("ours", {})), theirs):
+        draws = iter(fresh)
+        given = {"noise_sampler": lambda *_, draws=draws: next(draws).clone(), **options}
+        drawn.append(draw(model, comfy.samplers.KSAMPLER(each, extra_options=given), schedule(model, steps=steps)))
+    return drawn
+
+
+@pytest.mark.skipif(not hasattr(comfy.k_diffusion.sampling, "sample_euler_ancestral_RF"), reason="not of this host")
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_ancestral_is_the_hosts_at_every_eta(kind, eta):
+    ours, theirs = renoised(
+        model_of(kind), sample_ancestral, comfy.k_diffusion.sampling.sample_euler_ancestral, eta=eta, s_noise=0.9
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not hasattr(comfy.k_diffusion.sampling, "sample_euler_ancestral_RF"), reason="not of this host")
+@pytest.mark.parametrize("rule", ["lcm", "euler_ancestral"])
+def test_fresh_noise_has_the_models_scale(rule):
+    """HiDream-O1's kind calls noise of deviation 8 noise of 1; unscaled, a second step would see an eighth of its level."""
+    model = model_of("FLOW")
+    host.models.model_sampling_of(model).set_noise_scale(8.0)
+    function, options = (sample_few_step, {"gamma": 1.0}) if rule == "lcm" else (sample_ancestral, {})
+    ours, theirs = renoised(model, function, getattr(comfy.k_diffusion.sampling, f"sample_{rule}"), ours=options)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(
+    "noise_clip_std" not in inspect.signature(comfy.k_diffusion.sampling.sample_lcm).parameters,
+    reason="not of this host",
+)
+@pytest.mark.parametrize("kind", ["EPS", "FLOW"])
+def test_noise_that_changes_over_the_steps_is_the_hosts(kind):
+    """SamplerLCM: from s_noise to s_noise_end, clipped. One sample, since ours clips each by its own deviation."""
+    model, fresh = model_of(kind), [noise_of(1, seed=10 + i) for i in range(5)]
+    drawn = []
+    for function, clip in (
+        (host.models.sampler_function(sample_few_step, gamma=1.0, noise_clip=1.5), {}),
+        (comfy.k_diffusion.sampling.sample_lcm, {"noise_clip_std": 1.5}),
+    ):
+        draws = iter(fresh)
+        options = {
+            "noise_sampler": lambda *_, draws=draws: next(draws).clone(),
+            "s_noise": 1.1,
+            "s_noise_end": 0.7,
+            **clip,
+        }
+        drawn.append(draw(model, comfy.samplers.KSAMPLER(function, extra_options=options), schedule(model), count=1))
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-5, atol=1e-5)
+
+
+def test_the_consistency_node_passes_its_noise_on(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(host.models, "sampler", lambda function, **options: seen.update(options))
+    node = samplers.ConsistencySampler()
+    node.make(gamma=1.0, s_noise=0.9)
+    assert seen["s_noise_end"] is None
+    node.make(gamma=1.0, s_noise=0.9, s_noise_end=0.0, noise_clip=2.5)
+    assert (seen["s_noise_end"], seen["noise_clip"]) == (0.0, 2.5)
+
+
+def test_a_picture_to_start_from_keeps_its_share_at_unit_variance():
+    """Only the sample that begins from noise alone is scaled; the other is latent + sigma * noise, as the host made it."""
+    model, seen = model_of("EPS"), []
+
+    def spy(inner, x, sigmas, extra_args=None, callback=None, disable=None, *, family):
+        seen.append(x)
+        return x
+
+    latent = noise_of(2, seed=3)
+    latent[1] = 0.0
+    sigmas = schedule(model, "dmd2", 1)
+    draw(model, host.models.sampler(spy, unit_variance_start=True), sigmas, count=2, latent=latent)
+    inside = model.model.process_latent_in(latent)
+    torch.testing.assert_close(seen[0][0], inside[0] + sigmas[0] * noise_of(2)[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(seen[0][1], (1 + sigmas[0] ** 2) ** 0.5 * noise_of(2)[1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_kind_that_means_something_else_is_refused_by_name():
+    """The host's img_to_img_flow derives from CONST, but its latent is the input itself, and it takes no noise."""
+
+    class IMG_TO_IMG_FLOW(comfy.model_sampling.CONST):  # noqa: N801 (the host's name)
+        def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+            return latent_image
+
+    model = model_of("FLOW")
+    sampling = type("ModelSampling", (comfy.model_sampling.ModelSamplingDiscreteFlow, IMG_TO_IMG_FLOW), {})()
+    model.add_object_patch("model_sampling", sampling)
+    said = r"\(ModelSamplingDiscreteFlow, .*IMG_TO_IMG_FLOW.*\) derives from flow but mixes noise in otherwise"
+    with pytest.raises(ValueError, match=said):
+        schedule(model)
+    with pytest.raises(ValueError, match=said):
+        draw(model, samplers.LCMSampler().make()[0], torch.tensor([1.0, 0.5, 0.0]))
+
+
+def test_ours_stand_in_the_menus_whatever_pack_came_before(monkeypatch):
+    """Another pack may have put a list of its own in the place of either of the host's two."""
+    for menu in ("SAMPLER", "SCHEDULER"):
+        others = [name for name in getattr(comfy.samplers.KSampler, f"{menu}S") if not name.startswith("fewstep_")]
+        monkeypatch.setattr(comfy.samplers.KSampler, f"{menu}S", [*others, "another pack's"])
+        monkeypatch.setattr(comfy.samplers, f"{menu}_NAMES", list(others))
+    samplers.add_to_menu()
+    schedules.add_to_menu()
+    wanted = {"SAMPLER": "fewstep_lcm", "SCHEDULER": "fewstep_turbo"}
+    for menu, name in wanted.items():
+        if menu == "SAMPLER" or hasattr(comfy.samplers, "SCHEDULER_HANDLERS"):
+            assert getattr(comfy.samplers.KSampler, f"{menu}S").count(name) == 1
+            assert getattr(comfy.samplers, f"{menu}_NAMES").count(name) == 1

@@ -2,8 +2,21 @@ import numpy as np
 import pytest
 import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
-from comfyui_fewstep.samplers.schedules import lcm_timesteps, timesteps_to_sigmas, trailing_sigmas, trailing_timesteps
-from diffusers import EulerDiscreteScheduler, LCMScheduler
+from comfyui_fewstep.samplers.schedules import (
+    Levels,
+    even_shares,
+    even_sigmas,
+    flux2_mu,
+    lcm_timesteps,
+    log_snr_shares,
+    shifted_sigmas,
+    timestep_shares,
+    timesteps_to_sigmas,
+    trailing_sigmas,
+    trailing_timesteps,
+    twice_shifted_sigmas,
+)
+from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
 from gaussian import table
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -76,8 +89,91 @@ def test_a_schedule_falls_to_zero():
         (lambda: lcm_timesteps(4, original_steps=0), "original_steps is 0"),
         (lambda: lcm_timesteps(1, strength=0.01), "leaves no step"),
         (lambda: timesteps_to_sigmas([50], table=torch.ones(50)), "timestep 50"),
+        (lambda: timestep_shares([1001, 500]), "timestep 1001"),
+        (lambda: even_shares(0), "steps is 0"),
     ],
 )
 def test_bad_input_is_named(make, named):
     with pytest.raises(ValueError, match=named):
         make()
+
+
+# --- flow models: the formula, not the table ---------------------------------------------------------------------------
+
+
+def flow(shift, *, length=1000):
+    """Levels of a flow model of that shift."""
+    return Levels(
+        table=shifted_sigmas(table(NoiseFamily.FLOW, length), shift=shift),
+        flow=lambda shares: shifted_sigmas(shares, shift=shift),
+    )
+
+
+def diffusers_flow(steps, *, sigmas=None, **config):
+    scheduler = FlowMatchEulerDiscreteScheduler(**config)
+    given = {} if sigmas is None else {"sigmas": sigmas}
+    scheduler.set_timesteps(None if given else steps, **given)
+    return scheduler.sigmas
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("shift", [1.0, 3.0, 12.0])
+@pytest.mark.parametrize("length", [1000, 10000])
+def test_even_steps_of_flow_models_equal_diffusers(steps, shift, length):
+    theirs = diffusers_flow(steps, sigmas=np.linspace(1.0, 1.0 / steps, steps).tolist(), shift=shift)
+    torch.testing.assert_close(even_sigmas(steps, levels=flow(shift, length=length)), theirs, atol=2e-7, rtol=0)
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("shift", [1.0, 3.0, 6.0])
+def test_the_twice_shifted_list_is_diffusers_own(steps, shift):
+    theirs = diffusers_flow(steps, shift=shift)
+    torch.testing.assert_close(twice_shifted_sigmas(steps, levels=flow(shift)), theirs, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "steps", "mu"),
+    [
+        (256, 4, 1.965567161408539),
+        (1024, 8, 2.0021041861550484),
+        (1024, 200, 0.6299991400000002),
+        (4096, 1, 2.3086469856581564),
+        (4096, 4, 2.291179894115571),
+        (4096, 50, 2.0233511571292637),
+        (4300, 4, 2.3084780705406316),
+        (4301, 4, 1.18469693),
+        (16384, 50, 3.22998634),
+    ],
+)
+def test_flux2s_mu_equals_diffusers(tokens, steps, mu):
+    """What compute_empirical_mu of diffusers' Flux2Pipeline returns."""
+    assert flux2_mu(steps, tokens=tokens) == pytest.approx(mu, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("made", "published"),
+    [
+        (twice_shifted_sigmas(4, levels=flow(3.0)), [1.0, 0.8577, 0.6022, 0.0089, 0.0]),  # SD3.5-Large-Turbo
+        (log_snr_shares(8), [1.0, 0.9944, 0.9845, 0.9579, 0.8909, 0.7455, 0.5125, 0.2739, 0.0]),  # Stable Audio 3
+        (even_sigmas(8, levels=flow(3.0)), [1.0, 0.9545, 0.9, 0.8333, 0.75, 0.6429, 0.5, 0.3, 0.0]),  # ACE-Step 1.5
+        (shifted_sigmas(even_shares(4), shift=5.0), [1.0, 0.9375, 0.8333, 0.625, 0.0]),  # Wan2.2-Lightning
+    ],
+)
+def test_published_lists_of_flow_models(made, published):
+    torch.testing.assert_close(made.double(), torch.tensor(published, dtype=torch.float64), atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("length", [1000, 10000])
+@pytest.mark.parametrize("family", list(NoiseFamily))
+@pytest.mark.parametrize("timesteps", [[999, 749, 499, 249], [1000, 750, 500, 250]])
+def test_timesteps_are_thousandths_of_every_table(length, family, timesteps):
+    levels = flow(1.0, length=length) if family is NoiseFamily.FLOW else Levels(table=table(family, length))
+    quarters = levels.table[[length - 1, length * 3 // 4 - 1, length // 2 - 1, length // 4 - 1]]
+    made = levels.at(timestep_shares(timesteps))
+    assert torch.equal(made, torch.cat([quarters, torch.zeros(1)]))
+
+
+def test_between_two_levels_of_a_table_the_level_is_log_linear():
+    levels = Levels(table=torch.tensor([0.5, 2.0, 8.0]))
+    made = levels.at(torch.tensor([1.0, 5 / 6, 2 / 3, 0.5, 1 / 3, 0.1, 0.0]))
+    torch.testing.assert_close(made, torch.tensor([8.0, 4.0, 2.0, 1.0, 0.5, 0.5, 0.0]))
