@@ -113,15 +113,16 @@ def spread(sigma, family):
 
 
 @pytest.mark.parametrize(
-    ("teacher", "student", "distance"),
+    ("teacher", "student", "distance", "iterations", "rate"),
     first_then_thorough(
-        [("x0", "as_teacher", "squared"), ("flow", "as_teacher", "pseudo_huber")],
-        [(*pair, distance) for pair in KINDS for distance in ("squared", "pseudo_huber")],
+        [("x0", "as_teacher", "squared", 120, 0.15), ("flow", "as_teacher", "pseudo_huber", 120, 0.15)],
+        [(*pair, distance, 400, 0.05) for pair in KINDS for distance in ("squared", "pseudo_huber")],
     ),
 )
-def test_a_student_from_scratch_is_the_papers_at_every_level(teacher, student, distance, tmp_path):
+def test_a_student_from_scratch_is_the_papers_at_every_level(teacher, student, distance, iterations, rate, tmp_path):
     """To 0.01, data of deviation 0.5. The optimum of either distance is the target itself."""
-    method, full = distilled(tmp_path, teacher=teacher, student=student, distance=distance)
+    training = {"distance": distance, "iterations": iterations, "learning_rate": rate}
+    method, full = distilled(tmp_path, teacher=teacher, student=student, **training)
     fine = method._finest
     for k in range(0, 8, 2):
         x = spread(fine[k], method.family)
