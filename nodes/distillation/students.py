@@ -293,6 +293,7 @@ def student_of(
     if isinstance(options, FullWeights):  # the teacher is a second copy: later stages replace its weights
         copies = [_copy(model, scale_input) for _ in range(2)]
         with (
+            host.backward.possible(),
             host.precision.computing_in(copies[0], precision),
             host.precision.computing_in(copies[1], precision),
             memory(copies[0].diffusion_model),
@@ -305,9 +306,10 @@ def student_of(
             )
         return
     with (
+        host.backward.possible(),
         host.training.shared_network(model) as network,
         host.precision.computing_in(network, precision),
-        Adapters(network.diffusion_model, options) as adapters,
+        Adapters(network.diffusion_model, options, device=model.load_device) as adapters,
         memory(network.diffusion_model),
     ):
         yield LoRAStudent(

@@ -25,7 +25,9 @@ from ...samplers.noise import Denoiser
 from ...trainers.data.batches import Condition
 from ...trainers.storage.files import writing
 from ...trainers.students.adapters import lora_file, nearest, product
+from .backward import ATTENTION_OVERRIDE, attention
 from .guidance import COND_PROJ, embedding_of, taking_scale
+from .lending import lent_again
 from .models import Conditioning, model_sampling_of, prediction_type, read_as
 
 Network = Any
@@ -175,7 +177,8 @@ def loaded(model: Any) -> Network:
     refused = [key for key in _UNSUPPORTED_MODEL_OPTIONS if model.model_options.get(key)]
     if refused:
         raise ValueError(f"the MODEL carries {', '.join(refused)}, which training does not support; remove that node.")
-    _load(model)
+    with torch.inference_mode():  # as nodes do: a quantised model loaded otherwise cannot be unloaded
+        _load(model)
     return model.model
 
 
@@ -209,10 +212,11 @@ def memory_given_back() -> Iterator[None]:
 
 @contextmanager
 def shared_network(model: Any) -> Iterator[Network]:
-    """The MODEL's own network as wired, its weights as tensors that autograd may see, without a copy.
+    """The MODEL's own network as wired, as autograd may see it, without a copy and whatever holds its weights.
 
-    The host makes weights under inference mode, and autograd refuses to save such tensors. Inside, every weight stands
-    behind an ordinary tensor on the same memory; on leaving, the host's own objects are back in their places.
+    The host makes weights under inference mode, and autograd refuses to save such tensors. Inside, every plain one stands
+    behind an ordinary tensor on the same memory, and layers keep no weight for backward (see lending); on leaving, the host's
+    own objects are back in their places.
     """
     network = loaded(model)
     held = [
@@ -225,17 +229,21 @@ def shared_network(model: Any) -> Iterator[Network]:
     try:
         for slots, name, value in held:
             slots[name] = _same_memory(value)
-        yield network
+        with lent_again(network.diffusion_model):
+            yield network
     finally:
         for slots, name, value in held:
             slots[name] = value
 
 
 def _same_memory(value: Tensor) -> Tensor:
+    """With what the host wrote on the tensor, such as the type that it means to compute in."""
     with torch.inference_mode(False):
         alias = torch.empty(0, dtype=value.dtype, device=value.device)
         alias.set_(value.untyped_storage(), value.storage_offset(), value.size(), value.stride())
-    return torch.nn.Parameter(alias, requires_grad=False) if isinstance(value, torch.nn.Parameter) else alias
+        alias = torch.nn.Parameter(alias, requires_grad=False) if isinstance(value, torch.nn.Parameter) else alias
+    alias.__dict__.update(value.__dict__)
+    return alias
 
 
 def model_from(network: Network, *, like: Any) -> Any:
@@ -261,7 +269,7 @@ def as_denoiser(network: Network, *, model: Any = None, prediction: str | None =
 
     def denoiser(x: Tensor, sigma: Tensor, guidance_scale: Tensor | None = None, **condition: Tensor) -> Tensor:
         # a fresh copy: the host's blocks write their position into it
-        mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1]}
+        mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1], ATTENTION_OVERRIDE: attention}
         with _sampling(network, reading), taking_scale(network, guidance_scale):
             return network.apply_model(x, sigma, transformer_options=mine, **condition)
 
