@@ -25,6 +25,7 @@ from ...samplers.noise import Denoiser
 from ...trainers.data.batches import Condition
 from ...trainers.storage.files import writing
 from ...trainers.students.adapters import lora_file, nearest, product
+from .aliases import aliased, renew
 from .backward import ATTENTION_OVERRIDE, attention
 from .guidance import COND_PROJ, embedding_of, taking_scale
 from .lending import lent_again
@@ -179,6 +180,7 @@ def loaded(model: Any) -> Network:
         raise ValueError(f"the MODEL carries {', '.join(refused)}, which training does not support; remove that node.")
     with torch.inference_mode():  # as nodes do: a quantised model loaded otherwise cannot be unloaded
         _load(model)
+    renew(model.model)
     return model.model
 
 
@@ -214,36 +216,11 @@ def memory_given_back() -> Iterator[None]:
 def shared_network(model: Any) -> Iterator[Network]:
     """The MODEL's own network as wired, as autograd may see it, without a copy and whatever holds its weights.
 
-    The host makes weights under inference mode, and autograd refuses to save such tensors. Inside, every plain one stands
-    behind an ordinary tensor on the same memory, and layers keep no weight for backward (see lending); on leaving, the host's
-    own objects are back in their places.
+    Inside, plain weights stand behind aliases, and layers keep no weight for backward (see lending).
     """
     network = loaded(model)
-    held = [
-        (slots, name, value)
-        for module in network.modules()
-        for slots in (module._parameters, module._buffers)
-        for name, value in slots.items()
-        if type(value) in (Tensor, torch.nn.Parameter)
-    ]
-    try:
-        for slots, name, value in held:
-            slots[name] = _same_memory(value)
-        with lent_again(network.diffusion_model):
-            yield network
-    finally:
-        for slots, name, value in held:
-            slots[name] = value
-
-
-def _same_memory(value: Tensor) -> Tensor:
-    """With what the host wrote on the tensor, such as the type that it means to compute in."""
-    with torch.inference_mode(False):
-        alias = torch.empty(0, dtype=value.dtype, device=value.device)
-        alias.set_(value.untyped_storage(), value.storage_offset(), value.size(), value.stride())
-        alias = torch.nn.Parameter(alias, requires_grad=False) if isinstance(value, torch.nn.Parameter) else alias
-    alias.__dict__.update(value.__dict__)
-    return alias
+    with aliased(network), lent_again(network.diffusion_model):
+        yield network
 
 
 def model_from(network: Network, *, like: Any) -> Any:
