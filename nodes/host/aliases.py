@@ -24,7 +24,7 @@ class Aliases:
         """
         for slots, name, value in list(self._slots()):
             if type(value) in (Tensor, nn.Parameter) and id(value) not in self._own:
-                alias = _same_memory(value)
+                alias = same_memory(value)
                 self._own[id(alias)] = (alias, value)
                 slots[name] = alias
 
@@ -64,8 +64,8 @@ def renew(network: nn.Module) -> None:
         _present[id(network)].put()
 
 
-def _same_memory(value: Tensor) -> Tensor:
-    """With what the host wrote on the tensor, such as the type that it means to compute in."""
+def same_memory(value: Tensor) -> Tensor:
+    """A tensor that autograd may save, with what the host wrote on it, such as the type that it means to compute in."""
     with torch.inference_mode(False):
         alias = torch.empty(0, dtype=value.dtype, device=value.device)
         alias.set_(value.untyped_storage(), value.storage_offset(), value.size(), value.stride())

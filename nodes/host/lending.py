@@ -60,9 +60,12 @@ def _gradient_of(layer: Any) -> Gradient | None:
 
 def _forward(layer: Any, own: Forward, gradient: Gradient, *args: Any, **kwargs: Any) -> Any:
     x = args[0] if args else kwargs.get("input")
-    if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled() and len(args) + len(kwargs) == 1:
+    if len(args) + len(kwargs) > 1 or not isinstance(x, Tensor) or not torch.is_grad_enabled():
+        return own(*args, **kwargs)
+    if x.requires_grad:
         return _Frozen.apply(x, layer, own, gradient)  # type: ignore[no-untyped-call]
-    return own(*args, **kwargs)
+    with torch.no_grad():
+        return own(x)
 
 
 class _Frozen(torch.autograd.Function):

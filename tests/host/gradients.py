@@ -1,6 +1,10 @@
 """Gradients of a LoRA on the host's networks beside those of an ordinary float32 network of the same weights."""
 
 import torch
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import students
 from comfyui_fewstep.trainers.data import batches

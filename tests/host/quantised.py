@@ -26,7 +26,7 @@ def tiny(kind, form):
     plain, x, inputs = current_architectures.tiny(kind)
     architecture = current_architectures.ARCHITECTURES[kind]
     with torch.inference_mode():
-        state = dict(plain.model.diffusion_model.state_dict())
+        state = {name: value.clone() for name, value in plain.model.diffusion_model.state_dict().items()}
         for name, layer in plain.model.diffusion_model.named_modules():
             if isinstance(layer, torch.nn.Linear) and layer.in_features % 32 == 0 and layer.out_features % 32 == 0:
                 layout = QUANT_ALGOS[form]["comfy_tensor_layout"]
