@@ -65,7 +65,8 @@ def require_teacher(recorded: Recorded, model: Any, *, run: RunFolder) -> None:
 
 def teacher_sha256(model: Any) -> str:
     """Of the MODEL's weights as wired, its LoRAs and patches applied."""
-    weights = host.training.network_state_dict(host.training.loaded(model))
+    network = host.training.loaded(model)
+    weights = host.training.network_state_dict(network) | host.bypass.weights(network)
     embedding = host.guidance.embedding_of(model)
     if embedding is not None:
         weights |= {"guidance": embedding.cond_proj, "guidance_scale": torch.tensor(embedding.guidance_scale)}

@@ -137,8 +137,11 @@ class LoadStudent:
         return loaded, host.models.sampler(sample_few_step, gamma=recipe.gamma), torch.tensor(recipe.sigmas)
 
 
-def _load(model: Any, student: str) -> tuple[Any, Recipe, dict[str, str]]:
-    """(the student as a MODEL, its recipe, its file's metadata). ValueError when it does not fit the connected model."""
+def _load(model: Any, student: str, *, merged: bool = False) -> tuple[Any, Recipe, dict[str, str]]:
+    """(the student as a MODEL, its recipe, its file's metadata). ValueError when it does not fit the connected model.
+
+    merged: of with_student.
+    """
     path = folders.student_files().get(student)
     if path is None:
         raise ValueError(
@@ -155,7 +158,7 @@ def _load(model: Any, student: str) -> tuple[Any, Recipe, dict[str, str]]:
         )
     lora = metadata.get(KIND_KEY) == LORA
     try:
-        return with_student(model, tensors, lora=lora, recipe=recipe), recipe, metadata
+        return with_student(model, tensors, lora=lora, recipe=recipe, merged=merged), recipe, metadata
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{student} does not fit the connected model: {error}") from error
 
@@ -193,7 +196,7 @@ class SaveStudentCheckpoint:
 
     def save(self, model: Any, clip: Any, vae: Any, student: str, name: str) -> dict[str, Any]:
         file = folders.new_model(name, folder="checkpoints")
-        loaded, _, metadata = _load(model, student)
+        loaded, _, metadata = _load(model, student, merged=True)
         about = about_merged(metadata, kind=CHECKPOINT, title=name)
         host.training.save_checkpoint(file, loaded, clip, vae, metadata=about)
         folders.list_own_models()
@@ -235,7 +238,7 @@ class SaveStudentLoRA:
 
     def save(self, model: Any, student: str, rank: int, name: str) -> dict[str, Any]:
         file = folders.new_model(name, folder="loras")
-        loaded, _, metadata = _load(model, student)
+        loaded, _, metadata = _load(model, student, merged=True)
         if metadata[KIND_KEY] != LORA:
             raise ValueError(
                 f"{student} has full weights, with all that was wired into its teacher in them; it needs no merging."
@@ -284,6 +287,7 @@ def student_of(
     if isinstance(options, FullWeights):  # the teacher is a second copy: later stages replace its weights
         copies = [_copy(model, scale_input) for _ in range(2)]
         with (
+            host.backward.possible(),
             host.precision.computing_in(copies[0], precision),
             host.precision.computing_in(copies[1], precision),
             memory(copies[0].diffusion_model),
@@ -296,9 +300,10 @@ def student_of(
             )
         return
     with (
+        host.backward.possible(),
         host.training.shared_network(model) as network,
         host.precision.computing_in(network, precision),
-        Adapters(network.diffusion_model, options) as adapters,
+        Adapters(network.diffusion_model, options, device=model.load_device) as adapters,
         memory(network.diffusion_model),
     ):
         yield LoRAStudent(
@@ -333,14 +338,15 @@ def require_scale_input(model: Any, options: StudentOptions, scale_input: Guidan
     host.guidance.require_place(model)
 
 
-def with_student(model: Any, tensors: dict[str, Tensor], *, lora: bool, recipe: Recipe) -> Any:
+def with_student(model: Any, tensors: dict[str, Tensor], *, lora: bool, recipe: Recipe, merged: bool = False) -> Any:
     """The connected model as the student: with its LoRA, or with its weights, and read as it predicts.
 
     One that takes its guidance scale as an input is at the recipe's, until Guidance Embedding or a guider sets another.
+    merged: a LoRA goes into the weights, whatever they lose by it, as a file of them needs.
     """
     prediction = recipe.prediction_type
     if lora:
-        made = host.training.with_lora(model, tensors)
+        made = host.training.with_lora(model, tensors, merged=merged)
     else:
         network, cond_proj = _copy(model, None), host.guidance.learnt_cond_proj(tensors)
         network.diffusion_model.load_state_dict({name: value for name, value in tensors.items() if name != cond_proj})

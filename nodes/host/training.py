@@ -25,7 +25,11 @@ from ...samplers.noise import Denoiser
 from ...trainers.data.batches import Condition
 from ...trainers.storage.files import writing
 from ...trainers.students.adapters import lora_file, nearest, product
+from . import bypass
+from .aliases import aliased, renew
+from .backward import ATTENTION_OVERRIDE, attention
 from .guidance import COND_PROJ, embedding_of, taking_scale
+from .lending import lent_again
 from .models import Conditioning, model_sampling_of, prediction_type, read_as
 
 Network = Any
@@ -147,6 +151,7 @@ def trainable_copy(model: Any) -> Network:
 
     Its weights are ordinary float32 tensors, though the host made its own under inference mode.
     """
+    bypass.require_none(model)
     patches = [key for key in ("patches", "patches_replace") if _transformer_options(model).get(key)]
     if patches:
         raise ValueError(
@@ -175,7 +180,9 @@ def loaded(model: Any) -> Network:
     refused = [key for key in _UNSUPPORTED_MODEL_OPTIONS if model.model_options.get(key)]
     if refused:
         raise ValueError(f"the MODEL carries {', '.join(refused)}, which training does not support; remove that node.")
-    _load(model)
+    with torch.inference_mode():  # as nodes do: a quantised model loaded otherwise cannot be unloaded
+        _load(model)
+    renew(model.model)
     return model.model
 
 
@@ -209,33 +216,13 @@ def memory_given_back() -> Iterator[None]:
 
 @contextmanager
 def shared_network(model: Any) -> Iterator[Network]:
-    """The MODEL's own network as wired, its weights as tensors that autograd may see, without a copy.
+    """The MODEL's own network as wired, as autograd may see it, without a copy and whatever holds its weights.
 
-    The host makes weights under inference mode, and autograd refuses to save such tensors. Inside, every weight stands
-    behind an ordinary tensor on the same memory; on leaving, the host's own objects are back in their places.
+    Inside, plain weights stand behind aliases, and layers keep no weight for backward (see lending).
     """
     network = loaded(model)
-    held = [
-        (slots, name, value)
-        for module in network.modules()
-        for slots in (module._parameters, module._buffers)
-        for name, value in slots.items()
-        if type(value) in (Tensor, torch.nn.Parameter)
-    ]
-    try:
-        for slots, name, value in held:
-            slots[name] = _same_memory(value)
+    with aliased(network), bypass.over(model, lent_again(network.diffusion_model)):
         yield network
-    finally:
-        for slots, name, value in held:
-            slots[name] = value
-
-
-def _same_memory(value: Tensor) -> Tensor:
-    with torch.inference_mode(False):
-        alias = torch.empty(0, dtype=value.dtype, device=value.device)
-        alias.set_(value.untyped_storage(), value.storage_offset(), value.size(), value.stride())
-    return torch.nn.Parameter(alias, requires_grad=False) if isinstance(value, torch.nn.Parameter) else alias
 
 
 def model_from(network: Network, *, like: Any) -> Any:
@@ -261,7 +248,7 @@ def as_denoiser(network: Network, *, model: Any = None, prediction: str | None =
 
     def denoiser(x: Tensor, sigma: Tensor, guidance_scale: Tensor | None = None, **condition: Tensor) -> Tensor:
         # a fresh copy: the host's blocks write their position into it
-        mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1]}
+        mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1], ATTENTION_OVERRIDE: attention}
         with _sampling(network, reading), taking_scale(network, guidance_scale):
             return network.apply_model(x, sigma, transformer_options=mine, **condition)
 
@@ -308,14 +295,20 @@ def lora_names(model: Any, paths: Iterable[str]) -> dict[str, str]:
     return {path: names[weight] for path, weight in wanted.items()}
 
 
-def with_lora(model: Any, tensors: dict[str, Tensor]) -> Any:
-    """A clone with the tensors of a LoRA file, through the host's own loader. ValueError when it used not all of them."""
+def with_lora(model: Any, tensors: dict[str, Tensor], *, merged: bool = False) -> Any:
+    """A clone with the tensors of a LoRA file, through the host's own loader. ValueError when it used not all of them.
+
+    In its weights if merged, or where they have 16 bits and more; else beside its layers, for what was trained is what
+    comes back. See bypass.
+    """
     known = comfy.lora.model_lora_keys_unet(model.model, {})
     modules = {name.rsplit(".lora_", 1)[0].removesuffix(".alpha") for name in tensors}
     unused = sorted(modules - known.keys())
     if unused:
         raise ValueError(f"{len(unused)} of the LoRA's {len(modules)} layers are not in this model, {unused[0]} first.")
     with torch.inference_mode(False):
+        if not merged and bypass.rounds_anew(model):
+            return bypass.with_bypass(model, tensors)
         clone, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0.0)
     return clone
 
@@ -326,6 +319,7 @@ def lora_in_one(model: Any, *, rank: int) -> tuple[dict[str, Tensor], float]:
     rank: of each layer's adapter, at most. The share is of squares: 0 where all ranks together are no more than rank.
     ValueError where there is nothing to save, or something that such a file does not hold.
     """
+    bypass.require_none(model)
     changes = {key: _change(model, key) for key in model.patches}
     if not changes:
         raise ValueError("no LoRA is wired into this model, so there is nothing to save.")
@@ -343,6 +337,7 @@ def _change(model: Any, key: str) -> Tensor:
     """What the MODEL's patches add to a weight, in float32, whether the host has applied them at present or not."""
     held = model.backup.get(key)
     own = comfy.utils.get_attr(model.model, key) if held is None else getattr(held, "weight", held)
+    own = own.dequantize() if hasattr(own, "__tensor_flatten__") else own
     own = own.detach().to(model.load_device, torch.float32)
     calculate = getattr(comfy.lora, "calculate_weight", None) or model.calculate_weight
     return calculate(model.patches[key], own.clone(), key).float() - own
@@ -356,6 +351,7 @@ def save_checkpoint(file: Path, model: Any, clip: Any, vae: Any, *, metadata: di
 
     Weights do not say what they predict. Of an SDXL checkpoint the host is told v-prediction by an empty tensor's name.
     """
+    bypass.require_none(model)
     sdxl = isinstance(model.model.model_config, comfy.supported_models.SDXL)
     marked = sdxl and prediction_type(model_sampling_of(model)) == "v_prediction"
     marks = {"v_pred": torch.tensor([])} if marked else {}

@@ -64,11 +64,21 @@ AdapterSet = dict[str, LowRank]
 """Adapters by the path of their layer in the network."""
 
 
-def adaptable_layers(network: nn.Module, layers: LoRALayers) -> dict[str, nn.Linear | nn.Conv2d]:
+Layer = Any
+"""nn.Linear, nn.Conv2d, or a linear layer of the network's own class with the sizes of the former, as quantised ones are."""
+
+
+def _is_linear(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    sizes = hasattr(module, "in_features") and hasattr(module, "out_features")
+    return sizes and weight is not None and len(weight.shape) == 2
+
+
+def adaptable_layers(network: nn.Module, layers: LoRALayers) -> dict[str, Layer]:
     """The layers that an adapter can be put beside, by path. ValueError when the network has none of the kind."""
-    found: dict[str, nn.Linear | nn.Conv2d] = {}
+    found: dict[str, Layer] = {}
     for path, module in network.named_modules():
-        linear = isinstance(module, nn.Linear) and (layers is not LoRALayers.ATTENTION or _ATTENTION.search(path))
+        linear = _is_linear(module) and (layers is not LoRALayers.ATTENTION or _ATTENTION.search(path))
         convolution = isinstance(module, nn.Conv2d) and layers is LoRALayers.LINEAR_AND_CONV and module.groups == 1
         if linear or convolution:
             found[path] = module
@@ -84,8 +94,9 @@ class Adapters:
     Used as a context: on leaving it, every hook is off. With no set active the network's output is its own, bit for bit.
     """
 
-    def __init__(self, network: nn.Module, options: LoRAOptions) -> None:
-        self._layers = adaptable_layers(network, options.layers)
+    def __init__(self, network: nn.Module, options: LoRAOptions, *, device: torch.device | None = None) -> None:
+        """device: where adapters live; None for where their layers' weights do, which may be elsewhere than they compute."""
+        self._layers, self._device = adaptable_layers(network, options.layers), device
         self._scale, self._rank = options.alpha / options.rank, options.rank
         self._active: AdapterSet = {}
         self._hooks: list[Any] = []
@@ -117,10 +128,13 @@ class Adapters:
 
     def new_set(self, *, generator: torch.Generator) -> AdapterSet:
         """Trainable float32 adapters that change nothing yet: down as torch initialises layers, up at zero."""
-        return {path: _new_adapter(layer, self._rank, generator) for path, layer in self._layers.items()}
+        return {
+            path: _new_adapter(layer, self._rank, generator, self._device or layer.weight.device)
+            for path, layer in self._layers.items()
+        }
 
     def _hook(self, path: str) -> Any:
-        def add(layer: nn.Linear | nn.Conv2d, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Any:
+        def add(layer: Layer, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Any:
             adapter = self._active.get(path)
             if adapter is None:
                 return output
@@ -130,17 +144,16 @@ class Adapters:
         return add
 
 
-def _low_rank(layer: nn.Linear | nn.Conv2d, adapter: LowRank, x: Tensor) -> Tensor:
+def _low_rank(layer: Layer, adapter: LowRank, x: Tensor) -> Tensor:
     """up(down(x)) in x's own precision; the adapters themselves stay float32, on the device where they are."""
     down, up = adapter.down.to(x), adapter.up.to(x)
-    if isinstance(layer, nn.Linear):
+    if _is_linear(layer):
         return F.linear(F.linear(x, down), up)
     return F.conv2d(F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation), up)
 
 
-def _new_adapter(layer: nn.Linear | nn.Conv2d, rank: int, generator: torch.Generator) -> LowRank:
-    device = layer.weight.device
-    if isinstance(layer, nn.Linear):
+def _new_adapter(layer: Layer, rank: int, generator: torch.Generator, device: torch.device) -> LowRank:
+    if _is_linear(layer):
         down, up = torch.empty(rank, layer.in_features), torch.zeros(layer.out_features, rank)
     else:
         down, up = torch.empty(rank, layer.in_channels, *layer.kernel_size), torch.zeros(layer.out_channels, rank, 1, 1)

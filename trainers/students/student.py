@@ -27,6 +27,7 @@ from .adapters import (
     lora_file,
     require_same_shapes,
 )
+from .probing import require_gradients
 from .saved_tensors import copied_when_overwritten
 
 _PROMOTED = "teacher_was_student"
@@ -72,6 +73,9 @@ class Student(Protocol):
 
     def autograd(self) -> AbstractContextManager[object]:
         """Entered around each forward and backward pass of the student: backward may call the network again."""
+
+    def require_gradients(self, batch: Batch) -> None:
+        """By a trial pass on one sample, before the run and after writes_in_place is known. ValueError for what cannot learn."""
 
     def divide_over(self, processes: Channel, batch: Batch) -> None:
         """Divides over the processes what is too large for each to have whole; before anything asks for parameters().
@@ -154,6 +158,9 @@ class FullWeightsStudent:
     def autograd(self) -> AbstractContextManager[object]:
         return _autograd(self.writes_in_place)
 
+    def require_gradients(self, batch: Batch) -> None:
+        """Nothing: a weight of an ordinary copy learns wherever a LoRA beside it would."""
+
     def divide_over(self, processes: Channel, batch: Batch) -> None:
         def trial(module: nn.Module) -> Tensor:
             return self._as_denoiser(module)(batch.x0, batch.x0.new_ones(len(batch.x0)), **batch.condition)
@@ -228,6 +235,15 @@ class LoRAStudent:
 
     def load_exported(self, tensors: Mapping[str, Tensor]) -> None:
         load_into(self._student, from_lora_file(tensors, names=self._names))
+
+    def require_gradients(self, batch: Batch) -> None:
+        """ValueError when a layer would never learn, see probing."""
+
+        def output() -> Tensor:
+            return self._denoise(batch.x0, batch.x0.new_ones(len(batch.x0)), **batch.condition)
+
+        with _autograd(self.writes_in_place):
+            require_gradients(self._adapters, self._student, output)
 
     @contextlib.contextmanager
     def autograd(self) -> Iterator[None]:

@@ -119,6 +119,7 @@ class Distillation:
             return False
         with naming_what_to_lower(self.options, student=self.student):
             student.writes_in_place = probe_writes_in_place(student, self.data.first(1))
+            student.require_gradients(self.data.first(1))
             train(
                 self.run,
                 self.method,

@@ -1,0 +1,70 @@
+"""The host made differentiable for the time of a run: its fast paths are for sampling and have no backward.
+
+Three of them: paths that the host itself avoids while it trains, fused operators without an autograd formula, and attention
+kernels that give no gradient, or a wrong one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import ModuleType
+from typing import Any
+
+import comfy.ldm.modules.attention
+import comfy.model_management
+
+_FUSED = ("rope", "adaln")
+"""Modules of the fused operators' library whose operators stand between a network's layers; others quantise weights."""
+_WITH_BACKWARD = ("attention_basic", "attention_split", "attention_sub_quad", "attention_xformers", "attention_pytorch")
+ATTENTION_OVERRIDE = "optimized_attention_override"
+"""The transformer option by which current hosts let a model say what computes its attention."""
+
+
+@contextmanager
+def possible() -> Iterator[None]:
+    """Inside, what the host's networks compute has a backward; on leaving all is as it was.
+
+    Attention besides, see `attention`: it is chosen call by call.
+    """
+    with _set(comfy.model_management, "in_training", True), _plain_forms():
+        yield
+
+
+@contextmanager
+def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Nothing where the owner has no such attribute."""
+    if not hasattr(owner, name):
+        yield
+        return
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
+def _plain_forms() -> Iterator[None]:
+    """Inside, the library's own plain torch forms stand in for its fused operators, which networks ask it for by name."""
+    with ExitStack() as stack:
+        for name, plain in _plain(sys.modules.get("comfy_kitchen")).items():
+            stack.enter_context(_set(sys.modules["comfy_kitchen"], name, plain))
+        yield
+
+
+def _plain(library: ModuleType | None) -> dict[str, Callable[..., Any]]:
+    """By the names that the library exports; empty in a host without it."""
+    if library is None:
+        return {}
+    modules = [sys.modules.get(f"{library.__name__}.backends.eager.{name}") for name in _FUSED]
+    return {name: getattr(module, name) for name in library.__all__ for module in modules if hasattr(module, name)}
+
+
+def attention(chosen: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """For ATTENTION_OVERRIDE: what the host chose if it has a backward, else torch's own attention."""
+    if chosen.__name__ in _WITH_BACKWARD:
+        return chosen(*args, **kwargs)
+    return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
