@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...trainers.data.batches import Condition
-from .models import Conditioning
+from .models import Conditioning, model_sampling_of, noise_scale
 
 Shapes = list[list[int]]
 """Of the streams of a nested latent (video and sound), (1, ...) each."""
@@ -45,14 +45,22 @@ def latents_for_training(model: Any, latent: dict[str, Any]) -> Tensor:
     """The samples of a LATENT in the model's own scale, on its device, as a tensor that autograd may see.
 
     Still pictures (N, C, h, w) of a model of video become (N, C, 1, h, w), as in the host's samplers. The streams of a nested
-    latent are packed into one (N, 1, length), see stream_shapes. ValueError for latents of another model.
+    latent are packed into one (N, 1, length), see stream_shapes. Where the model's noise has another deviation than 1, all is
+    divided by it, so that training mixes with unit noise; see as_denoiser. ValueError for latents of another model.
     """
     if "noise_mask" in latent:
         raise ValueError("the latents carry a noise mask; training uses whole pictures. Remove Set Latent Noise Mask.")
     with torch.inference_mode(False):
         streams = [stream.clone().float() for stream in _streams(latent)]
         samples = _packed(streams) if len(streams) > 1 else _in_rank(model, streams[0])
-        return model.model.process_latent_in(samples).to(model.load_device)
+        scaled = model.model.process_latent_in(samples).to(model.load_device)
+        scale = noise_scale(model_sampling_of(model))
+        return scaled if scale == 1.0 else scaled / scale
+
+
+def latents_for_host(model: Any, latents: Tensor) -> Tensor:
+    """The inverse of latents_for_training, without a device: what a VAE decodes."""
+    return model.model.process_latent_out(noise_scale(model_sampling_of(model)) * latents)
 
 
 def stream_shapes(latent: dict[str, Any]) -> Shapes | None:
@@ -212,7 +220,18 @@ def _encoded(
         )
         if inputs["cross_attn"] is not None:
             encoded.setdefault("c_crossattn", comfy.conds.CONDCrossAttn(inputs["cross_attn"]))
+    _require_one_time(model, encoded)
     return encoded
+
+
+def _require_one_time(model: Any, encoded: dict[str, Any]) -> None:
+    """ValueError for networks of mean flow, which are told beside a step's noise level the next one's."""
+    told = getattr(model.model.diffusion_model, "time_r_in", None) is not None
+    if told and not ("disable_time_r" in encoded and encoded["disable_time_r"].cond):
+        raise ValueError(
+            "this model is of mean flow: its network takes the noise level of the next step as an input too, which training "
+            "does not support. Connect a model that was not distilled so."
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ...samplers.few_step import NoiseSampler, seeded_noise_sampler
 from ...samplers.noise import NoiseFamily
 from .guidance import Conditioning as Conditioning
 from .guidance import one_forward
@@ -24,7 +25,14 @@ from .guidance import one_forward
 log = logging.getLogger("comfyui_fewstep")
 
 _VARIANCE_EXPLODING = {"EPS": "eps", "V_PREDICTION": "v_prediction", "EDM": "edm", "X0": "x0", "_X0": "x0"}
+_VARIANCE_EXPLODING |= {"COSMOS_RFLOW": "rflow"}  # a flow in t = sigma / (1 + sigma), its x divided by 1 - t
 _FLOW = {"CONST": "flow"}
+_NEITHER = {
+    "V_PREDICTION_DDPM": "the host adds noise as to variance-exploding models and reads the result as variance-preserving",
+    "IMG_TO_IMG": "it starts from a picture and not from noise",
+    "IMG_TO_IMG_FLOW": "it starts from a picture and not from noise",
+}
+"""Kinds of the host that mix sample and noise in no way that a formula here covers."""
 
 
 # --- what a MODEL is -------------------------------------------------------------------------------------------------
@@ -33,6 +41,10 @@ _FLOW = {"CONST": "flow"}
 def _parameterisation(model_sampling: Any) -> tuple[NoiseFamily, str]:
     """By the class that the host mixes in; the most derived known name decides (X0 derives from EPS)."""
     for base in type(model_sampling).__mro__:
+        if base.__name__ in _NEITHER:
+            raise ValueError(
+                f"this model's sampling is {base.__name__}, which FewStep cannot follow: {_NEITHER[base.__name__]}."
+            )
         if base.__name__ in _VARIANCE_EXPLODING:
             return NoiseFamily.VARIANCE_EXPLODING, _VARIANCE_EXPLODING[base.__name__]
         if base.__name__ in _FLOW:
@@ -57,6 +69,12 @@ def prediction_type(model_sampling: Any) -> str:
 def model_sampling_of(model: Any) -> Any:
     """The MODEL's own sampling object, patches included."""
     return model.get_model_object("model_sampling")
+
+
+def noise_scale(model_sampling: Any) -> float:
+    """The deviation of the noise that a flow model's samples are mixed with: 1 but for a few models of pixels."""
+    flow = noise_family(model_sampling) is NoiseFamily.FLOW
+    return float(getattr(model_sampling, "noise_scale", 1.0)) if flow else 1.0
 
 
 def noise_levels(model_sampling: Any) -> Tensor:
@@ -105,10 +123,10 @@ def with_model_sampling(model: Any, *, prediction: str | None = None, change: ty
 
 def read_as(sampling: Any, *, prediction: str | None = None, change: type | None = None) -> Any:
     """A copy of the host's sampling object that reads the network's output so; see with_model_sampling."""
-    family, own = _parameterisation(sampling)
-    if family is NoiseFamily.FLOW or own == "edm":
-        raise ValueError(f"this is for eps-, v- and x0-models with a table of timesteps; the connected model is {own}.")
+    _, own = _parameterisation(sampling)
     kinds = {"eps": comfy.model_sampling.EPS, "v_prediction": comfy.model_sampling.V_PREDICTION, "x0": _X0}
+    if own not in kinds:
+        raise ValueError(f"this is for eps-, v- and x0-models with a table of timesteps; the connected model is {own}.")
     levels = next(base for base in type(sampling).__mro__ if _holds_levels_only(base))
     patched = copy.deepcopy(sampling)
     patched.__class__ = type("ModelSampling", (*([change] if change else []), levels, kinds[prediction or own]), {})
@@ -146,7 +164,8 @@ def sampler_function(
 
     family= is always given, table= (the model's noise levels) where function takes it, sigma_min= of a consistency model
     with models_sigma_min. unit_variance_start undoes that the host scales the first noise by sigma alone below sigma_max
-    (Hyper-SD from 800, DMD2 from 399). guidance_distilled: the cfg goes into the network, one forward a step.
+    (Hyper-SD from 800, DMD2 from 399). guidance_distilled: the cfg goes into the network, one forward a step. Fresh noise has
+    the deviation of the model's own.
     """
     wants_table = "table" in inspect.signature(function).parameters
 
@@ -158,11 +177,19 @@ def sampler_function(
         known: dict[str, Any] = {"family": family} | ({"table": noise_levels(sampling)} if wants_table else {})
         if models_sigma_min and prediction == "edm":
             known["sigma_min"] = float(sampling.sigma_min)
+        if noise_scale(sampling) != 1.0:
+            known["noise_sampler"] = _scaled_noise(x, noise_scale(sampling), named)
         with one_forward(model.inner_model) if guidance_distilled else nullcontext(model.inner_model) as guider:
             model.inner_model = guider  # of KSamplerX0Inpaint, which the host makes anew for every sampling
             return function(model, x, sigmas, *rest, **known, **options, **named)
 
     return host_function
+
+
+def _scaled_noise(x: Tensor, scale: float, named: dict[str, Any]) -> NoiseSampler:
+    """In place of what a host's call gives by name, or of a few-step sampler's own."""
+    unit = named.pop("noise_sampler", None) or seeded_noise_sampler(x, seed=(named.get("extra_args") or {}).get("seed"))
+    return lambda sigma, sigma_next: scale * unit(sigma, sigma_next)
 
 
 def sampler(function: Callable[..., Tensor], **options: Any) -> Any:

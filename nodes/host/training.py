@@ -24,7 +24,7 @@ from ...trainers.storage.files import writing
 from ...trainers.students.adapters import lora_file, nearest, product
 from .guidance import COND_PROJ, embedding_of, taking_scale
 from .inputs import host_inputs
-from .models import model_sampling_of, prediction_type, read_as
+from .models import model_sampling_of, noise_scale, prediction_type, read_as
 
 Network = Any
 """The host's model object (its BaseModel): a torch module with apply_model, diffusion_model and model_sampling."""
@@ -35,7 +35,13 @@ _UNSUPPORTED_MODEL_OPTIONS = (
     "sampler_post_cfg_function",
     "sampler_pre_cfg_function",
     "denoise_mask_function",
+    "sampler_calc_cond_batch_function",
+    "context_handler",
 )
+_AROUND_THE_NETWORK = ("apply_model", "diffusion_model")
+"""Wrappers of the host that stand around a forward, which a training step calls as a sampler does."""
+_ONLY_FASTER = ("torch.compile", "easycache", "lazycache")
+"""Keys of wrappers that are no part of what the model means: compiled code, and caches over the steps of one sampling."""
 
 
 def trainable_copy(model: Any) -> Network:
@@ -71,8 +77,34 @@ def loaded(model: Any) -> Network:
     refused = [key for key in _UNSUPPORTED_MODEL_OPTIONS if model.model_options.get(key)]
     if refused:
         raise ValueError(f"the MODEL carries {', '.join(refused)}, which training does not support; remove that node.")
+    around = [kind for kind in _wrappers(model) if kind not in _AROUND_THE_NETWORK]
+    if around:
+        raise ValueError(
+            f"the MODEL carries wrappers around {', '.join(around)}, which training does not support; remove that node."
+        )
     _load(model)
     return model.model
+
+
+def require_no_wrappers(model: Any) -> None:
+    """ValueError for wrappers that a copy of the network would lose."""
+    found = ", ".join(_wrappers(model))
+    if found:
+        raise ValueError(
+            f"the MODEL carries wrappers around {found}, which full weights cannot take over; remove that node or "
+            "train a LoRA."
+        )
+
+
+def _wrappers(model: Any) -> dict[str, dict[Any, list[Any]]]:
+    """The host's wrappers by what they stand around and by key, but for those that only make sampling faster."""
+    found: dict[str, dict[Any, list[Any]]] = {}
+    for holder in (_transformer_options(model).get("wrappers", {}), getattr(model, "wrappers", {})):
+        for kind, keyed in holder.items():
+            for key, several in keyed.items():
+                if several and key not in _ONLY_FASTER:
+                    found.setdefault(kind, {}).setdefault(key, []).extend(several)
+    return found
 
 
 _EVERYTHING = 1e20
@@ -147,11 +179,12 @@ def _transformer_options(model: Any) -> dict[str, Any]:
 def as_denoiser(network: Network, *, model: Any = None, prediction: str | None = None) -> Denoiser:
     """The host's network as D(x, sigma, **condition) -> x0, scalings and prediction type included.
 
-    model: whose attention patches count, as they do when the host samples it. prediction: what the network's output is
-    taken for, if not for what the network's own sampling object says. A network that learns to take its guidance scale as an
-    input is given it, (B,), by keyword.
+    model: whose attention patches and wrappers count, as they do when the host samples it. prediction: what the network's output
+    is taken for, if not for what the network's own sampling object says. x and x0 are in units of the deviation of the model's
+    noise, see latents_for_training. A network that learns to take its guidance scale as an input is given it, (B,), by keyword.
     """
-    options = {} if model is None else _transformer_options(model)
+    options = {} if model is None else {**_transformer_options(model), "wrappers": _wrappers(model)}
+    scale = noise_scale(network.model_sampling)
     own = prediction in (None, prediction_type(network.model_sampling))
     reading = None if own else read_as(network.model_sampling, prediction=prediction)
 
@@ -159,7 +192,9 @@ def as_denoiser(network: Network, *, model: Any = None, prediction: str | None =
         # a fresh copy: the host's blocks write their position into it
         mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1]}
         with _sampling(network, reading), taking_scale(network, guidance_scale):
-            return network.apply_model(x, sigma, transformer_options=mine, **host_inputs(condition))
+            if scale == 1.0:
+                return network.apply_model(x, sigma, transformer_options=mine, **host_inputs(condition))
+            return network.apply_model(scale * x, sigma, transformer_options=mine, **host_inputs(condition)) / scale
 
     return denoiser
 

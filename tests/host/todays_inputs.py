@@ -133,12 +133,147 @@ def noise(*shape, seed=0):
 def hosts_x0(model, x, sigma, prompt):
     """What the host's own samplers see in x (B, ...) at one noise level, of the model as wired, in the model's scale."""
 
-    def once(inner, _, sigmas, extra_args=None, callback=None, disable=None):
-        return inner(x.clone(), sigmas[0].expand(len(x)), **extra_args)
+    streams = x.unbind() if getattr(x, "is_nested", False) else [x]
+    given = torch.cat([stream.reshape(len(stream), 1, -1) for stream in streams], dim=-1) if len(streams) > 1 else x
 
-    sampler, sigmas = comfy.samplers.KSAMPLER(once), torch.tensor([sigma, 0.0])
-    zero = torch.zeros_like(x)
+    def once(inner, _, sigmas, extra_args=None, callback=None, disable=None):
+        return inner(given.clone(), sigmas[0].expand(len(given)), **extra_args)
+
+    sampler, sigmas, zero = comfy.samplers.KSAMPLER(once), torch.tensor([sigma, 0.0]), x * 0.0
     latents = comfy.sample.sample_custom(
         model, x, 1.0, sampler, sigmas, prompt, prompt, zero, disable_pbar=True, seed=0
     )
     return model.model.process_latent_in(latents)
+
+
+# --- a current host's own --------------------------------------------------------------------------------------------
+
+HEAD = {"num_attention_heads": 2, "attention_head_dim": 16}
+CURRENT: dict[str, tuple[str, dict[str, Any]]] = {
+    "z_image": (
+        "ZImage",
+        {
+            "image_model": "lumina2",
+            "patch_size": 2,
+            "in_channels": 16,
+            "dim": 256,
+            "n_layers": 1,
+            "n_refiner_layers": 1,
+            "n_heads": 2,
+            "n_kv_heads": 2,
+            "multiple_of": 8,
+            "qk_norm": True,
+            "cap_feat_dim": WIDTH,
+            "axes_dims": [32, 48, 48],
+            "axes_lens": [64, 64, 64],
+            "rope_theta": 256.0,
+            "ffn_dim_multiplier": 2.0,
+            "z_image_modulation": True,
+            "time_scale": 1000.0,
+            "pad_tokens_multiple": 4,
+        },
+    ),
+    "qwen_image": (
+        "QwenImage",
+        HEAD
+        | {"image_model": "qwen_image", "num_layers": 1, "joint_attention_dim": WIDTH, "axes_dims_rope": (4, 6, 6)},
+    ),
+    "wan_i2v": (
+        "WAN21_I2V",
+        {
+            "image_model": "wan2.1",
+            "model_type": "t2v",
+            "in_dim": 36,
+            "dim": 24,
+            "ffn_dim": 32,
+            "freq_dim": 16,
+            "text_dim": WIDTH,
+            "num_heads": 2,
+            "num_layers": 1,
+            "text_len": 8,
+        },
+    ),
+    "ltxv": (
+        "LTXV",
+        HEAD | {"image_model": "ltxv", "cross_attention_dim": 32, "caption_channels": WIDTH, "num_layers": 1},
+    ),
+    "ltxav": (
+        "LTXAV",
+        HEAD
+        | {
+            "image_model": "ltxav",
+            "cross_attention_dim": 32,
+            "audio_cross_attention_dim": 32,
+            "audio_num_attention_heads": 2,
+            "audio_attention_head_dim": 16,
+            "caption_channels": WIDTH // 2,  # of a text that is ready for both streams
+            "num_layers": 1,
+            "connector_num_layers": 0,
+        },
+    ),
+    "cosmos_predict2": (
+        "CosmosT2IPredict2",
+        {
+            "image_model": "cosmos_predict2",
+            "max_img_h": 240,
+            "max_img_w": 240,
+            "max_frames": 128,
+            "in_channels": 16,
+            "out_channels": 16,
+            "patch_spatial": 2,
+            "patch_temporal": 1,
+            "concat_padding_mask": True,
+            "model_channels": 32,
+            "num_blocks": 1,
+            "num_heads": 2,
+            "crossattn_emb_channels": WIDTH,
+            "pos_emb_cls": "rope3d",
+            "use_adaln_lora": True,
+            "adaln_lora_dim": 8,
+        },
+    ),
+    "hunyuan_image": (
+        "HunyuanImage21",
+        {
+            "image_model": "hunyuan_video",
+            "in_channels": 64,
+            "out_channels": 64,
+            "vec_in_dim": None,
+            "context_in_dim": WIDTH,
+            "hidden_size": 32,
+            "mlp_ratio": 2.0,
+            "num_heads": 2,
+            "depth": 1,
+            "depth_single_blocks": 1,
+            "axes_dim": [8, 8],
+            "theta": 256,
+            "patch_size": [1, 1],
+            "qkv_bias": True,
+            "guidance_embed": False,
+            "byt5": False,
+            "meanflow": False,
+            "use_cond_type_embedding": False,
+            "vision_in_dim": None,
+            "meanflow_sum": False,
+        },
+    ),
+}
+
+
+def known(kind):
+    """Whether this host has the model at all."""
+    return hasattr(comfy.supported_models, CURRENT[kind][0])
+
+
+@torch.inference_mode()
+def current(kind, *, seed=0, **changed):
+    """A MODEL of the host's own class: float32, on the CPU, with weights drawn from the seed. changed: in its network."""
+    name, network = CURRENT[kind]
+    config = getattr(comfy.supported_models, name)(network | changed)
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for weight in model.diffusion_model.state_dict().values():
+        noise_ = torch.randn(weight.shape, generator=generator)
+        weight.copy_(1.0 + 0.1 * noise_ if weight.ndim == 1 else noise_ / max(math.prod(weight.shape[1:]), 1) ** 0.5)
+    return comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
