@@ -133,7 +133,7 @@ class FolderSource(_MadeOnce):
         pictures = captioned(picture_files(self.folder), caption=self.caption)
         return cached_data(
             run.data_folder,
-            source=self._source(pictures) | {"teacher_sha256": teacher_sha256},
+            source=self._source(pictures) | _of_teacher(model, teacher_sha256),
             plan=lambda: self._plan(model, pictures),
             replace=not run.begun,
             device=model.load_device,
@@ -250,7 +250,7 @@ class PromptSource(_MadeOnce):
         shape = host.data.latent_shape(model, width=self.width, height=self.height)
         return cached_data(
             run.data_folder,
-            source=self._source() | {"sigmas": sigmas.tolist(), "teacher_sha256": teacher_sha256},
+            source=self._source() | {"sigmas": sigmas.tolist()} | _of_teacher(model, teacher_sha256),
             plan=lambda: self._plan(model, sigmas, shape),
             replace=not run.begun,
             device=model.load_device,
@@ -322,6 +322,12 @@ class _Progress:
         host.signals.check_cancelled()
         self._done += 1
         self._bar.update_absolute(self._done, self._total)
+
+
+def _of_teacher(model: Any, teacher_sha256: str) -> dict[str, Any]:
+    """Its part in the data. The deviation of its noise is named where it is not 1, of which older folders know nothing."""
+    scale = host.models.noise_scale(host.models.model_sampling_of(model))
+    return {"teacher_sha256": teacher_sha256} | ({} if scale == 1.0 else {"noise_scale": scale})
 
 
 def _require_connected(node: str, **inputs: Any) -> None:
