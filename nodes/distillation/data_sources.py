@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ...samplers.schedules import trailing_sigmas
-from ...trainers.data.batches import Condition, Data, Shape, TensorData, shape_of
-from ...trainers.data.cache import Shard, cached_data, joined, write_data
+from ...trainers.data.batches import Buckets, Condition, Data, TensorData
+from ...trainers.data.cache import Shard, cached_data, in_buckets, write_data
 from ...trainers.data.pictures import (
     BrokenPicture,
     Captioned,
@@ -52,7 +52,7 @@ class DataSource(Protocol):
 class DataInGraph:
     """Data that are made already."""
 
-    data: TensorData
+    data: TensorData | Buckets
 
     @property
     def unconditional(self) -> Condition | None:
@@ -90,19 +90,16 @@ class _Texts:
 
     def parts(self, samples: Iterable[tuple[Tensor, Tensor | None, str]]) -> list[TensorData]:
         """samples: (x0 (1, ...), noise (1, ...) or None, text). Those of one shape together, in order."""
-        parts: dict[Shape, list[TensorData]] = {}
-        for x0, noise, text in samples:
-            sample = self._sample(x0, noise, text)
-            parts.setdefault(shape_of(sample), []).append(sample)
-        return [joined(alike) for alike in parts.values()]
+        found = in_buckets(self._sample(x0, noise, text) for x0, noise, text in samples)
+        return [found] if isinstance(found, TensorData) else list(found.buckets)
 
     def _sample(self, x0: Tensor, noise: Tensor | None, text: str) -> TensorData:
         positive = self.conditioning(text)
         condition, empty = (
-            host.training.condition_for_training(self._model, prompt, latents=x0, name=name)
+            host.inputs.condition_for_training(self._model, prompt, latents=x0, name=name)
             for prompt, name in ((positive, "positive"), (self.negative, "negative"))
         )
-        condition, empty = host.training.in_one_length(self._model, positive, condition, empty, latents=x0)
+        condition, empty = host.inputs.in_one_length(self._model, positive, condition, empty, latents=x0)
         condition, empty = ({name: value.cpu() for name, value in inputs.items()} for inputs in (condition, empty))
         return TensorData(x0=x0, condition=condition, unconditional=empty, noise=noise)
 
@@ -136,7 +133,7 @@ class FolderSource(_MadeOnce):
         pictures = captioned(picture_files(self.folder), caption=self.caption)
         return cached_data(
             run.data_folder,
-            source=self._source(pictures) | {"teacher_sha256": teacher_sha256},
+            source=self._source(pictures) | _of_teacher(model, teacher_sha256),
             plan=lambda: self._plan(model, pictures),
             replace=not run.begun,
             device=model.load_device,
@@ -212,7 +209,7 @@ class FolderSource(_MadeOnce):
                 f"the VAE makes NaN or infinite values of {origin.path.name}; SDXL's own VAE does so in half precision: "
                 "start ComfyUI with --fp32-vae, or take a VAE made for half precision."
             )
-        return host.training.latents_for_training(model, {"samples": latents}).cpu()
+        return host.inputs.latents_for_training(model, {"samples": latents}).cpu()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -253,7 +250,7 @@ class PromptSource(_MadeOnce):
         shape = host.data.latent_shape(model, width=self.width, height=self.height)
         return cached_data(
             run.data_folder,
-            source=self._source() | {"sigmas": sigmas.tolist(), "teacher_sha256": teacher_sha256},
+            source=self._source() | {"sigmas": sigmas.tolist()} | _of_teacher(model, teacher_sha256),
             plan=lambda: self._plan(model, sigmas, shape),
             replace=not run.begun,
             device=model.load_device,
@@ -280,7 +277,17 @@ class PromptSource(_MadeOnce):
         for i in batch:
             progress.next()
             kinds.setdefault(host.data.kind_of(texts.conditioning(self._prompt(i))), []).append(i)
-        return [part for alike in kinds.values() for part in self._drawn(model, texts, sigmas, shape, alike)]
+        groups = [group for alike in kinds.values() for group in self._together(model, texts, shape, alike)]
+        return [part for group in groups for part in self._drawn(model, texts, sigmas, shape, group)]
+
+    def _together(
+        self, model: Any, texts: _Texts, shape: tuple[int, ...], pictures: Sequence[int]
+    ) -> Sequence[Sequence[int]]:
+        """Pictures of prompts of one kind, in one batch where the host can sample them so, else each alone."""
+        prompts = [texts.conditioning(self._prompt(i)) for i in pictures]
+        x = torch.zeros(1, *shape, device=model.load_device)
+        alike = host.inputs.encoded_together(model, prompts, host.data.batched(prompts), latents=x)
+        return [pictures] if alike else [[i] for i in pictures]
 
     def _drawn(
         self, model: Any, texts: _Texts, sigmas: Tensor, shape: tuple[int, ...], pictures: Sequence[int]
@@ -291,7 +298,7 @@ class PromptSource(_MadeOnce):
         latents = host.data.draw(
             model, self.sampler, sigmas, noise=noise, positive=positive, negative=texts.negative, cfg=self.cfg
         )
-        x0 = host.training.latents_for_training(model, {"samples": latents}).cpu()
+        x0 = host.inputs.latents_for_training(model, {"samples": latents}).cpu()
         return texts.parts(
             (x0[j : j + 1], noise[j : j + 1] if self.pairs else None, self._prompt(i)) for j, i in enumerate(pictures)
         )
@@ -315,6 +322,12 @@ class _Progress:
         host.signals.check_cancelled()
         self._done += 1
         self._bar.update_absolute(self._done, self._total)
+
+
+def _of_teacher(model: Any, teacher_sha256: str) -> dict[str, Any]:
+    """Its part in the data. The deviation of its noise is named where it is not 1, of which older folders know nothing."""
+    scale = host.models.noise_scale(host.models.model_sampling_of(model))
+    return {"teacher_sha256": teacher_sha256} | ({} if scale == 1.0 else {"noise_scale": scale})
 
 
 def _require_connected(node: str, **inputs: Any) -> None:

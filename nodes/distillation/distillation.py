@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...trainers.data.batches import TensorData
+from ...trainers.data.batches import Buckets, Condition, TensorData
+from ...trainers.data.cache import in_buckets
 from ...trainers.measures.charts import loss_chart
 from ...trainers.objective.method import MethodOptions
 from ...trainers.storage.run_folder import RunFolder
@@ -313,18 +314,38 @@ def _require_one_kind_of_data(*, latents: bool, positive: bool, data: bool, nega
 def _data_in_graph(
     model: Any, latents: Any, positive: Any, negative: host.models.Conditioning | None, *, dropout: float
 ) -> DataInGraph:
-    """What is connected as LATENT and CONDITIONING. Prompts get one length where captions are dropped."""
-    x0 = host.training.latents_for_training(model, latents)
-    unconditional = None
+    """What is connected as LATENT and CONDITIONING, prompts of one shape together; dropout: of captions."""
+    x0, shapes = host.inputs.latents_for_training(model, latents), host.inputs.stream_shapes(latents)
+    empty = None
     if negative is not None:
-        unconditional = host.training.condition_for_training(model, negative, latents=x0, name="negative")
-    condition = host.training.condition_for_training(model, positive, latents=x0, name="positive")
-    if dropout and unconditional is not None:
-        condition, unconditional = host.training.in_one_length(model, positive, condition, unconditional, latents=x0)
-    data = TensorData(x0=x0, condition=condition, unconditional=unconditional)
+        empty = host.inputs.condition_for_training(model, negative, latents=x0, name="negative", shapes=shapes)
+    prompts = host.inputs.conditions_for_training(model, positive, latents=x0, name="positive", shapes=shapes)
+
+    def made(samples: Tensor, condition: Condition) -> TensorData:
+        """With prompts in one length where captions are dropped."""
+        own = empty
+        if dropout and own is not None:
+            condition, own = host.inputs.in_one_length(model, positive, condition, own, latents=x0)
+        return TensorData(x0=samples, condition=condition, unconditional=own)
+
+    if len({host.inputs.shape_of_inputs(prompt) for prompt in prompts}) == 1:
+        data: TensorData | Buckets = made(x0, host.inputs.joined_inputs(prompts))
+    else:
+        data = in_buckets(made(one, prompt) for one, prompt in _pairs(x0, prompts))
     if dropout:
         data.require_droppable()
     return DataInGraph(data)
+
+
+def _pairs(x0: Tensor, prompts: Sequence[Condition]) -> Iterator[tuple[Tensor, Condition]]:
+    """Each latent (1, ...) with its prompt, of prompts of several shapes. ValueError when their counts differ."""
+    rows = [prompt for several in prompts for prompt in host.inputs.rows_of(several)]
+    if len(rows) != len(x0):
+        raise ValueError(
+            f"the conditioning holds {len(rows)} prompts of several lengths but there are {len(x0)} latents; give one prompt for "
+            "each latent in the same order, or a single one for all."
+        )
+    return zip(x0.split(1), rows, strict=True)
 
 
 class LossChart:

@@ -57,7 +57,7 @@ def stops_here(distillation: Distillation, metrics: Metrics) -> bool:
 class Preview:
     """Pictures at fixed noise and equal steps, this stage's teacher above and the student below, kept in the run folder.
 
-    The student as the stage would result in it now: its average, where there is one.
+    The student as the stage would result in it now: its average, where there is one. Of video the frame in the middle.
     """
 
     def __init__(self, distillation: Distillation, student: Student, *, model: Any, vae: Any) -> None:
@@ -94,7 +94,8 @@ class Preview:
     def _decode(self, latents: Tensor) -> Tensor:
         try:
             with torch.inference_mode():  # the host's VAE holds inference tensors, which autograd refuses to save
-                return self._vae.decode(self._model.model.process_latent_out(latents))[..., :3].clamp(0.0, 1.0)
+                pictures = self._vae.decode(host.inputs.latents_for_host(self._model, latents))[..., :3].clamp(0.0, 1.0)
+                return pictures[:, pictures.shape[1] // 2] if pictures.ndim == 5 else pictures
         finally:
             if self._student.kind == LORA:  # which learns on the MODEL itself
                 host.training.loaded(self._model)

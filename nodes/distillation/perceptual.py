@@ -12,6 +12,7 @@ from torch import Tensor
 from ...trainers.objective.distance import Distance
 from ...trainers.objective.perceptual import Perceptual, Pictures, lpips_distance, require_lpips
 from ...trainers.training.distillation import Distillation
+from .. import host
 
 _PROBE = 8
 """Latents on each side of the picture that the VAE is tried with."""
@@ -56,8 +57,9 @@ def pictures_of(vae: Any, *, model: Any) -> Pictures:
     """
     with torch.inference_mode(False):
         latent_format = copy.deepcopy(model.get_model_object("latent_format"))
+        scale = host.models.noise_scale(host.models.model_sampling_of(model))
         decode = _decoder(vae)
-    return lambda latents: decode(latent_format.process_out(latents))
+    return lambda latents: decode(latent_format.process_out(scale * latents))
 
 
 def _decoder(vae: Any) -> Callable[[Tensor], Tensor]:

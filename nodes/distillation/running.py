@@ -95,7 +95,8 @@ def execute(
         precision=options.precision,
         gradient_checkpointing=options.gradient_checkpointing,
     ) as learning:
-        preview = None if vae is None else Preview(distillation, learning, model=model, vae=vae)
+        shown = vae is not None and host.data.makes_pictures(model)
+        preview = Preview(distillation, learning, model=model, vae=vae) if shown else None
         distillation.execute(learning, observers=[show(preview)], perceptual=measure)
 
 

@@ -318,6 +318,7 @@ def student_of(
 
 def _copy(model: Any, scale_input: GuidanceRange | None) -> host.training.Network:
     """The MODEL's network, its guidance scale an input that learns, or the one that it has."""
+    host.training.require_no_wrappers(model)
     network = host.training.trainable_copy(model)
     if scale_input:
         host.guidance.learn_guidance(network, guidance_scale=scale_input.usual)

@@ -1,5 +1,17 @@
 """The host's objects as ours: the only files that import ComfyUI and know that hosts differ."""
 
-from . import backward, bypass, data, folders, graph, guidance, models, precision, signals, training
+from . import backward, bypass, data, folders, graph, guidance, inputs, models, precision, signals, training
 
-__all__ = ["backward", "bypass", "data", "folders", "graph", "guidance", "models", "precision", "signals", "training"]
+__all__ = [
+    "backward",
+    "bypass",
+    "data",
+    "folders",
+    "graph",
+    "guidance",
+    "inputs",
+    "models",
+    "precision",
+    "signals",
+    "training",
+]

@@ -79,17 +79,29 @@ def draw(
     return _plain(latents).float()
 
 
-def latent_shape(model: Any, *, width: int, height: int) -> tuple[int, int, int]:
-    """(C, h, w) of the model's latents for pictures of so many pixels. ValueError for models of video or sound."""
+def makes_pictures(model: Any) -> bool:
+    """Whether the model's latents are still pictures or frames. Hosts tell sound apart by nothing but the format's name."""
     latent_format = model.get_model_object("latent_format")
-    if getattr(latent_format, "latent_dimensions", 2) != 2:
+    name = type(latent_format).__name__
+    return getattr(latent_format, "latent_dimensions", 2) in (2, 3) and "Audio" not in name and not name.endswith("AV")
+
+
+def latent_shape(model: Any, *, width: int, height: int) -> tuple[int, ...]:
+    """(C, h, w) of the model's latents for a picture of so many pixels, (C, 1, h, w) where it works on frames.
+
+    ValueError for models of sound.
+    """
+    latent_format = model.get_model_object("latent_format")
+    if not makes_pictures(model):
         raise ValueError(
-            "this model's latents are no pictures; the teacher's pictures are for models of still pictures."
+            f"this model's latents ({type(latent_format).__name__}) are no pictures; the teacher's pictures are for models of "
+            "pictures, and of video with one frame."
         )
     factor = getattr(latent_format, "spacial_downscale_ratio", 8)
     if width % factor or height % factor:
         raise ValueError(f"width is {width} and height is {height}; this model wants multiples of {factor}.")
-    return latent_format.latent_channels, height // factor, width // factor
+    frames = (1,) if getattr(latent_format, "latent_dimensions", 2) == 3 else ()
+    return (latent_format.latent_channels, *frames, height // factor, width // factor)
 
 
 def weights_sha256(holder: Any) -> str:

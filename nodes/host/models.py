@@ -25,7 +25,14 @@ from .guidance import one_forward
 log = logging.getLogger("comfyui_fewstep")
 
 _VARIANCE_EXPLODING = {"EPS": "eps", "V_PREDICTION": "v_prediction", "EDM": "edm", "X0": "x0", "_X0": "x0"}
+_VARIANCE_EXPLODING |= {"COSMOS_RFLOW": "rflow"}  # a flow in t = sigma / (1 + sigma), its x divided by 1 - t
 _FLOW = {"CONST": "flow"}
+_NEITHER = {
+    "V_PREDICTION_DDPM": "the host adds noise as to variance-exploding models and reads the result as variance-preserving",
+    "IMG_TO_IMG": "it starts from a picture and not from noise",
+    "IMG_TO_IMG_FLOW": "it starts from a picture and not from noise",
+}
+"""Kinds of the host that mix sample and noise in no way that a formula here covers."""
 
 
 # --- what a MODEL is -------------------------------------------------------------------------------------------------
@@ -34,6 +41,10 @@ _FLOW = {"CONST": "flow"}
 def _parameterisation(model_sampling: Any) -> tuple[NoiseFamily, str]:
     """By the class that the host mixes in; the most derived known name decides (X0 derives from EPS)."""
     for base in type(model_sampling).__mro__:
+        if base.__name__ in _NEITHER:
+            raise ValueError(
+                f"this model's sampling is {base.__name__}, which FewStep cannot follow: {_NEITHER[base.__name__]}."
+            )
         if base.__name__ in _VARIANCE_EXPLODING:
             return NoiseFamily.VARIANCE_EXPLODING, _VARIANCE_EXPLODING[base.__name__]
         if base.__name__ in _FLOW:
@@ -71,7 +82,7 @@ def noise_scale(model_sampling: Any) -> float:
 
 
 def prediction_type(model_sampling: Any) -> str:
-    """What the network predicts: eps, v_prediction, edm, x0 or flow."""
+    """What the network predicts: eps, v_prediction, edm, x0, rflow or flow."""
     return _parameterisation(model_sampling)[1]
 
 
@@ -156,10 +167,10 @@ def with_audio_shift(model: Any, *, shift: float, audio_shift: float) -> Any:
 
 def read_as(sampling: Any, *, prediction: str | None = None, change: type | None = None) -> Any:
     """A copy of the host's sampling object that reads the network's output so; see with_model_sampling."""
-    family, own = _parameterisation(sampling)
-    if family is NoiseFamily.FLOW or own == "edm":
-        raise ValueError(f"this is for eps-, v- and x0-models with a table of timesteps; the connected model is {own}.")
+    _, own = _parameterisation(sampling)
     kinds = {"eps": comfy.model_sampling.EPS, "v_prediction": comfy.model_sampling.V_PREDICTION, "x0": _X0}
+    if own not in kinds:
+        raise ValueError(f"this is for eps-, v- and x0-models with a table of timesteps; the connected model is {own}.")
     levels = next(base for base in type(sampling).__mro__ if _holds_levels_only(base))
     patched = copy.deepcopy(sampling)
     patched.__class__ = type("ModelSampling", (*([change] if change else []), levels, kinds[prediction or own]), {})

@@ -1,17 +1,15 @@
-"""The host's MODEL, LATENT and CONDITIONING as what training wants: networks of our own, tensors that autograd may see."""
+"""The host's MODEL as what training wants: networks of our own, weights that autograd may see."""
 
 from __future__ import annotations
 
 import copy
 import gc
 import inspect
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import comfy.conds
 import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
@@ -22,128 +20,32 @@ import torch
 from torch import Tensor
 
 from ...samplers.noise import Denoiser
-from ...trainers.data.batches import Condition
 from ...trainers.storage.files import writing
 from ...trainers.students.adapters import lora_file, nearest, product
 from . import bypass
 from .aliases import aliased, renew
 from .backward import ATTENTION_OVERRIDE, attention
 from .guidance import COND_PROJ, embedding_of, taking_scale
+from .inputs import host_inputs
 from .lending import lent_again
-from .models import Conditioning, model_sampling_of, prediction_type, read_as
+from .models import model_sampling_of, noise_scale, prediction_type, read_as
 
 Network = Any
 """The host's model object (its BaseModel): a torch module with apply_model, diffusion_model and model_sampling."""
 
-_UNSUPPORTED_CONDITIONING = (
-    "area",
-    "mask",
-    "control",
-    "gligen",
-    "hooks",
-    "timestep_start",
-    "timestep_end",
-    "concat_mask",
-)
-_MOST_REPEATS = 4
-"""Of a text, to make another's length: the host's CONDCrossAttn repeats no more often."""
 _UNSUPPORTED_MODEL_OPTIONS = (
     "model_function_wrapper",
     "sampler_cfg_function",
     "sampler_post_cfg_function",
     "sampler_pre_cfg_function",
     "denoise_mask_function",
+    "sampler_calc_cond_batch_function",
+    "context_handler",
 )
-
-
-def latents_for_training(model: Any, latent: dict[str, Tensor]) -> Tensor:
-    """The samples of a LATENT in the model's own scale, on its device, as tensors that autograd may see."""
-    if "noise_mask" in latent:
-        raise ValueError("the latents carry a noise mask; training uses whole pictures. Remove Set Latent Noise Mask.")
-    channels = model.get_model_object("latent_format").latent_channels
-    if latent["samples"].shape[1] != channels:
-        raise ValueError(
-            f"the latents have {latent['samples'].shape[1]} channels but this model works on {channels}; encode the "
-            "pictures with the model's own VAE."
-        )
-    with torch.inference_mode(False):
-        samples = latent["samples"].clone().float()
-        return model.model.process_latent_in(samples).to(model.load_device)
-
-
-def condition_for_training(model: Any, conditioning: Conditioning, *, latents: Tensor, name: str) -> Condition:
-    """The model inputs of a CONDITIONING, (N, ...) each, encoded by the host's model as its samplers encode them.
-
-    conditioning: N entries, or one entry of batch N or 1. ValueError for options that a training step cannot honour.
-    """
-    if not conditioning:
-        raise ValueError(f"the {name} conditioning is empty; connect a prompt.")
-    encoded = [_encode(model, entry, latents=latents, name=name) for entry in conditioning]
-    if any(e.keys() != encoded[0].keys() for e in encoded):
-        raise ValueError(f"the {name} conditioning mixes entries of different kinds; encode all with one text encoder.")
-    condition = {}
-    for key in encoded[0]:
-        shapes = {tuple(e[key].shape[1:]) for e in encoded}
-        if len(shapes) > 1:
-            raise ValueError(
-                f"the {name} conditioning mixes prompts of different lengths or sizes ({key}: {sorted(shapes)}); "
-                "give prompts that encode to one shape."
-            )
-        condition[key] = torch.cat([e[key] for e in encoded])
-    return condition
-
-
-def in_one_length(
-    model: Any, positive: Conditioning, condition: Condition, unconditional: Condition, *, latents: Tensor
-) -> tuple[Condition, Condition]:
-    """(condition, unconditional) with texts repeated to one length, where the host's samplers do so for this model.
-
-    Repeating changes nothing for cross-attention: the softmax spreads each weight over the copies. Elsewhere, or beyond
-    the host's own limit, both stay as they are. positive: what condition was encoded from.
-    """
-    condition, unconditional = dict(condition), dict(unconditional)
-    for key, value in _host_inputs(model, positive[0], latents=latents, name="positive").items():
-        if not isinstance(value, comfy.conds.CONDCrossAttn) or key not in unconditional:
-            continue
-        lengths = condition[key].shape[1], unconditional[key].shape[1]
-        common = math.lcm(*lengths)
-        if common // min(lengths) <= _MOST_REPEATS:
-            condition[key] = condition[key].repeat(1, common // lengths[0], 1)
-            unconditional[key] = unconditional[key].repeat(1, common // lengths[1], 1)
-    return condition, unconditional
-
-
-def _encode(model: Any, entry: list[Any], *, latents: Tensor, name: str) -> Condition:
-    plain = {key: value.cond for key, value in _host_inputs(model, entry, latents=latents, name=name).items()}
-    odd = [key for key, value in plain.items() if not isinstance(value, Tensor)]
-    if odd:
-        raise ValueError(
-            f"the {name} conditioning gives this model {', '.join(odd)}, which training does not support yet."
-        )
-    return {key: value.to(model.load_device) for key, value in plain.items()}
-
-
-def _host_inputs(model: Any, entry: list[Any], *, latents: Tensor, name: str) -> dict[str, Any]:
-    """What the host's samplers make of an entry: its own conditioning objects by the name of the model's input."""
-    embedding, options = entry
-    refused = [key for key in _UNSUPPORTED_CONDITIONING if options.get(key) is not None]
-    if refused:
-        raise ValueError(
-            f"the {name} conditioning carries {', '.join(refused)}, which training does not support; remove it."
-        )
-    with torch.inference_mode(False):
-        inputs = {key: value.clone() if isinstance(value, Tensor) else value for key, value in options.items()}
-        inputs["cross_attn"] = embedding.clone() if embedding is not None else None
-        height, width = latents.shape[-2] * 8, latents.shape[-1] * 8
-        encoded = model.model.extra_conds(
-            **{"width": width, "height": height, "prompt_type": name, **inputs},
-            device=model.load_device,
-            noise=latents[:1],
-            latent_image=latents[:1],
-        )
-        if inputs["cross_attn"] is not None:
-            encoded.setdefault("c_crossattn", comfy.conds.CONDCrossAttn(inputs["cross_attn"]))
-    return encoded
+_AROUND_THE_NETWORK = ("apply_model", "diffusion_model")
+"""Wrappers of the host that stand around a forward, which a training step calls as a sampler does."""
+_ONLY_FASTER = ("torch.compile", "easycache", "lazycache")
+"""Keys of wrappers that are no part of what the model means: compiled code, and caches over the steps of one sampling."""
 
 
 def trainable_copy(model: Any) -> Network:
@@ -180,10 +82,36 @@ def loaded(model: Any) -> Network:
     refused = [key for key in _UNSUPPORTED_MODEL_OPTIONS if model.model_options.get(key)]
     if refused:
         raise ValueError(f"the MODEL carries {', '.join(refused)}, which training does not support; remove that node.")
+    around = [kind for kind in _wrappers(model) if kind not in _AROUND_THE_NETWORK]
+    if around:
+        raise ValueError(
+            f"the MODEL carries wrappers around {', '.join(around)}, which training does not support; remove that node."
+        )
     with torch.inference_mode():  # as nodes do: a quantised model loaded otherwise cannot be unloaded
         _load(model)
     renew(model.model)
     return model.model
+
+
+def require_no_wrappers(model: Any) -> None:
+    """ValueError for wrappers that a copy of the network would lose."""
+    found = ", ".join(_wrappers(model))
+    if found:
+        raise ValueError(
+            f"the MODEL carries wrappers around {found}, which full weights cannot take over; remove that node or "
+            "train a LoRA."
+        )
+
+
+def _wrappers(model: Any) -> dict[str, dict[Any, list[Any]]]:
+    """The host's wrappers by what they stand around and by key, but for those that only make sampling faster."""
+    found: dict[str, dict[Any, list[Any]]] = {}
+    for holder in (_transformer_options(model).get("wrappers", {}), getattr(model, "wrappers", {})):
+        for kind, keyed in holder.items():
+            for key, several in keyed.items():
+                if several and key not in _ONLY_FASTER:
+                    found.setdefault(kind, {}).setdefault(key, []).extend(several)
+    return found
 
 
 _EVERYTHING = 1e20
@@ -238,11 +166,12 @@ def _transformer_options(model: Any) -> dict[str, Any]:
 def as_denoiser(network: Network, *, model: Any = None, prediction: str | None = None) -> Denoiser:
     """The host's network as D(x, sigma, **condition) -> x0, scalings and prediction type included.
 
-    model: whose attention patches count, as they do when the host samples it. prediction: what the network's output is
-    taken for, if not for what the network's own sampling object says. A network that learns to take its guidance scale as an
-    input is given it, (B,), by keyword.
+    model: whose attention patches and wrappers count, as they do when the host samples it. prediction: what the network's output
+    is taken for, if not for what the network's own sampling object says. x and x0 are in units of the deviation of the model's
+    noise, see latents_for_training. A network that learns to take its guidance scale as an input is given it, (B,), by keyword.
     """
-    options = {} if model is None else _transformer_options(model)
+    options = {} if model is None else {**_transformer_options(model), "wrappers": _wrappers(model)}
+    scale = noise_scale(network.model_sampling)
     own = prediction in (None, prediction_type(network.model_sampling))
     reading = None if own else read_as(network.model_sampling, prediction=prediction)
 
@@ -250,7 +179,9 @@ def as_denoiser(network: Network, *, model: Any = None, prediction: str | None =
         # a fresh copy: the host's blocks write their position into it
         mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1], ATTENTION_OVERRIDE: attention}
         with _sampling(network, reading), taking_scale(network, guidance_scale):
-            return network.apply_model(x, sigma, transformer_options=mine, **condition)
+            if scale == 1.0:
+                return network.apply_model(x, sigma, transformer_options=mine, **host_inputs(condition))
+            return network.apply_model(scale * x, sigma, transformer_options=mine, **host_inputs(condition)) / scale
 
     return denoiser
 

@@ -12,7 +12,10 @@ from torch import Tensor
 from ...samplers.noise import expand_like
 
 Condition = dict[str, Tensor]
-"""Model inputs by name, as the denoiser takes them by keyword; each (N, ...), or (1, ...) when all samples share it."""
+"""Model inputs by name, as the denoiser takes them by keyword; each (N, ...), or (1, ...) when all samples share it.
+
+What samples of one batch must have in common, and is no tensor, may stand in a name, with an empty tensor (N, 0).
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Data(Protocol):
     def batch(self, size: int, *, generator: torch.Generator, caption_dropout: float = 0.0) -> Batch:
         """`size` samples drawn with replacement, so that what is drawn depends on the generator (CPU) alone.
 
-        caption_dropout: share of the samples whose whole condition becomes the empty prompt's.
+        caption_dropout: share of the samples whose whole condition becomes the empty prompt's. Where that is of another
+        shape than theirs, all of a batch or none.
         """
 
     def first(self, count: int) -> Batch:
@@ -107,8 +111,18 @@ class TensorData:
         drawn = self.take(torch.randint(len(self.x0), (size,), generator=generator))
         if not caption_dropout:
             return drawn
-        dropped = torch.rand(size, generator=generator) < caption_dropout
-        return _without_captions(drawn, dropped.to(self.device))
+        if self._one_shape():
+            dropped = torch.rand(size, generator=generator) < caption_dropout
+            return _without_captions(drawn, dropped.to(self.device))
+        return _without_caption(drawn) if torch.rand((), generator=generator) < caption_dropout else drawn
+
+    def _one_shape(self) -> bool:
+        """Of the prompts' inputs and the empty prompt's, so that both may stand in one batch."""
+        prompt, empty = (
+            {name: value.shape[1:] for name, value in (inputs or {}).items()}
+            for inputs in (self.condition, self.unconditional)
+        )
+        return prompt == empty
 
     def first(self, count: int) -> Batch:
         return self.take(torch.arange(min(count, len(self.x0))))
@@ -135,17 +149,6 @@ class TensorData:
             raise ValueError(
                 "caption_dropout is above 0, which needs the empty prompt: connect the negative conditioning, or set "
                 "caption_dropout to 0."
-            )
-        prompt, empty = (
-            {name: tuple(value.shape[1:]) for name, value in inputs.items()}
-            for inputs in (self.condition, self.unconditional)
-        )
-        differing = sorted(name for name in prompt.keys() | empty.keys() if prompt.get(name) != empty.get(name))
-        if differing:
-            shapes = "; ".join(f"{name}: {prompt.get(name)} and {empty.get(name)}" for name in differing)
-            raise ValueError(
-                f"caption_dropout is above 0, but the positive and the negative conditioning differ in shape ({shapes}); "
-                "give prompts of one length, or set caption_dropout to 0."
             )
 
 
@@ -206,13 +209,20 @@ def shape_of(data: TensorData) -> Shape:
 
 
 def _without_captions(batch: Batch, dropped: Tensor) -> Batch:
-    """dropped: (B,) whose whole condition becomes the empty prompt's; both of one shape, see require_droppable."""
+    """dropped: (B,) whose whole condition becomes the empty prompt's; both of one shape."""
     empty = batch.empty_prompt()
     condition = {
         name: torch.where(expand_like(dropped, value), empty[name].to(value.dtype), value)
         for name, value in batch.condition.items()
     }
     return dataclasses.replace(batch, condition=condition)
+
+
+def _without_caption(batch: Batch) -> Batch:
+    """The empty prompt for every sample."""
+    count = len(batch.x0)
+    empty = {name: value.expand(count, *value.shape[1:]) for name, value in batch.empty_prompt().items()}
+    return dataclasses.replace(batch, condition=empty)
 
 
 def _require_finite(values: Tensor, *, name: str) -> None:

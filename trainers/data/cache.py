@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..storage.files import CHECKSUM_KEY, read_metadata, read_tensors, tensors_sha256, write_atomically, write_tensors
 from ..storage.prefixes import below
-from .batches import Buckets, Data, TensorData, shape_of
+from .batches import Buckets, Data, Shape, TensorData, shape_of
 
 SHARD_SAMPLES = 256
 """In one file of data that are in memory already."""
@@ -82,8 +82,7 @@ def read_data(folder: Path, *, device: torch.device | None = None) -> Data | Non
     parts: list[TensorData] = []
     for name, checksum in _read_json(folder / "index.json")["shards"].items():
         parts += _read_shard(folder / name, checksum)
-    buckets = [joined(bucket, device) for bucket in _by_shape(parts).values()]
-    return buckets[0] if len(buckets) == 1 else Buckets(buckets)
+    return in_buckets(parts, device)
 
 
 # --- whose data they are ---------------------------------------------------------------------------------------------
@@ -200,11 +199,13 @@ def _checksum(file: Path) -> str:
 # --- buckets ---------------------------------------------------------------------------------------------------------
 
 
-def _by_shape(parts: Iterable[TensorData]) -> dict[Any, list[TensorData]]:
-    buckets: dict[Any, list[TensorData]] = {}
+def in_buckets(parts: Iterable[TensorData], device: torch.device | None = None) -> TensorData | Buckets:
+    """Those of one shape together, in the order of their first samples. device: where batches go."""
+    by_shape: dict[Shape, list[TensorData]] = {}
     for part in parts:
-        buckets.setdefault(shape_of(part), []).append(part)
-    return buckets
+        by_shape.setdefault(shape_of(part), []).append(part)
+    buckets = [joined(alike, device) for alike in by_shape.values()]
+    return buckets[0] if len(buckets) == 1 else Buckets(buckets)
 
 
 def joined(parts: Sequence[TensorData], device: torch.device | None = None) -> TensorData:

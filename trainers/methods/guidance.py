@@ -77,6 +77,7 @@ class GuidanceDistillation(OnTeacher[GuidanceOptions]):
             )
         teacher.require_guided(options.scales, as_input=options.guidance_scale_max > 0.0)
         super().__init__(options, teacher)
+        options.weighting.require_for(teacher.family)
         self._table = teacher.table
         self._sigmas = options.schedule(options.steps, table=teacher.table)
 

@@ -30,6 +30,15 @@ class Weighting(Enum):
     SNR = "snr"
     CONSTANT = "constant"
 
+    def require_for(self, family: NoiseFamily) -> None:
+        """ValueError where a model of the family would never learn its first level: pure noise, without signal."""
+        if self is Weighting.SNR and family is NoiseFamily.FLOW:
+            others = ", ".join(weighting.value for weighting in Weighting if weighting is not Weighting.SNR)
+            raise ValueError(
+                f"weighting is {self.value}, which is 0 at the first noise level of a flow model, where students begin; allowed "
+                f"are {others}."
+            )
+
     def __call__(self, sigma: Tensor, *, family: NoiseFamily) -> Tensor:
         """The weight (B,) at noise levels sigma (B,), all above 0."""
         signal = 1.0 - sigma if family is NoiseFamily.FLOW else torch.ones_like(sigma)

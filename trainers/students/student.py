@@ -106,7 +106,7 @@ class FullWeightsStudent:
         named_weights: Callable[[nn.Module], dict[str, Tensor]] = lambda module: dict(module.state_dict()),
         first_teacher: Callable[[nn.Module], Denoiser] | None = None,
     ) -> None:
-        self.module = module.train().requires_grad_(True)
+        self.module = module.eval().requires_grad_(True)  # dropout is no part of what is distilled
         self._teacher_module = teacher_module.eval().requires_grad_(False)
         self.denoiser = as_denoiser(self.module)
         later = as_denoiser(self._teacher_module)

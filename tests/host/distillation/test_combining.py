@@ -139,7 +139,7 @@ def test_the_second_teacher_is_the_first_student(output):  # noqa: F811
     x, sigma = noise_for(base), torch.tensor([1.0, 3.0])
     with torch.inference_mode(False), torch.no_grad():
         prompt = conditioning("sd15", seed=2, batch=2)
-        condition = host.training.condition_for_training(base, prompt, latents=x, name="positive")
+        condition = host.inputs.condition_for_training(base, prompt, latents=x, name="positive")
         with students.student_of(guided, options, seed=0) as learning:
             teacher = learning.teacher(x, sigma, **condition)
         wanted = host.training.as_denoiser(host.training.loaded(guided))(x, sigma, **condition)

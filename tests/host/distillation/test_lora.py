@@ -127,7 +127,7 @@ def test_the_student_while_it_learns_is_the_model_with_the_lora(kind, output):
     x, sigma = noise_for(model, batch=1), torch.tensor([0.6])
     ((text, given),) = conditioning(kind, seed=2)
     with torch.inference_mode(False):
-        condition = students.host.training.condition_for_training(model, [[text, given]], latents=x, name="positive")
+        condition = students.host.inputs.condition_for_training(model, [[text, given]], latents=x, name="positive")
         with students.student_of(model, options, seed=0) as student:
             for value in student.parameters():
                 value.data.normal_(std=0.05, generator=torch.Generator().manual_seed(1))

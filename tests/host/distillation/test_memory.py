@@ -31,9 +31,9 @@ class Step:
     def __init__(self, model, kind, student):
         self.network = getattr(student, "module", model.model).diffusion_model
         latents = {"samples": noise_for(model, seed=1, batch=2, height=16, width=16)}
-        x0 = host.training.latents_for_training(model, latents)
+        x0 = host.inputs.latents_for_training(model, latents)
         condition, unconditional = (
-            host.training.condition_for_training(model, conditioning(kind, seed=seed), latents=x0, name=name)
+            host.inputs.condition_for_training(model, conditioning(kind, seed=seed), latents=x0, name=name)
             for seed, name in ((2, "positive"), (5, "negative"))
         )
         self.data = TensorData(x0=x0, condition=condition, unconditional=unconditional)

@@ -167,7 +167,7 @@ def test_the_student_while_it_learns_is_what_is_loaded(kind, output):  # noqa: F
     with torch.inference_mode(False):
         x, sigma = noise_for(model), torch.tensor([0.4, 0.9])
         prompt = conditioning(kind, seed=2, batch=2)
-        condition = host.training.condition_for_training(model, prompt, latents=x, name="positive")
+        condition = host.inputs.condition_for_training(model, prompt, latents=x, name="positive")
         with students.student_of(model, students.FullWeights(), seed=0, scale_input=GuidanceRange(1.0, 5.0)) as student:
             begun = student.denoiser(x, sigma, guidance_scale=scales, **condition)
             same(begun, student.teacher(x, sigma, **condition))

@@ -153,7 +153,7 @@ def test_the_student_is_read_otherwise_than_its_first_teacher(kind, wanted, lear
     own = prediction(model)
     chosen = LoRAOptions(rank=4, alpha=4.0) if learns == "lora" else students.FullWeights()
     with torch.inference_mode(False):
-        condition = host.training.condition_for_training(model, conditioning(kind), latents=x, name="positive")
+        condition = host.inputs.condition_for_training(model, conditioning(kind), latents=x, name="positive")
         condition = {name: value.expand(2, *value.shape[1:]) for name, value in condition.items()}
         with torch.no_grad():
             plain = host.training.as_denoiser(host.training.loaded(model))(x, sigma, **condition)

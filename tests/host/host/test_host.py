@@ -154,12 +154,12 @@ def test_conditioning_that_training_cannot_honour_is_refused(option):
     prompt = copy.deepcopy(digits_model.prompt("1"))
     prompt[0][1][option] = object()
     with pytest.raises(ValueError, match=f"positive conditioning carries {option}"):
-        host.training.condition_for_training(teacher(), prompt, latents=torch.zeros(1, 4, 4, 4), name="positive")
+        host.inputs.condition_for_training(teacher(), prompt, latents=torch.zeros(1, 4, 4, 4), name="positive")
 
 
 def test_latents_of_another_model_are_refused():
     with pytest.raises(ValueError, match="latents have 16 channels but this model works on 4"):
-        host.training.latents_for_training(teacher(), {"samples": torch.zeros(1, 16, 4, 4)})
+        host.inputs.latents_for_training(teacher(), {"samples": torch.zeros(1, 16, 4, 4)})
 
 
 def transformer_unet():

@@ -123,19 +123,30 @@ def test_a_share_that_is_none_is_named(share):
         TrainOptions(caption_dropout=share)
 
 
-@pytest.mark.parametrize(
-    ("unconditional", "named"),
-    [
-        (None, "needs the empty prompt"),
-        ({"y": torch.zeros(1, 2)}, r"differ in shape \(y: \(1,\) and \(2,\)\)"),
-        ({"z": torch.zeros(1, 1)}, r"y: \(1,\) and None; z: None"),
-    ],
-)
-def test_captions_that_cannot_be_dropped_are_named(unconditional, named, tmp_path):
-    data = TensorData(x0=torch.zeros(3, 1), condition={"y": torch.ones(3, 1)}, unconditional=unconditional)
+def test_captions_without_an_empty_prompt_cannot_be_dropped():
+    data = TensorData(x0=torch.zeros(3, 1), condition={"y": torch.ones(3, 1)})
     for kind in (data, Buckets([data])):
-        with pytest.raises(ValueError, match=named):
+        with pytest.raises(ValueError, match="needs the empty prompt"):
             kind.require_droppable()
+
+
+@pytest.mark.parametrize(
+    "empty", [{"text": torch.zeros(1, 2, 2)}, {"text": torch.zeros(1, 3, 2), "tokens=2": torch.empty(1, 0)}]
+)
+def test_an_empty_prompt_of_another_shape_stands_in_whole_batches(empty):
+    """Of its own length, or with a constant that the prompts lack: no batch holds both, and the share is as asked for."""
+    data = dataclasses.replace(numbered(10, 2), condition={"text": torch.ones(10, 3, 2)}, unconditional=empty)
+    data.require_droppable()
+    generator, dropped = rng(2), 0
+    for _ in range(2000):
+        batch = data.batch(4, generator=generator, caption_dropout=0.3)
+        assert all(len(value) == 4 for value in batch.condition.values())
+        if batch.condition.keys() == empty.keys() and batch.condition["text"].shape[1:] == empty["text"].shape[1:]:
+            dropped += 1
+            assert torch.equal(batch.condition["text"], torch.zeros(4, *empty["text"].shape[1:]))
+        else:
+            assert torch.equal(batch.condition["text"], torch.ones(4, 3, 2))
+    assert abs(dropped / 2000 - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 2000)
 
 
 def test_the_loop_refuses_and_hands_on_the_dropout(tmp_path):

@@ -1,6 +1,10 @@
 import pytest
 import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
+from comfyui_fewstep.trainers.methods.consistency import ConsistencyOptions
+from comfyui_fewstep.trainers.methods.guidance import GuidanceOptions
+from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions
+from comfyui_fewstep.trainers.objective.method import TeacherKind
 from comfyui_fewstep.trainers.objective.weighting import Weighting
 
 
@@ -73,3 +77,32 @@ def test_a_flow_models_velocity_is_weighed_between_once_and_twice_snr_plus_one()
     assert share.min() >= 1.0
     assert share.max() <= 2.0
     assert float(share[2]) == pytest.approx(2.0), "at sigma 1/2"
+
+
+def test_a_flow_model_is_not_weighted_by_its_signal_which_it_has_none_of_at_the_start():
+    assert float(Weighting.SNR(torch.ones(1), family=NoiseFamily.FLOW)) == 0.0
+    with pytest.raises(ValueError, match=r"weighting is snr, .* allowed are truncated_snr, snr_plus_one, constant\."):
+        Weighting.SNR.require_for(NoiseFamily.FLOW)
+    Weighting.SNR.require_for(NoiseFamily.VARIANCE_EXPLODING)
+    for other in set(Weighting) - {Weighting.SNR}:
+        other.require_for(NoiseFamily.FLOW)
+
+
+USUAL = {"iterations": 1, "learning_rate": 1e-3, "guidance_scale": 2.0}
+METHODS = {
+    "progressive": (ProgressiveOptions, {"start_steps": 4, "target_steps": 2}),
+    "guidance": (GuidanceOptions, {}),
+    "consistency": (ConsistencyOptions, {"steps": 2}),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_refuses_a_weighting_that_its_model_does_not_take(name):
+    options, given = METHODS[name]
+    table = torch.linspace(0.01, 1.0, 100)
+    chosen = options(weighting=Weighting.SNR, **USUAL, **given)
+    with pytest.raises(ValueError, match="weighting is snr"):
+        chosen.on(TeacherKind(family=NoiseFamily.FLOW, table=table, prediction_type="flow", empty_prompt=True))
+    chosen.on(
+        TeacherKind(family=NoiseFamily.VARIANCE_EXPLODING, table=10 * table, prediction_type="eps", empty_prompt=True)
+    )

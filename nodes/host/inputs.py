@@ -1,0 +1,304 @@
+"""The host's LATENT and CONDITIONING as training wants them, tensors that autograd may see, and back as a network's inputs.
+
+A Condition holds tensors alone, (N, ...) each. What else the host gives a network stands in their names: the tensors of a list
+as `name[0]`, `name[1]`, ...; a constant, which a whole forward has in common, as `name=<JSON>` with an empty tensor (N, 0). So
+samples are drawn in one batch only where their constants are equal, and constants are in the data's files and hash.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import comfy.conds
+import torch
+from torch import Tensor
+
+from ...trainers.data.batches import Condition
+from .models import Conditioning, model_sampling_of, noise_scale
+
+Shapes = list[list[int]]
+"""Of the streams of a nested latent (video and sound), (1, ...) each."""
+
+_UNSUPPORTED_CONDITIONING = (
+    "area",
+    "mask",
+    "control",
+    "gligen",
+    "hooks",
+    "timestep_start",
+    "timestep_end",
+)
+_MOST_REPEATS = 4
+"""Of a text, to make another's length: the host's CONDCrossAttn repeats no more often."""
+_FRAMES_AS_BATCH = "num_video_frames"
+"""The constant of networks whose batch is one video (Stable Video Diffusion): their rows are no samples of their own."""
+
+
+# --- latents ---------------------------------------------------------------------------------------------------------
+
+
+def latents_for_training(model: Any, latent: dict[str, Any]) -> Tensor:
+    """The samples of a LATENT in the model's own scale, on its device, as a tensor that autograd may see.
+
+    Still pictures (N, C, h, w) of a model of video become (N, C, 1, h, w), as in the host's samplers. The streams of a nested
+    latent are packed into one (N, 1, length), see stream_shapes. Where the model's noise has another deviation than 1, all is
+    divided by it, so that training mixes with unit noise; see as_denoiser. ValueError for latents of another model.
+    """
+    if "noise_mask" in latent:
+        raise ValueError("the latents carry a noise mask; training uses whole pictures. Remove Set Latent Noise Mask.")
+    with torch.inference_mode(False):
+        streams = [stream.clone().float() for stream in _streams(latent)]
+        samples = _packed(streams) if len(streams) > 1 else _in_rank(model, streams[0])
+        scaled = model.model.process_latent_in(samples).to(model.load_device)
+        scale = noise_scale(model_sampling_of(model))
+        return scaled if scale == 1.0 else scaled / scale
+
+
+def latents_for_host(model: Any, latents: Tensor) -> Tensor:
+    """The inverse of latents_for_training, without a device: what a VAE decodes."""
+    return model.model.process_latent_out(noise_scale(model_sampling_of(model)) * latents)
+
+
+def stream_shapes(latent: dict[str, Any]) -> Shapes | None:
+    """What the streams of a nested latent are packed from; None for a latent of one."""
+    streams = _streams(latent)
+    return [[1, *stream.shape[1:]] for stream in streams] if len(streams) > 1 else None
+
+
+def _streams(latent: dict[str, Any]) -> list[Tensor]:
+    samples = latent["samples"]
+    return list(samples.unbind()) if getattr(samples, "is_nested", False) else [samples]
+
+
+def _packed(streams: Sequence[Tensor]) -> Tensor:
+    """(N, 1, length), in the order in which the host takes them apart again."""
+    return torch.cat([stream.reshape(len(stream), 1, -1) for stream in streams], dim=-1)
+
+
+def _in_rank(model: Any, samples: Tensor) -> Tensor:
+    """With as many dimensions as the model's latents have. ValueError for other ranks and channels."""
+    latent_format = model.get_model_object("latent_format")
+    dimensions = getattr(latent_format, "latent_dimensions", samples.ndim - 2)  # which hosts of mid-2024 do not say
+    if dimensions == 3 and samples.ndim == 4:
+        samples = samples.unsqueeze(2)
+    if samples.ndim != dimensions + 2:
+        raise ValueError(
+            f"the latents have the shape {tuple(samples.shape)}, of {samples.ndim} dimensions, but this model's have "
+            f"{dimensions + 2}{' (or 4: still pictures)' if dimensions == 3 else ''}; encode with the model's own VAE."
+        )
+    if samples.shape[1] != latent_format.latent_channels:
+        raise ValueError(
+            f"the latents have {samples.shape[1]} channels but this model works on {latent_format.latent_channels}; encode "
+            "the pictures with the model's own VAE."
+        )
+    return samples
+
+
+# --- conditioning ----------------------------------------------------------------------------------------------------
+
+
+def condition_for_training(
+    model: Any, conditioning: Conditioning, *, latents: Tensor, name: str, shapes: Shapes | None = None
+) -> Condition:
+    """The model inputs of a CONDITIONING whose prompts are of one shape, (N, ...) each; see conditions_for_training."""
+    prompts = conditions_for_training(model, conditioning, latents=latents, name=name, shapes=shapes)
+    shapes_found = [dict(shape_of_inputs(prompt)) for prompt in prompts]
+    keys = {key for found in shapes_found for key in found}
+    differing = sorted(key for key in keys if len({found.get(key) for found in shapes_found}) > 1)
+    if differing:
+        raise ValueError(
+            f"the {name} conditioning mixes prompts of different lengths, sizes or constants ({', '.join(differing)}); give "
+            "prompts that encode to one shape."
+        )
+    return joined_inputs(prompts)
+
+
+def conditions_for_training(
+    model: Any, conditioning: Conditioning, *, latents: Tensor, name: str, shapes: Shapes | None = None
+) -> list[Condition]:
+    """The model inputs of each entry of a CONDITIONING, encoded by the host's model as its samplers encode them.
+
+    conditioning: N entries, or one entry of batch N or 1. latents: from latents_for_training; shapes: from stream_shapes.
+    ValueError for options that a training step cannot honour, and for inputs that it cannot give a network.
+    """
+    if not conditioning:
+        raise ValueError(f"the {name} conditioning is empty; connect a prompt.")
+    return [
+        condition
+        for entry in conditioning
+        for condition in _encode(model, entry, latents=latents, name=name, shapes=shapes)
+    ]
+
+
+def shape_of_inputs(condition: Condition) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """What prompts have in common that may stand in one batch: the inputs' names, constants and shapes."""
+    return tuple((key, tuple(condition[key].shape[1:])) for key in sorted(condition))
+
+
+def joined_inputs(prompts: Sequence[Condition]) -> Condition:
+    """Prompts of one shape as one batch."""
+    return {key: torch.cat([prompt[key] for prompt in prompts]) for key in prompts[0]}
+
+
+def rows_of(condition: Condition) -> list[Condition]:
+    """Its prompts one by one, what all share with each."""
+    count = max(len(value) for value in condition.values())
+    return [{key: v[i : i + 1] if len(v) > 1 else v for key, v in condition.items()} for i in range(count)]
+
+
+def in_one_length(
+    model: Any, positive: Conditioning, condition: Condition, unconditional: Condition, *, latents: Tensor
+) -> tuple[Condition, Condition]:
+    """(condition, unconditional) with texts repeated to one length, where the host's samplers do so for this model.
+
+    Repeating changes nothing for cross-attention: the softmax spreads each weight over the copies. Elsewhere, or beyond
+    the host's own limit, both stay as they are. positive: what condition was encoded from.
+    """
+    condition, unconditional = dict(condition), dict(unconditional)
+    for key, value in _encoded(model, positive[0], latents=latents, name="positive").items():
+        if not isinstance(value, comfy.conds.CONDCrossAttn) or key not in unconditional:
+            continue
+        lengths = condition[key].shape[1], unconditional[key].shape[1]
+        common = math.lcm(*lengths)
+        if common // min(lengths) <= _MOST_REPEATS:
+            condition[key] = condition[key].repeat(1, common // lengths[0], 1)
+            unconditional[key] = unconditional[key].repeat(1, common // lengths[1], 1)
+    return condition, unconditional
+
+
+def encoded_together(model: Any, prompts: Sequence[Conditioning], together: Conditioning, *, latents: Tensor) -> bool:
+    """Whether the host encodes prompts in one entry as it does each alone: some constants count over the whole batch."""
+
+    def constants(prompt: Conditioning) -> set[str]:
+        encoded = _encoded(model, prompt[0], latents=latents, name="positive")
+        return {key for key in _as_tensors(encoded, name="positive") if "=" in key}
+
+    return all(constants(prompt) == constants(together) for prompt in prompts)
+
+
+def _encode(model: Any, entry: list[Any], *, latents: Tensor, name: str, shapes: Shapes | None) -> Iterator[Condition]:
+    """A batch of prompts at once; one by one where the network has constants, which some count over the whole batch."""
+    encoded = _encoded(model, entry, latents=latents, name=name, shapes=shapes)
+    constant = any(isinstance(value, comfy.conds.CONDConstant) for value in encoded.values())
+    rows = len(entry[0]) if entry[0] is not None else 1
+    for one in _rows(entry, rows) if constant and rows > 1 else [entry]:
+        if one is not entry:
+            encoded = _encoded(model, one, latents=latents, name=name, shapes=shapes)
+        yield {key: value.to(model.load_device) for key, value in _as_tensors(encoded, name=name).items()}
+
+
+def _rows(entry: list[Any], count: int) -> list[list[Any]]:
+    embedding, options = entry
+
+    def row(value: Any, i: int) -> Any:
+        return value[i : i + 1] if isinstance(value, Tensor) and value.ndim and len(value) == count else value
+
+    return [[row(embedding, i), {key: row(value, i) for key, value in options.items()}] for i in range(count)]
+
+
+def _encoded(
+    model: Any, entry: list[Any], *, latents: Tensor, name: str, shapes: Shapes | None = None
+) -> dict[str, Any]:
+    """What the host's samplers make of an entry: its own conditioning objects by the name of the model's input."""
+    embedding, options = entry
+    refused = [key for key in _UNSUPPORTED_CONDITIONING if options.get(key) is not None]
+    if refused:
+        raise ValueError(
+            f"the {name} conditioning carries {', '.join(refused)}, which training does not support; remove it."
+        )
+    size = {"width": latents.shape[-1] * 8, "height": latents.shape[-2] * 8, "prompt_type": name}
+    streams = {} if shapes is None else {"latent_shapes": shapes}
+    with torch.inference_mode(False):
+        inputs = {key: _plain(value) for key, value in options.items()}
+        inputs["cross_attn"] = _plain(embedding)
+        encoded = model.model.extra_conds(
+            **{**size, **streams, **inputs}, device=model.load_device, noise=latents[:1], latent_image=latents[:1]
+        )
+        if inputs["cross_attn"] is not None:
+            encoded.setdefault("c_crossattn", comfy.conds.CONDCrossAttn(inputs["cross_attn"]))
+    _require_one_time(model, encoded)
+    return encoded
+
+
+def _require_one_time(model: Any, encoded: dict[str, Any]) -> None:
+    """ValueError for networks of mean flow, which are told beside a step's noise level the next one's."""
+    told = getattr(model.model.diffusion_model, "time_r_in", None) is not None
+    if told and not ("disable_time_r" in encoded and encoded["disable_time_r"].cond):
+        raise ValueError(
+            "this model is of mean flow: its network takes the noise level of the next step as an input too, which training "
+            "does not support. Connect a model that was not distilled so."
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Copies of tensors, in lists and dictionaries too, that autograd may see; some networks' extra_conds write into them."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if type(value) in (list, tuple):
+        return type(value)(_plain(each) for each in value)
+    return {key: _plain(each) for key, each in value.items()} if type(value) is dict else value
+
+
+# --- what is no tensor -----------------------------------------------------------------------------------------------
+
+_LISTED = re.compile(r"(.+)\[(\d+)\]")
+
+
+def _as_tensors(encoded: dict[str, Any], *, name: str) -> Condition:
+    """The host's conditioning objects as a Condition. ValueError, naming the inputs, for values that no name could hold."""
+    tensors: Condition = {}
+    odd = []
+    for key, held in encoded.items():
+        constant = isinstance(held, comfy.conds.CONDConstant)
+        if isinstance(held.cond, Tensor) and not constant:
+            tensors[key] = _visible(held.cond)
+        elif _is_list_of_tensors(held.cond) and not constant:
+            tensors |= {f"{key}[{i}]": _visible(value) for i, value in enumerate(held.cond)}
+        elif (text := _json(held.cond)) is not None and key != _FRAMES_AS_BATCH:
+            tensors[f"{key}={text}"] = torch.empty(1, 0)
+        else:
+            odd.append(key)
+    if odd:
+        raise ValueError(
+            f"the {name} conditioning gives this model {', '.join(odd)}, which training does not support; it knows tensors, "
+            "lists of them, and constants that are numbers or texts."
+        )
+    return tensors
+
+
+def _visible(value: Tensor) -> Tensor:
+    """To autograd; what the host keeps inside an object of its own may be an inference tensor."""
+    with torch.inference_mode(False):
+        return value.clone() if value.is_inference() else value
+
+
+def host_inputs(condition: Condition) -> dict[str, Any]:
+    """What the host's network takes by keyword, of a Condition: its tensors, and what stands in their names."""
+    inputs: dict[str, Any] = {}
+    lists: dict[str, dict[int, Tensor]] = {}
+    for key, value in condition.items():
+        name, constant, text = key.partition("=")
+        listed = _LISTED.fullmatch(key)
+        if constant:
+            inputs[name] = json.loads(text)
+        elif listed:
+            lists.setdefault(listed[1], {})[int(listed[2])] = value
+        else:
+            inputs[key] = value
+    return inputs | {name: [values[i] for i in sorted(values)] for name, values in lists.items()}
+
+
+def _is_list_of_tensors(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(each, Tensor) for each in value)
+
+
+def _json(value: Any) -> str | None:
+    """None for what JSON would not give back as it is; tuples become lists."""
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError):
+        return None
