@@ -315,16 +315,16 @@ def test_a_picture_to_start_from_keeps_its_share_at_unit_variance():
 
 
 def test_a_kind_that_means_something_else_is_refused_by_name():
-    """The host's img_to_img_flow derives from CONST, but its latent is the input itself, and it takes no noise."""
+    """Not only those of the host: a pack's own that derives from CONST, but starts from the picture and takes no noise."""
 
-    class IMG_TO_IMG_FLOW(comfy.model_sampling.CONST):  # noqa: N801 (the host's name)
+    class FromPicture(comfy.model_sampling.CONST):
         def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
             return latent_image
 
     model = model_of("FLOW")
-    sampling = type("ModelSampling", (comfy.model_sampling.ModelSamplingDiscreteFlow, IMG_TO_IMG_FLOW), {})()
+    sampling = type("ModelSampling", (comfy.model_sampling.ModelSamplingDiscreteFlow, FromPicture), {})()
     model.add_object_patch("model_sampling", sampling)
-    said = r"\(ModelSamplingDiscreteFlow, .*IMG_TO_IMG_FLOW.*\) derives from flow but mixes noise in otherwise"
+    said = r"\(ModelSamplingDiscreteFlow, .*FromPicture.*\) derives from flow but mixes noise in otherwise"
     with pytest.raises(ValueError, match=said):
         schedule(model)
     with pytest.raises(ValueError, match=said):
