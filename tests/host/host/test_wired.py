@@ -1,5 +1,6 @@
 """A MODEL as wired: wrappers and their kind, the deviation of its noise, kinds of sampling, and what is left as it was."""
 
+import copy
 import types
 
 import pytest
@@ -186,6 +187,6 @@ def test_a_model_of_mean_flow_is_refused():
 
 def test_dropout_never_comes_on():
     network = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Dropout(0.5)).eval()
-    student = FullWeightsStudent(network, network, as_denoiser=lambda module: lambda x, sigma: module(x))
+    student = FullWeightsStudent(network, copy.deepcopy(network), as_denoiser=lambda module: lambda x, sigma: module(x))
     x = noise(2, 8)
     assert torch.equal(student.denoiser(x, torch.ones(2)), student.denoiser(x, torch.ones(2)))
