@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,22 +19,28 @@ NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 """noise_sampler(sigma, sigma_next) -> fresh unit noise in the shape of x."""
 
 
-def seeded_noise_sampler(x: Tensor, *, seed: int | None) -> NoiseSampler:
-    """Fresh noise from the graph's seed, on x's device, from one generator for each sample.
+def fresh_noise(x: Tensor, *, seed: int | None, level: float) -> Tensor:
+    """In the shape of x (B, ...), from the graph's seed, for each sample (by its place in the batch) and each level.
 
-    So a picture does not depend on what else is in its batch. No sample takes the seed itself: ComfyUI draws the
-    initial noise from it, and on the CPU the first fresh noise would be that very draw again.
+    So a picture depends neither on what else is in its batch nor on how many samplings its steps are spread over. None of
+    these draws is another's, nor the initial noise of this seed or the next, which ComfyUI draws from the seed itself.
     """
     if seed is None:
-        return lambda sigma, sigma_next: torch.randn_like(x)
-    seeds = ((seed + 1 + i * 0x9E3779B97F4A7C15) % 2**63 for i in range(len(x)))
-    generators = [torch.Generator(device=x.device).manual_seed(own) for own in seeds]
-    shape = x.shape[1:]
+        return torch.randn_like(x)
+    seeds = (_hashed(seed, place, level) for place in range(len(x)))
+    generators = (torch.Generator(device=x.device).manual_seed(own) for own in seeds)
+    return torch.stack([torch.randn(x.shape[1:], dtype=x.dtype, device=x.device, generator=g) for g in generators])
 
-    def noise_sampler(sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        return torch.stack([torch.randn(shape, dtype=x.dtype, device=x.device, generator=g) for g in generators])
 
-    return noise_sampler
+def seeded_noise_sampler(x: Tensor, *, seed: int | None) -> NoiseSampler:
+    """`fresh_noise` at the level that a step goes to."""
+    return lambda sigma, sigma_next: fresh_noise(x, seed=seed, level=float(sigma_next))
+
+
+def _hashed(seed: int, place: int, level: float) -> int:
+    """63 bits of BLAKE2b: generators on the CPU take 32 of them, and seeds in a row must not draw the same numbers."""
+    key = struct.pack("<QQf", seed % 2**64, place, level)
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") % 2**63
 
 
 @torch.no_grad()
@@ -71,10 +80,13 @@ def sample_few_step(
         )
     if sigma_min > 0.0 and family is NoiseFamily.FLOW:
         raise ValueError(f"sigma_min is {sigma_min}, but a flow model's levels end at 0; set it to 0.")
-    if noise_sampler is None and any(gammas):
-        noise_sampler = seeded_noise_sampler(x, seed=extra_args.get("seed"))
     ones = x.new_ones([x.shape[0]])
     ends_clean = float(sigmas[-1]) == 0.0  # asked once: inside the loop it would wait for the device at each step
+    draws: list[Callable[[], Tensor]]
+    if noise_sampler is None:
+        draws = [partial(fresh_noise, x, seed=extra_args.get("seed"), level=level) for level in _in_python(sigmas[1:])]
+    else:
+        draws = [partial(noise_sampler, *levels) for levels in pairwise(sigmas)]
     end = s_noise if s_noise_end is None else s_noise_end
     scales = [noise_scale * (s_noise + (end - s_noise) * i / max(len(gammas) - 1, 1)) for i in range(len(gammas))]
     landings = (sigmas**2 - sigma_min**2).clamp(min=0.0).sqrt() if sigma_min > 0.0 else sigmas
@@ -86,12 +98,17 @@ def sample_few_step(
             x = denoised
             continue
         noise = None
-        if gammas[i] > 0.0 and noise_sampler is not None:
-            noise = _clipped(noise_sampler(sigmas[i], sigmas[i + 1]), deviations=noise_clip)
+        if gammas[i] > 0.0:
+            noise = _clipped(draws[i](), deviations=noise_clip)
             noise = noise if scales[i] == 1.0 else scales[i] * noise
         landing = landings[i + 1] if gammas[i] == 1.0 else sigmas[i + 1]
         x = family.jump(x, denoised, sigma=sigmas[i], sigma_next=landing, gamma=gammas[i], noise=noise)
     return x
+
+
+def _in_python(levels: Tensor) -> list[float]:
+    """All at once: asked one by one, each would wait for the device."""
+    return levels.double().cpu().numpy().tolist()
 
 
 def _clipped(noise: Tensor, *, deviations: float) -> Tensor:

@@ -56,7 +56,7 @@ def test_the_preview_follows_every_widget(editor, schedule):
     wait_for(editor, "timestep", [999, 499])
     editor.set(schedule, strength=0.5)
     wait_for(editor, "timestep", [499, 259])
-    editor.set(schedule, schedule="timesteps", values="800, 20")
+    editor.set(schedule, schedule="timesteps", values="800, 20", strength=1.0)
     wait_for(editor, "timestep", [800, 20])
 
 

@@ -344,3 +344,23 @@ def test_ours_stand_in_the_menus_whatever_pack_came_before(monkeypatch):
         if menu == "SAMPLER" or hasattr(comfy.samplers, "SCHEDULER_HANDLERS"):
             assert getattr(comfy.samplers.KSampler, f"{menu}S").count(name) == 1
             assert getattr(comfy.samplers, f"{menu}_NAMES").count(name) == 1
+
+
+@pytest.mark.parametrize("kind", ["EPS", "FLOW"])
+@pytest.mark.parametrize("name", ["fewstep_lcm", "fewstep_tcd", "fewstep_ancestral", "fewstep_consistency"])
+@torch.inference_mode()
+def test_two_advanced_ksamplers_draw_what_one_does(name, kind):
+    """The second adds no noise and takes up the steps where the first left them; to the rounding of the latent's scale."""
+    model, noise, prompt = model_of(kind), noise_of(), digits_model.prompt("1234")
+
+    def run(begun, latent, **steps):
+        return comfy.sample.sample(
+            *(model, begun, 4, 1.0, name, "simple", prompt, prompt, latent), disable_pbar=True, seed=9, **steps
+        )
+
+    empty = torch.zeros_like(noise)
+    whole = run(noise, empty)
+    for cut in (1, 2, 3):
+        half = run(noise, empty, last_step=cut)
+        split = run(empty, half, disable_noise=True, start_step=cut, force_full_denoise=True)
+        torch.testing.assert_close(split, whole, atol=2e-4, rtol=2e-4)

@@ -182,6 +182,30 @@ def test_a_picture_does_not_depend_on_its_batch():
     assert len(run(8).unique(dim=0)) == 8
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("gamma", [1.0, 0.5])
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_a_run_that_is_cut_up_gives_the_whole_runs_picture(family, gamma, cut):
+    """Fresh noise belongs to the seed, the sample and the level, not to the call."""
+    sigmas = trailing_sigmas(4, table=table(family))
+    start = family.initial(torch.randn(3, 5, generator=torch.Generator().manual_seed(0)), sigma=sigmas[0])
+
+    def run(x, levels):
+        options = {"extra_args": {"seed": 5}, "disable": True, "family": family, "gamma": gamma}
+        return sample_few_step(gaussian_denoiser(family), x, levels, **options)
+
+    assert torch.equal(run(run(start, sigmas[: cut + 1]), sigmas[cut:]), run(start, sigmas))
+
+
+def test_no_draw_is_anothers():
+    """Nor the host's initial noise of this seed or the next, for any sample."""
+    x, levels = torch.zeros(3, 1000), torch.tensor([14.6, 4.1, 1.6, 0.7])
+    drawn = [seeded_noise_sampler(x, seed=seed)(levels[i], levels[i + 1]) for seed in (7, 8) for i in range(3)]
+    drawn += [torch.randn(3, 1000, generator=torch.Generator().manual_seed(seed)) for seed in (7, 8, 9)]
+    related = torch.corrcoef(torch.cat(drawn))
+    assert (related - torch.eye(len(related))).abs().max() < 0.2
+
+
 def test_a_schedule_that_stops_early_keeps_its_noise():
     """Advanced workflows hand a half-denoised latent on: the last level is then not 0, and noise must be there."""
     sigmas = trailing_sigmas(4, table=LEVELS)[:3]
