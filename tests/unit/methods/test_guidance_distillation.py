@@ -73,7 +73,8 @@ def target_of(family, *, teacher=None, student=None, count=256, unconditional=0.
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_target_is_the_guided_denoiser_in_closed_form(family):
     """Without a look at the student: guidance distillation has nothing to do with what that says already."""
-    target = target_of(family)
+    taught, gain = two_prompts(family), torch.ones(1, requires_grad=True)
+    target = target_of(family, teacher=lambda *given, **named: gain * taught(*given, **named))
     exact = guided_exactly(family)(target.x_t.double(), target.sigma.double())
     assert (target.x0 - exact).abs().max() < 1e-5
     assert not target.x0.requires_grad

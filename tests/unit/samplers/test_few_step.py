@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import diffusers.schedulers.scheduling_lcm as diffusers_lcm
 import pytest
 import torch
@@ -160,7 +162,7 @@ def test_no_fresh_noise_is_the_noise_that_the_host_starts_from():
     """ComfyUI draws that from the seed itself, on the CPU: nothing that is drawn later may repeat it."""
     initial = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5)).flatten(1)
     sampler = seeded_noise_sampler(torch.zeros(SHAPE), seed=5)
-    fresh = torch.cat([sampler(*torch.tensor([2.0, 1.0])).flatten(1) for _ in range(3)])
+    fresh = torch.cat([sampler(*levels).flatten(1) for levels in pairwise(torch.tensor([4.0, 3.0, 2.0, 1.0]))])
     alike = torch.corrcoef(torch.cat([initial, fresh])).fill_diagonal_(0.0)
     assert alike.abs().max() < 0.4, "144 numbers: independent ones share a twelfth"
 
