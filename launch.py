@@ -190,7 +190,7 @@ def command_train(rest: list[str]) -> int:
         os.environ["COMFYUI_PATH"] = str(arguments.comfyui)
     many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(arguments.processes)]
     start = [*(many if arguments.processes > 1 else []), "-m", f"{PACKAGE}.trainers"]
-    return run_in_environment(environment_python(), *start, str(arguments.run.resolve()), *arguments.options)
+    return run_in_environment(environment_python(), *start, str(Path.cwd() / arguments.run), *arguments.options)
 
 
 def command_clean(_rest: list[str]) -> int:

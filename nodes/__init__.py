@@ -7,7 +7,7 @@ import importlib.util
 from . import host, routes
 from .demo import digits
 from .distillation import distillation, methods, runs, students, training_data
-from .host import folders
+from .host import folders, limits
 from .sampling import comparison, guidance, model_sampling, recipes, samplers
 
 NODE_CLASS_MAPPINGS = {
@@ -94,6 +94,7 @@ def _say_what_is_missing() -> None:
 
 
 _say_what_is_missing()
+limits.enforce(NODE_CLASS_MAPPINGS)
 samplers.add_to_menus()
 folders.list_own_models()
 routes.add_routes()

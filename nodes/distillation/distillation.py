@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -215,7 +214,7 @@ class Distill:
 
         def check() -> None:
             if run_name is not None:
-                RunFolder(Path(), str(run_name))
+                folders.run_named(run_name)
             _require_one_kind_of_data(
                 latents=latents is not _ABSENT, positive=positive is not _ABSENT, data=data is not _ABSENT
             )
@@ -232,15 +231,15 @@ class Distill:
         **inputs: Any,
     ) -> tuple[Any, dict[str, list[float]], str, dict[str, Tensor]]:
         chosen = student or LoRAOptions()
-        run = RunFolder(folders.runs_root(), run_name)
-        with MESSAGES.of_run(run, node=inputs.get("unique_id")):
+        run = folders.run_named(run_name)
+        with MESSAGES.of_run(run, node=inputs.get("unique_id")) as told:
             perceptual.require(inputs["method"].written(), vae=vae)
             with prepared(model, run_name, chosen, **inputs) as distillation:
                 if not distillation.finished():
                     running.execute(
                         distillation, chosen, model=model, vae=vae, show=lambda preview: Show(distillation, preview)
                     )
-            return running.finished(run, chosen, model=model)
+            return running.finished(run, chosen, model=model, told=told)
 
 
 @contextmanager
@@ -261,7 +260,7 @@ def prepared(
 ) -> Iterator[Distillation]:
     """The run of these inputs, its folder locked and its data in it. Tensors made inside may be trained on, unlike in nodes."""
     with torch.inference_mode(False), torch.enable_grad():
-        run = RunFolder(folders.runs_root(), run_name)
+        run = folders.run_named(run_name)
         train_options = TrainOptions(**options)
         _require_one_kind_of_data(
             latents=latents is not None,
@@ -344,7 +343,7 @@ class LossChart:
         }
 
     def draw(self, run_name: str) -> tuple[Tensor]:
-        losses = RunFolder(folders.runs_root(), run_name).losses()
+        losses = folders.run_named(run_name).losses()
         if not losses:
             raise ValueError(f"the run {run_name!r} has logged nothing yet; distil first.")
         return (loss_chart(losses)[None],)
