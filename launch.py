@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -122,7 +123,7 @@ def link(target: Path, place: Path) -> None:
 
 
 def run_in_environment(python: Path, *arguments: str) -> int:
-    """Runs Python with this repository importable as the package, whatever its folder is called."""
+    """Runs Python with this repository importable as the package, whatever its folder is called; what ends this ends it."""
     link(ROOT, HOME / "packages" / PACKAGE)
     paths = [str(HOME / "packages"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "MYPYPATH": paths[0]}
@@ -130,6 +131,7 @@ def run_in_environment(python: Path, *arguments: str) -> int:
     if comfyui:
         environment["COMFYUI_PATH"] = str(comfyui)
     process = subprocess.Popen([str(python), *arguments], cwd=ROOT, env=environment)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # which, unlike Ctrl-C, comes to this process alone
     while True:
         try:
             return process.wait()
