@@ -132,7 +132,7 @@ class EvaluateDigits:
                     },
                 ),
                 "count": ("INT", {"default": 2000, "min": 100, "max": 20000, "tooltip": "Pictures for each row."}),
-                "seed": ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "tooltip": "Of the noise."}),
+                "seed": host.limits.seed("Of the noise."),
                 # last: the editor of 2024 counts it among the widgets, whose values it saves by position
                 "run_name": ("STRING", {"forceInput": True, "tooltip": "From Distill Model; the report goes there."}),
             }

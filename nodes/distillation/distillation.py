@@ -12,6 +12,7 @@ from torch import Tensor
 from ...trainers.data.batches import TensorData
 from ...trainers.measures.charts import loss_chart
 from ...trainers.objective.method import MethodOptions
+from ...trainers.storage.places import is_link
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.adapters import LoRAOptions
 from ...trainers.training.distillation import Distillation
@@ -63,15 +64,7 @@ class Distill:
                         "it is finished; another teacher, data or settings need another name, but target_steps may be lowered.",
                     },
                 ),
-                "seed": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 0xFFFFFFFFFFFFFFFF,
-                        "tooltip": "Drives every random draw: order of the data, noise, noise levels.",
-                    },
-                ),
+                "seed": host.limits.seed("Drives every random draw: order of the data, noise, noise levels."),
                 "batch_size": ("INT", {"default": 64, "min": 1, "max": 4096, "tooltip": "Pictures in each iteration."}),
                 "optimiser": (
                     list(OPTIMISERS),
@@ -220,6 +213,18 @@ class Distill:
             )
 
         return host.signals.error_of(check)
+
+    @classmethod
+    def IS_CHANGED(cls, run_name: str | None = None, **_: Any) -> float:
+        """The host remembers what came of the same inputs, but not that the run's folder was deleted since."""
+        run = folders.run_named(run_name) if run_name is not None else None
+        found = cls.result_of(run) if run and not is_link(run.path) else None
+        return float("nan") if found is None else found  # a new NaN: lists of one and the same are equal
+
+    @staticmethod
+    def result_of(run: RunFolder) -> float | None:
+        """Of a run whose result there is, the same as long as that stays; otherwise None."""
+        return run.student_file.stat().st_mtime if run.finished else None
 
     def distil(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ...trainers.storage.places import last_change
+from ...trainers.storage.places import is_regular, last_change
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.storage.watching import preview_file, previews
 from ...trainers.training.distillation import Recorded
@@ -33,6 +33,11 @@ class WriteRun(distillation.Distill):
         "is made, and shows the command that trains it, on this machine or another, on one GPU or several. Watch Run "
         "then shows how it goes and loads the student."
     )
+
+    @staticmethod
+    def result_of(run: RunFolder) -> float | None:
+        """The written run; its training elsewhere makes it no other."""
+        return 0.0 if is_regular(run.place("run.json")) else None
 
     def write(self, model: Any, run_name: str, **inputs: Any) -> dict[str, Any]:
         perceptual.require_vae(inputs["method"].written(), vae=inputs.pop("vae", None))  # its making is kept
@@ -92,9 +97,8 @@ class WatchRun:
         return folders.error_of_name(run_name, what="run name")
 
     @classmethod
-    def IS_CHANGED(cls, run_name: str, written: str | None = None, **_: Any) -> float:
-        run = folders.run_named(written or run_name)
-        return run.student_file.stat().st_mtime if run.finished else float("nan")
+    def IS_CHANGED(cls, run_name: str | None = None, written: str | None = None, **_: Any) -> float:
+        return distillation.Distill.IS_CHANGED(run_name=written or run_name)
 
     def watch(
         self, model: Any, run_name: str, patience: int, written: str | None = None, unique_id: str | None = None

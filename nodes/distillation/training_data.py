@@ -165,10 +165,7 @@ class TeacherPictures:
                     list(host.data.SAMPLERS),
                     {"default": "euler", "tooltip": "The host's samplers that add no noise of their own."},
                 ),
-                "seed": (
-                    "INT",
-                    {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "tooltip": "Of the noise of every picture."},
-                ),
+                "seed": host.limits.seed("Of the noise of every picture."),
                 "batch_size": (
                     "INT",
                     {"default": 8, "min": 1, "max": 4096, "tooltip": "Pictures that the teacher draws at once."},

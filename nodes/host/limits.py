@@ -19,6 +19,14 @@ _SHOWN = 10
 """Choices of a menu that an error names."""
 
 
+def seed(tooltip: str) -> tuple[str, dict[str, Any]]:
+    """A seed's declaration. Editors draw another number at every start unless they hear that it is fixed: no run of that seed
+    could be gone on with.
+    """
+    limits = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": "fixed"}
+    return ("INT", {**limits, "tooltip": tooltip})
+
+
 def enforce(nodes: Mapping[str, Any]) -> None:
     """Has every node class check its inputs before its function sees them, and before its VALIDATE_INPUTS does.
 

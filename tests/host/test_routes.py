@@ -136,6 +136,23 @@ def test_runs_are_listed_opened_and_deleted(client, server, runs, name):
     assert not (runs / name).exists()
 
 
+def executed(client, prompt):
+    """The kinds of nodes that the host did not take out of its memory."""
+    seen = []
+    client.run(prompt, on_event=lambda kind, data: seen.append(data["node"]) if kind == "executing" else None)
+    return {prompt[node]["class_type"] for node in seen if node in prompt}
+
+
+def test_after_a_run_was_deleted_the_same_queue_trains_it_again(client, server, runs, name):
+    prompt = demo(name)
+    assert "FewStepDistill" in executed(client, prompt)
+    server.post(f"/fewstep/runs/{name}/delete", {})
+    assert "FewStepDistill" in executed(client, prompt)
+    assert (runs / name / "student.safetensors").exists()
+    executed(client, prompt)
+    assert "FewStepDistill" not in executed(client, prompt), "what is there is not loaded again"
+
+
 LINE = {
     "iteration": 3,
     "iterations": 9,
