@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -144,7 +145,7 @@ def link(target: Path, place: Path) -> None:
 
 
 def run_in_environment(python: Path, *arguments: str) -> int:
-    """Runs Python with this repository importable as the package, whatever its folder is called."""
+    """Runs Python with this repository importable as the package, whatever its folder is called; what ends this ends it."""
     link(ROOT, HOME / "packages" / PACKAGE)
     paths = [str(HOME / "packages"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "MYPYPATH": paths[0]}
@@ -152,6 +153,7 @@ def run_in_environment(python: Path, *arguments: str) -> int:
     if comfyui:
         environment["COMFYUI_PATH"] = str(comfyui)
     process = subprocess.Popen([str(python), *arguments], cwd=ROOT, env=environment)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # which, unlike Ctrl-C, comes to this process alone
     while True:
         try:
             return process.wait()
@@ -214,7 +216,7 @@ def command_train(rest: list[str]) -> int:
         os.environ["COMFYUI_PATH"] = str(arguments.comfyui)
     many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(arguments.processes)]
     start = [*(many if arguments.processes > 1 else []), "-m", f"{PACKAGE}.trainers"]
-    return run_in_environment(environment_python(), *start, str(arguments.run.resolve()), *arguments.options)
+    return run_in_environment(environment_python(), *start, str(Path.cwd() / arguments.run), *arguments.options)
 
 
 def command_clean(_rest: list[str]) -> int:

@@ -52,7 +52,7 @@ def main() -> None:
     )
     parser.add_argument("host_options", nargs="*", metavar="-- HOST OPTION", help="options of ComfyUI, after --")
     arguments = parser.parse_args()
-    path = arguments.run.resolve()
+    path = Path.cwd() / arguments.run  # as it was given: a run that is a link is not followed
     try:
         base = (arguments.base or base_of(path)).resolve()
         with Processes.from_environment() as processes:  # first: it chooses the GPU that the host then takes

@@ -7,7 +7,7 @@ import importlib.util
 from . import host, routes
 from .demo import digits
 from .distillation import distillation, methods, runs, students, training_data
-from .host import folders
+from .host import folders, limits
 from .sampling import comparison, guidance, model_sampling, recipes, samplers, schedules
 
 NODE_CLASS_MAPPINGS = {
@@ -96,6 +96,7 @@ def _say_what_is_missing() -> None:
 
 
 _say_what_is_missing()
+limits.enforce(NODE_CLASS_MAPPINGS)
 samplers.add_to_menu()
 schedules.add_to_menu()
 folders.list_own_models()

@@ -103,15 +103,17 @@ def _read(declared: Mapping[str, Mapping[str, Any]], given: Mapping[str, str]) -
 
 
 def _value(name: str, text: str, declared: Any) -> Any:
-    kind, options = declared
+    value = _typed(name, text, declared[0])
+    host.limits.require_value(name, value, *declared)
+    return value
+
+
+def _typed(name: str, text: str, kind: Any) -> Any:
     if kind == "BOOLEAN":
         return text == "true"
     if kind not in ("INT", "FLOAT"):
         return text
     try:
-        value = int(text) if kind == "INT" else float(text)
+        return int(text) if kind == "INT" else float(text)
     except ValueError as error:
         raise ValueError(f"{name} is {text!r}; give a number.") from error
-    if not options["min"] <= value <= options["max"]:
-        raise ValueError(f"{name} is {text}; allowed are {options['min']} to {options['max']}.")
-    return value

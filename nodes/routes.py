@@ -1,15 +1,18 @@
-"""What the pack's browser code asks the host's server for. Looking changes nothing; a POST stops a run or deletes one."""
+"""What the pack's browser code asks the host's server for. Looking changes nothing; a POST stops, repairs or deletes a run."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
 
+from ..trainers.storage.places import is_regular
+from ..trainers.storage.reading import without_nan
 from ..trainers.storage.run_folder import RunFolder
-from ..trainers.storage.watching import State, all_runs, curves, preview_file, previews, stage_names, state_of, summary
+from ..trainers.storage.watching import State, all_runs, curves, preview_file, stage_names, summary, whole_lines
 from . import host
 from .distillation.telling import MESSAGES
 from .host import folders
@@ -21,7 +24,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def answering(answer: Callable[[web.Request], Any]) -> Handler:
     """A route from a function that returns JSON values or a response; it may read files, so it runs beside the server's loop.
 
-    A ValueError is the asker's: status 400, with its words.
+    A ValueError is the asker's: status 400, with its words. What the disk refuses is told too, with status 500.
     """
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -31,15 +34,21 @@ def answering(answer: Callable[[web.Request], Any]) -> Handler:
         try:
             answered = await asyncio.get_running_loop().run_in_executor(None, answer, request)
         except ValueError as error:
-            return web.json_response({"error": str(error)}, status=400)
-        return answered if isinstance(answered, web.StreamResponse) else web.json_response(answered)
+            return _json({"error": str(error)}, status=400)
+        except OSError as error:
+            return _json({"error": f"the disk refuses: {error}"}, status=500)
+        return answered if isinstance(answered, web.StreamResponse) else _json(answered)
 
     return handler
 
 
+def _json(values: Any, *, status: int = 200) -> web.Response:
+    return web.json_response(text=json.dumps(without_nan(values), allow_nan=False), status=status)
+
+
 def _run_of(request: web.Request) -> RunFolder:
     """ValueError for names that the nodes would refuse too: they could lead elsewhere."""
-    return RunFolder(folders.runs_root(), request.match_info["run"])
+    return folders.run_named(request.match_info["run"])
 
 
 def _number(request: web.Request, name: str, *, default: int) -> int:
@@ -52,26 +61,28 @@ def _number(request: web.Request, name: str, *, default: int) -> int:
 def run_now(request: web.Request) -> dict[str, Any]:
     """How a run stands, and its curves after the iteration `after`. live: the newest message of a run that goes on here."""
     run = _run_of(request)
-    lines = run.metrics()
+    told = summary(run)
+    lines = whole_lines(run)
     after = _number(request, "after", default=-1)
-    state = state_of(run)
+    training = told["state"] == State.TRAINING.value
     return {
         "run": run.name,
-        "state": state.value,
+        "state": told["state"],
+        "damage": told.get("error"),
         "iteration": lines[-1]["iteration"] if lines else 0,
         "iterations": lines[-1]["iterations"] if lines else None,
         "stages": stage_names(lines),
         "curves": curves([line for line in lines if line["iteration"] > after]),
-        "previews": previews(run),
-        "live": MESSAGES.newest.get(run.name) if state is State.TRAINING else None,
-        "stopping": state is State.TRAINING and run.stop_asked,
+        "previews": told["previews"],
+        "live": MESSAGES.newest.get(run.name) if training else None,
+        "stopping": training and run.stop_asked,
     }
 
 
 def preview(request: web.Request) -> web.StreamResponse:
     """The picture of one iteration: the teacher's row above, the student's below."""
     file = preview_file(_run_of(request), _number(request, "iteration", default=-1))
-    if not file.is_file():
+    if not is_regular(file):
         raise web.HTTPNotFound(text=f"the run has no preview of iteration {request.query.get('iteration')}")
     return web.FileResponse(file, headers={"Cache-Control": "no-cache"})  # a run of the same name may be begun anew
 
@@ -108,6 +119,12 @@ def delete(request: web.Request) -> dict[str, Any]:
     return {"run": run.name, "deleted": True}
 
 
+def repair(request: web.Request) -> dict[str, Any]:
+    """Keeps of a damaged run's metrics the lines that are whole."""
+    run = _run_of(request)
+    return {"run": run.name, "lines": run.repair()}
+
+
 ROUTES: dict[tuple[str, str], Callable[[web.Request], Any]] = {
     ("GET", "/fewstep/runs/{run}"): run_now,
     ("GET", "/fewstep/runs/{run}/preview"): preview,
@@ -115,6 +132,7 @@ ROUTES: dict[tuple[str, str], Callable[[web.Request], Any]] = {
     ("GET", "/fewstep/runs"): runs,
     ("GET", "/fewstep/runs/{run}/workflow"): workflow,
     ("POST", "/fewstep/runs/{run}/delete"): delete,
+    ("POST", "/fewstep/runs/{run}/repair"): repair,
     ("GET", "/fewstep/schedule"): lambda request: _said(of_schedule, request),
     ("GET", "/fewstep/recipe"): lambda request: _said(of_recipe, request),
     ("GET", "/fewstep/method"): lambda request: _said(of_method, request),

@@ -103,7 +103,7 @@ class Panel extends HTMLElement {
 
   #heard(kind, data) {
     if (kind === METRICS) this.#known = { ...this.#known, live: data, state: "training" };
-    if (kind === STATE) this.#known = { ...this.#known, error: data.error ?? null };
+    if (kind === STATE) this.#known = { ...this.#known, error: data.error ?? null, published: data.published ?? null };
     this.#draw();
     this.#lookSoon(kind === METRICS ? SECONDS_BETWEEN_LOOKS : 0);
   }
@@ -167,7 +167,7 @@ class Panel extends HTMLElement {
   #draw() {
     const known = { ...this.#known, connected: isConnected(), run: this.#run };
     this.sentence.textContent = sentence(known);
-    this.sentence.classList.toggle("failed", Boolean(known.error || known.refusal || !known.connected));
+    this.sentence.classList.toggle("failed", Boolean(known.error || known.refusal || known.damage || !known.connected));
     this.#drawButtons(known);
     for (const element of this.body) element.hidden = !this.large;
     this.#drawFigures(known);

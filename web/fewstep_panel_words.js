@@ -7,15 +7,20 @@ export function sentence(known) {
     return "The server does not answer. If it was restarted, training has stopped; what was saved stays, and this comes back by itself.";
   if (known.refusal) return known.refusal;
   if (known.run === null) return "The training is shown here when it begins.";
-  const said = { absent, written, training, stopped, finished }[known.state](known);
-  return known.error ? `Stopped by an error: ${known.error}` : said;
+  const said = { absent, written, training, stopped, finished, damaged }[known.state](known);
+  if (known.error) return `Stopped by an error: ${known.error}`;
+  return known.damage ? `${said} ${known.damage} Repair or delete it in the list of runs.` : said;
 }
 
 const absent = () => "Not begun. Queue the graph to train.";
 const written = () => "Nothing is saved yet. Queue the graph, and it begins anew.";
 const stopped = ({ iteration, iterations }) =>
   iterations ? `Stopped at iteration ${iteration} of ${iterations}; its state is saved.` : "Stopped; its state is saved.";
-const finished = ({ iteration }) => `Finished${iteration ? ` after ${iteration} iterations` : ""}.`;
+const finished = ({ iteration, published }) => {
+  const beside = published ? ` A file of the run's name is not its own and was left alone; the student is ${published}.` : "";
+  return `Finished${iteration ? ` after ${iteration} iterations` : ""}.${beside}`;
+};
+const damaged = () => "This run cannot be read.";
 
 function training({ live, stopping, iteration }) {
   if (!live) return iteration ? `Training, at iteration ${iteration}.` : "Preparing the training ...";

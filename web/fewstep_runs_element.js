@@ -3,10 +3,10 @@ import "./fewstep_compare.js";
 import "./fewstep_chart.js";
 import { STYLE, define, figure, make } from "./fewstep_elements.js";
 import { qualityContent } from "./fewstep_quality.js";
-import { METRICS, STATE, deleteRun, fetchRuns, previewUrl, subscribe } from "./fewstep_service.js";
+import { METRICS, STATE, deleteRun, fetchRuns, previewUrl, repairRun, subscribe } from "./fewstep_service.js";
 
 const SECONDS_BETWEEN_LOOKS = 3;
-const STATES = { written: "not begun", training: "training", stopped: "stopped", finished: "finished", absent: "gone" };
+const STATES = { written: "not begun", training: "training", stopped: "stopped", finished: "finished", absent: "gone", damaged: "damaged" };
 
 const OWN_STYLE = `
   :host { overflow: auto; padding: 0.8em; text-align: left; font-size: max(13px, 0.8125rem); background: var(--comfy-menu-bg, #353535); }
@@ -93,11 +93,13 @@ class Runs extends HTMLElement {
     };
     const button = (textContent, click, options = {}) => make("button", { type: "button", textContent, on: { click }, ...options });
     const { openWorkflow, loadStudent } = this.editor;
+    const repair = button("Repair", doing(() => repairRun(run.run).then(() => this.#look()), "repaired"),
+      { hidden: !run.repairable, disabled: run.state === "training", title: "Keeps the lines of its metrics that are whole; the file as it was stays beside." });
     return make("div", { className: "row" },
       button("Open workflow", doing(() => openWorkflow(run.run), "opened"), { disabled: !run.has_workflow, title: "Opens the graph that this run was last started from." }),
       button("Copy command", doing(() => navigator.clipboard.writeText(run.command), "copied"), { title: run.command }),
       button("Load student", doing(() => loadStudent(run.run), "added to the graph"), { disabled: run.state !== "finished", title: "Adds Load Distilled Student with this run to the graph." }),
-      confirming(button, "Delete", `Delete ${run.run} for good?`, doing(() => deleteRun(run.run).then(() => this.#look()), "deleted"), run.state === "training"),
+      repair, confirming(button, "Delete", `Delete ${run.run} for good?`, doing(() => deleteRun(run.run).then(() => this.#look()), "deleted"), run.state === "training"),
       said);
   }
 }
@@ -116,9 +118,9 @@ function confirming(button, label, question, action, disabled) {
   return make("span", {}, first, ask);
 }
 
-function progress({ state, iteration, iterations }) {
+function progress({ state, iteration, iterations, error }) {
   const far = state === "finished" || !iterations ? "" : `, ${iteration} of ${iterations}`;
-  return STATES[state] + far;
+  return STATES[state] + far + (error && state !== "damaged" ? ", damaged" : "");
 }
 
 function about({ method, options = {}, student = {}, teacher }) {

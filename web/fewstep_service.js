@@ -95,6 +95,11 @@ export function deleteRun(run) {
   return post(`${place(run)}/delete`);
 }
 
+/** Keeps of a damaged run's metrics the lines that are whole. */
+export function repairRun(run) {
+  return post(`${place(run)}/repair`);
+}
+
 function post(path) {
   return ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" });
 }

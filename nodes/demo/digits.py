@@ -16,7 +16,7 @@ from ...trainers.measures.digits import DIGITS, DigitClassifier, load_pictures, 
 from ...trainers.measures.evaluate import DigitJudge, FeatureStatistics, Score, table
 from ...trainers.methods import read_method
 from ...trainers.storage.files import read_tensors, write_atomically
-from ...trainers.storage.run_folder import RunFolder
+from ...trainers.storage.reading import without_nan
 from ...trainers.training.distillation import Recorded
 from .. import host
 from ..host import folders
@@ -132,7 +132,7 @@ class EvaluateDigits:
                     },
                 ),
                 "count": ("INT", {"default": 2000, "min": 100, "max": 20000, "tooltip": "Pictures for each row."}),
-                "seed": ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "tooltip": "Of the noise."}),
+                "seed": host.limits.seed("Of the noise."),
                 # last: the editor of 2024 counts it among the widgets, whose values it saves by position
                 "run_name": ("STRING", {"forceInput": True, "tooltip": "From Distill Model; the report goes there."}),
             }
@@ -156,7 +156,7 @@ class EvaluateDigits:
         seed: int,
         run_name: str,
     ) -> dict[str, Any]:
-        run = RunFolder(folders.runs_root(), run_name)
+        run = folders.run_named(run_name)
         recorded = Recorded.of(run)
         method = read_method(recorded.method, recorded.method_options)
         levels = host.models.noise_levels(host.models.model_sampling_of(teacher))
@@ -171,7 +171,7 @@ class EvaluateDigits:
             "noise_seed": seed,
             **run.description(),
         }
-        write_atomically(run.path / "report.json", (json.dumps(report, indent=2) + "\n").encode())
+        write_atomically(run.place("report.json"), (json.dumps(without_nan(report), indent=2) + "\n").encode())
         text = table(judged.scores)
         grid = picture_grid(judged.rows)
         return {"ui": {"text": [text]}, "result": (text, quality_chart(judged.scores)[None], grid[None])}

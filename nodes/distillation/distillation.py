@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from ...trainers.data.batches import Buckets, Condition, TensorData
 from ...trainers.data.cache import in_buckets
 from ...trainers.measures.charts import loss_chart
 from ...trainers.objective.method import MethodOptions
+from ...trainers.storage.places import is_link
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.adapters import LoRAOptions
 from ...trainers.training.distillation import Distillation
@@ -65,15 +65,7 @@ class Distill:
                         "it is finished; another teacher, data or settings need another name, but target_steps may be lowered.",
                     },
                 ),
-                "seed": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 0xFFFFFFFFFFFFFFFF,
-                        "tooltip": "Drives every random draw: order of the data, noise, noise levels.",
-                    },
-                ),
+                "seed": host.limits.seed("Drives every random draw: order of the data, noise, noise levels."),
                 "batch_size": ("INT", {"default": 64, "min": 1, "max": 4096, "tooltip": "Pictures in each iteration."}),
                 "optimiser": (
                     list(OPTIMISERS),
@@ -216,12 +208,24 @@ class Distill:
 
         def check() -> None:
             if run_name is not None:
-                RunFolder(Path(), str(run_name))
+                folders.run_named(run_name)
             _require_one_kind_of_data(
                 latents=latents is not _ABSENT, positive=positive is not _ABSENT, data=data is not _ABSENT
             )
 
         return host.signals.error_of(check)
+
+    @classmethod
+    def IS_CHANGED(cls, run_name: str | None = None, **_: Any) -> float:
+        """The host remembers what came of the same inputs, but not that the run's folder was deleted since."""
+        run = folders.run_named(run_name) if run_name is not None else None
+        found = cls.result_of(run) if run and not is_link(run.path) else None
+        return float("nan") if found is None else found  # a new NaN: lists of one and the same are equal
+
+    @staticmethod
+    def result_of(run: RunFolder) -> float | None:
+        """Of a run whose result there is, the same as long as that stays; otherwise None."""
+        return run.student_file.stat().st_mtime if run.finished else None
 
     def distil(
         self,
@@ -233,15 +237,15 @@ class Distill:
         **inputs: Any,
     ) -> tuple[Any, dict[str, list[float]], str, dict[str, Tensor]]:
         chosen = student or LoRAOptions()
-        run = RunFolder(folders.runs_root(), run_name)
-        with MESSAGES.of_run(run, node=inputs.get("unique_id")):
+        run = folders.run_named(run_name)
+        with MESSAGES.of_run(run, node=inputs.get("unique_id")) as told:
             perceptual.require(inputs["method"].written(), vae=vae)
             with prepared(model, run_name, chosen, **inputs) as distillation:
                 if not distillation.finished():
                     running.execute(
                         distillation, chosen, model=model, vae=vae, show=lambda preview: Show(distillation, preview)
                     )
-            return running.finished(run, chosen, model=model)
+            return running.finished(run, chosen, model=model, told=told)
 
 
 @contextmanager
@@ -262,7 +266,7 @@ def prepared(
 ) -> Iterator[Distillation]:
     """The run of these inputs, its folder locked and its data in it. Tensors made inside may be trained on, unlike in nodes."""
     with torch.inference_mode(False), torch.enable_grad():
-        run = RunFolder(folders.runs_root(), run_name)
+        run = folders.run_named(run_name)
         train_options = TrainOptions(**options)
         _require_one_kind_of_data(
             latents=latents is not None,
@@ -365,7 +369,7 @@ class LossChart:
         }
 
     def draw(self, run_name: str) -> tuple[Tensor]:
-        losses = RunFolder(folders.runs_root(), run_name).losses()
+        losses = folders.run_named(run_name).losses()
         if not losses:
             raise ValueError(f"the run {run_name!r} has logged nothing yet; distil first.")
         return (loss_chart(losses)[None],)

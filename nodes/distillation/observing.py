@@ -12,12 +12,14 @@ from torch import Tensor
 from ...samplers.few_step import draw_from_noise
 from ...trainers.storage.export import LORA
 from ...trainers.storage.files import write_atomically
+from ...trainers.storage.reading import without_nan
+from ...trainers.storage.watching import preview_file
 from ...trainers.students.student import Student
 from ...trainers.training.distillation import Distillation
 from ...trainers.training.loop import Metrics
 from .. import host
 from ..sampling.comparison import stacked
-from .telling import MESSAGES, METRICS, Messages, jsonable
+from .telling import MESSAGES, METRICS, Messages
 
 PREVIEW_PICTURES = 10
 PREVIEW_PIXELS = 512
@@ -42,7 +44,7 @@ class Show:
             raise host.signals.Cancelled
 
     def _tell(self, metrics: Metrics, picture: Any, *, important: bool) -> None:
-        message = {"run": self._distillation.run.name, **jsonable(vars(metrics))}
+        message = {"run": self._distillation.run.name, **without_nan(vars(metrics))}
         if not self._messages.offer(METRICS, message, important=important):
             return
         self._bar = self._bar or host.signals.progress_bar(metrics.iterations)
@@ -83,7 +85,7 @@ class Preview:
         picture = Image.fromarray(grid.cpu().numpy())
         content = io.BytesIO()
         picture.save(content, format="PNG")
-        file = self._distillation.run.path / "previews" / f"{metrics.iteration:08d}.png"
+        file = preview_file(self._distillation.run, metrics.iteration)
         write_atomically(file, content.getvalue())  # another process may be watching
         return picture
 

@@ -101,14 +101,17 @@ def execute(
 
 
 def finished(
-    run: RunFolder, student: students.StudentOptions, *, model: Any
+    run: RunFolder, student: students.StudentOptions, *, model: Any, told: dict[str, Any]
 ) -> tuple[Any, dict[str, list[float]], str, dict[str, Tensor]]:
     """What a finished run gives the graph: MODEL, LOSS_MAP, the run's name, LORA_MODEL (empty for full weights).
 
-    model: the teacher. The student is also put where the host's own loaders list it.
+    model: the teacher. The student is also put where the host's own loaders list it. told: gets `published`, where that
+    is not under the run's name.
     """
     with torch.inference_mode(False):
-        published(run, student)
+        file = published(run, student)
+        if file.stem != run.name:
+            told["published"] = f"fewstep/{file.name}"
         tensors, recipe, _ = read_student(run.student_file)
         lora = isinstance(student, LoRAOptions)
         losses = [loss for stage in run.losses().values() for loss in stage]
@@ -128,4 +131,4 @@ def _require_possible(options: TrainOptions, student: students.StudentOptions, *
 def published(run: RunFolder, student: students.StudentOptions) -> Path:
     """Puts the finished student where the host's own loaders list it, and says where."""
     folder = "loras" if isinstance(student, LoRAOptions) else "diffusion_models"
-    return folders.publish(run.student_file, folder=folder, name=run.name)
+    return folders.publish(run, folder=folder)

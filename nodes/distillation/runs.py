@@ -8,7 +8,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from ...trainers.storage.places import is_regular, last_change
 from ...trainers.storage.run_folder import RunFolder
+from ...trainers.storage.watching import preview_file, previews
 from ...trainers.training.distillation import Recorded
 from .. import host
 from ..host import folders, graph
@@ -31,6 +33,11 @@ class WriteRun(distillation.Distill):
         "is made, and shows the command that trains it, on this machine or another, on one GPU or several. Watch Run "
         "then shows how it goes and loads the student."
     )
+
+    @staticmethod
+    def result_of(run: RunFolder) -> float | None:
+        """The written run; its training elsewhere makes it no other."""
+        return 0.0 if is_regular(run.place("run.json")) else None
 
     def write(self, model: Any, run_name: str, **inputs: Any) -> dict[str, Any]:
         perceptual.require_vae(inputs["method"].written(), vae=inputs.pop("vae", None))  # its making is kept
@@ -87,22 +94,21 @@ class WatchRun:
 
     @classmethod
     def VALIDATE_INPUTS(cls, run_name: Any = None) -> bool | str:
-        return folders.error_of_name(run_name)
+        return folders.error_of_name(run_name, what="run name")
 
     @classmethod
-    def IS_CHANGED(cls, run_name: str, written: str | None = None, **_: Any) -> float:
-        file = RunFolder(folders.runs_root(), written or run_name).student_file
-        return file.stat().st_mtime if file.exists() else float("nan")
+    def IS_CHANGED(cls, run_name: str | None = None, written: str | None = None, **_: Any) -> float:
+        return distillation.Distill.IS_CHANGED(run_name=written or run_name)
 
     def watch(
         self, model: Any, run_name: str, patience: int, written: str | None = None, unique_id: str | None = None
     ) -> tuple[Any, dict[str, list[float]], str, dict[str, Tensor]]:
-        run = RunFolder(folders.runs_root(), written or run_name)
+        run = folders.run_named(written or run_name)
         recorded = Recorded.of(run)
         running.require_teacher(recorded, model, run=run)
-        with MESSAGES.of_run(run, node=unique_id):
+        with MESSAGES.of_run(run, node=unique_id) as told:
             _wait(run, patience=patience)
-        return running.finished(run, students.read(recorded.student), model=model)
+            return running.finished(run, students.read(recorded.student), model=model, told=told)
 
 
 def _wait(run: RunFolder, *, patience: float) -> None:
@@ -129,7 +135,7 @@ class _Look:
         self._bar: Any = None
 
     def __call__(self) -> float:
-        changed = max(path.stat().st_mtime for path in (self._run.path, *self._run.path.iterdir()))
+        changed = last_change(self._run.path)
         newest = self._run.newest_metrics()
         if newest and newest["iteration"] != self._shown:
             self._bar = self._bar or host.signals.progress_bar(newest["iterations"])
@@ -139,5 +145,7 @@ class _Look:
         return changed
 
     def _picture(self) -> tuple[str, Image.Image, int] | None:
-        pictures = sorted((self._run.path / "previews").glob("*.png"))
-        return ("JPEG", Image.open(pictures[-1]).convert("RGB"), PREVIEW_PIXELS) if pictures else None
+        kept = previews(self._run)
+        if not kept:
+            return None
+        return ("JPEG", Image.open(preview_file(self._run, kept[-1])).convert("RGB"), PREVIEW_PIXELS)

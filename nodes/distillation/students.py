@@ -22,8 +22,9 @@ from ...trainers.storage.export import (
     TEACHER_PREDICTION_KEY,
     about_merged,
     read_student,
+    require_finite_weights,
+    write_model,
 )
-from ...trainers.storage.files import write_tensors
 from ...trainers.students.adapters import Adapters, LoRALayers, LoRAOptions
 from ...trainers.students.gradient_checkpointing import checkpointed
 from ...trainers.students.student import FullWeightsStudent, LoRAStudent, Student
@@ -148,6 +149,7 @@ def _load(model: Any, student: str, *, merged: bool = False) -> tuple[Any, Recip
             f"there is no student {student!r}; known are: {', '.join(sorted(folders.student_files())) or 'none'}."
         )
     tensors, recipe, metadata = read_student(path)
+    require_finite_weights(tensors, what=student)
     sampling = host.models.model_sampling_of(model)
     found = (host.models.noise_family(sampling).value, host.models.prediction_type(sampling))
     teacher = (recipe.noise_family, metadata.get(TEACHER_PREDICTION_KEY, recipe.prediction_type))
@@ -192,7 +194,7 @@ class SaveStudentCheckpoint:
 
     @classmethod
     def VALIDATE_INPUTS(cls, name: Any = None) -> bool | str:
-        return folders.error_of_name(name)
+        return folders.error_of_name(name, what="name of the file")
 
     def save(self, model: Any, clip: Any, vae: Any, student: str, name: str) -> dict[str, Any]:
         file = folders.new_model(name, folder="checkpoints")
@@ -246,7 +248,7 @@ class SaveStudentLoRA:
         tensors, lost = host.training.lora_in_one(loaded, rank=rank)
         about = about_merged(metadata, kind=LORA, title=name)
         sizes = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
-        write_tensors(file, tensors, metadata=about | sizes)
+        write_model(file, tensors, metadata=about | sizes)
         folders.list_own_models()
         said = f"{file}\nof the change to the weights {100.0 * lost:.3g} percent is lost at rank {rank}"
         return {"ui": {"text": [said]}, "result": (f"fewstep/{file.name}",)}

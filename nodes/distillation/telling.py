@@ -45,14 +45,17 @@ class Messages:
         return True
 
     @contextmanager
-    def of_run(self, run: RunFolder, *, node: str | None) -> Iterator[None]:
-        """Says that a run begins, and how it ended: finished, stopped, or failed with an error. node: where it is shown."""
+    def of_run(self, run: RunFolder, *, node: str | None) -> Iterator[Message]:
+        """Says that a run begins, and how it ended: finished, stopped, or failed with an error. node: where it is shown.
+
+        Gives what will be said of a finished run, to which more may be added.
+        """
         self.newest.pop(run.name, None)
         about = {"run": run.name, "node": node}
         self.offer(STATE, {**about, "state": "begun"}, important=True)
         ended: Message = {"state": "finished"}
         try:
-            yield
+            yield ended
         except host.signals.Cancelled:
             ended = {"state": "stopped"}
             raise
@@ -66,8 +69,3 @@ class Messages:
 
 MESSAGES = Messages()
 """All of this process: the host runs one node at a time."""
-
-
-def jsonable(values: Message) -> Message:
-    """With None where a number is no number, which no browser reads."""
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from ...trainers.data.pictures import content_of
 from .. import host
 from ..host import folders
 from .data_sources import FolderSource, PromptSource
@@ -97,19 +97,17 @@ class ImageFolder:
         if not (isinstance(folder, str) and isinstance(resolution, int) and isinstance(bucket_step, int)):
             return True
         return host.signals.error_of(
-            lambda: FolderSource(folder=_folder(folder), resolution=resolution, bucket_step=bucket_step)
+            lambda: FolderSource(folder=folders.pictures_folder(folder), resolution=resolution, bucket_step=bucket_step)
         )
 
     @classmethod
     def IS_CHANGED(cls, folder: Any = None, **_: Any) -> str:
         """What the folder holds may change while its name stays."""
-        path = _folder(str(folder))
-        files = sorted(path.iterdir()) if path.is_dir() else []
-        return repr([(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files])
+        return repr(content_of(folders.pictures_folder(str(folder))))
 
     def describe(self, folder: str, without_caption: str, broken: str, caption: str, **options: Any) -> tuple[Any]:
         source = FolderSource(
-            folder=_folder(folder),
+            folder=folders.pictures_folder(folder),
             caption=caption if _chosen("without_caption", without_caption, _WITHOUT_CAPTION) == "use caption" else None,
             skip_broken=_chosen("broken", broken, _BROKEN) == "skip",
             **options,
@@ -122,12 +120,6 @@ def _chosen(name: str, value: str, allowed: list[str]) -> str:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}.")
     return value
-
-
-def _folder(text: str) -> Path:
-    if not text.strip():
-        raise ValueError("the folder of training pictures is empty; give the path of a folder.")
-    return folders.input_root() / Path(text.strip()).expanduser()
 
 
 class TeacherPictures:
@@ -173,10 +165,7 @@ class TeacherPictures:
                     list(host.data.SAMPLERS),
                     {"default": "euler", "tooltip": "The host's samplers that add no noise of their own."},
                 ),
-                "seed": (
-                    "INT",
-                    {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "tooltip": "Of the noise of every picture."},
-                ),
+                "seed": host.limits.seed("Of the noise of every picture."),
                 "batch_size": (
                     "INT",
                     {"default": 8, "min": 1, "max": 4096, "tooltip": "Pictures that the teacher draws at once."},

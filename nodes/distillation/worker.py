@@ -66,7 +66,11 @@ def _distillation(run: RunFolder, recorded: Recorded, *, model: Any, processes: 
 
 def _published(run: RunFolder, student: students.StudentOptions) -> Path:
     """Among the host's own models, where the run lies in its output folder."""
-    return running.published(run, student) if run.path.parent == folders.runs_root() else run.student_file
+    return (
+        running.published(run, student)
+        if run.path.parent.resolve() == folders.runs_root().resolve()
+        else run.student_file
+    )
 
 
 def node_kinds(run: RunFolder) -> set[str]:

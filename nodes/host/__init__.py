@@ -1,6 +1,6 @@
 """The host's objects as ours: the only files that import ComfyUI and know that hosts differ."""
 
-from . import backward, bypass, data, folders, graph, guidance, inputs, models, precision, signals, training
+from . import backward, bypass, data, folders, graph, guidance, inputs, limits, models, precision, signals, training
 
 __all__ = [
     "backward",
@@ -10,6 +10,7 @@ __all__ = [
     "graph",
     "guidance",
     "inputs",
+    "limits",
     "models",
     "precision",
     "signals",

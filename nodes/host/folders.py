@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import uuid
 from pathlib import Path
@@ -12,10 +13,14 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
+from ...trainers.storage import places
+from ...trainers.storage.export import is_one_of, same_tensors
 from ...trainers.storage.files import copy_atomically
 from ...trainers.storage.run_folder import RunFolder
+from ...trainers.storage.watching import all_runs, students_of
 from . import signals
 from .guidance import COND_PROJ
+from .models import log
 
 _LAUNCHER = Path(__file__).resolve().parents[2] / "launch.py"
 _MODEL_FOLDERS = ("checkpoints", "unet", "diffusion_models")
@@ -56,9 +61,27 @@ def guidance_embedding(name: str) -> Tensor | None:
         return content.get_tensor(names[0]) if names else None
 
 
-def input_root() -> Path:
-    """The host's input folder, as it is set when this is called."""
-    return Path(folder_paths.get_input_directory())
+def pictures_folder(text: str) -> Path:
+    """A folder that the user names: an absolute path is theirs to choose, a relative one lies in the host's input folder.
+
+    ValueError for a relative one that leads out of it.
+    """
+    if not text.strip():
+        raise ValueError("the folder of training pictures is empty; give the path of a folder.")
+    root, path = Path(folder_paths.get_input_directory()), _at_home(text.strip())
+    if not path.is_absolute() and ".." in path.parts:
+        raise ValueError(
+            f"the folder of training pictures is {text!r}; a relative path lies in ComfyUI's input folder ({root}), and .. "
+            "would lead out of it. Give the whole path of a folder elsewhere."
+        )
+    return root / path
+
+
+def _at_home(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"the folder of training pictures is {text!r}, but {error}") from error
 
 
 def runs_root() -> Path:
@@ -66,9 +89,14 @@ def runs_root() -> Path:
     return Path(folder_paths.get_output_directory()) / "fewstep" / "runs"
 
 
-def error_of_name(name: Any) -> bool | str:
+def run_named(name: str) -> RunFolder:
+    """The run of that name, there or not. ValueError for names that could lead elsewhere."""
+    return RunFolder(runs_root(), name)
+
+
+def error_of_name(name: Any, *, what: str) -> bool | str:
     """Of an input that names a file or folder of ours, for VALIDATE_INPUTS; a linked one is None there, not known yet."""
-    return True if name is None else signals.error_of(lambda: RunFolder(runs_root(), str(name)))
+    return True if name is None else signals.error_of(lambda: places.require_name(name, what=what))
 
 
 def command_for(run: Path) -> str:
@@ -85,9 +113,12 @@ def students_root() -> Path:
 
 def student_files() -> dict[str, Path]:
     """Name to file, of every finished run, every finished stage and every file that the user put into models/fewstep_students."""
-    runs = {f"{path.parent.name} (run)": path for path in runs_root().glob("*/student.safetensors")}
-    stages = {f"{path.parents[1].name}, {path.stem} (run)": path for path in runs_root().glob("*/stages/*.safetensors")}
-    return runs | stages | {path.name: path for path in students_root().glob("*.safetensors")}
+    files: dict[str, Path] = {}
+    for run in sorted(all_runs(runs_root()), key=lambda run: run.name):
+        own = students_of(run)
+        files |= {f"{run.name} (run)": file for file in own if file == run.student_file}
+        files |= {f"{run.name}, {file.stem} (run)": file for file in own if file != run.student_file}
+    return files | {path.name: path for path in students_root().glob("*.safetensors")}
 
 
 def recipe_files() -> list[str]:
@@ -121,13 +152,30 @@ def list_own_models() -> None:
     folder_paths.add_model_folder_path(models, str(_own("diffusion_models")))
 
 
-def publish(file: Path, *, folder: str, name: str) -> Path:
-    """Puts a finished student where the host's loaders list it: output/<folder>/fewstep/<name>.safetensors.
+def _model_file(folder: str, name: str) -> Path:
+    """output/<folder>/fewstep/<name>.safetensors. ValueError for a name that could lead elsewhere."""
+    return _own(folder) / "fewstep" / f"{places.require_name(name, what='name of the file')}.safetensors"
 
-    folder: loras or diffusion_models.
+
+def publish(run: RunFolder, *, folder: str) -> Path:
+    """Puts a finished student where the host's loaders list it: output/<folder>/fewstep/<run name>.safetensors.
+
+    folder: loras or diffusion_models. A file there that is none of this run's students is somebody else's and stays as it
+    is: the student then gets the first free name, "<run name> 2" and so on.
     """
-    target = _own(folder) / "fewstep" / f"{name}.safetensors"
-    copy_atomically(file, target)
+    target, number = _model_file(folder, run.name), 1
+    while os.path.lexists(target) and not is_one_of(target, run.students()):
+        number += 1
+        target = target.with_name(f"{run.name} {number}.safetensors")
+    if not target.exists() or not same_tensors(target, run.student_file):
+        copy_atomically(run.student_file, target)
+    if number > 1:
+        log.warning(
+            "%s.safetensors in %s is not of this run and stays; its student is %s.",
+            run.name,
+            target.parent,
+            target.name,
+        )
     list_own_models()  # the host remembers what it listed
     return target
 
@@ -135,10 +183,10 @@ def publish(file: Path, *, folder: str, name: str) -> Path:
 def new_model(name: str, *, folder: str) -> Path:
     """Where a model file of ours goes: output/<folder>/fewstep/<name>.safetensors. ValueError where there is one already.
 
-    folder: checkpoints or loras.
+    folder: checkpoints or loras. ValueError too for a name that could lead elsewhere.
     """
-    file = _own(folder) / "fewstep" / f"{name}.safetensors"
-    if file.exists():
+    file = _model_file(folder, name)
+    if os.path.lexists(file):
         raise ValueError(f"there is a file {name!r} in {folder} already ({file}); choose another name.")
     return file
 

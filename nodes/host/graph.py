@@ -103,12 +103,15 @@ def _choices(made: Any) -> dict[str, list[Any]]:
     """The allowed values of a node's menus, by input."""
     declared = made.INPUT_TYPES()
     inputs = {**declared.get("required", {}), **declared.get("optional", {})}
-    menus = {name: _menu(*kind) for name, kind in inputs.items()}
+    menus = {name: menu_of(*kind) for name, kind in inputs.items()}
     return {name: menu for name, menu in menus.items() if menu is not None}
 
 
-def _menu(kind: Any, options: Mapping[str, Any] | None = None, *_: Any) -> list[Any] | None:
-    """In the V1 schema the type is the list itself; in V3 it is an option."""
+def menu_of(kind: Any, options: Mapping[str, Any] | None = None, *_: Any) -> list[Any] | None:
+    """The allowed values of an input declared so; None for one that is no menu.
+
+    In the V1 schema the type is the list itself; in V3 it is an option.
+    """
     if isinstance(kind, list | tuple):
         return list(kind)
     return (options or {}).get("options") if kind == "COMBO" else None

@@ -88,6 +88,29 @@ def test_deleting_wants_a_second_word(editor, runs, finished):
     assert not (runs / finished).exists()
 
 
+def test_a_damaged_run_is_listed_repaired_and_deleted(editor, runs):
+    name = f"damaged {time.time_ns()}"
+    folder = runs / name
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"run": {"method": "m", "teacher_sha256": "ab"}}))
+    line = {"iteration": 3, "iterations": 9, "stage": 0, "stage_name": "s", "loss": float("nan"), "x0_error": 0.25}
+    line |= {"gradient_norm": 1.0, "learning_rate": 0.1, "band_errors": [None]}
+    (folder / "metrics.jsonl").write_text(f"{json.dumps(line)}\nnull\n")
+    shown = card(open_runs(editor), name)
+    shown.wait_for()
+    text = shown.inner_text()
+    assert "not begun, 3 of 9, damaged" in text
+    assert "line 2 of metrics.jsonl" in text
+    shown.get_by_role("button", name="Repair", exact=True).click()
+    shown.locator(".error").wait_for(state="detached")
+    assert shown.get_by_role("button", name="Repair", exact=True).count() == 0
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
+    shown.get_by_role("button", name="Delete", exact=True).click()
+    shown.get_by_role("button", name="Yes, delete").click()
+    shown.wait_for(state="detached")
+    assert not folder.exists()
+
+
 def test_what_distill_model_began_keeps_the_editors_graph(editor, runs):
     from test_training_panel import begin, sentence
 

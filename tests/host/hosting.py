@@ -17,6 +17,12 @@ def api_twin(workflow):
     return json.loads((workflow.parent / "api" / workflow.name).read_text())
 
 
+def inputs_of(node):
+    """What a node class declares, by input."""
+    declared = node.INPUT_TYPES()
+    return {**declared.get("required", {}), **declared.get("optional", {})}
+
+
 class Failed(Exception):
     """A node failed; the message is what the user reads on it."""
 

@@ -31,18 +31,24 @@ def picture(path, width, height, seed=0):
     Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR).save(path)
 
 
-@torch.inference_mode()
-def distil(model, *, name, layers="linear", **inputs):
-    """As the graph runs it, with guidance baked in."""
+def method_and_lora(*, iterations=4, layers="linear"):
+    """With guidance baked in."""
     (method,) = methods.ProgressiveDistillation().make(
         start_steps=4,
         target_steps=2,
-        iterations=inputs.pop("iterations", 4),
+        iterations=iterations,
         weighting="constant",
         learning_rate=1e-3,
         guidance_scale=1.5,
     )
     (lora,) = students.LoRAStudentNode().make(rank=4, alpha=4.0, layers=layers)
+    return method, lora
+
+
+@torch.inference_mode()
+def distil(model, *, name, layers="linear", iterations=4, **inputs):
+    """As the graph runs it."""
+    method, lora = method_and_lora(iterations=iterations, layers=layers)
     return distillation.Distill().distil(model, method=method, run_name=name, student=lora, **{**TRAINING, **inputs})
 
 

@@ -136,6 +136,101 @@ def test_runs_are_listed_opened_and_deleted(client, server, runs, name):
     assert not (runs / name).exists()
 
 
+def executed(client, prompt):
+    """The kinds of nodes that the host did not take out of its memory."""
+    seen = []
+    client.run(prompt, on_event=lambda kind, data: seen.append(data["node"]) if kind == "executing" else None)
+    return {prompt[node]["class_type"] for node in seen if node in prompt}
+
+
+def test_after_a_run_was_deleted_the_same_queue_trains_it_again(client, server, runs, name):
+    prompt = demo(name)
+    assert "FewStepDistill" in executed(client, prompt)
+    server.post(f"/fewstep/runs/{name}/delete", {})
+    assert "FewStepDistill" in executed(client, prompt)
+    assert (runs / name / "student.safetensors").exists()
+    executed(client, prompt)
+    assert "FewStepDistill" not in executed(client, prompt), "what is there is not loaded again"
+
+
+LINE = {
+    "iteration": 3,
+    "iterations": 9,
+    "stage": 0,
+    "stage_name": "s",
+    "loss": 0.5,
+    "x0_error": 0.25,
+    "gradient_norm": 1.0,
+}
+LINE |= {"learning_rate": 0.1, "band_errors": [0.5, None]}
+
+
+def write_run(runs, name, **files):
+    """A run's folder with files of any content."""
+    folder = runs / name
+    folder.mkdir(parents=True)
+    said = {"run": {"method": "m", "teacher_sha256": "ab"}}
+    for file, text in ({"run.json": json.dumps(said), "metrics.jsonl": json.dumps(LINE) + "\n"} | files).items():
+        (folder / file).write_text(text)
+    return folder
+
+
+def listed(server):
+    return {run["run"]: run for run in server.get("/fewstep/runs")}
+
+
+def test_a_damaged_run_is_opened_repaired_and_deleted(server, runs, name):
+    """And hides no other; the browser gets JSON that it reads."""
+    more = {**LINE, "iteration": 6, "loss": float("nan")}
+    write_run(runs, f"{name} good")
+    write_run(
+        runs, name, **{"metrics.jsonl": f"{json.dumps(LINE)}\nnull\n\n{json.dumps(more)}\n", "stages.json": "[NaN]"}
+    )
+    told = listed(server)
+    assert "error" not in told[f"{name} good"]
+    assert "line 2 of metrics.jsonl is None, not an object and 1 lines more" in told[name]["error"]
+    assert "stages.json" in told[name]["error"]
+    status, body = ask(server, f"/fewstep/runs/{name}")
+    shown = json.loads(body, parse_constant=pytest.fail)
+    assert (status, shown["curves"]["iteration"], shown["curves"]["loss"]) == (200, [3, 6], [0.5, None])
+    assert shown["damage"] == told[name]["error"]
+    assert server.get(f"/fewstep/runs/{name} good".replace(" ", "%20"))["damage"] is None
+    assert server.post(f"/fewstep/runs/{name}/repair", {}) == {"run": name, "lines": 2}
+    assert "metrics" not in listed(server)[name]["error"]
+    with pytest.raises(ServerError, match="nothing to repair"):
+        server.post(f"/fewstep/runs/{name}/repair", {})
+    server.post(f"/fewstep/runs/{name}/delete", {})
+    assert name not in listed(server)
+
+
+def test_no_link_is_served_or_followed(server, base, runs, name):
+    outside = base / "outside"
+    (outside / "previews").mkdir(parents=True, exist_ok=True)
+    for file in ("previews/00000001.png", "student.safetensors"):
+        (outside / file).write_bytes(b"secret")
+    for file in ("workflow.json", "run.json", "metrics.jsonl"):
+        (outside / file).write_text('{"secret": 1}\n')
+    before = snapshot(outside)
+    (write_run(runs, f"{name} 1") / "previews").symlink_to(outside / "previews")
+    (write_run(runs, f"{name} 2") / "workflow.json").symlink_to(outside / "workflow.json")
+    (write_run(runs, f"{name} 3") / "previews").mkdir()
+    (runs / f"{name} 3" / "previews" / "00000001.png").symlink_to(outside / "previews" / "00000001.png")
+    (runs / f"{name} 4").symlink_to(outside, target_is_directory=True)
+    for number in range(1, 5):
+        place = f"/fewstep/runs/{name}%20{number}"
+        for path in ("", "/preview?iteration=1", "/workflow"):
+            status, body = ask(server, place + path)
+            assert b"secret" not in body
+            assert status in (200, 400, 404)
+    told = listed(server)
+    for number, file in ((1, "previews"), (4, f"{name} 4")):
+        assert f"{file} is a link" in told[f"{name} {number}"]["error"]
+    for number in range(1, 5):
+        server.post(f"/fewstep/runs/{name}%20{number}/delete", {})
+    assert not {f"{name} {number}" for number in range(1, 5)} & listed(server).keys()
+    assert snapshot(outside) == before
+
+
 @pytest.mark.parametrize("path", ["..", "../../..", "../runs", ".hidden", ""])
 def test_nothing_else_is_deleted(path, server, base, runs):
     runs.mkdir(parents=True, exist_ok=True)

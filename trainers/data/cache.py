@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from ..storage.files import CHECKSUM_KEY, read_metadata, read_tensors, tensors_sha256, write_atomically, write_tensors
+from ..storage.places import place
 from ..storage.prefixes import below
+from ..storage.reading import read_json, require
 from .batches import Buckets, Data, Shape, TensorData, shape_of
 
 SHARD_SAMPLES = 256
@@ -81,7 +83,7 @@ def read_data(folder: Path, *, device: torch.device | None = None) -> Data | Non
         return None
     parts: list[TensorData] = []
     for name, checksum in _read_json(folder / "index.json")["shards"].items():
-        parts += _read_shard(folder / name, checksum)
+        parts += _read_shard(place(folder, name), checksum)
     return in_buckets(parts, device)
 
 
@@ -135,7 +137,7 @@ def _short(value: Any) -> str:
 
 def _complete(folder: Path) -> bool:
     index = folder / "index.json"
-    return index.exists() and all((folder / name).exists() for name in _read_json(index)["shards"])
+    return index.exists() and all(place(folder, name).exists() for name in _read_json(index)["shards"])
 
 
 def _slices(data: Data) -> list[Shard]:
@@ -247,6 +249,6 @@ def _write_json(file: Path, values: Mapping[str, Any]) -> None:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return require(read_json(file), {}, what=file.name)
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}). Delete {file.parent} to have the data made again.") from error

@@ -10,6 +10,8 @@ import dataclasses
 import hashlib
 import io
 import math
+import os
+import stat
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +35,7 @@ class BrokenPicture(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Captioned:
-    """A picture file, the text that describes it, and the SHA-256 of the file."""
+    """A picture file, the text that describes it, and the SHA-256 of the file; empty for one that cannot be read."""
 
     path: Path
     caption: str
@@ -42,7 +44,7 @@ class Captioned:
 
 def picture_files(folder: Path) -> list[Path]:
     """The pictures in folder itself, by name. ValueError when it is no folder or holds none."""
-    if not folder.is_dir():
+    if not _is_folder(folder):
         raise ValueError(f"the folder of training pictures is {str(folder)!r}, which is no folder.")
     files = [path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and not path.name.startswith(".")]
     if not files:
@@ -50,6 +52,19 @@ def picture_files(folder: Path) -> list[Path]:
             f"the folder {str(folder)!r} holds no pictures; looked for are {', '.join(ENDINGS)}, not below it."
         )
     return sorted(files, key=lambda path: path.name)
+
+
+def _is_folder(path: Path) -> bool:
+    """No also for what no system takes as a path, which Path.is_dir raises for."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def content_of(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, time of the last change in nanoseconds and size of all that is in folder: empty where there is no folder."""
+    if not _is_folder(folder):
+        return []
+    files = [(path, path.stat() if path.exists() else path.lstat()) for path in sorted(folder.iterdir())]
+    return [(path.name, found.st_mtime_ns, found.st_size) for path, found in files]
 
 
 def captioned(files: Sequence[Path], *, caption: str | None) -> list[Captioned]:
@@ -61,10 +76,25 @@ def captioned(files: Sequence[Path], *, caption: str | None) -> list[Captioned]:
     missing = [path.name for path, text in texts.items() if text is None]
     if missing and caption is None:
         raise ValueError(f"{len(missing)} pictures have no caption file beside them: {', '.join(missing)}.")
-    return [
-        Captioned(path, caption or "" if text is None else text, hashlib.sha256(path.read_bytes()).hexdigest())
-        for path, text in texts.items()
-    ]
+    return [Captioned(path, caption or "" if text is None else text, _sha256(path)) for path, text in texts.items()]
+
+
+def _sha256(file: Path) -> str:
+    """Empty where nothing can be read: whoever decodes it then says why, and may leave it out."""
+    try:
+        return hashlib.sha256(_content(file)).hexdigest()
+    except BrokenPicture:
+        return ""
+
+
+def _content(file: Path) -> bytes:
+    """BrokenPicture for what is no file that can be read: a folder, or a pipe or device, which might never end."""
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise BrokenPicture("it is a folder, pipe or device, not a file")
+        return file.read_bytes()
+    except OSError as error:
+        raise BrokenPicture(f"it cannot be read ({error.strerror or error})") from error
 
 
 def _caption(file: Path) -> str | None:
@@ -143,7 +173,7 @@ def _upright(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(path.read_bytes())) as picture:
+            with Image.open(io.BytesIO(_content(path))) as picture:
                 if getattr(picture, "n_frames", 1) > 1:
                     raise BrokenPicture(f"it holds {picture.n_frames} pictures, not one")
                 if picture.mode == "F":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from enum import Enum
@@ -73,6 +74,14 @@ def require_empty_prompt(scale: float, *, given: bool) -> None:
             f"guidance_scale is {scale}, which needs the empty prompt: connect the negative conditioning, or set "
             "guidance_scale to 1."
         )
+
+
+def require_finite(options: Any) -> None:
+    """ValueError for the first number of a dataclass that is NaN or infinite: no comparison with a limit finds a NaN."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{field.name} is {value}; it must be a finite number.")
 
 
 def require_at_least_one(options: object, *names: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ...samplers.recipe import Recipe
-from .files import CHECKSUM_KEY, read_tensors, write_tensors
+from .files import CHECKSUM_KEY, read_metadata, read_tensors, write_tensors
+from .places import is_regular
 
 TEACHER_KEY = "fewstep.teacher_sha256"
 KIND_KEY = "fewstep.kind"
@@ -29,7 +31,10 @@ def write_student(
     title: str,
     provenance: Mapping[str, str],
 ) -> None:
-    """tensors: under the names that loaders know. kind: FULL_WEIGHTS or LORA. provenance: plain facts for the metadata."""
+    """tensors: under the names that loaders know. kind: FULL_WEIGHTS or LORA. provenance: plain facts for the metadata.
+
+    ValueError, naming one of them, for weights that are NaN or infinite: no picture can come of such a file.
+    """
     metadata = {
         **recipe.to_metadata(),
         TEACHER_KEY: teacher_sha256,
@@ -41,7 +46,49 @@ def write_student(
         "modelspec.usage_hint": f"{recipe.steps} steps, cfg 1, {recipe.schedule} schedule, gamma {recipe.gamma}",
         **provenance,
     }
+    write_model(path, tensors, metadata=metadata)
+
+
+def write_model(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str]) -> None:
+    """A file of weights that somebody will load. ValueError, naming one of them, for weights that are NaN or infinite."""
+    require_finite_weights(tensors, what=path.name)
     write_tensors(path, tensors, metadata=metadata)
+
+
+def require_finite_weights(tensors: Mapping[str, Tensor], *, what: str) -> None:
+    """ValueError, naming the first of them, for weights that are NaN or infinite."""
+    bad = [name for name, value in tensors.items() if not _finite(value)]
+    if bad:
+        raise ValueError(
+            f"{what} is not written or used: {len(bad)} of its {len(tensors)} tensors hold values that are NaN or infinite, "
+            f"{min(bad)} for one. The training went wrong; lower the learning rate."
+        )
+
+
+def _finite(tensor: Tensor) -> bool:
+    """float8 has no test of its own; its largest value is small in float32."""
+    if not tensor.is_floating_point():
+        return True
+    return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
+
+
+def is_one_of(file: Path, students: Iterable[Path]) -> bool:
+    """Whether file is a copy of one of these students, whole: not only its metadata say so."""
+    if not is_regular(file):
+        return False
+    others = list(students)
+    if any(file.samefile(other) for other in others):
+        return True
+    try:
+        return any(same_tensors(file, other) for other in others) and bool(read_tensors(file))
+    except ValueError:  # damaged, or changed since it was copied: it is somebody's own now
+        return False
+
+
+def same_tensors(one: Path, other: Path) -> bool:
+    """Whether two files say that they hold the same tensors. ValueError for a damaged one."""
+    checksums = [read_metadata(path).get(CHECKSUM_KEY) for path in (one, other)]
+    return checksums[0] is not None and checksums[0] == checksums[1]
 
 
 def about_merged(student: Mapping[str, str], *, kind: str, title: str) -> dict[str, str]:

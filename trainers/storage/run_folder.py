@@ -17,8 +17,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ...samplers.recipe import Recipe
+from . import reading
 from .files import (
     copy_atomically,
     naming,
@@ -36,39 +35,43 @@ from .files import (
     write_atomically,
     write_tensors,
 )
+from .places import is_link, is_regular, place, remove, require_name, require_no_links
 
 KEPT_CHECKPOINTS = 2
 _LOOK_SECONDS = 1.0
 """How long the lock is waited for: whoever only looks whether a run is trained holds it for less than a millisecond."""
-_LONGEST_LINE = 16384
-"""Of metrics.jsonl, in bytes, with much to spare."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,99}")
-
-
-def is_name(text: str) -> bool:
-    """Whether a run may be called so: it names a folder, and no path may be in it."""
-    return bool(_NAME.fullmatch(text)) and not text.endswith((".", " "))
 
 
 class RunFolder:
-    """The folder of one run below `root`. ValueError when `name` could lead elsewhere."""
+    """The folder of one run below `root`. ValueError when `name` could lead elsewhere.
+
+    Nothing in it is followed when it is a link: every file of it is found by `place`.
+    """
 
     def __init__(self, root: Path, name: str) -> None:
-        if not is_name(name):
-            raise ValueError(
-                f"the run name is {name!r}; allowed are 1 to 100 letters, digits, spaces and . _ - beginning with a "
-                "letter or digit and not ending in a dot or space: it names a folder, so no path may be in it."
-            )
-        self.name = name
-        self.path = root / name
+        self.name = require_name(name, what="run name")
+        self._root, self.path = root, root / name
+
+    def place(self, *names: str) -> Path:
+        """Of a file or folder in it. ValueError when that, or what it lies in, is a link."""
+        return place(self._root, self.name, *names)
+
+    def files(self, folder: str, ending: str) -> list[Path]:
+        """Those with such an ending in a folder of it, by name; what is a link, a folder or a device is none."""
+        found = self.place(folder)
+        return sorted(path for path in found.glob(f"*{ending}") if path.name[0] != "." and is_regular(path))
 
     @property
     def student_file(self) -> Path:
-        return self.path / "student.safetensors"
+        return self.place("student.safetensors")
+
+    def students(self) -> list[Path]:
+        """The result, where there is one, and the student of each finished stage."""
+        return [self.student_file] * self.finished + self.files("stages", ".safetensors")
 
     @property
     def finished(self) -> bool:
-        return self.student_file.exists()
+        return is_regular(self.student_file)
 
     @property
     def begun(self) -> bool:
@@ -77,24 +80,36 @@ class RunFolder:
 
     @property
     def _has_stages(self) -> bool:
-        return any((self.path / "stages").glob("*.safetensors"))
+        return bool(self.files("stages", ".safetensors"))
 
     def stage_file(self, steps: int) -> Path:
         """Of the student that a stage trained to draw in so many steps."""
-        return self.path / "stages" / f"{steps} steps.safetensors"
+        return self.place("stages", f"{steps} steps.safetensors")
 
     @property
     def data_folder(self) -> Path:
-        return self.path / "data"
+        return self.place("data")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Refuses a second process on the same folder; the system drops the lock when a process dies.
 
-        What a killed process left half written is removed: a large model's checkpoint is tens of gigabytes.
+        What a killed process left half written is removed: a large model's checkpoint is tens of gigabytes. ValueError for
+        a folder with a link in it.
         """
+        if is_link(self.path):
+            require_no_links(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
+        require_no_links(self.path)
+        with self._held():
+            remove_unfinished(self.path)
+            self._stop_file.unlink(missing_ok=True)  # it was meant for a process before
+            yield
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """The lock alone."""
+        lock = FileLock(self.place(".lock"))
         try:
             lock.acquire(timeout=_LOOK_SECONDS)
         except Timeout as error:
@@ -102,8 +117,6 @@ class RunFolder:
                 f"the run {self.name!r} is being trained by another process; wait or choose another name."
             ) from error
         try:
-            remove_unfinished(self.path)
-            self._stop_file.unlink(missing_ok=True)  # it was meant for a process before
             yield
         finally:
             lock.release()
@@ -111,9 +124,10 @@ class RunFolder:
     @property
     def busy(self) -> bool:
         """Whether a process trains it now. To know, the lock is taken for a moment, which `locked` waits for."""
-        if not (self.path / ".lock").exists():
+        file = self.place(".lock")
+        if not is_regular(file):
             return False
-        lock = FileLock(self.path / ".lock")
+        lock = FileLock(file)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -123,7 +137,7 @@ class RunFolder:
 
     @property
     def _stop_file(self) -> Path:
-        return self.path / "stop"
+        return self.place("stop")
 
     @property
     def stop_asked(self) -> bool:
@@ -154,7 +168,7 @@ class RunFolder:
             self._write("run.json", description)
             return False
         wanted = json.loads(json.dumps(description["run"]))
-        found = {**(absent or {}), **self.description().get("run", {})}
+        found = {**(absent or {}), **self.description()["run"]}
         differing = [key for key in sorted(wanted.keys() | found.keys()) if wanted.get(key) != found.get(key)]
         if differing and extends(found, differing):
             self._reopen()
@@ -169,7 +183,7 @@ class RunFolder:
 
     def _write(self, name: str, value: Any) -> None:
         """A JSON value, for people to read too."""
-        write_atomically(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
+        write_atomically(self.place(name), (json.dumps(reading.without_nan(value), indent=2) + "\n").encode())
 
     def _reopen(self) -> None:
         """A finished run is one no longer; its student stays that of its last stage."""
@@ -183,53 +197,57 @@ class RunFolder:
 
     def description(self) -> dict[str, Any]:
         """run.json. ValueError when it is missing or damaged."""
-        file = self.path / "run.json"
+        file = self.place("run.json")
         try:
-            return dict(json.loads(file.read_text(encoding="utf-8")))
+            return reading.require(reading.read_json(file), reading.DESCRIPTION, what="run.json")
         except FileNotFoundError as error:
             if self.begun:
                 raise ValueError(
                     f"the run {self.name!r} has lost its run.json, which says what it is, and cannot go on. Restore {file}, "
                     "or choose another run name."
                 ) from error
-            raise ValueError(f"there is no run {self.name!r} in {self.path.parent}.") from error
+            raise ValueError(f"there is no run {self.name!r} in {self._root}.") from error
         except ValueError as error:
             raise ValueError(f"run.json of the run {self.name!r} is damaged ({error}).") from error
 
     def keep_workflow(self, workflow: Mapping[str, Any]) -> None:
         """The editor's graph, so that it can be opened again from the run."""
-        write_atomically(self._workflow_file, (json.dumps(workflow) + "\n").encode())
+        write_atomically(self.place("workflow.json"), (json.dumps(workflow) + "\n").encode())
 
     def workflow(self) -> dict[str, Any]:
         """What keep_workflow kept. ValueError when the run was not started from an editor."""
-        if not self._workflow_file.exists():
-            raise ValueError(f"the run {self.name!r} keeps no workflow; it was not started from the editor.")
-        return dict(json.loads(self._workflow_file.read_text(encoding="utf-8")))
-
-    @property
-    def _workflow_file(self) -> Path:
-        return self.path / "workflow.json"
+        try:
+            return reading.require(reading.read_json(self.place("workflow.json")), {}, what="workflow.json")
+        except FileNotFoundError as error:
+            raise ValueError(f"the run {self.name!r} keeps no workflow; it was not started from the editor.") from error
 
     def delete(self) -> None:
-        """All of it, for good; links in it are removed, not followed. ValueError while a process trains it, or without one."""
-        if not self.path.is_dir():
-            raise ValueError(f"there is no run {self.name!r} in {self.path.parent}.")
-        with self.locked():
+        """All of it, for good; links are removed, not followed. ValueError while a process trains it, or without one."""
+        if is_link(self.path):
+            remove(self.path)
+        elif self.path.is_dir():
+            self._delete_folder()
+        else:
+            raise ValueError(f"there is no run {self.name!r} in {self._root}.")
+
+    def _delete_folder(self) -> None:
+        lock = self.path / ".lock"
+        if os.path.lexists(lock) and not is_regular(lock):
+            remove(lock)  # whatever it is, no process of ours holds it
+        with self._held():
             for path in self.path.iterdir():
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                elif path.name != ".lock":
-                    path.unlink()
-        (self.path / ".lock").unlink(missing_ok=True)
+                if path != lock:
+                    remove(path)
+        lock.unlink(missing_ok=True)
         self.path.rmdir()
 
     def checkpoints(self) -> list[Path]:
         """Newest last."""
-        return sorted((self.path / "checkpoints").glob("*.safetensors"))
+        return self.files("checkpoints", ".safetensors")
 
     def save_checkpoint(self, iteration: int, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
         """iteration: counted over all stages, it names the file. position: JSON values, where to go on."""
-        path = self.path / "checkpoints" / f"{iteration:08d}.safetensors"
+        path = self.place("checkpoints", f"{iteration:08d}.safetensors")
         write_tensors(path, tensors, metadata={"fewstep.position": json.dumps(position)})
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
             old.unlink()
@@ -252,29 +270,56 @@ class RunFolder:
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""
-        path = self.path / "metrics.jsonl"
+        path = self.place("metrics.jsonl")
         self.path.mkdir(parents=True, exist_ok=True)
         with naming(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json.dumps(reading.without_nan(metrics)) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All whole lines of metrics.jsonl; the last may have been cut by a crash."""
-        file = self.path / "metrics.jsonl"
-        if not file.exists():
-            return []
-        lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+        """All whole lines of metrics.jsonl; the last may have been cut by a crash. ValueError for a damaged one."""
+        lines, wrong = self.metrics_as_found()
+        if wrong:
+            raise ValueError(
+                f"the run {self.name!r} is damaged: {wrong[0]}. Repair it in the list of runs (FewStep runs), which keeps the "
+                "lines that are whole."
+            )
+        return lines
+
+    def metrics_as_found(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """(the lines of metrics.jsonl that are whole, what is wrong with each of the others)."""
+        try:
+            return reading.read_lines(self.place("metrics.jsonl"), reading.METRICS)
+        except FileNotFoundError:
+            return [], []
+
+    def repair(self) -> int:
+        """Keeps of metrics.jsonl the lines that are whole, and what was there beside it. How many lines are kept.
+
+        ValueError while a process trains it, and where nothing is to be repaired.
+        """
+        with self.locked():
+            lines, wrong = self.metrics_as_found()
+            if not wrong:
+                raise ValueError(f"the metrics of the run {self.name!r} are whole; there is nothing to repair.")
+            file = self.place("metrics.jsonl")
+            file.replace(self.place("metrics.jsonl.damaged"))
+            self._write_metrics(lines)
+            return len(lines)
+
+    def _write_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        content = "".join(json.dumps(line) + "\n" for line in lines)
+        write_atomically(self.place("metrics.jsonl"), content.encode())
 
     def newest_metrics(self) -> dict[str, Any] | None:
-        """The last whole line of metrics.jsonl, without reading all of it; None before the first."""
-        file = self.path / "metrics.jsonl"
-        if not file.exists():
+        """The last whole line of metrics.jsonl, without reading all of it; None before the first. ValueError: damaged."""
+        file = self.place("metrics.jsonl")
+        if not is_regular(file):
             return None
         with file.open("rb") as content:
             size = content.seek(0, os.SEEK_END)
-            content.seek(max(0, size - _LONGEST_LINE))
+            content.seek(max(0, size - 2 * reading.LONGEST_LINE))
             lines = content.read().split(b"\n")[:-1]
-        return json.loads(lines[-1]) if lines else None
+        return reading.read_line(lines[-1], reading.METRICS, what="the last line of metrics.jsonl") if lines else None
 
     def losses(self) -> dict[str, list[float]]:
         """The logged loss by stage name, in order."""
@@ -284,9 +329,19 @@ class RunFolder:
         return by_stage
 
     def comparisons(self) -> list[dict[str, Any]]:
-        """stages.json, in the order of the stages; empty before the first has ended."""
-        file = self.path / "stages.json"
-        return list(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else []
+        """stages.json, in the order of the stages; empty before the first has ended. ValueError for a damaged one."""
+        return reading.require_all(self._read("stages.json", []), reading.COMPARISON, what="stages.json")
+
+    def scores(self) -> list[dict[str, Any]]:
+        """Of report.json, which Evaluate Digits writes; empty where there is none. ValueError for a damaged one."""
+        report = reading.require(self._read("report.json", {"scores": []}), {}, what="report.json")
+        return reading.require_all(report.get("scores"), reading.SCORE, what="scores in report.json")
+
+    def _read(self, name: str, absent: Any) -> Any:
+        try:
+            return reading.read_json(self.place(name))
+        except FileNotFoundError:
+            return absent
 
     def keep_comparison(self, comparison: Mapping[str, Any]) -> None:
         """Into stages.json, in place of what it said of this stage. comparison: see stages.compared."""
@@ -295,5 +350,4 @@ class RunFolder:
 
     def forget_metrics_after(self, iteration: int) -> None:
         """Drops what was logged after the checkpoint that a run resumes from, so that no iteration stands twice."""
-        kept = [line for line in self.metrics() if line["iteration"] <= iteration]
-        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._write_metrics([line for line in self.metrics() if line["iteration"] <= iteration])

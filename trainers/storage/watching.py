@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import enum
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from . import reading
+from .places import is_link, is_name, is_regular, last_change
 from .prefixes import below
-from .run_folder import RunFolder, is_name
+from .run_folder import RunFolder
+
+V = TypeVar("V")
 
 COLUMNS = ("loss", "x0_error", "gradient_norm", "learning_rate")
 MOST_POINTS = 2000
+_OF_A_RUN = ("run.json", "metrics.jsonl", "checkpoints", "stages", "student.safetensors")
+"""Of which a run has one at least, even when it has lost the others."""
 
 Line = Mapping[str, Any]
 """Of metrics.jsonl."""
 
 
 class State(str, enum.Enum):
-    """Of a run. WRITTEN: described, but nothing of worth is saved yet, and nobody trains it."""
+    """Of a run. WRITTEN: described, but nothing of worth is saved yet, and nobody trains it. DAMAGED: it cannot be told."""
 
     ABSENT = "absent"
     WRITTEN = "written"
     TRAINING = "training"
     STOPPED = "stopped"
     FINISHED = "finished"
+    DAMAGED = "damaged"
 
 
 def state_of(run: RunFolder) -> State:
@@ -37,7 +45,7 @@ def state_of(run: RunFolder) -> State:
         return State.FINISHED
     if run.begun:
         return State.STOPPED
-    return State.WRITTEN if (run.path / "run.json").exists() else State.ABSENT
+    return State.WRITTEN if is_regular(run.place("run.json")) else State.ABSENT
 
 
 def curves(lines: Sequence[Line], *, most: int = MOST_POINTS) -> dict[str, Any]:
@@ -52,7 +60,8 @@ def curves(lines: Sequence[Line], *, most: int = MOST_POINTS) -> dict[str, Any]:
         "stage": [group[-1]["stage"] for group in groups],
         **{name: [_mean([line[name] for line in group]) for group in groups] for name in COLUMNS},
         "band_errors": [
-            [_mean([line["band_errors"][band] for line in group]) for group in groups] for band in range(bands)
+            [_mean([error for line in group for error in line["band_errors"][band : band + 1]]) for group in groups]
+            for band in range(bands)
         ],
     }
 
@@ -75,52 +84,108 @@ def stage_names(lines: Sequence[Line]) -> dict[int, str]:
 
 def previews(run: RunFolder) -> list[int]:
     """The iterations that a preview picture was kept of, in order."""
-    return sorted(int(path.stem) for path in (run.path / "previews").glob("*.png") if path.stem.isdigit())
+    return sorted(int(path.stem) for path in run.files("previews", ".png") if path.stem.isdecimal())
+
+
+def students_of(run: RunFolder) -> list[Path]:
+    """What RunFolder.students lists; nothing of a run that is damaged there, of which `summary` says why."""
+    return _Found().read(run.students) or []
+
+
+def whole_lines(run: RunFolder) -> list[dict[str, Any]]:
+    """Of metrics.jsonl; nothing where it cannot be read, of which `summary` says why."""
+    lines, _ = _Found().read(run.metrics_as_found) or ([], [])
+    return lines
 
 
 def preview_file(run: RunFolder, iteration: int) -> Path:
-    """Where the picture of an iteration lies, there or not."""
-    return run.path / "previews" / f"{iteration:08d}.png"
+    """Where the picture of an iteration lies, there or not. ValueError where that is a link."""
+    return run.place("previews", f"{iteration:08d}.png")
 
 
 def all_runs(root: Path) -> list[RunFolder]:
-    """The runs below a folder, the one that changed last first."""
-    folders = [path for path in root.glob("*") if (path / "run.json").is_file()]
-    return [RunFolder(root, path.name) for path in sorted(folders, key=_changed, reverse=True) if is_name(path.name)]
+    """The runs below a folder, the one that changed last first: damaged ones too, and links, which are none but look so."""
+    if not root.is_dir():
+        return []
+    found = [RunFolder(root, path.name) for path in root.iterdir() if is_name(path.name) and _looks_like_a_run(path)]
+    return sorted(found, key=_changed, reverse=True)
 
 
-def _changed(folder: Path) -> float:
-    return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+def _looks_like_a_run(path: Path) -> bool:
+    if is_link(path):
+        return True
+    return path.is_dir() and any(os.path.lexists(path / name) for name in _OF_A_RUN)
+
+
+def _changed(run: RunFolder) -> float:
+    """0 for one that is just being deleted, or cannot be looked into."""
+    try:
+        return run.path.lstat().st_mtime if is_link(run.path) else last_change(run.path)
+    except OSError:
+        return 0.0
 
 
 def summary(run: RunFolder) -> dict[str, Any]:
-    """What a list of runs says of one. A damaged run.json is said in `error`, so that the others are listed still."""
-    newest = run.newest_metrics() or {}
-    told: dict[str, Any] = {
+    """What a list of runs says of one: of a damaged one what can be read of it, and in `error` all that is wrong with it.
+
+    repairable: whether RunFolder.repair mends its metrics.
+    """
+    found = _Found()
+    newest, wrong = found.read(lambda: _newest_and_wrong(run.path.parent, run.name, *_version(run))) or ({}, [])
+    said = found.read(lambda: _described(run)) or {}
+    pictures = found.read(lambda: previews(run)) or []
+    told = {
         "run": run.name,
-        "state": state_of(run).value,
-        "changed": _changed(run.path),
+        "state": found.read(lambda: state_of(run).value) or State.DAMAGED.value,
+        "changed": _changed(run),
         "iteration": newest.get("iteration", 0),
         "iterations": newest.get("iterations"),
         "loss": newest.get("loss"),
-        "preview": max(previews(run), default=None),
-        "has_workflow": (run.path / "workflow.json").exists(),
+        "preview": max(pictures, default=None),
+        "previews": pictures,
+        "has_workflow": bool(found.read(lambda: is_regular(run.place("workflow.json")))),
+        "method": said.get("method"),
+        "options": below(said, "method."),
+        "student": below(said, "student."),
+        "teacher": said.get("teacher_sha256"),
+        "stages": found.read(run.comparisons) or [],
+        "scores": found.read(run.scores) or [],
+        "repairable": bool(wrong),
     }
-    try:
-        said = run.description()["run"]
-        return told | {
-            "method": said["method"],
-            "options": below(said, "method."),
-            "student": below(said, "student."),
-            "teacher": said["teacher_sha256"],
-            "stages": run.comparisons(),
-            "scores": _scores(run),
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        return told | {"error": f"run.json of the run {run.name!r} cannot be read ({error})."}
+    reasons = list(dict.fromkeys([*wrong, *found.wrong]))
+    return told | ({"error": f"the run {run.name!r} is damaged: {'; '.join(reasons)}."} if reasons else {})
 
 
-def _scores(run: RunFolder) -> list[dict[str, Any]]:
-    """Of report.json, which Evaluate Digits writes."""
-    file = run.path / "report.json"
-    return list(json.loads(file.read_text(encoding="utf-8"))["scores"]) if file.exists() else []
+def _described(run: RunFolder) -> dict[str, Any]:
+    """What run.json identifies it by; empty where nothing is begun yet. ValueError for a damaged one."""
+    if not os.path.lexists(run.place("run.json")) and not run.begun:
+        return {}
+    return reading.require(run.description()["run"], reading.RUN, what="run in run.json")
+
+
+class _Found:
+    """What can be read of a run, and why the rest cannot."""
+
+    def __init__(self) -> None:
+        self.wrong: list[str] = []
+
+    def read(self, what: Callable[[], V]) -> V | None:
+        try:
+            return what()
+        except (ValueError, OSError) as error:
+            self.wrong.append(str(error).rstrip("."))
+            return None
+
+
+def _version(run: RunFolder) -> tuple[int, int]:
+    """Of metrics.jsonl: what is read of it once holds as long as this stays."""
+    file = run.place("metrics.jsonl")
+    return (file.stat().st_mtime_ns, file.stat().st_size) if is_regular(file) else (0, -1)
+
+
+@functools.lru_cache(maxsize=256)
+def _newest_and_wrong(root: Path, name: str, _changed: int, _size: int) -> tuple[dict[str, Any], list[str]]:
+    """(the last whole line of metrics.jsonl, what is wrong with the first of the others), read once for each version."""
+    lines, wrong = RunFolder(root, name).metrics_as_found()
+    more = f" and {len(wrong) - 1} lines more" if len(wrong) > 1 else ""
+    return (lines[-1] if lines else {}), [f"{wrong[0]}{more}"] if wrong else []

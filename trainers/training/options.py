@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
-from ..objective.choices import require_at_least_one
+from ..objective.choices import require_at_least_one, require_finite
 from .learning_rates import SCHEDULES
 from .optimisers import OPTIMISERS, SCHEDULE_FREE
 
@@ -47,6 +47,7 @@ class TrainOptions:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        require_finite(self)
         require_at_least_one(self, "batch_size", "log_every", "checkpoint_every", "accumulation")
         if self.batch_size % self.accumulation:
             raise ValueError(

@@ -104,10 +104,10 @@ def test_how_a_run_ended_is_told(clock, messages):
 
 
 def test_a_number_that_is_none_becomes_null():
-    from comfyui_fewstep.nodes.distillation.telling import jsonable
+    from comfyui_fewstep.trainers.storage.reading import without_nan
 
-    made = jsonable({"loss": math.nan, "iteration": 3, "name": "x", "memory": None})
-    assert made == {"loss": None, "iteration": 3, "name": "x", "memory": None}
+    made = without_nan({"loss": math.nan, "iteration": 3, "name": "x", "memory": None, "errors": [1.0, -math.inf]})
+    assert made == {"loss": None, "iteration": 3, "name": "x", "memory": None, "errors": [1.0, None]}
     json.dumps(made, allow_nan=False)
 
 

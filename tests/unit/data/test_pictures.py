@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from comfyui_fewstep.trainers.data.pictures import (
     bucket_for,
     bucket_sizes,
     captioned,
+    content_of,
     fitted,
     picture_files,
     picture_size,
@@ -233,3 +235,40 @@ def test_a_picture_is_known_by_its_bytes(tmp_path):
     sums = [picture.sha256 for picture in captioned([one, same, other], caption="")]
     assert sums[0] == sums[1] != sums[2]
     assert math.isfinite(int(sums[0], 16))
+
+
+# --- what is no file -------------------------------------------------------------------------------------------------
+
+
+def odd_entries(folder):
+    """By name: what is called as a picture is and is none, and how it says so."""
+    (folder / "folder.png").mkdir()
+    (folder / "dangling.png").symlink_to(folder / "nowhere")
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    (folder / "zeros.png").symlink_to("/dev/zero")
+    (folder / "terminal.jpg").symlink_to("/dev/stdin")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "pipe.txt").symlink_to(folder / "pipe.png")
+    no_file = ("folder.png", "zeros.png", "terminal.jpg", "pipe.png")
+    return dict.fromkeys(no_file, "not a file") | dict.fromkeys(("dangling.png", "loop.png"), "cannot be read")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_what_is_no_file_is_a_broken_picture_and_holds_nobody_up(tmp_path):
+    odd = odd_entries(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    found = {picture.path.name: picture for picture in captioned(picture_files(tmp_path), caption="")}
+    assert found.keys() == {*odd, "good.png"}
+    assert [name for name, picture in found.items() if picture.sha256] == ["good.png"]
+    assert content_of(tmp_path) == content_of(tmp_path), "looking again is allowed"
+    for name, said in odd.items():
+        for read in (picture_size, lambda path: pixels(path, (8, 8))):
+            with pytest.raises(BrokenPicture, match=said):
+                read(tmp_path / name)
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "nowhere"])
+def test_what_no_system_takes_as_a_path_is_no_folder(path, tmp_path):
+    with pytest.raises(ValueError, match="which is no folder"):
+        picture_files(tmp_path / path)
+    assert content_of(tmp_path / path) == []

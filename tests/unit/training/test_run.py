@@ -260,10 +260,12 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_a_cut_last_line_of_metrics_is_dropped(tmp_path):
     run = RunFolder(tmp_path, "run")
-    run.log({"iteration": 1, "stage_name": "s", "loss": 0.5})
+    line = {"iteration": 1, "iterations": 2, "stage": 0, "stage_name": "s", "loss": 0.5, "x0_error": 0.25}
+    line |= {"gradient_norm": 1.0, "learning_rate": 0.1, "band_errors": [0.5, None]}
+    run.log(line)
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 2, "lo')
-    assert run.metrics() == [{"iteration": 1, "stage_name": "s", "loss": 0.5}]
+    assert run.metrics() == [line]
     assert run.losses() == {"s": [0.5]}
 
 

@@ -1,0 +1,127 @@
+"""A finished student among the host's own models: it never takes the place of a file that is not its run's."""
+
+import logging
+
+import pytest
+import torch
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+from comfyui_fewstep.nodes.distillation import runs, students, telling
+from comfyui_fewstep.nodes.host import folders
+from comfyui_fewstep.trainers.storage.files import read_tensors
+from making_data import distil
+from safetensors.torch import save_file
+
+from architectures import conditioning, noise_for, tiny  # isort: skip
+
+
+@pytest.fixture
+def model():
+    return tiny("sd15")
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What the browser hears."""
+    heard = []
+    monkeypatch.setattr(telling.MESSAGES, "_send", lambda event, message: heard.append(message))
+    return heard
+
+
+def train(model, name, seed=1):
+    data = {"latents": {"samples": noise_for(model, seed=seed, batch=4)}}
+    data |= dict.fromkeys(("positive", "negative"), conditioning("sd15", seed=2))
+    return distil(model, name=name, **data)
+
+
+def student(output, name):
+    return read_tensors(output / "fewstep" / "runs" / name / "student.safetensors")[0]
+
+
+def same(file, tensors):
+    found, _ = read_tensors(file)
+    return found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in found)
+
+
+def test_a_users_file_of_that_name_stays_and_the_student_lies_beside_it(model, output, told, caplog):
+    published = output / "loras" / "fewstep"
+    published.mkdir(parents=True)
+    save_file({"users": torch.ones(3)}, published / "run.safetensors")
+    before = (published / "run.safetensors").read_bytes()
+    with caplog.at_level(logging.WARNING):
+        train(model, "run")
+    assert (published / "run.safetensors").read_bytes() == before
+    assert same(published / "run 2.safetensors", student(output, "run"))
+    assert told[-1] == {"run": "run", "node": None, "state": "finished", "published": "fewstep/run 2.safetensors"}
+    assert "is not of this run and stays; its student is run 2.safetensors" in caplog.text
+    train(model, "run")
+    assert {file.name for file in published.iterdir()} == {"run.safetensors", "run 2.safetensors"}, (
+        "loaded, not multiplied"
+    )
+    assert told[-1]["published"] == "fewstep/run 2.safetensors"
+
+
+def test_what_save_student_wrote_stays(model, output, told):
+    train(model, "first")
+    with torch.inference_mode():
+        students.SaveStudentLoRA().save(model, "first (run)", 8, "second")
+    saved = output / "loras" / "fewstep" / "second.safetensors"
+    before = saved.read_bytes()
+    train(model, "second", seed=2)
+    assert saved.read_bytes() == before
+    assert same(saved.with_name("second 2.safetensors"), student(output, "second"))
+
+
+def test_a_deleted_runs_file_stays(model, output, told):
+    """Another run of the same name is another run."""
+    train(model, "run")
+    first = student(output, "run")
+    folders.run_named("run").delete()
+    train(model, "run", seed=2)
+    published = output / "loras" / "fewstep"
+    assert same(published / "run.safetensors", first)
+    assert same(published / "run 2.safetensors", student(output, "run"))
+    assert not same(published / "run.safetensors", student(output, "run"))
+
+
+def test_further_stages_take_the_place_of_the_runs_own_file(model, output, told):
+    """Also where the disk knows no second names for one file."""
+    train(model, "run")
+    file = output / "loras" / "fewstep" / "run.safetensors"
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(content)
+    run = folders.run_named("run")
+    stages = sorted(run.files("stages", ".safetensors"))
+    run.student_file.unlink()
+    run.student_file.write_bytes(stages[0].read_bytes())  # as if this stage were the last
+    assert folders.publish(run, folder="loras") == file
+    assert [path.name for path in file.parent.iterdir()] == ["run.safetensors"]
+    assert "published" not in told[-1]
+
+
+def test_a_student_of_nan_is_neither_loaded_nor_merged(model, output):
+    train(model, "run")
+    file = folders.run_named("run").student_file
+    tensors, metadata = read_tensors(file)
+    metadata.pop("fewstep.sha256")
+    name = min(tensors)
+    save_file({**tensors, name: tensors[name] * float("nan")}, file, metadata=metadata)
+    with (
+        torch.inference_mode(),
+        pytest.raises(ValueError, match=r"run \(run\) is not written or used: 1 of its .* NaN"),
+    ):
+        students.LoadStudent().load(model, "run (run)")
+
+
+def test_watching_says_it_too(model, output, told):
+    published = output / "loras" / "fewstep"
+    published.mkdir(parents=True)
+    (published / "run.safetensors").write_bytes(b"no model")
+    train(model, "run")
+    told.clear()
+    with torch.inference_mode():
+        runs.WatchRun().watch(model, "run", 1)
+    assert told[-1]["published"] == "fewstep/run 2.safetensors"

@@ -1,0 +1,62 @@
+"""What nodes declare of their inputs holds wherever they are called, for linked values as for typed ones."""
+
+import inspect
+import math
+
+import pytest
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS
+from hosting import inputs_of
+
+
+def not_allowed(kind, options):
+    """Values that an input declared so does not take."""
+    if isinstance(kind, list):
+        return ["no such choice", 7, math.nan]
+    if kind in ("INT", "FLOAT"):
+        return [options["min"] - 1, options["max"] + 1, 10**30, -(10**30), math.nan, math.inf, "4", 4j]
+    return {"STRING": [7, b"text", ["text"]], "BOOLEAN": ["false", 2, math.nan]}.get(kind, [])
+
+
+def cases(node):
+    """(input, a value that its declaration does not allow)"""
+    for name, (kind, *rest) in inputs_of(NODE_CLASS_MAPPINGS[node]).items():
+        for value in not_allowed(kind, rest[0] if rest else {}):
+            yield name, value
+
+
+@pytest.mark.parametrize("node", NODE_CLASS_MAPPINGS)
+def test_a_value_that_is_not_allowed_is_named_wherever_it_comes_from(node):
+    made = NODE_CLASS_MAPPINGS[node]
+    for name, value in cases(node):
+        with pytest.raises(ValueError, match=f"^{name} is "):
+            getattr(made(), made.FUNCTION)(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "node", [name for name, made in NODE_CLASS_MAPPINGS.items() if hasattr(made, "VALIDATE_INPUTS")]
+)
+def test_it_is_refused_before_anything_runs_where_the_host_leaves_that_to_the_node(node):
+    validate = NODE_CLASS_MAPPINGS[node].VALIDATE_INPUTS
+    named = inspect.getfullargspec(validate).args[1:]  # as hosts ask for whom they leave alone
+    assert named
+    for name, value in cases(node):
+        if name in named:
+            assert str(validate(**{name: value})).startswith(f"{name} is ")
+
+
+def test_a_whole_number_does_where_a_fraction_is_wanted():
+    (method,) = NODE_CLASS_MAPPINGS["FewStepGuidanceDistillation"]().make(
+        guidance_scale=7, iterations=1, learning_rate=0.5, steps=4, gamma=0, distance="squared"
+    )
+    assert method.guidance_scale == 7
+
+
+def test_every_seed_starts_fixed():
+    """Editors put a control beside each, which draws another number at every start unless it is told so."""
+    seeds = [inputs_of(node)["seed"][1] for node in NODE_CLASS_MAPPINGS.values() if "seed" in inputs_of(node)]
+    assert len(seeds) == 4
+    assert {options["control_after_generate"] for options in seeds} == {"fixed"}

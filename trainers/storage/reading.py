@@ -1,0 +1,172 @@
+"""The JSON files of a run folder, each read through one schema: whatever lies there, the answer is its values or why not."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .places import is_regular
+
+LONGEST_LINE = 65536
+"""Of metrics.jsonl, in bytes, with much to spare."""
+_MOST_BYTES = 256 * 2**20
+"""Of any other JSON file of ours. An editor's graph is some megabytes at most."""
+
+Check = Callable[[Any], bool]
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def is_number(value: Any) -> bool:
+    """None stands for one that was NaN or infinite."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e308)
+
+
+def is_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_number, value))
+
+
+def is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+METRICS: Mapping[str, Check] = {
+    "iteration": is_count,
+    "iterations": is_count,
+    "stage": is_count,
+    "stage_name": is_text,
+    "loss": is_number,
+    "x0_error": is_number,
+    "gradient_norm": is_number,
+    "learning_rate": is_number,
+    "band_errors": is_numbers,
+}
+"""Of each line of metrics.jsonl, at least."""
+DESCRIPTION: Mapping[str, Check] = {"run": is_object}
+RUN: Mapping[str, Check] = {"method": is_text, "teacher_sha256": is_text}
+"""Of "run" in run.json, at least."""
+COMPARISON: Mapping[str, Check] = {
+    "stage": is_text,
+    "steps": is_count,
+    "mean_squared_distance": is_number,
+    "teacher_mean_square": is_number,
+}
+"""Of each entry of stages.json, at least."""
+SCORE: Mapping[str, Check] = {
+    "model": is_text,
+    "steps": is_count,
+    "frechet": is_number,
+    "accuracy": is_number,
+}
+"""Of each score in report.json, at least."""
+
+
+def require(value: Any, schema: Mapping[str, Check], *, what: str) -> dict[str, Any]:
+    """The value. ValueError, saying what is wrong with it, unless it is an object that has all of the schema."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is {_short(value)}, not an object")
+    wrong = [name for name, check in schema.items() if name not in value or not check(value[name])]
+    if wrong:
+        said = [f"{name} is {_short(value[name])}" if name in value else f"{name} is missing" for name in wrong]
+        raise ValueError(f"{what} is not of this form: {', '.join(said[:3])}")
+    return value
+
+
+def require_all(value: Any, schema: Mapping[str, Check], *, what: str) -> list[dict[str, Any]]:
+    """The same of a list of objects."""
+    if not isinstance(value, list):
+        raise ValueError(f"{what} is {_short(value)}, not a list")
+    return [require(entry, schema, what=f"entry {number} of {what}") for number, entry in enumerate(value, 1)]
+
+
+def read_json(file: Path) -> Any:
+    """The values of a JSON file. ValueError, naming the file, for a damaged one; FileNotFoundError where there is none."""
+    _require_file(file)
+    if file.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"{file.name} is larger than {_MOST_BYTES} bytes")
+    return parsed(file.read_bytes(), what=file.name)
+
+
+def _require_file(file: Path) -> None:
+    if not is_regular(file):
+        file.lstat()  # FileNotFoundError where there is nothing at all
+        raise ValueError(f"{file.name} is no file")
+
+
+def parsed(content: bytes, *, what: str) -> Any:
+    """JSON values of a text, None for numbers that are none: no browser reads NaN. ValueError, naming what, for no JSON."""
+    try:
+        return json.loads(content.decode(), parse_constant=lambda _: None, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError(f"{what} is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{what} is no JSON text ({error})") from error
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
+def read_lines(file: Path, schema: Mapping[str, Check]) -> tuple[list[dict[str, Any]], list[str]]:
+    """(the whole lines of a file of JSON lines, what is wrong with each of the others).
+
+    A last line without an end was cut by a crash, and counts as neither. ValueError where something else than a file is.
+    """
+    lines: list[dict[str, Any]] = []
+    wrong: list[str] = []
+    _require_file(file)
+    with file.open("rb") as content:
+        number = 0
+        while line := content.readline(LONGEST_LINE):
+            number += 1
+            whole = line.endswith(b"\n")
+            try:
+                if not whole and not _skip(content) and len(line) < LONGEST_LINE:
+                    break
+                lines.append(read_line(line if whole else None, schema, what=f"line {number} of {file.name}"))
+            except ValueError as error:
+                wrong.append(str(error))
+    return lines, wrong
+
+
+def read_line(line: bytes | None, schema: Mapping[str, Check], *, what: str) -> dict[str, Any]:
+    """None is a line that was too long to be read. ValueError, saying what is wrong, for what is none of this form."""
+    if line is None:
+        raise ValueError(f"{what} is longer than {LONGEST_LINE} bytes")
+    if not line.strip():
+        raise ValueError(f"{what} is empty")
+    return require(parsed(line, what=what), schema, what=what)
+
+
+def _skip(content: Any) -> bool:
+    """Past the end of this line; whether it has one."""
+    while part := content.readline(LONGEST_LINE):
+        if part.endswith(b"\n"):
+            return True
+    return False
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:56]} ..."
+
+
+def without_nan(value: Any) -> Any:
+    """JSON values, None in place of what is no number: browsers refuse a whole answer with one NaN in it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: without_nan(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return value
