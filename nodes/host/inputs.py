@@ -140,7 +140,7 @@ def shape_of_inputs(condition: Condition) -> tuple[tuple[str, tuple[int, ...]], 
 
 
 def joined_inputs(prompts: Sequence[Condition]) -> Condition:
-    """Prompts of one shape as one batch."""
+    """Prompts of one shape as one batch: copies, which autograd may see even of what the host made under inference mode."""
     return {key: torch.cat([prompt[key] for prompt in prompts]) for key in prompts[0]}
 
 
@@ -212,7 +212,7 @@ def _encoded(
         )
     size = {"width": latents.shape[-1] * 8, "height": latents.shape[-2] * 8, "prompt_type": name}
     streams = {} if shapes is None else {"latent_shapes": shapes}
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.no_grad():  # some networks take their text through layers here
         inputs = {key: _plain(value) for key, value in options.items()}
         inputs["cross_attn"] = _plain(embedding)
         encoded = model.model.extra_conds(
@@ -255,9 +255,9 @@ def _as_tensors(encoded: dict[str, Any], *, name: str) -> Condition:
     for key, held in encoded.items():
         constant = isinstance(held, comfy.conds.CONDConstant)
         if isinstance(held.cond, Tensor) and not constant:
-            tensors[key] = _visible(held.cond)
+            tensors[key] = held.cond
         elif _is_list_of_tensors(held.cond) and not constant:
-            tensors |= {f"{key}[{i}]": _visible(value) for i, value in enumerate(held.cond)}
+            tensors |= {f"{key}[{i}]": value for i, value in enumerate(held.cond)}
         elif (text := _json(held.cond)) is not None and key != _FRAMES_AS_BATCH:
             tensors[f"{key}={text}"] = torch.empty(1, 0)
         else:
@@ -268,12 +268,6 @@ def _as_tensors(encoded: dict[str, Any], *, name: str) -> Condition:
             "lists of them, and constants that are numbers or texts."
         )
     return tensors
-
-
-def _visible(value: Tensor) -> Tensor:
-    """To autograd; what the host keeps inside an object of its own may be an inference tensor."""
-    with torch.inference_mode(False):
-        return value.clone() if value.is_inference() else value
 
 
 def host_inputs(condition: Condition) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """LATENT and CONDITIONING of today's kinds: constants, lists, frames, streams; each row's answer is the host's own."""
 
+import types
+
 import pytest
 import torch
 from comfyui_fewstep.commands.embedded import import_host
@@ -11,7 +13,7 @@ from comfyui_fewstep.trainers.data.batches import Buckets
 from comfyui_fewstep.trainers.data.cache import read_data
 from comfyui_fewstep.trainers.storage.files import tensors_sha256
 from making_data import distil, run_folder
-from todays_inputs import CHANNELS, Frames, Stills, hosts_x0, noise, stand_in, text
+from todays_inputs import CHANNELS, WIDTH, Frames, Stills, hosts_x0, noise, stand_in, text
 
 SIGMA = 0.6
 
@@ -54,9 +56,23 @@ def test_a_list_may_be_longer_than_ten_and_keeps_its_order():
 
 
 def test_inputs_made_under_inference_mode_can_be_trained_on():
+    """Those of the prompt, and those that an object in it holds, as a picture's features are."""
     with torch.inference_mode():
         prompt = text(4, reference_latents=[noise(1, CHANNELS, 2, 2)])
-    assert not any(value.is_inference() for value in encoded(stand_in(), prompt, noise(1, CHANNELS, 4, 4)).values())
+        prompt[0][1]["features"] = types.SimpleNamespace(states=noise(1, 3, WIDTH))
+    condition = encoded(stand_in(), prompt, noise(1, CHANNELS, 4, 4))
+    assert condition.keys() == {"c_crossattn", "ref_latents[0]", "features"}
+    assert not any(value.is_inference() for value in condition.values())
+
+
+def test_a_network_that_writes_into_its_inputs_leaves_the_prompt_as_it_was(monkeypatch):
+    model, prompt = stand_in(), text(4, reference_latents=[noise(1, CHANNELS, 2, 2)])
+    inner = model.model.extra_conds
+    monkeypatch.setattr(
+        model.model, "extra_conds", lambda **inputs: inputs["reference_latents"][0].zero_() is None or inner(**inputs)
+    )
+    assert not encoded(model, prompt, noise(1, CHANNELS, 4, 4))["ref_latents[0]"].any()
+    assert torch.equal(prompt[0][1]["reference_latents"][0], noise(1, CHANNELS, 2, 2))
 
 
 @pytest.mark.parametrize("odd", [{"a": torch.zeros(1)}, object()], ids=["dictionary of tensors", "object"])
