@@ -65,7 +65,12 @@ def _forward(layer: Any, own: Forward, gradient: Gradient, *args: Any, **kwargs:
     if x.requires_grad:
         return _Frozen.apply(x, layer, own, gradient)  # type: ignore[no-untyped-call]
     with torch.no_grad():
-        return own(x)
+        return _own(own(x))
+
+
+def _own(output: Tensor) -> Tensor:
+    """Torch computes some products as a view, on which blocks could not add in place then; nobody else has its memory."""
+    return torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
 
 
 class _Frozen(torch.autograd.Function):
@@ -76,7 +81,7 @@ class _Frozen(torch.autograd.Function):
         ctx.layer, ctx.gradient, ctx.shape = layer, gradient, x.shape
         x = x.detach()
         # the host's product of float8 clamps its input in place
-        return own(x.clone() if layer.weight.dtype.itemsize == 1 else x)
+        return _own(own(x.clone() if layer.weight.dtype.itemsize == 1 else x))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:

@@ -79,6 +79,17 @@ def test_a_lent_weight_may_be_overwritten_after_the_forward(kind, checkpointing,
     assert comfy.ops.cast_bias_weight.__module__ == __name__, "the host's own is back"
 
 
+@pytest.mark.parametrize("layers", list(LoRALayers), ids=lambda layers: layers.value)
+@pytest.mark.parametrize("kind", ALL)
+def test_layers_without_an_adapter_pass_the_gradient_on(kind, layers):
+    """What blocks then do with their output, such as adding to it in place, is as torch's own layers allow."""
+    model, x, inputs = training(kind)
+    options = LoRAOptions(rank=4, alpha=8.0, layers=layers)
+    adapters, found, _ = gradients.of_lora(model, options, x, inputs)
+    wanted, _ = gradients.of_merged(host.training.trainable_copy(model), adapters, options, x, inputs)
+    assert gradients.cosine(found, wanted) > 0.9999
+
+
 PAGING = pytest.mark.skipif(
     not hasattr(comfy.model_patcher, "ModelPatcherDynamic"), reason="this host has no dynamic VRAM"
 )
