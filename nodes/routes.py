@@ -69,6 +69,7 @@ def run_now(request: web.Request) -> dict[str, Any]:
         "run": run.name,
         "state": told["state"],
         "damage": told.get("error"),
+        "failure": None if training else told["failure"],
         "iteration": lines[-1]["iteration"] if lines else 0,
         "iterations": lines[-1]["iterations"] if lines else None,
         "stages": stage_names(lines),

@@ -167,7 +167,7 @@ class Panel extends HTMLElement {
   #draw() {
     const known = { ...this.#known, connected: isConnected(), run: this.#run };
     this.sentence.textContent = sentence(known);
-    this.sentence.classList.toggle("failed", Boolean(known.error || known.refusal || known.damage || !known.connected));
+    this.sentence.classList.toggle("failed", Boolean(known.error || known.failure || known.refusal || known.damage || !known.connected));
     this.#drawButtons(known);
     for (const element of this.body) element.hidden = !this.large;
     this.#drawFigures(known);

@@ -8,7 +8,8 @@ export function sentence(known) {
   if (known.refusal) return known.refusal;
   if (known.run === null) return "The training is shown here when it begins.";
   const said = { absent, written, training, stopped, finished, damaged }[known.state](known);
-  if (known.error) return `Stopped by an error: ${known.error}`;
+  const error = known.error ?? known.failure;
+  if (error && known.state !== "training") return `Stopped by an error: ${error}`;
   return known.damage ? `${said} ${known.damage} Repair or delete it in the list of runs.` : said;
 }
 

@@ -79,6 +79,7 @@ class Runs extends HTMLElement {
     const head = make("div", { className: "row" }, make("h3", { textContent: run.run }),
       make("span", { className: "state soft", textContent: progress(run) }));
     const shown = [head, make("div", { className: "soft", textContent: about(run) })];
+    if (run.failure && run.state !== "training") shown.push(make("div", { className: "error", textContent: `Its last start ended with an error: ${run.failure}` }));
     if (run.error) shown.push(make("div", { className: "error", textContent: run.error }));
     if (run.preview !== null) shown.push(picture(run));
     if (run.stages?.length) shown.push(make("div", { textContent: stages(run) }));

@@ -277,7 +277,7 @@ def prepared(
         source = data or _data_in_graph(model, latents, positive, negative, dropout=train_options.caption_dropout)
         resolved = running.method_on(model, method, empty_prompt=source.unconditional is not None)
         students.require_scale_input(model, student or LoRAOptions(), resolved.scale_input)
-        with run.locked():
+        with run.gone_if_refused(keep_data=not isinstance(source, DataInGraph)), run.locked():
             teacher_sha256 = running.teacher_sha256(model)
             distillation = Distillation(
                 run=run,

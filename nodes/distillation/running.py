@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,19 @@ def execute(
     show: Callable[[Preview | None], Observer],
 ) -> None:
     """Trains and exports what is left of the run; show makes the observer. The caller holds the run's lock."""
+    first = distillation.processes.is_first
+    with distillation.run.keeping_error(unless=host.signals.Cancelled) if first else nullcontext():
+        _execute(distillation, student, model=model, vae=vae, show=show)
+
+
+def _execute(
+    distillation: Distillation,
+    student: students.StudentOptions,
+    *,
+    model: Any,
+    vae: Any,
+    show: Callable[[Preview | None], Observer],
+) -> None:
     options = distillation.options
     _require_possible(options, student, processes=distillation.processes)
     measure = perceptual.perceptual_of(distillation, model=model, vae=vae)

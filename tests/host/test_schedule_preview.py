@@ -98,7 +98,7 @@ def test_every_recipe_is_shown(name, server):
         ({"schedule": "karras", "steps": 4}, "schedule is 'karras'"),
         ({"schedule": "trailing", "steps": 4, "model": "sdxl"}, "model is 'sdxl'"),
         ({"schedule": "trailing", "steps": 4, "shift": 2.0}, "only flow models have one"),
-        ({"schedule": "trailing", "steps": 100000000000}, "steps is 100000000000; allowed are 1 to 1000"),
+        ({"schedule": "trailing", "steps": 100000000000}, "steps is 100000000000; allowed is 1 to 1000"),
         ({"schedule": "trailing", "steps": "four"}, "steps is 'four'"),
         ({"schedule": "lcm", "steps": 4, "strength": "nan"}, "strength is nan"),
         ({"schedule": "sigmas", "steps": 1, "values": "1, 2"}, "values is '1, 2'"),

@@ -90,10 +90,19 @@ def require_all(value: Any, schema: Mapping[str, Check], *, what: str) -> list[d
 
 def read_json(file: Path) -> Any:
     """The values of a JSON file. ValueError, naming the file, for a damaged one; FileNotFoundError where there is none."""
+    return parsed(_content(file), what=file.name)
+
+
+def read_text(file: Path) -> str:
+    """A text for people. ValueError and FileNotFoundError as read_json has them; what is no UTF-8 is shown as such."""
+    return _content(file).decode(errors="replace")
+
+
+def _content(file: Path) -> bytes:
     _require_file(file)
     if file.stat().st_size > _MOST_BYTES:
         raise ValueError(f"{file.name} is larger than {_MOST_BYTES} bytes")
-    return parsed(file.read_bytes(), what=file.name)
+    return file.read_bytes()
 
 
 def _require_file(file: Path) -> None:

@@ -8,6 +8,7 @@ data/                  what it trains on, see data_cache.py
 stages/<n> steps.safetensors   the student of each finished stage, with its own sampling recipe
 stages.json            how far each of them lands from its teacher
 workflow.json          the editor's graph that it was last started from
+error.txt              what ended the last start, where that was an error
 stop                   asks the process that trains it to stop after its next checkpoint
 student.safetensors    the result, the last of them; its presence says that the run is finished
 """
@@ -240,6 +241,49 @@ class RunFolder:
                     remove(path)
         lock.unlink(missing_ok=True)
         self.path.rmdir()
+
+    @contextlib.contextmanager
+    def gone_if_refused(self, *, keep_data: bool) -> Iterator[None]:
+        """Around a start and its lock: one that an error ends before anything came of it leaves no run behind.
+
+        What was a run before stays as it is. keep_data: so do data that were made, which may have taken hours.
+        """
+        before = os.path.lexists(self.place("run.json"))
+        try:
+            yield
+        except BaseException:
+            if not before and self.path.is_dir() and not self.busy:
+                self._forget_start(keep_data=keep_data)
+            raise
+
+    def _forget_start(self, *, keep_data: bool) -> None:
+        if self.begun or os.path.lexists(self.place("metrics.jsonl")):
+            return None
+        if not (keep_data and self.files("data", ".safetensors")):
+            return self.delete()
+        with self._held():
+            for name in ("run.json", "workflow.json", "error.txt"):
+                self.place(name).unlink(missing_ok=True)
+        return None
+
+    @contextlib.contextmanager
+    def keeping_error(self, *, unless: type[Exception]) -> Iterator[None]:
+        """A start of this run: an error inside is kept as its error.txt, in place of an earlier one. unless: a wish to stop."""
+        self.place("error.txt").unlink(missing_ok=True)
+        try:
+            yield
+        except unless:
+            raise
+        except Exception as error:
+            write_atomically(
+                self.place("error.txt"), f"{str(error) or type(error).__name__}\n".encode(errors="replace")
+            )
+            raise
+
+    def error(self) -> str | None:
+        """What ended the last start, where that was an error."""
+        file = self.place("error.txt")
+        return reading.read_text(file).strip() if os.path.lexists(file) else None
 
     def checkpoints(self) -> list[Path]:
         """Newest last."""

@@ -128,7 +128,7 @@ def _changed(run: RunFolder) -> float:
 def summary(run: RunFolder) -> dict[str, Any]:
     """What a list of runs says of one: of a damaged one what can be read of it, and in `error` all that is wrong with it.
 
-    repairable: whether RunFolder.repair mends its metrics.
+    repairable: whether RunFolder.repair mends its metrics. failure: what ended its last start, where that was an error.
     """
     found = _Found()
     newest, wrong = found.read(lambda: _newest_and_wrong(run.path.parent, run.name, *_version(run))) or ({}, [])
@@ -151,6 +151,7 @@ def summary(run: RunFolder) -> dict[str, Any]:
         "stages": found.read(run.comparisons) or [],
         "scores": found.read(run.scores) or [],
         "repairable": bool(wrong),
+        "failure": found.read(run.error),
     }
     reasons = list(dict.fromkeys([*wrong, *found.wrong]))
     return told | ({"error": f"the run {run.name!r} is damaged: {'; '.join(reasons)}."} if reasons else {})

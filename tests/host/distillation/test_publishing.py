@@ -125,3 +125,34 @@ def test_watching_says_it_too(model, output, told):
     with torch.inference_mode():
         runs.WatchRun().watch(model, "run", 1)
     assert told[-1]["published"] == "fewstep/run 2.safetensors"
+
+
+# --- starts that come to nothing -------------------------------------------------------------------------------------
+
+
+def test_a_start_that_training_refuses_leaves_no_run(model, output, told, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("this device does not compute in that")
+
+    monkeypatch.setattr(students.host.precision, "require", refuse)
+    with pytest.raises(ValueError, match="does not compute"):
+        train(model, "run")
+    assert told[-1]["state"] == "failed"
+    assert not any((output / "fewstep" / "runs").iterdir())
+
+
+def test_what_fails_later_is_kept_with_the_run_until_it_goes_on(model, output, told, monkeypatch):
+    from comfyui_fewstep.nodes.distillation.observing import Show
+
+    def fail(self, metrics):
+        if metrics.iteration == 2:
+            raise RuntimeError("out of something")
+
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError):
+        broken.setattr(Show, "__call__", fail)
+        train(model, "run")
+    run = folders.run_named("run")
+    assert run.error() == "out of something"
+    train(model, "run")
+    assert run.error() is None
+    assert run.finished

@@ -130,9 +130,9 @@ def test_nothing_half_written_stays_when_saving_fails(small_sd15, output, monkey
 
 @pytest.mark.parametrize("name", ["../escape", "", "a/b"])
 def test_the_name_is_no_path(name):
-    assert "the run name is" in str(students.SaveStudentCheckpoint.VALIDATE_INPUTS(name=name))
+    assert "the name of the file is" in str(students.SaveStudentCheckpoint.VALIDATE_INPUTS(name=name))
 
 
 def test_an_unknown_student_is_named(output):  # noqa: F811
-    with pytest.raises(ValueError, match="there is no student 'gone'; known are: none"):
+    with pytest.raises(ValueError, match="student is 'gone'; allowed are none yet"):
         save(None, "gone", student="gone")

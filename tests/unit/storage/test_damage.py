@@ -161,3 +161,61 @@ def test_a_run_that_is_just_prepared_is_not_damaged(tmp_path):
     with run.locked():
         assert "error" not in summary(run)
     assert "error" not in summary(RunFolder(tmp_path, "absent"))
+
+
+class Stop(Exception):
+    """Somebody's wish."""
+
+
+def test_a_failed_start_keeps_its_error_until_the_next(tmp_path):
+    run = made(tmp_path)
+    with pytest.raises(RuntimeError), run.keeping_error(unless=Stop):
+        raise RuntimeError("the loss is NaN")
+    assert (run.error(), summary(run)["failure"]) == ("the loss is NaN", "the loss is NaN")
+    with pytest.raises(Stop), run.keeping_error(unless=Stop):
+        raise Stop
+    assert summary(run)["failure"] is None
+    with pytest.raises(KeyError), run.keeping_error(unless=Stop):
+        raise KeyError
+    assert run.error() == "KeyError"
+
+
+@pytest.mark.parametrize("error", [ValueError, Stop, KeyboardInterrupt])
+def test_a_start_that_came_to_nothing_leaves_no_run(error, tmp_path):
+    run = RunFolder(tmp_path, "run")
+    with pytest.raises(error), run.gone_if_refused(keep_data=True), run.locked():
+        run.claim({"run": {}})
+        run.keep_workflow({})
+        raise error
+    assert not run.path.exists()
+
+
+@pytest.mark.parametrize("kept", ["run.json", "metrics.jsonl", "data", "checkpoint"])
+def test_what_is_of_worth_stays(kept, tmp_path):
+    run = RunFolder(tmp_path, "run")
+    if kept == "run.json":
+        run = made(tmp_path)
+        (run.path / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match="refused"), run.gone_if_refused(keep_data=True), run.locked():
+        run.claim({"run": {}})
+        if kept == "metrics.jsonl":
+            run.log(line(1))
+        if kept == "data":
+            write_tensors(run.data_folder / "00000.safetensors", {}, metadata={})
+        if kept == "checkpoint":
+            run.save_checkpoint(1, {}, {"stage": 0})
+        raise ValueError("refused")
+    assert [found.name for found in all_runs(tmp_path)] == ([] if kept == "data" else ["run"])
+    assert kept != "data" or run.files("data", ".safetensors")
+
+
+def test_a_start_beside_another_one_takes_nothing_from_it(tmp_path):
+    run = RunFolder(tmp_path, "run")
+    with run.locked():
+        with (
+            pytest.raises(ValueError, match="is being trained"),
+            run.gone_if_refused(keep_data=True),
+            RunFolder(tmp_path, "run").locked(),
+        ):
+            pass
+        assert (run.path / ".lock").exists()
