@@ -47,7 +47,7 @@ def test_nothing_is_left_of_removed_nodes(chromium, server):
         editor.open()
         editor.clear()
         before = page.evaluate(OURS)
-        subscribers = f"async () => (await import('{EXTENSION}/fewstep_service.js')).subscribers()"
+        page.evaluate(f"async () => {{ window.service = await import('{EXTENSION}/fewstep_service.js') }}")
         counts = []
         for _ in range(3):
             for kind, output in SHOWING.items():
@@ -55,10 +55,10 @@ def test_nothing_is_left_of_removed_nodes(chromium, server):
                 if output:
                     page.evaluate("([id, said]) => app.graph.getNodeById(id).onExecuted(said)", [node, output])
                 expected = 2 if kind in ("FewStepDistill", "FewStepWatchRun") else 0
-                shown = f"async before => ({OURS})() > before && await ({subscribers})() === {expected}"
+                shown = f"before => ({OURS})() > before && service.subscribers() === {expected}"
                 page.wait_for_function(shown, arg=before)
                 editor.remove(node)
-                gone = f"async before => ({OURS})() === before && await ({subscribers})() === 0"
+                gone = f"before => ({OURS})() === before && service.subscribers() === 0"
                 page.wait_for_function(gone, arg=before)
             page.wait_for_timeout(400)  # for what an element might still begin after it has gone
             counts.append(page.evaluate("() => [heldListeners.size, heldTimers.size]"))
