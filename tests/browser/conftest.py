@@ -49,11 +49,19 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture
-def editor(chromium, server):
-    """A fresh tab with the editor in it. At its end, whatever the page complained about fails the test."""
+@pytest.fixture(scope="module")
+def tab(chromium, server):
+    """The editor, opened once for all tests of a module: opening it takes longer than most of them."""
     with chromium.new_context(viewport={"width": 1700, "height": 1300}) as context:
         made = Editor(context.new_page(), server)
         made.open()
         yield made
-        assert made.errors == []
+
+
+@pytest.fixture
+def editor(tab):
+    """The module's tab with an empty graph. Whatever the page complains about meanwhile fails the test."""
+    tab.clear()
+    tab.errors.clear()
+    yield tab
+    assert tab.errors == []

@@ -48,7 +48,12 @@ class Editor:
     def load(self, workflow):
         """A workflow in UI format, as the Load button takes it."""
         self.page.evaluate("async (workflow) => { await app.loadGraphData(workflow) }", workflow)
-        self.page.wait_for_timeout(300)
+        self.wait_until_drawn()
+
+    def wait_until_drawn(self):
+        """Until the page has drawn what has changed so far, however slow the machine is."""
+        frames = "requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done)))"
+        self.page.evaluate(f"() => new Promise(done => {frames})")
 
     def prompt(self):
         """What the editor would queue, in API format."""
@@ -98,7 +103,7 @@ class Editor:
             " view.offset = [120 / scale - node.pos[0], 90 / scale - node.pos[1]]; app.canvas.setDirty(true, true) }",
             [node, scale],
         )
-        self.page.wait_for_timeout(400)
+        self.wait_until_drawn()
 
 
 def strip(prompt):

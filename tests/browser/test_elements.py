@@ -47,20 +47,20 @@ def test_nothing_is_left_of_removed_nodes(chromium, server):
         editor.open()
         editor.clear()
         before = page.evaluate(OURS)
-        subscribers = f"async () => (await import('{EXTENSION}/fewstep_service.js')).subscribers()"
+        page.evaluate(f"async () => {{ window.service = await import('{EXTENSION}/fewstep_service.js') }}")
         counts = []
         for _ in range(3):
             for kind, output in SHOWING.items():
                 node = editor.add(kind)
                 if output:
                     page.evaluate("([id, said]) => app.graph.getNodeById(id).onExecuted(said)", [node, output])
-                page.wait_for_timeout(400)
-                assert page.evaluate(OURS) > before, kind
-                assert page.evaluate(subscribers) == (2 if kind in ("FewStepDistill", "FewStepWatchRun") else 0), kind
+                expected = 2 if kind in ("FewStepDistill", "FewStepWatchRun") else 0
+                shown = f"before => ({OURS})() > before && service.subscribers() === {expected}"
+                page.wait_for_function(shown, arg=before)
                 editor.remove(node)
-            page.wait_for_timeout(400)
-            assert page.evaluate(OURS) == before
-            assert page.evaluate(subscribers) == 0
+                gone = f"before => ({OURS})() === before && service.subscribers() === 0"
+                page.wait_for_function(gone, arg=before)
+            page.wait_for_timeout(400)  # for what an element might still begin after it has gone
             counts.append(page.evaluate("() => [heldListeners.size, heldTimers.size]"))
         assert counts[0] == counts[-1], "each round leaves as many listeners and timers as the one before"
         editor.errors[:] = [error for error in editor.errors if "none.png" not in error]
@@ -163,7 +163,7 @@ def test_bands_are_told_apart(editor, name):
     editor.queue()
     sentence(editor, "Finished after 20 iterations")
     press(editor, "Noise levels")
-    editor.page.wait_for_timeout(300)
+    editor.wait_until_drawn()
     colours = panel(editor).evaluate(
         "panel => [1, 2, 3, 4].map(i => getComputedStyle(panel).getPropertyValue(`--band-${i}`).trim())"
     )
@@ -181,7 +181,6 @@ def test_bands_are_told_apart(editor, name):
 
 
 def test_text_and_what_holds_it_scale_with_the_pages(editor):
-    editor.clear()
     sizes = []
     for size in ("16px", "24px"):
         editor.page.evaluate("size => document.documentElement.style.setProperty('font-size', size, 'important')", size)
@@ -195,12 +194,12 @@ def test_text_and_what_holds_it_scale_with_the_pages(editor):
         )
         assert schedule.evaluate(whole) <= 1, "four steps need no scrolling"
         editor.remove(node)
+    editor.page.evaluate("() => document.documentElement.style.removeProperty('font-size')")
     assert [sizes[1][0] / sizes[0][0], sizes[0][0]] == [1.5, 12]
     assert sizes[1][1] / sizes[0][1] == pytest.approx(1.5, abs=0.1)
 
 
 def test_a_comparison_shows_both_pictures_and_how_near_they_are(editor):
-    editor.clear()
     editor.page.evaluate(
         """() => {
           const [black, grey, compare] = ["EmptyImage", "EmptyImage", "FewStepCompare"].map((kind, i) => {

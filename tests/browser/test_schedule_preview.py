@@ -32,7 +32,6 @@ def wait_for(editor, name, numbers):
 
 @pytest.fixture
 def schedule(editor):
-    editor.clear()
     return editor.add("FewStepSchedule")
 
 
@@ -89,7 +88,6 @@ def test_a_flow_model_before_the_node_is_noticed(editor):
 
 
 def test_a_recipe_says_its_kind_of_model_itself(editor):
-    editor.clear()
     recipe = editor.add("FewStepApplyRecipe", recipe="FLUX.1 schnell, 4 steps")
     wait_for(editor, "noise from", [1, 0.75, 0.5, 0.25])
     assert "FLUX.1 schnell" in preview(editor).locator("div.soft").text_content()
@@ -99,7 +97,6 @@ def test_a_recipe_says_its_kind_of_model_itself(editor):
 
 
 def test_a_method_shows_its_halvings_and_its_students_steps(editor):
-    editor.clear()
     method = editor.add("FewStepProgressiveDistillation", start_steps=16)
     wait_for(editor, "timestep", [999, 749, 499, 249])
     said = preview(editor).get_by_text("Trains 16 to 8 steps, 8 to 4 steps: 1000 iterations.")
@@ -113,7 +110,6 @@ def test_a_method_shows_its_halvings_and_its_students_steps(editor):
 
 
 def test_consistency_shows_the_levels_it_is_sampled_at(editor):
-    editor.clear()
     method = editor.add("FewStepConsistencyDistillation")
     wait_for(editor, "timestep", [999, 759, 499, 259])
     editor.set(method, steps=1)
@@ -123,7 +119,6 @@ def test_consistency_shows_the_levels_it_is_sampled_at(editor):
 
 def test_a_method_knows_the_model_that_it_will_teach(editor):
     """Through the node that it is connected to."""
-    editor.clear()
     editor.page.evaluate(
         "() => { const [sd3, distill, method] = ['ModelSamplingSD3', 'FewStepDistill', 'FewStepProgressiveDistillation']"
         ".map(kind => { const node = LiteGraph.createNode(kind); app.graph.add(node); return node });"

@@ -5,7 +5,9 @@ embeddings, what the prompt carries besides them, the latent format. A latent of
 with H and W even and up to 32.
 """
 
+import itertools
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,12 +133,20 @@ def has(kind: str) -> bool:
     return hasattr(comfy.supported_models, ARCHITECTURES[kind].config)
 
 
-def kinds(*names: str) -> list[Any]:
+def kinds(*names: str, thorough: Sequence[str] = ()) -> list[Any]:
     """Parameters for pytest, all kinds or the named ones; those that this host lacks are skipped, saying so."""
-    return [
-        pytest.param(kind, marks=pytest.mark.skipif(not has(kind), reason=f"this host has no {kind}"))
-        for kind in names or ARCHITECTURES
-    ]
+    return grid(names or tuple(ARCHITECTURES), gate=lambda kind: kind not in thorough)
+
+
+def grid(*axes: Iterable[Any], gate: Callable[..., bool]) -> list[Any]:
+    """All combinations as parameters for pytest. Those that gate does not want are thorough; kinds as above."""
+    return [pytest.param(*values, marks=_marks(values, wanted=gate(*values))) for values in itertools.product(*axes)]
+
+
+def _marks(values: tuple[Any, ...], *, wanted: bool) -> list[pytest.MarkDecorator]:
+    lacking = [value for value in values if isinstance(value, str) and value in ARCHITECTURES and not has(value)]
+    skipped = [pytest.mark.skip(reason=f"this host has no {kind}") for kind in lacking]
+    return skipped if wanted else [*skipped, pytest.mark.thorough]
 
 
 def tiny(kind: str, *, seed: int = 0, computes_in: torch.dtype | None = None) -> Any:

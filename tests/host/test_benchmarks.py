@@ -7,6 +7,7 @@ import re
 
 import pytest
 from comfyui_fewstep.benchmarks import methods, progressive, progressive_ablation, progressive_cheaper, training
+from comfyui_fewstep.trainers.methods.progressive import StudentPrediction
 from PIL import Image
 
 
@@ -29,8 +30,19 @@ SMALL = "--seeds 2 --pictures 100 --start-steps 4 --iterations 2 --last-iteratio
 
 
 def test_the_progressive_benchmark_scores_every_halving_of_every_seed(tmp_path):
-    progressive.main([*SMALL.split(), "--folder", str(tmp_path)])
-    figures = json.loads((tmp_path / "progressive.json").read_text())
+    """Seeds are kept, and added to when they were made alike."""
+    one, results, file = (
+        SMALL.replace("--seeds 2", "--seeds 1"),
+        ["--folder", str(tmp_path)],
+        tmp_path / "progressive.json",
+    )
+    progressive.main([*one.split(), *results])
+    kept = json.loads(file.read_text())["seeds"]
+    kept[0][0]["seconds"] = 12345.0
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"seeds": kept}))
+    progressive.main([*SMALL.split(), "--keep", *results])
+    figures = json.loads(file.read_text())
+    assert figures["seeds"][0] == kept[0], "not trained again"
     assert [(s["steps"], s["nfe"]) for s in figures["teacher"]] == [(4, 8), (2, 4), (1, 2)]
     first, second = figures["seeds"]
     assert [(s["score"]["steps"], s["score"]["nfe"], s["iterations"]) for s in first] == [(2, 2, 3), (1, 1, 3)]
@@ -40,27 +52,23 @@ def test_the_progressive_benchmark_scores_every_halving_of_every_seed(tmp_path):
     mean = sum(stages[1]["score"]["frechet"] for stages in figures["seeds"]) / 2
     assert re.search(rf"\| student \| 1 \| 1 \| {mean:.2f} \(", page)
     assert f"1 steps: {mean / figures['teacher'][0]['frechet']:.2f} times the teacher's distance" in page
+    assert "--keep" not in page
     for name in ("progressive", "progressive_pictures"):
         assert min(Image.open(tmp_path / f"{name}.png").size) > 100
-
-
-def test_seeds_are_kept_and_added_to_when_they_were_made_alike(tmp_path):
-    one, two = SMALL.replace("--seeds 2", "--seeds 1"), SMALL
-    results, file = ["--folder", str(tmp_path)], tmp_path / "progressive.json"
-    progressive.main([*one.split(), *results])
-    first = json.loads(file.read_text())["seeds"]
-    first[0][0]["seconds"] = 12345.0
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"seeds": first}))
-    progressive.main([*two.split(), "--keep", *results])
-    seeds = json.loads(file.read_text())["seeds"]
-    assert seeds[0] == first[0], "not trained again"
-    assert seeds[1][0]["score"]["frechet"] != first[0][0]["score"]["frechet"]
-    assert "--keep" not in (tmp_path / "progressive.md").read_text()
     with pytest.raises(ValueError, match=r"'iterations': 2.* but this is .*'iterations': 9"):
-        progressive.main([*two.replace("--iterations 2", "--iterations 9").split(), "--keep", *results])
+        progressive.main([*SMALL.replace("--iterations 2", "--iterations 9").split(), "--keep", *results])
 
 
-def test_the_ablation_has_a_row_for_each_prediction_and_weighting(tmp_path, monkeypatch):
+ALL = StudentPrediction.V_PREDICTION, StudentPrediction.X0, StudentPrediction.X0_AND_EPS, StudentPrediction.EPS
+"""Only the first is the teacher's, only x0_and_eps has other output channels."""
+
+
+@pytest.mark.parametrize(
+    "chosen", [(ALL[0], ALL[2]), pytest.param(ALL, marks=pytest.mark.thorough)], ids=["two", "all"]
+)
+def test_the_ablation_has_a_row_for_each_prediction_and_weighting(chosen, tmp_path, monkeypatch):
+    assert progressive_ablation.PREDICTIONS == ALL
+    monkeypatch.setattr(progressive_ablation, "PREDICTIONS", chosen)
     small = {"start_steps": 4, "batch_size": 8, "iterations": 1, "last_iterations": 2, "conversion_iterations": 3}
     for name in ("SETTINGS", "CONVERSION"):
         changed = dataclasses.replace(getattr(progressive_ablation, name), **small)
@@ -68,7 +76,7 @@ def test_the_ablation_has_a_row_for_each_prediction_and_weighting(tmp_path, monk
     progressive.main(["--ablation", "--seeds", "1", "--pictures", "50", "--folder", str(tmp_path)])
     rows = json.loads((tmp_path / "progressive_ablation.json").read_text())["rows"]
     weightings = ["truncated_snr", "snr_plus_one", "snr", "constant"]
-    predictions = ["v_prediction", "x0", "x0_and_eps", "eps"]
+    predictions = [prediction.value for prediction in chosen]
     assert [(row["prediction"], row["weighting"]) for row in rows] == list(itertools.product(predictions, weightings))
     found = {(row["prediction"], row["weighting"]): row["over_teacher"] for row in rows}
     for prediction in predictions:
@@ -78,7 +86,7 @@ def test_the_ablation_has_a_row_for_each_prediction_and_weighting(tmp_path, monk
         same = found[prediction, "truncated_snr"] == found[prediction, "constant"]
         assert same, "at the levels of the halvings the SNR is below 1"
         assert len({found[prediction, name]["1"] for name in ("snr_plus_one", "snr", "constant")}) == 3
-    assert len({found[prediction, "constant"]["2"] for prediction in predictions}) == 4
+    assert len({found[prediction, "constant"]["2"] for prediction in predictions}) == len(predictions)
     page = (tmp_path / "progressive_ablation.md").read_text()
     best = min(found, key=lambda pair: found[pair]["1"])
     assert f"- 1 steps: least with {best[0]} and {best[1]} ({found[best]['1']:.2f})" in page

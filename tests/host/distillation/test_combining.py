@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 import torch
-from architectures import conditioning, kinds, noise_for, tiny
+from architectures import conditioning, grid, kinds, noise_for, tiny
 from test_lora import TRAINING, draw, output  # noqa: F401
 
 import comfy.sd  # isort: skip  # architectures made it importable
@@ -76,14 +76,15 @@ def save_in_one(model, name, *, rank=STYLE_RANK + STUDENT_RANK, to=None):
 
 
 def same(one, other):
-    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    """But for rounding, which is of the largest values: drawn with random weights, these are hundreds."""
+    torch.testing.assert_close(one, other, atol=max(1e-4, 1e-5 * float(other.abs().max())), rtol=1e-4)
 
 
 def differ(one, other):
     assert (one - other).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("kind", kinds("sd15", "sdxl", "sd3", "flux"))
+@pytest.mark.parametrize("kind", kinds("sd15", "sdxl", "sd3", "flux", thorough=["sdxl"]))
 def test_a_style_stays_apart_or_comes_along_by_choice(kind, output):  # noqa: F811
     """The student's file is what distillation changed; with the style beside it, or merged with it, it is the student."""
     base = tiny(kind)
@@ -117,8 +118,12 @@ def test_a_student_with_full_weights_has_the_style_in_it(output):  # noqa: F811
         save_in_one(teacher, name)
 
 
-@pytest.mark.parametrize("then", ["consistency", "progressive"])
-@pytest.mark.parametrize("kind", kinds("sd15", "sd3"))
+@pytest.mark.parametrize(
+    ("kind", "then"),
+    grid(
+        ["sd15", "sd3"], ["consistency", "progressive"], gate=lambda kind, then: (kind, then) != ("sd15", "progressive")
+    ),
+)
 def test_guidance_first_then_few_steps_in_one_lora(kind, then, output):  # noqa: F811
     """The guidance is in the second run's teacher, so that run pays for none; the end is one file."""
     base = tiny(kind)

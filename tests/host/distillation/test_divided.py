@@ -97,15 +97,16 @@ def finish(root, names, environments):
 
 
 @pytest.fixture(scope="module")
-def runs_of(tmp_path_factory):
-    """The folders of all kinds' runs by one process, and by two."""
-    names = [*(kind for kind in KINDS if has(kind)), CONVERTING]
+def runs_of(request, tmp_path_factory):
+    """The folders of the runs of all kinds that are asked for, by one process, and by two."""
+    asked = [item.callspec.params for item in request.session.items if "runs_of" in item.fixturenames]
+    names = [given["name"] for given in asked if given["name"] == CONVERTING or has(given["name"])]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     pair = [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
     return [finish(tmp_path_factory.mktemp("runs"), names, environments) for environments in ([{}], pair)]
 
 
-@pytest.mark.parametrize("name", [*kinds(*KINDS), CONVERTING])
+@pytest.mark.parametrize("name", [*kinds(*KINDS, thorough=["sd15", "sdxl"]), CONVERTING])
 def test_divided_weights_learn_as_whole_ones(name, runs_of):
     """Also where a first stage converts the student, whose teacher is read otherwise until it is a copy of the student."""
     one, two = (RunFolder(root, name).metrics() for root in runs_of)

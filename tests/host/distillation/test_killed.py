@@ -38,7 +38,7 @@ KINDS = {
     "lora": {"student": LoRAOptions(rank=4, alpha=4.0, layers=CONVOLUTIONS), "ema_decay": 0.9, "warmup": 4},
 }
 """What Distill Model gets beside the inputs below, by kind of student; one of them with all that a state can hold."""
-KILLS = 20
+KILLS = [8, pytest.param(20, marks=pytest.mark.thorough)]
 ITERATIONS = 38
 """Of two stages. Their border lies between two checkpoints, a logged mean may span a checkpoint."""
 EVERY = {"checkpoint_every": 2, "log_every": 3}
@@ -147,15 +147,16 @@ def files(run):
     return sorted(str(path.relative_to(run.path)) for path in run.path.rglob("*"))
 
 
+@pytest.mark.parametrize("kills", KILLS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_killed_twenty_times_ends_as_the_unbroken_one(kind, start, tmp_path):
+def test_a_run_killed_many_times_ends_as_the_unbroken_one(kind, kills, start, tmp_path):
     """At any time, before a change to a file, within a write; twice before the first checkpoint and once at the end."""
     unbroken, killed = (RunFolder(tmp_path / "fewstep" / "runs", name) for name in ("unbroken", "killed"))
     finish(start(tmp_path, "unbroken", kind))
     begun, ended = ((unbroken.path / name).stat().st_mtime for name in ("run.json", "student.safetensors"))
     between_checkpoints = (ended - begun) / ITERATIONS * EVERY["checkpoint_every"]
     rng = random.Random(0)
-    moments = [0, 0, *sorted(rng.randrange(ITERATIONS - 12) for _ in range(KILLS - 3)), ITERATIONS]
+    moments = [0, 0, *sorted(rng.randrange(ITERATIONS - 12) for _ in range(kills - 3)), ITERATIONS]
     reached = []
     for i, progress in enumerate(moments):
         if i % 2 or progress == 0:
@@ -170,8 +171,8 @@ def test_a_run_killed_twenty_times_ends_as_the_unbroken_one(kind, start, tmp_pat
         reached.append(newest_iteration(killed))
     assert reached == sorted(reached), "no kill loses a checkpoint"
     in_the_middle = [iteration for iteration in reached if 0 < iteration < ITERATIONS]
-    assert len(in_the_middle) >= 15, "other kills prove little"
-    assert len(set(in_the_middle)) >= 8, "it went on between kills"
+    assert len(in_the_middle) >= kills - 5, "other kills prove little"
+    assert len(set(in_the_middle)) >= 2 * kills // 5, "it went on between kills"
     finish(start(tmp_path, "killed", kind))
     one, other = (read_student(run.student_file)[0] for run in (unbroken, killed))
     assert one.keys() == other.keys()

@@ -12,7 +12,7 @@ import comfy.lora
 import comfy.sample
 import comfy.sd
 import folder_paths
-from architectures import conditioning, kinds, noise_for, tiny
+from architectures import conditioning, grid, kinds, noise_for, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import distillation, methods, students
 from comfyui_fewstep.nodes.sampling import samplers, schedules
@@ -91,7 +91,7 @@ def assert_whole(model, before):
     assert not any(module._forward_hooks for module in model.model.modules())
 
 
-@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize("kind", kinds(thorough=["sd2_v", "sdxl"]))
 def test_a_lora_learns_and_the_model_stays_whole(kind, output):
     model = tiny(kind)
     before, picture = snapshot(model), draw(model, kind)
@@ -160,8 +160,14 @@ def test_a_lora_learns_beside_weights_of_half_precision(kind, dtype, output):
     assert losses["loss"] == pytest.approx(full["loss"], rel=0.05)
 
 
-@pytest.mark.parametrize("kind", kinds("sd15", "sd3"))
-@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    grid(
+        ["sd15", "sd3"],
+        [KeyboardInterrupt, torch.OutOfMemoryError],
+        gate=lambda kind, error: (kind == "sd15") == (error is KeyboardInterrupt),
+    ),
+)
 def test_a_cancel_or_an_error_leaves_the_model_whole(kind, error, output, monkeypatch):
     model = tiny(kind)
     before, picture = snapshot(model), draw(model, kind)

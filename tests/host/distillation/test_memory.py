@@ -4,7 +4,7 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
-from architectures import conditioning, kinds, noise_for, tiny
+from architectures import conditioning, grid, kinds, noise_for, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import methods, running, students
 from comfyui_fewstep.trainers.data.batches import TensorData
@@ -91,7 +91,7 @@ def step_of(kind, which, *, model=None, **options):
 
 
 @pytest.mark.parametrize("which", STUDENTS)
-@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize("kind", kinds(thorough=["sd2_v", "sdxl"]))
 def test_checkpointing_changes_no_bit_of_loss_and_gradients(kind, which):
     """Three steps: a block's first pass learns what it overwrites, and the loop goes on after it."""
     with step_of(kind, which) as plain:
@@ -109,7 +109,7 @@ def test_checkpointing_changes_no_bit_of_loss_and_gradients(kind, which):
 
 
 @pytest.mark.parametrize("which", STUDENTS)
-@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize("kind", kinds(thorough=["sd2_v", "sdxl"]))
 def test_checkpointing_holds_less_for_backward(kind, which):
     with step_of(kind, which) as plain:
         usual = plain.held()
@@ -152,8 +152,14 @@ def test_in_place_blocks_need_no_other_guard_with_checkpointing():
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("which", STUDENTS)
-@pytest.mark.parametrize("kind", kinds("sd15", "sd3", "flux"))
+@pytest.mark.parametrize(
+    ("kind", "which"),
+    grid(
+        ["sd15", "sd3", "flux"],
+        STUDENTS,
+        gate=lambda kind, which: kind == "flux" or (kind == "sd15") == (which == "LoRA"),
+    ),
+)
 def test_the_networks_compute_in_the_precision_and_all_else_in_float32(kind, which, precision, checkpointing):
     with step_of(kind, which) as plain:
         expected_loss, expected = plain.gradients()
@@ -185,7 +191,7 @@ def test_the_networks_compute_in_the_precision_and_all_else_in_float32(kind, whi
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize("kind", kinds(thorough=["sd2_v", "sdxl"]))
 def test_it_is_the_hosts_own_way_of_computing_in_another_type(kind, precision):
     """Bit for bit what a MODEL gives that the host itself loaded so."""
     with step_of(kind, "LoRA", model=tiny(kind, computes_in=PRECISIONS[precision])) as loaded:
@@ -213,9 +219,15 @@ def test_full_precision_beside_weights_of_half_precision():
     assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
 
 
-@pytest.mark.parametrize("which", STUDENTS)
-@pytest.mark.parametrize("kind", kinds("sd15", "sd3", "flux"))
 @pytest.mark.parametrize("stop", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "which"),
+    grid(
+        ["sd15", "sd3", "flux"],
+        STUDENTS,
+        gate=lambda kind, which: kind == "flux" or (kind == "sd15") == (which == "full"),
+    ),
+)
 def test_the_model_is_whole_afterwards(kind, which, stop, output, monkeypatch):  # noqa: F811
     model = tiny(kind)
     picture = draw(model, kind)  # first: the host's own loading leaves marks on the modules

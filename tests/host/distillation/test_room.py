@@ -123,7 +123,7 @@ def test_a_model_that_is_kept_elsewhere_in_part_gives_no_full_weights(monkeypatc
 # --- previews --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", kinds("sd15", "sd3"))
+@pytest.mark.parametrize("kind", kinds("sd15", "sd3", thorough=["sd15"]))
 def test_a_vae_that_drives_the_model_out_changes_nothing(kind, output):  # noqa: F811
     """The host then takes a user's LoRA off the weights; the run goes on with it, and with the same result."""
     model = tiny(kind)
@@ -143,7 +143,7 @@ def test_a_vae_that_drives_the_model_out_changes_nothing(kind, output):  # noqa:
     assert all(torch.equal(after[name], value) for name, value in before[1].items()), "the LoRA is off again"
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize("ema_decay", [pytest.param(0.0, marks=pytest.mark.thorough), 0.9])
 def test_previews_show_what_the_stage_would_result_in(ema_decay, output, monkeypatch):  # noqa: F811
     """The student's row of the last preview is drawn with the weights that are exported."""
     model, vae, drawn_with = tiny("sd15"), Pictures(), []

@@ -16,7 +16,7 @@ from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from test_lora import TRAINING, draw, output  # noqa: F401
 
 KIND = "sd15"
-LEARNS = ["lora", "full"]
+LEARNS = ["lora", pytest.param("full", marks=pytest.mark.thorough)]
 
 
 @torch.inference_mode()
@@ -67,7 +67,7 @@ def test_the_students_of_all_stages_are_listed_and_load(learns, name, output):  
     assert students.LoadStudent.IS_CHANGED(both[2]) == run_of(name).stage_file(2).stat().st_mtime
 
 
-@pytest.mark.parametrize("learns", LEARNS)
+@pytest.mark.parametrize("learns", [pytest.param("lora", marks=pytest.mark.thorough), "full"])
 def test_a_run_is_extended_in_the_graph(learns, name, output):  # noqa: F811
     """With the host's networks and its UNets that write in place: the run that was asked for at once, bit for bit."""
     model = tiny(KIND)

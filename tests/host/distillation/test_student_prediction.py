@@ -14,7 +14,7 @@ import comfy.sd
 import comfy.supported_models
 import comfy.utils
 import folder_paths
-from architectures import conditioning, kinds, noise_for, tiny
+from architectures import conditioning, grid, kinds, noise_for, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits, digits_model
 from comfyui_fewstep.nodes.distillation import distillation, methods, running, students
@@ -32,16 +32,22 @@ from test_lora import TRAINING, assert_whole, output, snapshot  # noqa: F401
 from test_save_student import save, small_sd15  # noqa: F401
 
 TO_V = {"student_prediction": "v_prediction"}
-CASES = [
-    ("sd15", "eps", TO_V),
-    ("sd15", "eps", {"student_prediction": "x0", "grid": "cosine"}),
-    ("sdxl", "eps", {**TO_V, "iterations": 40}),
-    ("sdxl", "eps", {"grid": "edm", "iterations": 40}),
-    ("sd2_v", "v_prediction", {"student_prediction": "as_teacher"}),
-    ("sd2_v", "v_prediction", {"student_prediction": "eps"}),
-    ("sd3", "flow", {"last_stages_iterations": 40}),
-]
-IDS = [f"{kind}-{'-'.join(str(value) for value in changed.values())}" for kind, _, changed in CASES]
+CASES = {
+    f"{kind}-{'-'.join(str(value) for value in changed.values())}": (kind, teacher, changed)
+    for kind, teacher, changed in [
+        ("sd15", "eps", TO_V),
+        ("sd15", "eps", {"student_prediction": "x0", "grid": "cosine"}),
+        ("sdxl", "eps", {**TO_V, "iterations": 40}),
+        ("sdxl", "eps", {"grid": "edm", "iterations": 40}),
+        ("sd2_v", "v_prediction", {"student_prediction": "as_teacher"}),
+        ("sd2_v", "v_prediction", {"student_prediction": "eps"}),
+        ("sd3", "flow", {"last_stages_iterations": 40}),
+    ]
+}
+GATE = {
+    *(("sd15-v_prediction", "lora"), ("sd15-x0-cosine", "full"), ("sd2_v-as_teacher", "lora"), ("sd2_v-eps", "full")),
+    *(("sd3-40", "lora"), ("sd3-40", "full")),
+}
 
 
 @torch.inference_mode()
@@ -100,9 +106,9 @@ def by_loader(model, learns, name):
     return recipes.ApplyRecipe().apply(plain, recipes.FROM_FILE, file=f"{listed}/{file}")[:3]
 
 
-@pytest.mark.parametrize("learns", ["lora", "full"])
-@pytest.mark.parametrize(("kind", "teacher", "chosen"), CASES, ids=IDS)
-def test_it_learns_and_the_host_samples_it_as_we_do(kind, teacher, chosen, learns, output):  # noqa: F811
+@pytest.mark.parametrize(("case", "learns"), grid(CASES, ["lora", "full"], gate=lambda *given: given in GATE))
+def test_it_learns_and_the_host_samples_it_as_we_do(case, learns, output):  # noqa: F811
+    kind, teacher, chosen = CASES[case]
     model = tiny(kind)
     assert prediction(model) == teacher
     before = snapshot(model)
@@ -178,15 +184,16 @@ def test_the_student_is_read_otherwise_than_its_first_teacher(kind, wanted, lear
         made.unpatch_model()
     torch.testing.assert_close(taught, plain, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(back, plain, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(promoted, learning, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(promoted, learning, atol=1e-4, rtol=1e-4)  # x0 has the rounding of eps times sigma, 9
     torch.testing.assert_close(finished, learning, atol=1e-4, rtol=1e-4)
     assert (learning - taught).abs().max() > 0.1
     assert (prediction(model), prediction(made)) == (own, wanted)
     assert host.models.prediction_type(model.model.model_sampling) == own, "the MODEL's network is as it was"
 
 
-@pytest.mark.parametrize("learns", ["lora", "full"])
-@pytest.mark.parametrize("stop", [3, 9])
+@pytest.mark.parametrize(
+    ("stop", "learns"), grid([3, 9], ["lora", "full"], gate=lambda *given: given in {(3, "lora"), (9, "full")})
+)
 def test_a_cancelled_conversion_goes_on_bit_for_bit(stop, learns, output, monkeypatch):  # noqa: F811
     model = tiny("sd15")
     before = snapshot(model)
@@ -235,7 +242,7 @@ def saved_and_loaded(model, kind, output_folder, **chosen):
     return student, loaded, f"checkpoints/{file}"
 
 
-@pytest.mark.parametrize("learns", ["lora", "full"])
+@pytest.mark.parametrize("learns", ["lora", pytest.param("full", marks=pytest.mark.thorough)])
 def test_a_saved_v_student_of_sd15_is_read_by_apply_recipe(learns, small_sd15, output):  # noqa: F811
     """The host cannot tell from the file and takes it for eps; the recipe in it knows."""
     model = tiny("sd15")

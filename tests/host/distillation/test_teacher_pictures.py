@@ -55,7 +55,9 @@ def test_the_noise_of_a_picture_is_its_own_whatever_the_batch(output, clip):
     assert not any(torch.equal(one, two) for one in two.noise for two in other.noise)
 
 
-@pytest.mark.parametrize("call", [1, 3, 4, 5])
+@pytest.mark.parametrize(
+    "call", [pytest.param(1, marks=pytest.mark.thorough), 3, pytest.param(4, marks=pytest.mark.thorough), 5]
+)
 def test_a_cancel_while_drawing_goes_on_where_it_was(call, output, clip, monkeypatch):
     model = tiny("sd15")
     distil(model, name="whole", data=prompts(clip))
