@@ -15,7 +15,7 @@ from typing import Any
 from .graph import menu_of
 from .signals import error_of
 
-_SHOWN = 10
+_SHOWN = 60
 """Choices of a menu that an error names."""
 
 

@@ -331,9 +331,17 @@ def test_x0_and_eps_at_once_is_refused_in_the_host(learns, output):  # noqa: F81
     """Neither a combo of the node nor a run of a MODEL: no loader here builds a network with twice the output channels."""
     offered = methods.ProgressiveDistillation.INPUT_TYPES()["optional"]["student_prediction"][0]
     assert offered == ["as_teacher", "x0", "eps", "v_prediction"]
-    said = "student_prediction is x0_and_eps, which needs twice .*allowed are as_teacher, x0, eps, v_prediction"
+    said = "student_prediction is 'x0_and_eps'; allowed are as_teacher, x0, eps, v_prediction"
     with pytest.raises(ValueError, match=said):
         distil(tiny("sd15"), "sd15", name="refused", learns=learns, student_prediction="x0_and_eps")
+    options = ProgressiveOptions.read(
+        {"start_steps": 4, "target_steps": 2, "iterations": 2, "weighting": "snr", "learning_rate": 1e-3}
+        | {"guidance_scale": 1.5, "student_prediction": "x0_and_eps"}
+    )
+    with pytest.raises(
+        ValueError, match=r"student_prediction is x0_and_eps, which needs twice .*allowed are as_teacher, x0"
+    ):
+        running.method_on(tiny("sd15"), options, empty_prompt=True)
     assert not (output / "fewstep" / "runs" / "refused").exists()
 
 

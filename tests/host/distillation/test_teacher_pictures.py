@@ -97,7 +97,7 @@ def test_another_teacher_or_setting_is_another_source(output, clip):
         ({"text": " \n\n"}, "prompts is empty; give one prompt on each line"),
         ({"width": 44}, "width is 44; allowed are multiples of 8"),
         ({"height": 0}, "height is 0"),
-        ({"steps": 0}, "steps is 0; it must be at least 1"),
+        ({"steps": 0}, "steps is 0; allowed is 1 to 1000"),
         ({"pictures_per_prompt": 0}, "pictures_per_prompt is 0"),
         ({"cfg": 0.5}, "cfg is 0.5; allowed is 1"),
         ({"sampler": "euler_ancestral"}, "sampler is 'euler_ancestral'; allowed are euler, ddim"),

@@ -142,7 +142,7 @@ def test_a_file_without_it_is_named(put):
 
 
 def test_a_missing_file_is_named(put):
-    with pytest.raises(ValueError, match=r"no file 'gone\.safetensors'"):
+    with pytest.raises(ValueError, match=r"file is 'gone\.safetensors'; allowed are"):
         guidance.GuidanceEmbedding().patch(None, "gone.safetensors", 8.0)
 
 

@@ -242,7 +242,7 @@ def test_one_step_lightning_is_the_networks_output():
 
 
 def test_an_unknown_recipe_lists_the_known():
-    with pytest.raises(ValueError, match=r"no recipe 'PCM'; known are: LCM or LCM-LoRA.*LTX"):
+    with pytest.raises(ValueError, match=r"recipe is 'PCM'; allowed are LCM or LCM-LoRA.*LTX"):
         recipes.ApplyRecipe().apply(model_of("EPS"), "PCM")
 
 
