@@ -268,16 +268,16 @@ class RunFolder:
 
     @contextlib.contextmanager
     def keeping_error(self, *, unless: type[Exception]) -> Iterator[None]:
-        """A start of this run: an error inside is kept as its error.txt, in place of an earlier one. unless: a wish to stop."""
+        """A start of this run: an error inside is its error.txt, where it has a folder by then. unless: a wish to stop."""
         self.place("error.txt").unlink(missing_ok=True)
         try:
             yield
         except unless:
             raise
         except Exception as error:
-            write_atomically(
-                self.place("error.txt"), f"{str(error) or type(error).__name__}\n".encode(errors="replace")
-            )
+            if self.path.is_dir():
+                said = str(error) or type(error).__name__
+                write_atomically(self.place("error.txt"), f"{said}\n".encode(errors="replace"))
             raise
 
     def error(self) -> str | None:

@@ -52,11 +52,11 @@ GATE = {
 
 @torch.inference_mode()
 def distil(model, kind, *, learns="lora", name=None, iterations=20, **chosen):
-    """As the graph runs it, from 4 steps to 2. snr weighs all levels alike: networks of random weights see no x0."""
+    """As the graph runs it, from 4 steps to 2, all levels weighed alike: networks of random weights see no x0."""
     defaults = {
         "start_steps": 4,
         "target_steps": 2,
-        "weighting": "snr",
+        "weighting": "snr_plus_one" if kind in ("sd3", "flux") else "snr",
         "learning_rate": 1e-2 if learns == "lora" else 1e-3,
     }
     (method,) = methods.ProgressiveDistillation().make(
@@ -301,7 +301,7 @@ def test_evaluate_digits_samples_on_the_grid_of_the_run(output, monkeypatch):  #
     monkeypatch.setattr(
         host.models, "sample", lambda model, sampler, sigmas, *, noise, **_: sampled.append(sigmas) or noise
     )
-    digits.EvaluateDigits().evaluate(model, model, "8, 3", "2, 4", 1.0, 10, 0, "digits")
+    digits.EvaluateDigits().evaluate(model, model, "8, 3", "2, 4", 1.0, 100, 0, "digits")
     levels = host.models.noise_levels(host.models.model_sampling_of(model))
     fine = Grid.EDM.sigmas(8, table=levels)
     expected = [fine, Grid.EDM.sigmas(3, table=levels), fine[::4], fine[::2]]
