@@ -31,6 +31,7 @@ _ABSENT = object()
 """An input that is not connected, where None stands for one whose value is not known yet."""
 
 
+@host.signals.asked_whether_changed
 class Distill:
     RETURN_TYPES: tuple[str, ...] = ("MODEL", "LOSS_MAP", "STRING", "LORA_MODEL")
     RETURN_NAMES: tuple[str, ...] = ("student", "loss", "run_name", "lora")

@@ -52,6 +52,7 @@ class WriteRun(distillation.Distill):
         return {"ui": {"text": [command]}, "result": (run_name, command)}
 
 
+@host.signals.asked_whether_changed
 class WatchRun:
     RETURN_TYPES = distillation.Distill.RETURN_TYPES
     RETURN_NAMES = distillation.Distill.RETURN_NAMES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,17 @@ def error_of(make: Callable[[], object]) -> bool | str:
     except ValueError as error:
         return str(error)
     return True
+
+
+def asked_whether_changed(node: type) -> type:
+    """A node class that has links and IS_CHANGED, without the latter where the host would die of asking.
+
+    Hosts before August 2024 look the links up, by number alone, among what nodes gave in the prompt before. Where another
+    node of that number gave less, their only worker ends, and no prompt runs until they are started again.
+    """
+    if importlib.util.find_spec("comfy_execution") is None:
+        del node.IS_CHANGED  # type: ignore[attr-defined]
+    return node
 
 
 def check_cancelled() -> None:

@@ -8,9 +8,14 @@ import urllib.parse
 import urllib.request
 
 import pytest
+from comfyui_fewstep.commands.embedded import import_host
 from comfyui_fewstep.commands.server import ServerError
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from hosting import Failed, demo
+
+import_host()
+
+from comfyui_fewstep.nodes.distillation.distillation import Distill
 
 
 def ask(server, path, *, data=None):
@@ -143,6 +148,17 @@ def executed(client, prompt):
     return {prompt[node]["class_type"] for node in seen if node in prompt}
 
 
+def test_the_queue_outlives_a_number_that_was_another_nodes(client, server, runs, name):
+    """Editors number nodes anew in every workflow. A host may ask a node whether it changed by what that number gave before."""
+    picture = {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}}
+    nodes = demo(name)
+    trainer = next(number for number, node in nodes.items() if node["class_type"] == "FewStepDistill")
+    prompt, method = {trainer: nodes[trainer], **nodes}, nodes[trainer]["inputs"]["method"][0]
+    client.run({"p": picture, method: {"class_type": "PreviewImage", "inputs": {"images": ["p", 0]}}})
+    assert "FewStepDistill" in executed(client, prompt)
+
+
+@pytest.mark.skipif(not hasattr(Distill, "IS_CHANGED"), reason="this host cannot be asked whether a node changed")
 def test_after_a_run_was_deleted_the_same_queue_trains_it_again(client, server, runs, name):
     prompt = demo(name)
     assert "FewStepDistill" in executed(client, prompt)
