@@ -145,10 +145,7 @@ def sample_tcd(
     model: Denoiser,
     x: Tensor,
     sigmas: Tensor,
-    extra_args: dict[str, Any] | None = None,
-    callback: Callable[[dict[str, Any]], None] | None = None,
-    disable: bool | None = None,
-    *,
+    *walk: Any,
     family: NoiseFamily,
     table: Tensor,
     eta: float = 0.3,
@@ -156,10 +153,10 @@ def sample_tcd(
 ) -> Tensor:
     """Trajectory consistency sampling: `sample_few_step` with the gammas of TCD's eta on the model's table of levels (T,).
 
-    options: further ones of sample_few_step.
+    walk, options: what else sample_few_step takes, by position and by name.
     """
     gammas = tcd_gammas(sigmas, eta=eta, table=table, family=family)
-    return sample_few_step(model, x, sigmas, extra_args, callback, disable, family=family, gamma=gammas, **options)
+    return sample_few_step(model, x, sigmas, *walk, family=family, gamma=gammas, **options)
 
 
 @torch.no_grad()
@@ -167,20 +164,17 @@ def sample_ancestral(
     model: Denoiser,
     x: Tensor,
     sigmas: Tensor,
-    extra_args: dict[str, Any] | None = None,
-    callback: Callable[[dict[str, Any]], None] | None = None,
-    disable: bool | None = None,
-    *,
+    *walk: Any,
     family: NoiseFamily,
     eta: float = 1.0,
     **options: Any,
 ) -> Tensor:
     """Ancestral Euler (SDXL-Turbo at more than one step, LTX-2.5): `sample_few_step` with the gammas of that rule.
 
-    options: further ones of sample_few_step.
+    walk, options: what else sample_few_step takes, by position and by name.
     """
     gammas = ancestral_gammas(sigmas, eta=eta, family=family)
-    return sample_few_step(model, x, sigmas, extra_args, callback, disable, family=family, gamma=gammas, **options)
+    return sample_few_step(model, x, sigmas, *walk, family=family, gamma=gammas, **options)
 
 
 def _gamma(down: Tensor, up: Tensor, *, family: NoiseFamily) -> float:
