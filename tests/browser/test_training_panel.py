@@ -156,7 +156,7 @@ def test_a_server_that_restarts_in_the_middle_is_told_of(chromium, tmp_path, nam
             editor.open()
             begin(editor, name, iterations=4000)
             editor.queue()
-            sentence(editor, "iteration 30 of 4000")
+            wait_for_points(editor, 2)
             server.process.kill()
             server.process.wait()
             sentence(editor, "The server does not answer")
