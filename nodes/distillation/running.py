@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -84,31 +84,23 @@ def execute(
     show: Callable[[Preview | None], Observer],
 ) -> None:
     """Trains and exports what is left of the run; show makes the observer. The caller holds the run's lock."""
-    first = distillation.processes.is_first
-    with distillation.run.keeping_error(unless=host.signals.Cancelled) if first else nullcontext():
-        _execute(distillation, student, model=model, vae=vae, show=show)
-
-
-def _execute(
-    distillation: Distillation,
-    student: students.StudentOptions,
-    *,
-    model: Any,
-    vae: Any,
-    show: Callable[[Preview | None], Observer],
-) -> None:
-    options = distillation.options
-    _require_possible(options, student, processes=distillation.processes)
-    measure = perceptual.perceptual_of(distillation, model=model, vae=vae)
-    with students.student_of(
-        model,
-        student,
-        seed=options.seed,
-        prediction=distillation.student_prediction,
-        scale_input=distillation.method.scale_input,
-        precision=options.precision,
-        gradient_checkpointing=options.gradient_checkpointing,
-    ) as learning:
+    options, first = distillation.options, distillation.processes.is_first
+    with ExitStack() as stack:
+        if first:
+            stack.enter_context(distillation.run.keeping_error(unless=host.signals.Cancelled))
+        _require_possible(options, student, processes=distillation.processes)
+        measure = perceptual.perceptual_of(distillation, model=model, vae=vae)
+        learning = stack.enter_context(
+            students.student_of(
+                model,
+                student,
+                seed=options.seed,
+                prediction=distillation.student_prediction,
+                scale_input=distillation.method.scale_input,
+                precision=options.precision,
+                gradient_checkpointing=options.gradient_checkpointing,
+            )
+        )
         shown = vae is not None and host.data.makes_pictures(model)
         preview = Preview(distillation, learning, model=model, vae=vae) if shown else None
         distillation.execute(learning, observers=[show(preview)], perceptual=measure)
