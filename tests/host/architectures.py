@@ -5,6 +5,7 @@ embeddings, what the prompt carries besides them, the latent format. A latent of
 with H and W even and up to 32.
 """
 
+import importlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,17 @@ import comfy.model_patcher
 import comfy.supported_models
 
 CPU = torch.device("cpu")
+
+
+def _since(module: str, name: str, **settings: Any) -> dict[str, Any]:
+    """Those of the settings that a dataclass of the host has: hosts learn new ones. None where it lacks the module."""
+    try:
+        known = getattr(importlib.import_module(module), name).__dataclass_fields__
+    except ModuleNotFoundError:
+        return {}
+    return {key: value for key, value in settings.items() if key in known}
+
+
 TOKENS = 8
 
 
@@ -120,6 +132,7 @@ ARCHITECTURES = {
             "theta": 10000,
             "qkv_bias": True,
             "guidance_embed": True,
+            **_since("comfy.ldm.flux.model", "FluxParams", txt_ids_dims=[]),
         },
         width=4096,
         pooled=768,
