@@ -31,12 +31,16 @@ class TextEncoder:
     def get_sd(self):
         return dict(self.weights)
 
+    state_dict_for_saving = get_sd  # as current hosts ask
+
 
 class Decoder:
     """What the host's saving asks of a VAE."""
 
     def get_sd(self):
         return {"decoder.conv_out.weight": torch.arange(6.0)}
+
+    state_dict_for_saving = get_sd
 
 
 @pytest.fixture

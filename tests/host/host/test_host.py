@@ -142,7 +142,7 @@ def test_patches_on_the_wire_are_distilled_too():
 
 
 def test_a_copy_can_be_trained_though_the_host_made_inference_tensors():
-    network = host.training.trainable_copy(teacher())
+    network = host.training.trainable_copy(teacher()).requires_grad_(True)
     assert not any(parameter.is_inference() for parameter in network.parameters())
     x, y = torch.randn(2, 4, 4, 4), torch.zeros(2, 10)
     host.training.as_denoiser(network)(x, torch.ones(2), y=y, c_crossattn=torch.zeros(2, 1, 1)).sum().backward()
@@ -179,13 +179,13 @@ def transformer_unet():
 
 def test_gradients_are_right_through_the_hosts_transformer_blocks():
     """Against finite differences: an overwritten tensor that autograd saved would give a wrong or no gradient."""
-    network = transformer_unet()
+    network, teaching = transformer_unet(), transformer_unet()  # of one seed
     x, sigma = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0.7, 2.0])
     condition = {
         "y": torch.eye(10)[:2],
         "c_crossattn": torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(2)),
     }
-    student = FullWeightsStudent(network, copy.deepcopy(network), as_denoiser=host.training.as_denoiser)
+    student = FullWeightsStudent(network, teaching, as_denoiser=host.training.as_denoiser)
     student.writes_in_place = probe_writes_in_place(student, Batch(x[:1], {k: v[:1] for k, v in condition.items()}))
     with student.autograd():
         student.denoiser(x, sigma, **condition).square().mean().backward()
