@@ -131,7 +131,8 @@ class Distill:
                         "min": 1,
                         "max": 4096,
                         "tooltip": "Pieces that a batch passes the network in, one after another: more need less memory "
-                        "and more time, and the result is the same. batch_size must be a multiple.",
+                        "and more time, and the result is the same. batch_size must be a multiple. May be changed when going "
+                        "on with a run.",
                     },
                 ),
                 "learning_rate_schedule": (

@@ -26,9 +26,9 @@ from .options import TrainOptions
 from .out_of_memory import naming_what_to_lower
 from .stages import KeptStages
 
-_FREE = ("log_every", "checkpoint_every", "gradient_checkpointing")
-"""Of TrainOptions: may differ between starts of one run, since they change nothing of its result. Who runs out of memory may
-switch gradient checkpointing on and go on with the same run."""
+_FREE = ("log_every", "checkpoint_every", "gradient_checkpointing", "accumulation")
+"""Of TrainOptions: may differ between starts of one run, since they change nothing of its result but rounding. Who runs out of
+memory may switch gradient checkpointing on, or raise accumulation, and go on with the same run."""
 
 _AS_BEGUN = ("ema_warms_up",)
 """Of TrainOptions: what nobody chooses. A run goes on as the version of this pack trains that began it."""
@@ -105,7 +105,12 @@ class Distillation:
         """
         self.processes.require_same(self.description()["run"], what="the run")
         self.processes.on_first(
-            lambda: self.run.claim(self.description(), absent=self._options_of_old(), extends=self._extends)
+            lambda: self.run.claim(
+                self.description(),
+                absent=self._options_of_old(),
+                free=[f"training.{name}" for name in _FREE],
+                extends=self._extends,
+            )
         )
         return self.processes.on_first(lambda: self.run.finished)
 
@@ -218,7 +223,7 @@ class Recorded:
             return cls(
                 method=said["method"],
                 method_options=method,
-                options=TrainOptions(**training, **found["free"]),
+                options=TrainOptions(**{**training, **found["free"]}),
                 student=student,
                 teacher_sha256=said["teacher_sha256"],
                 origin=found["teacher"],

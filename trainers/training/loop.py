@@ -297,7 +297,8 @@ class _Training:
         where = f", from samples at {', '.join(self._bands.name(band) for band in bands)}" if bands else ""
         raise NonFiniteLoss(
             f"the {what} became {value} at iteration {iteration} (stage {self._stages[self._stage].name}){where}; the "
-            "last good checkpoint is kept. Lower the learning rate, and check the data and the teacher."
+            "last good checkpoint is kept. Check the data and the teacher. With a lower learning rate it is another run: "
+            "give it another run name."
         )
 
     def _metrics(self, stage: Stage, *, logged: bool) -> Metrics:

@@ -54,7 +54,9 @@ def test_out_of_memory_says_what_to_lower_and_leaves_all_whole(kind, which, outp
     with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError) as caught:
         fail_in_backward(patch, at=4)
         distil(model, kind, name="broken", **settings)
-    assert "Switch gradient_checkpointing on and queue again" in str(caught.value)
+    assert "Switch gradient_checkpointing on or raise accumulation (it is 1), up to batch_size, and queue again" in str(
+        caught.value
+    )
     assert "lower batch_size (it is 4)" in str(caught.value)
     assert [path.stem for path in sorted(output.glob("**/broken/checkpoints/*"))] == ["00000002", "00000003"]
     assert_whole(model, before)
