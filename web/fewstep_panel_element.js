@@ -103,7 +103,7 @@ class Panel extends HTMLElement {
 
   #heard(kind, data) {
     if (kind === METRICS) this.#known = { ...this.#known, live: data, state: "training" };
-    if (kind === STATE) this.#known = { ...this.#known, error: data.error ?? null, published: data.published ?? null };
+    if (kind === STATE) this.#known = { ...this.#known, error: data.error ?? null, published: data.published ?? null, startLeft: data.start_left };
     this.#draw();
     this.#lookSoon(kind === METRICS ? SECONDS_BETWEEN_LOOKS : 0);
   }

@@ -17,9 +17,11 @@ const absent = () => "Not begun. Queue the graph to train.";
 const written = () => "Nothing is saved yet. Queue the graph, and it begins anew.";
 const stopped = ({ iteration, iterations }) =>
   iterations ? `Stopped at iteration ${iteration} of ${iterations}; its state is saved.` : "Stopped; its state is saved.";
-const finished = ({ iteration, published }) => {
+const finished = ({ iteration, published, startLeft }) => {
   const beside = published ? ` A file of the run's name is not its own and was left alone; the student is ${published}.` : "";
-  return `Finished${iteration ? ` after ${iteration} iterations` : ""}.${beside}`;
+  const average =
+    startLeft > 0.001 ? ` Of the weights that training began with, ${figure(100 * startLeft)} percent are left in the average (ema_decay).` : "";
+  return `Finished${iteration ? ` after ${iteration} iterations` : ""}.${beside}${average}`;
 };
 const damaged = () => "This run cannot be read.";
 

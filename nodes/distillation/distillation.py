@@ -16,7 +16,7 @@ from ...trainers.objective.method import MethodOptions
 from ...trainers.storage.places import is_link
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.adapters import LoRAOptions
-from ...trainers.training.distillation import Distillation
+from ...trainers.training.distillation import Distillation, as_begun
 from ...trainers.training.learning_rates import SCHEDULES
 from ...trainers.training.optimisers import OPTIMISERS
 from ...trainers.training.options import AS_LOADED, PRECISIONS, TrainOptions
@@ -131,7 +131,8 @@ class Distill:
                         "min": 1,
                         "max": 4096,
                         "tooltip": "Pieces that a batch passes the network in, one after another: more need less memory "
-                        "and more time, and the result is the same. batch_size must be a multiple.",
+                        "and more time, and the result is the same. batch_size must be a multiple. May be changed when going "
+                        "on with a run.",
                     },
                 ),
                 "learning_rate_schedule": (
@@ -159,7 +160,7 @@ class Distill:
                         "step": 0.00001,
                         "round": False,
                         "tooltip": "Moving average of the weights, which is then what a halving results in: 0.99 to 0.999 "
-                        "smooths. 0 is none, the paper's choice.",
+                        "smooths. It warms up, so that a short run is not held at its start. 0 is none, the paper's choice.",
                     },
                 ),
                 "data": (
@@ -246,6 +247,7 @@ class Distill:
                     running.execute(
                         distillation, chosen, model=model, vae=vae, show=lambda preview: Show(distillation, preview)
                     )
+                told["start_left"] = distillation.start_left
             return running.finished(run, chosen, model=model, told=told)
 
 
@@ -268,7 +270,7 @@ def prepared(
     """The run of these inputs, its folder locked and its data in it. Tensors made inside may be trained on, unlike in nodes."""
     with torch.inference_mode(False), torch.enable_grad():
         run = folders.run_named(run_name)
-        train_options = TrainOptions(**options)
+        train_options = TrainOptions(ema_warms_up=True, **options)
         _require_one_kind_of_data(
             latents=latents is not None,
             positive=positive is not None,
@@ -284,7 +286,7 @@ def prepared(
                 run=run,
                 method=resolved,
                 data=source.build(model, run, teacher_sha256=teacher_sha256),
-                options=train_options,
+                options=as_begun(train_options, run),
                 teacher_sha256=teacher_sha256,
                 prediction_type=host.models.prediction_type(host.models.model_sampling_of(model)),
                 student=students.description(student or LoRAOptions()),

@@ -57,8 +57,9 @@ def stops_here(distillation: Distillation, metrics: Metrics) -> bool:
 
 
 class Preview:
-    """Pictures at fixed noise and equal steps, this stage's teacher above and the student below, kept in the run folder.
+    """Pictures at fixed noise and equal steps, what teaches this stage above and the student below, kept in the run folder.
 
+    The teacher is drawn as the student learns from it, see Method.teaching: with its guidance, say.
     The student as the stage would result in it now: its average, where there is one. Of video the frame in the middle.
     """
 
@@ -66,7 +67,7 @@ class Preview:
         self._distillation, self._student, self._model, self._vae = distillation, student, model, vae
         first = distillation.data.first(PREVIEW_PICTURES)
         self._noise = torch.randn(first.x0.shape, generator=torch.Generator().manual_seed(0)).to(first.x0)
-        self._condition = first.condition
+        self._first = first
 
     def due(self, metrics: Metrics) -> bool:
         """With every checkpoint, and at the end of a stage."""
@@ -74,10 +75,12 @@ class Preview:
         return metrics.stage_iteration == metrics.stage_iterations or metrics.iteration % every == 0
 
     def __call__(self, metrics: Metrics) -> Image.Image:
-        stage = self._distillation.method.stages()[metrics.stage]
+        method = self._distillation.method
+        stage = method.stages()[metrics.stage]
+        teacher = method.teaching(self._student.teacher, stage=metrics.stage, batch=self._first)
         with self._student.result():  # all is drawn before the VAE comes, for which the host may put the model away
             drawn = [
-                self._draw(self._student.teacher, stage.sigmas, gamma=0.0),
+                self._draw(teacher, stage.sigmas, gamma=0.0),
                 self._draw(self._student.denoiser, stage.sigmas, gamma=stage.gamma),
             ]
         rows = [self._decode(latents) for latents in drawn]
@@ -91,7 +94,7 @@ class Preview:
 
     def _draw(self, denoiser: Any, sigmas: Tensor, *, gamma: float) -> Tensor:
         family = self._distillation.method.family
-        return draw_from_noise(denoiser, self._noise, sigmas, self._condition, family=family, gamma=gamma)
+        return draw_from_noise(denoiser, self._noise, sigmas, self._first.condition, family=family, gamma=gamma)
 
     def _decode(self, latents: Tensor) -> Tensor:
         try:

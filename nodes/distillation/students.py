@@ -31,6 +31,7 @@ from ...trainers.students.student import FullWeightsStudent, LoRAStudent, Studen
 from ...trainers.training.options import AS_LOADED
 from .. import host
 from ..host import folders
+from ..sampling.recipes import require_levels
 from . import option_inputs as inputs
 
 
@@ -158,6 +159,7 @@ def _load(model: Any, student: str, *, merged: bool = False) -> tuple[Any, Recip
             f"{student} was distilled from a {' '.join(teacher)} model, but the connected model is {' '.join(found)}. "
             "Connect the model that it was distilled from."
         )
+    require_levels(recipe, sampling, file=student)
     lora = metadata.get(KIND_KEY) == LORA
     try:
         return with_student(model, tensors, lora=lora, recipe=recipe, merged=merged), recipe, metadata
@@ -200,9 +202,9 @@ class SaveStudentCheckpoint:
         file = folders.new_model(name, folder="checkpoints")
         loaded, _, metadata = _load(model, student, merged=True)
         about = about_merged(metadata, kind=CHECKPOINT, title=name)
-        host.training.save_checkpoint(file, loaded, clip, vae, metadata=about)
+        said = host.checkpoints.save_checkpoint(file, loaded, clip, vae, metadata=about)
         folders.list_own_models()
-        return {"ui": {"text": [str(file)]}, "result": (f"fewstep/{file.name}",)}
+        return {"ui": {"text": [f"{file}\n{said}" if said else str(file)]}, "result": (f"fewstep/{file.name}",)}
 
 
 class SaveStudentLoRA:

@@ -7,28 +7,25 @@ import gc
 import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
-import comfy.supported_models
 import comfy.utils
 import torch
 from torch import Tensor
 
 from ...samplers.noise import Denoiser
-from ...trainers.storage.files import writing
 from ...trainers.students.adapters import lora_file, nearest, product
 from . import bypass
 from .aliases import aliased, renew
 from .backward import ATTENTION_OVERRIDE, attention
-from .guidance import COND_PROJ, embedding_of, taking_scale
+from .guidance import taking_scale
 from .inputs import host_inputs
 from .lending import lent_again
-from .models import model_sampling_of, noise_scale, prediction_type, read_as
+from .models import noise_scale, prediction_type, read_as
 
 Network = Any
 """The host's model object (its BaseModel): a torch module with apply_model, diffusion_model and model_sampling."""
@@ -272,23 +269,3 @@ def _change(model: Any, key: str) -> Tensor:
     own = own.detach().to(model.load_device, torch.float32)
     calculate = getattr(comfy.lora, "calculate_weight", None) or model.calculate_weight
     return calculate(model.patches[key], own.clone(), key).float() - own
-
-
-# --- checkpoints -----------------------------------------------------------------------------------------------------
-
-
-def save_checkpoint(file: Path, model: Any, clip: Any, vae: Any, *, metadata: dict[str, str]) -> None:
-    """The MODEL as wired, its LoRAs merged, in one file with text encoder and VAE, by the host's own saving.
-
-    Weights do not say what they predict. Of an SDXL checkpoint the host is told v-prediction by an empty tensor's name.
-    """
-    bypass.require_none(model)
-    sdxl = isinstance(model.model.model_config, comfy.supported_models.SDXL)
-    marked = sdxl and prediction_type(model_sampling_of(model)) == "v_prediction"
-    marks = {"v_pred": torch.tensor([])} if marked else {}
-    embedding = embedding_of(model)
-    if embedding is not None:
-        # under diffusers' name, for Guidance Embedding: no part of the network that the host saves
-        marks[f"time_embedding.{COND_PROJ}"] = embedding.cond_proj
-    with writing(file) as unfinished:
-        comfy.sd.save_checkpoint(str(unfinished), model, clip, vae, metadata=metadata, extra_keys=marks)

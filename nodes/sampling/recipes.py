@@ -153,20 +153,26 @@ def recipe_of(file: str) -> Recipe:
 def _from_file(model: Any, file: str) -> tuple[Any, Any, Tensor]:
     recipe = recipe_of(file)
     sampling = host.models.model_sampling_of(model)
-    family, sigma_max = host.models.noise_family(sampling), float(host.models.noise_levels(sampling)[-1])
+    family = host.models.noise_family(sampling)
     if family.value != recipe.noise_family:
         raise ValueError(f"{file} is for {recipe.noise_family} models, but the connected model is {family.value}.")
-    if recipe.sigmas[0] > 1.001 * sigma_max:
-        raise ValueError(
-            f"{file} starts at noise level {recipe.sigmas[0]:g}, but the connected model's largest is {sigma_max:g}. "
-            "Connect the model that it was distilled from."
-        )
+    require_levels(recipe, sampling, file=file)
     cond_proj = folders.guidance_embedding(file)
     if cond_proj is not None and host.guidance.embedding_of(model) is None:
         model = host.guidance.with_guidance_embedding(model, cond_proj, guidance_scale=recipe.guidance_scale)
     if recipe.prediction_type != host.models.prediction_type(sampling):
         model = host.models.with_model_sampling(model, prediction=recipe.prediction_type)
     return model, host.models.sampler(sample_few_step, gamma=recipe.gamma), torch.tensor(recipe.sigmas)
+
+
+def require_levels(recipe: Recipe, model_sampling: Any, *, file: str) -> None:
+    """ValueError where a student begins above the model's noise levels: without its teacher's zero terminal SNR, say."""
+    sigma_max = float(host.models.noise_levels(model_sampling)[-1])
+    if recipe.sigmas[0] > 1.001 * sigma_max:
+        raise ValueError(
+            f"{file} starts at noise level {recipe.sigmas[0]:g}, but the connected model's largest is {sigma_max:g}. "
+            "Connect the model that it was distilled from."
+        )
 
 
 def _sampler(preset: Preset) -> Any:

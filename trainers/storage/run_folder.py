@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from .files import (
     write_atomically,
     write_tensors,
 )
+from .identity import another_run
 from .places import is_link, is_regular, place, remove, require_name, require_no_links
 
 KEPT_CHECKPOINTS = 2
@@ -156,30 +157,30 @@ class RunFolder:
         description: Mapping[str, Any],
         *,
         absent: Mapping[str, Any] | None = None,
+        free: Collection[str] = (),
         extends: Callable[[Mapping[str, Any], Sequence[str]], bool] = lambda found, differing: False,
     ) -> bool:
         """Makes the folder this run's, or checks that it already is. True when there was one to go on with.
 
         A run that stopped before anything was saved, at a missing library say, holds nothing: its folder may be taken.
-        absent: what entries mean that a run.json older than them does not hold. extends: whether this run is the found one
+        absent: what entries mean that a run.json older than them does not hold. free: entries of older ones that may differ;
+        "free" becomes what is given, for a process elsewhere to go on with. extends: whether this run is the found one
         and more, given its entries and the names of those that differ; it then goes on as this one. ValueError, naming
         every entry of "run" that differs, when the folder holds another run.
         """
         if not self.begun:
             self._write("run.json", description)
             return False
-        wanted = json.loads(json.dumps(description["run"]))
-        found = {**(absent or {}), **self.description()["run"]}
+        wanted, before = json.loads(json.dumps(description["run"])), self.description()
+        found = {key: value for key, value in {**(absent or {}), **before["run"]}.items() if key not in free}
         differing = [key for key in sorted(wanted.keys() | found.keys()) if wanted.get(key) != found.get(key)]
         if differing and extends(found, differing):
             self._reopen()
             self._write("run.json", description)
         elif differing:
-            lines = [f"{key}: there {found.get(key)}, here {wanted.get(key)}" for key in differing]
-            raise ValueError(
-                f"the run folder {self.name!r} holds another run. Choose another run name, or restore its settings. "
-                "What differs: " + "; ".join(lines) + "."
-            )
+            raise ValueError(another_run(self.name, found, wanted, differing))
+        elif before.get("free") != description.get("free") and not self.finished:
+            self._write("run.json", {**before, "free": description.get("free")})
         return True
 
     def _write(self, name: str, value: Any) -> None:

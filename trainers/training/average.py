@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -16,21 +17,32 @@ RESULT, TARGET = "average.", "target."
 """Prefixes in the state: of the average that a stage results in, and of the one that a method is given."""
 
 
+def warmed_up(decay: float, done: int) -> float:
+    """min(decay, (1 + n) / (10 + n)) after n steps, as in TensorFlow's ExponentialMovingAverage: a few steps count too."""
+    return min(decay, (1 + done) / (10 + done))
+
+
+def start_left(decay: float, steps: int, *, warms_up: bool) -> float:
+    """The share of the weights that it began at in an average after so many steps: the product of its decays."""
+    return math.prod(warmed_up(decay, done) for done in range(steps)) if warms_up else decay**steps
+
+
 class Average:
     """average = decay * average + (1 - decay) * weights after every optimiser step, beginning at the weights.
 
-    weights: the tensors that an optimiser steps. prefix: of its names in the state. The average is float32 whatever they
-    are, since a part of 1 - decay of a step would vanish in half precision.
+    weights: the tensors that an optimiser steps. prefix: of its names in the state. warms_up: the decay is warmed_up's. The
+    average is float32 whatever the weights are, since a part of 1 - decay of a step would vanish in half precision.
     """
 
-    def __init__(self, weights: list[Tensor], *, decay: float, prefix: str = RESULT) -> None:
-        self._weights, self._prefix = weights, prefix
+    def __init__(self, weights: list[Tensor], *, decay: float, prefix: str = RESULT, warms_up: bool = False) -> None:
+        self._weights, self._prefix, self._decay, self._warms_up = weights, prefix, decay, warms_up
         self._average = [weight.detach().float().clone() for weight in weights]
-        # torch's own, for its fused kernel; its AveragedModel would copy a module, and a student may be bare tensors
-        self._blend = get_ema_multi_avg_fn(decay)
 
-    def update(self) -> None:
-        self._blend(self._average, [weight.detach().float() for weight in self._weights], 0)
+    def update(self, done: int) -> None:
+        """done: how many steps were averaged before."""
+        decay = warmed_up(self._decay, done) if self._warms_up else self._decay
+        # torch's own, for its fused kernel; its AveragedModel would copy a module, and a student may be bare tensors
+        get_ema_multi_avg_fn(decay)(self._average, [weight.detach().float() for weight in self._weights], 0)
 
     def to_weights(self) -> None:
         """Puts the average in place of the weights."""
@@ -70,16 +82,19 @@ class Average:
 
 
 class Averages:
-    """Those of a stage, as many as it wants. decay, target_decay: of the stage's result and of a method's target; 0 is none."""
+    """Those of a stage, as many as it wants. decay, target_decay: of the stage's result and of a method's target; 0 is none.
 
-    def __init__(self, weights: list[Tensor], *, decay: float, target_decay: float) -> None:
-        self.result = Average(weights, decay=decay) if decay else None
+    warms_up: the result's; the target's decay is what the method's paper says, from the first step.
+    """
+
+    def __init__(self, weights: list[Tensor], *, decay: float, target_decay: float, warms_up: bool = False) -> None:
+        self.result = Average(weights, decay=decay, warms_up=warms_up) if decay else None
         self._target = Average(weights, decay=target_decay, prefix=TARGET) if target_decay else None
         self._all = [average for average in (self.result, self._target) if average]
 
-    def update(self) -> None:
+    def update(self, done: int) -> None:
         for average in self._all:
-            average.update()
+            average.update(done)
 
     def given(self, denoiser: Denoiser) -> Denoiser:
         """The student as a method is given it."""

@@ -20,14 +20,18 @@ from ..storage.files import copy_atomically, tensors_sha256
 from ..storage.prefixes import below
 from ..storage.run_folder import RunFolder
 from ..students.student import Student, probe_writes_in_place
+from .average import start_left
 from .loop import Observer, train
 from .options import TrainOptions
 from .out_of_memory import naming_what_to_lower
 from .stages import KeptStages
 
-_FREE = ("log_every", "checkpoint_every", "gradient_checkpointing")
-"""Of TrainOptions: may differ between starts of one run, since they change nothing of its result. Who runs out of memory may
-switch gradient checkpointing on and go on with the same run."""
+_FREE = ("log_every", "checkpoint_every", "gradient_checkpointing", "accumulation")
+"""Of TrainOptions: may differ between starts of one run, since they change nothing of its result but rounding. Who runs out of
+memory may switch gradient checkpointing on, or raise accumulation, and go on with the same run."""
+
+_AS_BEGUN = ("ema_warms_up",)
+"""Of TrainOptions: what nobody chooses. A run goes on as the version of this pack trains that began it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,12 @@ class Distillation:
         return _OPTIONS_OF_OLD | {f"method.{key}": value for key, value in self.method.options_of_old().items()}
 
     @property
+    def start_left(self) -> float:
+        """The largest share of a stage's first weights in the moving average that it results in; 0 without one."""
+        decay, warms_up = self.options.ema_decay, self.options.ema_warms_up
+        return max(start_left(decay, stage.iterations, warms_up=warms_up) for stage in self.method.stages())
+
+    @property
     def student_prediction(self) -> str:
         """What the student's network predicts: what the teacher's does, unless the method has it otherwise."""
         return self.method.recipe(stage=0, prediction_type=self.prediction_type).prediction_type
@@ -95,7 +105,12 @@ class Distillation:
         """
         self.processes.require_same(self.description()["run"], what="the run")
         self.processes.on_first(
-            lambda: self.run.claim(self.description(), absent=self._options_of_old(), extends=self._extends)
+            lambda: self.run.claim(
+                self.description(),
+                absent=self._options_of_old(),
+                free=[f"training.{name}" for name in _FREE],
+                extends=self._extends,
+            )
         )
         return self.processes.on_first(lambda: self.run.finished)
 
@@ -163,6 +178,7 @@ class Distillation:
         facts = {
             "fewstep.seed": str(self.options.seed),
             "fewstep.iterations": str(iterations),
+            **({"fewstep.ema_start_left": f"{self.start_left:.3g}"} if self.options.ema_decay else {}),
             TEACHER_PREDICTION_KEY: self.prediction_type,
             **({SCALE_INPUT_KEY: str(self.method.scale_input)} if self.method.scale_input else {}),
         }
@@ -176,6 +192,14 @@ _OPTIONS_OF_OLD = {
     f"training.{field.name}": field.default for field in dataclasses.fields(TrainOptions) if field.name not in _FREE
 }
 """What a run does whose run.json is older than an option."""
+
+
+def as_begun(options: TrainOptions, run: RunFolder) -> TrainOptions:
+    """With what nobody chooses as the run has it that is in the folder; of a new one as given."""
+    if not run.begun:
+        return options
+    found = _OPTIONS_OF_OLD | run.description()["run"]
+    return dataclasses.replace(options, **{name: found[f"training.{name}"] for name in _AS_BEGUN})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,7 +223,7 @@ class Recorded:
             return cls(
                 method=said["method"],
                 method_options=method,
-                options=TrainOptions(**training, **found["free"]),
+                options=TrainOptions(**{**training, **found["free"]}),
                 student=student,
                 teacher_sha256=said["teacher_sha256"],
                 origin=found["teacher"],

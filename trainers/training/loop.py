@@ -156,7 +156,7 @@ class _Training:
         torch._foreach_mul_([value.grad for value in self._student.parameters() if value.grad is not None], 1.0 / scale)
         norm = torch.nn.utils.clip_grad_norm_(self._student.parameters(), self._options.gradient_clip)
         self._optimiser.step()
-        self._averages.update()
+        self._averages.update(self._stage_iteration)
         self._pending.append(torch.cat([whole(norm).detach().float().reshape(1), torch.stack(errors).sum(dim=0)]))
         self._stage_iteration += 1
 
@@ -232,7 +232,12 @@ class _Training:
         self._bands = NoiseBands(stage.sigmas, device=self._data.device)
         weights = self._student.parameters()
         self._optimiser = new_optimiser(self._options.optimiser, weights, weight_decay=self._options.weight_decay)
-        self._averages = Averages(weights, decay=self._options.ema_decay, target_decay=stage.target_decay)
+        self._averages = Averages(
+            weights,
+            decay=self._options.ema_decay,
+            target_decay=stage.target_decay,
+            warms_up=self._options.ema_warms_up,
+        )
 
     def _finish_stage(self) -> None:
         """The stage's result becomes the student: kept, promoted and gone on from."""
@@ -292,7 +297,8 @@ class _Training:
         where = f", from samples at {', '.join(self._bands.name(band) for band in bands)}" if bands else ""
         raise NonFiniteLoss(
             f"the {what} became {value} at iteration {iteration} (stage {self._stages[self._stage].name}){where}; the "
-            "last good checkpoint is kept. Lower the learning rate, and check the data and the teacher."
+            "last good checkpoint is kept. Check the data and the teacher. With a lower learning rate it is another run: "
+            "give it another run name."
         )
 
     def _metrics(self, stage: Stage, *, logged: bool) -> Metrics:

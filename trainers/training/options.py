@@ -26,7 +26,8 @@ class TrainOptions:
     batch_size: pictures in one optimiser step. accumulation: pieces that they pass the networks in, one after another:
     more need less memory, and the gradient stays the mean over the whole batch. learning_rate_schedule: of each stage,
     one of SCHEDULES, after `warmup` iterations of rising. ema_decay: of the moving average of the weights, which then is
-    what a stage results in; 0 is none. caption_dropout: share of the samples that see the empty prompt, not their own.
+    what a stage results in; 0 is none. ema_warms_up: see warmed_up. caption_dropout: share of the samples that see
+    the empty prompt, not their own.
     precision: of the networks, one of PRECISIONS; what learns, targets and losses are float32 whatever it is.
     gradient_checkpointing: less memory, more time, the same result.
     """
@@ -45,6 +46,7 @@ class TrainOptions:
     caption_dropout: float = 0.0
     precision: str = AS_LOADED
     gradient_checkpointing: bool = False
+    ema_warms_up: bool = False
 
     def __post_init__(self) -> None:
         require_finite(self)

@@ -41,18 +41,20 @@ def _is_no_memory(error: Exception) -> bool:
 
 
 def _advice(options: TrainOptions, student: Mapping[str, Any]) -> str:
+    same_run = " or ".join(_for_the_same_run(options))
+    advice = f"{same_run} and queue again: the run goes on, to the same result. " if same_run else ""
     other_run = "; ".join(_smaller_runs(options, student))
-    if options.gradient_checkpointing:
-        return f"What was saved stays. Under another run name: {other_run}."
-    return (
-        "What was saved stays. Switch gradient_checkpointing on and queue again: the run goes on, to the same result. Or, "
-        f"under another run name: {other_run}."
-    )
+    return f"What was saved stays. {advice[:1].upper()}{advice[1:]}Under another run name: {other_run}."
+
+
+def _for_the_same_run(options: TrainOptions) -> Iterator[str]:
+    if not options.gradient_checkpointing:
+        yield "switch gradient_checkpointing on"
+    if options.accumulation < options.batch_size:
+        yield f"raise accumulation (it is {options.accumulation}), up to batch_size,"
 
 
 def _smaller_runs(options: TrainOptions, student: Mapping[str, Any]) -> Iterator[str]:
-    if options.accumulation < options.batch_size:
-        yield f"raise accumulation (it is {options.accumulation}), up to batch_size"
     if options.batch_size > 1:
         yield f"lower batch_size (it is {options.batch_size})"
     if options.precision in (AS_LOADED, "float32"):

@@ -1,10 +1,8 @@
 """An LCM-LoRA made here draws the same by Apply Recipe, by the host's own lcm sampler, and in diffusers."""
 
-import importlib
-
 import pytest
 import torch
-from architectures import grid
+from architectures import grid, on_levels
 from test_guidance import SHAPES, diffusers_unet, host_model, labels_for
 from test_lora import TRAINING
 
@@ -20,17 +18,6 @@ from comfyui_fewstep.nodes.distillation import distillation, methods, students
 from comfyui_fewstep.nodes.sampling import recipes
 from comfyui_fewstep.samplers.few_step import sample_few_step
 from comfyui_fewstep.trainers.storage.files import read_tensors
-
-
-def read_as_lcm(model):
-    """By the stock node, wherever the host keeps it."""
-    for place in ("comfy_extras.nodes.nodes_model_advanced", "comfy_extras.nodes_model_advanced"):
-        try:
-            node = importlib.import_module(place).ModelSamplingDiscrete
-        except ImportError:
-            continue
-        return node().patch(model, "lcm", False)[0]
-    raise AssertionError("this host has no ModelSamplingDiscrete")
 
 
 def distilled(model, prompt, negative, *, steps, generator):
@@ -84,8 +71,9 @@ def test_it_draws_the_same_everywhere(shape, steps, tmp_path, monkeypatch):
             comfy.k_diffusion.sampling.sample_lcm, extra_options={"noise_sampler": lambda *_: next(draws[1])}
         )
         by_recipe = drawn(applied, ours, noise, sigmas, prompt)
-        by_host = drawn(read_as_lcm(loaded), stock, noise, sigmas, prompt)
-        bare = drawn(read_as_lcm(model), stock, noise, sigmas[:1].repeat(2) * torch.tensor([1.0, 0.0]), prompt)
+        by_host = drawn(on_levels("ModelSamplingDiscrete", loaded, "lcm", False), stock, noise, sigmas, prompt)
+        lcm = on_levels("ModelSamplingDiscrete", model, "lcm", False)
+        bare = drawn(lcm, stock, noise, sigmas[:1].repeat(2) * torch.tensor([1.0, 0.0]), prompt)
     scheduler = LCMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     scheduler.set_timesteps(steps)
     pipeline = StableDiffusionPipeline(

@@ -41,9 +41,9 @@ def output(tmp_path, monkeypatch):
 
 
 @torch.inference_mode()
-def distil(model, kind, *, iterations=10, layers="linear", student=None, name=None, **changed):
-    """As the graph runs it: start_steps 4 to target_steps 1, two halvings."""
-    (method,) = methods.ProgressiveDistillation().make(
+def distil(model, kind, *, iterations=10, layers="linear", student=None, name=None, method=None, **changed):
+    """As the graph runs it: start_steps 4 to target_steps 1, two halvings, unless a method is given."""
+    (halvings,) = methods.ProgressiveDistillation().make(
         start_steps=4,
         target_steps=1,
         iterations=iterations,
@@ -57,7 +57,7 @@ def distil(model, kind, *, iterations=10, layers="linear", student=None, name=No
         model,
         latents=latents,
         positive=conditioning(kind, seed=2),
-        method=method,
+        method=method or halvings,
         run_name=name or uuid.uuid4().hex,
         negative=conditioning(kind, seed=5),
         student=student or lora,

@@ -11,9 +11,10 @@ import_host()
 
 import comfy.model_management
 import comfy.sd
-from architectures import kinds, tiny
+from architectures import conditioning, kinds, tiny
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import observing, students
+from comfyui_fewstep.nodes.distillation import methods, observing, students
+from comfyui_fewstep.samplers.few_step import sample_few_step
 from test_lora import assert_whole, distil, draw, lora_like, output, read_student_of, snapshot  # noqa: F401 (a fixture)
 from test_memory import STUDENTS
 
@@ -53,7 +54,9 @@ def test_out_of_memory_says_what_to_lower_and_leaves_all_whole(kind, which, outp
     with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError) as caught:
         fail_in_backward(patch, at=4)
         distil(model, kind, name="broken", **settings)
-    assert "Switch gradient_checkpointing on and queue again" in str(caught.value)
+    assert "Switch gradient_checkpointing on or raise accumulation (it is 1), up to batch_size, and queue again" in str(
+        caught.value
+    )
     assert "lower batch_size (it is 4)" in str(caught.value)
     assert [path.stem for path in sorted(output.glob("**/broken/checkpoints/*"))] == ["00000002", "00000003"]
     assert_whole(model, before)
@@ -151,7 +154,8 @@ def test_previews_show_what_the_stage_would_result_in(ema_decay, output, monkeyp
 
     def watched(denoiser, *args, **kwargs):
         student = getattr(denoiser, "__self__", None)
-        drawn_with.append({name: value.clone() for name, value in student.exported().items()})
+        if student:  # not the guided teacher
+            drawn_with.append({name: value.clone() for name, value in student.exported().items()})
         return drawing(denoiser, *args, **kwargs)
 
     monkeypatch.setattr(observing, "draw_from_noise", watched)
@@ -160,3 +164,35 @@ def test_previews_show_what_the_stage_would_result_in(ema_decay, output, monkeyp
     assert all(torch.equal(drawn_with[-1][key], value) for key, value in exported.items())
     blind = read_student_of(output, distil(model, "sd15", iterations=3, ema_decay=ema_decay)[2])
     assert all(torch.equal(blind[key], value) for key, value in exported.items())
+
+
+GUIDED = [
+    ("sd15", methods.ProgressiveDistillation, {"start_steps": 4, "target_steps": 2, "weighting": "constant"}),
+    ("sd3", methods.GuidanceDistillation, {"steps": 4, "weighting": "constant"}),
+    ("sd15", methods.ConsistencyDistillation, {"steps": 2, "guidance_scale_max": 5.0}),
+]
+
+
+@pytest.mark.parametrize(("kind", "node", "chosen"), GUIDED)
+def test_the_previews_teacher_is_the_one_that_the_student_learns_from(kind, node, chosen, output, monkeypatch):  # noqa: F811
+    """What the host itself draws at that cfg with both prompts, from the same noise at the same levels."""
+    model, drawn, drawing = tiny(kind), [], observing.draw_from_noise
+    monkeypatch.setattr(
+        observing, "draw_from_noise", lambda *a, **k: drawn.append((a[1], a[2], drawing(*a, **k))) or drawn[-1][2]
+    )
+    (method,) = node().make(iterations=1, learning_rate=1e-3, guidance_scale=3.0, **chosen)
+    distil(model, kind, vae=Pictures(), method=method)
+    noise, sigmas, taught = drawn[0]
+    cfg = 4.0 if "guidance_scale_max" in chosen else 3.0
+    with torch.inference_mode():
+        scale = model.get_model_object("latent_format").process_out
+        wanted = host.models.sample(
+            model,
+            host.models.sampler(sample_few_step, gamma=0.0),
+            sigmas.clone(),
+            noise=noise.clone(),
+            positive=conditioning(kind, seed=2),
+            negative=conditioning(kind, seed=5),
+            cfg=cfg,
+        )
+    torch.testing.assert_close(scale(taught.clone()), wanted, atol=2e-3, rtol=1e-3)

@@ -1,5 +1,6 @@
 """A student merged into its teacher: a checkpoint that the host's own loader takes whole, and that says how to sample it."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import_host()
 import comfy.sd
 import comfy.supported_models
 import folder_paths
-from architectures import tiny
+from architectures import on_levels, tiny
+from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import students
 from comfyui_fewstep.nodes.sampling import recipes
 from comfyui_fewstep.trainers.storage.files import read_metadata
@@ -31,7 +33,7 @@ class TextEncoder:
     def get_sd(self):
         return dict(self.weights)
 
-    state_dict_for_saving = get_sd  # as current hosts ask
+    state_dict_for_saving = get_sd  # its name since 2026
 
 
 class Decoder:
@@ -140,3 +142,56 @@ def test_the_name_is_no_path(name):
 def test_an_unknown_student_is_named(output):  # noqa: F811
     with pytest.raises(ValueError, match="student is 'gone'; allowed are none yet"):
         save(None, "gone", student="gone")
+
+
+READS_ZTSNR = "ztsnr" in inspect.getsource(comfy.supported_models.SDXL)
+"""Hosts since 2025."""
+LEVELS = {
+    "zero terminal": (lambda model: on_levels("ModelSamplingDiscrete", model, "v_prediction", True)),
+    "edm": (lambda model: on_levels("ModelSamplingContinuousEDM", model, "v_prediction", 120.0, 0.002)),
+    "v": (lambda model: on_levels("ModelSamplingDiscrete", model, "v_prediction", False)),
+}
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_the_checkpoint_keeps_its_noise_levels(levels, output, monkeypatch):  # noqa: F811
+    """By the host's own loader, where that can be told; otherwise the node says what to put behind it."""
+    small = {"model_channels": 32, "transformer_depth": [0, 2]}
+    monkeypatch.setattr(
+        comfy.supported_models.SDXL, "unet_config", {**comfy.supported_models.SDXL.unet_config, **small}
+    )
+    model = LEVELS[levels](tiny("sdxl"))
+    _, _, name, _ = distil(model, "sdxl", iterations=1)
+    saved = save(model, name)
+    with torch.inference_mode():
+        loaded, *_ = comfy.sd.load_checkpoint_guess_config(
+            str(output / "checkpoints" / saved["result"][0]), output_vae=False, output_clip=False
+        )
+    found, own = host.models.model_sampling_of(loaded), host.models.model_sampling_of(model)
+    assert host.models.prediction_type(found) == "v_prediction"
+    (said,) = saved["ui"]["text"]
+    if levels == "zero terminal" and not READS_ZTSNR:
+        assert (
+            "takes this file for v_prediction up to noise level 14.6146, but the student is v_prediction up to" in said
+        )
+        return
+    assert "takes this file" not in said
+    torch.testing.assert_close(host.models.noise_levels(found), host.models.noise_levels(own))
+
+
+def test_what_a_checkpoint_cannot_say_is_said(small_sd15, output):  # noqa: F811
+    model = LEVELS["zero terminal"](tiny("sd15"))
+    _, _, name, _ = distil(model, "sd15", iterations=1)
+    (said,) = save(model, name)["ui"]["text"]
+    assert "for eps up to noise level 14.6146, but the student is v_prediction up to noise level 45" in said
+    assert "ModelSamplingDiscrete" in said
+
+
+def test_a_student_is_not_loaded_on_other_noise_levels(output):  # noqa: F811
+    plain = tiny("sdxl")
+    zero, bare = LEVELS["zero terminal"](plain), LEVELS["v"](plain)
+    _, _, name, _ = distil(zero, "sdxl", iterations=1)
+    with pytest.raises(ValueError, match=r"starts at noise level 45\d\d\..*largest is 14.6146. Connect the model that"):
+        students.LoadStudent().load(bare, f"{name} (run)")
+    with torch.inference_mode():
+        students.LoadStudent().load(zero, f"{name} (run)")

@@ -1,5 +1,6 @@
 """The run folder and the loop: a run that is broken anywhere goes on as if it had not been."""
 
+import dataclasses
 import json
 import math
 
@@ -13,7 +14,7 @@ from comfyui_fewstep.trainers.storage.export import read_student
 from comfyui_fewstep.trainers.storage.files import read_tensors, write_atomically, write_tensors
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
-from comfyui_fewstep.trainers.training.distillation import Distillation
+from comfyui_fewstep.trainers.training.distillation import Distillation, Recorded, as_begun
 from comfyui_fewstep.trainers.training.loop import NonFiniteLoss
 from comfyui_fewstep.trainers.training.options import TrainOptions
 from gaussian import gaussian_denoiser, table
@@ -170,6 +171,47 @@ def test_saving_more_often_is_still_the_same_run(whole):
     rarely = TrainOptions(batch_size=8, seed=4, log_every=5, checkpoint_every=100)
     _, done = execute(distillation(whole[0].run.path.parent, training=rarely))
     assert not done
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_run_goes_on_in_smaller_pieces(older, whole, tmp_path):
+    """Rounding alone differs. run.json then says so, for a process elsewhere; 0.1.0 had it among what identifies a run."""
+    broken = distillation(tmp_path)
+    with pytest.raises(Stopped):
+        execute(broken, [stop_at(14)])
+    file = broken.run.place("run.json")
+    written = json.loads(file.read_text())
+    if older:
+        written["run"]["training.accumulation"] = written["free"].pop("accumulation")
+        file.write_text(json.dumps(written))
+        assert Recorded.of(broken.run).options == TRAINING
+    pieces = dataclasses.replace(TRAINING, accumulation=4, checkpoint_every=9)
+    resumed, done = execute(distillation(tmp_path, training=pieces))
+    assert done
+    for name, value in resumed.items():
+        torch.testing.assert_close(value, whole[1][name], atol=1e-4, rtol=1e-3)
+    assert Recorded.of(broken.run).options == pieces
+    assert json.loads(file.read_text()) | {"free": {}} == written | {"free": {}}
+    execute(distillation(tmp_path))
+    assert Recorded.of(broken.run).options == pieces, "a finished run is what it was trained with"
+
+
+def test_an_older_run_goes_on_with_the_average_that_it_was_begun_with(tmp_path):
+    """Its run.json knows nothing of a warm-up; a new run has one, and both are what they are to their end."""
+    chosen = dataclasses.replace(TRAINING, ema_decay=0.9)
+    expected, _ = execute(distillation(tmp_path, name="whole", training=chosen))
+    broken = distillation(tmp_path, training=chosen)
+    with pytest.raises(Stopped):
+        execute(broken, [stop_at(16)])
+    file = broken.run.place("run.json")
+    written = json.loads(file.read_text())
+    del written["run"]["training.ema_warms_up"]
+    file.write_text(json.dumps(written))
+    today = dataclasses.replace(chosen, ema_warms_up=True)
+    assert as_begun(today, RunFolder(tmp_path, "new")) == today
+    resumed, done = execute(distillation(tmp_path, training=as_begun(today, broken.run)))
+    assert done
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])

@@ -1,5 +1,7 @@
 """The optimisation itself: what one optimiser step does, against the same mathematics written out."""
 
+import math
+
 import pytest
 import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
@@ -7,7 +9,7 @@ from comfyui_fewstep.trainers.data.batches import TensorData
 from comfyui_fewstep.trainers.objective.method import Lesson, Target, TeacherKind
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
-from comfyui_fewstep.trainers.training.average import Average
+from comfyui_fewstep.trainers.training.average import Average, start_left
 from comfyui_fewstep.trainers.training.loop import train
 from comfyui_fewstep.trainers.training.micro_batches import in_pieces, split
 from comfyui_fewstep.trainers.training.options import TrainOptions
@@ -224,12 +226,38 @@ def test_the_average_of_half_precision_weights_keeps_small_steps():
     weight = torch.ones(3, dtype=torch.bfloat16)
     average = Average([weight], decay=0.999)
     weight.add_(1 / 128)
-    for _ in range(1000):
-        average.update()
+    for done in range(1000):
+        average.update(done)
     average.to_weights()
     expected = 1 + (1 - 0.999**1000) / 128
     assert average.state_dict()["average.0"].tolist() == pytest.approx([expected] * 3, abs=1e-5)
     assert torch.equal(weight, torch.full((3,), expected, dtype=torch.bfloat16))
+
+
+def test_a_short_run_is_what_was_learnt_and_not_its_start(tmp_path):
+    """a = d a + (1 - d) w with d = min(decay, (1 + n) / (10 + n)), n anew in each stage; of the start 1 / C(n + 9, 9) is left."""
+    steps, borders = {}, []
+
+    def hook(trained):
+        start.append(trained.network.hidden.detach().clone())
+        promote = trained.student.promote
+        trained.student.promote = lambda: (borders.append(trained.network.hidden.detach().clone()), promote())
+        observers.append(lambda metrics: steps.update({metrics.iteration: trained.network.hidden.detach().clone()}))
+
+    start, observers = [], []
+    Trained(tmp_path, hook=hook, observers=observers, ema_decay=0.6, ema_warms_up=True, learning_rate=1e-2)
+    average = start[0].double()
+    for stage in range(2):
+        for n in range(ITERATIONS):
+            decay = min(0.6, (1 + n) / (10 + n))
+            average = decay * average + (1 - decay) * steps[stage * ITERATIONS + n + 1].double()
+        torch.testing.assert_close(borders[stage].double(), average, rtol=1e-5, atol=1e-6)
+        average = borders[stage].double()
+    assert start_left(0.999, 100, warms_up=True) == pytest.approx(1 / math.comb(109, 9))
+    assert start_left(0.999, 100, warms_up=False) == pytest.approx(0.999**100)
+    assert start_left(0.6, 20, warms_up=True) == pytest.approx(
+        math.prod((1 + n) / (10 + n) for n in range(13)) * 0.6**7
+    )
 
 
 class Stopped(Exception):
