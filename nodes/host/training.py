@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import inspect
 from collections.abc import Iterable, Iterator
@@ -15,14 +14,13 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
-import comfy.utils
 import torch
 from torch import Tensor
 
 from ...samplers.noise import Denoiser
 from ...trainers.storage.files import writing
 from ...trainers.students.adapters import lora_file, nearest, product
-from . import bypass
+from . import bypass, weights
 from .aliases import aliased, renew
 from .backward import ATTENTION_OVERRIDE, attention
 from .guidance import COND_PROJ, embedding_of, taking_scale
@@ -51,7 +49,7 @@ _ONLY_FASTER = ("torch.compile", "easycache", "lazycache")
 def trainable_copy(model: Any) -> Network:
     """A copy of the MODEL's network as wired, its LoRAs and patches applied, that nobody else holds.
 
-    Its weights are ordinary float32 tensors, though the host made its own under inference mode.
+    Its weights are ordinary float32 tensors, whatever the host's own are and wherever it keeps them.
     """
     bypass.require_none(model)
     patches = [key for key in ("patches", "patches_replace") if _transformer_options(model).get(key)]
@@ -60,18 +58,8 @@ def trainable_copy(model: Any) -> Network:
             "the MODEL carries attention patches (FreeU, IPAdapter and their kind), which full weights cannot take over; "
             "remove that node or train a LoRA."
         )
-    base = loaded(model)
-    elsewhere = {value.device.type for value in base.diffusion_model.parameters()} - {model.load_device.type}
-    if elsewhere:
-        raise ValueError(
-            f"ComfyUI keeps part of this model on {', '.join(sorted(elsewhere))}, away from {model.load_device}, so its weights "
-            "cannot be taken over whole. Start ComfyUI without --lowvram and --novram, or train a LoRA."
-        )
-    shared = {id(base.latent_format): base.latent_format, id(base.model_config): base.model_config}
-    if getattr(base, "current_patcher", None) is not None:
-        shared[id(base.current_patcher)] = None
-    with torch.inference_mode(False):
-        network = copy.deepcopy(base, shared).float().to(model.load_device)
+    loaded(model)
+    network = weights.copied(model)
     network.diffusion_model.dtype = torch.float32  # the host casts inputs to what this says
     network.manual_cast_dtype = None
     return network
@@ -266,10 +254,7 @@ def lora_in_one(model: Any, *, rank: int) -> tuple[dict[str, Tensor], float]:
 
 def _change(model: Any, key: str) -> Tensor:
     """What the MODEL's patches add to a weight, in float32, whether the host has applied them at present or not."""
-    held = model.backup.get(key)
-    own = comfy.utils.get_attr(model.model, key) if held is None else getattr(held, "weight", held)
-    own = own.dequantize() if hasattr(own, "__tensor_flatten__") else own
-    own = own.detach().to(model.load_device, torch.float32)
+    own = weights.plain(weights.bare(model, key)).detach().to(model.load_device, torch.float32)
     calculate = getattr(comfy.lora, "calculate_weight", None) or model.calculate_weight
     return calculate(model.patches[key], own.clone(), key).float() - own
 

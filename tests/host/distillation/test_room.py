@@ -112,14 +112,6 @@ def test_other_models_make_room(load, asked, monkeypatch):
     assert seen == [asked]
 
 
-def test_a_model_that_is_kept_elsewhere_in_part_gives_no_full_weights(monkeypatch):
-    model = tiny("sd15")
-    monkeypatch.setattr(model, "load_device", torch.device("cuda"))
-    monkeypatch.setattr(comfy.model_management, "load_models_gpu", lambda *_, **__: None)
-    with pytest.raises(ValueError, match="keeps part of this model on cpu, away from cuda"):
-        host.training.trainable_copy(model)
-
-
 # --- previews --------------------------------------------------------------------------------------------------------
 
 

@@ -142,7 +142,7 @@ def test_patches_on_the_wire_are_distilled_too():
 
 
 def test_a_copy_can_be_trained_though_the_host_made_inference_tensors():
-    network = host.training.trainable_copy(teacher())
+    network = host.training.trainable_copy(teacher()).requires_grad_(True)
     assert not any(parameter.is_inference() for parameter in network.parameters())
     x, y = torch.randn(2, 4, 4, 4), torch.zeros(2, 10)
     host.training.as_denoiser(network)(x, torch.ones(2), y=y, c_crossattn=torch.zeros(2, 1, 1)).sum().backward()
