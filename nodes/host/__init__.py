@@ -1,6 +1,20 @@
 """The host's objects as ours: the only files that import ComfyUI and know that hosts differ."""
 
-from . import backward, bypass, data, folders, graph, guidance, inputs, limits, models, precision, signals, training
+from . import (
+    backward,
+    bypass,
+    data,
+    folders,
+    graph,
+    guidance,
+    identity,
+    inputs,
+    limits,
+    models,
+    precision,
+    signals,
+    training,
+)
 
 __all__ = [
     "backward",
@@ -9,6 +23,7 @@ __all__ = [
     "folders",
     "graph",
     "guidance",
+    "identity",
     "inputs",
     "limits",
     "models",
