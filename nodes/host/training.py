@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,14 +108,30 @@ _EVERYTHING = 1e20
 
 
 def _load(model: Any) -> None:
-    """Has the host put the MODEL on its device, whole where it can be asked for that, and other models away from it."""
+    """Has the host put the MODEL on its device, whole where it fits and can be asked for that, and other models away from it."""
     wishes: dict[str, Any] = {"memory_required": _EVERYTHING}
     known = inspect.signature(comfy.model_management.load_models_gpu).parameters
-    if "force_full_load" in known:
+    room = _room_for(model)
+    if model.model_size() > room:  # half of it for weights, the other for what a backward pass holds
+        wishes["memory_required"] = room / 2
+    elif "force_full_load" in known:
         wishes["force_full_load"] = True
     elif "minimum_memory_required" in known:  # what such hosts leave free beside the MODEL's weights
         wishes["minimum_memory_required"] = 0
     comfy.model_management.load_models_gpu([model], **wishes)
+
+
+def _room_for(model: Any) -> float:
+    """Bytes on the MODEL's device that its weights may take once other models have left it, which they do."""
+    management, device = comfy.model_management, model.load_device
+    if management.is_device_cpu(device):
+        return math.inf
+    own = [one for one in management.current_loaded_models if one.model is not None and model.is_clone(one.model)]
+    held = model.loaded_size() if hasattr(model, "loaded_size") else model.model_size() * len(own)
+    if held >= model.model_size():  # and stays, whatever a run beside it has taken
+        return math.inf
+    management.free_memory(_EVERYTHING, device, keep_loaded=own)
+    return max(0.0, management.get_free_memory(device) + held - management.minimum_inference_memory())
 
 
 @contextmanager
