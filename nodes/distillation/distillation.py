@@ -281,7 +281,7 @@ def prepared(
         resolved = running.method_on(model, method, empty_prompt=source.unconditional is not None)
         students.require_scale_input(model, student or LoRAOptions(), resolved.scale_input)
         with run.gone_if_refused(keep_data=not isinstance(source, DataInGraph)), run.locked():
-            teacher_sha256 = running.teacher_sha256(model)
+            teacher_sha256 = running.teacher_sha256(model, begun_with=running.said_of_teacher(run))
             distillation = Distillation(
                 run=run,
                 method=resolved,

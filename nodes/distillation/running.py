@@ -14,7 +14,6 @@ from ...trainers.methods.progressive import ProgressiveOptions
 from ...trainers.objective.method import Method, MethodOptions, TeacherKind
 from ...trainers.processes.group import Processes
 from ...trainers.storage.export import read_student
-from ...trainers.storage.files import tensors_sha256
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.adapters import LoRAOptions
 from ...trainers.training.distillation import Distillation, Recorded
@@ -56,7 +55,7 @@ def teacher_kind(sampling: Any, *, takes_scale: bool = False, empty_prompt: bool
 
 def require_teacher(recorded: Recorded, model: Any, *, run: RunFolder) -> None:
     """ValueError when the MODEL does not have the weights that the run was begun with."""
-    found = teacher_sha256(model)
+    found = teacher_sha256(model, begun_with=recorded.teacher_sha256)
     if found != recorded.teacher_sha256:
         raise ValueError(
             f"the run {run.name!r} was begun with another teacher: its weights have the hash "
@@ -64,14 +63,21 @@ def require_teacher(recorded: Recorded, model: Any, *, run: RunFolder) -> None:
         )
 
 
-def teacher_sha256(model: Any) -> str:
-    """Of the MODEL's weights as wired, its LoRAs and patches applied."""
-    network = host.training.loaded(model)
-    weights = host.training.network_state_dict(network) | host.bypass.weights(network)
-    embedding = host.guidance.embedding_of(model)
-    if embedding is not None:
-        weights |= {"guidance": embedding.cond_proj, "guidance_scale": torch.tensor(embedding.guidance_scale)}
-    return tensors_sha256(weights)
+def teacher_sha256(model: Any, *, begun_with: str | None = None) -> str:
+    """Of the MODEL as wired, its LoRAs and patches with it, wherever the host keeps its weights.
+
+    begun_with: what a run says of its teacher; given back where it is what the first version said of this MODEL.
+    """
+    host.training.loaded(model)
+    found = host.identity.teacher_sha256(model)
+    is_of_old = begun_with not in (None, found) and begun_with == host.identity.of_old(model)
+    return begun_with if begun_with and is_of_old else found
+
+
+def said_of_teacher(run: RunFolder) -> str | None:
+    """What a begun run says of its teacher. ValueError when its run.json is missing or damaged."""
+    said = run.description()["run"]["teacher_sha256"] if run.begun else None
+    return said if said is None else str(said)
 
 
 @host.training.memory_given_back()

@@ -9,8 +9,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...trainers.storage.files import tensors_sha256
-from . import models
+from . import identity, models
 from .models import Conditioning
 
 SAMPLERS = ("euler", "ddim", "heun", "dpmpp_2m")
@@ -108,11 +107,19 @@ def weights_sha256(holder: Any) -> str:
     """Identifies a VAE or CLIP by its weights, or by its class where it has none that the host would know."""
     if getattr(holder, "cond_stage_model", None) is not None:
         holder.load_model()  # with its patches, as it encodes
-        skipped = getattr(holder, "layer_idx", None)
-        return f"{tensors_sha256(holder.cond_stage_model.state_dict())} {skipped}"
+        said = f"{_of_network(holder, holder.cond_stage_model)} {getattr(holder, 'layer_idx', None)}"
+        patches = getattr(holder.patcher, "patches", {})
+        beside = set(patches) - set(holder.patcher.backup)  # where the host does not hold all of it
+        return f"{said} {identity.patches_sha256(holder.patcher)}" if beside else said
     if getattr(holder, "first_stage_model", None) is not None:
-        return tensors_sha256(holder.first_stage_model.state_dict())
+        return _of_network(holder, holder.first_stage_model)
     return f"{type(holder).__module__.rpartition('.')[-1]}.{type(holder).__qualname__}"
+
+
+def _of_network(holder: Any, network: Any) -> str:
+    return identity.weights_sha256(
+        network.state_dict(), owner=network, file=identity.file_of(getattr(holder, "patcher", None))
+    )
 
 
 def _plain(value: Any) -> Any:

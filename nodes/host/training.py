@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import inspect
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,13 +13,12 @@ import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
-import comfy.utils
 import torch
 from torch import Tensor
 
 from ...samplers.noise import Denoiser
 from ...trainers.students.adapters import lora_file, nearest, product
-from . import bypass
+from . import bypass, weights
 from .aliases import aliased, renew
 from .backward import ATTENTION_OVERRIDE, attention
 from .guidance import taking_scale
@@ -48,7 +47,7 @@ _ONLY_FASTER = ("torch.compile", "easycache", "lazycache")
 def trainable_copy(model: Any) -> Network:
     """A copy of the MODEL's network as wired, its LoRAs and patches applied, that nobody else holds.
 
-    Its weights are ordinary float32 tensors, though the host made its own under inference mode.
+    Its weights are ordinary float32 tensors, whatever the host's own are and wherever it keeps them.
     """
     bypass.require_none(model)
     patches = [key for key in ("patches", "patches_replace") if _transformer_options(model).get(key)]
@@ -57,18 +56,8 @@ def trainable_copy(model: Any) -> Network:
             "the MODEL carries attention patches (FreeU, IPAdapter and their kind), which full weights cannot take over; "
             "remove that node or train a LoRA."
         )
-    base = loaded(model)
-    elsewhere = {value.device.type for value in base.diffusion_model.parameters()} - {model.load_device.type}
-    if elsewhere:
-        raise ValueError(
-            f"ComfyUI keeps part of this model on {', '.join(sorted(elsewhere))}, away from {model.load_device}, so its weights "
-            "cannot be taken over whole. Start ComfyUI without --lowvram and --novram, or train a LoRA."
-        )
-    shared = {id(base.latent_format): base.latent_format, id(base.model_config): base.model_config}
-    if getattr(base, "current_patcher", None) is not None:
-        shared[id(base.current_patcher)] = None
-    with torch.inference_mode(False):
-        network = copy.deepcopy(base, shared).float().to(model.load_device)
+    loaded(model)
+    network = weights.copied(model)
     network.diffusion_model.dtype = torch.float32  # the host casts inputs to what this says
     network.manual_cast_dtype = None
     return network
@@ -116,14 +105,30 @@ _EVERYTHING = 1e20
 
 
 def _load(model: Any) -> None:
-    """Has the host put the MODEL on its device, whole where it can be asked for that, and other models away from it."""
+    """Has the host put the MODEL on its device, whole where it fits and can be asked for that, and other models away from it."""
     wishes: dict[str, Any] = {"memory_required": _EVERYTHING}
     known = inspect.signature(comfy.model_management.load_models_gpu).parameters
-    if "force_full_load" in known:
+    room = _room_for(model)
+    if model.model_size() > room:  # half of it for weights, the other for what a backward pass holds
+        wishes["memory_required"] = room / 2
+    elif "force_full_load" in known:
         wishes["force_full_load"] = True
     elif "minimum_memory_required" in known:  # what such hosts leave free beside the MODEL's weights
         wishes["minimum_memory_required"] = 0
     comfy.model_management.load_models_gpu([model], **wishes)
+
+
+def _room_for(model: Any) -> float:
+    """Bytes on the MODEL's device that its weights may take once other models have left it, which they do."""
+    management, device = comfy.model_management, model.load_device
+    if management.is_device_cpu(device):
+        return math.inf
+    own = [one for one in management.current_loaded_models if one.model is not None and model.is_clone(one.model)]
+    held = model.loaded_size() if hasattr(model, "loaded_size") else model.model_size() * len(own)
+    if held >= model.model_size():  # and stays, whatever a run beside it has taken
+        return math.inf
+    management.free_memory(_EVERYTHING, device, keep_loaded=own)
+    return max(0.0, management.get_free_memory(device) + held - management.minimum_inference_memory())
 
 
 @contextmanager
@@ -263,9 +268,6 @@ def lora_in_one(model: Any, *, rank: int) -> tuple[dict[str, Tensor], float]:
 
 def _change(model: Any, key: str) -> Tensor:
     """What the MODEL's patches add to a weight, in float32, whether the host has applied them at present or not."""
-    held = model.backup.get(key)
-    own = comfy.utils.get_attr(model.model, key) if held is None else getattr(held, "weight", held)
-    own = own.dequantize() if hasattr(own, "__tensor_flatten__") else own
-    own = own.detach().to(model.load_device, torch.float32)
+    own = weights.plain(weights.bare(model, key)).detach().to(model.load_device, torch.float32)
     calculate = getattr(comfy.lora, "calculate_weight", None) or model.calculate_weight
     return calculate(model.patches[key], own.clone(), key).float() - own

@@ -115,12 +115,36 @@ def test_other_models_make_room(load, asked, monkeypatch):
     assert seen == [asked]
 
 
-def test_a_model_that_is_kept_elsewhere_in_part_gives_no_full_weights(monkeypatch):
-    model = tiny("sd15")
+@pytest.mark.parametrize("fits", [False, True])
+@pytest.mark.parametrize("load", [of_june_2024, of_autumn_2024, of_2025])
+def test_a_model_that_does_not_fit_is_not_asked_for_whole(load, fits, monkeypatch):
+    """Once other models have left the device; half of its room is for the weights then."""
+    model, seen, management = tiny("sd15"), [], comfy.model_management
+    free = model.model_size() + (1024 if fits else -1024)
     monkeypatch.setattr(model, "load_device", torch.device("cuda"))
-    monkeypatch.setattr(comfy.model_management, "load_models_gpu", lambda *_, **__: None)
-    with pytest.raises(ValueError, match="keeps part of this model on cpu, away from cuda"):
-        host.training.trainable_copy(model)
+    monkeypatch.setattr(management, "minimum_inference_memory", lambda: 2**30)
+    monkeypatch.setattr(management, "get_free_memory", lambda *_: 2**30 + free if "freed" in seen else 0)
+    monkeypatch.setattr(management, "free_memory", lambda *_, **__: seen.append("freed"))
+    replacement = functools.wraps(load)(lambda *args, **kwargs: seen.append(load(*args, **kwargs)))
+    monkeypatch.setattr(management, "load_models_gpu", replacement)
+    host.training.loaded(model)
+    _, asked = seen
+    assert asked["memory_required"] == (1e20 if fits else free / 2)
+    assert not fits or asked.get("force_full_load") is (True if load is of_2025 else None)
+    assert fits or not asked.get("force_full_load")
+
+
+def test_a_model_that_is_whole_on_its_device_stays_so(monkeypatch):
+    """Though what a run holds beside it leaves no room now."""
+    model, seen, management = tiny("sd15"), [], comfy.model_management
+    host.training.loaded(model)
+    monkeypatch.setattr(model, "loaded_size", model.model_size, raising=False)
+    monkeypatch.setattr(model, "load_device", torch.device("cuda"))
+    monkeypatch.setattr(management, "get_free_memory", lambda *_: 0)
+    replacement = functools.wraps(of_2025)(lambda *args, **kwargs: seen.append(of_2025(*args, **kwargs)))
+    monkeypatch.setattr(management, "load_models_gpu", replacement)
+    host.training.loaded(model)
+    assert seen == [{"memory_required": 1e20, "force_full_load": True}]
 
 
 # --- previews --------------------------------------------------------------------------------------------------------

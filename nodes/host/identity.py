@@ -1,0 +1,137 @@
+"""What identifies a MODEL: its bare weights and its patches, hashed apart, for it does not matter where the host keeps them."""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...trainers.storage.files import tensors_sha256
+from . import bypass, guidance, weights
+
+_NETWORK = "diffusion_model."
+
+
+def teacher_sha256(model: Any) -> str:
+    """Of a loaded MODEL as wired: weights, patches, and what is beside its layers. The same under every loading policy.
+
+    ValueError for a patch of a kind that nothing is known of.
+    """
+    own = weights_sha256(_held(model), owner=model.model, file=file_of(model))
+    beside = tensors_sha256(_beside(model))
+    return hashlib.sha256(f"weights {own}\npatches {patches_sha256(model)}\nbeside {beside}".encode()).hexdigest()
+
+
+def of_old(model: Any) -> str | None:
+    """What the first version called a loaded MODEL: a hash of its weights as they lay. None where that says too little."""
+    if set(model.patches) - set(model.backup):
+        return None
+    lying = dict(model.model.diffusion_model.state_dict())
+    if any(value.is_meta for value in lying.values()):
+        return None
+    return tensors_sha256(lying | _beside(model))
+
+
+def _beside(model: Any) -> dict[str, Tensor]:
+    embedding = guidance.embedding_of(model)
+    known = bypass.weights(model.model.diffusion_model)
+    if embedding is not None:
+        known |= {"guidance": embedding.cond_proj, "guidance_scale": torch.tensor(embedding.guidance_scale)}
+    return known
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+_known: dict[tuple[Any, str], str] = {}
+"""Hashes by what they are of, file or network, and a sample of the values, which would tell if it had been changed."""
+
+
+def weights_sha256(tensors: Mapping[str, Tensor], *, owner: nn.Module, file: tuple[Any, ...] | None) -> str:
+    """tensors_sha256, kept: 40 GB take 20 seconds. owner: whose they are. file: which they come from, where that is known."""
+    sample = tensors_sha256({name: _sample(value) for name, value in tensors.items()})
+    key = (weakref.ref(owner) if file is None else file, sample)
+    if key not in _known:
+        _known[key] = tensors_sha256(tensors)
+    return _known[key]
+
+
+def _sample(value: Tensor) -> Tensor:
+    """About 64 of its values, and its shape."""
+    values = value.detach().reshape(-1)
+    values = values[:: max(1, len(values) // 64)].contiguous().view(torch.uint8).cpu()
+    return torch.cat([values, torch.tensor(value.shape, dtype=torch.int64).view(torch.uint8)])
+
+
+def file_of(model: Any) -> tuple[Any, ...] | None:
+    """(path, bytes, time) of the files that a MODEL was loaded from, where the host says so."""
+    _, arguments, *_ = getattr(model, "cached_patcher_init", None) or (None, ())
+    first = arguments[0] if arguments else None
+    paths = [Path(path) for path in (first if isinstance(first, list | tuple) else [first]) if isinstance(path, str)]
+    if not paths or not all(path.is_file() for path in paths):
+        return None
+    return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
+
+
+def _held(model: Any) -> dict[str, Tensor]:
+    """The bytes of a MODEL's bare weights by name, those of quantised ones by their parts."""
+    return {
+        name: part
+        for key, layer, slot, _ in weights.named(model.model)
+        if key.startswith(_NETWORK) and slot not in layer._non_persistent_buffers_set
+        for name, part in _parts(key, weights.bare(model, key))
+    }
+
+
+def _parts(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Of a tensor of whatever class: the ordinary ones that hold its bytes."""
+    if hasattr(value, "__tensor_flatten__"):
+        kind = getattr(value, "_layout_cls", type(value).__name__)
+        for inner in value.__tensor_flatten__()[0]:
+            yield from _parts(f"{name} {kind} {inner}", getattr(value, inner))
+        return
+    with torch._C.DisableTorchFunctionSubclass():
+        ordinary = value.as_subclass(Tensor).detach()
+        yield name, torch.zeros_like(ordinary, device="cpu") if ordinary.is_meta else ordinary
+
+
+# --- patches ---------------------------------------------------------------------------------------------------------
+
+
+def patches_sha256(model: Any) -> str:
+    """Of all that is to be added to a MODEL's weights, in the same form whatever classes the host has for it."""
+    digest = hashlib.sha256()
+    for key in sorted(model.patches):
+        for line in _said(model.patches[key], of=key):
+            digest.update(f"{key} {line}\n".encode())
+    return digest.hexdigest()
+
+
+def _said(value: Any, *, of: str) -> Iterator[str]:
+    """A patch as lines of text."""
+    if isinstance(value, Tensor):
+        yield tensors_sha256(dict(_parts("", value)))
+    elif value is None or isinstance(value, bool | int | float | str | torch.dtype):
+        yield repr(value)
+    elif isinstance(value, tuple | list):
+        yield from _said_in_turn(value, of=of)
+    elif hasattr(value, "weights") and hasattr(value, "name"):  # an adapter of newer hosts, a pair in older ones
+        yield from _said_in_turn((value.name, value.weights), of=of)
+    elif callable(value) and hasattr(value, "__qualname__"):
+        yield f"{value.__module__}.{value.__qualname__}"
+    else:
+        raise ValueError(f"the MODEL's patches change {of} by a {type(value).__name__}, which FewStep cannot identify.")
+
+
+def _said_in_turn(values: Any, *, of: str) -> Iterator[str]:
+    """Without what is absent at the end, of which hosts have learnt to add more."""
+    values = list(values)
+    while values and values[-1] is None:
+        values.pop()
+    yield f"{len(values)}:"
+    for value in values:
+        yield from _said(value, of=of)
