@@ -80,13 +80,13 @@ class Subject:
         return method_on(self.model, METHODS[name], empty_prompt=True)
 
     @contextmanager
-    def student(self, options: Any, data: TensorData) -> Iterator[Student]:
-        """What learns, as a run has it."""
+    def student(self, options: Any, data: TensorData, **how: Any) -> Iterator[Student]:
+        """What learns, as a run has it. how: of student_of."""
         from ..nodes.distillation import students
         from ..nodes.host import training
 
         own = list(training.loaded(self.model).parameters())
-        with torch.inference_mode(False), students.student_of(self.model, options, seed=SEED) as student:
+        with torch.inference_mode(False), students.student_of(self.model, options, seed=SEED, **how) as student:
             student.writes_in_place = probe_writes_in_place(student, data.first(1))
             student.require_gradients(data.first(1))
             yield student
@@ -188,24 +188,23 @@ def _near(difference: float) -> Found:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def gradients(name: str) -> Callable[[Subject], Found]:
-    """A part: the cosine between a LoRA's gradients in a method and those of ordinary float32 weights."""
+def gradients(name: str, **how: Any) -> Callable[[Subject], Found]:
+    """A part: the cosine between a LoRA's gradients in a method and those of ordinary float32 weights. how: of student_of."""
 
     def part(subject: Subject) -> Found:
         data, method = subject.data(), subject.method(name)
-        with subject.student(LORA, data) as student:
+        with subject.student(LORA, data, **how) as student:
             _scatter(student)
             target = _target(method, data, teacher=student.teacher, student=student.denoiser)
             with student.autograd():
                 loss_and_error(student.denoiser, target)[0].backward()
             state = below(student.state_dict(), "student.")
-        adapters = {path.removesuffix(".up"): None for path in state if path.endswith(".up")}
-        pairs = {path: LowRank(state[f"{path}.down"], state[f"{path}.up"]) for path in adapters}
+        paths = [name.removesuffix(".up") for name in state if name.endswith(".up")]
+        pairs = {path: LowRank(state[f"{path}.down"], state[f"{path}.up"]) for path in paths}
         found = {path: (pair.down.grad, pair.up.grad) for path, pair in pairs.items()}
         cosine = _cosine(found, _plainly(subject, method, data, pairs))
         return Found(cosine, cosine > COSINE)
 
-    part.__doc__ = f"Cosine of the gradients of {name} distillation with those of ordinary float32 weights."
     return part
 
 
@@ -334,6 +333,7 @@ PARTS: dict[str, Callable[[Subject], Found]] = {
     "Lightning": lightning,
     "LCM": lcm,
     **{name: gradients(name) for name in METHODS},
+    "checkpointing": gradients("progressive", gradient_checkpointing=True),
     "LoRA file": lora_file,
     "full weights": full_weights,
     "base": base,
