@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from . import demo, methods, progressive, samplers, training
+from . import architectures, demo, methods, progressive, samplers, training
 
-BENCHMARKS = {"demo": demo, "methods": methods, "progressive": progressive, "samplers": samplers, "training": training}
+BENCHMARKS = {
+    "architectures": architectures,
+    "demo": demo,
+    "methods": methods,
+    "progressive": progressive,
+    "samplers": samplers,
+    "training": training,
+}
 
 
 def main() -> None:

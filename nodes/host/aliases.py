@@ -37,7 +37,7 @@ class Aliases:
 
     def _slots(self) -> Iterator[tuple[dict[str, Any], str, Any]]:
         for module in self._network.modules():
-            for slots in (module._parameters, module._buffers):
+            for slots in (module._parameters, module._buffers, vars(module)):  # some keep tables as plain attributes
                 for name, value in slots.items():
                     yield slots, name, value
 

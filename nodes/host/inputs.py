@@ -271,7 +271,10 @@ def _as_tensors(encoded: dict[str, Any], *, name: str) -> Condition:
 
 
 def host_inputs(condition: Condition) -> dict[str, Any]:
-    """What the host's network takes by keyword, of a Condition: its tensors, and what stands in their names."""
+    """What the host's network takes by keyword, of a Condition: its tensors, and what stands in their names.
+
+    Copies, whole where all samples share one: some networks write into their text (HunyuanDiT), or view it anew.
+    """
     inputs: dict[str, Any] = {}
     lists: dict[str, dict[int, Tensor]] = {}
     for key, value in condition.items():
@@ -280,9 +283,9 @@ def host_inputs(condition: Condition) -> dict[str, Any]:
         if constant:
             inputs[name] = json.loads(text)
         elif listed:
-            lists.setdefault(listed[1], {})[int(listed[2])] = value
+            lists.setdefault(listed[1], {})[int(listed[2])] = value.clone()
         else:
-            inputs[key] = value
+            inputs[key] = value.clone()
     return inputs | {name: [values[i] for i in sorted(values)] for name, values in lists.items()}
 
 

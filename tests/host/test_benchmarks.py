@@ -6,7 +6,15 @@ import json
 import re
 
 import pytest
-from comfyui_fewstep.benchmarks import methods, progressive, progressive_ablation, progressive_cheaper, training
+from comfyui_fewstep.benchmarks import (
+    architectures,
+    architectures_parts,
+    methods,
+    progressive,
+    progressive_ablation,
+    progressive_cheaper,
+    training,
+)
 from comfyui_fewstep.trainers.methods.progressive import StudentPrediction
 from PIL import Image
 
@@ -143,3 +151,26 @@ def test_the_methods_benchmark_scores_every_method_and_goes_on(tmp_path):
     assert "| progressive | 1 | 1 | 1." in page
     assert re.search(r"- LCD, 4 steps: [\d.]+ times the teacher's at 64 steps; the aim of 1\.3 is", page)
     assert min(Image.open(tmp_path / "methods_pictures.png").size) > 100
+
+
+def test_the_architectures_benchmark_ends_at_no_error_and_goes_on(tmp_path, monkeypatch):
+    """Two architectures, in one of which a part fails; a second start measures what is missing."""
+    first, second = ["--folder", str(tmp_path), "--only", "sd15"], ["--folder", str(tmp_path)]
+    file, page = tmp_path / "architectures.json", tmp_path / "architectures.md"
+    architectures.main(first)
+    row = json.loads(file.read_text())["rows"]["sd15"]
+    assert row["cells"].keys() == architectures.PARTS.keys() == architectures.ABOUT.keys()
+    assert all(cell["right"] for cell in row["cells"].values()), row
+    assert "1 of 1 are right in every column" in page.read_text()
+
+    def breaks(subject):
+        raise ValueError(f"not with {subject.architecture.config}")
+
+    monkeypatch.setitem(architectures_parts.PARTS, "guidance", breaks)
+    architectures.main([*second, "--only", "sd15", "sd3"])
+    rows = json.loads(file.read_text())["rows"]
+    assert rows["sd15"] == row, "not measured again"
+    assert rows["sd3"]["cells"]["guidance"] == {"error": "ValueError: not with SD3"}
+    assert all(cell["right"] for part, cell in rows["sd3"]["cells"].items() if part != "guidance")
+    assert "- sd3 (guidance): ValueError: not with SD3" in page.read_text()
+    assert "1 of 2 are right in every column" in page.read_text()

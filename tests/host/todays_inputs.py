@@ -17,8 +17,8 @@ import comfy.model_base
 import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
-import comfy.supported_models
 import comfy.supported_models_base
+from comfyui_fewstep.benchmarks.architectures import ARCHITECTURES
 
 CPU = torch.device("cpu")
 CHANNELS, WIDTH = 4, 6
@@ -121,10 +121,10 @@ def stand_in(latent_format=Stills, *, channels=CHANNELS, seed=0):
     return comfy.model_patcher.ModelPatcher(network, load_device=CPU, offload_device=CPU)
 
 
-def text(tokens, *, seed=0, batch=1, **options):
+def text(tokens, *, seed=0, batch=1, width=WIDTH, **options):
     """CONDITIONING of one entry."""
     generator = torch.Generator().manual_seed(seed)
-    return [[torch.randn(batch, tokens, WIDTH, generator=generator), options]]
+    return [[torch.randn(batch, tokens, width, generator=generator), options]]
 
 
 def noise(*shape, seed=0):
@@ -150,132 +150,17 @@ def hosts_x0(model, x, sigma, prompt):
 
 # --- a current host's own --------------------------------------------------------------------------------------------
 
-HEAD = {"num_attention_heads": 2, "attention_head_dim": 16}
-CURRENT: dict[str, tuple[str, dict[str, Any]]] = {
-    "z_image": (
-        "ZImage",
-        {
-            "image_model": "lumina2",
-            "patch_size": 2,
-            "in_channels": 16,
-            "dim": 256,
-            "n_layers": 1,
-            "n_refiner_layers": 1,
-            "n_heads": 2,
-            "n_kv_heads": 2,
-            "multiple_of": 8,
-            "qk_norm": True,
-            "cap_feat_dim": WIDTH,
-            "axes_dims": [32, 48, 48],
-            "axes_lens": [64, 64, 64],
-            "rope_theta": 256.0,
-            "ffn_dim_multiplier": 2.0,
-            "z_image_modulation": True,
-            "time_scale": 1000.0,
-            "pad_tokens_multiple": 4,
-        },
-    ),
-    "qwen_image": (
-        "QwenImage",
-        HEAD
-        | {"image_model": "qwen_image", "num_layers": 1, "joint_attention_dim": WIDTH, "axes_dims_rope": (4, 6, 6)},
-    ),
-    "wan_i2v": (
-        "WAN21_I2V",
-        {
-            "image_model": "wan2.1",
-            "model_type": "t2v",
-            "in_dim": 36,
-            "dim": 24,
-            "ffn_dim": 32,
-            "freq_dim": 16,
-            "text_dim": WIDTH,
-            "num_heads": 2,
-            "num_layers": 1,
-            "text_len": 8,
-        },
-    ),
-    "ltxv": (
-        "LTXV",
-        HEAD | {"image_model": "ltxv", "cross_attention_dim": 32, "caption_channels": WIDTH, "num_layers": 1},
-    ),
-    "ltxav": (
-        "LTXAV",
-        HEAD
-        | {
-            "image_model": "ltxav",
-            "cross_attention_dim": 32,
-            "audio_cross_attention_dim": 32,
-            "audio_num_attention_heads": 2,
-            "audio_attention_head_dim": 16,
-            "caption_channels": WIDTH // 2,  # of a text that is ready for both streams
-            "num_layers": 1,
-            "connector_num_layers": 0,
-        },
-    ),
-    "cosmos_predict2": (
-        "CosmosT2IPredict2",
-        {
-            "image_model": "cosmos_predict2",
-            "max_img_h": 240,
-            "max_img_w": 240,
-            "max_frames": 128,
-            "in_channels": 16,
-            "out_channels": 16,
-            "patch_spatial": 2,
-            "patch_temporal": 1,
-            "concat_padding_mask": True,
-            "model_channels": 32,
-            "num_blocks": 1,
-            "num_heads": 2,
-            "crossattn_emb_channels": WIDTH,
-            "pos_emb_cls": "rope3d",
-            "use_adaln_lora": True,
-            "adaln_lora_dim": 8,
-        },
-    ),
-    "hunyuan_image": (
-        "HunyuanImage21",
-        {
-            "image_model": "hunyuan_video",
-            "in_channels": 64,
-            "out_channels": 64,
-            "vec_in_dim": None,
-            "context_in_dim": WIDTH,
-            "hidden_size": 32,
-            "mlp_ratio": 2.0,
-            "num_heads": 2,
-            "depth": 1,
-            "depth_single_blocks": 1,
-            "axes_dim": [8, 8],
-            "theta": 256,
-            "patch_size": [1, 1],
-            "qkv_bias": True,
-            "guidance_embed": False,
-            "byt5": False,
-            "meanflow": False,
-            "use_cond_type_embedding": False,
-            "vision_in_dim": None,
-            "meanflow_sum": False,
-        },
-    ),
-}
-
 
 def known(kind):
     """Whether this host has the model at all."""
-    return hasattr(comfy.supported_models, CURRENT[kind][0])
+    return ARCHITECTURES[kind].known()
 
 
-@torch.inference_mode()
 def current(kind, *, seed=0, **changed):
-    """A MODEL of the host's own class: float32, on the CPU, with weights drawn from the seed. changed: in its network."""
-    name, network = CURRENT[kind]
-    config = getattr(comfy.supported_models, name)(network | changed)
-    config.set_inference_dtype(torch.float32, None)
-    model = config.get_model({}).eval()
-    generator = torch.Generator().manual_seed(seed)
-    for weight in model.diffusion_model.state_dict().values():
-        noise_ = torch.randn(weight.shape, generator=generator)
-        weight.copy_(1.0 + 0.1 * noise_ if weight.ndim == 1 else noise_ / max(math.prod(weight.shape[1:]), 1) ** 0.5)
-    return comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
+    """A MODEL of the host's own class. changed: in its network."""
+    return ARCHITECTURES[kind].model(seed=seed, **changed)
+
+
+def prompt_of(kind, **options):
+    """CONDITIONING of five tokens in the width of its text encoder."""
+    return text(5, width=ARCHITECTURES[kind].width, **options)

@@ -9,12 +9,12 @@ import_host()
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.samplers.few_step import sample_few_step
 from comfyui_fewstep.trainers.data.batches import TensorData
-from todays_inputs import CURRENT, current, hosts_x0, known, noise, text
+from todays_inputs import current, hosts_x0, known, noise, prompt_of
 
-pytestmark = pytest.mark.skipif(not all(known(kind) for kind in CURRENT), reason="this host lacks today's models")
 SIGMA = 0.6
 SHAPES = {"qwen_image": (16, 1, 8, 8), "wan_i2v": (16, 3, 8, 8), "z_image": (16, 8, 8), "hunyuan_image": (64, 4, 4)}
 SHAPES |= {"ltxv": (128, 2, 4, 4), "cosmos_predict2": (16, 1, 8, 8)}
+pytestmark = pytest.mark.skipif(not all(known(kind) for kind in SHAPES), reason="this host lacks today's models")
 MASK = torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0]])
 CASES = {
     "z_image": ("z_image", {}),
@@ -48,17 +48,19 @@ def seen(model, x, prompt, sigma=SIGMA):
 def test_the_denoiser_sees_what_the_hosts_sampler_sees(case):
     kind, options = CASES[case]
     rows = 1 if kind == "ltxv" else 2  # the host's attention on CPUs takes no mask of several rows
-    model, x, prompt = current(kind), noise(rows, *SHAPES[kind]), text(5, **options)
+    model, x, prompt = current(kind), noise(rows, *SHAPES[kind]), prompt_of(kind, **options)
     torch.testing.assert_close(seen(model, x, prompt), hosts_x0(model, x, SIGMA, prompt), atol=1e-4, rtol=1e-4)
     if options and kind not in ("z_image", "ltxv"):  # of which one does not use the count, one wants a mask always
-        assert not torch.allclose(seen(model, x, prompt), seen(model, x, text(5)), atol=1e-3), "the options count"
+        assert not torch.allclose(seen(model, x, prompt), seen(model, x, prompt_of(kind)), atol=1e-3), (
+            "the options count"
+        )
 
 
 def test_sound_and_video_are_seen_as_the_hosts_sampler_sees_them():
     import comfy.nested_tensor
     import comfy.utils
 
-    model, prompt = current("ltxav"), text(5, frame_rate=12)
+    model, prompt = current("ltxav"), prompt_of("ltxav", frame_rate=12)
     streams = [noise(1, 128, 2, 4, 4), noise(1, 8, 6, 16, seed=1)]
     latent = {"samples": comfy.nested_tensor.NestedTensor(streams)}
     x0, shapes = host.inputs.latents_for_training(model, latent), host.inputs.stream_shapes(latent)
@@ -72,11 +74,11 @@ def test_sound_and_video_are_seen_as_the_hosts_sampler_sees_them():
 
 def test_mean_flow_is_refused():
     with pytest.raises(ValueError, match="this model is of mean flow"):
-        seen(current("hunyuan_image", meanflow=True), noise(1, *SHAPES["hunyuan_image"]), text(5))
+        seen(current("hunyuan_image", meanflow=True), noise(1, *SHAPES["hunyuan_image"]), prompt_of("hunyuan_image"))
 
 
 def test_lightning_is_the_hosts_euler_on_cosmos():
-    model, prompt = current("cosmos_predict2"), text(5)
+    model, prompt = current("cosmos_predict2"), prompt_of("cosmos_predict2")
     sigmas = torch.tensor([80.0, 5.0, 1.0, 0.2, 0.0])
     drawn = [
         host.models.sample(

@@ -200,3 +200,16 @@ def test_a_convolutions_gradient_is_torchs(dims):
         assert layer(x).grad_fn.name() == "_FrozenBackward"
     assert torch.equal(found, wanted)
     assert layer(x).grad_fn.name() == "ConvolutionBackward0"
+
+
+def test_tables_that_a_module_keeps_as_plain_attributes_are_aliased():
+    """ACE-Step's positions: made under inference mode, and no buffer."""
+    module = nn.Linear(2, 2)
+    with torch.inference_mode():
+        module.table = torch.ones(2)
+    own = module.table
+    with aliases.aliased(module):
+        scale = torch.ones(2, requires_grad=True)
+        (scale * module.table).sum().backward()
+        assert module.table.data_ptr() == own.data_ptr()
+    assert module.table is own

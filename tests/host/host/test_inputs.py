@@ -183,3 +183,14 @@ def test_the_streams_of_a_nested_latent_are_trained_packed(output):
     heard = denoised(model, x0, data.first(2).condition)
     deaf = denoised(model, x0, {k: v for k, v in data.first(2).condition.items() if "=" not in k})
     assert torch.equal(heard[..., :48], deaf[..., :48]) and not torch.allclose(heard[..., 48:], deaf[..., 48:])
+
+
+def test_what_a_network_writes_into_its_inputs_stays_in_it():
+    """HunyuanDiT writes padding into its text, and views a text that all samples share in another shape."""
+    text_, latent = noise(1, 5, WIDTH), noise(1, CHANNELS, 2, 2, seed=1)
+    condition = {"c_crossattn": text_.expand(2, 5, WIDTH), "ref_latents[0]": latent.expand(2, CHANNELS, 2, 2)}
+    given = host.inputs.host_inputs(condition)
+    for value in (given["c_crossattn"], given["ref_latents"][0]):
+        value.view(-1, value.shape[-1]).zero_()
+    assert torch.equal(condition["c_crossattn"][1:], text_)
+    assert torch.equal(condition["ref_latents[0]"][1:], latent)
