@@ -8,7 +8,7 @@ from . import host, routes
 from .demo import digits
 from .distillation import distillation, methods, runs, students, training_data
 from .host import folders, limits
-from .sampling import comparison, guidance, model_sampling, recipes, samplers, schedules
+from .sampling import comparison, experts, guidance, model_sampling, recipes, samplers, schedules
 
 NODE_CLASS_MAPPINGS = {
     "FewStepLCMSampler": samplers.LCMSampler,
@@ -18,6 +18,7 @@ NODE_CLASS_MAPPINGS = {
     "FewStepAncestralSampler": samplers.AncestralSampler,
     "FewStepSchedule": schedules.Schedule,
     "FewStepApplyRecipe": recipes.ApplyRecipe,
+    "FewStepTwoExperts": experts.TwoExperts,
     "FewStepGuidanceEmbedding": guidance.GuidanceEmbedding,
     "FewStepGuidanceDistilledGuider": guidance.GuidanceDistilledGuider,
     "FewStepGuidanceDistilledSampler": guidance.GuidanceDistilledSampler,
@@ -54,6 +55,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FewStepAncestralSampler": "Ancestral Sampler (few-step)",
     "FewStepSchedule": "Few-Step Schedule",
     "FewStepApplyRecipe": "Apply Recipe (few-step)",
+    "FewStepTwoExperts": "Two Experts (few-step)",
     "FewStepGuidanceEmbedding": "Guidance Embedding (LCM)",
     "FewStepGuidanceDistilledGuider": "Guidance-Distilled Guider",
     "FewStepGuidanceDistilledSampler": "Guidance-Distilled Sampler",

@@ -56,7 +56,7 @@ def of_recipe(given: Mapping[str, str]) -> dict[str, Any]:
     shown = _shown(kind, recipes.preset_levels(_sampling(kind), preset, **size))
     if kind == "flow" and preset.models and "Flux" not in preset.models:
         shown["models"] |= {kind: f"models of ComfyUI's class {' or '.join(preset.models)}"}
-    return {**shown, "source": preset.source}
+    return {**shown, "source": preset.source, "told": preset.told()}
 
 
 def of_method(given: Mapping[str, str]) -> dict[str, Any]:
