@@ -6,7 +6,7 @@ import importlib.util
 
 from . import host, routes
 from .demo import digits
-from .distillation import distillation, methods, runs, students, training_data
+from .distillation import distillation, experts_part, methods, runs, students, training_data
 from .host import folders, limits
 from .sampling import comparison, experts, guidance, model_sampling, recipes, samplers, schedules
 
@@ -29,6 +29,7 @@ NODE_CLASS_MAPPINGS = {
     "FewStepGuidanceDistillation": methods.GuidanceDistillation,
     "FewStepConsistencyDistillation": methods.ConsistencyDistillation,
     "FewStepConsistencyTraining": methods.ConsistencyTraining,
+    "FewStepExpertsPart": experts_part.ExpertsPart,
     "FewStepLoRAStudent": students.LoRAStudentNode,
     "FewStepFullWeightsStudent": students.FullWeightsStudentNode,
     "FewStepImageFolder": training_data.ImageFolder,
@@ -66,6 +67,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FewStepGuidanceDistillation": "Guidance Distillation",
     "FewStepConsistencyDistillation": "Consistency Distillation (LCM)",
     "FewStepConsistencyTraining": "Consistency Training (no teacher)",
+    "FewStepExpertsPart": "One Expert's Part (training)",
     "FewStepLoRAStudent": "LoRA Student",
     "FewStepFullWeightsStudent": "Full-Weights Student",
     "FewStepImageFolder": "Training Images (Folder)",

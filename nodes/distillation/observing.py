@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...samplers.few_step import draw_from_noise
+from ...trainers.objective.method import Stage
 from ...trainers.storage.export import LORA
 from ...trainers.storage.files import write_atomically
 from ...trainers.storage.reading import without_nan
@@ -66,7 +67,7 @@ class Preview:
         self._distillation, self._student, self._model, self._vae = distillation, student, model, vae
         first = distillation.data.first(PREVIEW_PICTURES)
         self._noise = torch.randn(first.x0.shape, generator=torch.Generator().manual_seed(0)).to(first.x0)
-        self._condition = first.condition
+        self._condition, self._x0 = first.condition, first.x0
 
     def due(self, metrics: Metrics) -> bool:
         """With every checkpoint, and at the end of a stage."""
@@ -77,8 +78,8 @@ class Preview:
         stage = self._distillation.method.stages()[metrics.stage]
         with self._student.result():  # all is drawn before the VAE comes, for which the host may put the model away
             drawn = [
-                self._draw(self._student.teacher, stage.sigmas, gamma=0.0),
-                self._draw(self._student.denoiser, stage.sigmas, gamma=stage.gamma),
+                self._draw(self._student.teacher, stage, gamma=0.0),
+                self._draw(self._student.denoiser, stage, gamma=stage.gamma),
             ]
         rows = [self._decode(latents) for latents in drawn]
         grid = stacked(rows).mul(255).byte()
@@ -89,9 +90,11 @@ class Preview:
         write_atomically(file, content.getvalue())  # another process may be watching
         return picture
 
-    def _draw(self, denoiser: Any, sigmas: Tensor, *, gamma: float) -> Tensor:
+    def _draw(self, denoiser: Any, stage: Stage, *, gamma: float) -> Tensor:
+        """Of one of two experts what it sees at the end of its own levels, from the data in noise where these begin below."""
+        x0 = None if stage.from_noise else self._x0
         family = self._distillation.method.family
-        return draw_from_noise(denoiser, self._noise, sigmas, self._condition, family=family, gamma=gamma)
+        return draw_from_noise(denoiser, self._noise, stage.shown, self._condition, family=family, gamma=gamma, x0=x0)
 
     def _decode(self, latents: Tensor) -> Tensor:
         try:

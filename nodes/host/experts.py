@@ -52,8 +52,8 @@ class TwoExperts:
 
 
 def steps_above(sigmas: Tensor, boundary: float) -> int:
-    """How many steps of the levels (n + 1,), descending, begin at the boundary or above it."""
-    return int((sigmas[:-1] >= boundary - 1e-6).sum())
+    """How many steps of the levels (n + 1,), descending, begin at the boundary, however rounded, or above it."""
+    return int((sigmas[:-1] >= boundary * (1.0 - 1e-5)).sum())
 
 
 def _require_function(sampler: Any) -> None:

@@ -102,7 +102,8 @@ class ApplyRecipe:
     ) -> tuple[Any, Any, Tensor, float, Any, float]:
         if recipe == FROM_FILE:
             model, sampler, sigmas = _from_file(model, file)
-            return model, sampler, sigmas, 1.0, _guider(model, positive, negative, cfg=1.0, guidance_scale=None), 0.0
+            guider = _guider(model, positive, negative, cfg=1.0, guidance_scale=None)
+            return model, sampler, sigmas, 1.0, guider, recipe_of(file).boundary or 0.0
         preset = preset_of(recipe)
         model = _read_as(model, preset, recipe)
         sigmas = preset_levels(host.models.model_sampling_of(model), preset, **size)
