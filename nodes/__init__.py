@@ -6,9 +6,9 @@ import importlib.util
 
 from . import host, routes
 from .demo import digits
-from .distillation import distillation, methods, runs, students, training_data
+from .distillation import distillation, experts_part, methods, runs, students, training_data
 from .host import folders, limits
-from .sampling import comparison, guidance, model_sampling, recipes, samplers, schedules
+from .sampling import comparison, experts, guidance, model_sampling, recipes, samplers, schedules
 
 NODE_CLASS_MAPPINGS = {
     "FewStepLCMSampler": samplers.LCMSampler,
@@ -18,6 +18,7 @@ NODE_CLASS_MAPPINGS = {
     "FewStepAncestralSampler": samplers.AncestralSampler,
     "FewStepSchedule": schedules.Schedule,
     "FewStepApplyRecipe": recipes.ApplyRecipe,
+    "FewStepTwoExperts": experts.TwoExperts,
     "FewStepGuidanceEmbedding": guidance.GuidanceEmbedding,
     "FewStepGuidanceDistilledGuider": guidance.GuidanceDistilledGuider,
     "FewStepGuidanceDistilledSampler": guidance.GuidanceDistilledSampler,
@@ -28,6 +29,7 @@ NODE_CLASS_MAPPINGS = {
     "FewStepGuidanceDistillation": methods.GuidanceDistillation,
     "FewStepConsistencyDistillation": methods.ConsistencyDistillation,
     "FewStepConsistencyTraining": methods.ConsistencyTraining,
+    "FewStepExpertsPart": experts_part.ExpertsPart,
     "FewStepLoRAStudent": students.LoRAStudentNode,
     "FewStepFullWeightsStudent": students.FullWeightsStudentNode,
     "FewStepImageFolder": training_data.ImageFolder,
@@ -54,6 +56,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FewStepAncestralSampler": "Ancestral Sampler (few-step)",
     "FewStepSchedule": "Few-Step Schedule",
     "FewStepApplyRecipe": "Apply Recipe (few-step)",
+    "FewStepTwoExperts": "Two Experts (few-step)",
     "FewStepGuidanceEmbedding": "Guidance Embedding (LCM)",
     "FewStepGuidanceDistilledGuider": "Guidance-Distilled Guider",
     "FewStepGuidanceDistilledSampler": "Guidance-Distilled Sampler",
@@ -64,6 +67,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FewStepGuidanceDistillation": "Guidance Distillation",
     "FewStepConsistencyDistillation": "Consistency Distillation (LCM)",
     "FewStepConsistencyTraining": "Consistency Training (no teacher)",
+    "FewStepExpertsPart": "One Expert's Part (training)",
     "FewStepLoRAStudent": "LoRA Student",
     "FewStepFullWeightsStudent": "Full-Weights Student",
     "FewStepImageFolder": "Training Images (Folder)",

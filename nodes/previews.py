@@ -49,14 +49,15 @@ def of_recipe(given: Mapping[str, str]) -> dict[str, Any]:
     if name == recipes.FROM_FILE:
         recipe = recipes.recipe_of(given.get("file", ""))
         kind = "flow" if recipe.noise_family == NoiseFamily.FLOW.value else "sd"
-        return _shown(kind, torch.tensor(recipe.sigmas))
+        part = [f"One of two experts, for {recipe.part}; see Two Experts."] if recipe.part else []
+        return {**_shown(kind, torch.tensor(recipe.sigmas)), "told": part}
     preset = recipes.preset_of(name)
     kind = _kind_of(preset)
     size = {name: value for name, value in _read(recipes.ApplyRecipe.INPUT_TYPES(), given).items() if name in _SIZE}
     shown = _shown(kind, recipes.preset_levels(_sampling(kind), preset, **size))
     if kind == "flow" and preset.models and "Flux" not in preset.models:
         shown["models"] |= {kind: f"models of ComfyUI's class {' or '.join(preset.models)}"}
-    return {**shown, "source": preset.source}
+    return {**shown, "source": preset.source, "told": preset.told()}
 
 
 def of_method(given: Mapping[str, str]) -> dict[str, Any]:

@@ -26,7 +26,10 @@ _LTX25 = "github.com/Lightricks/LTX-2, ltx_pipelines/distilled.py: ancestral at 
 _TURBO_CARD = "huggingface.co/stabilityai/sdxl-turbo and sd-turbo, scheduler_config.json: timestep_spacing trailing"
 _H3 = "huggingface.co/lightx2v/Minimax-h3-Turbo, discussion 42 (4 steps); github.com/ModelTC/LightX2V, configs/minimax_h3/dmd"
 _TEMPLATES = "ComfyUI's workflow templates"
-_WAN = "github.com/ModelTC/LightX2V, configs/distill/wan21 and wan22: 1000, 750, 500, 250 at sample_shift 5"
+_WAN = (
+    "github.com/ModelTC/LightX2V, configs/distill/wan21 and wan22: 1000, 750, 500, 250 at sample_shift 5; "
+    "github.com/Wan-Video/Wan2.2, wan/configs: boundary 0.875 from text, 0.9 from a picture"
+)
 _FASTWAN = "github.com/hao-ai-lab/FastVideo, DMD timesteps 1000, 757, 522"
 _Z = "huggingface.co/Tongyi-MAI/Z-Image-Turbo, discussion 158; diffusers ZImagePipeline"
 _KREA = "github.com/krea-ai/krea-2, README: --steps 8 --cfg 0.0 --mu 1.15"
@@ -46,6 +49,8 @@ class Preset:
     base model's is. lcm_boundary: LCM's scalings on top of it. cfg: of the guider; 1 is one forward a step.
     guidance_scale: for a model with a guidance input, what goes in there. audio_shift: the model is patched to it, and to
     absolute_shift for its pictures. models: the host's classes of the family, where it is told from others by them.
+    lora_strength: of the speed LoRA, where its authors ask for another than 1. boundary: two experts share the steps, the one
+    for high noise takes the levels from it up. then: the recipe of the second stage.
     """
 
     sampler: str
@@ -63,6 +68,20 @@ class Preset:
     absolute_shift: float = 0.0
     audio_shift: float | None = None
     models: tuple[str, ...] = ()
+    lora_strength: float = 1.0
+    boundary: float | None = None
+    then: str | None = None
+
+    def told(self) -> list[str]:
+        """What a user must know beside the levels, a sentence each."""
+        said = []
+        if self.lora_strength != 1.0:
+            said.append(f"Load the speed LoRA at strength {self.lora_strength:g}.")
+        if self.boundary is not None:
+            said.append(f"Two experts: high noise from {self.boundary:g} up, low noise below; see Two Experts.")
+        if self.then is not None:
+            said.append(f"Then enlarge the latent and go on with {self.then!r}.")
+        return said
 
 
 def _n(steps: int) -> str:
@@ -107,6 +126,8 @@ def _h3(steps: int, *, shift: float, source: str) -> Preset:
 
 
 _LTX_STAGE_2 = "0.909375, 0.725, 0.421875"
+_LTX_THEN = "LTX-2 or 2.3 distilled, stage 2, 3 steps"
+_LTX25_THEN = "LTX-2.5 distilled, stage 2, 3 steps"
 _LTX_STAGE_1 = f"1, 0.99375, 0.9875, 0.98125, 0.975, {_LTX_STAGE_2}"
 _FLUX2_SIGMAS = "1, 0.6509, 0.4374, 0.2932, 0.1893, 0.1108, 0.0495, 0.00031"
 _QWEN21_SIGMAS = "1, 0.978453, 0.95418, 0.926626, 0.89508, 0.845148, 0.704534, 0.414568"
@@ -131,7 +152,10 @@ PRESETS: dict[str, Preset] = {
     **{f"PCM normal-CFG LoRA, {_n(n)}": _pcm(n, cfg=7.5) for n in (4, 8, 16)},
     "PCM LCM-like LoRA, 4 steps": dataclasses.replace(_lcm(4), source=_PCM),
     **{f"FLUX.1 schnell, {_n(n)}": _flow(n, "Flux", source=_FLUX) for n in (1, 4)},
-    **{f"Hyper-FLUX LoRA, {_n(n)}": _flow(n, "Flux", source=_HYPER, guidance_scale=3.5) for n in (8, 16)},
+    **{
+        f"Hyper-FLUX LoRA, {_n(n)}": _flow(n, "Flux", source=_HYPER, guidance_scale=3.5, lora_strength=0.125)
+        for n in (8, 16)
+    },
     **{f"Qwen-Image-Lightning, {_n(n)}": _flow(n, "QwenImage", source=_QWEN, absolute_shift=3.0) for n in (4, 8)},
     "LTX-Video distilled, 8 steps": _listed(_LTX_STAGE_1, "LTXV", "LTXAV", source=_LTX),
     **{
@@ -143,12 +167,15 @@ PRESETS: dict[str, Preset] = {
     **{f"SD-Turbo, {_n(n)} (model card's list)": dataclasses.replace(_hyper(n), source=_TURBO_CARD) for n in (2, 4)},
     **{f"MiniMax H3 Turbo LoRA, {_n(n)}": _h3(n, shift=6.0, source=_H3) for n in (4, 8)},
     "MiniMax H3 Turbo LoRA, 8 steps (shift 12, ComfyUI's templates)": _h3(8, shift=12.0, source=_TEMPLATES),
-    "LTX-2 or 2.3 distilled, stage 1, 8 steps": _listed(_LTX_STAGE_1, "LTXAV", source=_LTX),
-    "LTX-2 or 2.3 distilled, stage 2, 3 steps": _listed(_LTX_STAGE_2, "LTXAV", source=_LTX),
-    "LTX-2.5 distilled, stage 1, 8 steps": _listed(_LTX_STAGE_1, "LTXAV", source=_LTX25, sampler="ancestral", eta=1.0),
-    "LTX-2.5 distilled, stage 2, 3 steps": _listed(_LTX_STAGE_2, "LTXAV", source=_LTX25),
+    "LTX-2 or 2.3 distilled, stage 1, 8 steps": _listed(_LTX_STAGE_1, "LTXAV", source=_LTX, then=_LTX_THEN),
+    _LTX_THEN: _listed(_LTX_STAGE_2, "LTXAV", source=_LTX),
+    "LTX-2.5 distilled, stage 1, 8 steps": _listed(
+        _LTX_STAGE_1, "LTXAV", source=_LTX25, sampler="ancestral", eta=1.0, then=_LTX25_THEN
+    ),
+    _LTX25_THEN: _listed(_LTX_STAGE_2, "LTXAV", source=_LTX25),
     "Z-Image-Turbo, 8 steps": _flow(8, "Lumina2", source=_Z, absolute_shift=3.0),
-    "Wan 2.1 or 2.2 lightx2v, 4 steps": _flow(4, "WAN21", source=_WAN, absolute_shift=5.0),
+    "Wan 2.1 or 2.2 lightx2v, 4 steps": _flow(4, "WAN21", source=_WAN, absolute_shift=5.0, boundary=0.875),
+    "Wan 2.2 lightx2v, image to video, 4 steps": _flow(4, "WAN21", source=_WAN, absolute_shift=5.0, boundary=0.9),
     "FastWan, 3 steps": _listed("1, 0.757, 0.522", "WAN21", source=_FASTWAN, sampler="lcm"),
     "Krea 2 Turbo, 8 steps": _flow(8, "Krea2", source=_KREA, absolute_shift=math.exp(1.15)),
     **{

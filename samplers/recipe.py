@@ -19,7 +19,8 @@ class Recipe:
 
     sigmas: (steps + 1,) noise levels, descending, the last 0. gamma: see NoiseFamily.jump. guidance_scale: what was
     baked in during training, 1 for none; sample at cfg 1 in either case. prediction_type, noise_family: the host
-    model's parameterisation, for a check against the model that the weights are loaded into.
+    model's parameterisation, for a check against the model that the weights are loaded into. level_from, level_to: the levels
+    that an expert's student is for, of the sigmas that it shares with its partner; shares of the model's time.
     """
 
     method: str
@@ -30,6 +31,20 @@ class Recipe:
     prediction_type: str
     noise_family: str
     guidance_scale: float
+    level_from: float = 0.0
+    level_to: float = 1.0
+
+    @property
+    def boundary(self) -> float | None:
+        """Where the expert for high noise hands over to the one for low; None for a student of all levels."""
+        return self.level_from or (self.level_to if self.level_to < 1.0 else None)
+
+    @property
+    def part(self) -> str:
+        """Which levels the student is for, in words; empty for all."""
+        if self.boundary is None:
+            return ""
+        return f"noise levels {self.level_from:g} to {self.level_to:g}"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or len(self.sigmas) != self.steps + 1:
@@ -41,10 +56,17 @@ class Recipe:
             raise ValueError(f"the recipe's sigmas must fall to 0, but they are {list(self.sigmas)}.")
         if not 0.0 <= self.gamma <= 1.0:
             raise ValueError(f"the recipe's gamma is {self.gamma}; allowed is 0 to 1.")
+        if not 0.0 <= self.level_from < self.level_to <= 1.0:
+            raise ValueError(
+                f"the recipe is for levels {self.level_from} to {self.level_to}; allowed is 0 to 1, rising."
+            )
 
     def to_metadata(self) -> dict[str, str]:
         """As safetensors metadata: one key, JSON text."""
-        return {METADATA_KEY: json.dumps({"format": FORMAT, **dataclasses.asdict(self)})}
+        fields = dataclasses.asdict(self)
+        if self.boundary is None:  # as students of all levels have always been written, and read by older packs
+            del fields["level_from"], fields["level_to"]
+        return {METADATA_KEY: json.dumps({"format": FORMAT, **fields})}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str] | None, *, source: str) -> Recipe:

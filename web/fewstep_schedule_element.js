@@ -73,7 +73,7 @@ class Schedule extends HTMLElement {
     this.error.textContent = "";
     this.choosing.hidden = !choosable;
     this.#drawChoice(told);
-    this.about.textContent = [choosable ? "" : `For ${told.models[told.model]}.`, note].filter(Boolean).join(" ");
+    this.about.textContent = [choosable ? "" : `For ${told.models[told.model]}.`, ...(told.told ?? []), note].filter(Boolean).join(" ");
     this.about.title = told.source ?? "";
     this.stages.textContent = training(told.stages ?? []);
     this.#drawPicture(told.sigmas);

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...samplers.few_step import draw_from_noise
+from ...trainers.objective.method import Stage
 from ...trainers.storage.export import LORA
 from ...trainers.storage.files import write_atomically
 from ...trainers.storage.reading import without_nan
@@ -80,8 +81,8 @@ class Preview:
         teacher = method.teaching(self._student.teacher, stage=metrics.stage, batch=self._first)
         with self._student.result():  # all is drawn before the VAE comes, for which the host may put the model away
             drawn = [
-                self._draw(teacher, stage.sigmas, gamma=0.0),
-                self._draw(self._student.denoiser, stage.sigmas, gamma=stage.gamma),
+                self._draw(teacher, stage, gamma=0.0),
+                self._draw(self._student.denoiser, stage, gamma=stage.gamma),
             ]
         rows = [self._decode(latents) for latents in drawn]
         grid = stacked(rows).mul(255).byte()
@@ -92,9 +93,12 @@ class Preview:
         write_atomically(file, content.getvalue())  # another process may be watching
         return picture
 
-    def _draw(self, denoiser: Any, sigmas: Tensor, *, gamma: float) -> Tensor:
+    def _draw(self, denoiser: Any, stage: Stage, *, gamma: float) -> Tensor:
+        """Of one of two experts what it sees at the end of its own levels, from the data in noise where these begin below."""
+        x0 = None if stage.from_noise else self._first.x0
         family = self._distillation.method.family
-        return draw_from_noise(denoiser, self._noise, sigmas, self._first.condition, family=family, gamma=gamma)
+        condition = self._first.condition
+        return draw_from_noise(denoiser, self._noise, stage.shown, condition, family=family, gamma=gamma, x0=x0)
 
     def _decode(self, latents: Tensor) -> Tensor:
         try:

@@ -216,7 +216,8 @@ def sampler_function(
     def host_function(model: Any, x: Tensor, sigmas: Tensor, *rest: Any, **named: Any) -> Tensor:
         sampling = model.inner_model.inner_model.model_sampling
         family, scale = noise_family(sampling), noise_scale(sampling)
-        if unit_variance_start and family is NoiseFamily.VARIANCE_EXPLODING and sigmas[0] < 0.9999 * sampling.sigma_max:
+        starts = unit_variance_start and not getattr(model, "is_under_way", False)  # see experts
+        if starts and family is NoiseFamily.VARIANCE_EXPLODING and sigmas[0] < 0.9999 * sampling.sigma_max:
             x = _at_unit_variance(x, sigma=sigmas[0], latent=getattr(model, "latent_image", None))
         known: dict[str, Any] = {"family": family} | ({"table": noise_levels(sampling)} if wants_table else {})
         if models_sigma_min and prediction_type(sampling) == "edm":
@@ -227,6 +228,7 @@ def sampler_function(
             model.inner_model = guider  # of KSamplerX0Inpaint, which the host makes anew for every sampling
             return function(model, x, sigmas, *rest, **known, **options, **named)
 
+    host_function.draws_by_level = True  # type: ignore[attr-defined] # see experts
     return host_function
 
 

@@ -21,14 +21,15 @@ _NO_FILE = "none"
 
 
 class ApplyRecipe:
-    RETURN_TYPES = ("MODEL", "SAMPLER", "SIGMAS", "FLOAT", "GUIDER")
-    RETURN_NAMES = ("model", "sampler", "sigmas", "cfg", "guider")
+    RETURN_TYPES = ("MODEL", "SAMPLER", "SIGMAS", "FLOAT", "GUIDER", "FLOAT")
+    RETURN_NAMES = ("model", "sampler", "sigmas", "cfg", "guider", "boundary")
     OUTPUT_TOOLTIPS = (
         "The model, its output read as the recipe says.",
         "The sampler of the recipe.",
         "The exact noise levels of the recipe.",
         "The guidance scale to sample with: 1, no guidance, for almost all of these.",
         "For SamplerCustomAdvanced: model, prompts and guidance of the recipe. Needs positive.",
+        "For Two Experts: where the expert for high noise hands over; 0 for recipes of one model.",
     )
     FUNCTION = "apply"
     CATEGORY = "few-step/sampling"
@@ -98,15 +99,16 @@ class ApplyRecipe:
         positive: Any = None,
         negative: Any = None,
         **size: Any,
-    ) -> tuple[Any, Any, Tensor, float, Any]:
+    ) -> tuple[Any, Any, Tensor, float, Any, float]:
         if recipe == FROM_FILE:
             model, sampler, sigmas = _from_file(model, file)
-            return model, sampler, sigmas, 1.0, _guider(model, positive, negative, cfg=1.0, guidance_scale=None)
+            guider = _guider(model, positive, negative, cfg=1.0, guidance_scale=None)
+            return model, sampler, sigmas, 1.0, guider, recipe_of(file).boundary or 0.0
         preset = preset_of(recipe)
         model = _read_as(model, preset, recipe)
         sigmas = preset_levels(host.models.model_sampling_of(model), preset, **size)
         guider = _guider(model, positive, negative, cfg=preset.cfg, guidance_scale=preset.guidance_scale)
-        return model, _sampler(preset), sigmas, preset.cfg, guider
+        return model, _sampler(preset), sigmas, preset.cfg, guider, preset.boundary or 0.0
 
 
 def _read_as(model: Any, preset: Preset, recipe: str) -> Any:

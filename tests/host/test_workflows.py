@@ -29,7 +29,7 @@ def own(object_info):
 
 
 def test_the_pack_loads_whole(object_info, server):
-    assert len(own(object_info)) == 33
+    assert len(own(object_info)) == 35
     assert "IMPORT FAILED" not in "\n".join(
         line for line in server.tail(10**6).splitlines() if "comfyui_fewstep" in line.lower()
     )
@@ -58,6 +58,7 @@ def test_every_input_and_output_has_a_tooltip(object_info):
         ("train lora", {"FewStepDistill", "FewStepLoRAStudent", "FewStepImageFolder"}),
         ("dataset", {"FewStepImageFolder", "FewStepTeacherPictures"}),
         ("multi gpu", {"FewStepWriteRun", "FewStepWatchRun"}),
+        ("wan", {"FewStepTwoExperts", "FewStepApplyRecipe", "FewStepExpertsPart"}),
         ("merge", {"FewStepSaveStudent"}),
         ("cfg", {"FewStepGuidanceDistillation", "FewStepGuidanceEmbedding"}),
         ("benchmark", {"FewStepCompare", "FewStepEvaluateDigits"}),

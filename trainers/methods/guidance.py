@@ -17,6 +17,7 @@ from ..objective import choices
 from ..objective.distance import Distance
 from ..objective.grid import Grid
 from ..objective.guidance_range import GuidanceRange, with_scale
+from ..objective.level_range import LevelRange
 from ..objective.method import Lesson, OnTeacher, Stage, Target, TeacherKind
 from ..objective.weighting import Weighting
 
@@ -28,6 +29,7 @@ class GuidanceOptions(choices.Choices):
     guidance_scale: what is baked in, s of uncond + s (cond - uncond). guidance_scale_max: where it is not 0, the student takes
     any scale between the two as an input. steps, grid, gamma: how the student is to be sampled,
     which its file says; training is on all levels, so any other way of sampling the teacher does for the student too.
+    level_from, level_to: of those levels, the part of one of two experts; see LevelRange.
     """
 
     guidance_scale: float
@@ -39,9 +41,12 @@ class GuidanceOptions(choices.Choices):
     grid: Grid = Grid.TRAILING
     gamma: float = 0.0
     guidance_scale_max: float = 0.0
+    level_from: float = 0.0
+    level_to: float = 1.0
 
     def __post_init__(self) -> None:
         choices.require_at_least_one(self, "iterations", "steps")
+        LevelRange(self.level_from, self.level_to)
         choices.require_learning_rate(self.learning_rate)
         if not self.scales.guides:
             raise ValueError("guidance_scale is 1.0, which is no guidance, so there is nothing to distil; give more.")
@@ -78,8 +83,10 @@ class GuidanceDistillation(OnTeacher[GuidanceOptions]):
         teacher.require_guided(options.scales, as_input=options.guidance_scale_max > 0.0)
         super().__init__(options, teacher)
         options.weighting.require_for(teacher.family)
-        self._table = teacher.table
+        self.levels = LevelRange(options.level_from, options.level_to)
+        self._trained = teacher.table[self.levels.holds(teacher.table, family=teacher.family, table=teacher.table)]
         self._sigmas = options.schedule(options.steps, table=teacher.table)
+        self._steps = self.levels.steps_in(self._sigmas, family=teacher.family, table=teacher.table)
 
     def stages(self) -> list[Stage]:
         return [
@@ -90,14 +97,16 @@ class GuidanceDistillation(OnTeacher[GuidanceOptions]):
                 sigmas=self._sigmas,
                 teacher_sigmas=self._sigmas,
                 gamma=self._options.gamma,
+                top=float(self._sigmas[self._steps[0]]),
+                bottom=float(self._sigmas[self._steps[-1] + 1]),
             )
         ]
 
     @torch.no_grad()
     def target(self, lesson: Lesson) -> Target:
-        """What the teacher sees with guidance, at any of the model's levels with equal chance."""
-        batch, k, noise = lesson.batch, lesson.numbers(len(self._table)), lesson.noise()
-        sigma = self._table[k].to(batch.x0)
+        """What the teacher sees with guidance, at any of the levels that it is for, with equal chance."""
+        batch, k, noise = lesson.batch, lesson.numbers(len(self._trained)), lesson.noise()
+        sigma = self._trained[k].to(batch.x0)
         x_t = self.family.add_noise(batch.x0, noise, sigma=sigma)
         weight = self._options.weighting(sigma, family=self.family)
         scales = self._options.scales.draw(len(k), generator=lesson.generator).to(x_t)

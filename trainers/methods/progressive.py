@@ -12,13 +12,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...samplers.noise import Denoiser, solved_x0
+from ...samplers.noise import Denoiser, NoiseFamily, solved_x0
 from ...samplers.recipe import Recipe
 from ..data.batches import Batch, Condition
 from ..objective import choices
+from ..objective.consistency_function import timestep
 from ..objective.distance import Distance
 from ..objective.grid import Grid
 from ..objective.guidance_range import GuidanceRange, taking, with_scale
+from ..objective.level_range import LevelRange
 from ..objective.method import Lesson, OnTeacher, Stage, Target, TeacherKind
 from ..objective.weighting import Weighting
 
@@ -53,6 +55,8 @@ class ProgressiveOptions(choices.Choices):
     conversion_iterations: of that stage. last_stages_iterations: of the halvings to 2 steps and to 1, which the paper
     trains twice as long. Of both 0 is as many as `iterations`. merged_steps: of the teacher, which become one of the student;
     2 is the paper's halving, 4 makes half as many stages with twice as many passes of the teacher in each.
+    level_from, level_to: of one of two experts (see LevelRange): the steps of the final student that begin there, and at finer
+    stages all steps that these span, so that no student is asked for a step that it was not taught.
     """
 
     start_steps: int
@@ -68,6 +72,8 @@ class ProgressiveOptions(choices.Choices):
     grid: Grid = Grid.TRAILING
     merged_steps: int = 2
     guidance_scale_max: float = 0.0
+    level_from: float = 0.0
+    level_to: float = 1.0
     gamma: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
@@ -87,6 +93,7 @@ class ProgressiveOptions(choices.Choices):
             raise ValueError(f"merged_steps is {self.merged_steps}; allowed are 2, 4, 8 and further powers of two.")
         choices.require_learning_rate(self.learning_rate)
         GuidanceRange.of(self.guidance_scale, self.guidance_scale_max)
+        LevelRange(self.level_from, self.level_to)
 
     @property
     def scales(self) -> GuidanceRange:
@@ -134,6 +141,10 @@ class Progressive(OnTeacher[ProgressiveOptions]):
         self._takes_scale = teacher.takes_scale
         self._converts = _converts(options.student_prediction, teacher=teacher.prediction_type)
         self._finest = options.schedule(options.start_steps, table=teacher.table)
+        self._table = teacher.table
+        self.levels = LevelRange(options.level_from, options.level_to)
+        last = self._schedule(options.target_steps)
+        self._last_steps = self.levels.steps_in(last, family=teacher.family, table=teacher.table)
 
     def stages(self) -> list[Stage]:
         stages, counts = [], self._options.counts()
@@ -153,7 +164,14 @@ class Progressive(OnTeacher[ProgressiveOptions]):
             learning_rate=self._options.learning_rate,
             sigmas=self._schedule(steps),
             teacher_sigmas=self._schedule(teacher_steps),
+            top=float(self._finest[self._steps(self._options.start_steps)[0]]),
+            bottom=float(self._finest[self._steps(self._options.start_steps)[-1] + 1]),
         )
+
+    def _steps(self, count: int) -> range:
+        """Of so many steps, a multiple of the last student's, those that the student is for."""
+        finer = count // self._options.target_steps
+        return range(finer * self._last_steps.start, finer * self._last_steps.stop)
 
     @torch.no_grad()
     def target(self, lesson: Lesson) -> Target:
@@ -174,7 +192,7 @@ class Progressive(OnTeacher[ProgressiveOptions]):
 
     def _converted(self, lesson: Lesson, teacher: Denoiser) -> Target:
         """What the teacher itself sees, at a random level of the schedule that it is sampled with."""
-        batch, k, noise = lesson.batch, lesson.numbers(self._options.start_steps), lesson.noise()
+        batch, k, noise = lesson.batch, self._step(lesson, of=self._options.start_steps), lesson.noise()
         sigma = self._finest[k].to(batch.x0.device)
         x_t = self.family.add_noise(batch.x0, noise, sigma=sigma)
         return self._target(x_t, sigma, batch.condition, teacher(x_t, sigma, **batch.condition).float())
@@ -187,13 +205,18 @@ class Progressive(OnTeacher[ProgressiveOptions]):
         number = lesson.stage - self._converts
         before, steps = self._options.counts()[number : number + 2]
         fine, merged = self._schedule(before), before // steps
-        batch, k, noise = lesson.batch, lesson.numbers(steps), lesson.noise()
+        batch, k, noise = lesson.batch, self._step(lesson, of=steps), lesson.noise()
         sigmas = [fine[merged * k + step].to(batch.x0.device) for step in range(merged + 1)]
         x_t = x_s = self.family.add_noise(batch.x0, noise, sigma=sigmas[0])
         for sigma, sigma_next in pairwise(sigmas):
             x_s = self._teacher_step(teacher, x_s, batch.condition, sigma=sigma, sigma_next=sigma_next)
         x0 = solved_x0(x_t, x_s, sigma_t=sigmas[0], sigma_s=sigmas[-1])
         return self._target(x_t, sigmas[0], batch.condition, x0)
+
+    def _step(self, lesson: Lesson, *, of: int) -> Tensor:
+        """(B,) which of so many steps each sample is for."""
+        own = self._steps(of)
+        return own.start + lesson.numbers(len(own))
 
     def _target(self, x_t: Tensor, sigma: Tensor, condition: Condition, x0: Tensor) -> Target:
         weight = self._options.weighting(sigma, family=self.family)
@@ -211,11 +234,15 @@ class Progressive(OnTeacher[ProgressiveOptions]):
         return self._options.scales.teaching(teacher, batch, scales, takes_scale=self._takes_scale)
 
     def continues(self, options: Mapping[str, Any]) -> bool:
-        """With a larger target_steps, all else equal: the schedules are those of start_steps, and so the same."""
-        if options.keys() != self.options().keys():
+        """With a larger target_steps, all else equal: the schedules are those of start_steps, and so the same.
+
+        Not of an expert: which steps are its own depends on the last.
+        """
+        if options.keys() != self.options().keys() or not self.levels.is_whole:
             return False
         earlier = copy.copy(self)
         earlier._options = ProgressiveOptions.read(options)
+        earlier._last_steps = range(earlier._options.target_steps)
         if {**earlier.options(), "target_steps": self._options.target_steps} != self.options():
             return False
         first, own = ([(s.name, s.iterations, s.learning_rate) for s in of.stages()] for of in (earlier, self))
@@ -223,11 +250,30 @@ class Progressive(OnTeacher[ProgressiveOptions]):
 
     def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
         trained, student = self.stages()[stage], self._options.student_prediction
-        return self._sampled(
+        recipe = self._sampled(
             trained.sigmas,
             prediction_type=prediction_type if student is StudentPrediction.AS_TEACHER else student.value,
             guidance_scale=self._options.scales.usual,
         )
+        if self.levels.is_whole or trained.steps == self._options.target_steps:
+            return recipe
+        low, high = self._handed_over(trained.sigmas)
+        return dataclasses.replace(recipe, level_from=low, level_to=high)
+
+    def _handed_over(self, sigmas: Tensor) -> tuple[float, float]:
+        """level_from and level_to of a finer student: the shares at which its last step begins, and the last before its first.
+
+        The steps that are its own end where a step of the last student does, and not at the boundary that was asked for.
+        """
+        own, steps = self._steps(len(sigmas) - 1), len(sigmas) - 1
+        low = 0.0 if own.stop == steps else self._share(sigmas[own[-1]])
+        return low, 1.0 if own.start == 0 else self._share(sigmas[own.start - 1])
+
+    def _share(self, sigma: Tensor) -> float:
+        """Of the model's time; see LevelRange."""
+        if self.family is NoiseFamily.FLOW:
+            return float(sigma)
+        return (float(timestep(sigma.double(), table=self._table)) * len(self._table) / 1000.0 + 1.0) / len(self._table)
 
     def _schedule(self, steps: int) -> Tensor:
         """A student is trained on the very levels it will be sampled at."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
@@ -16,6 +17,7 @@ from . import choices
 from .distance import Distance
 from .grid import Grid
 from .guidance_range import GuidanceRange
+from .level_range import LevelRange
 
 
 class Target(NamedTuple):
@@ -68,7 +70,8 @@ class Stage:
     sigmas: (steps + 1,) the schedule that the student of this stage is sampled with. teacher_sigmas: the schedule that its
     teacher is sampled with, to draw what the student should draw; None where the stage has no such teacher. gamma: of the
     student's sampling, see NoiseFamily.jump; the teacher's is 0. target_decay: of the moving average of the student that
-    the method is given in place of the student itself, anew in each stage; 0 is none.
+    the method is given in place of the student itself, anew in each stage; 0 is none. top, bottom: the levels between which an
+    expert's student walks; beyond them its partner does.
     """
 
     name: str
@@ -78,10 +81,27 @@ class Stage:
     teacher_sigmas: Tensor | None = None
     gamma: float = 0.0
     target_decay: float = 0.0
+    top: float = math.inf
+    bottom: float = 0.0
 
     @property
     def steps(self) -> int:
         return len(self.sigmas) - 1
+
+    def walked(self, sigmas: Tensor) -> Tensor:
+        """The part of a schedule (n + 1,), the student's or its teacher's, that an expert walks; all of it for others."""
+        return sigmas[(sigmas <= self.top) & (sigmas >= self.bottom)]
+
+    @property
+    def shown(self) -> Tensor:
+        """The student's own levels and a 0, at which it says what it sees."""
+        own = self.walked(self.sigmas)
+        return torch.cat([own[:-1], own.new_zeros(1)])
+
+    @property
+    def from_noise(self) -> bool:
+        """Whether the student begins at the top; otherwise where another expert left, with a picture in the noise."""
+        return self.top >= float(self.sigmas[0])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -139,6 +159,8 @@ class OnTeacher(Generic[Options]):
 
     name: ClassVar[str]
 
+    levels = LevelRange()
+
     def __init__(self, options: Options, teacher: TeacherKind) -> None:
         options.grid.require_for(teacher.family)
         self.family, self._options = teacher.family, options
@@ -166,6 +188,8 @@ class OnTeacher(Generic[Options]):
             prediction_type=prediction_type,
             noise_family=self.family.value,
             guidance_scale=guidance_scale,
+            level_from=self.levels.low,
+            level_to=self.levels.high,
         )
 
 

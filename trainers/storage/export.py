@@ -43,10 +43,14 @@ def write_student(
         "modelspec.title": title,
         "modelspec.implementation": "ComfyUI-FewStep",
         "modelspec.prediction_type": recipe.prediction_type,
-        "modelspec.usage_hint": f"{recipe.steps} steps, cfg 1, {recipe.schedule} schedule, gamma {recipe.gamma}",
+        "modelspec.usage_hint": ", ".join(filter(None, (_usage(recipe), recipe.part))),
         **provenance,
     }
     write_model(path, tensors, metadata=metadata)
+
+
+def _usage(recipe: Recipe) -> str:
+    return f"{recipe.steps} steps, cfg 1, {recipe.schedule} schedule, gamma {recipe.gamma}"
 
 
 def write_model(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str]) -> None:

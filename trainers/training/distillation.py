@@ -169,7 +169,7 @@ class Distillation:
             kind=kind,
             recipe=recipe,
             teacher_sha256=self.teacher_sha256,
-            title=f"{self.run.name}, {recipe.steps} steps",
+            title=", ".join(filter(None, (self.run.name, f"{recipe.steps} steps", recipe.part))),
             provenance=self._provenance(stage),
         )
 

@@ -229,7 +229,7 @@ class _Training:
     def _begin_stage(self) -> None:
         """What lives for one stage; after the last one there is nothing to begin."""
         stage = self._stages[min(self._stage, len(self._stages) - 1)]
-        self._bands = NoiseBands(stage.sigmas, device=self._data.device)
+        self._bands = NoiseBands(stage.shown, device=self._data.device)
         weights = self._student.parameters()
         self._optimiser = new_optimiser(self._options.optimiser, weights, weight_decay=self._options.weight_decay)
         self._averages = Averages(

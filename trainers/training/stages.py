@@ -91,6 +91,7 @@ class KeptStages:
 def compared(method: Method, student: Student, batch: Batch, *, stage: int, at_once: int) -> dict[str, Any]:
     """How far a stage's student lands from its teacher, both sampled from the same noise for the conditions of batch.
 
+    Of an expert on its own part of the levels: from the data in noise where that begins below the top, and to where it ends.
     mean_squared_distance: of their latents, the student's in its steps and the teacher's in its own, which are more.
     teacher_mean_square: of the teacher's latents, to measure the distance by.
     """
@@ -107,10 +108,11 @@ def compared(method: Method, student: Student, batch: Batch, *, stage: int, at_o
             batch.condition,
             family=method.family,
             gamma=gamma,
+            x0=None if trained.from_noise else batch.x0,
         ).double()
         for denoiser, sigmas, gamma in (
-            (student.denoiser, trained.sigmas, trained.gamma),
-            (teacher, trained.teacher_sigmas, 0.0),
+            (student.denoiser, trained.walked(trained.sigmas), trained.gamma),
+            (teacher, trained.walked(trained.teacher_sigmas), 0.0),
         )
     )
     return {

@@ -90,7 +90,7 @@ def test_a_lora_learns_and_its_file_draws_the_same(method, kind, output):
         file = read_tensors(output / "loras" / "fewstep" / f"{name}.safetensors")[0]
         by_loader, _ = comfy.sd.load_lora_for_models(model, None, file, 1.0, 0.0)
         folders.list_own_models()
-        applied, sampler, sigmas, cfg, _ = recipes.ApplyRecipe().apply(
+        applied, sampler, sigmas, cfg, *_ = recipes.ApplyRecipe().apply(
             by_loader, recipes.FROM_FILE, file=f"{name} (run)"
         )
     assert cfg == 1.0

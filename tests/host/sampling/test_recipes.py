@@ -14,7 +14,7 @@ import comfy.model_sampling
 import comfy.samplers
 import comfy.supported_models
 import folder_paths
-from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes import host, previews
 from comfyui_fewstep.nodes.demo import digits_model
 from comfyui_fewstep.nodes.sampling import recipes
 from comfyui_fewstep.samplers.noise import NoiseFamily
@@ -83,6 +83,7 @@ SIGMAS = {
     "Z-Image-Turbo, 8 steps": [1.0, 0.954545, 0.9, 0.833333, 0.75, 0.642857, 0.5, 0.3],
     "ACE-Step 1.5 turbo, 8 steps": [1.0, 0.954545, 0.9, 0.833333, 0.75, 0.642857, 0.5, 0.3],
     "Wan 2.1 or 2.2 lightx2v, 4 steps": [1.0, 0.9375, 0.833333, 0.625],
+    "Wan 2.2 lightx2v, image to video, 4 steps": [1.0, 0.9375, 0.833333, 0.625],
     "FastWan, 3 steps": [1.0, 0.757, 0.522],
     "Krea 2 Turbo, 8 steps": [1.0, 0.956724, 0.904531, 0.840349, 0.759511, 0.654567, 0.512844, 0.310901],
     "Qwen-Image-Lightning, 4 steps (shift 3.1, ComfyUI's templates)": [1.0, 0.902913, 0.756098, 0.508197],
@@ -112,7 +113,7 @@ def model_for(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_recipe_is_complete_and_runs(name):
-    model, sampler, sigmas, cfg, guider = recipes.ApplyRecipe().apply(
+    model, sampler, sigmas, cfg, guider, _ = recipes.ApplyRecipe().apply(
         model_for(name), name, positive=PROMPT, negative=digits_model.prompt("")
     )
     if name in SIGMAS:
@@ -214,16 +215,41 @@ def test_flux2_klein_takes_the_size_of_the_picture():
     assert torch.equal(typed, linked)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Hyper-FLUX LoRA, 8 steps", ["Load the speed LoRA at strength 0.125."]),
+        (
+            "Wan 2.1 or 2.2 lightx2v, 4 steps",
+            ["Two experts: high noise from 0.875 up, low noise below; see Two Experts."],
+        ),
+        (
+            "LTX-2.5 distilled, stage 1, 8 steps",
+            ["Then enlarge the latent and go on with 'LTX-2.5 distilled, stage 2, 3 steps'."],
+        ),
+        ("LTX-2.5 distilled, stage 2, 3 steps", []),
+    ],
+)
+def test_a_recipe_says_what_else_there_is_to_do(name, said):
+    assert PRESETS[name].told() == previews.of_recipe({"recipe": name})["told"] == said
+
+
+def test_a_second_stage_is_a_recipe_of_the_same_models():
+    stages = [(preset, PRESETS[preset.then]) for preset in PRESETS.values() if preset.then is not None]
+    assert len(stages) == 2
+    assert all(first.models == second.models for first, second in stages)
+
+
 def test_every_preset_is_compared_with_its_published_list():
     assert set(PRESETS) == set(TIMESTEPS) | set(SIGMAS)
 
 
 def test_a_guider_output_without_a_prompt_says_what_to_connect():
     name = "PCM normal-CFG LoRA, 4 steps"
-    *_, guider = recipes.ApplyRecipe().apply(model_of("EPS"), name)
+    *_, guider, _ = recipes.ApplyRecipe().apply(model_of("EPS"), name)
     with pytest.raises(ValueError, match="connect positive to Apply Recipe"):
         guider.model_patcher  # noqa: B018 (what SamplerCustomAdvanced asks first)
-    *_, guider = recipes.ApplyRecipe().apply(model_of("EPS"), name, positive=PROMPT)
+    *_, guider, _ = recipes.ApplyRecipe().apply(model_of("EPS"), name, positive=PROMPT)
     with pytest.raises(ValueError, match=r"connect negative to Apply Recipe: this recipe samples at cfg 7\.5"):
         guider.model_patcher  # noqa: B018
 
@@ -292,7 +318,7 @@ def recipe_of(**changed):
 @pytest.mark.parametrize(("gamma", "node"), [(0.0, "euler"), (1.0, "LCMSampler")])
 def test_a_files_own_recipe_is_followed(gamma, node, lora):
     file = lora(recipe_of(gamma=gamma))
-    model, sampler, sigmas, cfg, guider = recipes.ApplyRecipe().apply(
+    model, sampler, sigmas, cfg, guider, _ = recipes.ApplyRecipe().apply(
         model_of("EPS"), recipes.FROM_FILE, file, positive=PROMPT
     )
     assert (sigmas.tolist(), cfg) == (pytest.approx([14.0, 1.6, 0.0]), 1.0)

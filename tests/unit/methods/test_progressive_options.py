@@ -269,7 +269,13 @@ def test_options_survive_run_json():
     chosen = {**OLD, **TO_V, "distance": "pseudo_huber", "grid": "edm", "last_stages_iterations": 3, "merged_steps": 4}
     options = ProgressiveOptions.read(chosen)
     assert ProgressiveOptions.read(options.written()) == options
-    assert options.written() == {**chosen, "conversion_iterations": 0, "guidance_scale_max": 0.0}
+    assert options.written() == {
+        **chosen,
+        "conversion_iterations": 0,
+        "guidance_scale_max": 0.0,
+        "level_from": 0.0,
+        "level_to": 1.0,
+    }
     assert target_of(method(distance="pseudo_huber"), stage=0).distance is Distance.PSEUDO_HUBER
     assert target_of(method(), stage=0).distance is Distance.SQUARED
 
