@@ -3,6 +3,7 @@
 A latent of such a model is (B, channels, H, W) with H and W even and up to 32.
 """
 
+import importlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
