@@ -51,7 +51,7 @@ class Learner:
         self._gradient_clip, self._accumulation = gradient_clip, accumulation
 
     def update(self, target: Target, *, rate: float) -> Tensor:
-        """One optimiser step: loss, gradient, update. (3 + 2 * BANDS,) figures for a Tally, on the device."""
+        """One optimiser step: loss, gradient, update. Its figures, for a Tally of the target's measures, on the device."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.zero_grad(set_to_none=True)
@@ -65,12 +65,20 @@ class Learner:
         return torch.cat([whole(norm).detach().float().reshape(1), torch.stack(figures).sum(dim=0)])
 
     def _backward(self, piece: Target, *, scale: float) -> Tensor:
-        """Adds a piece's gradient times scale. (2 + 2 * BANDS,) its shares of the batch's loss and x0 error, its bands' sums."""
+        """Adds a piece's gradient times scale. (2 + 2 * BANDS + measures,) of the batch's loss and x0 error its shares, its
+        bands' sums, its shares of the measures."""
         share = 1.0 / self._accumulation
+        loss, error = self._pass(piece, scale=scale)
+        if piece.beside is not None:
+            loss = loss + self._pass(piece.beside, scale=scale)[0]
+        means = torch.stack([loss, share * error.mean()])
+        measures = [share * value.float().mean().reshape(1) for value in piece.measures.values()]
+        return torch.cat([means, self.bands.sums(error.flatten(1).mean(dim=1), sigma=piece.sigma), *measures])
+
+    def _pass(self, piece: Target, *, scale: float) -> tuple[Tensor, Tensor]:
+        """(a share of the batch's loss, the piece's squared error (B, ...)), after the way back; nothing of the graph is left."""
         with self._network.autograd():
             loss, error = loss_and_error(self._network.denoiser, piece, perceptual=self._perceptual)
-            loss = share * loss
+            loss = (1.0 / self._accumulation) * loss
             (scale * loss).backward()
-        error = error.detach()
-        means = torch.stack([loss.detach(), share * error.mean()])
-        return torch.cat([means, self.bands.sums(error.flatten(1).mean(dim=1), sigma=piece.sigma)])
+        return loss.detach(), error.detach()

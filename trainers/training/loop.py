@@ -21,6 +21,7 @@ from ..storage.run_folder import RunFolder
 from ..students.student import Student
 from .average import Averages
 from .bands import NoiseBands
+from .companions import Companions
 from .learner import Learner
 from .learning_rates import learning_rate, require_room_for_warmup
 from .micro_batches import in_pieces, on_share, require_equal_parts
@@ -35,8 +36,9 @@ class Metrics:
     """Told to every observer after every iteration. iteration counts over all stages, stage_iteration in its own.
 
     loss, x0_error (mean squared, unweighted), band_errors (x0_error by band of the noise level, low noise first; None
-    for a band without a sample) and gradient_norm (before clipping) are means since the last log or checkpoint. seconds:
-    since this process began or resumed the run. memory: its peak on the GPU in bytes, None on a CPU.
+    for a band without a sample), gradient_norm (before clipping) and measures (what else the method tells, and its
+    companions' losses, by name) are means since the last log or checkpoint. seconds: since this process began or
+    resumed the run. memory: its peak on the GPU in bytes, None on a CPU.
     """
 
     stage: int
@@ -55,6 +57,7 @@ class Metrics:
     seconds_left: float
     memory: int | None
     logged: bool
+    measures: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 MACHINES_OWN = ("seconds", "seconds_left", "memory", "logged")
@@ -139,10 +142,14 @@ class _Training:
             self._finish_stage()
 
     def _step(self, stage: Stage) -> None:
-        """One optimiser step: batch, target, loss, gradient, update."""
-        target = self._method.target(self._lesson())
-        self._tally.add(self._iteration + 1, self._learner.update(target, rate=self._learning_rate(stage)))
-        self._averages.update(self._stage_iteration)
+        """The companions' updates and then the student's, on one batch: target, loss, gradient, update."""
+        lesson = self._lesson()
+        self._companions.learn(self._method, lesson, iteration=self._iteration + 1)
+        if self._stage_iteration >= stage.lead:
+            target = self._method.target(lesson)
+            figures = self._learner.update(target, rate=self._learning_rate(stage))
+            self._tally.add(self._iteration + 1, figures, measures=target.measures)
+            self._averages.update(self._stage_iteration - stage.lead)
         self._stage_iteration += 1
 
     def _lesson(self) -> Lesson:
@@ -151,14 +158,16 @@ class _Training:
         batch = self._data.batch(
             self._options.batch_size, generator=generator, caption_dropout=self._options.caption_dropout
         )
-        return Lesson(
+        lesson = Lesson(
             batch=batch,
             stage=self._stage,
             iteration=self._stage_iteration,
             teacher=self._shared(self._student.teacher),
             student=self._shared(self._averages.given(self._student.denoiser)),
             generator=generator,
+            companions=self._companions.denoisers(self._shared),
         )
+        return dataclasses.replace(lesson, examples=self._method.examples(lesson))
 
     def _shared(self, denoiser: Denoiser) -> Denoiser:
         """In the pieces, and of the rows, that are this process's."""
@@ -200,16 +209,25 @@ class _Training:
 
     def _begin_stage(self) -> None:
         """What lives for one stage; after the last one there is nothing to begin."""
-        stage = self._stages[min(self._stage, len(self._stages) - 1)]
+        number = min(self._stage, len(self._stages) - 1)
+        stage = self._stages[number]
+        bands = NoiseBands(stage.shown, device=self._data.device)
         weights = self._student.parameters()
         self._learner = Learner(
             self._student,
-            new_optimiser(self._options.optimiser, weights, weight_decay=self._options.weight_decay),
+            new_optimiser(self._options.optimiser, weights, weight_decay=self._options.weight_decay, betas=stage.betas),
             gradient_clip=self._options.gradient_clip,
             accumulation=self._options.accumulation,
             processes=self._processes,
-            bands=NoiseBands(stage.shown, device=self._data.device),
+            bands=bands,
             perceptual=self._perceptual,
+        )
+        self._companions = Companions(
+            self._method.companions(stage=number),
+            self._student,
+            options=self._options,
+            processes=self._processes,
+            bands=bands,
         )
         self._averages = Averages(
             weights,
@@ -224,7 +242,11 @@ class _Training:
         self._learner.optimiser.zero_grad(set_to_none=True)
         if self._kept:
             self._kept.ended(self._stage)
-        del self._learner, self._averages  # before a teacher is made: its copy then fits into what they held
+        del (
+            self._learner,
+            self._companions,
+            self._averages,
+        )  # before a teacher is made: its copy then fits into what they held
         self._student.promote()
         self._stage, self._stage_iteration = self._stage + 1, 0
         self._begin_stage()
@@ -257,7 +279,9 @@ class _Training:
 
     def _settle(self) -> None:
         """Reads the pending figures from the device, once for many iterations, and stops if one is not finite."""
-        self._tally.settle(self._processes, self._learner.bands, stage=self._stages[self._stage].name)
+        stage = self._stages[self._stage].name
+        self._tally.settle(self._processes, self._learner.bands, stage=stage)
+        self._companions.settle(self._processes, stage=stage)
 
     def _metrics(self, stage: Stage, *, logged: bool) -> Metrics:
         total = sum(s.iterations for s in self._stages)
@@ -276,6 +300,7 @@ class _Training:
             x0_error=self._tally.x0_error,
             band_errors=self._tally.band_errors,
             gradient_norm=self._tally.gradient_norm,
+            measures={**self._tally.measures, **self._companions.measures},
             learning_rate=float(self._learner.optimiser.param_groups[0]["lr"]),
             seconds=seconds,
             seconds_left=pace * (total - self._iteration),
@@ -292,16 +317,18 @@ class _Training:
         return (self._options.seed * 0x9E3779B97F4A7C15 + self._iteration) % 2**63
 
     def _save(self) -> None:
-        """The state between two iterations: weights, their average, the optimiser's moments and the position.
+        """The state between two iterations: weights, their average, the optimisers' moments and the position.
 
         The first process writes it, and the others wait: one that ended meanwhile would make a launcher end the first.
         """
         self._processes.require_equal(self._student.parameters(), what="the student's weights")
+        if learning := self._companions.parameters():
+            self._processes.require_equal(learning, what="the companions' weights")
+        companions, their_values = self._companions.state_dict()
         moments, values = optimiser_state(self._learner.optimiser)
-        position = {"stage": self._stage, "stage_iteration": self._stage_iteration, **values}
-        state = gathered(
-            self._student.state_dict() | self._averages.state_dict() | moments, keep=self._processes.is_first
-        )
+        position = {"stage": self._stage, "stage_iteration": self._stage_iteration, **values, **their_values}
+        tensors = self._student.state_dict() | self._averages.state_dict() | moments | companions
+        state = gathered(tensors, keep=self._processes.is_first)
         self._processes.on_first(lambda: self._run.save_checkpoint(self._iteration, state, position))
 
     def _restore(self) -> None:
@@ -323,10 +350,12 @@ class _Training:
         self._stage, self._stage_iteration = position["stage"], position["stage_iteration"]
         self._begin_stage()
         load_optimiser_state(self._learner.optimiser, tensors, position)
+        self._companions.load_state_dict(tensors, position)
         self._averages.load_state_dict(tensors)
 
 
 def _loggable(metrics: Metrics) -> dict[str, Any]:
     """What depends on the run alone, not on the machine's speed: a resumed run logs the same lines."""
     kept = dataclasses.asdict(metrics)
-    return {name: value for name, value in kept.items() if name not in MACHINES_OWN}
+    own = MACHINES_OWN if metrics.measures else (*MACHINES_OWN, "measures")
+    return {name: value for name, value in kept.items() if name not in own}
