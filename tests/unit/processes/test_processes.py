@@ -129,7 +129,13 @@ def assert_same_metrics(run, other):
     for a, b in zip(run.metrics(), other.metrics(), strict=True):
         assert a["iteration"] == b["iteration"]
         for name in ("loss", "x0_error", "gradient_norm", "learning_rate", "band_errors"):
-            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-12), (name, a["iteration"])
+            mine, theirs = (_numbers(line[name]) for line in (a, b))
+            assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-12), (name, a["iteration"])
+
+
+def _numbers(value):
+    """-1 for a band without a sample."""
+    return [-1.0 if one is None else one for one in value] if isinstance(value, list) else value
 
 
 # --- equal to one process --------------------------------------------------------------------------------------------
@@ -148,6 +154,40 @@ def test_two_processes_are_one(kind, one, two):
     assert one[kind].metrics()[0]["gradient_norm"] > 2 * process_worker.TRAINING["gradient_clip"]
     mine, theirs = (read_tensors(of[kind].checkpoints()[-1])[0] for of in (one, two))
     assert greatest_difference(mine, theirs) < 1e-6, "a checkpoint is the same, with the teacher in it"
+
+
+@linux
+def test_a_companion_learns_on_two_processes_as_on_one(finish, tmp_path):
+    """Its weights and moments too, and what it and the student told."""
+    one, two = alone(tmp_path / "a", kind="lora", matching=True), finish(tmp_path / "b", kind="lora", matching=True)
+    mine, theirs = (read_tensors(of.checkpoints()[-2])[0] for of in (one, two))
+    assert sum(name.startswith("companion.fake.") for name in mine) > 10
+    assert greatest_difference(mine, theirs) < 1e-5
+    assert_same_metrics(one, two)
+    for a, b in zip(one.metrics(), two.metrics(), strict=True):
+        assert a["measures"] == pytest.approx(b["measures"], rel=1e-3, abs=1e-6)
+    assert {"gap", "cosine", "fake_loss"} <= one.metrics()[-1]["measures"].keys()
+
+
+@linux
+def test_a_companions_full_weights_are_refused_on_two_processes(stop, tmp_path):
+    first, _ = stop(tmp_path, kind="full", matching=True)
+    assert (
+        "full weights are divided over several processes, and this method's companion wants its network whole" in first
+    )
+
+
+@linux
+def test_a_killed_run_with_a_companion_resumes_bit_for_bit(start, tmp_path):
+    """SIGKILL amid an iteration, after the companion's updates and before the student's."""
+    whole = alone(tmp_path / "whole", kind="lora", matching=True)
+    fault = {"rank": 0, "at": 5, "what": "kill"}
+    ((code, _),) = ended(start(tmp_path / "killed", count=1, kind="lora", matching=True, fault=fault))
+    assert code == -signal.SIGKILL
+    killed = RunFolder(tmp_path / "killed", "run")
+    assert checkpoints(killed) == [3, 6]
+    assert greatest_difference(result(alone(tmp_path / "killed", kind="lora", matching=True)), result(whole)) == 0.0
+    assert (killed.path / "metrics.jsonl").read_bytes() == (whole.path / "metrics.jsonl").read_bytes()
 
 
 @linux
