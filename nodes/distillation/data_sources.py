@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,17 +14,8 @@ from torch import Tensor
 from ...samplers.schedules import trailing_sigmas
 from ...trainers.data.batches import Buckets, Condition, Data, TensorData
 from ...trainers.data.cache import Shard, cached_data, in_buckets, write_data
-from ...trainers.data.pictures import (
-    BrokenPicture,
-    Captioned,
-    Size,
-    bucket_for,
-    bucket_sizes,
-    captioned,
-    picture_files,
-    picture_size,
-    pixels,
-)
+from ...trainers.data.listing import NOT_READ, BrokenFile, Captioned, Listing, captioned, listed
+from ...trainers.data.pictures import ENDINGS, Size, bucket_for, bucket_sizes, picture_size, pixels
 from ...trainers.objective.choices import require_at_least_one
 from ...trainers.storage.run_folder import RunFolder
 from .. import host
@@ -76,6 +67,15 @@ class _MadeOnce:
         """Nothing is left to do."""
 
 
+class _Sample(NamedTuple):
+    """x0, noise: (1, ...) each. repeats: as how many samples it is drawn."""
+
+    x0: Tensor
+    text: str
+    noise: Tensor | None = None
+    repeats: int = 1
+
+
 class _Texts:
     """Samples with their texts as training data, in one shape each."""
 
@@ -88,12 +88,12 @@ class _Texts:
     def negative(self) -> Conditioning:
         return self.conditioning(self._negative)
 
-    def parts(self, samples: Iterable[tuple[Tensor, Tensor | None, str]]) -> list[TensorData]:
-        """samples: (x0 (1, ...), noise (1, ...) or None, text). Those of one shape together, in order."""
-        found = in_buckets(self._sample(x0, noise, text) for x0, noise, text in samples)
+    def parts(self, samples: Iterable[_Sample]) -> list[TensorData]:
+        """Samples of one shape together, in order."""
+        found = in_buckets(self._part(*sample) for sample in samples)
         return [found] if isinstance(found, TensorData) else list(found.buckets)
 
-    def _sample(self, x0: Tensor, noise: Tensor | None, text: str) -> TensorData:
+    def _part(self, x0: Tensor, text: str, noise: Tensor | None, repeats: int) -> TensorData:
         positive = self.conditioning(text)
         condition, empty = (
             host.inputs.condition_for_training(self._model, prompt, latents=x0, name=name)
@@ -101,7 +101,8 @@ class _Texts:
         )
         condition, empty = host.inputs.in_one_length(self._model, positive, condition, empty, latents=x0)
         condition, empty = ({name: value.cpu() for name, value in inputs.items()} for inputs in (condition, empty))
-        return TensorData(x0=x0, condition=condition, unconditional=empty, noise=noise)
+        repeated = None if repeats == 1 else torch.tensor([repeats])
+        return TensorData(x0=x0, condition=condition, unconditional=empty, noise=noise, repeats=repeated)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,8 @@ class FolderSource(_MadeOnce):
 
     resolution, bucket_step: see bucket_sizes. caption: of pictures without a text beside them; None makes them an error.
     negative: the empty prompt's text. flip: each picture is a second sample, mirrored. skip_broken: broken files are named in
-    the log and left out; otherwise they are an error. vae, clip: the host's, None where the data are made already.
+    the log and left out; otherwise they are an error. vae, clip: the host's, None where the data are made already. subfolders:
+    one of SUBFOLDERS.
     """
 
     folder: Path
@@ -122,15 +124,23 @@ class FolderSource(_MadeOnce):
     skip_broken: bool = False
     vae: Any = None
     clip: Any = None
+    subfolders: str = NOT_READ
 
     def __post_init__(self) -> None:
         if self.bucket_step < 8 or self.bucket_step % 8:
             raise ValueError(f"bucket_step is {self.bucket_step}; allowed are multiples of 8: 64, for example.")
         bucket_sizes(self.resolution, self.bucket_step)
-        picture_files(self.folder)
+        self.listing()
+
+    def listing(self) -> Listing:
+        """The pictures that are there now."""
+        return listed(self.folder, ENDINGS, subfolders=self.subfolders)
 
     def build(self, model: Any, run: RunFolder, *, teacher_sha256: str) -> Data:
-        pictures = captioned(picture_files(self.folder), caption=self.caption)
+        listing = self.listing()
+        host.signals.say(listing.said())
+        progress = _Progress(len(listing.files))
+        pictures = captioned(listing.files, caption=self.caption, looked=progress.next)
         return cached_data(
             run.data_folder,
             source=self._source(pictures) | _of_teacher(model, teacher_sha256),
@@ -147,11 +157,11 @@ class FolderSource(_MadeOnce):
             "negative": self.negative,
             "flip": self.flip,
             "skip_broken": self.skip_broken,
-            "pictures": {picture.path.name: picture.sha256 for picture in pictures},
-            "captions": {picture.path.name: picture.caption for picture in pictures},
+            "pictures": {picture.name: picture.sha256 for picture in pictures},
+            "captions": {picture.name: picture.caption for picture in pictures},
             "vae": None if self.vae is None else host.data.weights_sha256(self.vae),
             "clip": None if self.clip is None else host.data.weights_sha256(self.clip),
-        }
+        } | ({} if self.subfolders == NOT_READ else {"subfolders": self.subfolders})
 
     def _plan(self, model: Any, pictures: Sequence[Captioned]) -> list[Shard]:
         _require_connected("Training Images (Folder)", vae=self.vae, clip=self.clip)
@@ -168,13 +178,15 @@ class FolderSource(_MadeOnce):
         """Every file is decoded once before any is encoded, so that all broken ones are named together."""
         buckets = bucket_sizes(self.resolution, self.bucket_step)
         groups: dict[Size, list[Captioned]] = {}
-        broken: dict[str, str] = {}
+        broken = {picture.name: picture.broken for picture in pictures if picture.broken}
+        progress = _Progress(len(pictures))
         for picture in pictures:
-            host.signals.check_cancelled()
+            progress.next()
             try:
-                groups.setdefault(bucket_for(picture_size(picture.path), buckets), []).append(picture)
-            except BrokenPicture as error:
-                broken[picture.path.name] = str(error)
+                if not picture.broken:
+                    groups.setdefault(bucket_for(picture_size(picture.path), buckets), []).append(picture)
+            except BrokenFile as error:
+                broken[picture.name] = str(error)
         self._say_broken(broken, of=len(pictures))
         return groups
 
@@ -187,7 +199,7 @@ class FolderSource(_MadeOnce):
                 f"{len(broken)} of {of} pictures in {self.folder} cannot be used: {names}. Remove or repair them"
                 f"{'.' if self.skip_broken else ', or set broken to skip.'}"
             )
-        host.models.log.warning("%d of %d pictures in %s are skipped: %s", len(broken), of, self.folder, names)
+        host.signals.say(f"{len(broken)} of {of} pictures in {self.folder} are skipped: {names}", warning=True)
 
     def _shard(
         self, model: Any, texts: _Texts, progress: _Progress, size: Size, pictures: Sequence[Captioned]
@@ -198,7 +210,7 @@ class FolderSource(_MadeOnce):
             upright = pixels(picture.path, size)
             for mirrored in (False, True) if self.flip else (False,):
                 x0 = self._encoded(model, upright.flip(1) if mirrored else upright, picture, mirrored=mirrored)
-                samples.append((x0, None, picture.caption))
+                samples.append(_Sample(x0, picture.caption, repeats=picture.repeats))
         return texts.parts(samples)
 
     def _encoded(self, model: Any, picture: Tensor, origin: Captioned, *, mirrored: bool) -> Tensor:
@@ -206,7 +218,7 @@ class FolderSource(_MadeOnce):
         latents = host.data.encode_picture(self.vae, picture, seed=seed)
         if not torch.isfinite(latents).all():
             raise ValueError(
-                f"the VAE makes NaN or infinite values of {origin.path.name}; SDXL's own VAE does so in half precision: "
+                f"the VAE makes NaN or infinite values of {origin.name}; SDXL's own VAE does so in half precision: "
                 "start ComfyUI with --fp32-vae, or take a VAE made for half precision."
             )
         return host.inputs.latents_for_training(model, {"samples": latents}).cpu()
@@ -300,7 +312,8 @@ class PromptSource(_MadeOnce):
         )
         x0 = host.inputs.latents_for_training(model, {"samples": latents}).cpu()
         return texts.parts(
-            (x0[j : j + 1], noise[j : j + 1] if self.pairs else None, self._prompt(i)) for j, i in enumerate(pictures)
+            _Sample(x0[j : j + 1], self._prompt(i), noise[j : j + 1] if self.pairs else None)
+            for j, i in enumerate(pictures)
         )
 
     def _prompt(self, picture: int) -> str:

@@ -70,8 +70,9 @@ class Data(Protocol):
 class TensorData:
     """Samples of one shape. x0: (N, ...), condition: (N, ...) or (1, ...) each, unconditional: (1, ...) each, or None.
 
-    noise: (N, ...) of pairs, see Batch. batch_device: where batches go, None for where x0 is. ValueError, naming the
-    input, when counts do not match or a value is not finite.
+    noise: (N, ...) of pairs, see Batch. batch_device: where batches go, None for where x0 is. repeats: (N,) whole numbers, as
+    how many samples each is drawn; None for once each. ValueError, naming the input, when counts do not match or a value is
+    not finite.
     """
 
     x0: Tensor
@@ -79,6 +80,7 @@ class TensorData:
     unconditional: Condition | None = None
     noise: Tensor | None = None
     batch_device: torch.device | None = None
+    repeats: Tensor | None = None
 
     def __post_init__(self) -> None:
         if len(self.x0) == 0:
@@ -102,13 +104,23 @@ class TensorData:
                     "latent and the noise of its own shape that it was drawn from."
                 )
             _require_finite(self.noise, name="noise")
+        if self.repeats is not None and (self.repeats.shape != self.x0.shape[:1] or self.repeats.min() < 1):
+            raise ValueError("repeats must be a whole number from 1 for each of the latents.")
+
+    @property
+    def size(self) -> int:
+        """Samples that are drawn, each of the same share."""
+        return len(self.x0) if self.repeats is None else int(self.repeats.sum())
 
     @property
     def device(self) -> torch.device:
         return self.batch_device or self.x0.device
 
     def batch(self, size: int, *, generator: torch.Generator, caption_dropout: float = 0.0) -> Batch:
-        drawn = self.take(torch.randint(len(self.x0), (size,), generator=generator))
+        index = torch.randint(self.size, (size,), generator=generator)
+        if self.repeats is not None:
+            index = torch.searchsorted(self.repeats.cumsum(0), index, right=True)
+        drawn = self.take(index)
         if not caption_dropout:
             return drawn
         if self._one_shape():
@@ -142,7 +154,8 @@ class TensorData:
     def tensors(self) -> dict[str, Tensor]:
         named = {"x0": self.x0} | {f"condition.{k}": v for k, v in self.condition.items()}
         named |= {f"unconditional.{k}": v for k, v in (self.unconditional or {}).items()}
-        return named if self.noise is None else named | {"noise": self.noise}
+        also = {"noise": self.noise, "repeats": self.repeats}
+        return named | {name: value for name, value in also.items() if value is not None}
 
     def require_droppable(self) -> None:
         if self.unconditional is None:
@@ -184,7 +197,7 @@ class Buckets:
         return drawn.batch(size, generator=generator, caption_dropout=caption_dropout)
 
     def _drawn_bucket(self, generator: torch.Generator) -> TensorData:
-        ends = torch.tensor([len(bucket.x0) for bucket in self.buckets]).cumsum(0)
+        ends = torch.tensor([bucket.size for bucket in self.buckets]).cumsum(0)
         sample = torch.randint(int(ends[-1]), (1,), generator=generator)
         return self.buckets[int(torch.searchsorted(ends, sample, right=True))]
 
@@ -204,7 +217,8 @@ Shape = tuple[tuple[str, torch.dtype, torch.Size], ...]
 
 def shape_of(data: TensorData) -> Shape:
     """What samples must have in common to be drawn in one batch: names, types and shapes, without the count."""
-    named = {name: value for name, value in data.tensors().items() if not name.startswith("unconditional.")}
+    named = {"x0": data.x0} | {f"condition.{name}": value for name, value in data.condition.items()}
+    named |= {} if data.noise is None else {"noise": data.noise}
     return tuple((name, value.dtype, value.shape[1:]) for name, value in sorted(named.items()))
 
 

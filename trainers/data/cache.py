@@ -4,12 +4,13 @@ data/source.json        what the data were made from, JSON
 data/00000.safetensors  shards, written one after another as they are made
 data/index.json         the shards and their checksums; written last, its presence says that the data are whole
 
-A shard holds one or more parts, each a TensorData: <part>.x0, .noise, .condition.<name> and .unconditional.<name>. Parts of
-one shape are one bucket, in the order of their first samples.
+A shard holds one or more parts, each a TensorData: <part>.x0, .noise, .repeats, .condition.<name> and .unconditional.<name>.
+Parts of one shape are one bucket, in the order of their first samples.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -155,16 +156,16 @@ def _slices(data: Data) -> list[Shard]:
 def _slice(data: TensorData, start: int) -> TensorData:
     chosen = slice(start, start + SHARD_SAMPLES)
     condition = {k: v[chosen] if len(v) > 1 else v for k, v in data.condition.items()}
-    noise = None if data.noise is None else data.noise[chosen]
-    return TensorData(x0=data.x0[chosen], condition=condition, unconditional=data.unconditional, noise=noise)
+    noise, repeats = (None if value is None else value[chosen] for value in (data.noise, data.repeats))
+    return dataclasses.replace(data, x0=data.x0[chosen], condition=condition, noise=noise, repeats=repeats)
 
 
 def _named(parts: Iterable[TensorData]) -> dict[str, Tensor]:
     named = {}
     for number, part in enumerate(parts):
         named[f"{number}.x0"] = part.x0
-        if part.noise is not None:
-            named[f"{number}.noise"] = part.noise
+        beside = {"noise": part.noise, "repeats": part.repeats}
+        named |= {f"{number}.{name}": value for name, value in beside.items() if value is not None}
         for name, value in part.condition.items():
             named[f"{number}.condition.{name}"] = value
         named |= {f"{number}.unconditional.{name}": value for name, value in (part.unconditional or {}).items()}
@@ -191,7 +192,8 @@ def _read_shard(file: Path, checksum: str) -> list[TensorData]:
 def _part(named: Mapping[str, Tensor]) -> TensorData:
     unconditional = below(named, "unconditional.") or None
     condition = below(named, "condition.")
-    return TensorData(x0=named["x0"], condition=condition, unconditional=unconditional, noise=named.get("noise"))
+    beside: dict[str, Any] = {name: named.get(name) for name in ("noise", "repeats")}
+    return TensorData(x0=named["x0"], condition=condition, unconditional=unconditional, **beside)
 
 
 def _checksum(file: Path) -> str:
@@ -221,7 +223,14 @@ def joined(parts: Sequence[TensorData], device: torch.device | None = None) -> T
         unconditional=empty[0],
         noise=None if parts[0].noise is None else torch.cat([part.noise for part in parts if part.noise is not None]),
         batch_device=device,
+        repeats=_joined_repeats(parts),
     )
+
+
+def _joined_repeats(parts: Sequence[TensorData]) -> Tensor | None:
+    if all(part.repeats is None for part in parts):
+        return None
+    return torch.cat([torch.ones(len(p.x0), dtype=torch.int64) if p.repeats is None else p.repeats for p in parts])
 
 
 def _joined_condition(name: str, parts: Sequence[TensorData]) -> Tensor:

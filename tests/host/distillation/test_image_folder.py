@@ -1,7 +1,9 @@
 """Training Images (Folder) on the host's own classes: encoded once, resumed, and the same as in the graph."""
 
+import contextlib
 import hashlib
 import logging
+import os
 import shutil
 
 import pytest
@@ -15,9 +17,11 @@ from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import data_sources, training_data
 from comfyui_fewstep.trainers.data.batches import Buckets
 from comfyui_fewstep.trainers.data.cache import read_data
+from comfyui_fewstep.trainers.data.listing import READ, REPEATED
 from comfyui_fewstep.trainers.data.pictures import pixels
 from encoders import Counting, MeanVAE, RandomCLIP, tiny_vae
 from making_data import (
+    FOLDER,
     LONG,
     Cancelled,
     cancel_at,
@@ -28,6 +32,7 @@ from making_data import (
     same_tensors,
     student_of,
 )
+from PIL import Image
 
 
 def test_a_folder_is_trained_on_as_the_same_pictures_in_the_graph(output, folder, vae, clip):
@@ -87,9 +92,9 @@ def test_a_second_start_needs_neither_vae_nor_clip(kind, output, folder, vae, cl
         distil(model, name="other", data=images(None, None), **options)
 
 
-@pytest.mark.parametrize("call", [*(pytest.param(call, marks=pytest.mark.thorough) for call in (2, 7, 9)), 8, 10])
+@pytest.mark.parametrize("call", [*(pytest.param(call, marks=pytest.mark.thorough) for call in (2, 7, 12, 14)), 13, 15])
 def test_a_cancel_while_encoding_goes_on_where_it_was(call, output, folder, vae, clip, monkeypatch):
-    """Five looks at the files, then five pictures, in shards of two at most: (0, 2), (4), (1, 3)."""
+    """Five hashes, five looks at the files, then five pictures, in shards of two at most: (0, 2), (4), (1, 3)."""
     monkeypatch.setattr(data_sources, "SHARD_PICTURES", 2)
     model = tiny("sd15")
     distil(model, name="whole", data=images(vae, clip))
@@ -99,7 +104,7 @@ def test_a_cancel_while_encoding_goes_on_where_it_was(call, output, folder, vae,
         distil(model, name="part", data=images(first, clip))
     monkeypatch.setattr(host.signals, "check_cancelled", lambda: None)
     shards = len(list((run_folder(output, "part") / "data").glob("*.safetensors")))
-    kept = {2: 0, 7: 0, 8: 2, 9: 3, 10: 3}[call]
+    kept = {2: 0, 7: 0, 12: 0, 13: 2, 14: 3, 15: 3}[call]
     assert shards == {0: 0, 2: 1, 3: 2}[kept]
     distil(model, name="part", data=images(second, clip))
     assert len(second.seen) == 5 - kept, "what lies in a shard is not encoded again"
@@ -134,6 +139,57 @@ def test_broken_files_are_named_before_any_is_encoded_or_left_out_by_choice(outp
     assert "1.png (" in said
     assert "4.png (" in said
     assert len(counted.seen) == 3
+
+
+def test_one_odd_entry_stops_nothing_where_broken_files_are_skipped(output, folder, vae, clip, caplog):
+    """Two frames of a camera are a picture; a link to nothing, a folder, and names and captions that are no text are none."""
+    frames = [Image.open(folder / f"{i}.png").convert("RGB") for i in (0, 2)]
+    frames[0].save(folder / "camera.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    (folder / "dangling.png").symlink_to(folder / "nowhere")
+    (folder / "folder.png").mkdir()
+    (folder / "4.txt").write_bytes(b"\xff\xfe")
+    odd = {"dangling.png": "cannot be read", "folder.png": "not a file", "4.png": "no UTF-8 text"}
+    with contextlib.suppress(OSError):  # some file systems have no such names
+        shutil.copy(folder / "0.png", folder / os.fsdecode(b"\xff.png"))
+        odd["\\xff.png"] = "rename it"
+    with pytest.raises(ValueError, match=f"{len(odd)} of {6 + len(odd) - 1} pictures in .* cannot be used"):
+        distil(tiny("sd15"), name="run", data=images(vae, clip))
+    counted = Counting(vae)
+    with caplog.at_level(logging.INFO):
+        distil(tiny("sd15"), name="run", data=images(counted, clip, broken="skip"))
+    assert len(counted.seen) == 5
+    said = [record.getMessage() for record in caplog.records]
+    (skipped,) = [text for text in said if "skipped" in text]
+    assert all(f"{name} (" in skipped and why in skipped for name, why in odd.items())
+    skipped.encode()
+    (found,) = [text for text in said if "with a caption file" in text]
+    assert found.startswith(f"{5 + len(odd)} pictures in {folder}, 3 with a caption file.")
+    assert said.index(found) < said.index(skipped)
+    distil(tiny("sd15"), name="run", data=images(None, None, broken="skip"))
+    assert len(counted.seen) == 5
+
+
+def test_what_is_found_is_said_on_the_node_before_anything_is_encoded(output, folder):
+    (folder / "notes.md").write_text("x")
+    given = {"folder": "pictures", **FOLDER}
+    said = training_data.ImageFolder().describe(**given)["ui"]["text"]
+    assert said == [f"5 pictures in {folder}, 2 with a caption file. Passed over: 1 .md files."]
+
+
+def test_kohyas_repeats_are_drawn_as_often(output, folder, vae, clip):
+    """Three of a kind three times and once: in a batch from the square bucket, 3 of 4 samples are of the repeated folder."""
+    for name in ("1.png", "3.png", "3.txt", "4.png"):
+        (folder / name).unlink()
+    (folder / "3_a fox").mkdir()
+    (folder / "2.png").rename(folder / "3_a fox" / "2.png")
+    distil(tiny("sd15"), name="run", data=images(vae, clip, subfolders=REPEATED))
+    data = read_data(run_folder(output, "run") / "data")
+    assert data.repeats.tolist() == [1, 3]
+    drawn = data.batch(4000, generator=torch.Generator().manual_seed(0))
+    share = float((drawn.x0 == data.x0[1]).flatten(1).all(dim=1).float().mean())
+    assert abs(share - 3 / 4) < 4 * (3 / 16 / 4000) ** 0.5
+    with pytest.raises(ValueError, match="begun on other training data"):
+        distil(tiny("sd15"), name="run", data=images(vae, clip, subfolders=READ))
 
 
 def test_nothing_but_broken_files_is_an_error_also_where_they_are_skipped(output, folder, vae, clip):
@@ -226,7 +282,7 @@ def test_a_folder_of_no_use_is_named_on_its_node(inputs, said, output, folder):
 
 
 def test_captions_may_be_wanted_for_every_picture(output, folder, vae, clip):
-    with pytest.raises(ValueError, match=r"3 pictures have no caption file beside them: 1\.png, 2\.png, 4\.png"):
+    with pytest.raises(ValueError, match=r"3 of the files have no caption file beside them: 1\.png, 2\.png, 4\.png"):
         distil(tiny("sd15"), name="run", data=images(vae, clip, without_caption="stop"))
 
 

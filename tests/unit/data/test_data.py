@@ -98,6 +98,20 @@ def test_the_first_samples_are_those_of_the_first_bucket():
     assert Buckets([numbered(3, 4), numbered(5, 6)]).first(10).x0[:, 0].tolist() == [0, 1, 2]
 
 
+def test_a_sample_of_repeats_is_as_likely_as_so_many(tmp_path):
+    """1, 3 and 2 in one bucket and 4 in another: shares of 1/10, 3/10, 2/10 and 4/10, from files too."""
+    wide = numbered(1, 4, 6, start=3, repeats=torch.tensor([4]))
+    write_data(tmp_path, Buckets([numbered(3, 4, 4, repeats=torch.tensor([1, 3, 2])), wide]))
+    data = read_data(tmp_path)
+    generator, seen = rng(), torch.zeros(4)
+    for _ in range(4000):
+        seen += torch.bincount(data.batch(5, generator=generator).x0.flatten(1)[:, 0].long(), minlength=4)
+    expected = torch.tensor([0.1, 0.3, 0.2, 0.4])
+    assert ((seen / seen.sum() - expected).abs() < 5 * (expected * (1 - expected) / 4000) ** 0.5).all()
+    with pytest.raises(ValueError, match="repeats must be a whole number from 1"):
+        numbered(2, 4, repeats=torch.tensor([1, 0]))
+
+
 # --- caption dropout -------------------------------------------------------------------------------------------------
 
 
