@@ -7,10 +7,23 @@ from typing import Any
 from ...trainers.data.listing import NOT_READ, SUBFOLDERS, content_of
 from .. import host
 from ..host import folders
-from .data_sources import FolderSource, PromptSource
+from .data_sources import PromptSource
+from .folder_sources import CAPTION_SYNTAX, LITERAL, FolderSource
 
 _CLIP_TOOLTIP = "Encodes the texts. May stay unconnected once the run folder holds the encoded data, at a later start."
 _NEGATIVE_TOOLTIP = "The empty or negative prompt, for guidance that is baked in and for caption dropout."
+
+_GUIDANCE = (
+    "FLOAT",
+    {
+        "default": 0.0,
+        "min": 0.0,
+        "max": 100.0,
+        "step": 0.1,
+        "tooltip": "What a guidance-distilled model (FLUX.1-dev, HunyuanVideo) is told as its scale, as FluxGuidance does: 3.5, "
+        "say. 0 leaves it the model's own; other models take none.",
+    },
+)
 
 _WITHOUT_CAPTION = ["use caption", "stop"]
 _BROKEN = ["stop", "skip"]
@@ -96,6 +109,15 @@ class ImageFolder:
                         "counts ten times, and name describes those without a text of their own, as in kohya's scripts.",
                     },
                 ),
+                "caption_syntax": (
+                    list(CAPTION_SYNTAX),
+                    {
+                        "default": LITERAL,
+                        "tooltip": "Whether parentheses in captions are letters, or emphasis as in a prompt: (word:1.2), with "
+                        "a backslash before those that are letters.",
+                    },
+                ),
+                "guidance": _GUIDANCE,
             },
         }
 
@@ -187,7 +209,7 @@ class TeacherPictures:
                     },
                 ),
             },
-            "optional": {"clip": ("CLIP", {"tooltip": _CLIP_TOOLTIP})},
+            "optional": {"clip": ("CLIP", {"tooltip": _CLIP_TOOLTIP}), "guidance": _GUIDANCE},
         }
 
     @classmethod

@@ -23,6 +23,8 @@ _HEIC = (".heic", ".heif")
 ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", *_HEIC)
 _STILLS = ("MPO", "HEIF")
 """Formats of cameras and phones, which keep other views, depth or a gain map behind the one picture that is meant."""
+PIXELS = 1
+"""Raised when other pixels are made of the same file, so that what was encoded of it before is not taken."""
 LONGEST_SIDE = 2.0
 """The longest side of a bucket, in square roots of its area: an aspect ratio of up to 4 to 1."""
 
