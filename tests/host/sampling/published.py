@@ -1,4 +1,4 @@
-"""The lists that authors and ComfyUI's templates publish for every recipe, as numbers, and the host's class of each family."""
+"""The lists that authors and ComfyUI's templates publish for every recipe, as numbers."""
 
 SPACED = {n: [round(1000 - 1000 * k / n) - 1 for k in range(n)] for n in (1, 2, 4, 8)}
 LCM = {
@@ -186,30 +186,3 @@ SIGMAS = {
         *(1.0, 0.933333, 0.857143, 0.769231, 0.666667, 0.545455, 0.4, 0.222222)
     ],
 }
-
-OF_CLASS = {
-    "Flux": ("Flux", "ModelSamplingFlux"),
-    "Flux2": ("Flux2", "ModelSamplingFlux"),
-    "QwenImage": ("QwenImage", "ModelSamplingFlux"),
-    "Krea2": ("Krea2", "ModelSamplingFlux"),
-    "LTXV": ("LTXV", "ModelSamplingFlux"),
-    "LTXAV": ("LTXAV", "ModelSamplingFlux"),
-    "MiniMaxH3": ("MiniMaxH3", "ModelSamplingAV"),
-    "Lumina2": ("ZImage", "ModelSamplingDiscreteFlow"),
-    "WAN21": ("WAN21_T2V", "ModelSamplingDiscreteFlow"),
-    "ACEStep15": ("ACEStep15", "ModelSamplingDiscreteFlow"),
-    "StableAudio3": ("StableAudio3", "ModelSamplingDiscreteFlow"),
-    "SD3": ("SD3", "ModelSamplingDiscreteFlow"),
-    "Anima": ("Anima", "ModelSamplingDiscreteFlow"),
-    "ErnieImage": ("ErnieImage", "ModelSamplingDiscreteFlow"),
-    "HiDream": ("HiDream", "ModelSamplingDiscreteFlow"),
-    "HiDreamO1": ("HiDreamO1", "ModelSamplingDiscreteFlow"),
-    "MageFlow": ("MageFlow", "ModelSamplingDiscreteFlow"),
-    "Lens": ("Lens", "ModelSamplingFlux"),
-    "PiD": ("PiD", "ModelSamplingDiscreteFlow"),
-    "HunyuanVideo": ("HunyuanVideo", "ModelSamplingDiscreteFlow"),
-    "HunyuanVideo15": ("HunyuanVideo15", "ModelSamplingDiscreteFlow"),
-    "HunyuanVideo15_SR_Distilled": ("HunyuanVideo15_SR_Distilled", "ModelSamplingDiscreteFlow"),
-    "SeedVR2": ("SeedVR2", "ModelSamplingDiscreteFlow"),
-}
-"""The host's configuration of a family, and the kind of noise levels that it gives its models."""

@@ -1,9 +1,8 @@
 """Each preset gives the levels, the reading, the sampler and the guidance that its source names; files speak for themselves."""
 
-import types
-
 import pytest
 import torch
+from comfyui_fewstep.benchmarks.templates_judge import sampling_of_family
 from comfyui_fewstep.commands.embedded import import_host
 from safetensors.torch import save_file
 
@@ -20,7 +19,7 @@ from comfyui_fewstep.nodes.sampling import recipes
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.samplers.presets import OURS, PRESETS
 from comfyui_fewstep.samplers.recipe import Recipe
-from published import OF_CLASS, SIGMAS, TIMESTEPS
+from published import SIGMAS, TIMESTEPS
 from test_guidance_distilled import advanced, guided_model
 from test_sampling import draw, model_of, schedule
 from test_schedules_of_kinds import sampling
@@ -84,14 +83,9 @@ def test_a_recipe_is_complete_and_runs(name):
 @pytest.mark.parametrize("name", [name for name in SIGMAS if PRESETS[name].models])
 def test_the_list_is_published_on_the_familys_own_levels(name):
     """Whatever shift, multiplier and length of table the host gives the family."""
-    own = PRESETS[name].models[0]
-    config, kind = OF_CLASS[own]
-    if not hasattr(comfy.model_base, own) or not hasattr(comfy.supported_models, config):
+    made = sampling_of_family(PRESETS[name].models[0])
+    if made is None:
         pytest.skip("this host has no such models")
-    settings = types.SimpleNamespace(sampling_settings=getattr(comfy.supported_models, config).sampling_settings)
-    made = type("ModelSampling", (getattr(comfy.model_sampling, kind), comfy.model_sampling.CONST), {})(settings)
-    if own == "Flux":  # schnell's shift, which a checkpoint of dev's does not have
-        made.set_parameters(shift=0.0)
     sigmas = recipes.preset_levels(made, PRESETS[name])
     torch.testing.assert_close(sigmas[:-1], torch.tensor(SIGMAS[name]), atol=1e-6, rtol=0.0)
 
