@@ -33,6 +33,7 @@ FLOORS = [
     "trainers/data",
     "trainers/storage",
     "trainers/processes",
+    "samplers/presets",
     "samplers",
     "launch.py",
 ]
