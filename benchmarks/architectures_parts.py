@@ -150,11 +150,23 @@ def _against(subject: Subject, name: str, gamma: float) -> Found:
         chosen = models.sampler_function(sample_few_step, gamma=gamma, **({"noise_sampler": fresh(x)} if gamma else {}))
         return chosen(model, x, sigmas, **options)
 
-    drawn = [_custom(subject, comfy.samplers.KSAMPLER(function)) for function in (ours, theirs)]
+    drawn = [
+        _custom(subject, comfy.samplers.KSAMPLER(function), model=model)
+        for function, model in ((ours, subject.model), (theirs, _for_their_samplers(subject)))
+    ]
     return _near(max(_apart(a, b) for a, b in zip(*drawn, strict=True)))
 
 
-def _custom(subject: Subject, sampler: Any) -> list[Tensor]:
+def _for_their_samplers(subject: Subject) -> Any:
+    settings = subject.architecture.samplers_own
+    if not settings:
+        return subject.model
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    return ModelSamplingDiscrete().patch(subject.model, **settings)[0]
+
+
+def _custom(subject: Subject, sampler: Any, *, model: Any = None) -> list[Tensor]:
     """What SamplerCustom draws, stream by stream."""
     import comfy.sample
     import comfy.samplers
@@ -164,7 +176,9 @@ def _custom(subject: Subject, sampler: Any) -> list[Tensor]:
     sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", STEPS)
     return _each(
         comfy.sample.sample_custom(
-            *(subject.model, noise, 1.0, sampler, sigmas, *_prompts(subject), noise * 0.0), disable_pbar=True, seed=SEED
+            *(model or subject.model, noise, 1.0, sampler, sigmas, *_prompts(subject), noise * 0.0),
+            disable_pbar=True,
+            seed=SEED,
         )
     )
 

@@ -60,7 +60,8 @@ class Architecture:
     pooled one, 0 for none. options: what else a prompt carries; Noise where that is a tensor. marks: tensors of the file
     beside the network, by which the host tells the prediction. encoder: a large part of the network that works on prompts
     alone, and is left out; of a list of blocks all but the first. deep: what the network has for many blocks beside the
-    numbers of them, see deeper.
+    numbers of them, see deeper. samplers_own: settings of the host's ModelSamplingDiscrete, where only behind that its own
+    euler and lcm are right.
     """
 
     config: str
@@ -73,6 +74,7 @@ class Architecture:
     streams: tuple[tuple[int, ...], ...] = ()
     encoder: str | None = None
     deep: dict[str, Any] = field(default_factory=dict)
+    samplers_own: dict[str, Any] = field(default_factory=dict)
 
     def deeper(self) -> Architecture:
         """With eight blocks wherever the network's numbers of blocks say how many, so that their share of it shows."""

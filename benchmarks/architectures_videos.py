@@ -161,7 +161,9 @@ VIDEOS = {
         FRAMES,
         1024,
     ),
-    "cogvideox": Architecture("CogVideoX_T2V", COGVIDEO, FRAMES, 32),
+    "cogvideox": Architecture(
+        "CogVideoX_T2V", COGVIDEO, FRAMES, 32, samplers_own={"sampling": "v_prediction", "zsnr": True}
+    ),
     "ace_step": Architecture(
         "ACEStep",
         ACE,

@@ -24,7 +24,7 @@ from .backward import ATTENTION_OVERRIDE, attention
 from .guidance import taking_scale
 from .inputs import host_inputs
 from .lending import lent_again
-from .models import noise_scale, prediction_type, read_as
+from .models import noise_scale, read_by, reading
 
 Network = Any
 """The host's model object (its BaseModel): a torch module with apply_model, diffusion_model and model_sampling."""
@@ -174,32 +174,17 @@ def as_denoiser(network: Network, *, model: Any = None, prediction: str | None =
     """
     options = {} if model is None else {**_transformer_options(model), "wrappers": _wrappers(model)}
     scale = noise_scale(network.model_sampling)
-    own = prediction in (None, prediction_type(network.model_sampling))
-    reading = None if own else read_as(network.model_sampling, prediction=prediction)
+    read = reading(network.model_sampling, prediction=prediction)
 
     def denoiser(x: Tensor, sigma: Tensor, guidance_scale: Tensor | None = None, **condition: Tensor) -> Tensor:
         # a fresh copy: the host's blocks write their position into it
         mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1], ATTENTION_OVERRIDE: attention}
-        with _sampling(network, reading), taking_scale(network, guidance_scale):
+        with read_by(network, read), taking_scale(network, guidance_scale):
             if scale == 1.0:
                 return network.apply_model(x, sigma, transformer_options=mine, **host_inputs(condition))
             return network.apply_model(scale * x, sigma, transformer_options=mine, **host_inputs(condition)) / scale
 
     return denoiser
-
-
-@contextmanager
-def _sampling(network: Network, reading: Any) -> Iterator[None]:
-    """Inside, the network's output is read by another sampling object; None for its own."""
-    if reading is None:
-        yield
-        return
-    own = network.model_sampling
-    try:
-        network.model_sampling = reading
-        yield
-    finally:
-        network.model_sampling = own
 
 
 def network_state_dict(network: Network) -> dict[str, Tensor]:
