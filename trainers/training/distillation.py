@@ -16,7 +16,7 @@ from ..objective.method import Method
 from ..objective.perceptual import Perceptual
 from ..processes.group import Processes
 from ..storage.export import FULL_WEIGHTS, LORA, SCALE_INPUT_KEY, TEACHER_PREDICTION_KEY, write_student
-from ..storage.files import copy_atomically, tensors_sha256
+from ..storage.files import copy_atomically
 from ..storage.prefixes import below
 from ..storage.run_folder import RunFolder
 from ..students.student import Student, probe_writes_in_place
@@ -96,7 +96,7 @@ class Distillation:
     @functools.cached_property
     def _data_sha256(self) -> str:
         """Once, however often the run is asked what it is: the data may be large."""
-        return tensors_sha256(self.data.tensors())
+        return self.data.sha256()
 
     def finished(self) -> bool:
         """Whether there is nothing to do. Makes the folder this run's; ValueError when it holds another.
