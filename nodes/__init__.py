@@ -6,7 +6,7 @@ import importlib.util
 
 from . import host, routes
 from .demo import digits
-from .distillation import distillation, experts_part, methods, runs, students, training_data
+from .distillation import distillation, experts_part, matching_method, methods, runs, students, training_data
 from .host import folders, limits
 from .sampling import comparison, experts, guidance, model_sampling, recipes, samplers, schedules
 
@@ -29,11 +29,13 @@ NODE_CLASS_MAPPINGS = {
     "FewStepGuidanceDistillation": methods.GuidanceDistillation,
     "FewStepConsistencyDistillation": methods.ConsistencyDistillation,
     "FewStepConsistencyTraining": methods.ConsistencyTraining,
+    "FewStepDistributionMatching": matching_method.DistributionMatching,
     "FewStepExpertsPart": experts_part.ExpertsPart,
     "FewStepLoRAStudent": students.LoRAStudentNode,
     "FewStepFullWeightsStudent": students.FullWeightsStudentNode,
     "FewStepImageFolder": training_data.ImageFolder,
     "FewStepTeacherPictures": training_data.TeacherPictures,
+    "FewStepTrainingPrompts": training_data.TrainingPrompts,
     "FewStepDistill": distillation.Distill,
     "FewStepLoadStudent": students.LoadStudent,
     "FewStepSaveStudent": students.SaveStudentCheckpoint,
@@ -67,11 +69,13 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FewStepGuidanceDistillation": "Guidance Distillation",
     "FewStepConsistencyDistillation": "Consistency Distillation (LCM)",
     "FewStepConsistencyTraining": "Consistency Training (no teacher)",
+    "FewStepDistributionMatching": "Distribution Matching (DMD)",
     "FewStepExpertsPart": "One Expert's Part (training)",
     "FewStepLoRAStudent": "LoRA Student",
     "FewStepFullWeightsStudent": "Full-Weights Student",
     "FewStepImageFolder": "Training Images (Folder)",
     "FewStepTeacherPictures": "Training Prompts (Teacher's Pictures)",
+    "FewStepTrainingPrompts": "Training Prompts (No Pictures)",
     "FewStepDistill": "Distill Model",
     "FewStepLoadStudent": "Load Distilled Student",
     "FewStepSaveStudent": "Save Student as Checkpoint",

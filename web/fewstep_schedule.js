@@ -13,6 +13,7 @@ const ROUTES = {
   FewStepGuidanceDistillation: "method",
   FewStepConsistencyDistillation: "method",
   FewStepConsistencyTraining: "method",
+  FewStepDistributionMatching: "method",
 };
 const KINDS = {
   FewStepConsistencyModel: "consistency",

@@ -29,6 +29,10 @@ class DataSource(Protocol):
     def unconditional(self) -> Condition | None:
         """The empty prompt's inputs as far as they are known before the data are made; None where there will be none."""
 
+    @property
+    def has_pictures(self) -> bool:
+        """Whether there is anything to see in the data's x0."""
+
     def build(self, model: Any, run: RunFolder, *, teacher_sha256: str) -> Data:
         """The run's data: read from its folder, or made and kept there."""
 
@@ -41,6 +45,7 @@ class DataInGraph:
     """Data that are made already."""
 
     data: TensorData | Buckets
+    has_pictures = True
 
     @property
     def unconditional(self) -> Condition | None:
@@ -55,6 +60,8 @@ class DataInGraph:
 
 class MadeOnce:
     """Sources whose building keeps the data, which always hold an empty prompt."""
+
+    has_pictures = True
 
     @property
     def unconditional(self) -> Condition | None:
@@ -133,11 +140,7 @@ class PromptSource(MadeOnce):
     guidance: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.prompts:
-            raise ValueError("prompts is empty; give one prompt on each line.")
-        for name in ("width", "height"):
-            if getattr(self, name) < 8 or getattr(self, name) % 8:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed are multiples of 8: 512, for example.")
+        require_prompts(self.prompts, width=self.width, height=self.height)
         require_at_least_one(self, "pictures_per_prompt", "steps", "batch_size")
         if not 1.0 <= self.cfg <= 100.0:
             raise ValueError(f"cfg is {self.cfg}; allowed is 1 (no guidance) to 100.")
@@ -223,6 +226,15 @@ class Progress:
         host.signals.check_cancelled()
         self._done += 1
         self._bar.update_absolute(self._done, self._total)
+
+
+def require_prompts(prompts: Sequence[str], **sizes: int) -> None:
+    """ValueError, naming the input, where there are none, or for a size that no picture has."""
+    if not prompts:
+        raise ValueError("prompts is empty; give one prompt on each line.")
+    for name, size in sizes.items():
+        if size < 8 or size % 8:
+            raise ValueError(f"{name} is {size}; allowed are multiples of 8: 512, for example.")
 
 
 def of_teacher(model: Any, teacher_sha256: str) -> dict[str, Any]:

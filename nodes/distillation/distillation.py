@@ -12,7 +12,7 @@ from torch import Tensor
 from ...trainers.data.batches import Buckets, Condition, TensorData
 from ...trainers.data.cache import in_buckets
 from ...trainers.measures.charts import loss_chart
-from ...trainers.objective.method import MethodOptions
+from ...trainers.objective.method import Method, MethodOptions
 from ...trainers.storage.places import is_link
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.adapters import LoRAOptions
@@ -279,6 +279,7 @@ def prepared(
         )
         source = data or _data_in_graph(model, latents, positive, negative, dropout=train_options.caption_dropout)
         resolved = running.method_on(model, method, empty_prompt=source.unconditional is not None)
+        _require_pictures(resolved, source)
         students.require_scale_input(model, student or LoRAOptions(), resolved.scale_input)
         with run.gone_if_refused(keep_data=not isinstance(source, DataInGraph)), run.locked():
             teacher_sha256 = running.teacher_sha256(model, begun_with=running.said_of_teacher(run))
@@ -302,6 +303,14 @@ def _keep_workflow(run: RunFolder, extra_pnginfo: Mapping[str, Any] | None) -> N
     """The editor sends it beside the prompt; other programs need not."""
     if extra_pnginfo and extra_pnginfo.get("workflow"):
         run.keep_workflow(extra_pnginfo["workflow"])
+
+
+def _require_pictures(method: Method, source: DataSource) -> None:
+    if method.needs_pictures and not source.has_pictures:
+        raise ValueError(
+            f"data is Training Prompts (No Pictures), but {method.name.replace('_', ' ')} learns from pictures; connect Training "
+            "Prompts (Teacher's Pictures) or Training Images (Folder), or take Distribution Matching without consistency_levels."
+        )
 
 
 def _require_one_kind_of_data(*, latents: bool, positive: bool, data: bool, negative: bool = False) -> None:

@@ -295,12 +295,14 @@ def student_of(
             host.precision.computing_in(copies[0], precision),
             host.precision.computing_in(copies[1], precision),
             memory(copies[0].diffusion_model),
+            memory(copies[1].diffusion_model),  # on which a companion learns
         ):
             yield FullWeightsStudent(
                 *copies,
                 as_denoiser=functools.partial(host.training.as_denoiser, prediction=prediction),
                 named_weights=host.training.network_state_dict,
                 first_teacher=host.training.as_denoiser if converts else None,
+                adapted=host.training.diffusion_model_of,
             )
         return
     with (

@@ -9,6 +9,7 @@ from .. import host
 from ..host import folders
 from .data_sources import PromptSource
 from .folder_sources import CAPTION_SYNTAX, LITERAL, FolderSource
+from .prompts_alone import PromptsAlone
 
 _CLIP_TOOLTIP = "Encodes the texts. May stay unconnected once the run folder holds the encoded data, at a later start."
 _NEGATIVE_TOOLTIP = "The empty or negative prompt, for guidance that is baked in and for caption dropout."
@@ -221,6 +222,35 @@ class TeacherPictures:
 
     def describe(self, prompts: str, **options: Any) -> tuple[Any]:
         return (PromptSource(prompts=_lines(prompts), **options),)
+
+
+class TrainingPrompts:
+    RETURN_TYPES = ("FEWSTEP_DATA",)
+    RETURN_NAMES = ("data",)
+    OUTPUT_TOOLTIPS = ("Connect to Distill Model, which encodes the prompts once and keeps them in the run's folder.",)
+    FUNCTION = "describe"
+    CATEGORY = "few-step/distillation"
+    SEARCH_ALIASES = ["data set", "dataset", "data-free", "dmd"]
+    DESCRIPTION = (
+        "Training data for methods that want no pictures (Distribution Matching): prompts, and the size at which the student "
+        "draws. Nothing is drawn beforehand."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        drawn = TeacherPictures.INPUT_TYPES()
+        shared = {name: drawn["required"][name] for name in ("prompts", "negative", "width", "height")}
+        return {"required": shared, "optional": drawn["optional"]}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, prompts: Any = None, width: Any = None, height: Any = None) -> bool | str:
+        """Before anything runs, where the values are typed in; linked values are checked when they arrive."""
+        if not (isinstance(prompts, str) and isinstance(width, int) and isinstance(height, int)):
+            return True
+        return host.signals.error_of(lambda: PromptsAlone(prompts=_lines(prompts), width=width, height=height))
+
+    def describe(self, prompts: str, **options: Any) -> tuple[Any]:
+        return (PromptsAlone(prompts=_lines(prompts), **options),)
 
 
 def _lines(text: str) -> tuple[str, ...]:

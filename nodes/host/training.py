@@ -188,6 +188,12 @@ def as_denoiser(network: Network, *, model: Any = None, prediction: str | None =
     return denoiser
 
 
+def diffusion_model_of(network: Network) -> torch.nn.Module:
+    """The network itself, in the host's object of it."""
+    found: torch.nn.Module = network.diffusion_model
+    return found
+
+
 def network_state_dict(network: Network) -> dict[str, Tensor]:
     """The diffusion model's own weights, under its own names."""
     return dict(network.diffusion_model.state_dict())

@@ -53,6 +53,7 @@ def pictures(base):
 
 SMALL_DATA = {
     "FewStepImageFolder": {"resolution": 32, "bucket_step": 8, "caption": "7"},
+    "FewStepTrainingPrompts": {"prompts": "7\n3", "width": 32, "height": 32},
     "FewStepTeacherPictures": {"prompts": "7\n3", "width": 32, "height": 32, "pictures_per_prompt": 2, "steps": 4},
 }
 
@@ -60,6 +61,7 @@ OTHER_METHODS = {
     "FewStepGuidanceDistillation": {"iterations": 3},
     "FewStepConsistencyDistillation": {"iterations": 3},
     "FewStepConsistencyTraining": {"iterations": 3},
+    "FewStepDistributionMatching": {"iterations": 3, "companion_first": 1},
 }
 
 

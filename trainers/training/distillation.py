@@ -174,7 +174,7 @@ class Distillation:
         )
 
     def _provenance(self, last: int) -> dict[str, str]:
-        iterations = sum(stage.iterations for stage in self.method.stages()[: last + 1])
+        iterations = sum(stage.updates for stage in self.method.stages()[: last + 1])
         facts = {
             "fewstep.seed": str(self.options.seed),
             "fewstep.iterations": str(iterations),
