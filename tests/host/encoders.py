@@ -40,6 +40,15 @@ def tiny_vae(seed=0):
     return vae
 
 
+def wan_vae():
+    """comfy.sd.VAE of Wan and Qwen-Image, a sixteenth as wide: 4n + 1 frames of 8 x 8 pixels to 16 channels."""
+    from comfy.ldm.wan.vae import WanVAE
+
+    with torch.inference_mode():
+        weights = fill(WanVAE(dim=8, z_dim=16), seed=0).state_dict()
+        return comfy.sd.VAE(sd=weights, device=torch.device("cpu"), dtype=torch.float32)
+
+
 START, END = 998, 999
 SPECIAL = {"start": START, "end": END, "pad": END}
 SMALL = {"num_hidden_layers": 1, "intermediate_size": 64, "vocab_size": 1000}

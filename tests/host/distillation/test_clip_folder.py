@@ -9,12 +9,11 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-import comfy.sd
 from comfyui_fewstep.benchmarks.architectures import ARCHITECTURES
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import folder_data
 from comfyui_fewstep.trainers.data.cache import read_data
-from encoders import Counting, RandomCLIP, fill
+from encoders import Counting, RandomCLIP, wan_vae
 from making_clips import needs_av, write_clip, write_sound
 from making_data import distil, run_folder, student_of
 
@@ -156,15 +155,6 @@ def test_clips_that_cannot_be_used_are_named_before_any_is_encoded(output, clip_
 def test_a_vae_that_cannot_encode_the_clips_is_named(changed, vae, said, output, clip_folder):
     with pytest.raises(ValueError, match=said):
         distil(ARCHITECTURES["wan"].model(seed=0), name="run", data=clips(vae, **changed))
-
-
-def wan_vae():
-    """The host's own, a sixteenth as wide, random."""
-    from comfy.ldm.wan.vae import WanVAE
-
-    with torch.inference_mode():
-        weights = fill(WanVAE(dim=8, z_dim=16), seed=0).state_dict()
-        return comfy.sd.VAE(sd=weights, device=torch.device("cpu"), dtype=torch.float32)
 
 
 @needs_av
