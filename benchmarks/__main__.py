@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import architectures, demo, methods, progressive, samplers, training
+from . import architectures, demo, methods, progressive, samplers, templates, training
 
 BENCHMARKS = {
     "architectures": architectures,
@@ -12,6 +12,7 @@ BENCHMARKS = {
     "methods": methods,
     "progressive": progressive,
     "samplers": samplers,
+    "templates": templates,
     "training": training,
 }
 

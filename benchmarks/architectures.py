@@ -37,6 +37,7 @@ ABOUT = {
     "guidance": "the same of guidance distillation",
     "consistency": "the same of consistency distillation",
     "checkpointing": "that of progressive distillation with gradient checkpointing",
+    "held": "bytes that wait for backward with gradient checkpointing, as a share of those without, eight blocks deep",
     "LoRA file": "after an iteration of the loop: every key is used by the host's loader, whose MODEL differs from the student "
     "by this share",
     "full weights": "the same of all weights, loaded by the host into a network of other weights",
@@ -146,10 +147,10 @@ def _host() -> Row:
     for room in ("benchmarks", "nodes", "samplers", "trainers"):
         for file in sorted((ROOT / room).rglob("*.py")):
             code.update(file.read_bytes())
-    return {"comfyui": _comfyui_version(), "torch": torch.__version__, "code": code.hexdigest()[:12]}
+    return {"comfyui": version_of_comfyui(), "torch": torch.__version__, "code": code.hexdigest()[:12]}
 
 
-def _comfyui_version() -> str:
+def version_of_comfyui() -> str:
     if os.environ.get("COMFYUI_PATH"):
         import comfyui_version
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...samplers.few_step import sample_ancestral, sample_few_step, sample_tcd
-from ...samplers.presets import PRESETS, Preset, family_named_by
+from ...samplers.presets import OURS, PRESETS, Preset, family_named_by
 from ...samplers.recipe import Recipe
 from ...trainers.storage.files import read_metadata
 from .. import host
@@ -124,6 +124,8 @@ def _read_as(model: Any, preset: Preset, recipe: str) -> Any:
         )
     if preset.audio_shift is not None:
         return host.models.with_audio_shift(model, shift=preset.absolute_shift, audio_shift=preset.audio_shift)
+    if preset.noise_scale is not None:
+        return host.models.with_noise_scale(model, preset.noise_scale)
     if preset.prediction or preset.lcm_boundary:
         change = LCMBoundary if preset.lcm_boundary else None
         return host.models.with_model_sampling(model, prediction=preset.prediction, change=change)
@@ -138,7 +140,7 @@ def preset_levels(model_sampling: Any, preset: Preset, **size: Any) -> Tensor:
 
 def preset_of(recipe: str) -> Preset:
     if recipe not in PRESETS:
-        raise ValueError(f"there is no recipe {recipe!r}; known are: {', '.join(PRESETS)}.")
+        raise ValueError(f"there is no recipe {recipe!r}; choose one of the menu of Apply Recipe.")
     return PRESETS[recipe]
 
 
@@ -149,7 +151,7 @@ def recipe_of(file: str) -> Recipe:
     try:
         return Recipe.from_metadata(read_metadata(path), source=file)
     except ValueError as error:
-        raise ValueError(f"{error} Recipes of known families are: {', '.join(PRESETS)}.") from error
+        raise ValueError(f"{error} Known families have recipes of their own in the menu.") from error
 
 
 def _from_file(model: Any, file: str) -> tuple[Any, Any, Tensor]:
@@ -182,8 +184,11 @@ def _sampler(preset: Preset) -> Any:
         return host.models.sampler(sample_tcd, eta=preset.eta)
     if preset.sampler == "ancestral":
         return host.models.sampler(sample_ancestral, eta=preset.eta)
+    if preset.sampler not in OURS:
+        return host.models.hosts_sampler(preset.sampler)
     gamma = 0.0 if preset.sampler == "lightning" else 1.0
-    return host.models.sampler(sample_few_step, gamma=gamma, unit_variance_start=preset.unit_variance_start)
+    options = {"noise_clip": preset.noise_clip} if preset.noise_clip else {}
+    return host.models.sampler(sample_few_step, gamma=gamma, unit_variance_start=preset.unit_variance_start, **options)
 
 
 def _guider(model: Any, positive: Any, negative: Any, *, cfg: float, guidance_scale: float | None) -> Any:

@@ -136,8 +136,10 @@ def test_the_steps_of_a_method_are_those_of_its_student(node, server):
 
 
 def test_every_method_has_a_preview():
+    """But One Expert's Part, which makes a method of another."""
     made = {name for name, node in NODE_CLASS_MAPPINGS.items() if node.RETURN_TYPES == ("FEWSTEP_METHOD",)}
-    assert made == set(previews.METHODS)
+    changing = {name for name in made if "method" in NODE_CLASS_MAPPINGS[name].INPUT_TYPES()["required"]}
+    assert made - changing == set(previews.METHODS)
 
 
 def test_halvings_and_what_they_come_to(server):

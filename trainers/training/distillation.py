@@ -86,7 +86,7 @@ class Distillation:
     def start_left(self) -> float:
         """The largest share of a stage's first weights in the moving average that it results in; 0 without one."""
         decay, warms_up = self.options.ema_decay, self.options.ema_warms_up
-        return max(start_left(decay, stage.iterations, warms_up=warms_up) for stage in self.method.stages())
+        return max(start_left(decay, stage.updates, warms_up=warms_up) for stage in self.method.stages())
 
     @property
     def student_prediction(self) -> str:
