@@ -59,7 +59,7 @@ def clip_pieces(path: Path, *, frames: int, rate: float, seen: Callable[[Tensor]
     seen: what becomes of a frame (H, W, 3) in [0, 1].
     """
     for piece in in_pieces(_frames(path, rate=rate), frames):
-        yield torch.stack([seen(_picture(frame)) for frame in piece])
+        yield torch.stack([seen(seen_picture(frame)) for frame in piece])
 
 
 def in_pieces(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -115,7 +115,8 @@ def _quarter_turns(frame: Any) -> int:
     return round(getattr(frame, "rotation", 0) / 90)
 
 
-def _picture(frame: Any) -> Tensor:
+def seen_picture(frame: Any) -> Tensor:
+    """(H, W, 3) in [0, 1] of one of PyAV's frames, turned as its metadata say."""
     turned = np.rot90(frame.to_ndarray(format="rgb24"), k=_quarter_turns(frame))
     return torch.from_numpy(turned.copy()).float() / 255.0
 

@@ -2,8 +2,10 @@
 
 import itertools
 import sys
+import types
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from comfyui_fewstep.trainers.data.clips import (
@@ -14,6 +16,7 @@ from comfyui_fewstep.trainers.data.clips import (
     in_pieces,
     require_reader,
     sample_count,
+    seen_picture,
     sound_pieces,
 )
 from comfyui_fewstep.trainers.data.listing import BrokenFile
@@ -58,6 +61,14 @@ def test_a_reader_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ValueError, match=r"read with PyAV, .*: python -m pip install av"):
         require_reader()
+
+
+@pytest.mark.parametrize(("rotation", "corner"), [(0, 1), (90, 2), (-90, 3), (180, 4)])
+def test_a_frame_is_turned_as_its_metadata_say(rotation, corner):
+    """Counterclockwise, as the host's own reader does: the corners 1 2 / 3 4."""
+    corners = np.array([[[1], [2]], [[3], [4]]], np.uint8).repeat(3, axis=2)
+    frame = types.SimpleNamespace(rotation=rotation, to_ndarray=lambda format: corners)
+    assert seen_picture(frame)[0, 0, 0] * 255 == pytest.approx(corner)
 
 
 @needs_av
