@@ -29,11 +29,12 @@ from ..trainers.students.student import Student, probe_writes_in_place
 from ..trainers.training.loop import train
 from ..trainers.training.options import TrainOptions
 from .architectures_setup import Architecture
+from .memory import left_in_memory
 
 STEPS, BATCH, SEED, SIGMA = 4, 2, 7, 0.6
 LORA = LoRAOptions(rank=4, alpha=8.0)
 SAMPLERS = ("fewstep_lcm", "fewstep_lightning", "fewstep_tcd", "fewstep_consistency")
-CLOSE, COSINE = 1e-4, 0.9999
+CLOSE, COSINE, SHARE = 1e-4, 0.9999, 0.3
 _CHOSEN = {"iterations": 1, "learning_rate": 1e-3, "guidance_scale": 3.0, "weighting": Weighting.CONSTANT}
 METHODS: dict[str, MethodOptions] = {
     "progressive": ProgressiveOptions(start_steps=2, target_steps=1, **_CHOSEN),
@@ -149,11 +150,23 @@ def _against(subject: Subject, name: str, gamma: float) -> Found:
         chosen = models.sampler_function(sample_few_step, gamma=gamma, **({"noise_sampler": fresh(x)} if gamma else {}))
         return chosen(model, x, sigmas, **options)
 
-    drawn = [_custom(subject, comfy.samplers.KSAMPLER(function)) for function in (ours, theirs)]
+    drawn = [
+        _custom(subject, comfy.samplers.KSAMPLER(function), model=model)
+        for function, model in ((ours, subject.model), (theirs, _for_their_samplers(subject)))
+    ]
     return _near(max(_apart(a, b) for a, b in zip(*drawn, strict=True)))
 
 
-def _custom(subject: Subject, sampler: Any) -> list[Tensor]:
+def _for_their_samplers(subject: Subject) -> Any:
+    settings = subject.architecture.samplers_own
+    if not settings:
+        return subject.model
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    return ModelSamplingDiscrete().patch(subject.model, **settings)[0]
+
+
+def _custom(subject: Subject, sampler: Any, *, model: Any = None) -> list[Tensor]:
     """What SamplerCustom draws, stream by stream."""
     import comfy.sample
     import comfy.samplers
@@ -163,7 +176,9 @@ def _custom(subject: Subject, sampler: Any) -> list[Tensor]:
     sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", STEPS)
     return _each(
         comfy.sample.sample_custom(
-            *(subject.model, noise, 1.0, sampler, sigmas, *_prompts(subject), noise * 0.0), disable_pbar=True, seed=SEED
+            *(model or subject.model, noise, 1.0, sampler, sigmas, *_prompts(subject), noise * 0.0),
+            disable_pbar=True,
+            seed=SEED,
         )
     )
 
@@ -257,6 +272,25 @@ def _cosine(found: dict[str, Any], wanted: dict[str, Any]) -> float:
     return float(torch.dot(a, b) / (a.norm() * b.norm()))
 
 
+def held(subject: Subject) -> Found:
+    """What gradient checkpointing leaves in memory for backward, of the usual, in a network of many blocks."""
+    deep = Subject(subject.architecture.deeper())
+    usual, less = (_left_by(deep, gradient_checkpointing=checkpointing) for checkpointing in (False, True))
+    return Found(less / usual, less <= SHARE * usual)
+
+
+def _left_by(subject: Subject, **how: Any) -> int:
+    """Bytes, of the second pass: in the first, blocks learn what they overwrite."""
+    data = subject.data()
+    batch = data.first(BATCH)
+    sigma = torch.full((BATCH,), SIGMA)
+    with subject.student(LORA, data, **how) as student:
+        for _ in range(2):
+            with student.autograd():
+                left = left_in_memory(lambda: student.denoiser(batch.x0, sigma, **batch.condition))
+    return left
+
+
 # --- what comes back -------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +368,7 @@ PARTS: dict[str, Callable[[Subject], Found]] = {
     "LCM": lcm,
     **{name: gradients(name) for name in METHODS},
     "checkpointing": gradients("progressive", gradient_checkpointing=True),
+    "held": held,
     "LoRA file": lora_file,
     "full weights": full_weights,
     "base": base,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .architectures_setup import TOKENS, Architecture, Noise, Ones
+from .architectures_setup import DEEP, TOKENS, Architecture, Noise, Ones
 
 Network = dict[str, Any]
 SIZE = {"width": 96, "height": 64, "crop_w": 8, "crop_h": 0, "target_width": 96, "target_height": 64}
@@ -36,6 +36,13 @@ SDXL: Network = UNET | {
     "adm_in_channels": 2816,
 }
 CASCADE: Network = {"c_hidden": [64, 64], "nhead": [2, 2], "blocks": [[1, 1], [1, 1]], "c_cond": 64}
+DEEP_UNET: Network = {"num_res_blocks": [2, 2], "transformer_depth": [1] * 4, "transformer_depth_output": [1] * 6}
+DEEP_SDXL: Network = {
+    "num_res_blocks": [2, 2],
+    "transformer_depth": [0, 0, DEEP, DEEP],
+    "transformer_depth_output": [0, 0, 0, DEEP, DEEP, DEEP],
+    "transformer_depth_middle": DEEP,
+}
 PIXART: Network = {
     "hidden_size": 64,
     "depth": 2,
@@ -56,6 +63,9 @@ MMDIT: Network = {
     "num_patches": 256,
     "pos_embed_max_size": 16,
     "pos_embed_scaling_factor": None,
+}
+DEEP_MMDIT: Network = {  # as wide as it is deep
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 64 * DEEP}}
 }
 FLUX: Network = {
     "image_model": "flux",
@@ -273,6 +283,7 @@ PICTURES = {
         SMALL,
         768,
         pooled=768,
+        deep=DEEP_UNET,
     ),
     "sd2_v": Architecture(
         "SD20",
@@ -281,11 +292,21 @@ PICTURES = {
         1024,
         pooled=1024,
         marks={V_OF_SD2: Noise((64,))},
+        deep=DEEP_UNET,
     ),
-    "sdxl": Architecture("SDXL", SDXL, SMALL, 2048, pooled=1280, options=SIZE),
-    "sdxl_v": Architecture("SDXL", SDXL, SMALL, 2048, pooled=1280, options=SIZE, marks={"v_pred": Noise(())}),
+    "sdxl": Architecture("SDXL", SDXL, SMALL, 2048, pooled=1280, options=SIZE, deep=DEEP_SDXL),
+    "sdxl_v": Architecture(
+        "SDXL", SDXL, SMALL, 2048, pooled=1280, options=SIZE, marks={"v_pred": Noise(())}, deep=DEEP_SDXL
+    ),
     "sdxl_edm": Architecture(
-        "SDXL", SDXL, SMALL, 2048, pooled=1280, options=SIZE, marks={"edm_mean": Noise((4,)), "edm_std": Noise((4,))}
+        "SDXL",
+        SDXL,
+        SMALL,
+        2048,
+        pooled=1280,
+        options=SIZE,
+        marks={"edm_mean": Noise((4,)), "edm_std": Noise((4,))},
+        deep=DEEP_SDXL,
     ),
     "cascade_c": Architecture(
         "Stable_Cascade_C",
@@ -293,6 +314,7 @@ PICTURES = {
         PICTURE,
         32,
         pooled=24,
+        deep={"blocks": [[DEEP, DEEP]] * 2},
     ),
     "cascade_b": Architecture(
         "Stable_Cascade_B",
@@ -309,8 +331,9 @@ PICTURES = {
         32,
         pooled=24,
         options={"stable_cascade_prior": Noise((16, 4, 4))},
+        deep={"blocks": [[1, 1, DEEP, DEEP]] * 2},
     ),
-    "sd3": Architecture("SD3", MMDIT, PICTURE, 4096, pooled=2048),
+    "sd3": Architecture("SD3", MMDIT, PICTURE, 4096, pooled=2048, deep=DEEP_MMDIT),
     "aura_flow": Architecture("AuraFlow", AURA, SMALL, 32),
     "pixart_alpha": Architecture(
         "PixArtAlpha",
@@ -340,7 +363,8 @@ PICTURES = {
         "Flux2", FLUX2, (128, 4, 6), 32, options={"guidance": 3.5, "reference_latents": [Noise((128, 4, 4))]}
     ),
     "flux2_klein": Architecture("Flux2", FLUX2 | {"guidance_embed": False}, (128, 4, 6), 32),
-    "chroma": Architecture("Chroma", CHROMA, PICTURE, 32),
+    # not its network of modulations, 344 rows of them for any picture: they are nothing beside a real one's tokens
+    "chroma": Architecture("Chroma", CHROMA, PICTURE, 32, deep={"n_layers": 1}),
     "qwen_image": Architecture("QwenImage", QWEN, (16, 1, 4, 6), 32),
     "qwen_image_edit": Architecture(
         "QwenImage",
@@ -353,7 +377,13 @@ PICTURES = {
     "lumina2": Architecture("Lumina2", LUMINA, PICTURE, 32),
     "omnigen2": Architecture("Omnigen2", OMNIGEN, PICTURE, 32, options={"attention_mask": Ones((TOKENS,))}),
     "hidream": Architecture(
-        "HiDream", HIDREAM, PICTURE, 32, pooled=24, options={"conditioning_llama3": Noise((2, TOKENS, 32))}
+        "HiDream",
+        HIDREAM,
+        PICTURE,
+        32,
+        pooled=24,
+        options={"conditioning_llama3": Noise((2, TOKENS, 32))},
+        deep={"llama_layers": [0, 1] * DEEP},
     ),
     "hunyuan_image": Architecture("HunyuanImage21", HUNYUAN_IMAGE, (64, 4, 6), 32),
     "hunyuan_image_meanflow": Architecture("HunyuanImage21", HUNYUAN_IMAGE | {"meanflow": True}, (64, 4, 6), 32),

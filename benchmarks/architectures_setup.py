@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,12 @@ from torch import Tensor, nn
 
 CPU = torch.device("cpu")
 TOKENS = 8
+DEEP = 8
+_COUNTS = (
+    *("depth", "depth_single_blocks", "num_layers", "num_single_layers", "n_layers", "layers", "num_blocks"),
+    *("num_visual_blocks", "num_dit_layers"),
+)
+"""What networks call their numbers of blocks."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,9 @@ class Architecture:
     streams: of a nested latent, one sample's each, in the place of latent. width: of the text's embeddings. pooled: of the
     pooled one, 0 for none. options: what else a prompt carries; Noise where that is a tensor. marks: tensors of the file
     beside the network, by which the host tells the prediction. encoder: a large part of the network that works on prompts
-    alone, and is left out; of a list of blocks all but the first.
+    alone, and is left out; of a list of blocks all but the first. deep: what the network has for many blocks beside the
+    numbers of them, see deeper. samplers_own: settings of the host's ModelSamplingDiscrete, where only behind that its own
+    euler and lcm are right.
     """
 
     config: str
@@ -65,6 +73,13 @@ class Architecture:
     marks: dict[str, Noise] = field(default_factory=dict)
     streams: tuple[tuple[int, ...], ...] = ()
     encoder: str | None = None
+    deep: dict[str, Any] = field(default_factory=dict)
+    samplers_own: dict[str, Any] = field(default_factory=dict)
+
+    def deeper(self) -> Architecture:
+        """With eight blocks wherever the network's numbers of blocks say how many, so that their share of it shows."""
+        counts = {key: DEEP for key in _COUNTS if isinstance(self.network.get(key), int)}
+        return replace(self, network={**self.network, **counts, **self.deep})
 
     def known(self) -> bool:
         """Whether this host has the class."""

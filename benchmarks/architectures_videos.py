@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .architectures_pictures import COSMOS, HUNYUAN, KANDINSKY, UNET, Network
+from .architectures_pictures import COSMOS, DEEP_UNET, HUNYUAN, KANDINSKY, UNET, Network
 from .architectures_setup import TOKENS, Architecture, Noise, Numbers, Ones
 
 FRAMES = (16, 3, 4, 6)
@@ -115,7 +115,9 @@ def seconds(*names: str) -> dict[str, Noise]:
 
 
 VIDEOS = {
-    "svd": Architecture("SVD_img2vid", SVD, (4, 4, 6), 1024, options={"concat_latent_image": Noise((4, 4, 6))}),
+    "svd": Architecture(
+        "SVD_img2vid", SVD, (4, 4, 6), 1024, options={"concat_latent_image": Noise((4, 4, 6))}, deep=DEEP_UNET
+    ),
     "wan": Architecture("WAN21_T2V", WAN, FRAMES, 32),
     "wan_i2v": Architecture(
         "WAN21_I2V", WAN | {"model_type": "i2v", "in_dim": 36}, FRAMES, 32, options=PICTURE_TO_VIDEO
@@ -159,7 +161,9 @@ VIDEOS = {
         FRAMES,
         1024,
     ),
-    "cogvideox": Architecture("CogVideoX_T2V", COGVIDEO, FRAMES, 32),
+    "cogvideox": Architecture(
+        "CogVideoX_T2V", COGVIDEO, FRAMES, 32, samplers_own={"sampling": "v_prediction", "zsnr": True}
+    ),
     "ace_step": Architecture(
         "ACEStep",
         ACE,

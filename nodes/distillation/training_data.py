@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...trainers.data.pictures import content_of
+from ...trainers.data.listing import NOT_READ, SUBFOLDERS, content_of
 from .. import host
 from ..host import folders
-from .data_sources import FolderSource, PromptSource
+from .data_sources import PromptSource
+from .folder_sources import CAPTION_SYNTAX, LITERAL, FolderSource
 
 _CLIP_TOOLTIP = "Encodes the texts. May stay unconnected once the run folder holds the encoded data, at a later start."
 _NEGATIVE_TOOLTIP = "The empty or negative prompt, for guidance that is baked in and for caption dropout."
+
+_GUIDANCE = (
+    "FLOAT",
+    {
+        "default": 0.0,
+        "min": 0.0,
+        "max": 100.0,
+        "step": 0.1,
+        "tooltip": "What a guidance-distilled model (FLUX.1-dev, HunyuanVideo) is told as its scale, as FluxGuidance does: 3.5, "
+        "say. 0 leaves it the model's own; other models take none.",
+    },
+)
 
 _WITHOUT_CAPTION = ["use caption", "stop"]
 _BROKEN = ["stop", "skip"]
@@ -24,7 +37,7 @@ class ImageFolder:
     CATEGORY = "few-step/distillation"
     SEARCH_ALIASES = ["data set", "dataset", "captions", "train lora", "load images"]
     DESCRIPTION = (
-        "Pictures from a folder on disk as training data, each described by the .txt file of its name. They are resized "
+        "Pictures from a folder on disk as training data, each described by the text file of its name. They are resized "
         "to buckets of about equal area, encoded by the VAE and CLIP when Distill Model runs, and kept in the run's "
         "folder, so that a later start needs neither."
     )
@@ -63,11 +76,11 @@ class ImageFolder:
                 ),
                 "caption": (
                     "STRING",
-                    {"default": "", "multiline": True, "tooltip": "For pictures without a .txt file beside them."},
+                    {"default": "", "multiline": True, "tooltip": "For pictures without a text file beside them."},
                 ),
                 "without_caption": (
                     _WITHOUT_CAPTION,
-                    {"tooltip": "Whether a picture without a .txt file takes the caption above, or is an error."},
+                    {"tooltip": "Whether a picture without a text file takes the caption above, or is an error."},
                 ),
                 "negative": ("STRING", {"default": "", "multiline": True, "tooltip": _NEGATIVE_TOOLTIP}),
                 "flip": ("BOOLEAN", {"default": False, "tooltip": "Adds every picture mirrored left to right."}),
@@ -88,31 +101,49 @@ class ImageFolder:
                     },
                 ),
                 "clip": ("CLIP", {"tooltip": _CLIP_TOOLTIP}),
+                "subfolders": (
+                    list(SUBFOLDERS),
+                    {
+                        "default": NOT_READ,
+                        "tooltip": "Whether pictures in folders below count too. With repeats, each below a folder 10_name "
+                        "counts ten times, and name describes those without a text of their own, as in kohya's scripts.",
+                    },
+                ),
+                "caption_syntax": (
+                    list(CAPTION_SYNTAX),
+                    {
+                        "default": LITERAL,
+                        "tooltip": "Whether parentheses in captions are letters, or emphasis as in a prompt: (word:1.2), with "
+                        "a backslash before those that are letters.",
+                    },
+                ),
+                "guidance": _GUIDANCE,
             },
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, folder: Any = None, resolution: Any = None, bucket_step: Any = None) -> bool | str:
+    def VALIDATE_INPUTS(
+        cls, folder: Any = None, resolution: Any = None, bucket_step: Any = None, subfolders: Any = NOT_READ
+    ) -> bool | str:
         """Before anything runs, where the values are typed in; linked values are checked when they arrive."""
-        if not (isinstance(folder, str) and isinstance(resolution, int) and isinstance(bucket_step, int)):
+        given = {"resolution": resolution, "bucket_step": bucket_step, "subfolders": subfolders}
+        if folder is None or None in given.values():
             return True
-        return host.signals.error_of(
-            lambda: FolderSource(folder=folders.pictures_folder(folder), resolution=resolution, bucket_step=bucket_step)
-        )
+        return host.signals.error_of(lambda: FolderSource(folder=folders.pictures_folder(folder), **given))
 
     @classmethod
-    def IS_CHANGED(cls, folder: Any = None, **_: Any) -> str:
+    def IS_CHANGED(cls, folder: Any = None, subfolders: Any = NOT_READ, **_: Any) -> str:
         """What the folder holds may change while its name stays."""
-        return repr(content_of(folders.pictures_folder(str(folder))))
+        return repr(content_of(folders.pictures_folder(str(folder)), below=subfolders != NOT_READ))
 
-    def describe(self, folder: str, without_caption: str, broken: str, caption: str, **options: Any) -> tuple[Any]:
+    def describe(self, folder: str, without_caption: str, broken: str, caption: str, **options: Any) -> dict[str, Any]:
         source = FolderSource(
             folder=folders.pictures_folder(folder),
             caption=caption if _chosen("without_caption", without_caption, _WITHOUT_CAPTION) == "use caption" else None,
             skip_broken=_chosen("broken", broken, _BROKEN) == "skip",
             **options,
         )
-        return (source,)
+        return {"ui": {"text": [source.listing().said()]}, "result": (source,)}
 
 
 def _chosen(name: str, value: str, allowed: list[str]) -> str:
@@ -178,7 +209,7 @@ class TeacherPictures:
                     },
                 ),
             },
-            "optional": {"clip": ("CLIP", {"tooltip": _CLIP_TOOLTIP})},
+            "optional": {"clip": ("CLIP", {"tooltip": _CLIP_TOOLTIP}), "guidance": _GUIDANCE},
         }
 
     @classmethod

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
+from ...trainers.data.encodings import Encodings
 from ...trainers.storage import places
 from ...trainers.storage.export import is_one_of, same_tensors
 from ...trainers.storage.files import copy_atomically
@@ -87,6 +88,11 @@ def _at_home(text: str) -> Path:
 def runs_root() -> Path:
     """Where run folders live: below the host's output folder, as it is set when this is called."""
     return Path(folder_paths.get_output_directory()) / "fewstep" / "runs"
+
+
+def encodings() -> Encodings:
+    """What VAEs and text encoders made of training data: output/fewstep/encoded, which may be deleted at any time."""
+    return Encodings(runs_root().parent / "encoded")
 
 
 def run_named(name: str) -> RunFolder:

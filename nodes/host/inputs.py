@@ -170,6 +170,24 @@ def in_one_length(
     return condition, unconditional
 
 
+def with_guidance(model: Any, conditioning: Conditioning, guidance: float) -> Conditioning:
+    """A prompt that tells a guidance-distilled model (FLUX.1-dev, HunyuanVideo) its scale, as the host's FluxGuidance does.
+
+    0 leaves it the model's own. ValueError for a model that takes none.
+    """
+    if not guidance:
+        return conditioning
+    told = [[embedding, {**options, "guidance": guidance}] for embedding, options in conditioning]
+    latent_format = model.get_model_object("latent_format")
+    sides = [1, 8, 8][-getattr(latent_format, "latent_dimensions", 2) :]
+    x = torch.zeros(1, latent_format.latent_channels, *sides, device=model.load_device)
+    if "guidance" not in _encoded(model, told[0], latents=x, name="positive"):
+        raise ValueError(
+            f"guidance is {guidance}, but this model ({type(model.model).__name__}) takes none as an input; set it to 0."
+        )
+    return told
+
+
 def encoded_together(model: Any, prompts: Sequence[Conditioning], together: Conditioning, *, latents: Tensor) -> bool:
     """Whether the host encodes prompts in one entry as it does each alone: some constants count over the whole batch."""
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import comfy.conds
@@ -26,9 +26,9 @@ log = logging.getLogger("comfyui_fewstep")
 
 _VARIANCE_EXPLODING = {"EPS": "eps", "V_PREDICTION": "v_prediction", "EDM": "edm", "X0": "x0", "_X0": "x0"}
 _VARIANCE_EXPLODING |= {"COSMOS_RFLOW": "rflow"}  # a flow in t = sigma / (1 + sigma), its x divided by 1 - t
+_VARIANCE_EXPLODING |= {"V_PREDICTION_DDPM": "v_prediction"}  # see reading
 _FLOW = {"CONST": "flow"}
 _NEITHER = {
-    "V_PREDICTION_DDPM": "the host adds noise as to variance-exploding models and reads the result as variance-preserving",
     "IMG_TO_IMG": "it starts from a picture and not from noise",
     "IMG_TO_IMG_FLOW": "it starts from a picture and not from noise",
 }
@@ -178,6 +178,33 @@ def with_noise_scale(model: Any, noise_scale: float) -> Any:
     return clone
 
 
+def reading(sampling: Any, *, prediction: str | None = None) -> Any | None:
+    """What stands in for a model's sampling object while a sampler or a training step asks its network; None: its own does.
+
+    prediction: what the output is taken for, if not for what the object says. One kind of the host's (V_PREDICTION_DDPM:
+    CogVideoX) adds noise as to variance-exploding models and reads the network as a variance-preserving one, without scaling
+    x between the two. That is right only in samplers that keep x / sqrt(1 + sigma^2), as the host's VOIDSampler does; with x
+    scaled it is the host's V_PREDICTION.
+    """
+    own = prediction in (None, prediction_type(sampling))
+    unscaled = any(base.__name__ == "V_PREDICTION_DDPM" for base in type(sampling).__mro__)
+    return None if own and not unscaled else read_as(sampling, prediction=prediction)
+
+
+@contextmanager
+def read_by(network: Any, sampling: Any | None) -> Iterator[None]:
+    """Inside, the host's network is read by another sampling object; None for its own."""
+    if sampling is None:
+        yield
+        return
+    own = network.model_sampling
+    try:
+        network.model_sampling = sampling
+        yield
+    finally:
+        network.model_sampling = own
+
+
 def read_as(sampling: Any, *, prediction: str | None = None, change: type | None = None) -> Any:
     """A copy of the host's sampling object that reads the network's output so; see with_model_sampling."""
     _, own = _parameterisation(sampling)
@@ -227,7 +254,8 @@ def sampler_function(
     wants_table = "table" in inspect.signature(function).parameters
 
     def host_function(model: Any, x: Tensor, sigmas: Tensor, *rest: Any, **named: Any) -> Tensor:
-        sampling = model.inner_model.inner_model.model_sampling
+        network = model.inner_model.inner_model
+        sampling = network.model_sampling
         family, scale = noise_family(sampling), noise_scale(sampling)
         starts = unit_variance_start and not getattr(model, "is_under_way", False)  # see experts
         if starts and family is NoiseFamily.VARIANCE_EXPLODING and sigmas[0] < 0.9999 * sampling.sigma_max:
@@ -237,7 +265,8 @@ def sampler_function(
             known["sigma_min"] = float(sampling.sigma_min)
         if scale != 1.0:
             known["noise_scale"] = scale
-        with one_forward(model.inner_model) if guidance_distilled else nullcontext(model.inner_model) as guider:
+        with_guidance = one_forward(model.inner_model) if guidance_distilled else nullcontext(model.inner_model)
+        with read_by(network, reading(sampling)), with_guidance as guider:
             model.inner_model = guider  # of KSamplerX0Inpaint, which the host makes anew for every sampling
             return function(model, x, sigmas, *rest, **known, **options, **named)
 

@@ -24,7 +24,7 @@ from .backward import ATTENTION_OVERRIDE, attention
 from .guidance import taking_scale
 from .inputs import host_inputs
 from .lending import lent_again
-from .models import noise_scale, prediction_type, read_as
+from .models import noise_scale, read_by, reading
 
 Network = Any
 """The host's model object (its BaseModel): a torch module with apply_model, diffusion_model and model_sampling."""
@@ -100,14 +100,15 @@ def _wrappers(model: Any) -> dict[str, dict[Any, list[Any]]]:
     return found
 
 
-_EVERYTHING = 1e20
-"""Bytes to ask the host for. How much a backward pass will hold is not known before; another model is soon loaded again."""
-
-
 def _load(model: Any) -> None:
-    """Has the host put the MODEL on its device, whole where it fits and can be asked for that, and other models away from it."""
-    wishes: dict[str, Any] = {"memory_required": _EVERYTHING}
-    known = inspect.signature(comfy.model_management.load_models_gpu).parameters
+    """Has the host put the MODEL on its device, whole where it fits and can be asked for that, and other models away from it.
+
+    How much a backward pass will hold is not known before: the host is asked for the whole device, and loads another model
+    again when that is used.
+    """
+    management = comfy.model_management
+    wishes: dict[str, Any] = {"memory_required": management.get_total_memory(model.load_device)}
+    known = inspect.signature(management.load_models_gpu).parameters
     room = _room_for(model)
     if model.model_size() > room:  # half of it for weights, the other for what a backward pass holds
         wishes["memory_required"] = room / 2
@@ -115,7 +116,7 @@ def _load(model: Any) -> None:
         wishes["force_full_load"] = True
     elif "minimum_memory_required" in known:  # what such hosts leave free beside the MODEL's weights
         wishes["minimum_memory_required"] = 0
-    comfy.model_management.load_models_gpu([model], **wishes)
+    management.load_models_gpu([model], **wishes)
 
 
 def _room_for(model: Any) -> float:
@@ -127,7 +128,7 @@ def _room_for(model: Any) -> float:
     held = model.loaded_size() if hasattr(model, "loaded_size") else model.model_size() * len(own)
     if held >= model.model_size():  # and stays, whatever a run beside it has taken
         return math.inf
-    management.free_memory(_EVERYTHING, device, keep_loaded=own)
+    management.free_memory(management.get_total_memory(device), device, keep_loaded=own)
     return max(0.0, management.get_free_memory(device) + held - management.minimum_inference_memory())
 
 
@@ -174,32 +175,17 @@ def as_denoiser(network: Network, *, model: Any = None, prediction: str | None =
     """
     options = {} if model is None else {**_transformer_options(model), "wrappers": _wrappers(model)}
     scale = noise_scale(network.model_sampling)
-    own = prediction in (None, prediction_type(network.model_sampling))
-    reading = None if own else read_as(network.model_sampling, prediction=prediction)
+    read = reading(network.model_sampling, prediction=prediction)
 
     def denoiser(x: Tensor, sigma: Tensor, guidance_scale: Tensor | None = None, **condition: Tensor) -> Tensor:
         # a fresh copy: the host's blocks write their position into it
         mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1], ATTENTION_OVERRIDE: attention}
-        with _sampling(network, reading), taking_scale(network, guidance_scale):
+        with read_by(network, read), taking_scale(network, guidance_scale):
             if scale == 1.0:
                 return network.apply_model(x, sigma, transformer_options=mine, **host_inputs(condition))
             return network.apply_model(scale * x, sigma, transformer_options=mine, **host_inputs(condition)) / scale
 
     return denoiser
-
-
-@contextmanager
-def _sampling(network: Network, reading: Any) -> Iterator[None]:
-    """Inside, the network's output is read by another sampling object; None for its own."""
-    if reading is None:
-        yield
-        return
-    own = network.model_sampling
-    try:
-        network.model_sampling = reading
-        yield
-    finally:
-        network.model_sampling = own
 
 
 def network_state_dict(network: Network) -> dict[str, Tensor]:

@@ -53,9 +53,8 @@ def distil(model, *, name, layers="linear", iterations=4, **inputs):
 
 
 def images(vae, clip, **changed):
-    return training_data.ImageFolder().describe(
-        **{"folder": "pictures", **FOLDER, "vae": vae, "clip": clip, **changed}
-    )[0]
+    given = {"folder": "pictures", **FOLDER, "vae": vae, "clip": clip, **changed}
+    return training_data.ImageFolder().describe(**given)["result"][0]
 
 
 def prompts(clip, text="a red fox\n\n a blue house \n", **changed):

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..objective.consistency_function import require_counted_as_now
 from ..objective.method import MethodOptions
 from .consistency import Consistency, ConsistencyOptions
 from .consistency_training import ConsistencyTraining, ConsistencyTrainingOptions
@@ -30,7 +31,12 @@ METHODS: dict[str, type[MethodOptions]] = {
 
 
 def read_method(name: str, options: Mapping[str, Any]) -> MethodOptions:
-    """A method and its options as run.json has them. ValueError for a name that there is none of."""
+    """A method and its options as run.json has them. ValueError for a name that there is none of.
+
+    Or for a consistency run whose levels counted something else when it was begun.
+    """
     if name not in METHODS:
         raise ValueError(f"the run's method is {name!r}; known are {', '.join(METHODS)}.")
+    if name in (Consistency.name, ConsistencyTraining.name):
+        require_counted_as_now(options)
     return METHODS[name].read(options)

@@ -367,10 +367,11 @@ class RunFolder:
         return reading.read_line(lines[-1], reading.METRICS, what="the last line of metrics.jsonl") if lines else None
 
     def losses(self) -> dict[str, list[float]]:
-        """The logged loss by stage name, in order."""
+        """The logged loss of the student by stage name, in order; before its first update there is none."""
         by_stage: dict[str, list[float]] = {}
         for line in self.metrics():
-            by_stage.setdefault(line["stage_name"], []).append(line["loss"])
+            if line["loss"] is not None:
+                by_stage.setdefault(line["stage_name"], []).append(line["loss"])
         return by_stage
 
     def comparisons(self) -> list[dict[str, Any]]:

@@ -26,8 +26,8 @@ Forward = Callable[..., Any]
 def blocks_of(network: nn.Module) -> dict[str, nn.Module]:
     """The members of the network's chains by path, none inside another: each is recomputed as one.
 
-    A chain is a ModuleList or a Sequential; members without layers of their own are too small to count. A member that
-    holds several blocks itself, as SDXL's spatial transformers do, is taken apart. ValueError when there is no chain.
+    A chain is a ModuleList or a Sequential; members without layers of their own are too small to count. A member that is
+    little more than a chain itself, as SDXL's spatial transformers are, is taken apart. ValueError when there is no chain.
     """
     found = _blocks_below(network, "")
     if not found:
@@ -39,8 +39,8 @@ def _blocks_below(module: nn.Module, path: str) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for name, child in module.named_children():
         here = f"{path}.{name}" if path else name
-        member = _is_chain(module) and not _is_chain(child) and any(True for _ in child.children())
-        found |= {here: child} if member and _longest_list(child) < 2 else _blocks_below(child, here)
+        member = _is_chain(module) and not _is_chain(child) and _has_layers(child)
+        found |= {here: child} if member and not _is_little_more_than_a_chain(child) else _blocks_below(child, here)
     return found
 
 
@@ -48,8 +48,22 @@ def _is_chain(module: nn.Module) -> bool:
     return isinstance(module, nn.ModuleList | nn.Sequential)
 
 
-def _longest_list(module: nn.Module) -> int:
-    return max((len(inner) for inner in module.modules() if isinstance(inner, nn.ModuleList)), default=0)
+def _has_layers(module: nn.Module) -> bool:
+    return any(True for _ in module.children())
+
+
+def _is_little_more_than_a_chain(module: nn.Module) -> bool:
+    """Of several blocks of one class: lists of a projection and its dropout, or of experts deeper down, are parts of a block."""
+    return any(_is_chain(own) and _several_alike(own) and _size(own) > _size(module) / 2 for own in module.children())
+
+
+def _several_alike(chain: nn.Module) -> bool:
+    members = list(chain.children())
+    return len(members) > 1 and len({type(member) for member in members}) == 1 and all(map(_has_layers, members))
+
+
+def _size(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
 
 
 @contextmanager
@@ -85,61 +99,75 @@ def recomputed(forward: Forward) -> Forward:
         with saved_tensors_hooks(call.pack, call.unpack):
             output = forward(*args, **kwargs)  # on the caller's own: into some of it hosts write
         call.passed()
-        overwrites = inputs.settle(args, kwargs)
+        overwrites = inputs.settle()
         return output
 
     return forward_or_again
 
 
-_Name = int | str
-"""Of an argument: its position or its keyword."""
+_Name = tuple[Any, ...]
+"""Of a tensor among a call's (args, kwargs): the places that lead to it, through tuples, lists and dictionaries."""
 
 
-def _by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[_Name, Any]:
-    return dict([*enumerate(args), *kwargs.items()])
+def _tensors(value: Any, name: _Name = ()) -> Iterator[tuple[_Name, Tensor]]:
+    """Networks of several streams give their blocks tuples, which those overwrite like any other input."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, list | tuple | dict):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensors(inner, (*name, key))
 
 
-def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[_Name, Tensor]:
-    return {name: value for name, value in _by_name(args, kwargs).items() if isinstance(value, Tensor)}
+def _rebuilt(value: Any, tensors: dict[_Name, Tensor], name: _Name = ()) -> Any:
+    """The same tuples, lists and dictionaries anew, for the host goes on writing into them, with these tensors in them."""
+    if isinstance(value, Tensor):
+        return tensors[name]
+    if isinstance(value, dict):
+        return {key: _rebuilt(inner, tensors, (*name, key)) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_rebuilt(inner, tensors, (*name, i)) for i, inner in enumerate(value)]
+        return value._make(items) if hasattr(value, "_make") else type(value)(items)
+    return value
 
 
 class _Inputs:
     """A call's arguments as they were before it, for a second call. copied: what it will overwrite; None: perhaps all."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, copied: set[_Name] | None) -> None:
-        self._positional = len(args)
-        self._values = {name: _as_it_is(value) for name, value in _by_name(args, kwargs).items()}
-        tensors = _tensors(args, kwargs)
-        self._versions = {name: value._version for name, value in tensors.items()}
-        for name in tensors if copied is None else copied & tensors.keys():
-            self._values[name] = tensors[name].clone()
+        given = (args, kwargs)
+        self._tensors = dict(_tensors(given))
+        self._given = _rebuilt(given, self._tensors)
+        self._versions = {name: value._version for name, value in self._tensors.items()}
+        once = {id(value): value.clone() for name, value in self._tensors.items() if copied is None or name in copied}
+        self._tensors |= {name: once[id(value)] for name, value in self._tensors.items() if id(value) in once}
 
-    def settle(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[_Name]:
+    def settle(self) -> set[_Name]:
         """After the call: needless copies go. The names of what it overwrote."""
-        given = _tensors(args, kwargs)
+        given = dict(_tensors(self._given))
         overwritten = {name for name, value in given.items() if value._version != self._versions[name]}
         for name, value in given.items():
             if name not in overwritten:
-                self._values[name] = value
-            elif self._values[name] is not value:
-                self._versions[name] = self._values[name]._version
+                self._tensors[name] = value
+            elif self._tensors[name] is not value:
+                self._versions[name] = self._tensors[name]._version
+        self._given = _rebuilt(self._given, self._tensors)
         return overwritten
 
     def call(self, forward: Forward) -> Any:
         """RuntimeError when one was overwritten since, which only a copy would have outlived."""
-        changed = [name for name, version in self._versions.items() if self._values[name]._version != version]
+        changed = [name for name, version in self._versions.items() if self._tensors[name]._version != version]
         if changed:
             raise RuntimeError(
-                f"inputs {changed} of a checkpointed block were overwritten before backward; switch gradient_checkpointing "
-                "off for this model."
+                f"inputs {', '.join(map(_said, changed))} of a checkpointed block were overwritten before backward; switch "
+                "gradient_checkpointing off for this model."
             )
-        args = [self._values[i] for i in range(self._positional)]
-        return forward(*args, **{name: value for name, value in self._values.items() if isinstance(name, str)})
+        args, kwargs = _rebuilt(self._given, self._tensors)
+        return forward(*args, **kwargs)
 
 
-def _as_it_is(value: Any) -> Any:
-    """Dictionaries copied, for the host goes on writing into them; all else as given."""
-    return {key: _as_it_is(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+def _said(name: _Name) -> str:
+    """As the block calls it: its position or keyword and what is inside."""
+    return ".".join(str(part) for part in name[1:])
 
 
 class _Saved:

@@ -27,6 +27,7 @@ from .adapters import (
     lora_file,
     require_same_shapes,
 )
+from .companion import CompanionNetwork
 from .probing import require_gradients
 from .saved_tensors import copied_when_overwritten
 
@@ -77,6 +78,12 @@ class Student(Protocol):
     def require_gradients(self, batch: Batch) -> None:
         """By a trial pass on one sample, before the run and after writes_in_place is known. ValueError for what cannot learn."""
 
+    def companion(self, *, rank: int, seed: int) -> CompanionNetwork:
+        """A new companion on the teacher's network, which says what the teacher says until it learns.
+
+        rank: of its adapters; 0 is the student's own, or 32. ValueError where that network carries none.
+        """
+
     def divide_over(self, processes: Channel, batch: Batch) -> None:
         """Divides over the processes what is too large for each to have whole; before anything asks for parameters().
 
@@ -92,7 +99,8 @@ class FullWeightsStudent:
 
     module, teacher_module: the student and the teacher. as_denoiser: reads a module as D(x, sigma, **condition).
     first_teacher: reads the first stage's teacher instead, where its network predicts something else than the student's.
-    named_weights: the diffusion model's weights in a module, under its own names.
+    named_weights: the diffusion model's weights in a module, under its own names. adapted: the network in a module that adapters
+    of companions go on.
     """
 
     kind = FULL_WEIGHTS
@@ -105,6 +113,7 @@ class FullWeightsStudent:
         as_denoiser: Callable[[nn.Module], Denoiser],
         named_weights: Callable[[nn.Module], dict[str, Tensor]] = lambda module: dict(module.state_dict()),
         first_teacher: Callable[[nn.Module], Denoiser] | None = None,
+        adapted: Callable[[nn.Module], nn.Module] = lambda module: module,
     ) -> None:
         self.module = module.eval().requires_grad_(True)  # dropout is no part of what is distilled
         self._teacher_module = teacher_module.eval().requires_grad_(False)
@@ -113,7 +122,8 @@ class FullWeightsStudent:
         self._first = first_teacher(self._teacher_module) if first_teacher else None
         self.teacher = self._read_teacher if self._first else later
         self._later, self._promoted = later, False
-        self._as_denoiser, self._named_weights = as_denoiser, named_weights
+        self._as_denoiser, self._named_weights, self._adapted = as_denoiser, named_weights, adapted
+        self._adapters: Adapters | None = None
         self._joined: Joined | None = None
         self.writes_in_place = False
         self.result: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
@@ -160,6 +170,19 @@ class FullWeightsStudent:
 
     def require_gradients(self, batch: Batch) -> None:
         """Nothing: a weight of an ordinary copy learns wherever a LoRA beside it would."""
+
+    def companion(self, *, rank: int, seed: int) -> CompanionNetwork:
+        """On the teacher's copy, as SwiftBrush has it. ValueError where that is divided over processes."""
+        if self._joined:
+            raise ValueError(
+                "full weights are divided over several processes, and this method's companion wants its network whole; train a "
+                "LoRA, or use one process."
+            )
+        if self._adapters is None:  # they stay on this object's own copy, which ends with it
+            self._adapters = Adapters(self._adapted(self._teacher_module), LoRAOptions()).__enter__()
+        return CompanionNetwork(
+            self._adapters, self._later, rank=rank, seed=seed, around=lambda: _autograd(self.writes_in_place)
+        )
 
     def divide_over(self, processes: Channel, batch: Batch) -> None:
         def trial(module: nn.Module) -> Tensor:
@@ -249,6 +272,12 @@ class LoRAStudent:
     def autograd(self) -> Iterator[None]:
         with self._adapters.active(self._student), _autograd(self.writes_in_place):
             yield
+
+    def companion(self, *, rank: int, seed: int) -> CompanionNetwork:
+        """On the network that all share, beside the same layers as the student's own adapters."""
+        return CompanionNetwork(
+            self._adapters, self._denoise, rank=rank, seed=seed, around=lambda: _autograd(self.writes_in_place)
+        )
 
     def divide_over(self, processes: Channel, batch: Batch) -> None:
         """Nothing: adapters are small, and each process has the network that they are on."""

@@ -16,7 +16,7 @@ from ..objective.method import Method
 from ..objective.perceptual import Perceptual
 from ..processes.group import Processes
 from ..storage.export import FULL_WEIGHTS, LORA, SCALE_INPUT_KEY, TEACHER_PREDICTION_KEY, write_student
-from ..storage.files import copy_atomically, tensors_sha256
+from ..storage.files import copy_atomically
 from ..storage.prefixes import below
 from ..storage.run_folder import RunFolder
 from ..students.student import Student, probe_writes_in_place
@@ -86,7 +86,7 @@ class Distillation:
     def start_left(self) -> float:
         """The largest share of a stage's first weights in the moving average that it results in; 0 without one."""
         decay, warms_up = self.options.ema_decay, self.options.ema_warms_up
-        return max(start_left(decay, stage.iterations, warms_up=warms_up) for stage in self.method.stages())
+        return max(start_left(decay, stage.updates, warms_up=warms_up) for stage in self.method.stages())
 
     @property
     def student_prediction(self) -> str:
@@ -96,7 +96,7 @@ class Distillation:
     @functools.cached_property
     def _data_sha256(self) -> str:
         """Once, however often the run is asked what it is: the data may be large."""
-        return tensors_sha256(self.data.tensors())
+        return self.data.sha256()
 
     def finished(self) -> bool:
         """Whether there is nothing to do. Makes the folder this run's; ValueError when it holds another.

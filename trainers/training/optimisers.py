@@ -40,7 +40,9 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 """schedule_free: Defazio et al. 2024, "The Road Less Scheduled"; its weights during training are not its result."""
 
 
-def new_optimiser(name: str, weights: list[Tensor], *, weight_decay: float) -> torch.optim.Optimizer:
+def new_optimiser(
+    name: str, weights: list[Tensor], *, weight_decay: float, betas: tuple[float, float] | None = None
+) -> torch.optim.Optimizer:
     """One of OPTIMISERS, ready to step, at rate 0 until the loop sets one. ValueError when its library is missing.
 
     Or, with weights divided over processes, for one whose kernels know whole weights only.
@@ -50,7 +52,8 @@ def new_optimiser(name: str, weights: list[Tensor], *, weight_decay: float) -> t
             f"optimiser is {EIGHT_BIT!r}, which cannot step full weights that are divided over several processes; choose "
             "adam or adamw, or train a LoRA."
         )
-    optimiser = OPTIMISERS[name](weights, lr=0.0, weight_decay=weight_decay)
+    chosen = {} if betas is None else {"betas": betas}
+    optimiser = OPTIMISERS[name](weights, lr=0.0, weight_decay=weight_decay, **chosen)
     if hasattr(optimiser, "train"):
         optimiser.train()
     return optimiser

@@ -86,6 +86,15 @@ def test_nothing_of_a_run_stays_in_memory(checkpointing, output, monkeypatch):  
     assert emptied[-1] == 0, "the cache is emptied when the weights are gone"
 
 
+DEVICE = 24 * 2**30
+"""Bytes of it, all of which the host is asked for."""
+
+
+@pytest.fixture(autouse=True)
+def size_of_device(monkeypatch):
+    monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda *_: DEVICE)
+
+
 def of_june_2024(models, memory_required=0, force_patch_weights=False):
     return {"memory_required": memory_required}
 
@@ -101,13 +110,13 @@ def of_2025(models, memory_required=0, force_patch_weights=False, minimum_memory
 @pytest.mark.parametrize(
     ("load", "asked"),
     [
-        (of_june_2024, {"memory_required": 1e20}),
-        (of_autumn_2024, {"memory_required": 1e20, "minimum_memory_required": 0}),
-        (of_2025, {"memory_required": 1e20, "force_full_load": True}),
+        (of_june_2024, {"memory_required": DEVICE}),
+        (of_autumn_2024, {"memory_required": DEVICE, "minimum_memory_required": 0}),
+        (of_2025, {"memory_required": DEVICE, "force_full_load": True}),
     ],
 )
 def test_other_models_make_room(load, asked, monkeypatch):
-    """The host is asked for everything, and for the whole MODEL on its device where it can be asked for that."""
+    """The host is asked for the whole device, and for the whole MODEL on its device where it can be asked for that."""
     seen = []
     replacement = functools.wraps(load)(lambda *args, **kwargs: seen.append(load(*args, **kwargs)))
     monkeypatch.setattr(comfy.model_management, "load_models_gpu", replacement)
@@ -124,12 +133,16 @@ def test_a_model_that_does_not_fit_is_not_asked_for_whole(load, fits, monkeypatc
     monkeypatch.setattr(model, "load_device", torch.device("cuda"))
     monkeypatch.setattr(management, "minimum_inference_memory", lambda: 2**30)
     monkeypatch.setattr(management, "get_free_memory", lambda *_: 2**30 + free if "freed" in seen else 0)
-    monkeypatch.setattr(management, "free_memory", lambda *_, **__: seen.append("freed"))
+    asked = []
+    monkeypatch.setattr(
+        management, "free_memory", lambda wanted, *_, **__: asked.append(wanted) or seen.append("freed")
+    )
     replacement = functools.wraps(load)(lambda *args, **kwargs: seen.append(load(*args, **kwargs)))
     monkeypatch.setattr(management, "load_models_gpu", replacement)
     host.training.loaded(model)
+    assert asked == [DEVICE]
     _, asked = seen
-    assert asked["memory_required"] == (1e20 if fits else free / 2)
+    assert asked["memory_required"] == (DEVICE if fits else free / 2)
     assert not fits or asked.get("force_full_load") is (True if load is of_2025 else None)
     assert fits or not asked.get("force_full_load")
 
@@ -144,7 +157,7 @@ def test_a_model_that_is_whole_on_its_device_stays_so(monkeypatch):
     replacement = functools.wraps(of_2025)(lambda *args, **kwargs: seen.append(of_2025(*args, **kwargs)))
     monkeypatch.setattr(management, "load_models_gpu", replacement)
     host.training.loaded(model)
-    assert seen == [{"memory_required": 1e20, "force_full_load": True}]
+    assert seen == [{"memory_required": DEVICE, "force_full_load": True}]
 
 
 # --- previews --------------------------------------------------------------------------------------------------------

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from comfyui_fewstep.benchmarks.memory import left_in_memory
 from comfyui_fewstep.trainers.students.gradient_checkpointing import blocks_of, checkpointed, recomputed
 from comfyui_fewstep.trainers.students.saved_tensors import copied_when_overwritten
-from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch import Tensor, nn
 from torch.nn import Conv2d, Linear
 from torch.nn import functional as F
 
@@ -49,6 +49,17 @@ class Listening(Careful):
         return super().forward(x * (1.0 + options["block"]), shared)
 
 
+class TwoStreams(InPlace):
+    """Overwrites its inputs in a tuple, in a dictionary and in a list, as blocks of video and sound do."""
+
+    def forward(self, x, shared, options=None):
+        first, second = (x, options["second"][0]) if isinstance(x, Tensor) else x
+        first = super().forward(first, shared)
+        second += self.shift(first[:, :3])
+        second *= first.sin()
+        return first, second
+
+
 class Network(nn.Module):
     def __init__(self, kind, depth=3):
         super().__init__()
@@ -58,11 +69,12 @@ class Network(nn.Module):
         self.out = Linear(8, 4)
 
     def forward(self, x, y):
-        options, x, shared = {}, self.embed(x), self.shared(y)
+        x, shared = self.embed(x), self.shared(y)
+        options = {"second": [0.5 * x]}
         for i, block in enumerate(self.blocks):
             options["block"] = i
             x = block(x, shared=shared, options=options)
-        return self.out(x)
+        return self.out(x if isinstance(x, Tensor) else sum(x))
 
 
 def data():
@@ -80,11 +92,11 @@ def assert_equal(found, expected):
     assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("kind", [Careful, InPlace, Listening])
+@pytest.mark.parametrize("kind", [Careful, InPlace, Listening, TwoStreams])
 def test_the_gradients_are_the_same_bit_for_bit(kind):
     """Twice: the first call of a block learns which inputs it overwrites."""
     network = Network(kind)
-    expected = gradients(network, allow=kind is InPlace)
+    expected = gradients(network, allow=issubclass(kind, InPlace))
     with checkpointed(network):
         assert_equal(gradients(network), expected)
         assert_equal(gradients(network), expected)
@@ -120,23 +132,15 @@ def test_only_inner_weights_may_learn():
 
 
 def held(network):
-    """Bytes that autograd holds between forward and backward, beside weights."""
-    weights, bytes_by_place = {p.data_ptr() for p in network.parameters()}, {}
-
-    def pack(tensor):
-        bytes_by_place[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        network(*data()).square().mean()
-    return sum(size for place, size in bytes_by_place.items() if place not in weights)
+    """Bytes that wait for backward."""
+    return left_in_memory(lambda: network(*data()).square().mean())
 
 
 def test_less_is_held_for_backward_and_all_is_let_go():
     network = Network(Careful, depth=20)
     plain = held(network)
     with checkpointed(network):
-        assert held(network) < 0.1 * plain
+        assert held(network) < 0.15 * plain, "little but each block's input"
     live = []
 
     class Watched(Careful):
@@ -180,7 +184,7 @@ def test_what_is_overwritten_too_late_is_an_error_not_a_wrong_gradient():
     x = torch.ones(3)
     loss = function(x).sum()
     x += 1.0
-    with pytest.raises(RuntimeError, match=r"inputs \[0\] of a checkpointed block were overwritten"):
+    with pytest.raises(RuntimeError, match=r"inputs 0 of a checkpointed block were overwritten"):
         loss.backward()
 
 
@@ -201,6 +205,30 @@ class Transformer(nn.Module):
         super().__init__()
         self.transformer_blocks = nn.ModuleList(Careful() for _ in range(depth))
         self.feed = nn.Sequential(Careful(), Linear(2, 2))
+
+
+class Attention(nn.Module):
+    """Its last layers are a list, as in the networks that come from diffusers."""
+
+    def __init__(self):
+        super().__init__()
+        self.to_out = nn.ModuleList([Linear(2, 2), nn.Dropout(0.0)])
+
+
+class WithLists(nn.Module):
+    """A block that has lists inside and is no chain: two large layers in one, experts in another."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.net = Attention(), nn.ModuleList([Linear(8, 8), nn.SiLU(), Linear(8, 8)])
+        self.feed = nn.Module()
+        self.feed.experts = nn.ModuleList(Careful() for _ in range(4))
+
+
+def test_blocks_with_lists_in_them_stay_whole():
+    network = nn.Module()
+    network.blocks = nn.ModuleList(WithLists() for _ in range(3))
+    assert list(blocks_of(network)) == ["blocks.0", "blocks.1", "blocks.2"]
 
 
 def test_blocks_are_the_members_of_chains_and_none_lies_in_another():

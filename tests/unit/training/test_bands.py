@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from comfyui_fewstep.trainers.training.bands import BANDS, NoiseBands, band_means
-from comfyui_fewstep.trainers.training.loop import NonFiniteLoss
+from comfyui_fewstep.trainers.training.tally import NonFiniteLoss
 from test_training import ITERATIONS, Stopped, Trained, stop_at
 
 

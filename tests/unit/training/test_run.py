@@ -15,8 +15,8 @@ from comfyui_fewstep.trainers.storage.files import read_tensors, write_atomicall
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.distillation import Distillation, Recorded, as_begun
-from comfyui_fewstep.trainers.training.loop import NonFiniteLoss
 from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.tally import NonFiniteLoss
 from gaussian import gaussian_denoiser, table
 from test_progressive import TinyNetwork, as_denoiser, batch, options
 from thorough import first_then_thorough
@@ -137,8 +137,8 @@ def test_the_optimiser_gets_what_was_asked_for(tmp_path):
     student = FullWeightsStudent(TinyNetwork(), TinyNetwork(), as_denoiser=as_denoiser)
     training = TrainOptions(batch_size=8, optimiser="adamw", weight_decay=0.037, gradient_clip=0.5)
     loop = _Training(made.run, made.method, student, made.data, training, [], Processes())
-    (group,) = loop._optimiser.param_groups
-    assert (type(loop._optimiser).__name__, group["weight_decay"]) == ("AdamW", 0.037)
+    (group,) = loop._learner.optimiser.param_groups
+    assert (type(loop._learner.optimiser).__name__, group["weight_decay"]) == ("AdamW", 0.037)
     assert (group["betas"], group["eps"]) == ((0.9, 0.999), 1e-8)
 
 
