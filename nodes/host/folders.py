@@ -142,6 +142,12 @@ def recipe_file(name: str) -> Path | None:
     return Path(path) if path else None
 
 
+def model_file(name: str) -> Path | None:
+    """Where a file lies that a loader names without its folder; None for one that none of the host's model folders has."""
+    paths = (folder_paths.get_full_path(folder, name) for folder in _recipe_folders())
+    return next((Path(path) for path in paths if path), None)
+
+
 def _recipe_folders() -> list[str]:
     return ["loras", *_folders()]
 
