@@ -134,7 +134,9 @@ def test_a_model_that_does_not_fit_is_not_asked_for_whole(load, fits, monkeypatc
     monkeypatch.setattr(management, "minimum_inference_memory", lambda: 2**30)
     monkeypatch.setattr(management, "get_free_memory", lambda *_: 2**30 + free if "freed" in seen else 0)
     asked = []
-    monkeypatch.setattr(management, "free_memory", lambda wanted, *_, **__: asked.append(wanted) or seen.append("freed"))
+    monkeypatch.setattr(
+        management, "free_memory", lambda wanted, *_, **__: asked.append(wanted) or seen.append("freed")
+    )
     replacement = functools.wraps(load)(lambda *args, **kwargs: seen.append(load(*args, **kwargs)))
     monkeypatch.setattr(management, "load_models_gpu", replacement)
     host.training.loaded(model)
