@@ -95,6 +95,11 @@ def encodings() -> Encodings:
     return Encodings(runs_root().parent / "encoded")
 
 
+def known_weights() -> Path:
+    """Which weights have which hash, by their files. ValueError where somebody put a link there."""
+    return places.place(runs_root().parent, "known_weights.json")
+
+
 def run_named(name: str) -> RunFolder:
     """The run of that name, there or not. ValueError for names that could lead elsewhere."""
     return RunFolder(runs_root(), name)
