@@ -83,7 +83,8 @@ def _reached(weights: Mapping[str, Tensor], output: Output) -> set[str]:
             stack.callback(weight.register_post_accumulate_grad_hook(noting(name)).remove)
         found = output()
         if found.requires_grad:
-            (found * torch.randn(found.shape, generator=torch.Generator().manual_seed(0)).to(found)).sum().backward()
+            weighted = found * torch.randn(found.shape, generator=torch.Generator().manual_seed(0)).to(found)
+            torch.autograd.backward(weighted.sum())
     return reached
 
 
