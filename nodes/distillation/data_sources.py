@@ -250,7 +250,10 @@ class PromptSource(_MadeOnce):
         shape = host.data.latent_shape(model, width=self.width, height=self.height)
         return cached_data(
             run.data_folder,
-            source=self._source() | {"sigmas": sigmas.tolist()} | _of_teacher(model, teacher_sha256),
+            source=self._source()
+            | {"sigmas": sigmas.tolist()}
+            | _of_teacher(model, teacher_sha256)
+            | _patches_of(model, run),
             plan=lambda: self._plan(model, sigmas, shape),
             replace=not run.begun,
             device=model.load_device,
@@ -328,6 +331,11 @@ def _of_teacher(model: Any, teacher_sha256: str) -> dict[str, Any]:
     """Its part in the data. The deviation of its noise is named where it is not 1, of which older folders know nothing."""
     scale = host.models.noise_scale(host.models.model_sampling_of(model))
     return {"teacher_sha256": teacher_sha256} | ({} if scale == 1.0 else {"noise_scale": scale})
+
+
+def _patches_of(model: Any, run: RunFolder) -> dict[str, Any]:
+    """What changes the pictures that the MODEL draws and is in no weight; of a run that has begun its own identity tells."""
+    return {"changes": None if run.begun else {kind: len(made) for kind, made in host.identity.changes(model).items()}}
 
 
 def _require_connected(node: str, **inputs: Any) -> None:

@@ -22,7 +22,7 @@ from ...trainers.training.optimisers import OPTIMISERS
 from ...trainers.training.options import AS_LOADED, PRECISIONS, TrainOptions
 from .. import host
 from ..host import folders, graph
-from . import perceptual, running, students
+from . import perceptual, running, students, teacher
 from .data_sources import DataInGraph, DataSource
 from .observing import Show
 from .telling import MESSAGES
@@ -281,16 +281,18 @@ def prepared(
         resolved = running.method_on(model, method, empty_prompt=source.unconditional is not None)
         students.require_scale_input(model, student or LoRAOptions(), resolved.scale_input)
         with run.gone_if_refused(keep_data=not isinstance(source, DataInGraph)), run.locked():
-            teacher_sha256 = running.teacher_sha256(model, begun_with=running.said_of_teacher(run))
+            teacher_sha256 = teacher.sha256(model, begun_with=teacher.sha256_said(run))
+            training_data = source.build(model, run, teacher_sha256=teacher_sha256)
             distillation = Distillation(
                 run=run,
                 method=resolved,
-                data=source.build(model, run, teacher_sha256=teacher_sha256),
+                data=training_data,
                 options=as_begun(train_options, run),
                 teacher_sha256=teacher_sha256,
                 prediction_type=host.models.prediction_type(host.models.model_sampling_of(model)),
                 student=students.description(student or LoRAOptions()),
                 origin=graph.upstream(prompt or {}, str(unique_id), running.ORIGIN),
+                teacher_is=teacher.described(model, training_data.first(1)),
             )
             if not distillation.finished():
                 source.keep(run)

@@ -68,7 +68,7 @@ def loaded(model: Any) -> Network:
     refused = [key for key in _UNSUPPORTED_MODEL_OPTIONS if model.model_options.get(key)]
     if refused:
         raise ValueError(f"the MODEL carries {', '.join(refused)}, which training does not support; remove that node.")
-    around = [kind for kind in _wrappers(model) if kind not in _AROUND_THE_NETWORK]
+    around = [kind for kind in wrappers(model) if kind not in _AROUND_THE_NETWORK]
     if around:
         raise ValueError(
             f"the MODEL carries wrappers around {', '.join(around)}, which training does not support; remove that node."
@@ -81,7 +81,7 @@ def loaded(model: Any) -> Network:
 
 def require_no_wrappers(model: Any) -> None:
     """ValueError for wrappers that a copy of the network would lose."""
-    found = ", ".join(_wrappers(model))
+    found = ", ".join(wrappers(model))
     if found:
         raise ValueError(
             f"the MODEL carries wrappers around {found}, which full weights cannot take over; remove that node or "
@@ -89,7 +89,7 @@ def require_no_wrappers(model: Any) -> None:
         )
 
 
-def _wrappers(model: Any) -> dict[str, dict[Any, list[Any]]]:
+def wrappers(model: Any) -> dict[str, dict[Any, list[Any]]]:
     """The host's wrappers by what they stand around and by key, but for those that only make sampling faster."""
     found: dict[str, dict[Any, list[Any]]] = {}
     for holder in (_transformer_options(model).get("wrappers", {}), getattr(model, "wrappers", {})):
@@ -172,7 +172,7 @@ def as_denoiser(network: Network, *, model: Any = None, prediction: str | None =
     is taken for, if not for what the network's own sampling object says. x and x0 are in units of the deviation of the model's
     noise, see latents_for_training. A network that learns to take its guidance scale as an input is given it, (B,), by keyword.
     """
-    options = {} if model is None else {**_transformer_options(model), "wrappers": _wrappers(model)}
+    options = {} if model is None else {**_transformer_options(model), "wrappers": wrappers(model)}
     scale = noise_scale(network.model_sampling)
     own = prediction in (None, prediction_type(network.model_sampling))
     reading = None if own else read_as(network.model_sampling, prediction=prediction)

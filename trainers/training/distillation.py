@@ -39,7 +39,8 @@ class Distillation:
     """A run folder and everything that must be equal for the run to be the same run.
 
     student: what of the model learns, as JSON values. origin: how a process elsewhere makes the teacher, as JSON values
-    that the host's side understands, or None. processes: all that train the run, of which the first alone writes.
+    that the host's side understands, or None. teacher_is: what else identifies it, see storage's identity. processes: all
+    that train the run, of which the first alone writes.
     """
 
     run: RunFolder
@@ -50,6 +51,7 @@ class Distillation:
     prediction_type: str
     student: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"kind": FULL_WEIGHTS})
     origin: Mapping[str, Any] | None = None
+    teacher_is: Mapping[str, Any] | None = None
     processes: Processes = dataclasses.field(default_factory=Processes)
 
     def description(self) -> dict[str, Any]:
@@ -69,6 +71,7 @@ class Distillation:
                 "noise_family": self.method.family.value,
             },
             "teacher": self.origin,
+            "teacher_is": self.teacher_is,
             "free": free,
             "made_with": {
                 "torch": torch.__version__,
@@ -212,6 +215,7 @@ class Recorded:
     student: dict[str, Any]
     teacher_sha256: str
     origin: dict[str, Any] | None
+    teacher_is: dict[str, Any] | None
 
     @classmethod
     def of(cls, run: RunFolder) -> Recorded:
@@ -227,6 +231,7 @@ class Recorded:
                 student=student,
                 teacher_sha256=said["teacher_sha256"],
                 origin=found["teacher"],
+                teacher_is=found.get("teacher_is"),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(
