@@ -17,6 +17,7 @@ _HASHED = {
     "patches": "the LoRAs and other patches in its weights",
     "beside": "what is beside its layers (LoRAs by Load LoRA (Bypass), a guidance embedding)",
 }
+_SEED = "training.seed"
 _LEVELS_APART = 1e-4
 """Relative, far above what two machines' tables differ by."""
 ROUNDING = {"float32": 0.01, "float16": 0.01, "bfloat16": 0.06}
@@ -58,6 +59,12 @@ def _another_run(
     name: str, found: Mapping[str, Any], wanted: Mapping[str, Any], differing: Sequence[str], teacher: Sequence[str]
 ) -> str:
     """Why a run does not go on, naming each of its entries that differs, and what of the teacher does."""
+    if list(differing) == [_SEED] and not teacher:
+        return (
+            f"the run {name!r} was begun with the seed {found[_SEED]}, and seed is {wanted[_SEED]} here; all else is the same. "
+            f"Set seed to {found[_SEED]}, with control after generate on fixed, to go on with it, or choose another run name "
+            "for a new run with the new seed."
+        )
     lines = [f"{key}: there {found.get(key)}, here {wanted.get(key)}" for key in differing]
     return (
         f"the run folder {name!r} holds another run. Choose another run name, or restore its settings. "

@@ -167,6 +167,16 @@ def test_a_folder_of_another_run_is_refused(changed, named, whole):
     assert sorted(path.read_bytes() for path in folder.rglob("*.*") if path.is_file()) == before
 
 
+def test_another_seed_alone_is_said_and_the_runs_own_offered(whole):
+    """Editors draw a new seed after every start unless they are told not to."""
+    folder, other = whole[0].run.path.parent, dataclasses.replace(TRAINING, seed=977)
+    words = "begun with the seed 4, and seed is 977 here; all else is the same. Set seed to 4, with control after"
+    with pytest.raises(ValueError, match=words):
+        execute(distillation(folder, training=other))
+    with pytest.raises(ValueError, match=r"holds another run.*teacher_sha256.*training\.seed: there 4, here 977"):
+        execute(distillation(folder, training=other, teacher="b" * 64))
+
+
 def test_saving_more_often_is_still_the_same_run(whole):
     rarely = TrainOptions(batch_size=8, seed=4, log_every=5, checkpoint_every=100)
     _, done = execute(distillation(whole[0].run.path.parent, training=rarely))
