@@ -22,7 +22,7 @@ from ...trainers.training.optimisers import OPTIMISERS
 from ...trainers.training.options import AS_LOADED, PRECISIONS, TrainOptions
 from .. import host
 from ..host import folders, graph
-from . import perceptual, running, students, teacher
+from . import perceptual, running, starting, students, teacher
 from .data_sources import DataInGraph, DataSource
 from .observing import Show
 from .telling import MESSAGES
@@ -198,6 +198,14 @@ class Distill:
                         "going on with a run.",
                     },
                 ),
+                "start_from": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "tooltip": "Name of a run whose last good checkpoint this new run begins at, with the settings here: "
+                        "after a loss that became NaN with a lower learning rate, say. Empty: at the beginning.",
+                    },
+                ),
             },
             "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID", "extra_pnginfo": "EXTRA_PNGINFO"},
         }
@@ -262,6 +270,7 @@ def prepared(
     positive: host.models.Conditioning | None = None,
     negative: host.models.Conditioning | None = None,
     data: DataSource | None = None,
+    start_from: str = "",
     prompt: Mapping[str, Any] | None = None,
     unique_id: str | None = None,
     extra_pnginfo: Mapping[str, Any] | None = None,
@@ -294,9 +303,12 @@ def prepared(
                 origin=graph.upstream(prompt or {}, str(unique_id), running.ORIGIN),
                 teacher_is=teacher.described(model, training_data.first(1)),
             )
+            distillation, start = starting.started(distillation, start_from, model=model)
             if not distillation.finished():
                 source.keep(run)
                 _keep_workflow(run, extra_pnginfo)
+                if start:
+                    start.save(distillation)
             yield distillation
 
 

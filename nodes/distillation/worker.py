@@ -49,6 +49,8 @@ def _distillation(run: RunFolder, recorded: Recorded, *, model: Any, processes: 
     data = read_data(run.data_folder, device=model.load_device)
     if data is None:
         raise ValueError(f"the run {run.name!r} lacks its training data ({run.data_folder}); write it again.")
+    if run.description().get("started_from") and not run.begun:
+        raise ValueError(f"the run {run.name!r} lacks the checkpoint that it was to start from; write it again.")
     teacher_is = teacher.require(recorded, model, run=run, first=data.first(1))
     options = read_method(recorded.method, recorded.method_options)
     return Distillation(

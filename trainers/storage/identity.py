@@ -52,7 +52,8 @@ def gone_on_with(
         raise ValueError(_another_run(name, found, wanted, differing, teacher))
     known = _known_of_teacher(before.get("teacher_is"), now.get("teacher_is"))
     kept = now if extending else {**before, "free": before.get("free") if finished else now.get("free")}
-    return {**kept, **({"teacher_is": known} if known else {})}, extending
+    said = {"teacher_is": known, "started_from": before.get("started_from")}
+    return {**kept, **{name: value for name, value in said.items() if value}}, extending
 
 
 def _another_run(

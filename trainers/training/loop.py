@@ -296,9 +296,17 @@ class _Training:
         bands = (~torch.isfinite(row[3 : 3 + BANDS])).nonzero().flatten().tolist()
         where = f", from samples at {', '.join(self._bands.name(band) for band in bands)}" if bands else ""
         raise NonFiniteLoss(
-            f"the {what} became {value} at iteration {iteration} (stage {self._stages[self._stage].name}){where}; the "
-            "last good checkpoint is kept. Check the data and the teacher. With a lower learning rate it is another run: "
-            "give it another run name."
+            f"the {what} became {value} at iteration {iteration} (stage {self._stages[self._stage].name}){where}; "
+            f"{self._going_on()}"
+        )
+
+    def _going_on(self) -> str:
+        """With other settings, after a loss that is not finite."""
+        if not self._run.checkpoints():
+            return "nothing is saved yet. Check the data and the teacher, or lower the learning rate, and queue again."
+        return (
+            "the last good checkpoint is kept. Check the data and the teacher, or lower the learning rate: a new run with other "
+            f"settings goes on from there, with another run name and start_from at {self._run.name!r}."
         )
 
     def _metrics(self, stage: Stage, *, logged: bool) -> Metrics:
@@ -365,8 +373,10 @@ class _Training:
         self._student.load_state_dict(tensors)
         self._stage, self._stage_iteration = position["stage"], position["stage_iteration"]
         self._begin_stage()
-        load_optimiser_state(self._optimiser, tensors, position)
-        self._averages.load_state_dict(tensors)
+        started = position.get("started", False)  # by another run, whose optimiser may have been another
+        if not started:
+            load_optimiser_state(self._optimiser, tensors, position)
+        self._averages.load_state_dict(tensors, all_there=not started)
 
 
 def _loggable(metrics: Metrics) -> dict[str, Any]:

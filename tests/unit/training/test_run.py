@@ -28,7 +28,7 @@ TRAINING = TrainOptions(batch_size=8, log_every=5, checkpoint_every=7, seed=4)
 def distillation(root, *, name="run", training=TRAINING, teacher="a" * 64, **changed):
     return Distillation(
         run=RunFolder(root, name),
-        method=options(iterations=12, **changed).on(TeacherKind(family=FAMILY, table=table(FAMILY))),
+        method=options(**{"iterations": 12, **changed}).on(TeacherKind(family=FAMILY, table=table(FAMILY))),
         data=TensorData(x0=batch(64).x0, condition={"y": torch.ones(1, 1)}),
         options=training,
         teacher_sha256=teacher,
