@@ -154,7 +154,10 @@ class PromptSource(MadeOnce):
         shape = host.data.latent_shape(model, width=self.width, height=self.height)
         return cached_data(
             run.data_folder,
-            source=self._source() | {"sigmas": sigmas.tolist()} | of_teacher(model, teacher_sha256),
+            source=self._source()
+            | {"sigmas": sigmas.tolist()}
+            | of_teacher(model, teacher_sha256)
+            | _patches_of(model, run),
             plan=lambda: self._plan(model, sigmas, shape),
             replace=not run.begun,
             device=model.load_device,
@@ -248,6 +251,11 @@ def of_teacher(model: Any, teacher_sha256: str) -> dict[str, Any]:
 def of_guidance(guidance: float) -> dict[str, float]:
     """Its part in a source: named where the model is told one, of which older folders know nothing."""
     return {"guidance": guidance} if guidance else {}
+
+
+def _patches_of(model: Any, run: RunFolder) -> dict[str, Any]:
+    """What changes the pictures that the MODEL draws and is in no weight; of a run that has begun its own identity tells."""
+    return {"changes": None if run.begun else {kind: len(made) for kind, made in host.identity.changes(model).items()}}
 
 
 def require_connected(node: str, **inputs: Any) -> None:

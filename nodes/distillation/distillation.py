@@ -22,7 +22,7 @@ from ...trainers.training.optimisers import OPTIMISERS
 from ...trainers.training.options import AS_LOADED, PRECISIONS, TrainOptions
 from .. import host
 from ..host import folders, graph
-from . import perceptual, running, students
+from . import perceptual, running, starting, students, teacher
 from .data_sources import DataInGraph, DataSource
 from .observing import Show
 from .telling import MESSAGES
@@ -198,6 +198,14 @@ class Distill:
                         "going on with a run.",
                     },
                 ),
+                "start_from": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "tooltip": "Name of a run whose last good checkpoint this new run begins at, with the settings here: "
+                        "after a loss that became NaN with a lower learning rate, say. Empty: at the beginning.",
+                    },
+                ),
             },
             "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID", "extra_pnginfo": "EXTRA_PNGINFO"},
         }
@@ -262,6 +270,7 @@ def prepared(
     positive: host.models.Conditioning | None = None,
     negative: host.models.Conditioning | None = None,
     data: DataSource | None = None,
+    start_from: str = "",
     prompt: Mapping[str, Any] | None = None,
     unique_id: str | None = None,
     extra_pnginfo: Mapping[str, Any] | None = None,
@@ -282,20 +291,25 @@ def prepared(
         _require_pictures(resolved, source)
         students.require_scale_input(model, student or LoRAOptions(), resolved.scale_input)
         with run.gone_if_refused(keep_data=not isinstance(source, DataInGraph)), run.locked():
-            teacher_sha256 = running.teacher_sha256(model, begun_with=running.said_of_teacher(run))
+            teacher_sha256 = teacher.sha256(model, begun_with=teacher.sha256_said(run))
+            training_data = source.build(model, run, teacher_sha256=teacher_sha256)
             distillation = Distillation(
                 run=run,
                 method=resolved,
-                data=source.build(model, run, teacher_sha256=teacher_sha256),
+                data=training_data,
                 options=as_begun(train_options, run),
                 teacher_sha256=teacher_sha256,
                 prediction_type=host.models.prediction_type(host.models.model_sampling_of(model)),
                 student=students.description(student or LoRAOptions()),
                 origin=graph.upstream(prompt or {}, str(unique_id), running.ORIGIN),
+                teacher_is=teacher.described(model, training_data.first(1)),
             )
+            distillation, start = starting.started(distillation, start_from, model=model)
             if not distillation.finished():
                 source.keep(run)
                 _keep_workflow(run, extra_pnginfo)
+                if start:
+                    start.save(distillation)
             yield distillation
 
 

@@ -17,7 +17,7 @@ from ...trainers.training.loop import Metrics, Observer
 from .. import host
 from ..host import folders
 from ..host.graph import Execution
-from . import running, students
+from . import running, students, teacher
 from .observing import Preview, stops_here
 
 
@@ -33,7 +33,6 @@ def train_folder(run: RunFolder, *, classes: Mapping[str, Any], processes: Proce
     with processes.held_by_first(run.locked()), torch.inference_mode(False):
         made = _teacher(recorded, classes)
         model = made["model"]
-        running.require_teacher(recorded, model, run=run)
         distillation = _distillation(run, recorded, model=model, processes=processes)
         if not distillation.finished():
             running.execute(
@@ -50,6 +49,9 @@ def _distillation(run: RunFolder, recorded: Recorded, *, model: Any, processes: 
     data = read_data(run.data_folder, device=model.load_device)
     if data is None:
         raise ValueError(f"the run {run.name!r} lacks its training data ({run.data_folder}); write it again.")
+    if run.description().get("started_from") and not run.begun:
+        raise ValueError(f"the run {run.name!r} lacks the checkpoint that it was to start from; write it again.")
+    teacher_is = teacher.require(recorded, model, run=run, first=data.first(1))
     options = read_method(recorded.method, recorded.method_options)
     return Distillation(
         run=run,
@@ -60,6 +62,7 @@ def _distillation(run: RunFolder, recorded: Recorded, *, model: Any, processes: 
         prediction_type=host.models.prediction_type(host.models.model_sampling_of(model)),
         student=recorded.student,
         origin=recorded.origin,
+        teacher_is=teacher_is,
         processes=processes,
     )
 

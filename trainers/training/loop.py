@@ -280,8 +280,20 @@ class _Training:
     def _settle(self) -> None:
         """Reads the pending figures from the device, once for many iterations, and stops if one is not finite."""
         stage = self._stages[self._stage].name
-        self._tally.settle(self._processes, self._learner.bands, stage=stage)
-        self._companions.settle(self._processes, stage=stage)
+        try:
+            self._tally.settle(self._processes, self._learner.bands, stage=stage)
+            self._companions.settle(self._processes, stage=stage)
+        except NonFiniteLoss as error:
+            raise NonFiniteLoss(f"{error}; {self._going_on()}") from None
+
+    def _going_on(self) -> str:
+        """With other settings, after a loss that is not finite."""
+        if not self._run.checkpoints():
+            return "nothing is saved yet. Check the data and the teacher, or lower the learning rate, and queue again."
+        return (
+            "the last good checkpoint is kept. Check the data and the teacher, or lower the learning rate: a new run with other "
+            f"settings goes on from there, with another run name and start_from at {self._run.name!r}."
+        )
 
     def _metrics(self, stage: Stage, *, logged: bool) -> Metrics:
         total = sum(s.iterations for s in self._stages)
@@ -349,9 +361,11 @@ class _Training:
         self._student.load_state_dict(tensors)
         self._stage, self._stage_iteration = position["stage"], position["stage_iteration"]
         self._begin_stage()
-        load_optimiser_state(self._learner.optimiser, tensors, position)
-        self._companions.load_state_dict(tensors, position)
-        self._averages.load_state_dict(tensors)
+        started = position.get("started", False)  # by another run, whose optimiser may have been another
+        if not started:
+            load_optimiser_state(self._learner.optimiser, tensors, position)
+            self._companions.load_state_dict(tensors, position)
+        self._averages.load_state_dict(tensors, all_there=not started)
 
 
 def _loggable(metrics: Metrics) -> dict[str, Any]:

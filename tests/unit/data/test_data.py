@@ -7,10 +7,8 @@ import math
 import pytest
 import torch
 from comfyui_fewstep.trainers.data.batches import Buckets, TensorData
-from comfyui_fewstep.trainers.data.cache import SHARD_SAMPLES, cached_data, read_data, write_data
-from comfyui_fewstep.trainers.storage.files import (
-    tensors_sha256,
-)
+from comfyui_fewstep.trainers.data.cache import SHARD_SAMPLES, cached_data, read_data, read_first, write_data
+from comfyui_fewstep.trainers.storage.files import tensors_sha256
 from comfyui_fewstep.trainers.training.loop import TrainOptions
 from test_run import distillation, execute
 
@@ -231,8 +229,24 @@ def test_what_is_read_is_what_was_written(kind, tmp_path):
     assert type(read) is type(KINDS[kind])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_sample_is_read_alone(kind, tmp_path):
+    write_data(tmp_path, KINDS[kind])
+    first, *others = sorted(tmp_path.glob("*.safetensors"))
+    for other in others:
+        other.unlink()
+    found, wanted = read_first(tmp_path), KINDS[kind].first(1)
+    assert torch.equal(found.x0, wanted.x0)
+    assert found.condition.keys() == wanted.condition.keys()
+    assert all(torch.equal(value, wanted.condition[name]) for name, value in found.condition.items())
+    first.write_bytes(first.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_first(tmp_path)
+
+
 def test_an_empty_folder_holds_no_data(tmp_path):
     assert read_data(tmp_path / "nothing") is None
+    assert read_first(tmp_path / "nothing") is None
 
 
 def test_data_that_are_there_are_not_written_again(tmp_path):
