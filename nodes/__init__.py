@@ -6,11 +6,12 @@ import importlib.util
 
 from . import host, routes
 from .demo import digits
-from .distillation import distillation, experts_part, methods, runs, students, training_data
+from .distillation import distillation, experts_part, make_it_fast, methods, runs, students, training_data
 from .host import folders, limits
 from .sampling import comparison, experts, guidance, model_sampling, recipes, samplers, schedules
 
 NODE_CLASS_MAPPINGS = {
+    "FewStepMakeItFast": make_it_fast.MakeItFast,
     "FewStepLCMSampler": samplers.LCMSampler,
     "FewStepLightningSampler": samplers.LightningSampler,
     "FewStepConsistencySampler": samplers.ConsistencySampler,
@@ -49,6 +50,7 @@ NODE_CLASS_MAPPINGS = {
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
+    "FewStepMakeItFast": "Make It Fast",
     "FewStepLCMSampler": "LCM Sampler (few-step)",
     "FewStepLightningSampler": "Lightning Sampler (few-step)",
     "FewStepConsistencySampler": "Consistency Sampler (few-step)",

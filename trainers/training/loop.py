@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -91,6 +92,22 @@ def train(
     """
     one = processes or Processes()
     _Training(run, method, student, data, options, list(observers), one, kept, perceptual).run()
+
+
+def rehearsal(
+    run: RunFolder,
+    method: Method,
+    student: Student,
+    data: Data,
+    *,
+    options: TrainOptions,
+    perceptual: Perceptual | None = None,
+) -> Iterator[tuple[Stage, Callable[[], None]]]:
+    """Each stage, and what does one iteration of it: nothing is logged, told or kept. The student is of no use afterwards."""
+    training = _Training(run, method, student, data, options, [], Processes(), None, perceptual)
+    for stage in method.stages():
+        yield stage, functools.partial(training._step, stage)
+        training._promote()
 
 
 class _Training:
@@ -245,11 +262,15 @@ class _Training:
         self._optimiser.zero_grad(set_to_none=True)
         if self._kept:
             self._kept.ended(self._stage)
+        self._promote()
+        self._save()
+
+    def _promote(self) -> None:
+        """The student becomes the teacher, and the next stage begins."""
         del self._optimiser, self._averages  # before a teacher is made: its copy then fits into what they held
         self._student.promote()
         self._stage, self._stage_iteration = self._stage + 1, 0
         self._begin_stage()
-        self._save()
 
     def _result_to_weights(self) -> None:
         result_to_weights(self._optimiser)
