@@ -37,14 +37,14 @@ _TRIED_STEPS = 2
 # --- the goals -------------------------------------------------------------------------------------------------------
 
 
-def _progressive(family: Family, *, steps: int, guidance: float) -> tuple[MethodOptions, str]:
+def _progressive(family: Family, *, steps: int, guidance: float, iterations: int) -> tuple[MethodOptions, str]:
     chosen = ProgressiveOptions.read(
         {
             **inputs.defaults(methods.ProgressiveDistillation),
             "start_steps": family.start_steps,
             "target_steps": steps,
-            "iterations": 400,
-            "last_stages_iterations": 800 if steps < 4 else 0,
+            "iterations": iterations or 400,
+            "last_stages_iterations": 2 * (iterations or 400) if steps < 4 else 0,
             "learning_rate": 1e-4,
             "guidance_scale": guidance,
         }
@@ -55,12 +55,12 @@ def _progressive(family: Family, *, steps: int, guidance: float) -> tuple[Method
     )
 
 
-def _consistency(family: Family, *, steps: int, guidance: float) -> tuple[MethodOptions, str]:
+def _consistency(family: Family, *, steps: int, guidance: float, iterations: int) -> tuple[MethodOptions, str]:
     chosen = ConsistencyOptions.read(
         {
             **inputs.defaults(methods.ConsistencyDistillation),
             "steps": steps,
-            "iterations": 1500,
+            "iterations": iterations or 1500,
             "guidance_scale": guidance,
         }
     )
@@ -88,6 +88,7 @@ class Wishes:
     guidance: float = 0.0
     side: int = 0
     pictures: int = 480
+    iterations: int = 0
     memory: str = "what is free now"
     seed: int = 0
     latents: Any = None
@@ -128,7 +129,12 @@ class Wishes:
 
     @property
     def method(self) -> MethodOptions:
-        return GOALS[self.goal](self.family, steps=self.steps, guidance=self._guidance)[0]
+        return self._chosen[0]
+
+    @property
+    def _chosen(self) -> tuple[MethodOptions, str]:
+        choose = GOALS[self.goal]
+        return choose(self.family, steps=self.steps, guidance=self._guidance, iterations=self.iterations)
 
     @property
     def student(self) -> LoRAOptions:
@@ -172,7 +178,7 @@ class Wishes:
     def told(self) -> list[str]:
         """What was chosen, and why, a line each."""
         drawn = self.data().get("data")
-        said = [f"your model: {self.family.name}", GOALS[self.goal](self.family, steps=self.steps, guidance=1.0)[1]]
+        said = [f"your model: {self.family.name}", self._chosen[1]]
         if isinstance(drawn, PromptSource):
             count = len(drawn.prompts) * drawn.pictures_per_prompt
             said.append(

@@ -97,6 +97,9 @@ class MakeItFast:
                 "pictures": inputs.count(
                     480, "That the model draws from the prompts, if there is no folder.", least=1, most=100000
                 ),
+                "iterations": inputs.count(
+                    0, "Optimiser steps, of each halving where there are several. 0: what is usual for the goal."
+                ),
                 "memory": (
                     list(CARDS),
                     {"tooltip": "What the run must fit into: what is free on this machine, or a card of that size."},

@@ -22,7 +22,7 @@ SMALL = {"side": 32, "pictures": 4}
 def quick(monkeypatch):
     """Fewer iterations and steps than a user gets."""
 
-    def halvings(family, *, steps, guidance):
+    def halvings(family, *, steps, guidance, iterations):
         given = {"start_steps": 4, "target_steps": steps, "iterations": 2, "guidance_scale": guidance}
         return methods.ProgressiveDistillation().make(weighting="constant", learning_rate=1e-3, **given)[0], "quick"
 
