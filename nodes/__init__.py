@@ -10,6 +10,7 @@ from .distillation import (
     distillation,
     experts_part,
     folder_data,
+    make_it_fast,
     matching_method,
     methods,
     runs,
@@ -20,6 +21,7 @@ from .host import folders, limits
 from .sampling import comparison, experts, guidance, model_sampling, recipes, samplers, schedules
 
 NODE_CLASS_MAPPINGS = {
+    "FewStepMakeItFast": make_it_fast.MakeItFast,
     "FewStepLCMSampler": samplers.LCMSampler,
     "FewStepLightningSampler": samplers.LightningSampler,
     "FewStepConsistencySampler": samplers.ConsistencySampler,
@@ -62,6 +64,7 @@ NODE_CLASS_MAPPINGS = {
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
+    "FewStepMakeItFast": "Make It Fast",
     "FewStepLCMSampler": "LCM Sampler (few-step)",
     "FewStepLightningSampler": "Lightning Sampler (few-step)",
     "FewStepConsistencySampler": "Consistency Sampler (few-step)",

@@ -286,7 +286,9 @@ def prepared(
             data=data is not None,
             negative=negative is not None,
         )
-        source = data or _data_in_graph(model, latents, positive, negative, dropout=train_options.caption_dropout)
+        source = data or DataInGraph(
+            data_in_graph(model, latents, positive, negative, dropout=train_options.caption_dropout)
+        )
         resolved = running.method_on(model, method, empty_prompt=source.unconditional is not None)
         _require_pictures(resolved, source)
         students.require_scale_input(model, student or LoRAOptions(), resolved.scale_input)
@@ -341,9 +343,9 @@ def _require_one_kind_of_data(*, latents: bool, positive: bool, data: bool, nega
         )
 
 
-def _data_in_graph(
-    model: Any, latents: Any, positive: Any, negative: host.models.Conditioning | None, *, dropout: float
-) -> DataInGraph:
+def data_in_graph(
+    model: Any, latents: Any, positive: Any, negative: host.models.Conditioning | None, *, dropout: float = 0.0
+) -> TensorData | Buckets:
     """What is connected as LATENT and CONDITIONING, prompts of one shape together; dropout: of captions."""
     x0, shapes = host.inputs.latents_for_training(model, latents), host.inputs.stream_shapes(latents)
     empty = None
@@ -364,7 +366,7 @@ def _data_in_graph(
         data = in_buckets(made(one, prompt) for one, prompt in _pairs(x0, prompts))
     if dropout:
         data.require_droppable()
-    return DataInGraph(data)
+    return data
 
 
 def _pairs(x0: Tensor, prompts: Sequence[Condition]) -> Iterator[tuple[Tensor, Condition]]:

@@ -74,10 +74,10 @@ class TeacherPictures:
         """Before anything runs, where the values are typed in; linked values are checked when they arrive."""
         if not (isinstance(prompts, str) and isinstance(width, int) and isinstance(height, int)):
             return True
-        return host.signals.error_of(lambda: PromptSource(prompts=_lines(prompts), width=width, height=height))
+        return host.signals.error_of(lambda: PromptSource(prompts=lines(prompts), width=width, height=height))
 
     def describe(self, prompts: str, **options: Any) -> tuple[Any]:
-        return (PromptSource(prompts=_lines(prompts), **options),)
+        return (PromptSource(prompts=lines(prompts), **options),)
 
 
 class TrainingPrompts:
@@ -103,11 +103,12 @@ class TrainingPrompts:
         """Before anything runs, where the values are typed in; linked values are checked when they arrive."""
         if not (isinstance(prompts, str) and isinstance(width, int) and isinstance(height, int)):
             return True
-        return host.signals.error_of(lambda: PromptsAlone(prompts=_lines(prompts), width=width, height=height))
+        return host.signals.error_of(lambda: PromptsAlone(prompts=lines(prompts), width=width, height=height))
 
     def describe(self, prompts: str, **options: Any) -> tuple[Any]:
-        return (PromptsAlone(prompts=_lines(prompts), **options),)
+        return (PromptsAlone(prompts=lines(prompts), **options),)
 
 
-def _lines(text: str) -> tuple[str, ...]:
+def lines(text: str) -> tuple[str, ...]:
+    """The prompts in a text, one on each line."""
     return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -14,10 +14,11 @@ from ...trainers.processes.group import Processes
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.training.distillation import Distillation, Recorded
 from ...trainers.training.loop import Metrics, Observer
+from ...trainers.training.plan import Plan
 from .. import host
 from ..host import folders
 from ..host.graph import Execution
-from . import running, students, teacher
+from . import planning, running, students, teacher
 from .observing import Preview, stops_here
 
 
@@ -43,6 +44,20 @@ def train_folder(run: RunFolder, *, classes: Mapping[str, Any], processes: Proce
                 show=lambda preview: _Tell(distillation, preview, say),
             )
         return _published(run, student) if processes.is_first else None
+
+
+def plan_folder(run: RunFolder, *, classes: Mapping[str, Any]) -> Plan:
+    """What training the run here will take; see train_folder. Nothing is written."""
+    recorded = Recorded.of(run)
+    student = students.read(recorded.student)
+    with torch.inference_mode(False):
+        model = _teacher(recorded, classes)["model"]
+        distillation = _distillation(run, recorded, model=model, processes=Processes())
+        trial = planning.Trial(
+            model=model, run=run, method=distillation.method, student=student, sample=distillation.data.first(1)
+        )
+        needs, room = trial.needs(distillation.options)
+        return planning.planned(trial, distillation.options, needs=needs, room=room)
 
 
 def _distillation(run: RunFolder, recorded: Recorded, *, model: Any, processes: Processes) -> Distillation:

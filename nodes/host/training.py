@@ -86,6 +86,16 @@ def _room_for(model: Any) -> float:
     return max(0.0, management.get_free_memory(device) + held - management.minimum_inference_memory())
 
 
+def free_beside(model: Any) -> float:
+    """Bytes that are free on the MODEL's device now, as the host counts them."""
+    return float(comfy.model_management.get_free_memory(model.load_device))
+
+
+def beside_on_card(model: Any, *, gigabytes: float) -> float:
+    """Bytes that a card of so many would have beside the MODEL's weights, all of them, and what the host keeps free."""
+    return 1e9 * gigabytes - model.model_size() - comfy.model_management.minimum_inference_memory()
+
+
 @contextmanager
 def memory_given_back() -> Iterator[None]:
     """Gives memory that a run no longer needs back to the device, through the host.
