@@ -371,7 +371,7 @@ def test_a_batch_keeps_samples_and_conditions_together():
 def test_gaussian_teacher_needs_no_second_forward(tmp_path):
     """Progressive distillation costs two teacher forwards and one student forward an iteration, without guidance.
 
-    One more of the student, before the first, asks whether the network writes in place; and each draws once at the end of
+    Two more of the student, before the first, ask whether the network writes in place and whether all learns; and each draws once at the end of
     each stage, the teacher in twice the steps.
     """
     calls = {"teacher": 0, "student": 0}
@@ -389,4 +389,4 @@ def test_gaussian_teacher_needs_no_second_forward(tmp_path):
     student.denoiser = counting("student", student.denoiser)
     with made.run.locked():
         made.execute(student)
-    assert calls == {"teacher": 48 + 16 + 8, "student": 24 + 1 + 8 + 4}
+    assert calls == {"teacher": 48 + 16 + 8, "student": 24 + 2 + 8 + 4}
