@@ -371,8 +371,8 @@ def test_a_batch_keeps_samples_and_conditions_together():
 def test_gaussian_teacher_needs_no_second_forward(tmp_path):
     """Progressive distillation costs two teacher forwards and one student forward an iteration, without guidance.
 
-    Two more of the student, before the first, ask whether the network writes in place and whether all learns; and each draws once at the end of
-    each stage, the teacher in twice the steps.
+    Two more of the student, before the first, ask whether the network writes in place and whether all of it learns; and
+    each draws once at the end of each stage, the teacher in twice the steps.
     """
     calls = {"teacher": 0, "student": 0}
     made = distillation(tmp_path)
