@@ -6,7 +6,16 @@ import importlib.util
 
 from . import host, routes
 from .demo import digits
-from .distillation import distillation, experts_part, matching_method, methods, runs, students, training_data
+from .distillation import (
+    distillation,
+    experts_part,
+    folder_data,
+    matching_method,
+    methods,
+    runs,
+    students,
+    training_data,
+)
 from .host import folders, limits
 from .sampling import comparison, experts, guidance, model_sampling, recipes, samplers, schedules
 
@@ -33,7 +42,9 @@ NODE_CLASS_MAPPINGS = {
     "FewStepExpertsPart": experts_part.ExpertsPart,
     "FewStepLoRAStudent": students.LoRAStudentNode,
     "FewStepFullWeightsStudent": students.FullWeightsStudentNode,
-    "FewStepImageFolder": training_data.ImageFolder,
+    "FewStepImageFolder": folder_data.ImageFolder,
+    "FewStepClipFolder": folder_data.ClipFolderNode,
+    "FewStepSoundFolder": folder_data.SoundFolderNode,
     "FewStepTeacherPictures": training_data.TeacherPictures,
     "FewStepTrainingPrompts": training_data.TrainingPrompts,
     "FewStepDistill": distillation.Distill,
@@ -74,6 +85,8 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FewStepLoRAStudent": "LoRA Student",
     "FewStepFullWeightsStudent": "Full-Weights Student",
     "FewStepImageFolder": "Training Images (Folder)",
+    "FewStepClipFolder": "Training Clips (Folder)",
+    "FewStepSoundFolder": "Training Sounds (Folder)",
     "FewStepTeacherPictures": "Training Prompts (Teacher's Pictures)",
     "FewStepTrainingPrompts": "Training Prompts (No Pictures)",
     "FewStepDistill": "Distill Model",

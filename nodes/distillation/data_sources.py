@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -83,22 +83,24 @@ class Sample(NamedTuple):
 class Texts:
     """Samples with their texts as training data, in one shape each."""
 
-    def __init__(self, model: Any, clip: Any, negative: str, *, literal: bool = False, guidance: float = 0.0) -> None:
+    def __init__(
+        self, model: Any, clip: Any, negative: str, *, literal: bool = False, told: Mapping[str, float] | None = None
+    ) -> None:
         """literal: the samples' texts are no prompts, in which parentheses are emphasis; the negative one always is.
 
-        guidance: what a guidance-distilled model is told, 0 for its own.
+        told: what the model is told with every text, by the name of the host's option; see host.inputs.told.
         """
-        self._model, self._guidance, self._literal = model, guidance, literal
+        self._model, self._literal, self._told = model, literal, told or {}
         self._encoder = host.encoding.TextEncoder(clip, host.folders.encodings())
-        self.negative = self._told(self._encoder.conditioning(negative))
+        self.negative = self._with_told(self._encoder.conditioning(negative))
         # as many as a shard holds; all texts of a folder would fill the memory
         self.conditioning = functools.lru_cache(maxsize=SHARD_SAMPLES)(self._conditioning)
 
     def _conditioning(self, text: str) -> Conditioning:
-        return self._told(self._encoder.conditioning(text, literal=self._literal))
+        return self._with_told(self._encoder.conditioning(text, literal=self._literal))
 
-    def _told(self, conditioning: Conditioning) -> Conditioning:
-        return host.inputs.with_guidance(self._model, conditioning, self._guidance)
+    def _with_told(self, conditioning: Conditioning) -> Conditioning:
+        return host.inputs.told(self._model, conditioning, self._told)
 
     def parts(self, samples: Iterable[Sample]) -> list[TensorData]:
         """Samples of one shape together, in order."""
@@ -122,7 +124,7 @@ class PromptSource(MadeOnce):
     """Prompts whose pictures the teacher draws, on the trailing schedule. ValueError, naming the input, for values of no use.
 
     The noise of picture i is drawn from (seed, i) alone. pairs: it is kept beside the picture. clip: the host's, None where
-    the data are made already. guidance: see Texts.
+    the data are made already. guidance: what a guidance-distilled model is told, 0 for its own.
     """
 
     prompts: tuple[str, ...]
@@ -168,7 +170,7 @@ class PromptSource(MadeOnce):
         """A shard is what the teacher draws at once, so that a resumed cache is drawn in the same batches."""
         require_connected("Training Prompts (Teacher's Pictures)", clip=self.clip)
         count = len(self.prompts) * self.pictures_per_prompt
-        texts, progress = Texts(model, self.clip, self.negative, guidance=self.guidance), Progress(count)
+        texts, progress = Texts(model, self.clip, self.negative, told={"guidance": self.guidance}), Progress(count)
         starts = range(0, count, self.batch_size)
         batches = [range(start, min(start + self.batch_size, count)) for start in starts]
         return [functools.partial(self._shard, model, texts, progress, sigmas, shape, batch) for batch in batches]

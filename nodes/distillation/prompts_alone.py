@@ -59,7 +59,7 @@ class PromptsAlone(MadeOnce):
 
     def _plan(self, model: Any) -> list[Shard]:
         require_connected("Training Prompts (No Pictures)", clip=self.clip)
-        texts = Texts(model, self.clip, self.negative, guidance=self.guidance)
+        texts = Texts(model, self.clip, self.negative, told={"guidance": self.guidance})
         progress = Progress(len(self.prompts))
         starts = range(0, len(self.prompts), SHARD_SAMPLES)
         return [functools.partial(self._shard, model, texts, progress, start) for start in starts]

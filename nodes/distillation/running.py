@@ -95,6 +95,7 @@ def execute(
         if first:
             stack.enter_context(distillation.run.keeping_error(unless=host.signals.Cancelled))
         _require_possible(options, student, processes=distillation.processes)
+        host.following.require_followed(model, distillation.data.first(1))
         measure = perceptual.perceptual_of(distillation, model=model, vae=vae)
         learning = stack.enter_context(
             students.student_of(

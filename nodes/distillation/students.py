@@ -299,10 +299,11 @@ def student_of(
         ):
             yield FullWeightsStudent(
                 *copies,
-                as_denoiser=functools.partial(host.training.as_denoiser, prediction=prediction),
+                as_denoiser=functools.partial(host.training.as_denoiser, model=model, prediction=prediction),
                 named_weights=host.training.network_state_dict,
-                first_teacher=host.training.as_denoiser if converts else None,
+                first_teacher=functools.partial(host.training.as_denoiser, model=model) if converts else None,
                 adapted=host.training.diffusion_model_of,
+                between=host.carried.acting(model),
             )
         return
     with (
@@ -319,12 +320,12 @@ def student_of(
             names=host.training.lora_names(model, adapters.paths),
             seed=seed,
             first_teacher=host.training.as_denoiser(network, model=model) if converts else None,
+            between=host.carried.acting(model),
         )
 
 
 def _copy(model: Any, scale_input: GuidanceRange | None) -> host.training.Network:
     """The MODEL's network, its guidance scale an input that learns, or the one that it has."""
-    host.training.require_no_wrappers(model)
     network = host.training.trainable_copy(model)
     if scale_input:
         host.guidance.learn_guidance(network, guidance_scale=scale_input.usual)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ...trainers.storage.files import tensors_sha256
-from . import bypass, guidance, weights
+from ...trainers.storage.kept_hashes import kept
+from . import bypass, folders, guidance, weights
 
 _NETWORK = "diffusion_model."
 
@@ -47,17 +49,23 @@ def _beside(model: Any) -> dict[str, Tensor]:
 
 # --- weights ---------------------------------------------------------------------------------------------------------
 
-_known: dict[tuple[Any, str], str] = {}
-"""Hashes by what they are of, file or network, and a sample of the values, which would tell if it had been changed."""
+_of_networks: weakref.WeakKeyDictionary[nn.Module, dict[str, str]] = weakref.WeakKeyDictionary()
+"""Hashes of weights that no file is known of, by their sample."""
 
 
 def weights_sha256(tensors: Mapping[str, Tensor], *, owner: nn.Module, file: tuple[Any, ...] | None) -> str:
-    """tensors_sha256, kept: 40 GB take 20 seconds. owner: whose they are. file: which they come from, where that is known."""
+    """tensors_sha256, kept: for as long as owner lives, whose they are; and where file is known, from one start to the next.
+
+    file: which they come from, see file_of. A sample of the values, beside that, would tell if they had been changed since.
+    """
     sample = tensors_sha256({name: _sample(value) for name, value in tensors.items()})
-    key = (weakref.ref(owner) if file is None else file, sample)
-    if key not in _known:
-        _known[key] = tensors_sha256(tensors)
-    return _known[key]
+    if file is not None:
+        key = json.dumps([*file, sample])
+        return kept(folders.known_weights(), key, lambda: tensors_sha256(tensors))
+    known = _of_networks.setdefault(owner, {})
+    if sample not in known:
+        known[sample] = tensors_sha256(tensors)
+    return known[sample]
 
 
 def _sample(value: Tensor) -> Tensor:

@@ -39,6 +39,8 @@ NAMES = {
     "FewStepSaveStudent": ["name"],
     "FewStepSaveStudentLoRA": ["name"],
     "FewStepImageFolder": ["folder"],
+    "FewStepClipFolder": ["folder"],
+    "FewStepSoundFolder": ["folder"],
 }
 """Inputs that name a file or folder."""
 OTHERS = {"prompts", "negative", "caption", "values", "digits", "teacher_steps", "student_steps"}

@@ -1,6 +1,8 @@
 """Full weights, and what identifies them, do not depend on where the host keeps a model's weights."""
 
 import json
+import os
+import weakref
 
 import current_architectures
 import gradients
@@ -218,7 +220,15 @@ def test_a_run_of_the_first_version_goes_on(output):  # noqa: F811
         distil(model, "sd15", name="run", iterations=2)
 
 
+def training_from(file, *, seed=0):
+    model = tiny("sd15", seed=seed, computes_in=torch.float32)
+    model.cached_patcher_init = (None, (str(file), {}))
+    return model
+
+
 def test_weights_are_hashed_once(monkeypatch, tmp_path):
+    """For each network; of those from a file once for the file, in later processes too."""
+    monkeypatch.setattr(host.folders, "known_weights", lambda: tmp_path / "known.json")
     model, *_ = training("sd15")
     hashed = []
     own = host.identity.tensors_sha256
@@ -233,15 +243,25 @@ def test_weights_are_hashed_once(monkeypatch, tmp_path):
     assert sum(size > whole for size in hashed) == 1
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"as it was")
-    twins = [training("sd15")[0] for _ in range(3)]
-    for twin in twins:
-        twin.cached_patcher_init = (None, (str(file), {}))
+    twins = [training_from(file) for _ in range(3)]
     hashed.clear()
     assert [running.teacher_sha256(twin) for twin in twins[:2]] == [first, first]
     assert sum(size > whole for size in hashed) == 1, "loaded again from the same file"
-    file.write_bytes(b"written anew")
-    running.teacher_sha256(twins[2])
+    monkeypatch.setattr(host.identity, "_of_networks", weakref.WeakKeyDictionary())  # as in a new process
+    assert running.teacher_sha256(training_from(file)) == first
+    assert sum(size > whole for size in hashed) == 1
+    changed = training_from(file, seed=1)
+    assert running.teacher_sha256(changed) != first, "the sample tells of weights that are not the file's"
     assert sum(size > whole for size in hashed) == 2
+    os.utime(file, ns=(1, 1))
+    assert running.teacher_sha256(twins[2]) == first
+    assert sum(size > whole for size in hashed) == 3
+    file.write_bytes(b"written anew")
+    assert running.teacher_sha256(twins[2]) == first
+    assert sum(size > whole for size in hashed) == 4
+    (tmp_path / "known.json").write_bytes(b"{")
+    assert running.teacher_sha256(twins[2]) == first
+    assert sum(size > whole for size in hashed) == 5
 
 
 def test_a_patch_of_an_unknown_kind_is_refused_by_name():
