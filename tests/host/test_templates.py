@@ -19,6 +19,8 @@ OF_THEIR_OWN = {
     "Distil digits to 4 steps": "tested in many places",
     "Distil my checkpoint on several GPUs": "waits for another process, see below",
     "A style and a student in one LoRA": "of LoRAs, see test_combining.py",
+    "Distil my video model on a folder of clips": "of a model of video, see test_clip_folder.py",
+    "Distil my sound model on a folder of sounds": "of a model of sound, see test_clip_folder.py",
     "Save a distilled student as a checkpoint": "of a real text encoder and VAE, see test_save_student.py",
 }
 OF_ANOTHER = {
