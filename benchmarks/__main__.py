@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from . import architectures, demo, methods, progressive, samplers, templates, training
+from .scenes import command as scenes
 
 BENCHMARKS = {
     "architectures": architectures,
@@ -12,6 +13,7 @@ BENCHMARKS = {
     "methods": methods,
     "progressive": progressive,
     "samplers": samplers,
+    "scenes": scenes,
     "templates": templates,
     "training": training,
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..samplers.noise import NoiseFamily
 from ..samplers.presets import Preset
 from . import host
-from .distillation import methods, running
+from .distillation import matching_method, methods, running
 from .sampling import recipes, recognition
 from .sampling.schedules import Schedule, levels
 
@@ -21,6 +21,7 @@ METHODS: dict[str, Any] = {
     "FewStepGuidanceDistillation": methods.GuidanceDistillation,
     "FewStepConsistencyDistillation": methods.ConsistencyDistillation,
     "FewStepConsistencyTraining": methods.ConsistencyTraining,
+    "FewStepDistributionMatching": matching_method.DistributionMatching,
 }
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -14,6 +14,7 @@ const ROUTES = {
   FewStepGuidanceDistillation: "method",
   FewStepConsistencyDistillation: "method",
   FewStepConsistencyTraining: "method",
+  FewStepDistributionMatching: "method",
 };
 const KINDS = {
   FewStepConsistencyModel: "consistency",

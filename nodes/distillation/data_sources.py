@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -29,6 +29,10 @@ class DataSource(Protocol):
     def unconditional(self) -> Condition | None:
         """The empty prompt's inputs as far as they are known before the data are made; None where there will be none."""
 
+    @property
+    def has_pictures(self) -> bool:
+        """Whether there is anything to see in the data's x0."""
+
     def build(self, model: Any, run: RunFolder, *, teacher_sha256: str) -> Data:
         """The run's data: read from its folder, or made and kept there."""
 
@@ -41,6 +45,7 @@ class DataInGraph:
     """Data that are made already."""
 
     data: TensorData | Buckets
+    has_pictures = True
 
     @property
     def unconditional(self) -> Condition | None:
@@ -55,6 +60,8 @@ class DataInGraph:
 
 class MadeOnce:
     """Sources whose building keeps the data, which always hold an empty prompt."""
+
+    has_pictures = True
 
     @property
     def unconditional(self) -> Condition | None:
@@ -76,22 +83,24 @@ class Sample(NamedTuple):
 class Texts:
     """Samples with their texts as training data, in one shape each."""
 
-    def __init__(self, model: Any, clip: Any, negative: str, *, literal: bool = False, guidance: float = 0.0) -> None:
+    def __init__(
+        self, model: Any, clip: Any, negative: str, *, literal: bool = False, told: Mapping[str, float] | None = None
+    ) -> None:
         """literal: the samples' texts are no prompts, in which parentheses are emphasis; the negative one always is.
 
-        guidance: what a guidance-distilled model is told, 0 for its own.
+        told: what the model is told with every text, by the name of the host's option; see host.inputs.told.
         """
-        self._model, self._guidance, self._literal = model, guidance, literal
+        self._model, self._literal, self._told = model, literal, told or {}
         self._encoder = host.encoding.TextEncoder(clip, host.folders.encodings())
-        self.negative = self._told(self._encoder.conditioning(negative))
+        self.negative = self._with_told(self._encoder.conditioning(negative))
         # as many as a shard holds; all texts of a folder would fill the memory
         self.conditioning = functools.lru_cache(maxsize=SHARD_SAMPLES)(self._conditioning)
 
     def _conditioning(self, text: str) -> Conditioning:
-        return self._told(self._encoder.conditioning(text, literal=self._literal))
+        return self._with_told(self._encoder.conditioning(text, literal=self._literal))
 
-    def _told(self, conditioning: Conditioning) -> Conditioning:
-        return host.inputs.with_guidance(self._model, conditioning, self._guidance)
+    def _with_told(self, conditioning: Conditioning) -> Conditioning:
+        return host.inputs.told(self._model, conditioning, self._told)
 
     def parts(self, samples: Iterable[Sample]) -> list[TensorData]:
         """Samples of one shape together, in order."""
@@ -115,7 +124,7 @@ class PromptSource(MadeOnce):
     """Prompts whose pictures the teacher draws, on the trailing schedule. ValueError, naming the input, for values of no use.
 
     The noise of picture i is drawn from (seed, i) alone. pairs: it is kept beside the picture. clip: the host's, None where
-    the data are made already. guidance: see Texts.
+    the data are made already. guidance: what a guidance-distilled model is told, 0 for its own.
     """
 
     prompts: tuple[str, ...]
@@ -133,11 +142,7 @@ class PromptSource(MadeOnce):
     guidance: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.prompts:
-            raise ValueError("prompts is empty; give one prompt on each line.")
-        for name in ("width", "height"):
-            if getattr(self, name) < 8 or getattr(self, name) % 8:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed are multiples of 8: 512, for example.")
+        require_prompts(self.prompts, width=self.width, height=self.height)
         require_at_least_one(self, "pictures_per_prompt", "steps", "batch_size")
         if not 1.0 <= self.cfg <= 100.0:
             raise ValueError(f"cfg is {self.cfg}; allowed is 1 (no guidance) to 100.")
@@ -149,7 +154,10 @@ class PromptSource(MadeOnce):
         shape = host.data.latent_shape(model, width=self.width, height=self.height)
         return cached_data(
             run.data_folder,
-            source=self._source() | {"sigmas": sigmas.tolist()} | of_teacher(model, teacher_sha256),
+            source=self._source()
+            | {"sigmas": sigmas.tolist()}
+            | of_teacher(model, teacher_sha256)
+            | _patches_of(model, run),
             plan=lambda: self._plan(model, sigmas, shape),
             replace=not run.begun,
             device=model.load_device,
@@ -165,7 +173,7 @@ class PromptSource(MadeOnce):
         """A shard is what the teacher draws at once, so that a resumed cache is drawn in the same batches."""
         require_connected("Training Prompts (Teacher's Pictures)", clip=self.clip)
         count = len(self.prompts) * self.pictures_per_prompt
-        texts, progress = Texts(model, self.clip, self.negative, guidance=self.guidance), Progress(count)
+        texts, progress = Texts(model, self.clip, self.negative, told={"guidance": self.guidance}), Progress(count)
         starts = range(0, count, self.batch_size)
         batches = [range(start, min(start + self.batch_size, count)) for start in starts]
         return [functools.partial(self._shard, model, texts, progress, sigmas, shape, batch) for batch in batches]
@@ -225,6 +233,15 @@ class Progress:
         self._bar.update_absolute(self._done, self._total)
 
 
+def require_prompts(prompts: Sequence[str], **sizes: int) -> None:
+    """ValueError, naming the input, where there are none, or for a size that no picture has."""
+    if not prompts:
+        raise ValueError("prompts is empty; give one prompt on each line.")
+    for name, size in sizes.items():
+        if size < 8 or size % 8:
+            raise ValueError(f"{name} is {size}; allowed are multiples of 8: 512, for example.")
+
+
 def of_teacher(model: Any, teacher_sha256: str) -> dict[str, Any]:
     """Its part in the data. The deviation of its noise is named where it is not 1, of which older folders know nothing."""
     scale = host.models.noise_scale(host.models.model_sampling_of(model))
@@ -234,6 +251,11 @@ def of_teacher(model: Any, teacher_sha256: str) -> dict[str, Any]:
 def of_guidance(guidance: float) -> dict[str, float]:
     """Its part in a source: named where the model is told one, of which older folders know nothing."""
     return {"guidance": guidance} if guidance else {}
+
+
+def _patches_of(model: Any, run: RunFolder) -> dict[str, Any]:
+    """What changes the pictures that the MODEL draws and is in no weight; of a run that has begun its own identity tells."""
+    return {"changes": None if run.begun else {kind: len(made) for kind, made in host.identity.changes(model).items()}}
 
 
 def require_connected(node: str, **inputs: Any) -> None:

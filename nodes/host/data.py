@@ -58,6 +58,11 @@ def makes_pictures(model: Any) -> bool:
     return getattr(latent_format, "latent_dimensions", 2) in (2, 3) and "Audio" not in name and not name.endswith("AV")
 
 
+def has_frames(model: Any) -> bool:
+    """Whether the model's latents are of video, or of pictures in a video's form."""
+    return getattr(model.get_model_object("latent_format"), "latent_dimensions", 2) == 3
+
+
 def latent_shape(model: Any, *, width: int, height: int) -> tuple[int, ...]:
     """(C, h, w) of the model's latents for a picture of so many pixels, (C, 1, h, w) where it works on frames.
 
@@ -72,5 +77,5 @@ def latent_shape(model: Any, *, width: int, height: int) -> tuple[int, ...]:
     factor = getattr(latent_format, "spacial_downscale_ratio", 8)
     if width % factor or height % factor:
         raise ValueError(f"width is {width} and height is {height}; this model wants multiples of {factor}.")
-    frames = (1,) if getattr(latent_format, "latent_dimensions", 2) == 3 else ()
+    frames = (1,) if has_frames(model) else ()
     return (latent_format.latent_channels, *frames, height // factor, width // factor)

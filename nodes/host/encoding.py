@@ -54,6 +54,31 @@ def encoded(vae: Any, samples: Tensor, *, seed: int) -> Tensor:
     return plain(latents).float()
 
 
+def require_frames(vae: Any, *, frames: int, bucket_step: int) -> None:
+    """ValueError, naming the input, where a VAE does not take so many frames, or sides of such multiples, whole."""
+    in_time = isinstance(getattr(vae, "downscale_ratio", None), tuple)
+    if getattr(vae, "latent_dim", 2) != 3 or not in_time or getattr(vae, "not_video", False):
+        raise ValueError("the VAE encodes single pictures, no clips; connect the VAE of a model of video.")
+    shorter, longer = vae.downscale_ratio[0], vae.upscale_ratio[0]
+    allowed = [n for n in range(1, 2 * frames + 64) if longer(shorter(n)) == n]
+    if frames not in allowed:
+        near = sorted(sorted(allowed, key=lambda n: abs(n - frames))[:2])
+        raise ValueError(f"frames is {frames}; this VAE takes {' or '.join(map(str, near))}, for example.")
+    if bucket_step % vae.downscale_ratio[-1]:
+        raise ValueError(f"bucket_step is {bucket_step}; this VAE wants multiples of {vae.downscale_ratio[-1]}.")
+
+
+def samples_of(vae: Any, *, seconds: float) -> tuple[int, int]:
+    """(samples, samples a second) of a sound of about so many seconds that a VAE encodes whole. ValueError for others' VAEs."""
+    if getattr(vae, "latent_dim", 2) != 1 and getattr(vae, "extra_1d_channel", None) is None:
+        raise ValueError("the VAE encodes pictures, no sounds; connect the VAE of a model of sound.")
+    rate, piece = int(getattr(vae, "audio_sample_rate", 44100)), max(1, round(vae.downscale_ratio))
+    samples = int(seconds * rate) // piece * piece
+    if not samples:
+        raise ValueError(f"seconds is {seconds}; this VAE encodes {piece / rate:.3f} seconds at least.")
+    return samples, rate
+
+
 class TextEncoder:
     """A CLIP, with what is kept of it."""
 

@@ -62,17 +62,17 @@ def guidance_embedding(name: str) -> Tensor | None:
         return content.get_tensor(names[0]) if names else None
 
 
-def pictures_folder(text: str) -> Path:
+def training_folder(text: str) -> Path:
     """A folder that the user names: an absolute path is theirs to choose, a relative one lies in the host's input folder.
 
     ValueError for a relative one that leads out of it.
     """
     if not text.strip():
-        raise ValueError("the folder of training pictures is empty; give the path of a folder.")
+        raise ValueError("the folder of training data is empty; give the path of a folder.")
     root, path = Path(folder_paths.get_input_directory()), _at_home(text.strip())
     if not path.is_absolute() and ".." in path.parts:
         raise ValueError(
-            f"the folder of training pictures is {text!r}; a relative path lies in ComfyUI's input folder ({root}), and .. "
+            f"the folder of training data is {text!r}; a relative path lies in ComfyUI's input folder ({root}), and .. "
             "would lead out of it. Give the whole path of a folder elsewhere."
         )
     return root / path
@@ -82,7 +82,7 @@ def _at_home(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"the folder of training pictures is {text!r}, but {error}") from error
+        raise ValueError(f"the folder of training data is {text!r}, but {error}") from error
 
 
 def runs_root() -> Path:
@@ -93,6 +93,11 @@ def runs_root() -> Path:
 def encodings() -> Encodings:
     """What VAEs and text encoders made of training data: output/fewstep/encoded, which may be deleted at any time."""
     return Encodings(runs_root().parent / "encoded")
+
+
+def known_weights() -> Path:
+    """Which weights have which hash, by their files. ValueError where somebody put a link there."""
+    return places.place(runs_root().parent, "known_weights.json")
 
 
 def run_named(name: str) -> RunFolder:

@@ -64,6 +64,25 @@ def files_behind(graph: Mapping[str, Any], node: str, name: str) -> dict[str, fl
     return found
 
 
+def nothing_yet(reason: str) -> Any:
+    """For an output without a value: what hangs on it is not run, or fails with the reason in hosts before August 2024."""
+    try:
+        from comfy_execution.graph_utils import ExecutionBlocker
+    except ImportError:
+        return _Nothing(reason)
+    return ExecutionBlocker(None)
+
+
+class _Nothing:
+    """Whoever uses it is told why."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError(self._reason)
+
+
 def _is_link(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], str) and type(value[1]) is int
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import comfy.conds
@@ -170,22 +170,29 @@ def in_one_length(
     return condition, unconditional
 
 
-def with_guidance(model: Any, conditioning: Conditioning, guidance: float) -> Conditioning:
-    """A prompt that tells a guidance-distilled model (FLUX.1-dev, HunyuanVideo) its scale, as the host's FluxGuidance does.
+def told(model: Any, conditioning: Conditioning, options: Mapping[str, float]) -> Conditioning:
+    """A prompt with what the host's nodes would add to it: guidance (FluxGuidance), frame_rate, seconds_start and _total.
 
-    0 leaves it the model's own. ValueError for a model that takes none.
+    An option of 0 is left the model's own, but for a start; one that the model does not know, it ignores. ValueError for
+    guidance told to a model that takes none.
     """
-    if not guidance:
+    given = {name: value for name, value in options.items() if value or name == "seconds_start"}
+    if not given:
         return conditioning
-    told = [[embedding, {**options, "guidance": guidance}] for embedding, options in conditioning]
+    made = [[embedding, {**own, **given}] for embedding, own in conditioning]
+    if "guidance" in given and not _takes_guidance(model, made):
+        raise ValueError(
+            f"guidance is {given['guidance']}, but this model ({type(model.model).__name__}) takes none as an input; set it "
+            "to 0."
+        )
+    return made
+
+
+def _takes_guidance(model: Any, conditioning: Conditioning) -> bool:
     latent_format = model.get_model_object("latent_format")
     sides = [1, 8, 8][-getattr(latent_format, "latent_dimensions", 2) :]
     x = torch.zeros(1, latent_format.latent_channels, *sides, device=model.load_device)
-    if "guidance" not in _encoded(model, told[0], latents=x, name="positive"):
-        raise ValueError(
-            f"guidance is {guidance}, but this model ({type(model.model).__name__}) takes none as an input; set it to 0."
-        )
-    return told
+    return "guidance" in _encoded(model, conditioning[0], latents=x, name="positive")
 
 
 def encoded_together(model: Any, prompts: Sequence[Conditioning], together: Conditioning, *, latents: Tensor) -> bool:

@@ -46,6 +46,20 @@ def of_lora(model, options, x, inputs, *, seed=0, passes=1, **how):
         return adapters, {path: LowRank(a.down.grad, a.up.grad) for path, a in student._student.items()}, loss.item()
 
 
+def of_full_weights(model, x, inputs, **how):
+    """(gradients of all weights, loss), as a run of the node would compute them."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        students.student_of(model, students.FullWeights(), seed=0, **how) as student,
+    ):
+        student.writes_in_place = probe_writes_in_place(student, batches.Batch(x0=x, condition=inputs))
+        with student.autograd():
+            loss = loss_of(student.denoiser, x, inputs)
+            loss.backward()
+        return [value.grad for value in student.parameters()], loss.item()
+
+
 def of_merged(network, adapters, options, x, inputs, *, prediction=None):
     """(gradients, loss) by torch alone: the adapters added to ordinary weights, whose own gradients are then split."""
     scale = options.alpha / options.rank
@@ -78,6 +92,13 @@ def cosine(found, wanted):
         if a is not b
     ]
     a, b = (torch.cat([value.detach().double().flatten() for value in side]) for side in zip(*known, strict=True))
+    return float(torch.dot(a, b) / (a.norm() * b.norm()))
+
+
+def cosine_of_all(found, wanted):
+    """The same of lists of gradients."""
+    pairs = [(a, b) for a, b in zip(found, wanted, strict=True) if a is not None or b is not None]
+    a, b = (torch.cat([value.double().flatten() for value in side]) for side in zip(*pairs, strict=True))
     return float(torch.dot(a, b) / (a.norm() * b.norm()))
 
 

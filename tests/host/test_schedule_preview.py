@@ -118,6 +118,7 @@ METHODS = {
     "FewStepGuidanceDistillation": {"guidance_scale": 3.0, "iterations": 9, "steps": 6, "grid": "edm"},
     "FewStepConsistencyDistillation": {"steps": 3, "iterations": 4, "levels": 40, "guidance_scale": 7.5},
     "FewStepConsistencyTraining": {"steps": 2, "iterations": 4, "last_levels": 80, "grid": "edm"},
+    "FewStepDistributionMatching": {"steps": 3, "iterations": 4, "companion_first": 7, "guidance_scale": 5.0},
 }
 
 

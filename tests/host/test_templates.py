@@ -63,7 +63,9 @@ def pictures(base):
 
 
 SMALL_DATA = {
+    "FewStepMakeItFast": {"prompts": "7\n3", "side": 32, "pictures": 4, "iterations": 3},
     "FewStepImageFolder": {"resolution": 32, "bucket_step": 8, "caption": "7"},
+    "FewStepTrainingPrompts": {"prompts": "7\n3", "width": 32, "height": 32},
     "FewStepTeacherPictures": {"prompts": "7\n3", "width": 32, "height": 32, "pictures_per_prompt": 2, "steps": 4},
 }
 
@@ -71,6 +73,7 @@ OTHER_METHODS = {
     "FewStepGuidanceDistillation": {"iterations": 3},
     "FewStepConsistencyDistillation": {"iterations": 3},
     "FewStepConsistencyTraining": {"iterations": 3},
+    "FewStepDistributionMatching": {"iterations": 3, "companion_first": 1},
 }
 
 

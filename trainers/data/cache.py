@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..storage.files import CHECKSUM_KEY, read_metadata, read_tensors, write_ato
 from ..storage.places import place
 from ..storage.prefixes import below
 from ..storage.reading import read_json, require
-from .batches import Buckets, Condition, Data, Shape, TensorData, shape_of
+from .batches import Batch, Buckets, Condition, Data, Shape, TensorData, shape_of
 
 SHARD_SAMPLES = 256
 """In one file of data that are in memory already."""
@@ -89,12 +89,21 @@ def read_data(folder: Path, *, device: torch.device | None = None) -> Data | Non
 
     ValueError, naming the file, when one is missing or damaged.
     """
-    if not (folder / "index.json").exists():
-        return None
-    parts: list[TensorData] = []
-    for name, checksum in _read_json(folder / "index.json")["shards"].items():
-        parts += _read_shard(place(folder, name), checksum)
-    return in_buckets(parts, device)
+    parts = [part for shard in _shards(folder) for part in shard]
+    return in_buckets(parts, device) if parts else None
+
+
+def read_first(folder: Path, *, device: torch.device | None = None) -> Batch | None:
+    """The first sample of the data, for which only the first file is read; None and ValueError as read_data."""
+    first = next(_shards(folder), None)
+    return in_buckets(first, device).first(1) if first else None
+
+
+def _shards(folder: Path) -> Iterator[list[TensorData]]:
+    """The parts of each file in turn; none while they are not whole yet."""
+    if (folder / "index.json").exists():
+        for name, checksum in _read_json(folder / "index.json")["shards"].items():
+            yield _read_shard(place(folder, name), checksum)
 
 
 # --- whose data they are ---------------------------------------------------------------------------------------------

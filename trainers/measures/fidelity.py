@@ -155,7 +155,8 @@ def nearest(values: Tensor, others: Tensor, *, chunk: int = 8192) -> Tensor:
 def copied_share(drawn: Tensor, learnt: Tensor, unseen: Tensor) -> Estimate:
     """The share of drawn (N, ...) that lie nearer to something learnt (M, ...) than to anything of as many unseen.
 
-    Half for whoever learnt the distribution, and 1 for a memoriser (the idea of Meehan, Chaudhuri and Dasgupta 2020).
+    About half for whoever learnt the distribution, and 1 for a memoriser (the idea of Meehan, Chaudhuri and Dasgupta 2020).
+    The margin is of the drawn alone: which samples were learnt and which not is given.
     """
     if len(learnt) != len(unseen):
         raise ValueError(

@@ -6,6 +6,7 @@
 | guidance.py | two forwards of guidance into one, at a fixed scale | Meng et al. 2023, arXiv 2210.03142 |
 | consistency.py | one level like the next, which the teacher's step leads to | Song et al. 2023, Luo et al. 2023 |
 | consistency_training.py | the same without a teacher, from data | Song et al. 2023, Song and Dhariwal 2023, arXiv 2310.14189 |
+| distribution_matching.py | the student's own samples, pulled to where the teacher would draw them | Yin et al. 2023, 2024 |
 | denoising.py | no teacher: the clean sample is the target; trains the demo teacher | Ho et al. 2020, in the x0 form |
 """
 
@@ -18,6 +19,7 @@ from ..objective.consistency_function import require_counted_as_now
 from ..objective.method import MethodOptions
 from .consistency import Consistency, ConsistencyOptions
 from .consistency_training import ConsistencyTraining, ConsistencyTrainingOptions
+from .distribution_matching import DistributionMatching, DistributionMatchingOptions
 from .guidance import GuidanceDistillation, GuidanceOptions
 from .progressive import Progressive, ProgressiveOptions
 
@@ -26,6 +28,7 @@ METHODS: dict[str, type[MethodOptions]] = {
     GuidanceDistillation.name: GuidanceOptions,
     Consistency.name: ConsistencyOptions,
     ConsistencyTraining.name: ConsistencyTrainingOptions,
+    DistributionMatching.name: DistributionMatchingOptions,
 }
 """By the name that run.json has."""
 

@@ -189,7 +189,11 @@ Options = TypeVar("Options", bound=MethodOptions)
 
 
 class Alone:
-    """What a method says that has no companions."""
+    """What a method says that has no companions, and learns from pictures."""
+
+    @property
+    def needs_pictures(self) -> bool:
+        return True
 
     def companions(self, *, stage: int) -> Sequence[Companion]:
         return ()
@@ -252,6 +256,10 @@ class Method(Protocol):
     @property
     def scale_input(self) -> GuidanceRange | None:
         """The scales of a student that takes its guidance scale as an input; None where it does not."""
+
+    @property
+    def needs_pictures(self) -> bool:
+        """Whether the data's x0 are looked at; otherwise their shape and the prompts are enough."""
 
     def options(self) -> dict[str, Any]:
         """What identifies the method in run.json: JSON values."""

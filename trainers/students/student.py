@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -28,7 +28,7 @@ from .adapters import (
     require_same_shapes,
 )
 from .companion import CompanionNetwork
-from .probing import require_gradients
+from .probing import require_gradients, require_gradients_of_weights
 from .saved_tensors import copied_when_overwritten
 
 _PROMOTED = "teacher_was_student"
@@ -100,7 +100,7 @@ class FullWeightsStudent:
     module, teacher_module: the student and the teacher. as_denoiser: reads a module as D(x, sigma, **condition).
     first_teacher: reads the first stage's teacher instead, where its network predicts something else than the student's.
     named_weights: the diffusion model's weights in a module, under its own names. adapted: the network in a module that adapters
-    of companions go on.
+    of companions go on. between: of probing.
     """
 
     kind = FULL_WEIGHTS
@@ -114,7 +114,9 @@ class FullWeightsStudent:
         named_weights: Callable[[nn.Module], dict[str, Tensor]] = lambda module: dict(module.state_dict()),
         first_teacher: Callable[[nn.Module], Denoiser] | None = None,
         adapted: Callable[[nn.Module], nn.Module] = lambda module: module,
+        between: Sequence[str] = (),
     ) -> None:
+        self._between = between
         self.module = module.eval().requires_grad_(True)  # dropout is no part of what is distilled
         self._teacher_module = teacher_module.eval().requires_grad_(False)
         self.denoiser = as_denoiser(self.module)
@@ -169,7 +171,13 @@ class FullWeightsStudent:
         return _autograd(self.writes_in_place)
 
     def require_gradients(self, batch: Batch) -> None:
-        """Nothing: a weight of an ordinary copy learns wherever a LoRA beside it would."""
+        """ValueError when a weight would never learn, see probing."""
+
+        def output() -> Tensor:
+            return self.denoiser(batch.x0, batch.x0.new_ones(len(batch.x0)), **batch.condition)
+
+        with _autograd(self.writes_in_place):
+            require_gradients_of_weights(dict(self.module.named_parameters()), output, between=self._between)
 
     def companion(self, *, rank: int, seed: int) -> CompanionNetwork:
         """On the teacher's copy, as SwiftBrush has it. ValueError where that is divided over processes."""
@@ -204,7 +212,7 @@ class LoRAStudent:
     It costs no second copy. After a stage, a copy of the adapters is the next stage's teacher. adapters: on the network,
     entered for as long as this object is used. denoise: the network as D(x, sigma, **condition). first_teacher: the bare
     network as the first stage's teacher, where it predicts something else than the student. names: what the LoRA file
-    calls each layer, by its path. seed: of the adapters' initial values.
+    calls each layer, by its path. seed: of the adapters' initial values. between: of probing.
     """
 
     kind = LORA
@@ -218,7 +226,9 @@ class LoRAStudent:
         names: Mapping[str, str],
         seed: int,
         first_teacher: Denoiser | None = None,
+        between: Sequence[str] = (),
     ) -> None:
+        self._between = between
         self._adapters, self._options, self._denoise, self._names = adapters, options, denoise, names
         self._student = adapters.new_set(generator=torch.Generator().manual_seed(seed % 2**63))
         self._teacher: AdapterSet = {}
@@ -266,7 +276,7 @@ class LoRAStudent:
             return self._denoise(batch.x0, batch.x0.new_ones(len(batch.x0)), **batch.condition)
 
         with _autograd(self.writes_in_place):
-            require_gradients(self._adapters, self._student, output)
+            require_gradients(self._adapters, self._student, output, between=self._between)
 
     @contextlib.contextmanager
     def autograd(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -28,7 +29,7 @@ from .micro_batches import in_pieces, on_share, require_equal_parts
 from .optimisers import keeps_its_result_apart, load_optimiser_state, new_optimiser, optimiser_state, result_to_weights
 from .options import TrainOptions
 from .stages import KeptStages
-from .tally import Tally
+from .tally import NonFiniteLoss, Tally
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,23 @@ def train(
     """
     one = processes or Processes()
     _Training(run, method, student, data, options, list(observers), one, kept, perceptual).run()
+
+
+def rehearsal(
+    run: RunFolder,
+    method: Method,
+    student: Student,
+    data: Data,
+    *,
+    options: TrainOptions,
+    perceptual: Perceptual | None = None,
+) -> Iterator[tuple[Stage, Callable[[], None]]]:
+    """Each stage, and what does one iteration of it: nothing is logged, told or kept. The student is of no use afterwards."""
+    training = _Training(run, method, student, data, options, [], Processes(), None, perceptual)
+    for stage in method.stages():
+        training._stage_iteration = stage.lead  # from where on the student learns too
+        yield stage, functools.partial(training._step, stage)
+        training._promote()
 
 
 class _Training:
@@ -242,15 +260,16 @@ class _Training:
         self._learner.optimiser.zero_grad(set_to_none=True)
         if self._kept:
             self._kept.ended(self._stage)
-        del (
-            self._learner,
-            self._companions,
-            self._averages,
-        )  # before a teacher is made: its copy then fits into what they held
+        self._promote()
+        self._save()
+
+    def _promote(self) -> None:
+        """The student becomes the teacher, and the next stage begins."""
+        # before a teacher is made: its copy then fits into what they held
+        del self._learner, self._companions, self._averages
         self._student.promote()
         self._stage, self._stage_iteration = self._stage + 1, 0
         self._begin_stage()
-        self._save()
 
     def _result_to_weights(self) -> None:
         result_to_weights(self._learner.optimiser)
@@ -280,8 +299,20 @@ class _Training:
     def _settle(self) -> None:
         """Reads the pending figures from the device, once for many iterations, and stops if one is not finite."""
         stage = self._stages[self._stage].name
-        self._tally.settle(self._processes, self._learner.bands, stage=stage)
-        self._companions.settle(self._processes, stage=stage)
+        try:
+            self._tally.settle(self._processes, self._learner.bands, stage=stage)
+            self._companions.settle(self._processes, stage=stage)
+        except NonFiniteLoss as error:
+            raise NonFiniteLoss(f"{error}; {self._going_on()}") from None
+
+    def _going_on(self) -> str:
+        """With other settings, after a loss that is not finite."""
+        if not self._run.checkpoints():
+            return "nothing is saved yet. Check the data and the teacher, or lower the learning rate, and queue again."
+        return (
+            "the last good checkpoint is kept. Check the data and the teacher, or lower the learning rate: a new run with other "
+            f"settings goes on from there, with another run name and start_from at {self._run.name!r}."
+        )
 
     def _metrics(self, stage: Stage, *, logged: bool) -> Metrics:
         total = sum(s.iterations for s in self._stages)
@@ -349,9 +380,11 @@ class _Training:
         self._student.load_state_dict(tensors)
         self._stage, self._stage_iteration = position["stage"], position["stage_iteration"]
         self._begin_stage()
-        load_optimiser_state(self._learner.optimiser, tensors, position)
-        self._companions.load_state_dict(tensors, position)
-        self._averages.load_state_dict(tensors)
+        started = position.get("started", False)  # by another run, whose optimiser may have been another
+        if not started:
+            load_optimiser_state(self._learner.optimiser, tensors, position)
+            self._companions.load_state_dict(tensors, position)
+        self._averages.load_state_dict(tensors, all_there=not started)
 
 
 def _loggable(metrics: Metrics) -> dict[str, Any]:

@@ -57,8 +57,4 @@ def _refuse(row: Tensor, bands: NoiseBands, *, whose: str, iteration: int, stage
     what, value = next((name, value.item()) for name, value in values.items() if not torch.isfinite(value))
     wrong = (~torch.isfinite(row[3 : 3 + BANDS])).nonzero().flatten().tolist()
     where = f", from samples at {', '.join(bands.name(band) for band in wrong)}" if wrong else ""
-    raise NonFiniteLoss(
-        f"{whose} {what} became {value} at iteration {iteration} (stage {stage}){where}; the "
-        "last good checkpoint is kept. Check the data and the teacher. With a lower learning rate it is another run: "
-        "give it another run name."
-    )
+    raise NonFiniteLoss(f"{whose} {what} became {value} at iteration {iteration} (stage {stage}){where}")

@@ -16,7 +16,7 @@ import_host()
 import comfy.sd1_clip
 from architectures import has, tiny
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import folder_sources, training_data
+from comfyui_fewstep.nodes.distillation import folder_data, folder_sources
 from comfyui_fewstep.trainers.data.batches import Buckets
 from comfyui_fewstep.trainers.data.cache import read_data
 from comfyui_fewstep.trainers.data.listing import READ, REPEATED
@@ -281,7 +281,7 @@ def test_one_odd_entry_stops_nothing_where_broken_files_are_skipped(output, fold
 def test_what_is_found_is_said_on_the_node_before_anything_is_encoded(output, folder):
     (folder / "notes.md").write_text("x")
     given = {"folder": "pictures", **FOLDER}
-    said = training_data.ImageFolder().describe(**given)["ui"]["text"]
+    said = folder_data.ImageFolder().describe(**given)["ui"]["text"]
     assert said == [f"5 pictures in {folder}, 2 with a caption file. Passed over: 1 .md files."]
 
 
@@ -378,9 +378,9 @@ def test_a_folder_of_no_use_is_named_on_its_node(inputs, said, output, folder):
     with pytest.raises(ValueError, match=said):
         images(None, None, **inputs)
     given = {"folder": "pictures", "resolution": 64, "bucket_step": 16} | inputs
-    assert said[:12] in training_data.ImageFolder.VALIDATE_INPUTS(**given)
-    assert training_data.ImageFolder.VALIDATE_INPUTS("pictures", 64, 16) is True
-    assert training_data.ImageFolder.VALIDATE_INPUTS(None, 64, 16) is True, "a linked value is not known yet"
+    assert said[:12] in folder_data.ImageFolder.VALIDATE_INPUTS(**given)
+    assert folder_data.ImageFolder.VALIDATE_INPUTS("pictures", 64, 16) is True
+    assert folder_data.ImageFolder.VALIDATE_INPUTS(None, 64, 16) is True, "a linked value is not known yet"
 
 
 def test_captions_may_be_wanted_for_every_picture(output, folder, vae, clip):
@@ -389,7 +389,7 @@ def test_captions_may_be_wanted_for_every_picture(output, folder, vae, clip):
 
 
 def test_a_changed_folder_makes_the_host_run_the_node_again(output, folder):
-    fingerprint = training_data.ImageFolder.IS_CHANGED
+    fingerprint = folder_data.ImageFolder.IS_CHANGED
     before = fingerprint(folder="pictures", resolution=64)
     assert fingerprint(folder="pictures", resolution=64) == before
     (folder / "1.txt").write_text("new")

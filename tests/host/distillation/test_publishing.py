@@ -156,3 +156,11 @@ def test_what_fails_later_is_kept_with_the_run_until_it_goes_on(model, output, t
     train(model, "run")
     assert run.error() is None
     assert run.finished
+
+
+@pytest.mark.parametrize("name", ["\u5b66\u751f", "\u043c\u043e\u0439 \u0441\u0442\u0443\u0434\u0435\u043d\u0442"])
+def test_a_name_in_any_script_is_kept_through_all(name, model, output):
+    train(model, name)
+    assert same(output / "loras" / "fewstep" / f"{name}.safetensors", student(output, name))
+    assert f"{name} (run)" in folders.student_files()
+    assert train(model, name)[2] == name

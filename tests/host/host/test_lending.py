@@ -15,7 +15,7 @@ import_host()
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
-from architectures import conditioning, kinds, model_inputs, noise_for, tiny
+from architectures import conditioning, grid, kinds, model_inputs, noise_for, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.trainers.students.adapters import LoRALayers, LoRAOptions
 from torch import nn
@@ -99,26 +99,56 @@ def size_of(model):
     return sum(value.numel() * value.element_size() for value in model.model.parameters())
 
 
-@PAGING
-@pytest.mark.parametrize(
-    "kind, share, sampled, checkpointing",
-    [(kind, share, True, False) for kind in ("sdxl", "flux", "wan") for share in (2.0, 0.5, 0.0)]
-    + [("flux", 0.5, False, False), ("wan", 0.0, False, True), ("flux", 0.5, True, True)],
+CHEAP = [(kind, share, True, False) for kind in ("sdxl", "flux", "wan") for share in (2.0, 0.5, 0.0)]
+CHEAP += [("flux", 0.5, False, False), ("wan", 0.0, False, True), ("flux", 0.5, True, True)]
+PAGED = grid(
+    ("sdxl", "flux", "wan"), (2.0, 0.5, 0.0), (True, False), (False, True), gate=lambda *values: values in CHEAP
 )
-def test_weights_in_pages_give_the_gradients_of_resident_ones(kind, share, sampled, checkpointing, monkeypatch):
-    model, x, inputs = training(kind)
-    _, wanted, loss = gradients.of_lora(model, LORA, x, inputs)
+"""Kinds, room for all, half and almost none of the weights, sampled before or not, with checkpointing or without."""
+
+
+def in_pages(model, x, inputs, monkeypatch, *, share, sampled):
+    """The MODEL with weights in pages, of which a share has room; sampled: once before, by the host's own loading."""
     paging.install(monkeypatch, room=int(share * size_of(model)))
     model = paging.paged(model)
-    before = {name: value.detach().clone() for name, value in model.model.named_parameters()}
     if sampled:
         with torch.inference_mode():
             gradients.loss_of(host.training.as_denoiser(host.training.loaded(model)), x, inputs)
+    return model
+
+
+@PAGING
+@pytest.mark.parametrize(("kind", "share", "sampled", "checkpointing"), PAGED)
+def test_weights_in_pages_give_the_gradients_of_resident_ones(kind, share, sampled, checkpointing, monkeypatch):
+    model, x, inputs = training(kind)
+    _, wanted, loss = gradients.of_lora(model, LORA, x, inputs)
+    before = {name: value.detach().clone() for name, value in model.model.named_parameters()}
+    model = in_pages(model, x, inputs, monkeypatch, share=share, sampled=sampled)
     _, found, again = gradients.of_lora(model, LORA, x, inputs, gradient_checkpointing=checkpointing, passes=2)
     assert again == pytest.approx(loss, rel=1e-5)
     assert gradients.cosine(found, wanted) > 0.9999
     assert sum(hasattr(layer, "_v") for layer in model.model.modules()) > 10
     assert all(torch.equal(value, before[name]) for name, value in model.model.named_parameters())
+
+
+@PAGING
+@pytest.mark.parametrize(
+    ("kind", "share", "sampled", "checkpointing"),
+    grid(
+        ("sdxl", "flux", "wan"),
+        (2.0, 0.5, 0.0),
+        (True, False),
+        (False, True),
+        gate=lambda kind, share, sampled, checkpointing: share == 0.5 and sampled and checkpointing == (kind == "wan"),
+    ),
+)
+def test_full_weights_from_pages_learn_as_resident_ones(kind, share, sampled, checkpointing, monkeypatch):
+    model, x, inputs = training(kind)
+    wanted, loss = gradients.of_full_weights(model, x, inputs)
+    model = in_pages(model, x, inputs, monkeypatch, share=share, sampled=sampled)
+    found, again = gradients.of_full_weights(model, x, inputs, gradient_checkpointing=checkpointing)
+    assert again == pytest.approx(loss, rel=1e-5)
+    assert gradients.cosine_of_all(found, wanted) > 0.9999
 
 
 # --- quantised classes -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A kind of the host's that mixes as variance-exploding and reads as variance-preserving (CogVideoX), sampled and trained."""
+"""A kind of the host's that mixes as variance-exploding and reads as variance-preserving (CogVideoX): samplers and training."""
 
 import current_architectures
 import pytest

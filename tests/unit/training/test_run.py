@@ -28,7 +28,7 @@ TRAINING = TrainOptions(batch_size=8, log_every=5, checkpoint_every=7, seed=4)
 def distillation(root, *, name="run", training=TRAINING, teacher="a" * 64, **changed):
     return Distillation(
         run=RunFolder(root, name),
-        method=options(iterations=12, **changed).on(TeacherKind(family=FAMILY, table=table(FAMILY))),
+        method=options(**{"iterations": 12, **changed}).on(TeacherKind(family=FAMILY, table=table(FAMILY))),
         data=TensorData(x0=batch(64).x0, condition={"y": torch.ones(1, 1)}),
         options=training,
         teacher_sha256=teacher,
@@ -165,6 +165,16 @@ def test_a_folder_of_another_run_is_refused(changed, named, whole):
     with pytest.raises(ValueError, match=f"holds another run.*{named}"):
         execute(distillation(folder, **changed))
     assert sorted(path.read_bytes() for path in folder.rglob("*.*") if path.is_file()) == before
+
+
+def test_another_seed_alone_is_said_and_the_runs_own_offered(whole):
+    """Editors draw a new seed after every start unless they are told not to."""
+    folder, other = whole[0].run.path.parent, dataclasses.replace(TRAINING, seed=977)
+    words = "begun with the seed 4, and seed is 977 here; all else is the same. Set seed to 4, with control after"
+    with pytest.raises(ValueError, match=words):
+        execute(distillation(folder, training=other))
+    with pytest.raises(ValueError, match=r"holds another run.*teacher_sha256.*training\.seed: there 4, here 977"):
+        execute(distillation(folder, training=other, teacher="b" * 64))
 
 
 def test_saving_more_often_is_still_the_same_run(whole):
@@ -361,8 +371,8 @@ def test_a_batch_keeps_samples_and_conditions_together():
 def test_gaussian_teacher_needs_no_second_forward(tmp_path):
     """Progressive distillation costs two teacher forwards and one student forward an iteration, without guidance.
 
-    One more of the student, before the first, asks whether the network writes in place; and each draws once at the end of
-    each stage, the teacher in twice the steps.
+    Two more of the student, before the first, ask whether the network writes in place and whether all of it learns; and
+    each draws once at the end of each stage, the teacher in twice the steps.
     """
     calls = {"teacher": 0, "student": 0}
     made = distillation(tmp_path)
@@ -379,4 +389,4 @@ def test_gaussian_teacher_needs_no_second_forward(tmp_path):
     student.denoiser = counting("student", student.denoiser)
     with made.run.locked():
         made.execute(student)
-    assert calls == {"teacher": 48 + 16 + 8, "student": 24 + 1 + 8 + 4}
+    assert calls == {"teacher": 48 + 16 + 8, "student": 24 + 2 + 8 + 4}
