@@ -291,6 +291,7 @@ def prepared(
                 prediction_type=host.models.prediction_type(host.models.model_sampling_of(model)),
                 student=students.description(student or LoRAOptions()),
                 origin=graph.upstream(prompt or {}, str(unique_id), running.ORIGIN),
+                about=host.naming.said_of_model(model, lora=not isinstance(student, students.FullWeights)),
             )
             if not distillation.finished():
                 source.keep(run)

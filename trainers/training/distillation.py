@@ -39,7 +39,8 @@ class Distillation:
     """A run folder and everything that must be equal for the run to be the same run.
 
     student: what of the model learns, as JSON values. origin: how a process elsewhere makes the teacher, as JSON values
-    that the host's side understands, or None. processes: all that train the run, of which the first alone writes.
+    that the host's side understands, or None. processes: all that train the run, of which the first alone writes. about: what
+    the students' files say of the model besides, as metadata; no part of what the run is.
     """
 
     run: RunFolder
@@ -51,6 +52,7 @@ class Distillation:
     student: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"kind": FULL_WEIGHTS})
     origin: Mapping[str, Any] | None = None
     processes: Processes = dataclasses.field(default_factory=Processes)
+    about: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def description(self) -> dict[str, Any]:
         """run.json: "run" identifies it and is compared on resume; the rest says how to execute it, and with what it was."""
@@ -176,6 +178,7 @@ class Distillation:
     def _provenance(self, last: int) -> dict[str, str]:
         iterations = sum(stage.iterations for stage in self.method.stages()[: last + 1])
         facts = {
+            **self.about,
             "fewstep.seed": str(self.options.seed),
             "fewstep.iterations": str(iterations),
             **({"fewstep.ema_start_left": f"{self.start_left:.3g}"} if self.options.ema_decay else {}),

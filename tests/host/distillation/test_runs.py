@@ -40,7 +40,7 @@ def write_lora(file, *, seed):
     learnt = adapters.new_set(generator=generator)
     for adapter in learnt.values():
         adapter.up.data.normal_(std=0.02, generator=generator)
-    names = host.training.lora_names(model, adapters.paths)
+    names = host.naming.lora_names(model, adapters.paths)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(lora_file(learnt, alpha=2.0, names=names), file)
 
