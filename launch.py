@@ -210,6 +210,9 @@ def command_train(rest: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="launch.py train", description="Trains a run folder that Write Run made.")
     parser.add_argument("run", type=Path, help="the run's folder: ComfyUI/output/fewstep/runs/<run name>")
     parser.add_argument("--comfyui", type=Path, help="your ComfyUI (default: COMFYUI_PATH, else the embedded one)")
+    parser.add_argument(
+        "--base", type=Path, help="folder with models/ and custom_nodes/ (default: the run's own ComfyUI)"
+    )
     parser.add_argument("--processes", type=int, default=1, help="one for each GPU of this machine (default: 1)")
     parser.add_argument("options", nargs="*", help="what follows -- goes to the training process; -- --help lists it")
     arguments = parser.parse_args(rest)
@@ -219,7 +222,8 @@ def command_train(rest: list[str]) -> int:
         os.environ["COMFYUI_PATH"] = str(arguments.comfyui)
     many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(arguments.processes)]
     start = [*(many if arguments.processes > 1 else []), "-m", f"{PACKAGE}.trainers"]
-    return run_in_environment(environment_python(), *start, str(Path.cwd() / arguments.run), *arguments.options)
+    base = ["--base", str(Path.cwd() / arguments.base)] if arguments.base else []
+    return run_in_environment(environment_python(), *start, str(Path.cwd() / arguments.run), *base, *arguments.options)
 
 
 def command_clean(_rest: list[str]) -> int:

@@ -18,17 +18,22 @@ from .embedded import import_host, node_classes
 
 def base_of(run: Path) -> Path:
     """The folder with models and output that a run folder <base>/output/fewstep/runs/<name> belongs to."""
-    if [parent.name for parent in list(run.parents)[:3]] != ["runs", "fewstep", "output"]:
+    if not _in_an_output(run) or run.parents[2].name != "output":
         raise ValueError(
             f"{run} is not within a ComfyUI's output/fewstep/runs; say with --base where its models folder is."
         )
     return run.parents[3]
 
 
+def _in_an_output(run: Path) -> bool:
+    """Whether some ComfyUI may have it in its output folder, wherever that is."""
+    return [parent.name for parent in list(run.parents)[:2]] == ["runs", "fewstep"]
+
+
 def train(run: RunFolder, *, base: Path, host_options: list[str], processes: Processes) -> Path | None:
     """Trains what is left. The student's file, on the first process. ValueError for what cannot be trained."""
     run.description()
-    import_host(*host_options, base=base)
+    import_host(*host_options, base=base, output=run.path.parents[2] if _in_an_output(run.path) else None)
     from ..nodes import NODE_CLASS_MAPPINGS
     from ..nodes.distillation import worker
 
