@@ -303,6 +303,7 @@ def prepared(
                 student=students.description(student or LoRAOptions()),
                 origin=graph.upstream(prompt or {}, str(unique_id), running.ORIGIN),
                 teacher_is=teacher.described(model, training_data.first(1)),
+                about=host.naming.said_of_model(model, lora=not isinstance(student, students.FullWeights)),
             )
             distillation, start = starting.started(distillation, start_from, model=model)
             if not distillation.finished():
