@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...trainers.data.batches import Buckets, Condition, TensorData
-from ...trainers.data.cache import in_buckets
 from ...trainers.measures.charts import loss_chart
 from ...trainers.objective.method import MethodOptions
 from ...trainers.storage.places import is_link
@@ -23,6 +21,7 @@ from ...trainers.training.options import AS_LOADED, PRECISIONS, TrainOptions
 from .. import host
 from ..host import folders, graph
 from . import perceptual, running, starting, students, teacher
+from .data_in_graph import data_in_graph
 from .data_sources import DataInGraph, DataSource
 from .observing import Show
 from .telling import MESSAGES
@@ -43,6 +42,8 @@ class Distill:
         "The LoRA's weights, for the host's own LoRA nodes; the file is in output/loras/fewstep already.",
     )
     FUNCTION = "distil"
+    INPUT_IS_LIST = True
+    GATHERED = ("latents", "positive")
     CATEGORY = "few-step/distillation"
     SEARCH_ALIASES = ["train", "train lora", "training", "few step", "fast", "make lcm", "student", "resume"]
     DESCRIPTION = (
@@ -266,8 +267,8 @@ def prepared(
     student: students.StudentOptions | None,
     *,
     method: MethodOptions,
-    latents: dict[str, Tensor] | None = None,
-    positive: host.models.Conditioning | None = None,
+    latents: dict[str, Tensor] | list[dict[str, Tensor]] | None = None,
+    positive: host.models.Conditioning | list[host.models.Conditioning] | None = None,
     negative: host.models.Conditioning | None = None,
     data: DataSource | None = None,
     start_from: str = "",
@@ -286,7 +287,7 @@ def prepared(
             data=data is not None,
             negative=negative is not None,
         )
-        source = data or _data_in_graph(model, latents, positive, negative, dropout=train_options.caption_dropout)
+        source = data or data_in_graph(model, latents, positive, negative, dropout=train_options.caption_dropout)
         resolved = running.method_on(model, method, empty_prompt=source.unconditional is not None)
         students.require_scale_input(model, student or LoRAOptions(), resolved.scale_input)
         with run.gone_if_refused(keep_data=not isinstance(source, DataInGraph)), run.locked():
@@ -330,43 +331,6 @@ def _require_one_kind_of_data(*, latents: bool, positive: bool, data: bool, nega
         raise ValueError(
             f"of the training data {' and '.join(have) or 'nothing'} is connected; connect latents and positive, or data."
         )
-
-
-def _data_in_graph(
-    model: Any, latents: Any, positive: Any, negative: host.models.Conditioning | None, *, dropout: float
-) -> DataInGraph:
-    """What is connected as LATENT and CONDITIONING, prompts of one shape together; dropout: of captions."""
-    x0, shapes = host.inputs.latents_for_training(model, latents), host.inputs.stream_shapes(latents)
-    empty = None
-    if negative is not None:
-        empty = host.inputs.condition_for_training(model, negative, latents=x0, name="negative", shapes=shapes)
-    prompts = host.inputs.conditions_for_training(model, positive, latents=x0, name="positive", shapes=shapes)
-
-    def made(samples: Tensor, condition: Condition) -> TensorData:
-        """With prompts in one length where captions are dropped."""
-        own = empty
-        if dropout and own is not None:
-            condition, own = host.inputs.in_one_length(model, positive, condition, own, latents=x0)
-        return TensorData(x0=samples, condition=condition, unconditional=own)
-
-    if len({host.inputs.shape_of_inputs(prompt) for prompt in prompts}) == 1:
-        data: TensorData | Buckets = made(x0, host.inputs.joined_inputs(prompts))
-    else:
-        data = in_buckets(made(one, prompt) for one, prompt in _pairs(x0, prompts))
-    if dropout:
-        data.require_droppable()
-    return DataInGraph(data)
-
-
-def _pairs(x0: Tensor, prompts: Sequence[Condition]) -> Iterator[tuple[Tensor, Condition]]:
-    """Each latent (1, ...) with its prompt, of prompts of several shapes. ValueError when their counts differ."""
-    rows = [prompt for several in prompts for prompt in host.inputs.rows_of(several)]
-    if len(rows) != len(x0):
-        raise ValueError(
-            f"the conditioning holds {len(rows)} prompts of several lengths but there are {len(x0)} latents; give one prompt for "
-            "each latent in the same order, or a single one for all."
-        )
-    return zip(x0.split(1), rows, strict=True)
 
 
 class LossChart:
