@@ -72,11 +72,12 @@ def page(figures: Figures, *, progressive: Figures | None, command: str) -> str:
         "each method is sampled at all of its step counts, by DDIM (guidance) or with all noise fresh at each step "
         "(consistency). CT and iCT learn from the real digits, without guidance.",
         "",
-        "Frechet distance to the real digits, on the features of a small classifier (this is not FID); PSNR to the teacher's "
+        "The teacher is sampled by DDIM; better solvers of it stand in digits_solvers.md. Frechet distance to the real digits, "
+        "on the features of a small classifier (this is not FID); PSNR to the teacher's "
         "picture at 64 steps of the same noise, which fresh noise leads away from; forwards of the network for one picture, "
         "two for each step of guidance.",
         "",
-        "| model | steps | forwards | Frechet distance (range) | over teacher's best | accuracy (least) | PSNR | seeds | "
+        "| model | steps | forwards | Frechet distance (range) | over 64 DDIM steps | accuracy (least) | PSNR | seeds | "
         "seconds of training |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
         *(_row([score], reference=reference) for score in figures["teacher"]),

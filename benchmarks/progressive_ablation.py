@@ -43,7 +43,7 @@ def reports(*, seeds: int, pictures: int) -> Iterator[dict[str, Any]]:
 
 
 _Begin = tuple[dict[str, float], Start | None]
-"""The distance over the teacher's best by steps, of what the halvings begin with, and that itself; None for the teacher."""
+"""The distance over 64 DDIM steps by steps, of what the halvings begin with, and that itself; None for the teacher."""
 
 
 def _start(bench: Bench, prediction: StudentPrediction, *, best: float, seed: int) -> _Begin:
@@ -70,7 +70,7 @@ def chart(figures: dict[str, Any]) -> Tensor:
     for row in figures["rows"]:
         points = {int(steps): ratio for steps, ratio in row["over_teacher"].items()}
         panels.setdefault(row["weighting"], {})[row["prediction"]] = points
-    return panels_chart(panels, value="distance over the teacher's best")
+    return panels_chart(panels, value="distance over 64 DDIM steps")
 
 
 def page(figures: dict[str, Any], *, command: str) -> str:
@@ -85,8 +85,8 @@ def page(figures: dict[str, Any], *, command: str) -> str:
             "# What the student predicts and how its loss is weighed",
             "",
             f"`{command}` on {m['platform']}, {m['cores']} CPU cores ({m['threads']} threads). Frechet distance over the "
-            f"teacher's at 64 steps, {figures['pictures']} pictures a row; training seeds: {figures['seeds']}. Halvings from "
-            f"{s['start_steps']} steps with {s['iterations']} iterations each, {s['last_iterations']} for those to 2 steps "
+            f"teacher's at 64 DDIM steps, {figures['pictures']} pictures a row; training seeds: {figures['seeds']}. Halvings "
+            f"from {s['start_steps']} steps with {s['iterations']} iterations each, {s['last_iterations']} for those to 2 steps "
             f"and to 1, batch {s['batch_size']}, guidance {s['guidance_scale']:g}: small settings, to compare rows, not to "
             "reach the best.",
             "",

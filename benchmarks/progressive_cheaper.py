@@ -55,8 +55,8 @@ def forwards(settings: dict[str, Any], stages: list[dict[str, Any]]) -> int:
     return total
 
 
-def over_best(figures: dict[str, Any], way: str) -> dict[int, list[float]]:
-    """The distance over the teacher's best, by steps, of each seed."""
+def over_ddim(figures: dict[str, Any], way: str) -> dict[int, list[float]]:
+    """The distance over 64 DDIM steps, by steps, of each seed."""
     found: dict[int, list[float]] = {}
     for stages in figures["ways"][way]:
         for stage in stages:
@@ -67,11 +67,11 @@ def over_best(figures: dict[str, Any], way: str) -> dict[int, list[float]]:
 def chart(figures: dict[str, Any]) -> Tensor:
     """The mean over seeds of each way that has one."""
     curves = {
-        way: {steps: statistics.mean(ratios) for steps, ratios in over_best(figures, way).items()}
+        way: {steps: statistics.mean(ratios) for steps, ratios in over_ddim(figures, way).items()}
         for way, seeds in figures["ways"].items()
         if seeds
     }
-    return panels_chart({"Frechet distance": curves}, value="distance over the teacher's best")
+    return panels_chart({"Frechet distance": curves}, value="distance over 64 DDIM steps")
 
 
 def page(figures: dict[str, Any], *, command: str) -> str:
@@ -81,8 +81,8 @@ def page(figures: dict[str, Any], *, command: str) -> str:
             "# Shorter ways down to one step",
             "",
             f"`{command}` on {m['platform']}, {m['cores']} CPU cores ({m['threads']} threads), beside other work, so that times "
-            f"are rough. Frechet distance over the teacher's at 64 steps, {figures['pictures']} pictures; mean over seeds, and "
-            "the range.",
+            f"are rough. Frechet distance over the teacher's at 64 DDIM steps, {figures['pictures']} pictures; mean over seeds, "
+            "and the range.",
             "",
             f"plain is the recipe of progressive.md, where its figures are from: from {s['start_steps']} steps, "
             f"{s['iterations']} iterations a halving and {s['last_iterations']} for those to 2 steps and to 1. Every other row "
@@ -107,7 +107,7 @@ def _row(figures: dict[str, Any], way: str) -> str:
     plain = forwards(figures["settings"][PLAIN], figures["ways"][PLAIN][0])
     seconds = statistics.mean(sum(stage["seconds"] for stage in stages) for stages in seeds)
     iterations = sum(stage["iterations"] for stage in seeds[0])
-    ratios = over_best(figures, way)
+    ratios = over_ddim(figures, way)
     cells = " | ".join(_cell(ratios.get(steps, [])) for steps in COUNTS)
     return (
         f"| {way} | {len(seeds)} | {len(seeds[0])} | {iterations} | {cost / 1000:.1f} | {cost / plain:.2f} | {seconds:.0f} "

@@ -9,6 +9,7 @@ import pytest
 from comfyui_fewstep.benchmarks import (
     architectures,
     architectures_parts,
+    digits_solvers,
     methods,
     progressive,
     progressive_ablation,
@@ -59,7 +60,7 @@ def test_the_progressive_benchmark_scores_every_halving_of_every_seed(tmp_path):
     page = (tmp_path / "progressive.md").read_text()
     mean = sum(stages[1]["score"]["frechet"] for stages in figures["seeds"]) / 2
     assert re.search(rf"\| student \| 1 \| 1 \| {mean:.2f} \(", page)
-    assert f"1 steps: {mean / figures['teacher'][0]['frechet']:.2f} times the teacher's distance" in page
+    assert f"1 steps: {mean / figures['teacher'][0]['frechet']:.2f} times the teacher's at 4 DDIM steps" in page
     assert "--keep" not in page
     for name in ("progressive", "progressive_pictures"):
         assert min(Image.open(tmp_path / f"{name}.png").size) > 100
@@ -151,6 +152,23 @@ def test_the_methods_benchmark_scores_every_method_and_goes_on(tmp_path):
     assert "| progressive | 1 | 1 | 1." in page
     assert re.search(r"- LCD, 4 steps: [\d.]+ times the teacher's at 64 steps; the aim of 1\.3 is", page)
     assert min(Image.open(tmp_path / "methods_pictures.png").size) > 100
+
+
+def test_the_better_solvers_have_a_row_each_and_go_on(tmp_path, monkeypatch):
+    """Few pictures, of which DDIM's are those of the older benchmarks."""
+    monkeypatch.setattr(digits_solvers, "ROWS", (("DDIM", 4), ("Heun", 4), ("DPM++ 2M", 4)))
+    small = ["--pictures", "100", "--folder", str(tmp_path), "--noise-seeds"]
+    digits_solvers.main([*small, "1"])
+    first = json.loads((tmp_path / "digits_solvers.json").read_text())["parts"]
+    ddim = digits_solvers.Digits(guidance_scale=digits_solvers.SCALE, pictures=100).teacher(4)
+    assert first["DDIM, 4, noise 0"]["figures"]["frechet"] == pytest.approx(ddim.frechet, rel=1e-4)
+    assert [part["settings"]["calls"] for part in first.values()] == [8, 14, 8]
+    digits_solvers.main([*small, "2"])
+    second = json.loads((tmp_path / "digits_solvers.json").read_text())["parts"]
+    assert first.items() <= second.items()
+    one, two = (second[f"Heun, 4, noise {seed}"]["figures"]["frechet"] for seed in range(2))
+    page = (tmp_path / "digits_solvers.md").read_text()
+    assert re.search(rf"\| Heun \| 4 \| 14 \| {(one + two) / 2:.2f} \+- [\d.]+ \| [\d.]+ \| 2 \|", page)
 
 
 def test_the_architectures_benchmark_ends_at_no_error_and_goes_on(tmp_path, monkeypatch):
