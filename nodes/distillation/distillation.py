@@ -167,8 +167,8 @@ class Distill:
                 "data": (
                     "FEWSTEP_DATA",
                     {
-                        "tooltip": "Training data from Training Images (Folder) or Training Prompts (Teacher's Pictures), "
-                        "in place of latents, positive and negative."
+                        "tooltip": "Training data from Training Images, Clips or Sounds (Folder), or Training Prompts "
+                        "(Teacher's Pictures), in place of latents, positive and negative."
                     },
                 ),
                 "caption_dropout": (

@@ -13,6 +13,7 @@ from comfyui_fewstep.benchmarks.architectures import ARCHITECTURES
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import folder_data
 from comfyui_fewstep.trainers.data.cache import read_data
+from comfyui_fewstep.trainers.data.listing import captioned
 from encoders import Counting, RandomCLIP, wan_vae
 from making_clips import needs_av, write_clip, write_sound
 from making_data import distil, run_folder, student_of
@@ -119,6 +120,15 @@ def test_a_clip_is_trained_on_as_its_frames_say(output, clip_folder):
     assert all(torch.equal(lora[key], finished[key]) for key in finished)
     with pytest.raises(ValueError, match=r"begun on other training data.*frames: there 5, here 1"):
         distil(model, name="run", data=clips(FrameVAE(), pieces="all", flip=True, frames=1))
+
+
+@needs_av
+def test_a_clip_is_mirrored_left_to_right(output, clip_folder):
+    write_clip(clip_folder / "a.mkv", count=5, rate=8, size=(128, 64), right=20)
+    (file,) = captioned(clips(None, flip=True).listing().files[:1], caption="")
+    as_it_is, mirrored = (piece.samples() for piece in clips(None, flip=True)._pieces(file, (80, 48)))
+    assert torch.equal(as_it_is.flip(2), mirrored)
+    assert as_it_is[0, 0, 0, 0] == 0.0 != as_it_is[0, 0, -1, 0]
 
 
 @needs_av

@@ -9,8 +9,8 @@ import pytest
 needs_av = pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="PyAV is not installed")
 
 
-def write_clip(path, *, count, rate, size, colour=lambda i: 10 * i % 256):
-    """Lossless; frame i is of one grey, colour(i)."""
+def write_clip(path, *, count, rate, size, colour=lambda i: 10 * i % 256, right=None):
+    """Lossless; frame i is of one grey, colour(i). right: of another grey in its right half, that of the frame of this number."""
     import av
 
     with av.open(str(path), "w") as container:
@@ -18,6 +18,7 @@ def write_clip(path, *, count, rate, size, colour=lambda i: 10 * i % 256):
         (stream.width, stream.height), stream.pix_fmt = size, "bgr0"
         for i in range(count):
             grey = np.full((size[1], size[0], 3), colour(i), np.uint8)
+            grey[:, size[0] // 2 :] = colour(i if right is None else right)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
         container.mux(stream.encode(None))
     return path
