@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -137,23 +136,35 @@ def with_guidance_embedding(model: Any, cond_proj: Tensor, *, guidance_scale: fl
 
 
 @contextmanager
-def one_forward(guider: Any) -> Iterator[Any]:
-    """A copy of a running guider that evaluates the positive conditioning only, its cfg as the network's guidance."""
-    scale = _scale_of(guider)
-    one = copy.copy(guider)
-    one.cfg, one.conds = 1.0, {"positive": guider.conds["positive"]}
+def one_forward(guider: Any) -> Iterator[None]:
+    """Inside, a running guider evaluates the positive conditioning only, its cfg as the network's guidance.
+
+    The guider itself, since a sampler that wraps another (Detail Daemon) holds it where we cannot put another in its place.
+    """
+    scale, cfg, conds = _scale_of(guider), guider.cfg, guider.conds
+    try:
+        guider.cfg, guider.conds = 1.0, {"positive": conds["positive"]}
+        with _at_scale(guider, scale):
+            yield
+    finally:
+        guider.cfg, guider.conds = cfg, conds
+
+
+@contextmanager
+def _at_scale(guider: Any, scale: float) -> Iterator[None]:
+    """Inside, the guider's network takes this guidance scale."""
     diffusion_model = guider.inner_model.diffusion_model
     place = _place(diffusion_model)
     embedding = diffusion_model.get_submodule(place) if place else None
     if isinstance(embedding, GuidedTimeEmbedding):
         with at_scale(embedding, scale):
-            yield one
+            yield
     elif _has_guidance_input(diffusion_model):
         guidance = {"guidance": comfy.conds.CONDRegular(torch.tensor([scale]))}
-        one.conds["positive"] = [
-            {**entry, "model_conds": {**entry["model_conds"], **guidance}} for entry in one.conds["positive"]
+        guider.conds["positive"] = [
+            {**entry, "model_conds": {**entry["model_conds"], **guidance}} for entry in guider.conds["positive"]
         ]
-        yield one
+        yield
     else:
         raise ValueError(_NO_GUIDANCE_INPUT)
 

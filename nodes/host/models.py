@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...samplers.noise import NoiseFamily, expand_like
 from ...samplers.schedules import Levels
+from .continuing import leave, seed_to_go_on_with
 from .guidance import Conditioning as Conditioning
 from .guidance import one_forward
 
@@ -265,13 +266,28 @@ def sampler_function(
             known["sigma_min"] = float(sampling.sigma_min)
         if scale != 1.0:
             known["noise_scale"] = scale
-        with_guidance = one_forward(model.inner_model) if guidance_distilled else nullcontext(model.inner_model)
-        with read_by(network, reading(sampling)), with_guidance as guider:
-            model.inner_model = guider  # of KSamplerX0Inpaint, which the host makes anew for every sampling
-            return function(model, x, sigmas, *rest, **known, **options, **named)
+        first, last, noise = float(sigmas[0]), float(sigmas[-1]), getattr(model, "noise", None)
+        rest, named, seed = _with_seed(
+            rest, named, lambda seed: seed_to_go_on_with(x, level=first, seed=seed, noise=noise)
+        )
+        with_guidance = one_forward(model.inner_model) if guidance_distilled else nullcontext()
+        with read_by(network, reading(sampling)), with_guidance:
+            x = function(model, x, sigmas, *rest, **known, **options, **named)
+        leave(x, level=last, seed=seed)
+        return x
 
     host_function.draws_by_level = True  # type: ignore[attr-defined] # see experts
     return host_function
+
+
+def _with_seed(
+    rest: tuple[Any, ...], named: dict[str, Any], change: Callable[[int | None], int | None]
+) -> tuple[tuple[Any, ...], dict[str, Any], int | None]:
+    """What a host calls a sampler with, its seed changed, wherever that is; and the seed."""
+    given = dict((rest[0] if rest else named.get("extra_args")) or {})
+    seed = change(given.get("seed"))
+    given |= {"seed": seed} if "seed" in given else {}
+    return (given, *rest[1:]) if rest else (), named if rest else {**named, "extra_args": given}, seed
 
 
 def _at_unit_variance(x: Tensor, *, sigma: Tensor, latent: Tensor | None) -> Tensor:

@@ -40,6 +40,7 @@ _LTX25_FILE = r"ltx-2-5-\d+b-distilled"
 _ANCESTRAL: dict[str, Any] = {"sampler": "ancestral", "eta": 1.0}
 _RCM_LIST = (0.933781, 0.852895, 0.608979)
 _BERNINI = "The speed LoRA at 3 for high noise, at 1.5 for low."
+_WAN22_FILE = "wan-?2-?2.*({0}.*(lightx2v|lightning)|lightning.*{0})"
 _LIGHTX2V_FILE = "lightx2v-(t2v|i2v)-14b.*distill"
 
 
@@ -115,9 +116,9 @@ VIDEOS: dict[str, Preset] = {
     ),
     f"FastH3 OmniRef, 8 steps ({_FROM_TEMPLATES})": _fasth3(8, shift=12.0, source=TEMPLATES, files="fasth3-omniref"),
     "Wan 2.1 or 2.2 lightx2v, 4 steps": _wan(
-        4, source=_WAN, boundary=0.875, files=f"wan2-2-t2v.*lightx2v|{_LIGHTX2V_FILE}"
+        4, source=_WAN, boundary=0.875, files=f"{_WAN22_FILE.format('t2v')}|{_LIGHTX2V_FILE}"
     ),
-    "Wan 2.2 lightx2v, image to video, 4 steps": _wan(4, source=_WAN, boundary=0.9, files="wan2-2-i2v.*lightx2v"),
+    "Wan 2.2 lightx2v, image to video, 4 steps": _wan(4, source=_WAN, boundary=0.9, files=_WAN22_FILE.format("i2v")),
     f"Wan 2.1 lightx2v, 6 steps ({_FROM_TEMPLATES})": _wan(6, source=TEMPLATES, files=_LIGHTX2V_FILE),
     f"Wan 2.1 lightx2v, 6 steps (LCM, {_FROM_TEMPLATES})": _wan(
         6, source=TEMPLATES, files=_LIGHTX2V_FILE, sampler="lcm"

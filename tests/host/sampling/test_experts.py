@@ -12,7 +12,7 @@ import comfy.samplers
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits_model
 from comfyui_fewstep.nodes.sampling import experts, recipes, samplers
-from comfyui_fewstep.samplers.presets import PRESETS
+from comfyui_fewstep.samplers.presets import OURS, PRESETS
 from test_sampling import model_of, noise_of, schedule
 
 PROMPT = digits_model.prompt("1234")
@@ -181,11 +181,13 @@ def test_a_sampler_that_cannot_be_handed_over_is_refused():
 
 @pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.boundary is not None])
 def test_a_recipe_names_its_boundary_and_the_experts_take_it(name):
-    """Two steps of four each, from text (0.875) and from a picture (0.9)."""
-    *_, boundary = recipes.ApplyRecipe().apply(model_of("FLOW"), name)
-    assert boundary == (0.9 if "image to video" in name else 0.875)
-    _, _, sigmas, *_ = recipes.ApplyRecipe().apply(model_of("FLOW"), name)
-    assert host.experts.steps_above(sigmas, boundary) == 2
+    """Half of the steps each, from text (0.875) and from a picture (0.9)."""
+    preset, sampling = PRESETS[name], host.models.model_sampling_of(model_of("FLOW"))
+    assert preset.boundary == (0.875 if name == "Wan 2.1 or 2.2 lightx2v, 4 steps" else 0.9)
+    assert host.experts.steps_above(recipes.preset_levels(sampling, preset), preset.boundary) == preset.steps // 2
+    if preset.sampler in OURS:
+        *_, boundary = recipes.ApplyRecipe().apply(model_of("FLOW"), name)
+        assert boundary == preset.boundary
 
 
 def test_recipes_of_one_model_have_no_boundary():

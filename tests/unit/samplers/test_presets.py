@@ -53,6 +53,8 @@ FIRST = {
     "fasth3_omniref_8step_pruned_int8_convrot.safetensors": "FastH3 OmniRef, 8 steps (ComfyUI's templates)",
     "wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors": "Wan 2.1 or 2.2 lightx2v, 4 steps",
     "wan2.2_i2v_lightx2v_4steps_lora_v1_low_noise.safetensors": "Wan 2.2 lightx2v, image to video, 4 steps",
+    "Wan22_A14B_T2V_HIGH_Lightning_4steps_lora_250928_rank128_fp16.safetensors": "Wan 2.1 or 2.2 lightx2v, 4 steps",
+    "Wan2.2-Lightning_I2V-A14B-4steps-lora_LOW_fp16.safetensors": "Wan 2.2 lightx2v, image to video, 4 steps",
     "lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16.safetensors": "Wan 2.1 or 2.2 lightx2v, 4 steps",
     "wan2.2_bernini_r_high_noise_fp8_scaled.safetensors": (
         "Wan 2.2 Bernini-R, 6 steps (res_multistep at shift 8, ComfyUI's templates)"
