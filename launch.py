@@ -3,7 +3,8 @@
 
     python launch.py demo    distil a model in a real ComfyUI, in minutes, on any machine
     python launch.py ui      open the editor with the pack
-    python launch.py train   train a run that the editor wrote
+    python launch.py plan    say what a run that the editor wrote will take
+    python launch.py train   train it
     python launch.py test    run all tests
 
 Needs Python 3.10 to 3.13 and nothing else. Set COMFYUI_PATH to use your own ComfyUI instead of the embedded one, on the
@@ -208,10 +209,8 @@ def command_test(rest: list[str]) -> int:
 def command_train(rest: list[str]) -> int:
     """Executes a run folder; the module says what it does. Several processes go through torch's own launcher."""
     parser = argparse.ArgumentParser(prog="launch.py train", description="Trains a run folder that Write Run made.")
-    parser.add_argument("run", type=Path, help="the run's folder: ComfyUI/output/fewstep/runs/<run name>")
-    parser.add_argument("--comfyui", type=Path, help="your ComfyUI (default: COMFYUI_PATH, else the embedded one)")
+    _of_a_run(parser)
     parser.add_argument("--processes", type=int, default=1, help="one for each GPU of this machine (default: 1)")
-    parser.add_argument("options", nargs="*", help="what follows -- goes to the training process; -- --help lists it")
     arguments = parser.parse_args(rest)
     if arguments.processes < 1:
         raise Stop(f"--processes is {arguments.processes}; give at least 1.")
@@ -220,6 +219,25 @@ def command_train(rest: list[str]) -> int:
     many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(arguments.processes)]
     start = [*(many if arguments.processes > 1 else []), "-m", f"{PACKAGE}.trainers"]
     return run_in_environment(environment_python(), *start, str(Path.cwd() / arguments.run), *arguments.options)
+
+
+def command_plan(rest: list[str]) -> int:
+    """Tries a run folder; the module says what it does."""
+    parser = argparse.ArgumentParser(
+        prog="launch.py plan", description="Says what a run that Write Run made will take."
+    )
+    _of_a_run(parser)
+    arguments = parser.parse_args(rest)
+    if arguments.comfyui:
+        os.environ["COMFYUI_PATH"] = str(arguments.comfyui)
+    start = ["-m", f"{PACKAGE}.commands.plan", str(Path.cwd() / arguments.run)]
+    return run_in_environment(environment_python(), *start, *arguments.options)
+
+
+def _of_a_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="the run's folder: ComfyUI/output/fewstep/runs/<run name>")
+    parser.add_argument("--comfyui", type=Path, help="your ComfyUI (default: COMFYUI_PATH, else the embedded one)")
+    parser.add_argument("options", nargs="*", help="what follows -- goes to the process; -- --help lists it")
 
 
 def command_clean(_rest: list[str]) -> int:
@@ -236,6 +254,7 @@ def command_clean(_rest: list[str]) -> int:
 COMMANDS = {
     "demo": ("distil the digits teacher from 64 to 4 steps in a real ComfyUI and show what it bought", "commands.demo"),
     "ui": ("start the editor with the pack and print its address", "commands.ui"),
+    "plan": ("say how long a run that Write Run made will train here, and in how much memory", None),
     "train": ("train a run folder that the node Write Run made, on one GPU or several", None),
     "test": ("lint, type check and all tests (--thorough: every one); what follows goes to pytest", None),
     "bench": ("measure the figures of the README (bench --help lists the benchmarks)", "benchmarks"),
@@ -260,7 +279,7 @@ def main() -> int:
         if module:
             name, *fixed = module.split()
             return command_module(name, [*fixed, *arguments.options])
-        own = {"train": command_train, "test": command_test, "clean": command_clean}
+        own = {"train": command_train, "plan": command_plan, "test": command_test, "clean": command_clean}
         return own[arguments.command](arguments.options)
     except Stop as stop:
         print(f"launch.py: {stop}", file=sys.stderr)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from . import architectures, demo, methods, progressive, samplers, training
+from . import architectures, demo, methods, progressive, samplers, templates, training
+from .scenes import command as scenes
 
 BENCHMARKS = {
     "architectures": architectures,
@@ -12,6 +13,8 @@ BENCHMARKS = {
     "methods": methods,
     "progressive": progressive,
     "samplers": samplers,
+    "scenes": scenes,
+    "templates": templates,
     "training": training,
 }
 

@@ -185,10 +185,10 @@ def _host() -> Row:
     for room in ("benchmarks", "nodes", "samplers", "trainers"):
         for file in sorted((ROOT / room).rglob("*.py")):
             code.update(file.read_bytes())
-    return {"comfyui": _comfyui_version(), "torch": torch.__version__, "code": code.hexdigest()[:12]}
+    return {"comfyui": version_of_comfyui(), "torch": torch.__version__, "code": code.hexdigest()[:12]}
 
 
-def _comfyui_version() -> str:
+def version_of_comfyui() -> str:
     if os.environ.get("COMFYUI_PATH"):
         import comfyui_version
 

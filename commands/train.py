@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from ..trainers.processes.group import Processes
 from ..trainers.storage.run_folder import RunFolder
@@ -25,23 +26,30 @@ def base_of(run: Path) -> Path:
     return run.parents[3]
 
 
-def train(run: RunFolder, *, base: Path, host_options: list[str], processes: Processes) -> Path | None:
-    """Trains what is left. The student's file, on the first process. ValueError for what cannot be trained."""
-    run.description()
-    import_host(*host_options, base=base)
+def classes_for(run: RunFolder) -> dict[str, Any]:
+    """The node classes by name that a run's teacher is made with, those of other packs where it needs them. After import_host."""
     from ..nodes import NODE_CLASS_MAPPINGS
     from ..nodes.distillation import worker
 
     classes = {**node_classes(), **NODE_CLASS_MAPPINGS}
     if not worker.node_kinds(run) <= classes.keys():
         classes = {**node_classes(custom=True), **NODE_CLASS_MAPPINGS}
+    return classes
+
+
+def train(run: RunFolder, *, base: Path, host_options: list[str], processes: Processes) -> Path | None:
+    """Trains what is left. The student's file, on the first process. ValueError for what cannot be trained."""
+    run.description()
+    import_host(*host_options, base=base)
+    from ..nodes.distillation import worker
+
     terminal = Terminal()
 
     def say(metrics: Metrics) -> None:
         if metrics.logged:  # before, there is no loss to tell
             terminal.training(vars(metrics))
 
-    return worker.train_folder(run, classes=classes, processes=processes, say=say)
+    return worker.train_folder(run, classes=classes_for(run), processes=processes, say=say)
 
 
 def main() -> None:

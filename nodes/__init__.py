@@ -6,11 +6,22 @@ import importlib.util
 
 from . import host, routes
 from .demo import digits
-from .distillation import distillation, experts_part, methods, runs, students, training_data
+from .distillation import (
+    distillation,
+    experts_part,
+    folder_data,
+    make_it_fast,
+    matching_method,
+    methods,
+    runs,
+    students,
+    training_data,
+)
 from .host import folders, limits
 from .sampling import comparison, experts, guidance, model_sampling, recipes, samplers, schedules
 
 NODE_CLASS_MAPPINGS = {
+    "FewStepMakeItFast": make_it_fast.MakeItFast,
     "FewStepLCMSampler": samplers.LCMSampler,
     "FewStepLightningSampler": samplers.LightningSampler,
     "FewStepConsistencySampler": samplers.ConsistencySampler,
@@ -29,11 +40,15 @@ NODE_CLASS_MAPPINGS = {
     "FewStepGuidanceDistillation": methods.GuidanceDistillation,
     "FewStepConsistencyDistillation": methods.ConsistencyDistillation,
     "FewStepConsistencyTraining": methods.ConsistencyTraining,
+    "FewStepDistributionMatching": matching_method.DistributionMatching,
     "FewStepExpertsPart": experts_part.ExpertsPart,
     "FewStepLoRAStudent": students.LoRAStudentNode,
     "FewStepFullWeightsStudent": students.FullWeightsStudentNode,
-    "FewStepImageFolder": training_data.ImageFolder,
+    "FewStepImageFolder": folder_data.ImageFolder,
+    "FewStepClipFolder": folder_data.ClipFolderNode,
+    "FewStepSoundFolder": folder_data.SoundFolderNode,
     "FewStepTeacherPictures": training_data.TeacherPictures,
+    "FewStepTrainingPrompts": training_data.TrainingPrompts,
     "FewStepDistill": distillation.Distill,
     "FewStepLoadStudent": students.LoadStudent,
     "FewStepSaveStudent": students.SaveStudentCheckpoint,
@@ -49,6 +64,7 @@ NODE_CLASS_MAPPINGS = {
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
+    "FewStepMakeItFast": "Make It Fast",
     "FewStepLCMSampler": "LCM Sampler (few-step)",
     "FewStepLightningSampler": "Lightning Sampler (few-step)",
     "FewStepConsistencySampler": "Consistency Sampler (few-step)",
@@ -67,11 +83,15 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FewStepGuidanceDistillation": "Guidance Distillation",
     "FewStepConsistencyDistillation": "Consistency Distillation (LCM)",
     "FewStepConsistencyTraining": "Consistency Training (no teacher)",
+    "FewStepDistributionMatching": "Distribution Matching (DMD)",
     "FewStepExpertsPart": "One Expert's Part (training)",
     "FewStepLoRAStudent": "LoRA Student",
     "FewStepFullWeightsStudent": "Full-Weights Student",
     "FewStepImageFolder": "Training Images (Folder)",
+    "FewStepClipFolder": "Training Clips (Folder)",
+    "FewStepSoundFolder": "Training Sounds (Folder)",
     "FewStepTeacherPictures": "Training Prompts (Teacher's Pictures)",
+    "FewStepTrainingPrompts": "Training Prompts (No Pictures)",
     "FewStepDistill": "Distill Model",
     "FewStepLoadStudent": "Load Distilled Student",
     "FewStepSaveStudent": "Save Student as Checkpoint",

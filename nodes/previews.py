@@ -12,8 +12,8 @@ from torch import Tensor
 from ..samplers.noise import NoiseFamily
 from ..samplers.presets import Preset
 from . import host
-from .distillation import methods, running
-from .sampling import recipes
+from .distillation import matching_method, methods, running
+from .sampling import recipes, recognition
 from .sampling.schedules import Schedule, levels
 
 METHODS: dict[str, Any] = {
@@ -21,6 +21,7 @@ METHODS: dict[str, Any] = {
     "FewStepGuidanceDistillation": methods.GuidanceDistillation,
     "FewStepConsistencyDistillation": methods.ConsistencyDistillation,
     "FewStepConsistencyTraining": methods.ConsistencyTraining,
+    "FewStepDistributionMatching": matching_method.DistributionMatching,
 }
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -44,20 +45,36 @@ def of_schedule(given: Mapping[str, str]) -> dict[str, Any]:
 
 
 def of_recipe(given: Mapping[str, str]) -> dict[str, Any]:
-    """Of Apply Recipe. given: recipe and file. A known recipe names its kind of model; a file says its levels itself."""
+    """Of Apply Recipe. given: recipe and file, and files, those behind its model, one a line, to recognise it by.
+
+    A known recipe names its kind of model; a file says its levels itself.
+    """
     name = given.get("recipe", "")
     if name == recipes.FROM_FILE:
         recipe = recipes.recipe_of(given.get("file", ""))
         kind = "flow" if recipe.noise_family == NoiseFamily.FLOW.value else "sd"
         part = [f"One of two experts, for {recipe.part}; see Two Experts."] if recipe.part else []
         return {**_shown(kind, torch.tensor(recipe.sigmas)), "told": part}
+    taken = []
+    if name == recipes.RECOGNISED:
+        found = _recognised(given)
+        if found.recipe is None:
+            return {**of_recipe({"recipe": recipes.FROM_FILE, "file": found.file}), "source": found.why}
+        name, taken = found.recipe, [found.why]
     preset = recipes.preset_of(name)
     kind = _kind_of(preset)
     size = {name: value for name, value in _read(recipes.ApplyRecipe.INPUT_TYPES(), given).items() if name in _SIZE}
     shown = _shown(kind, recipes.preset_levels(_sampling(kind), preset, **size))
     if kind == "flow" and preset.models and "Flux" not in preset.models:
         shown["models"] |= {kind: f"models of ComfyUI's class {' or '.join(preset.models)}"}
-    return {**shown, "source": preset.source, "told": preset.told()}
+    return {**shown, "source": preset.source, "told": [*taken, *preset.told()]}
+
+
+def _recognised(given: Mapping[str, str]) -> recognition.Proposal:
+    """By the file that is chosen, or by those behind the model, whose class is known when the node runs."""
+    chosen = given.get("file", recipes.NO_FILE)
+    files = [chosen] if chosen != recipes.NO_FILE else given.get("files", "").split("\n")
+    return recognition.proposal(filter(None, files), fits=lambda _: None)
 
 
 def of_method(given: Mapping[str, str]) -> dict[str, Any]:

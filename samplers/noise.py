@@ -98,6 +98,16 @@ def solved_x0(x_t: Tensor, x_s: Tensor, *, sigma_t: Tensor, sigma_s: Tensor) -> 
     return x_s + sigma_s * (x_s - x_t) / (sigma_t - sigma_s)
 
 
+def unconditioned(denoiser: Denoiser, unconditional: dict[str, Tensor]) -> Denoiser:
+    """The denoiser of the empty prompt, whatever condition it is given. unconditional: (1, ...) or (B, ...) each."""
+
+    def denoise(x: Tensor, sigma: Tensor, **_: Tensor) -> Tensor:
+        negative = {name: value.expand(len(x), *value.shape[1:]) for name, value in unconditional.items()}
+        return denoiser(x, sigma, **negative)
+
+    return denoise
+
+
 def guided(denoiser: Denoiser, *, guidance_scale: float | Tensor, unconditional: dict[str, Tensor]) -> Denoiser:
     """Classifier-free guidance: x0 = uncond + guidance_scale * (cond - uncond) (Ho and Salimans 2021, with w = s - 1).
 
@@ -108,8 +118,7 @@ def guided(denoiser: Denoiser, *, guidance_scale: float | Tensor, unconditional:
         return denoiser
 
     def guided_denoiser(x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
-        negative = {name: value.expand(len(x), *value.shape[1:]) for name, value in unconditional.items()}
-        without = denoiser(x, sigma, **negative)
+        without = unconditioned(denoiser, unconditional)(x, sigma)
         scale = expand_like(guidance_scale, x) if isinstance(guidance_scale, Tensor) else guidance_scale
         return without + scale * (denoiser(x, sigma, **condition) - without)
 

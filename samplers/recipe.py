@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
+from .noise import NoiseFamily
+
 METADATA_KEY = "fewstep.recipe"
 FORMAT = 1
 
@@ -77,9 +79,46 @@ class Recipe:
                 "sampler and schedule by hand."
             )
         try:
-            fields: dict[str, Any] = json.loads(metadata[METADATA_KEY])
-            if fields.pop("format") != FORMAT:
-                raise ValueError(f"its format is not {FORMAT}; update the pack.")
-            return cls(**{**fields, "sigmas": tuple(fields["sigmas"])})
-        except (KeyError, TypeError, ValueError) as error:
+            return cls(**_fields(metadata[METADATA_KEY]))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"The FewStep recipe in {source} cannot be read: {error}") from error
+
+
+_TEXTS = ("method", "schedule", "prediction_type", "noise_family")
+_OPTIONAL = ("level_from", "level_to")
+_READ_AS = ("eps", "v_prediction", "edm", "x0", "rflow", "flow")
+
+
+def _fields(text: str) -> dict[str, Any]:
+    """Of a recipe's JSON text. ValueError, naming what is wrong, for any that is damaged."""
+    given = json.loads(text)
+    if not isinstance(given, dict):
+        raise ValueError(f"it is no object but {type(given).__name__}.")
+    if given.pop("format", None) != FORMAT:
+        raise ValueError(f"its format is not {FORMAT}; update the pack.")
+    declared = {field.name for field in dataclasses.fields(Recipe)}
+    if lacking := sorted(declared - given.keys() - set(_OPTIONAL)):
+        raise ValueError(f"it has no {', '.join(lacking)}.")
+    if unknown := sorted(given.keys() - declared):
+        raise ValueError(f"it has {', '.join(unknown)}, which no recipe has.")
+    for name, value in given.items():
+        if not _is_of_kind(name, value):
+            raise ValueError(f"its {name} is {str(value)[:80]!r} ({type(value).__name__}).")
+    return {**given, "sigmas": tuple(map(float, given["sigmas"]))}
+
+
+def _is_of_kind(name: str, value: Any) -> bool:
+    if name == "sigmas":
+        return isinstance(value, list) and all(map(_is_number, value))
+    if name == "prediction_type":
+        return value in _READ_AS
+    if name == "noise_family":
+        return value in [family.value for family in NoiseFamily]
+    if name in _TEXTS:
+        return isinstance(value, str)
+    return _is_number(value) and (name != "steps" or isinstance(value, int))
+
+
+def _is_number(value: Any) -> bool:
+    """A finite one; JSON of Python's has NaN and whole numbers of any length."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30

@@ -4,7 +4,7 @@ import "./fewstep_panel_element.js";
 import { addElement, atRemoval, every, fit, isLinked } from "./fewstep_elements.js";
 import { STATE, begin, subscribe } from "./fewstep_service.js";
 
-const NODES = ["FewStepDistill", "FewStepWatchRun"];
+const NODES = ["FewStepMakeItFast", "FewStepDistill", "FewStepWatchRun"];
 const LARGE = 400;
 const SMALL = 60;
 const MILLISECONDS_BETWEEN_LOOKS = 300;

@@ -5,6 +5,7 @@ import { addElement, every, isLinked } from "./fewstep_elements.js";
 
 const HEIGHTS = { schedule: 215, recipe: 215, method: 260 };
 const CHOSEN = "FewStep schedule shown for"; // in the node's properties, so that a saved graph keeps it
+const MODEL_FILE = /\.(safetensors|sft|gguf|ckpt|pt|pth|bin)$/i;
 const MILLISECONDS_BETWEEN_LOOKS = 200;
 const ROUTES = {
   FewStepSchedule: "schedule",
@@ -13,6 +14,7 @@ const ROUTES = {
   FewStepGuidanceDistillation: "method",
   FewStepConsistencyDistillation: "method",
   FewStepConsistencyTraining: "method",
+  FewStepDistributionMatching: "method",
 };
 const KINDS = {
   FewStepConsistencyModel: "consistency",
@@ -32,6 +34,21 @@ function kindOf(node) {
   return "sd";
 }
 
+/** The model files that the nodes behind this one's model name, the nearest first, one a line. */
+function filesBehind(node) {
+  const files = [];
+  const waiting = [node.getInputNode(modelInput(node))];
+  for (let i = 0; waiting.length && i < 50; i++) {
+    const before = waiting.shift();
+    if (!before) continue;
+    const off = before.widgets?.find(({ name }) => name === "strength_model")?.value === 0;
+    const named = (before.widgets ?? []).map(({ value }) => value).filter((value) => !off && MODEL_FILE.test(value));
+    files.push(...named);
+    waiting.push(...(before.inputs ?? []).map((_, slot) => before.getInputNode(slot)));
+  }
+  return [...new Set(files)].join("\n");
+}
+
 function modelInput(node) {
   return node.inputs?.findIndex((slot) => slot.type === "MODEL") ?? -1;
 }
@@ -39,6 +56,7 @@ function modelInput(node) {
 function look(node, element, { route, inputs }) {
   const linked = inputs.filter(({ name }) => isLinked(node, name)).map(({ name }) => name);
   const values = { node: node.comfyClass, ...Object.fromEntries(inputs.map(({ name, value }) => [name, value])) };
+  if (route === "recipe") values.files = filesBehind(node);
   const choosable = route !== "recipe"; // which says its kind of model itself
   if (choosable) values.model = node.properties[CHOSEN] ?? kindOf(node);
   const note = linked.length ? `${linked.join(", ")}: comes over a link; shown with the value typed here.` : "";

@@ -2,7 +2,10 @@
 import { app } from "../../scripts/app.js";
 import { STYLE, addElement, define, fit, make, showAfterRunning } from "./fewstep_elements.js";
 
-const NODES = ["FewStepWriteRun", "FewStepSaveStudent", "FewStepSaveStudentLoRA"];
+const NODES = [
+  ...["FewStepMakeItFast", "FewStepApplyRecipe", "FewStepWriteRun", "FewStepSaveStudent", "FewStepSaveStudentLoRA"],
+  ...["FewStepImageFolder", "FewStepClipFolder", "FewStepSoundFolder"],
+];
 const HEIGHT = 70;
 const WIDTH = 420;
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...trainers.data.batches import Buckets, Condition, TensorData
-from ...trainers.data.cache import in_buckets
 from ...trainers.measures.charts import loss_chart
-from ...trainers.objective.method import MethodOptions
+from ...trainers.objective.method import Method, MethodOptions
 from ...trainers.storage.places import is_link
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.adapters import LoRAOptions
@@ -22,7 +20,7 @@ from ...trainers.training.optimisers import OPTIMISERS
 from ...trainers.training.options import AS_LOADED, PRECISIONS, TrainOptions
 from .. import host
 from ..host import folders, graph
-from . import perceptual, running, students
+from . import graph_data, perceptual, running, starting, students, teacher
 from .data_sources import DataInGraph, DataSource
 from .observing import Show
 from .telling import MESSAGES
@@ -198,6 +196,14 @@ class Distill:
                         "going on with a run.",
                     },
                 ),
+                "start_from": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "tooltip": "Name of a run whose last good checkpoint this new run begins at, with the settings here: "
+                        "after a loss that became NaN with a lower learning rate, say. Empty: at the beginning.",
+                    },
+                ),
             },
             "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID", "extra_pnginfo": "EXTRA_PNGINFO"},
         }
@@ -262,6 +268,7 @@ def prepared(
     positive: host.models.Conditioning | None = None,
     negative: host.models.Conditioning | None = None,
     data: DataSource | None = None,
+    start_from: str = "",
     prompt: Mapping[str, Any] | None = None,
     unique_id: str | None = None,
     extra_pnginfo: Mapping[str, Any] | None = None,
@@ -277,24 +284,32 @@ def prepared(
             data=data is not None,
             negative=negative is not None,
         )
-        source = data or _data_in_graph(model, latents, positive, negative, dropout=train_options.caption_dropout)
+        source = data or DataInGraph(
+            graph_data.data_in_graph(model, latents, positive, negative, dropout=train_options.caption_dropout)
+        )
         resolved = running.method_on(model, method, empty_prompt=source.unconditional is not None)
+        _require_pictures(resolved, source)
         students.require_scale_input(model, student or LoRAOptions(), resolved.scale_input)
         with run.gone_if_refused(keep_data=not isinstance(source, DataInGraph)), run.locked():
-            teacher_sha256 = running.teacher_sha256(model, begun_with=running.said_of_teacher(run))
+            teacher_sha256 = teacher.sha256(model, begun_with=teacher.sha256_said(run))
+            training_data = source.build(model, run, teacher_sha256=teacher_sha256)
             distillation = Distillation(
                 run=run,
                 method=resolved,
-                data=source.build(model, run, teacher_sha256=teacher_sha256),
+                data=training_data,
                 options=as_begun(train_options, run),
                 teacher_sha256=teacher_sha256,
                 prediction_type=host.models.prediction_type(host.models.model_sampling_of(model)),
                 student=students.description(student or LoRAOptions()),
                 origin=graph.upstream(prompt or {}, str(unique_id), running.ORIGIN),
+                teacher_is=teacher.described(model, training_data.first(1)),
             )
+            distillation, start = starting.started(distillation, start_from, model=model)
             if not distillation.finished():
                 source.keep(run)
                 _keep_workflow(run, extra_pnginfo)
+                if start:
+                    start.save(distillation)
             yield distillation
 
 
@@ -302,6 +317,14 @@ def _keep_workflow(run: RunFolder, extra_pnginfo: Mapping[str, Any] | None) -> N
     """The editor sends it beside the prompt; other programs need not."""
     if extra_pnginfo and extra_pnginfo.get("workflow"):
         run.keep_workflow(extra_pnginfo["workflow"])
+
+
+def _require_pictures(method: Method, source: DataSource) -> None:
+    if method.needs_pictures and not source.has_pictures:
+        raise ValueError(
+            f"data is Training Prompts (No Pictures), but {method.name.replace('_', ' ')} learns from pictures; connect Training "
+            "Prompts (Teacher's Pictures) or Training Images (Folder), or take Distribution Matching without consistency_levels."
+        )
 
 
 def _require_one_kind_of_data(*, latents: bool, positive: bool, data: bool, negative: bool = False) -> None:
@@ -316,43 +339,6 @@ def _require_one_kind_of_data(*, latents: bool, positive: bool, data: bool, nega
         raise ValueError(
             f"of the training data {' and '.join(have) or 'nothing'} is connected; connect latents and positive, or data."
         )
-
-
-def _data_in_graph(
-    model: Any, latents: Any, positive: Any, negative: host.models.Conditioning | None, *, dropout: float
-) -> DataInGraph:
-    """What is connected as LATENT and CONDITIONING, prompts of one shape together; dropout: of captions."""
-    x0, shapes = host.inputs.latents_for_training(model, latents), host.inputs.stream_shapes(latents)
-    empty = None
-    if negative is not None:
-        empty = host.inputs.condition_for_training(model, negative, latents=x0, name="negative", shapes=shapes)
-    prompts = host.inputs.conditions_for_training(model, positive, latents=x0, name="positive", shapes=shapes)
-
-    def made(samples: Tensor, condition: Condition) -> TensorData:
-        """With prompts in one length where captions are dropped."""
-        own = empty
-        if dropout and own is not None:
-            condition, own = host.inputs.in_one_length(model, positive, condition, own, latents=x0)
-        return TensorData(x0=samples, condition=condition, unconditional=own)
-
-    if len({host.inputs.shape_of_inputs(prompt) for prompt in prompts}) == 1:
-        data: TensorData | Buckets = made(x0, host.inputs.joined_inputs(prompts))
-    else:
-        data = in_buckets(made(one, prompt) for one, prompt in _pairs(x0, prompts))
-    if dropout:
-        data.require_droppable()
-    return DataInGraph(data)
-
-
-def _pairs(x0: Tensor, prompts: Sequence[Condition]) -> Iterator[tuple[Tensor, Condition]]:
-    """Each latent (1, ...) with its prompt, of prompts of several shapes. ValueError when their counts differ."""
-    rows = [prompt for several in prompts for prompt in host.inputs.rows_of(several)]
-    if len(rows) != len(x0):
-        raise ValueError(
-            f"the conditioning holds {len(rows)} prompts of several lengths but there are {len(x0)} latents; give one prompt for "
-            "each latent in the same order, or a single one for all."
-        )
-    return zip(x0.split(1), rows, strict=True)
 
 
 class LossChart:

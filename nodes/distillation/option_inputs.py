@@ -59,6 +59,13 @@ def grid(tooltip: str) -> Input:
     return ([choice.value for choice in Grid], {"default": Grid.TRAILING.value, "tooltip": tooltip})
 
 
+def defaults(node: Any) -> dict[str, Any]:
+    """What a node's inputs hold before anybody touches them: of a menu without a default its first choice."""
+    declared = node.INPUT_TYPES()
+    found = {**declared["required"], **declared.get("optional", {})}
+    return {name: about.get("default", kind[0]) for name, (kind, about) in found.items()}
+
+
 def checked(make: Callable[[], object], *typed: Any) -> bool | str:
     """For VALIDATE_INPUTS: the error of make where all values are typed in; linked ones are checked when they arrive."""
     return host.signals.error_of(make) if all(isinstance(value, int | float) for value in typed) else True

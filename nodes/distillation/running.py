@@ -16,7 +16,7 @@ from ...trainers.processes.group import Processes
 from ...trainers.storage.export import read_student
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.adapters import LoRAOptions
-from ...trainers.training.distillation import Distillation, Recorded
+from ...trainers.training.distillation import Distillation
 from ...trainers.training.loop import Observer
 from ...trainers.training.options import TrainOptions
 from .. import host
@@ -53,33 +53,6 @@ def teacher_kind(sampling: Any, *, takes_scale: bool = False, empty_prompt: bool
     )
 
 
-def require_teacher(recorded: Recorded, model: Any, *, run: RunFolder) -> None:
-    """ValueError when the MODEL does not have the weights that the run was begun with."""
-    found = teacher_sha256(model, begun_with=recorded.teacher_sha256)
-    if found != recorded.teacher_sha256:
-        raise ValueError(
-            f"the run {run.name!r} was begun with another teacher: its weights have the hash "
-            f"{recorded.teacher_sha256[:12]}..., those here {found[:12]}.... Use the same checkpoint and LoRA files."
-        )
-
-
-def teacher_sha256(model: Any, *, begun_with: str | None = None) -> str:
-    """Of the MODEL as wired, its LoRAs and patches with it, wherever the host keeps its weights.
-
-    begun_with: what a run says of its teacher; given back where it is what the first version said of this MODEL.
-    """
-    host.training.loaded(model)
-    found = host.identity.teacher_sha256(model)
-    is_of_old = begun_with not in (None, found) and begun_with == host.identity.of_old(model)
-    return begun_with if begun_with and is_of_old else found
-
-
-def said_of_teacher(run: RunFolder) -> str | None:
-    """What a begun run says of its teacher. ValueError when its run.json is missing or damaged."""
-    said = run.description()["run"]["teacher_sha256"] if run.begun else None
-    return said if said is None else str(said)
-
-
 @host.training.memory_given_back()
 def execute(
     distillation: Distillation,
@@ -95,6 +68,7 @@ def execute(
         if first:
             stack.enter_context(distillation.run.keeping_error(unless=host.signals.Cancelled))
         _require_possible(options, student, processes=distillation.processes)
+        host.following.require_followed(model, distillation.data.first(1))
         measure = perceptual.perceptual_of(distillation, model=model, vae=vae)
         learning = stack.enter_context(
             students.student_of(

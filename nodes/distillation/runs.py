@@ -8,13 +8,14 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from ...trainers.data.cache import read_first
 from ...trainers.storage.places import is_regular, last_change
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.storage.watching import preview_file, previews
 from ...trainers.training.distillation import Recorded
 from .. import host
 from ..host import folders, graph
-from . import distillation, perceptual, running, students
+from . import distillation, perceptual, running, students, teacher
 from .observing import PREVIEW_PIXELS
 from .telling import MESSAGES, METRICS
 
@@ -106,7 +107,8 @@ class WatchRun:
     ) -> tuple[Any, dict[str, list[float]], str, dict[str, Tensor]]:
         run = folders.run_named(written or run_name)
         recorded = Recorded.of(run)
-        running.require_teacher(recorded, model, run=run)
+        first = read_first(run.data_folder, device=model.load_device)
+        teacher.require(recorded, model, run=run, first=first)
         with MESSAGES.of_run(run, node=unique_id) as told:
             _wait(run, patience=patience)
             return running.finished(run, students.read(recorded.student), model=model, told=told)

@@ -295,12 +295,15 @@ def student_of(
             host.precision.computing_in(copies[0], precision),
             host.precision.computing_in(copies[1], precision),
             memory(copies[0].diffusion_model),
+            memory(copies[1].diffusion_model),  # on which a companion learns
         ):
             yield FullWeightsStudent(
                 *copies,
-                as_denoiser=functools.partial(host.training.as_denoiser, prediction=prediction),
+                as_denoiser=functools.partial(host.training.as_denoiser, model=model, prediction=prediction),
                 named_weights=host.training.network_state_dict,
-                first_teacher=host.training.as_denoiser if converts else None,
+                first_teacher=functools.partial(host.training.as_denoiser, model=model) if converts else None,
+                adapted=host.training.diffusion_model_of,
+                between=host.carried.acting(model),
             )
         return
     with (
@@ -317,12 +320,12 @@ def student_of(
             names=host.training.lora_names(model, adapters.paths),
             seed=seed,
             first_teacher=host.training.as_denoiser(network, model=model) if converts else None,
+            between=host.carried.acting(model),
         )
 
 
 def _copy(model: Any, scale_input: GuidanceRange | None) -> host.training.Network:
     """The MODEL's network, its guidance scale an input that learns, or the one that it has."""
-    host.training.require_no_wrappers(model)
     network = host.training.trainable_copy(model)
     if scale_input:
         host.guidance.learn_guidance(network, guidance_scale=scale_input.usual)

@@ -1,125 +1,13 @@
-"""Training data nodes: a folder of pictures with captions, or prompts alone, whose pictures the teacher draws."""
+"""Training data from prompts alone, whose pictures the teacher draws."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ...trainers.data.pictures import content_of
 from .. import host
-from ..host import folders
-from .data_sources import FolderSource, PromptSource
-
-_CLIP_TOOLTIP = "Encodes the texts. May stay unconnected once the run folder holds the encoded data, at a later start."
-_NEGATIVE_TOOLTIP = "The empty or negative prompt, for guidance that is baked in and for caption dropout."
-
-_WITHOUT_CAPTION = ["use caption", "stop"]
-_BROKEN = ["stop", "skip"]
-
-
-class ImageFolder:
-    RETURN_TYPES = ("FEWSTEP_DATA",)
-    RETURN_NAMES = ("data",)
-    OUTPUT_TOOLTIPS = ("Connect to Distill Model, which encodes the pictures once and keeps them in the run's folder.",)
-    FUNCTION = "describe"
-    CATEGORY = "few-step/distillation"
-    SEARCH_ALIASES = ["data set", "dataset", "captions", "train lora", "load images"]
-    DESCRIPTION = (
-        "Pictures from a folder on disk as training data, each described by the .txt file of its name. They are resized "
-        "to buckets of about equal area, encoded by the VAE and CLIP when Distill Model runs, and kept in the run's "
-        "folder, so that a later start needs neither."
-    )
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "folder": (
-                    "STRING",
-                    {
-                        "default": "pictures",
-                        "tooltip": "Where the pictures are. A relative path counts from ComfyUI's input folder.",
-                    },
-                ),
-                "resolution": (
-                    "INT",
-                    {
-                        "default": 512,
-                        "min": 8,
-                        "max": 8192,
-                        "step": 8,
-                        "tooltip": "Pictures are trained at about resolution x resolution pixels, in their own aspect "
-                        "ratio: 512 for SD1.5, 1024 for SDXL.",
-                    },
-                ),
-                "bucket_step": (
-                    "INT",
-                    {
-                        "default": 64,
-                        "min": 8,
-                        "max": 512,
-                        "step": 8,
-                        "tooltip": "Sides are multiples of it. UNets want 64; a finer step cuts less off.",
-                    },
-                ),
-                "caption": (
-                    "STRING",
-                    {"default": "", "multiline": True, "tooltip": "For pictures without a .txt file beside them."},
-                ),
-                "without_caption": (
-                    _WITHOUT_CAPTION,
-                    {"tooltip": "Whether a picture without a .txt file takes the caption above, or is an error."},
-                ),
-                "negative": ("STRING", {"default": "", "multiline": True, "tooltip": _NEGATIVE_TOOLTIP}),
-                "flip": ("BOOLEAN", {"default": False, "tooltip": "Adds every picture mirrored left to right."}),
-                "broken": (
-                    _BROKEN,
-                    {
-                        "tooltip": "Files that cannot be read as one picture: stop names them all before any is encoded; "
-                        "skip leaves them out and names each in the log."
-                    },
-                ),
-            },
-            "optional": {
-                "vae": (
-                    "VAE",
-                    {
-                        "tooltip": "Encodes the pictures. May stay unconnected once the run folder holds the encoded data: "
-                        "a later start then needs no VAE."
-                    },
-                ),
-                "clip": ("CLIP", {"tooltip": _CLIP_TOOLTIP}),
-            },
-        }
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, folder: Any = None, resolution: Any = None, bucket_step: Any = None) -> bool | str:
-        """Before anything runs, where the values are typed in; linked values are checked when they arrive."""
-        if not (isinstance(folder, str) and isinstance(resolution, int) and isinstance(bucket_step, int)):
-            return True
-        return host.signals.error_of(
-            lambda: FolderSource(folder=folders.pictures_folder(folder), resolution=resolution, bucket_step=bucket_step)
-        )
-
-    @classmethod
-    def IS_CHANGED(cls, folder: Any = None, **_: Any) -> str:
-        """What the folder holds may change while its name stays."""
-        return repr(content_of(folders.pictures_folder(str(folder))))
-
-    def describe(self, folder: str, without_caption: str, broken: str, caption: str, **options: Any) -> tuple[Any]:
-        source = FolderSource(
-            folder=folders.pictures_folder(folder),
-            caption=caption if _chosen("without_caption", without_caption, _WITHOUT_CAPTION) == "use caption" else None,
-            skip_broken=_chosen("broken", broken, _BROKEN) == "skip",
-            **options,
-        )
-        return (source,)
-
-
-def _chosen(name: str, value: str, allowed: list[str]) -> str:
-    """Hosts of mid-2024 do not check what is behind an optional input."""
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}.")
-    return value
+from .data_sources import PromptSource
+from .folder_data import CLIP, GUIDANCE, NEGATIVE
+from .prompts_alone import PromptsAlone
 
 
 class TeacherPictures:
@@ -140,7 +28,7 @@ class TeacherPictures:
         return {
             "required": {
                 "prompts": ("STRING", {"default": "", "multiline": True, "tooltip": "One prompt on each line."}),
-                "negative": ("STRING", {"default": "", "multiline": True, "tooltip": _NEGATIVE_TOOLTIP}),
+                "negative": NEGATIVE,
                 "width": ("INT", {"default": 512, "min": 8, "max": 8192, "step": 8, "tooltip": "Of the pictures."}),
                 "height": ("INT", {"default": 512, "min": 8, "max": 8192, "step": 8, "tooltip": "Of the pictures."}),
                 "pictures_per_prompt": (
@@ -178,7 +66,7 @@ class TeacherPictures:
                     },
                 ),
             },
-            "optional": {"clip": ("CLIP", {"tooltip": _CLIP_TOOLTIP})},
+            "optional": {"clip": CLIP, "guidance": GUIDANCE},
         }
 
     @classmethod
@@ -186,11 +74,41 @@ class TeacherPictures:
         """Before anything runs, where the values are typed in; linked values are checked when they arrive."""
         if not (isinstance(prompts, str) and isinstance(width, int) and isinstance(height, int)):
             return True
-        return host.signals.error_of(lambda: PromptSource(prompts=_lines(prompts), width=width, height=height))
+        return host.signals.error_of(lambda: PromptSource(prompts=lines(prompts), width=width, height=height))
 
     def describe(self, prompts: str, **options: Any) -> tuple[Any]:
-        return (PromptSource(prompts=_lines(prompts), **options),)
+        return (PromptSource(prompts=lines(prompts), **options),)
 
 
-def _lines(text: str) -> tuple[str, ...]:
+class TrainingPrompts:
+    RETURN_TYPES = ("FEWSTEP_DATA",)
+    RETURN_NAMES = ("data",)
+    OUTPUT_TOOLTIPS = ("Connect to Distill Model, which encodes the prompts once and keeps them in the run's folder.",)
+    FUNCTION = "describe"
+    CATEGORY = "few-step/distillation"
+    SEARCH_ALIASES = ["data set", "dataset", "data-free", "dmd"]
+    DESCRIPTION = (
+        "Training data for methods that want no pictures (Distribution Matching): prompts, and the size at which the student "
+        "draws. Nothing is drawn beforehand."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        drawn = TeacherPictures.INPUT_TYPES()
+        shared = {name: drawn["required"][name] for name in ("prompts", "negative", "width", "height")}
+        return {"required": shared, "optional": drawn["optional"]}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, prompts: Any = None, width: Any = None, height: Any = None) -> bool | str:
+        """Before anything runs, where the values are typed in; linked values are checked when they arrive."""
+        if not (isinstance(prompts, str) and isinstance(width, int) and isinstance(height, int)):
+            return True
+        return host.signals.error_of(lambda: PromptsAlone(prompts=lines(prompts), width=width, height=height))
+
+    def describe(self, prompts: str, **options: Any) -> tuple[Any]:
+        return (PromptsAlone(prompts=lines(prompts), **options),)
+
+
+def lines(text: str) -> tuple[str, ...]:
+    """The prompts in a text, one on each line."""
     return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -14,10 +14,11 @@ from ...trainers.processes.group import Processes
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.training.distillation import Distillation, Recorded
 from ...trainers.training.loop import Metrics, Observer
+from ...trainers.training.plan import Plan
 from .. import host
 from ..host import folders
 from ..host.graph import Execution
-from . import running, students
+from . import planning, running, students, teacher
 from .observing import Preview, stops_here
 
 
@@ -33,7 +34,6 @@ def train_folder(run: RunFolder, *, classes: Mapping[str, Any], processes: Proce
     with processes.held_by_first(run.locked()), torch.inference_mode(False):
         made = _teacher(recorded, classes)
         model = made["model"]
-        running.require_teacher(recorded, model, run=run)
         distillation = _distillation(run, recorded, model=model, processes=processes)
         if not distillation.finished():
             running.execute(
@@ -46,10 +46,27 @@ def train_folder(run: RunFolder, *, classes: Mapping[str, Any], processes: Proce
         return _published(run, student) if processes.is_first else None
 
 
+def plan_folder(run: RunFolder, *, classes: Mapping[str, Any]) -> Plan:
+    """What training the run here will take; see train_folder. Nothing is written."""
+    recorded = Recorded.of(run)
+    student = students.read(recorded.student)
+    with torch.inference_mode(False):
+        model = _teacher(recorded, classes)["model"]
+        distillation = _distillation(run, recorded, model=model, processes=Processes())
+        trial = planning.Trial(
+            model=model, run=run, method=distillation.method, student=student, sample=distillation.data.first(1)
+        )
+        needs, room = trial.needs(distillation.options)
+        return planning.planned(trial, distillation.options, needs=needs, room=room)
+
+
 def _distillation(run: RunFolder, recorded: Recorded, *, model: Any, processes: Processes) -> Distillation:
     data = read_data(run.data_folder, device=model.load_device)
     if data is None:
         raise ValueError(f"the run {run.name!r} lacks its training data ({run.data_folder}); write it again.")
+    if run.description().get("started_from") and not run.begun:
+        raise ValueError(f"the run {run.name!r} lacks the checkpoint that it was to start from; write it again.")
+    teacher_is = teacher.require(recorded, model, run=run, first=data.first(1))
     options = read_method(recorded.method, recorded.method_options)
     return Distillation(
         run=run,
@@ -60,6 +77,7 @@ def _distillation(run: RunFolder, recorded: Recorded, *, model: Any, processes: 
         prediction_type=host.models.prediction_type(host.models.model_sampling_of(model)),
         student=recorded.student,
         origin=recorded.origin,
+        teacher_is=teacher_is,
         processes=processes,
     )
 

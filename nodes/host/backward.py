@@ -14,10 +14,13 @@ from typing import Any
 
 import comfy.ldm.modules.attention
 import comfy.model_management
+import torch
 
 _FUSED = ("rope", "adaln")
 """Modules of the fused operators' library whose operators stand between a network's layers; others quantise weights."""
 _WITH_BACKWARD = ("attention_basic", "attention_split", "attention_sub_quad", "attention_xformers", "attention_pytorch")
+_CHOSEN = ("optimized_attention", "optimized_attention_masked")
+"""Names under which the host's modules have what was chosen."""
 ATTENTION_OVERRIDE = "optimized_attention_override"
 """The transformer option by which current hosts let a model say what computes its attention."""
 
@@ -26,9 +29,9 @@ ATTENTION_OVERRIDE = "optimized_attention_override"
 def possible() -> Iterator[None]:
     """Inside, what the host's networks compute has a backward; on leaving all is as it was.
 
-    Attention besides, see `attention`: it is chosen call by call.
+    Attention that a MODEL brings besides, see `attention`: it is chosen call by call.
     """
-    with _set(comfy.model_management, "in_training", True), _plain_forms():
+    with _set(comfy.model_management, "in_training", True), _plain_forms(), _plain_attention():
         yield
 
 
@@ -63,8 +66,44 @@ def _plain(library: ModuleType | None) -> dict[str, Callable[..., Any]]:
     return {name: getattr(module, name) for name in library.__all__ for module in modules if hasattr(module, name)}
 
 
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Inside, networks that import the host's attention by name, and tell it nothing of the MODEL, find one with a backward.
+
+    Start options choose it (--use-sage-attention), and node packs put their own in its place, or in the place of torch's.
+    """
+    functional = torch.nn.functional
+    with ExitStack() as stack:
+        stack.enter_context(_set(functional, "scaled_dot_product_attention", torch._C._nn.scaled_dot_product_attention))
+        for module, name in _chosen_attention():
+            stack.enter_context(_set(module, name, comfy.ldm.modules.attention.attention_pytorch))
+        yield
+
+
+def _chosen_attention() -> list[tuple[ModuleType, str]]:
+    """Where the host's choice of attention is imported, under whatever name, and what packs have put there; without backward."""
+    own = [vars(comfy.ldm.modules.attention).get(name) for name in _CHOSEN]
+    chosen = {id(attention) for attention in own if not _has_backward(attention)}
+    loaded = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
+    return [
+        (module, name)
+        for module in loaded
+        for name, value in list(vars(module).items())
+        if id(value) in chosen or (name in _CHOSEN and _is_from_elsewhere(value, module) and not _has_backward(value))
+    ]
+
+
+def _is_from_elsewhere(value: Any, module: ModuleType) -> bool:
+    """Some networks have a function of that name with arguments of its own."""
+    return getattr(value, "__module__", None) != module.__name__
+
+
+def _has_backward(attention: Any) -> bool:
+    return not callable(attention) or getattr(attention, "__name__", "") in _WITH_BACKWARD
+
+
 def attention(chosen: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """For ATTENTION_OVERRIDE: what the host chose if it has a backward, else torch's own attention."""
-    if chosen.__name__ in _WITH_BACKWARD:
+    if _has_backward(chosen):
         return chosen(*args, **kwargs)
     return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)

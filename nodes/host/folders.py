@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
+from ...trainers.data.encodings import Encodings
 from ...trainers.storage import places
 from ...trainers.storage.export import is_one_of, same_tensors
 from ...trainers.storage.files import copy_atomically
@@ -61,17 +62,17 @@ def guidance_embedding(name: str) -> Tensor | None:
         return content.get_tensor(names[0]) if names else None
 
 
-def pictures_folder(text: str) -> Path:
+def training_folder(text: str) -> Path:
     """A folder that the user names: an absolute path is theirs to choose, a relative one lies in the host's input folder.
 
     ValueError for a relative one that leads out of it.
     """
     if not text.strip():
-        raise ValueError("the folder of training pictures is empty; give the path of a folder.")
+        raise ValueError("the folder of training data is empty; give the path of a folder.")
     root, path = Path(folder_paths.get_input_directory()), _at_home(text.strip())
     if not path.is_absolute() and ".." in path.parts:
         raise ValueError(
-            f"the folder of training pictures is {text!r}; a relative path lies in ComfyUI's input folder ({root}), and .. "
+            f"the folder of training data is {text!r}; a relative path lies in ComfyUI's input folder ({root}), and .. "
             "would lead out of it. Give the whole path of a folder elsewhere."
         )
     return root / path
@@ -81,12 +82,17 @@ def _at_home(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"the folder of training pictures is {text!r}, but {error}") from error
+        raise ValueError(f"the folder of training data is {text!r}, but {error}") from error
 
 
 def runs_root() -> Path:
     """Where run folders live: below the host's output folder, as it is set when this is called."""
     return Path(folder_paths.get_output_directory()) / "fewstep" / "runs"
+
+
+def encodings() -> Encodings:
+    """What VAEs and text encoders made of training data: output/fewstep/encoded, which may be deleted at any time."""
+    return Encodings(runs_root().parent / "encoded")
 
 
 def known_weights() -> Path:
@@ -139,6 +145,12 @@ def recipe_file(name: str) -> Path | None:
         return student_files().get(name)
     path = folder_paths.get_full_path(folder, file)
     return Path(path) if path else None
+
+
+def model_file(name: str) -> Path | None:
+    """Where a file lies that a loader names without its folder; None for one that none of the host's model folders has."""
+    paths = (folder_paths.get_full_path(folder, name) for folder in _recipe_folders())
+    return next((Path(path) for path in paths if path), None)
 
 
 def _recipe_folders() -> list[str]:

@@ -37,6 +37,52 @@ def upstream(graph: Mapping[str, Any], node: str, inputs: Iterable[str]) -> dict
     return {"nodes": {name: kept[name] for name in sorted(kept)}, "outputs": outputs}
 
 
+FILES = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
+"""How the names of model files end."""
+
+
+def files_behind(graph: Mapping[str, Any], node: str, name: str) -> dict[str, float | None]:
+    """The model files that the nodes behind an input name, the nearest first, and the strength of each that is a LoRA's.
+
+    A LoRA at strength 0 is left out.
+    """
+    found: dict[str, float | None] = {}
+    waiting, seen = [graph.get(node, {}).get("inputs", {}).get(name)], set()
+    while waiting:
+        link = waiting.pop(0)
+        if not _is_link(link) or link[0] in seen or link[0] not in graph:
+            continue
+        seen.add(link[0])
+        inputs = graph[link[0]]["inputs"]
+        strength = inputs.get("strength_model")
+        if strength != 0:
+            files = [value for value in inputs.values() if isinstance(value, str) and value.lower().endswith(FILES)]
+            found |= {
+                file: strength if isinstance(strength, int | float) else None for file in files if file not in found
+            }
+        waiting += inputs.values()
+    return found
+
+
+def nothing_yet(reason: str) -> Any:
+    """For an output without a value: what hangs on it is not run, or fails with the reason in hosts before August 2024."""
+    try:
+        from comfy_execution.graph_utils import ExecutionBlocker
+    except ImportError:
+        return _Nothing(reason)
+    return ExecutionBlocker(None)
+
+
+class _Nothing:
+    """Whoever uses it is told why."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError(self._reason)
+
+
 def _is_link(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], str) and type(value[1]) is int
 

@@ -14,19 +14,27 @@ from torch import Tensor, nn
 
 from ...trainers.storage.files import tensors_sha256
 from ...trainers.storage.kept_hashes import kept
-from . import bypass, folders, guidance, weights
+from . import bypass, carried, folders, guidance, weights
 
 _NETWORK = "diffusion_model."
 
 
-def teacher_sha256(model: Any) -> str:
-    """Of a loaded MODEL as wired: weights, patches, and what is beside its layers. The same under every loading policy.
+def teacher_parts(model: Any) -> dict[str, str]:
+    """Hashes of a loaded MODEL as wired: weights, patches, and what is beside its layers. The same under every loading policy.
 
     ValueError for a patch of a kind that nothing is known of.
     """
-    own = weights_sha256(_held(model), owner=model.model, file=file_of(model))
-    beside = tensors_sha256(_beside(model))
-    return hashlib.sha256(f"weights {own}\npatches {patches_sha256(model)}\nbeside {beside}".encode()).hexdigest()
+    return {
+        "weights": weights_sha256(_held(model), owner=model.model, file=file_of(model)),
+        "patches": patches_sha256(model),
+        "beside": tensors_sha256(_beside(model)),
+    }
+
+
+def teacher_sha256(model: Any) -> str:
+    """All of its parts in one."""
+    lines = [f"{name} {part}" for name, part in teacher_parts(model).items()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def of_old(model: Any) -> str | None:
@@ -143,3 +151,34 @@ def _said_in_turn(values: Any, *, of: str) -> Iterator[str]:
     yield f"{len(values)}:"
     for value in values:
         yield from _said(value, of=of)
+
+
+# --- what else changes what a MODEL draws ------------------------------------------------------------------------------
+
+
+def changes(model: Any) -> dict[str, list[str]]:
+    """Patches and wrappers of a MODEL's forward, and what is put into its layers: who made them, by kind.
+
+    Without what a training step does not use, or what only makes sampling faster.
+    """
+    options = model.model_options.get("transformer_options", {})
+    found = {f"{kind} patches": list(several) for kind, several in options.get("patches", {}).items()}
+    for kind, by_place in options.get("patches_replace", {}).items():
+        found[f"{kind} replacements"] = list(by_place.values())
+    for kind, keyed in carried.wrappers(model).items():
+        found[f"wrappers around {kind}"] = [one for several in keyed.values() for one in several]
+    for kind, several in getattr(model, "injections", {}).items():
+        found[f"{kind} injections"] = list(several)
+    return {kind: sorted(map(_maker, several)) for kind, several in sorted(found.items()) if several}
+
+
+def _maker(function: Any) -> str:
+    """The file and the class or function in which a patch was made."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__.rsplit('.', 1)[-1]}.{named.__qualname__.split('.')[0]}"
+
+
+def computes_in(model: Any) -> str:
+    """What the MODEL's network computes in and where: "bfloat16 on cuda"."""
+    network = model.model
+    return f"{network.manual_cast_dtype or network.get_dtype()} on {model.load_device.type}".removeprefix("torch.")

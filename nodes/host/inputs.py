@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import comfy.conds
@@ -168,6 +168,31 @@ def in_one_length(
             condition[key] = condition[key].repeat(1, common // lengths[0], 1)
             unconditional[key] = unconditional[key].repeat(1, common // lengths[1], 1)
     return condition, unconditional
+
+
+def told(model: Any, conditioning: Conditioning, options: Mapping[str, float]) -> Conditioning:
+    """A prompt with what the host's nodes would add to it: guidance (FluxGuidance), frame_rate, seconds_start and _total.
+
+    An option of 0 is left the model's own, but for a start; one that the model does not know, it ignores. ValueError for
+    guidance told to a model that takes none.
+    """
+    given = {name: value for name, value in options.items() if value or name == "seconds_start"}
+    if not given:
+        return conditioning
+    made = [[embedding, {**own, **given}] for embedding, own in conditioning]
+    if "guidance" in given and not _takes_guidance(model, made):
+        raise ValueError(
+            f"guidance is {given['guidance']}, but this model ({type(model.model).__name__}) takes none as an input; set it "
+            "to 0."
+        )
+    return made
+
+
+def _takes_guidance(model: Any, conditioning: Conditioning) -> bool:
+    latent_format = model.get_model_object("latent_format")
+    sides = [1, 8, 8][-getattr(latent_format, "latent_dimensions", 2) :]
+    x = torch.zeros(1, latent_format.latent_channels, *sides, device=model.load_device)
+    return "guidance" in _encoded(model, conditioning[0], latents=x, name="positive")
 
 
 def encoded_together(model: Any, prompts: Sequence[Conditioning], together: Conditioning, *, latents: Tensor) -> bool:

@@ -62,6 +62,20 @@ def require_value(name: str, value: Any, kind: Any, options: Mapping[str, Any] |
         raise ValueError(f"{name} is {value!r} ({type(value).__name__}); allowed are true and false.")
 
 
+def require_links(declared: Mapping[str, Any], given: Mapping[str, str]) -> None:
+    """ValueError, naming the input, for one that is linked to another type than it declares; a menu takes a text too.
+
+    given: types by input, as hosts hand them to a VALIDATE_INPUTS that asks for input_types, and then do not look themselves.
+    """
+    inputs = {**declared.get("required", {}), **declared.get("optional", {})}
+    for name, received in given.items():
+        kind, *options = inputs[name]
+        wanted = {"STRING", "COMBO"} if menu_of(kind, *options) is not None else {kind}
+        offered = set(str(received).replace(" ", "").split(","))
+        if isinstance(received, str) and not offered & {*wanted, "*"}:
+            raise ValueError(f"{name} is linked to {received}; it takes {' or '.join(sorted(wanted))}.")
+
+
 def _require_choice(name: str, value: Any, menu: list[Any]) -> None:
     if value not in menu:
         more = f" and {len(menu) - _SHOWN} more" if len(menu) > _SHOWN else ""

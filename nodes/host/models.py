@@ -165,6 +165,19 @@ def with_audio_shift(model: Any, *, shift: float, audio_shift: float) -> Any:
     return clone
 
 
+def with_noise_scale(model: Any, noise_scale: float) -> Any:
+    """A clone of a flow model that calls noise of this deviation noise of 1, as the host's ModelNoiseScale makes it."""
+    sampling = copy.deepcopy(model_sampling_of(model))
+    if not hasattr(sampling, "set_noise_scale"):
+        raise ValueError(
+            "this recipe sets the scale of the model's noise, which this ComfyUI's models do not have; update it."
+        )
+    sampling.set_noise_scale(noise_scale)
+    clone = model.clone()
+    clone.add_object_patch("model_sampling", sampling)
+    return clone
+
+
 def reading(sampling: Any, *, prediction: str | None = None) -> Any | None:
     """What stands in for a model's sampling object while a sampler or a training step asks its network; None: its own does.
 
@@ -273,6 +286,13 @@ def _at_unit_variance(x: Tensor, *, sigma: Tensor, latent: Tensor | None) -> Ten
 def sampler(function: Callable[..., Tensor], **options: Any) -> Any:
     """A SAMPLER from one of our sampler functions and its options."""
     return comfy.samplers.KSAMPLER(sampler_function(function, **options))
+
+
+def hosts_sampler(name: str) -> Any:
+    """A SAMPLER of the host's own by its name in the menu. ValueError where this host has none."""
+    if name not in comfy.samplers.KSampler.SAMPLERS:
+        raise ValueError(f"this ComfyUI has no sampler {name!r}, with which the recipe is sampled; update ComfyUI.")
+    return comfy.samplers.sampler_object(name)
 
 
 def guider(model: Any, conditioning: dict[str, Conditioning], *, cfg: float) -> Any:

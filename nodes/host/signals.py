@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
+
+from .models import log
 
 
 def error_of(make: Callable[[], object]) -> bool | str:
@@ -67,3 +70,12 @@ def send(event: str, data: dict[str, Any]) -> None:
     running = server()
     if running is not None:
         running.send_sync(event, data)
+
+
+def say(text: str, *, warning: bool = False) -> None:
+    """Into the log and, where the host can, on the node that it executes now."""
+    log.log(logging.WARNING if warning else logging.INFO, "%s", text)
+    running: Any = server()
+    node = getattr(running, "last_node_id", None)
+    if node is not None and hasattr(running, "send_progress_text"):
+        running.send_progress_text(text, node)

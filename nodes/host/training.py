@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...samplers.noise import Denoiser
 from ...trainers.students.adapters import lora_file, nearest, product
-from . import bypass, weights
+from . import bypass, carried, weights
 from .aliases import aliased, renew
 from .backward import ATTENTION_OVERRIDE, attention
 from .guidance import taking_scale
@@ -28,20 +28,7 @@ from .models import noise_scale, read_by, reading
 
 Network = Any
 """The host's model object (its BaseModel): a torch module with apply_model, diffusion_model and model_sampling."""
-
-_UNSUPPORTED_MODEL_OPTIONS = (
-    "model_function_wrapper",
-    "sampler_cfg_function",
-    "sampler_post_cfg_function",
-    "sampler_pre_cfg_function",
-    "denoise_mask_function",
-    "sampler_calc_cond_batch_function",
-    "context_handler",
-)
-_AROUND_THE_NETWORK = ("apply_model", "diffusion_model")
-"""Wrappers of the host that stand around a forward, which a training step calls as a sampler does."""
-_ONLY_FASTER = ("torch.compile", "easycache", "lazycache")
-"""Keys of wrappers that are no part of what the model means: compiled code, and caches over the steps of one sampling."""
+_NOTHING: Mapping[str, Any] = {}
 
 
 def trainable_copy(model: Any) -> Network:
@@ -50,12 +37,7 @@ def trainable_copy(model: Any) -> Network:
     Its weights are ordinary float32 tensors, whatever the host's own are and wherever it keeps them.
     """
     bypass.require_none(model)
-    patches = [key for key in ("patches", "patches_replace") if _transformer_options(model).get(key)]
-    if patches:
-        raise ValueError(
-            "the MODEL carries attention patches (FreeU, IPAdapter and their kind), which full weights cannot take over; "
-            "remove that node or train a LoRA."
-        )
+    carried.require_in_a_copy(model)
     loaded(model)
     network = weights.copied(model)
     network.diffusion_model.dtype = torch.float32  # the host casts inputs to what this says
@@ -65,46 +47,18 @@ def trainable_copy(model: Any) -> Network:
 
 def loaded(model: Any) -> Network:
     """The MODEL's network on its device, LoRAs and patches applied. ValueError for what a training step cannot honour."""
-    refused = [key for key in _UNSUPPORTED_MODEL_OPTIONS if model.model_options.get(key)]
-    if refused:
-        raise ValueError(f"the MODEL carries {', '.join(refused)}, which training does not support; remove that node.")
-    around = [kind for kind in _wrappers(model) if kind not in _AROUND_THE_NETWORK]
-    if around:
-        raise ValueError(
-            f"the MODEL carries wrappers around {', '.join(around)}, which training does not support; remove that node."
-        )
+    carried.require_supported(model)
     with torch.inference_mode():  # as nodes do: a quantised model loaded otherwise cannot be unloaded
         _load(model)
     renew(model.model)
     return model.model
 
 
-def require_no_wrappers(model: Any) -> None:
-    """ValueError for wrappers that a copy of the network would lose."""
-    found = ", ".join(_wrappers(model))
-    if found:
-        raise ValueError(
-            f"the MODEL carries wrappers around {found}, which full weights cannot take over; remove that node or "
-            "train a LoRA."
-        )
-
-
-def _wrappers(model: Any) -> dict[str, dict[Any, list[Any]]]:
-    """The host's wrappers by what they stand around and by key, but for those that only make sampling faster."""
-    found: dict[str, dict[Any, list[Any]]] = {}
-    for holder in (_transformer_options(model).get("wrappers", {}), getattr(model, "wrappers", {})):
-        for kind, keyed in holder.items():
-            for key, several in keyed.items():
-                if several and key not in _ONLY_FASTER:
-                    found.setdefault(kind, {}).setdefault(key, []).extend(several)
-    return found
-
-
 def _load(model: Any) -> None:
     """Has the host put the MODEL on its device, whole where it fits and can be asked for that, and other models away from it.
 
     How much a backward pass will hold is not known before: the host is asked for the whole device, and loads another model
-    again when that is used.
+    again when that is used. With the models that its patches ask for beside it, as the host's samplers have them.
     """
     management = comfy.model_management
     wishes: dict[str, Any] = {"memory_required": management.get_total_memory(model.load_device)}
@@ -116,7 +70,7 @@ def _load(model: Any) -> None:
         wishes["force_full_load"] = True
     elif "minimum_memory_required" in known:  # what such hosts leave free beside the MODEL's weights
         wishes["minimum_memory_required"] = 0
-    management.load_models_gpu([model], **wishes)
+    management.load_models_gpu([model, *carried.models_beside(model)], **wishes)
 
 
 def _room_for(model: Any) -> float:
@@ -130,6 +84,16 @@ def _room_for(model: Any) -> float:
         return math.inf
     management.free_memory(management.get_total_memory(device), device, keep_loaded=own)
     return max(0.0, management.get_free_memory(device) + held - management.minimum_inference_memory())
+
+
+def free_beside(model: Any) -> float:
+    """Bytes that are free on the MODEL's device now, as the host counts them."""
+    return float(comfy.model_management.get_free_memory(model.load_device))
+
+
+def beside_on_card(model: Any, *, gigabytes: float) -> float:
+    """Bytes that a card of so many would have beside the MODEL's weights, all of them, and what the host keeps free."""
+    return 1e9 * gigabytes - model.model_size() - comfy.model_management.minimum_inference_memory()
 
 
 @contextmanager
@@ -166,26 +130,35 @@ def _transformer_options(model: Any) -> dict[str, Any]:
     return model.model_options.get("transformer_options", {})
 
 
-def as_denoiser(network: Network, *, model: Any = None, prediction: str | None = None) -> Denoiser:
+def as_denoiser(
+    network: Network, *, model: Any = None, prediction: str | None = None, told: Mapping[str, Any] = _NOTHING
+) -> Denoiser:
     """The host's network as D(x, sigma, **condition) -> x0, scalings and prediction type included.
 
     model: whose attention patches and wrappers count, as they do when the host samples it. prediction: what the network's output
-    is taken for, if not for what the network's own sampling object says. x and x0 are in units of the deviation of the model's
-    noise, see latents_for_training. A network that learns to take its guidance scale as an input is given it, (B,), by keyword.
+    is taken for, if not for what the network's own sampling object says. told: what patches are told besides. x and x0 are in
+    units of the deviation of the model's noise, see latents_for_training. A network that learns to take its guidance scale as an
+    input is given it, (B,), by keyword.
     """
-    options = {} if model is None else {**_transformer_options(model), "wrappers": _wrappers(model)}
+    options = {} if model is None else {**_transformer_options(model), "wrappers": carried.wrappers(model)}
     scale = noise_scale(network.model_sampling)
     read = reading(network.model_sampling, prediction=prediction)
 
     def denoiser(x: Tensor, sigma: Tensor, guidance_scale: Tensor | None = None, **condition: Tensor) -> Tensor:
         # a fresh copy: the host's blocks write their position into it
-        mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1], ATTENTION_OVERRIDE: attention}
+        mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1], ATTENTION_OVERRIDE: attention, **told}
         with read_by(network, read), taking_scale(network, guidance_scale):
             if scale == 1.0:
                 return network.apply_model(x, sigma, transformer_options=mine, **host_inputs(condition))
             return network.apply_model(scale * x, sigma, transformer_options=mine, **host_inputs(condition)) / scale
 
     return denoiser
+
+
+def diffusion_model_of(network: Network) -> torch.nn.Module:
+    """The network itself, in the host's object of it."""
+    found: torch.nn.Module = network.diffusion_model
+    return found
 
 
 def network_state_dict(network: Network) -> dict[str, Tensor]:

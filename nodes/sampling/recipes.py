@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...samplers.few_step import sample_ancestral, sample_few_step, sample_tcd
-from ...samplers.presets import PRESETS, Preset, family_named_by
+from ...samplers.presets import OURS, PRESETS, Preset
 from ...samplers.recipe import Recipe
 from ...trainers.storage.files import read_metadata
 from .. import host
 from ..host import folders
 from .model_sampling import LCMBoundary
+from .recognition import misfit, proposal, strength_told
 from .schedules import levels, pixels
 
 FROM_FILE = "from the file's own metadata"
-_NO_FILE = "none"
+RECOGNISED = "recognised by the model's files"
+NO_FILE = "none"
 
 
+@host.signals.asked_whether_changed
 class ApplyRecipe:
     RETURN_TYPES = ("MODEL", "SAMPLER", "SIGMAS", "FLOAT", "GUIDER", "FLOAT")
     RETURN_NAMES = ("model", "sampler", "sigmas", "cfg", "guider", "boundary")
@@ -50,6 +54,7 @@ class ApplyRecipe:
         "krea",
         "minimax",
         "fast",
+        "detect",
     ]
     DESCRIPTION = (
         "Sets model, sampler, schedule and guidance as the authors of a well-known few-step model mean it, or as a file "
@@ -62,14 +67,21 @@ class ApplyRecipe:
             "required": {
                 "model": ("MODEL", {"tooltip": "The few-step checkpoint, or the base model with its speed LoRA."}),
                 "recipe": (
-                    [*PRESETS, FROM_FILE],
-                    {"tooltip": "Which family the file is of, and for how many steps it was made."},
+                    [*PRESETS, FROM_FILE, RECOGNISED],
+                    {
+                        "tooltip": "Which family the file is of, and for how many steps it was made. Recognised: by "
+                        "names and metadata of the files that the model is loaded from, or of the one in file; the node says "
+                        "what it took."
+                    },
                 ),
             },
             "optional": {
                 "file": (
-                    [_NO_FILE, *sorted(folders.recipe_files())],
-                    {"tooltip": f"Read with '{FROM_FILE}': a student or LoRA that FewStep made. Loads no weights."},
+                    [NO_FILE, *sorted(folders.recipe_files())],
+                    {
+                        "tooltip": f"Read with '{FROM_FILE}': a student or LoRA that FewStep made. With '{RECOGNISED}': the file "
+                        "to go by, in place of those behind the model. Loads no weights."
+                    },
                 ),
                 "positive": ("CONDITIONING", {"tooltip": "Needed for the guider output only."}),
                 "negative": ("CONDITIONING", {"tooltip": "For the guider output of recipes with a cfg above 1."}),
@@ -80,14 +92,24 @@ class ApplyRecipe:
                     {"tooltip": "FLUX.2 klein: what is sampled; its size counts, not width and height."},
                 ),
             },
+            "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID"},
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, recipe: str, file: str = _NO_FILE) -> bool | str:
-        return host.signals.error_of(lambda: preset_of(recipe) if recipe != FROM_FILE else recipe_of(file))
+    def VALIDATE_INPUTS(
+        cls, recipe: str | None = None, file: str | None = None, input_types: Mapping[str, str] | None = None
+    ) -> bool | str:
+        """What is linked is None here, and known when the node runs."""
+
+        def check() -> None:
+            host.limits.require_links(cls.INPUT_TYPES(), input_types or {})
+            if recipe == FROM_FILE and file is not None:
+                recipe_of(file)
+
+        return host.signals.error_of(check)
 
     @classmethod
-    def IS_CHANGED(cls, file: str = _NO_FILE, **_: Any) -> float:
+    def IS_CHANGED(cls, file: str = NO_FILE, **_: Any) -> float:
         path = folders.recipe_file(file)
         return path.stat().st_mtime if path else 0.0
 
@@ -95,10 +117,26 @@ class ApplyRecipe:
         self,
         model: Any,
         recipe: str,
-        file: str = _NO_FILE,
+        file: str = NO_FILE,
         positive: Any = None,
         negative: Any = None,
+        prompt: Mapping[str, Any] | None = None,
+        unique_id: str = "",
         **size: Any,
+    ) -> Any:
+        """The outputs; with what was recognised as the node's text, where that was asked for."""
+        if recipe != RECOGNISED:
+            return self._applied(model, recipe, file, positive, negative, **size)
+        behind: dict[str, float | None] = host.graph.files_behind(prompt or {}, unique_id, "model")
+        found = proposal([file] if file != NO_FILE else behind, fits=misfit(model))
+        chosen = (FROM_FILE, found.file) if found.recipe is None else (found.recipe, file)
+        said = [found.why]
+        if found.recipe is not None:
+            said += [*strength_told(PRESETS[found.recipe], behind.get(found.file)), *PRESETS[found.recipe].told()]
+        return {"ui": {"text": said}, "result": self._applied(model, *chosen, positive, negative, **size)}
+
+    def _applied(
+        self, model: Any, recipe: str, file: str, positive: Any, negative: Any, **size: Any
     ) -> tuple[Any, Any, Tensor, float, Any, float]:
         if recipe == FROM_FILE:
             model, sampler, sigmas = _from_file(model, file)
@@ -113,17 +151,13 @@ class ApplyRecipe:
 
 def _read_as(model: Any, preset: Preset, recipe: str) -> Any:
     """The model as the recipe wants it. ValueError for one of another kind or family."""
-    sampling, family = host.models.model_sampling_of(model), family_named_by(host.models.classes_of(model))
-    if host.models.noise_family(sampling) is not preset.family:
-        kind = host.models.prediction_type(sampling)
-        raise ValueError(f"{recipe!r} is no recipe for this kind of model ({kind}). Connect the model that it names.")
-    if preset.models and family is not None and family not in preset.models:
-        raise ValueError(
-            f"{recipe!r} is for models of ComfyUI's class {' or '.join(preset.models)}, but the connected model is a "
-            f"{family}. Connect the model that the recipe names."
-        )
+    said = misfit(model)(preset)
+    if said is not None:
+        raise ValueError(f"{recipe!r} {said}. Connect the model that the recipe names.")
     if preset.audio_shift is not None:
         return host.models.with_audio_shift(model, shift=preset.absolute_shift, audio_shift=preset.audio_shift)
+    if preset.noise_scale is not None:
+        return host.models.with_noise_scale(model, preset.noise_scale)
     if preset.prediction or preset.lcm_boundary:
         change = LCMBoundary if preset.lcm_boundary else None
         return host.models.with_model_sampling(model, prediction=preset.prediction, change=change)
@@ -138,7 +172,7 @@ def preset_levels(model_sampling: Any, preset: Preset, **size: Any) -> Tensor:
 
 def preset_of(recipe: str) -> Preset:
     if recipe not in PRESETS:
-        raise ValueError(f"there is no recipe {recipe!r}; known are: {', '.join(PRESETS)}.")
+        raise ValueError(f"there is no recipe {recipe!r}; choose one of the menu of Apply Recipe.")
     return PRESETS[recipe]
 
 
@@ -149,7 +183,7 @@ def recipe_of(file: str) -> Recipe:
     try:
         return Recipe.from_metadata(read_metadata(path), source=file)
     except ValueError as error:
-        raise ValueError(f"{error} Recipes of known families are: {', '.join(PRESETS)}.") from error
+        raise ValueError(f"{error} Known families have recipes of their own in the menu.") from error
 
 
 def _from_file(model: Any, file: str) -> tuple[Any, Any, Tensor]:
@@ -182,8 +216,11 @@ def _sampler(preset: Preset) -> Any:
         return host.models.sampler(sample_tcd, eta=preset.eta)
     if preset.sampler == "ancestral":
         return host.models.sampler(sample_ancestral, eta=preset.eta)
+    if preset.sampler not in OURS:
+        return host.models.hosts_sampler(preset.sampler)
     gamma = 0.0 if preset.sampler == "lightning" else 1.0
-    return host.models.sampler(sample_few_step, gamma=gamma, unit_variance_start=preset.unit_variance_start)
+    options = {"noise_clip": preset.noise_clip} if preset.noise_clip else {}
+    return host.models.sampler(sample_few_step, gamma=gamma, unit_variance_start=preset.unit_variance_start, **options)
 
 
 def _guider(model: Any, positive: Any, negative: Any, *, cfg: float, guidance_scale: float | None) -> Any:

@@ -131,3 +131,24 @@ def test_a_preview_goes_with_its_node(editor, schedule):
     wait_for(editor, "timestep", [999, 749, 499, 249])
     editor.remove(schedule)
     assert editor.page.locator("fewstep-schedule").count() == 0
+
+
+def test_a_recipe_is_recognised_by_the_files_behind_the_model(editor):
+    """Live, through LoRAs: the nearest file that says something; one that is off says nothing."""
+    recipe = editor.add("FewStepApplyRecipe", recipe="recognised by the model's files")
+    preview(editor).locator(".error", has_text="no file of a model is known behind model").wait_for()
+    after, loras = recipe, []
+    for file in ("style.safetensors", "sdxl_lightning_4step_lora.safetensors", "sd_xl_turbo.safetensors"):
+        loras.append(editor.add("LoraLoaderModelOnly", lora_name=file))
+        editor.page.evaluate(
+            "([from, to]) => { const node = app.graph.getNodeById(to), at = node.inputs.findIndex(slot => slot.name === 'model');"
+            " app.graph.getNodeById(from).connect(0, node, at) }",
+            [loras[-1], after],
+        )
+        after = loras[-1]
+    wait_for(editor, "timestep", [999, 749, 499, 249])
+    preview(editor).get_by_text(
+        "SDXL-Lightning, 4 steps, by the name of sdxl_lightning_4step_lora.safetensors"
+    ).wait_for()
+    editor.set(loras[1], strength_model=0)
+    wait_for(editor, "timestep", [999])

@@ -2,6 +2,7 @@
 
 from itertools import combinations
 
+import pytest
 from editing import read, strip
 from hosting import WORKFLOWS, api_twin
 
@@ -58,3 +59,18 @@ def test_every_node_can_be_added_and_removed(editor):
         editor.remove(editor.add(kind))
         assert editor.errors == [], kind
     assert editor.page.evaluate("() => app.graph._nodes.length") == 0
+
+
+@pytest.mark.parametrize(
+    "kind", ["FewStepDistill", "FewStepWriteRun", "FewStepTeacherPictures", "FewStepEvaluateDigits"]
+)
+def test_a_fresh_nodes_seed_stays_after_a_start(kind, editor):
+    """Editors put a widget beside every seed that draws another one after each start, unless it is fixed."""
+    node = editor.add(kind)
+    controls = "(w) => w.options?.values?.includes?.('randomize')"
+    seen = f"(id) => app.graph.getNodeById(id).widgets.filter({controls}).map(w => [w.label, w.value])"
+    assert editor.page.evaluate(seen, node) == [["control after generate", "fixed"]]
+    queued = "(id) => app.graph.getNodeById(id).widgets.forEach(w => { w.beforeQueued?.(); w.afterQueued?.() })"
+    editor.page.evaluate(queued, node)
+    seed = "(id) => app.graph.getNodeById(id).widgets.find(w => w.name === 'seed').value"
+    assert editor.page.evaluate(seed, node) == 0

@@ -15,8 +15,8 @@ import comfy.sd1_clip
 from comfy.ldm.models.autoencoder import AutoencoderKL
 
 
-def _fill(module, seed):
-    """The host's layers leave their weights uninitialised."""
+def fill(module, seed):
+    """A module with weights from the seed: the host's layers leave theirs uninitialised."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in module.state_dict().items():
         if weight.is_floating_point():
@@ -31,13 +31,22 @@ def tiny_vae(seed=0):
     shape = {"double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32}
     shape |= {"ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
     params = {"ddconfig": shape, "embed_dim": 4}
-    weights = _fill(AutoencoderKL(**params), seed).state_dict()
+    weights = fill(AutoencoderKL(**params), seed).state_dict()
     weights["quant_conv.weight"] *= 50.0
     vae = comfy.sd.VAE(
         sd=weights, device=torch.device("cpu"), config={"params": json.loads(json.dumps(params))}, dtype=torch.float32
     )
     vae.first_stage_model.float()
     return vae
+
+
+def wan_vae():
+    """comfy.sd.VAE of Wan and Qwen-Image, a sixteenth as wide: 4n + 1 frames of 8 x 8 pixels to 16 channels."""
+    from comfy.ldm.wan.vae import WanVAE
+
+    with torch.inference_mode():
+        weights = fill(WanVAE(dim=8, z_dim=16), seed=0).state_dict()
+        return comfy.sd.VAE(sd=weights, device=torch.device("cpu"), dtype=torch.float32)
 
 
 START, END = 998, 999
@@ -76,7 +85,7 @@ def tiny_clip(seed=0):
     with mock.patch("comfy.model_management.text_encoder_device", lambda: torch.device("cpu")):
         clip = comfy.sd.CLIP(_Target)
     clip.cond_stage_model.float()
-    _fill(clip.cond_stage_model, seed)
+    fill(clip.cond_stage_model, seed)
     return clip
 
 
@@ -106,14 +115,14 @@ class MeanVAE:
 
 
 class Counting:
-    """Another object whose encode and encode_from_tokens are counted; what they were asked for in `seen`."""
+    """Another object whose encoding is counted, by whatever name; what they were asked for in `seen`."""
 
     def __init__(self, inner):
         self._inner, self.seen = inner, []
 
     def __getattr__(self, name):
         value = getattr(self._inner, name)
-        if name not in ("encode", "encode_from_tokens"):
+        if name not in ("encode", "encode_from_tokens", "encode_from_tokens_scheduled"):
             return value
 
         def counted(what, *args, **kwargs):

@@ -81,11 +81,17 @@ def demo(name, **inputs):
     return prompt
 
 
+NOTES = ("Note", "MarkdownNote")
+"""Kinds of nodes that the editor has by itself, and does not queue."""
+
+
 def ui_to_api(workflow, object_info):
     """A UI-format workflow as the editor would queue it: links by slot, widget values by position."""
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     prompt = {}
     for node in workflow["nodes"]:
+        if node["type"] in NOTES:
+            continue
         info = object_info[node["type"]]["input"]
         inputs = {}
         values = iter(node.get("widgets_values", []))

@@ -7,7 +7,7 @@ from comfyui_fewstep.commands.embedded import import_host
 import_host()
 
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import distillation, methods, students, training_data
+from comfyui_fewstep.nodes.distillation import distillation, folder_data, methods, students, training_data
 from comfyui_fewstep.trainers.storage.export import read_student
 from PIL import Image
 
@@ -53,9 +53,8 @@ def distil(model, *, name, layers="linear", iterations=4, **inputs):
 
 
 def images(vae, clip, **changed):
-    return training_data.ImageFolder().describe(
-        **{"folder": "pictures", **FOLDER, "vae": vae, "clip": clip, **changed}
-    )[0]
+    given = {"folder": "pictures", **FOLDER, "vae": vae, "clip": clip, **changed}
+    return folder_data.ImageFolder().describe(**given)["result"][0]
 
 
 def prompts(clip, text="a red fox\n\n a blue house \n", **changed):

@@ -61,6 +61,8 @@ def test_a_missing_connection_is_refused(server, name):
         ("FewStepTeacherPictures", {"prompts": " \n "}, "prompts is empty"),
         ("FewStepTeacherPictures", {"width": 100}, "width is 100"),
         ("FewStepTeacherPictures", {"sampler": "euler_ancestral"}, "sampler"),
+        ("FewStepTrainingPrompts", {"prompts": ""}, "prompts is empty"),
+        ("FewStepTrainingPrompts", {}, "progressive distillation learns from pictures; connect Training Prompts"),
     ],
 )
 def test_data_of_no_use_are_refused_before_a_run_begins(kind, inputs, said, client, runs, name):
@@ -70,6 +72,7 @@ def test_data_of_no_use_are_refused_before_a_run_begins(kind, inputs, said, clie
         | {"without_caption": "use caption", "flip": False, "broken": "stop"},
         "FewStepTeacherPictures": {"prompts": "7", "negative": "", "width": 32, "height": 32, "pictures_per_prompt": 1}
         | {"steps": 4, "cfg": 1.0, "sampler": "euler", "seed": 0, "batch_size": 1, "pairs": False},
+        "FewStepTrainingPrompts": {"prompts": "7", "negative": "", "width": 32, "height": 32},
     }
     prompt = demo(name)
     for connected in ("latents", "positive", "negative"):

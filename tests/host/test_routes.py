@@ -49,10 +49,11 @@ def test_a_run_is_told_whole_and_looking_changes_nothing(client, server, runs, n
     assert snapshot(runs / name) == before
 
 
-def test_a_run_that_is_not_there_is_told_so_and_not_made(server, runs):
-    told = server.get("/fewstep/runs/never begun".replace(" ", "%20"))
-    assert (told["state"], told["iteration"], told["previews"]) == ("absent", 0, [])
-    assert not (runs / "never begun").exists()
+@pytest.mark.parametrize("named", ["never begun", "\u5b66\u751f", "\u043c\u043e\u0439 \u0441"])
+def test_a_run_that_is_not_there_is_told_so_and_not_made(named, server, runs):
+    told = server.get(f"/fewstep/runs/{urllib.parse.quote(named)}")
+    assert (told["run"], told["state"], told["iteration"], told["previews"]) == (named, "absent", 0, [])
+    assert not (runs / named).exists()
 
 
 @pytest.mark.parametrize("path", ["..", "../../..", "a/../..", ".", "/etc", "a\\..\\b", "..\x00"])

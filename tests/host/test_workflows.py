@@ -29,7 +29,7 @@ def own(object_info):
 
 
 def test_the_pack_loads_whole(object_info, server):
-    assert len(own(object_info)) == 35
+    assert len(own(object_info)) == 38
     assert "IMPORT FAILED" not in "\n".join(
         line for line in server.tail(10**6).splitlines() if "comfyui_fewstep" in line.lower()
     )
@@ -56,7 +56,8 @@ def test_every_input_and_output_has_a_tooltip(object_info):
         ("distil", {"FewStepDistill", "FewStepLoadStudent", "FewStepProgressiveDistillation"}),
         ("few step", {"FewStepDistill", "FewStepLCMSampler"}),
         ("train lora", {"FewStepDistill", "FewStepLoRAStudent", "FewStepImageFolder"}),
-        ("dataset", {"FewStepImageFolder", "FewStepTeacherPictures"}),
+        ("dataset", {"FewStepImageFolder", "FewStepTeacherPictures", "FewStepTrainingPrompts"}),
+        ("dmd", {"FewStepDistributionMatching", "FewStepTrainingPrompts"}),
         ("multi gpu", {"FewStepWriteRun", "FewStepWatchRun"}),
         ("wan", {"FewStepTwoExperts", "FewStepApplyRecipe", "FewStepExpertsPart"}),
         ("merge", {"FewStepSaveStudent"}),

@@ -50,6 +50,7 @@ def test_the_wheel_holds_the_pack_and_not_the_tests(tmp_path):
         "web/docs/FewStepDistill.md",
         "workflows/Distil digits to 4 steps.json",
         "workflows/api/Distil digits to 4 steps.json",
+        "prompts/everyday.txt",
     ):
         assert f"comfyui_fewstep/{wanted}" in held
     assert not any("tests/" in name for name in held)

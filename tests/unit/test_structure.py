@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HOST = {"comfy", "comfy_extras", "comfy_api", "folder_paths", "execution", "server", "nodes", "latent_preview"}
 FLOORS = [
     "benchmarks",
+    "benchmarks/scenes",
     "commands",
     "nodes",
     "nodes/distillation",
@@ -32,6 +33,7 @@ FLOORS = [
     "trainers/data",
     "trainers/storage",
     "trainers/processes",
+    "samplers/presets",
     "samplers",
     "launch.py",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from ...samplers.noise import expand_like
+from ..storage.files import Rows, tensors_sha256
 
 Condition = dict[str, Tensor]
 """Model inputs by name, as the denoiser takes them by keyword; each (N, ...), or (1, ...) when all samples share it.
@@ -60,7 +61,10 @@ class Data(Protocol):
         """The first samples, at most `count`, of one shape."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by a stable name, for hashing."""
+        """All tensors by a stable name, each prompt as often as it has samples."""
+
+    def sha256(self) -> str:
+        """Of tensors(), which are not put together for it."""
 
     def require_droppable(self) -> None:
         """ValueError, naming the input, where captions cannot be dropped."""
@@ -70,8 +74,10 @@ class Data(Protocol):
 class TensorData:
     """Samples of one shape. x0: (N, ...), condition: (N, ...) or (1, ...) each, unconditional: (1, ...) each, or None.
 
-    noise: (N, ...) of pairs, see Batch. batch_device: where batches go, None for where x0 is. ValueError, naming the
-    input, when counts do not match or a value is not finite.
+    noise: (N, ...) of pairs, see Batch. batch_device: where batches go, None for where x0 is. repeats: (N,) whole numbers, as
+    how many samples each is drawn; None for once each. prompts: (N,) the row of condition (P, ...) that describes each, where
+    several have one prompt, which is then held once. ValueError, naming the input, when counts do not match or a value is
+    not finite.
     """
 
     x0: Tensor
@@ -79,13 +85,15 @@ class TensorData:
     unconditional: Condition | None = None
     noise: Tensor | None = None
     batch_device: torch.device | None = None
+    repeats: Tensor | None = None
+    prompts: Tensor | None = None
 
     def __post_init__(self) -> None:
         if len(self.x0) == 0:
             raise ValueError("the training latents are empty; give at least one.")
         _require_finite(self.x0, name="training latents")
         for name, value in self.condition.items():
-            if len(value) not in (1, len(self.x0)):
+            if self.prompts is None and len(value) not in (1, len(self.x0)):
                 raise ValueError(
                     f"the conditioning holds {len(value)} entries ({name}) but there are {len(self.x0)} latents; give "
                     "one entry for each latent in the same order, or a single one for all."
@@ -102,13 +110,33 @@ class TensorData:
                     "latent and the noise of its own shape that it was drawn from."
                 )
             _require_finite(self.noise, name="noise")
+        if self.repeats is not None and (self.repeats.shape != self.x0.shape[:1] or self.repeats.min() < 1):
+            raise ValueError("repeats must be a whole number from 1 for each of the latents.")
+        self._require_prompts()
+
+    def _require_prompts(self) -> None:
+        counts = {len(value) for value in self.condition.values()}
+        if self.prompts is None or (len(self.prompts) == len(self.x0) and counts == {int(self.prompts.max()) + 1}):
+            return
+        raise ValueError(
+            f"the training data say of {len(self.prompts)} latents which of the prompts describes each, but hold {len(self.x0)} "
+            f"latents and {sorted(counts)} prompts."
+        )
+
+    @property
+    def size(self) -> int:
+        """Samples that are drawn, each of the same share."""
+        return len(self.x0) if self.repeats is None else int(self.repeats.sum())
 
     @property
     def device(self) -> torch.device:
         return self.batch_device or self.x0.device
 
     def batch(self, size: int, *, generator: torch.Generator, caption_dropout: float = 0.0) -> Batch:
-        drawn = self.take(torch.randint(len(self.x0), (size,), generator=generator))
+        index = torch.randint(self.size, (size,), generator=generator)
+        if self.repeats is not None:
+            index = torch.searchsorted(self.repeats.cumsum(0), index, right=True)
+        drawn = self.take(index)
         if not caption_dropout:
             return drawn
         if self._one_shape():
@@ -129,8 +157,9 @@ class TensorData:
 
     def take(self, index: Tensor) -> Batch:
         """The samples at index (B,), each with its own condition or the one that all share."""
+        rows = index if self.prompts is None else self.prompts[index]
         condition = {
-            name: (value[index] if len(value) > 1 else value.expand(len(index), *value.shape[1:])).to(self.device)
+            name: (value[rows] if len(value) > 1 else value.expand(len(rows), *value.shape[1:])).to(self.device)
             for name, value in self.condition.items()
         }
         noise = None if self.noise is None else self.noise[index].to(self.device)
@@ -140,9 +169,20 @@ class TensorData:
         return Batch(self.x0[index].to(self.device), condition, noise, unconditional)
 
     def tensors(self) -> dict[str, Tensor]:
-        named = {"x0": self.x0} | {f"condition.{k}": v for k, v in self.condition.items()}
+        return {name: value.whole() if isinstance(value, Rows) else value for name, value in self.rows().items()}
+
+    def sha256(self) -> str:
+        return tensors_sha256(self.rows())
+
+    def rows(self) -> dict[str, Tensor | Rows]:
+        """As tensors(), what several samples share as it is held."""
+        named: dict[str, Tensor | Rows] = {"x0": self.x0}
+        named |= {
+            f"condition.{k}": v if self.prompts is None else Rows(v, self.prompts) for k, v in self.condition.items()
+        }
         named |= {f"unconditional.{k}": v for k, v in (self.unconditional or {}).items()}
-        return named if self.noise is None else named | {"noise": self.noise}
+        also = {"noise": self.noise, "repeats": self.repeats}
+        return named | {name: value for name, value in also.items() if value is not None}
 
     def require_droppable(self) -> None:
         if self.unconditional is None:
@@ -184,7 +224,7 @@ class Buckets:
         return drawn.batch(size, generator=generator, caption_dropout=caption_dropout)
 
     def _drawn_bucket(self, generator: torch.Generator) -> TensorData:
-        ends = torch.tensor([len(bucket.x0) for bucket in self.buckets]).cumsum(0)
+        ends = torch.tensor([bucket.size for bucket in self.buckets]).cumsum(0)
         sample = torch.randint(int(ends[-1]), (1,), generator=generator)
         return self.buckets[int(torch.searchsorted(ends, sample, right=True))]
 
@@ -192,11 +232,22 @@ class Buckets:
         return self.buckets[0].first(count)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {f"{i:04d}.{name}": value for i, b in enumerate(self.buckets) for name, value in b.tensors().items()}
+        return _numbered(bucket.tensors() for bucket in self.buckets)
+
+    def sha256(self) -> str:
+        return tensors_sha256(_numbered(bucket.rows() for bucket in self.buckets))
 
     def require_droppable(self) -> None:
         for bucket in self.buckets:
             bucket.require_droppable()
+
+
+_Value = TypeVar("_Value")
+
+
+def _numbered(several: Iterable[Mapping[str, _Value]]) -> dict[str, _Value]:
+    """Buckets' values by their names, the bucket's number before them."""
+    return {f"{i:04d}.{name}": value for i, named in enumerate(several) for name, value in named.items()}
 
 
 Shape = tuple[tuple[str, torch.dtype, torch.Size], ...]
@@ -204,7 +255,8 @@ Shape = tuple[tuple[str, torch.dtype, torch.Size], ...]
 
 def shape_of(data: TensorData) -> Shape:
     """What samples must have in common to be drawn in one batch: names, types and shapes, without the count."""
-    named = {name: value for name, value in data.tensors().items() if not name.startswith("unconditional.")}
+    named = {"x0": data.x0} | {f"condition.{name}": value for name, value in data.condition.items()}
+    named |= {} if data.noise is None else {"noise": data.noise}
     return tuple((name, value.dtype, value.shape[1:]) for name, value in sorted(named.items()))
 
 

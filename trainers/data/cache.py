@@ -4,25 +4,26 @@ data/source.json        what the data were made from, JSON
 data/00000.safetensors  shards, written one after another as they are made
 data/index.json         the shards and their checksums; written last, its presence says that the data are whole
 
-A shard holds one or more parts, each a TensorData: <part>.x0, .noise, .condition.<name> and .unconditional.<name>. Parts of
-one shape are one bucket, in the order of their first samples.
+A shard holds one or more parts, each a TensorData: <part>.x0, .noise, .repeats, .prompts, .condition.<name> and
+.unconditional.<name>. Parts of one shape are one bucket, in the order of their first samples.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..storage.files import CHECKSUM_KEY, read_metadata, read_tensors, tensors_sha256, write_atomically, write_tensors
+from ..storage.files import CHECKSUM_KEY, read_metadata, read_tensors, write_atomically, write_tensors
 from ..storage.places import place
 from ..storage.prefixes import below
 from ..storage.reading import read_json, require
-from .batches import Buckets, Data, Shape, TensorData, shape_of
+from .batches import Batch, Buckets, Condition, Data, Shape, TensorData, shape_of
 
 SHARD_SAMPLES = 256
 """In one file of data that are in memory already."""
@@ -39,14 +40,16 @@ def cached_data(
     plan: Callable[[], Sequence[Shard]],
     replace: bool,
     device: torch.device | None = None,
+    newer: Collection[str] = (),
 ) -> Data:
     """The data in folder, of which only those shards are made that are not there yet.
 
     source: JSON values that decide the data; None for what is not known this time, which is then not compared. plan: the
     shards, asked for only when one is missing. replace: data of another source give way; otherwise ValueError, naming what
-    differs. ValueError too when a shard is damaged. device: where batches go.
+    differs. ValueError too when a shard is damaged. device: where batches go. newer: names of source that folders of before
+    lack; a run that has begun without them keeps its data.
     """
-    fill(folder, source=source, plan=plan, replace=replace)
+    fill(folder, source=source, plan=plan, replace=replace, newer=newer)
     data = read_data(folder, device=device)
     if data is None:
         raise RuntimeError(f"the data in {folder} were removed while they were being made.")
@@ -55,13 +58,20 @@ def cached_data(
 
 def write_data(folder: Path, data: Data, *, replace: bool = True) -> None:
     """Data that are in memory, for another process; what is there already is not written again."""
-    source = {"kind": "tensors", "data_sha256": tensors_sha256(data.tensors())}
+    source = {"kind": "tensors", "data_sha256": data.sha256()}
     fill(folder, source=source, plan=lambda: _slices(data), replace=replace)
 
 
-def fill(folder: Path, *, source: Mapping[str, Any], plan: Callable[[], Sequence[Shard]], replace: bool) -> None:
+def fill(
+    folder: Path,
+    *,
+    source: Mapping[str, Any],
+    plan: Callable[[], Sequence[Shard]],
+    replace: bool,
+    newer: Collection[str] = (),
+) -> None:
     """Makes what is missing in folder; see cached_data."""
-    _require_same_source(folder, source, replace=replace)
+    _require_same_source(folder, source, replace=replace, newer=newer)
     if _complete(folder):
         return
     shards = plan()
@@ -79,20 +89,33 @@ def read_data(folder: Path, *, device: torch.device | None = None) -> Data | Non
 
     ValueError, naming the file, when one is missing or damaged.
     """
-    if not (folder / "index.json").exists():
-        return None
-    parts: list[TensorData] = []
-    for name, checksum in _read_json(folder / "index.json")["shards"].items():
-        parts += _read_shard(place(folder, name), checksum)
-    return in_buckets(parts, device)
+    parts = [part for shard in _shards(folder) for part in shard]
+    return in_buckets(parts, device) if parts else None
+
+
+def read_first(folder: Path, *, device: torch.device | None = None) -> Batch | None:
+    """The first sample of the data, for which only the first file is read; None and ValueError as read_data."""
+    first = next(_shards(folder), None)
+    return in_buckets(first, device).first(1) if first else None
+
+
+def _shards(folder: Path) -> Iterator[list[TensorData]]:
+    """The parts of each file in turn; none while they are not whole yet."""
+    if (folder / "index.json").exists():
+        for name, checksum in _read_json(folder / "index.json")["shards"].items():
+            yield _read_shard(place(folder, name), checksum)
 
 
 # --- whose data they are ---------------------------------------------------------------------------------------------
 
 
-def _require_same_source(folder: Path, source: Mapping[str, Any], *, replace: bool) -> None:
+def _require_same_source(
+    folder: Path, source: Mapping[str, Any], *, replace: bool, newer: Collection[str] = ()
+) -> None:
     file = folder / "source.json"
     there = _read_json(file) if file.exists() else None
+    if there is not None and not replace:
+        source = {name: value for name, value in source.items() if name in there or name not in newer}
     lines = [] if there is None else _differences(there, json.loads(json.dumps(source)))
     if lines and not replace:
         more = f"; and {len(lines) - _NAMED_DIFFERENCES} more" if len(lines) > _NAMED_DIFFERENCES else ""
@@ -154,17 +177,24 @@ def _slices(data: Data) -> list[Shard]:
 
 def _slice(data: TensorData, start: int) -> TensorData:
     chosen = slice(start, start + SHARD_SAMPLES)
-    condition = {k: v[chosen] if len(v) > 1 else v for k, v in data.condition.items()}
-    noise = None if data.noise is None else data.noise[chosen]
-    return TensorData(x0=data.x0[chosen], condition=condition, unconditional=data.unconditional, noise=noise)
+    noise, repeats, prompts = (
+        None if each is None else each[chosen] for each in (data.noise, data.repeats, data.prompts)
+    )
+    kept: slice | Tensor = chosen
+    if prompts is not None:
+        kept, prompts = prompts.unique(return_inverse=True)
+    condition = {name: value[kept] if len(value) > 1 else value for name, value in data.condition.items()}
+    return dataclasses.replace(
+        data, x0=data.x0[chosen], condition=condition, noise=noise, repeats=repeats, prompts=prompts
+    )
 
 
 def _named(parts: Iterable[TensorData]) -> dict[str, Tensor]:
     named = {}
     for number, part in enumerate(parts):
         named[f"{number}.x0"] = part.x0
-        if part.noise is not None:
-            named[f"{number}.noise"] = part.noise
+        beside = {"noise": part.noise, "repeats": part.repeats, "prompts": part.prompts}
+        named |= {f"{number}.{name}": value for name, value in beside.items() if value is not None}
         for name, value in part.condition.items():
             named[f"{number}.condition.{name}"] = value
         named |= {f"{number}.unconditional.{name}": value for name, value in (part.unconditional or {}).items()}
@@ -191,7 +221,8 @@ def _read_shard(file: Path, checksum: str) -> list[TensorData]:
 def _part(named: Mapping[str, Tensor]) -> TensorData:
     unconditional = below(named, "unconditional.") or None
     condition = below(named, "condition.")
-    return TensorData(x0=named["x0"], condition=condition, unconditional=unconditional, noise=named.get("noise"))
+    beside: dict[str, Any] = {name: named.get(name) for name in ("noise", "repeats", "prompts")}
+    return TensorData(x0=named["x0"], condition=condition, unconditional=unconditional, **beside)
 
 
 def _checksum(file: Path) -> str:
@@ -211,27 +242,84 @@ def in_buckets(parts: Iterable[TensorData], device: torch.device | None = None) 
 
 
 def joined(parts: Sequence[TensorData], device: torch.device | None = None) -> TensorData:
-    """Data of one shape as one. device: where batches go. ValueError when the parts do not belong together."""
+    """Data of one shape as one, each prompt once. device: where batches go. ValueError when the parts do not belong together."""
     empty = [part.unconditional for part in parts]
     if any(not _equal(one, empty[0]) for one in empty):
         raise ValueError("the training data hold samples of one shape with different empty prompts.")
+    condition, prompts = _joined_condition(parts)
     return TensorData(
         x0=torch.cat([part.x0 for part in parts]),
-        condition={name: _joined_condition(name, parts) for name in parts[0].condition},
+        condition=condition,
         unconditional=empty[0],
         noise=None if parts[0].noise is None else torch.cat([part.noise for part in parts if part.noise is not None]),
         batch_device=device,
+        repeats=_joined_repeats(parts),
+        prompts=prompts,
     )
 
 
-def _joined_condition(name: str, parts: Sequence[TensorData]) -> Tensor:
-    """One for all samples where a part of several samples holds one; a last part of a single sample cannot tell."""
+def _joined_repeats(parts: Sequence[TensorData]) -> Tensor | None:
+    if all(part.repeats is None for part in parts):
+        return None
+    return torch.cat([torch.ones(len(p.x0), dtype=torch.int64) if p.repeats is None else p.repeats for p in parts])
+
+
+def _joined_condition(parts: Sequence[TensorData]) -> tuple[Condition, Tensor | None]:
+    """The prompts, and which of them describes each sample where several have one.
+
+    Where a part of several samples holds one value for all, so must the others; a last part of a single sample cannot tell.
+    """
+    if any(_is_shared(value, part) for part in parts for value in part.condition.values()):
+        return {name: _joined_value(name, parts) for name in parts[0].condition}, None
+    distinct = _Distinct()
+    prompts = [number for part in parts for number in distinct.numbers_of(part)]
+    condition = {name: torch.cat([prompt[name] for prompt in distinct.found]) for name in parts[0].condition}
+    return condition, torch.tensor(prompts) if len(distinct.found) < len(prompts) and condition else None
+
+
+def _is_shared(value: Tensor, part: TensorData) -> bool:
+    return part.prompts is None and len(value) < len(part.x0)
+
+
+def _joined_value(name: str, parts: Sequence[TensorData]) -> Tensor:
     values = [part.condition[name] for part in parts]
-    if any(len(value) < len(part.x0) for value, part in zip(values, parts, strict=True)):
+    if any(_is_shared(value, part) for value, part in zip(values, parts, strict=True)):
         if any(not torch.equal(value, values[0]) for value in values):
             raise ValueError(f"the training data share their conditioning ({name}), and parts of them differ in it.")
         return values[0]
-    return torch.cat(values)
+    return torch.cat([value if p.prompts is None else value[p.prompts] for value, p in zip(values, parts, strict=True)])
+
+
+class _Distinct:
+    """Prompts, each once, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.found: list[Condition] = []
+        self._alike: dict[bytes, list[int]] = {}
+
+    def numbers_of(self, part: TensorData) -> list[int]:
+        """Of the prompt of each sample."""
+        rows = range(len(part.x0)) if part.prompts is None else part.prompts.tolist()
+        numbers = {
+            row: self._number({name: value[row : row + 1] for name, value in part.condition.items()})
+            for row in dict.fromkeys(rows)
+        }
+        return [numbers[row] for row in rows]
+
+    def _number(self, prompt: Condition) -> int:
+        alike = self._alike.setdefault(b"".join(map(_sample, prompt.values())), [])
+        known = next((number for number in alike if _equal(self.found[number], prompt)), None)
+        if known is not None:
+            return known
+        alike.append(len(self.found))
+        self.found.append(prompt)
+        return len(self.found) - 1
+
+
+def _sample(value: Tensor) -> bytes:
+    """About 64 of its values: what differs there need not be compared whole."""
+    values = value.reshape(-1)
+    return bytes(values[:: max(1, len(values) // 64)].contiguous().view(torch.uint8).cpu().numpy())
 
 
 def _equal(one: Mapping[str, Tensor] | None, other: Mapping[str, Tensor] | None) -> bool:

@@ -1,4 +1,4 @@
-"""A folder of pictures with captions: which there are, what is broken, the size that each is trained at, its pixels.
+"""Picture files: what is broken, the size that each is trained at, its pixels.
 
 Sizes are buckets of about equal area, so that pictures of any aspect ratio are trained with little of them cut off
 (NovelAI 2022, "NovelAI Improvements on Stable Diffusion", aspect ratio bucketing; kohya's sd-scripts do the same).
@@ -6,105 +6,30 @@ Sizes are buckets of about equal area, so that pictures of any aspect ratio are 
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import io
 import math
-import os
-import stat
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+from .listing import BrokenFile, content
+
+_HEIC = (".heic", ".heif")
+ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", *_HEIC)
+_STILLS = ("MPO", "HEIF")
+"""Formats of cameras and phones, which keep other views, depth or a gain map behind the one picture that is meant."""
+PIXELS = 1
+"""Raised when other pixels are made of the same file, so that what was encoded of it before is not taken."""
 LONGEST_SIDE = 2.0
 """The longest side of a bucket, in square roots of its area: an aspect ratio of up to 4 to 1."""
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
-
-
-class BrokenPicture(ValueError):
-    """A file that cannot be read as one picture; the message says why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Captioned:
-    """A picture file, the text that describes it, and the SHA-256 of the file; empty for one that cannot be read."""
-
-    path: Path
-    caption: str
-    sha256: str
-
-
-def picture_files(folder: Path) -> list[Path]:
-    """The pictures in folder itself, by name. ValueError when it is no folder or holds none."""
-    if not _is_folder(folder):
-        raise ValueError(f"the folder of training pictures is {str(folder)!r}, which is no folder.")
-    files = [path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and not path.name.startswith(".")]
-    if not files:
-        raise ValueError(
-            f"the folder {str(folder)!r} holds no pictures; looked for are {', '.join(ENDINGS)}, not below it."
-        )
-    return sorted(files, key=lambda path: path.name)
-
-
-def _is_folder(path: Path) -> bool:
-    """No also for what no system takes as a path, which Path.is_dir raises for."""
-    return os.path.isdir(path)  # noqa: PTH112
-
-
-def content_of(folder: Path) -> list[tuple[str, int, int]]:
-    """Name, time of the last change in nanoseconds and size of all that is in folder: empty where there is no folder."""
-    if not _is_folder(folder):
-        return []
-    files = [(path, path.stat() if path.exists() else path.lstat()) for path in sorted(folder.iterdir())]
-    return [(path.name, found.st_mtime_ns, found.st_size) for path, found in files]
-
-
-def captioned(files: Sequence[Path], *, caption: str | None) -> list[Captioned]:
-    """Each with the text of the .txt file beside it, or caption where there is none.
-
-    ValueError, naming the files, when a text is no UTF-8, or missing while caption is None.
-    """
-    texts = {path: _caption(path.with_suffix(".txt")) for path in files}
-    missing = [path.name for path, text in texts.items() if text is None]
-    if missing and caption is None:
-        raise ValueError(f"{len(missing)} pictures have no caption file beside them: {', '.join(missing)}.")
-    return [Captioned(path, caption or "" if text is None else text, _sha256(path)) for path, text in texts.items()]
-
-
-def _sha256(file: Path) -> str:
-    """Empty where nothing can be read: whoever decodes it then says why, and may leave it out."""
-    try:
-        return hashlib.sha256(_content(file)).hexdigest()
-    except BrokenPicture:
-        return ""
-
-
-def _content(file: Path) -> bytes:
-    """BrokenPicture for what is no file that can be read: a folder, or a pipe or device, which might never end."""
-    try:
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise BrokenPicture("it is a folder, pipe or device, not a file")
-        return file.read_bytes()
-    except OSError as error:
-        raise BrokenPicture(f"it cannot be read ({error.strerror or error})") from error
-
-
-def _caption(file: Path) -> str | None:
-    """The text on one line; None where there is no file. The encoding's mark that Windows' editors write is no text."""
-    if not file.is_file():
-        return None
-    try:
-        return " ".join(file.read_text(encoding="utf-8-sig").split())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the caption {str(file)!r} is no UTF-8 text ({error}).") from error
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
@@ -138,7 +63,7 @@ def bucket_for(size: Size, buckets: Sequence[Size]) -> Size:
 
 
 def picture_size(path: Path) -> Size:
-    """Width and height as it is seen. The whole file is decoded: BrokenPicture when any part of it cannot be."""
+    """Width and height as it is seen. The whole file is decoded: BrokenFile when any part of it cannot be."""
     return _upright(path).size
 
 
@@ -169,23 +94,47 @@ def _resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _upright(path: Path) -> Image.Image:
-    """The one picture of a file, decoded and turned as its EXIF says. BrokenPicture otherwise."""
+    """The one picture of a file, decoded and turned as its EXIF says. BrokenFile otherwise.
+
+    As large as Pillow takes it, twice its limit of warning: 179 million pixels.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(_content(path))) as picture:
-                if getattr(picture, "n_frames", 1) > 1:
-                    raise BrokenPicture(f"it holds {picture.n_frames} pictures, not one")
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with _opened(path) as picture:
+                if getattr(picture, "n_frames", 1) > 1 and picture.format not in _STILLS:
+                    raise BrokenFile(f"it holds {picture.n_frames} pictures, not one")
                 if picture.mode == "F":
-                    raise BrokenPicture("it holds floating-point values, of which nothing says what is black and white")
+                    raise BrokenFile("it holds floating-point values, of which nothing says what is black and white")
                 picture.load()
                 return ImageOps.exif_transpose(picture)
-    except UnidentifiedImageError as error:
-        raise BrokenPicture("it is of no known picture format, or cut off at its beginning") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        if isinstance(error, BrokenPicture):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, BrokenFile):
             raise
-        raise BrokenPicture(str(error)) from error
+        raise BrokenFile(str(error)) from error
+
+
+def _opened(path: Path) -> Image.Image:
+    """BrokenFile for what no reader knows, naming the one that is not installed."""
+    known = path.suffix.lower() not in _HEIC or _register_heic()
+    try:
+        return Image.open(io.BytesIO(content(path)))
+    except UnidentifiedImageError as error:
+        if not known:
+            raise BrokenFile("HEIC is read with pillow-heif: python -m pip install pillow-heif") from error
+        if path.suffix.lower() == ".avif" and "avif" not in features.get_supported():
+            raise BrokenFile("this Pillow reads no AVIF, 11.3 does: python -m pip install -U pillow") from error
+        raise BrokenFile("it is of no known picture format, or cut off at its beginning") from error
+
+
+def _register_heic() -> bool:
+    """Whether there is a reader of HEIC."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def _colours(picture: Image.Image) -> Tensor:

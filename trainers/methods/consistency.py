@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,13 @@ from ...samplers.noise import Denoiser, NoiseFamily, expand_like
 from ...samplers.recipe import Recipe
 from ..data.batches import Batch, Condition
 from ..objective import choices
-from ..objective.consistency_function import ConsistencyFunction, spaced_levels, trained_levels
+from ..objective.consistency_function import (
+    ConsistencyFunction,
+    LevelCount,
+    level_count_of_old,
+    spaced_levels,
+    trained_levels,
+)
 from ..objective.distance import Distance
 from ..objective.grid import Grid
 from ..objective.guidance_range import GuidanceRange, with_scale
@@ -55,10 +61,10 @@ class ConsistencyOptions(choices.Choices):
     """What a user chooses. ValueError, naming the input, for values that no run could use.
 
     steps: in which the student is to be sampled, which its file says; training does not depend on it. levels: of the grid
-    that the student is made to agree along; 50 are LCM's skipping step of 20 timesteps. guidance_scale: of the teacher,
-    baked in; drawn anew for each sample between it and guidance_scale_max, where that is not 0. scale_input: whether the
-    student is told that scale, as an input (LCM), or not (LCM-LoRA). target_decay: of the moving average of the student
-    that teaches it; 0 is the student itself, without gradient.
+    that the student is taught at, each by the next; 50 are LCM's skipping step of 20 timesteps. level_count: what they
+    count, see LevelCount. guidance_scale: of the teacher, baked in; drawn anew for each sample between it and
+    guidance_scale_max, where that is not 0. scale_input: whether the student is told that scale, as an input (LCM), or not
+    (LCM-LoRA). target_decay: of the moving average of the student that teaches it; 0 is the student itself, without gradient.
     """
 
     steps: int
@@ -73,6 +79,7 @@ class ConsistencyOptions(choices.Choices):
     weighting: Weighting = Weighting.CONSTANT
     grid: Grid = Grid.TRAILING
     scale_input: bool = False
+    level_count: LevelCount = LevelCount.INTERVALS
     gamma: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
@@ -155,6 +162,9 @@ class Consistency(OnTeacher[ConsistencyOptions]):
         return self._function.target(
             x_t, wanted, sigma=sigma, condition=condition, weight=weight, distance=self._options.distance
         )
+
+    def options_of_old(self) -> dict[str, Any]:
+        return super().options_of_old() | level_count_of_old(self._options.grid)
 
     @property
     def scale_input(self) -> GuidanceRange | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,13 @@ from ...samplers.noise import Denoiser, NoiseFamily
 from ...samplers.recipe import Recipe
 from ..data.batches import Batch
 from ..objective import choices
-from ..objective.consistency_function import ConsistencyFunction, spaced_levels, trained_levels
+from ..objective.consistency_function import (
+    ConsistencyFunction,
+    LevelCount,
+    level_count_of_old,
+    spaced_levels,
+    trained_levels,
+)
 from ..objective.distance import Distance
 from ..objective.grid import Grid
 from ..objective.method import Lesson, OnTeacher, Stage, Target, TeacherKind
@@ -56,7 +62,8 @@ class ConsistencyTrainingOptions(choices.Choices):
     """What a user chooses. ValueError, naming the input, for values that no run could use.
 
     steps: in which the student is to be sampled, which its file says. first_levels, last_levels: the training begins with
-    the first number and doubles it, in phases of equal length, until it is at the second. target_decay: of the moving
+    the first number and doubles it, in phases of equal length, until it is at the second. level_count: what they count, see
+    LevelCount. target_decay: of the moving
     average of the student that teaches it; 0 is the student itself, iCT's choice.
     """
 
@@ -69,6 +76,7 @@ class ConsistencyTrainingOptions(choices.Choices):
     distance: Distance = Distance.PSEUDO_HUBER
     target_decay: float = 0.0
     grid: Grid = Grid.TRAILING
+    level_count: LevelCount = LevelCount.INTERVALS
     gamma: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
@@ -110,6 +118,9 @@ class ConsistencyTraining(OnTeacher[ConsistencyTrainingOptions]):
         self._table = teacher.table
         self._sigmas = options.schedule(options.steps, table=teacher.table)
         self._function = ConsistencyFunction(family=teacher.family, table=teacher.table)
+
+    def options_of_old(self) -> dict[str, Any]:
+        return super().options_of_old() | level_count_of_old(self._options.grid)
 
     def stages(self) -> list[Stage]:
         return [

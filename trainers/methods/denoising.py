@@ -13,12 +13,12 @@ from ...samplers.noise import Denoiser, NoiseFamily, expand_like
 from ...samplers.recipe import Recipe
 from ...samplers.schedules import trailing_sigmas
 from ..data.batches import Batch
-from ..objective.method import Lesson, Stage, Target
+from ..objective.method import Alone, Lesson, Stage, Target
 from ..objective.weighting import Weighting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Denoising:
+class Denoising(Alone):
     """One stage over all of a model's noise levels; with SNR + 1 as weight it is the usual v-loss.
 
     table: (T,) noise levels, ascending. condition_dropout: share of samples whose condition is zeroed, so that the

@@ -48,9 +48,9 @@ def _json(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
-def require_learning_rate(rate: float) -> None:
+def require_learning_rate(rate: float, *, name: str = "learning_rate") -> None:
     if not 0.0 < rate < 1.0:
-        raise ValueError(f"learning_rate is {rate}; allowed is above 0 and below 1.")
+        raise ValueError(f"{name} is {rate}; allowed is above 0 and below 1.")
 
 
 def require_guided_once(scale: float) -> None:
@@ -82,6 +82,13 @@ def require_finite(options: Any) -> None:
         value = getattr(options, field.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{field.name} is {value}; it must be a finite number.")
+
+
+def require_not_negative(options: object, *names: str) -> None:
+    """ValueError for the first of these numbers of options that is below 0."""
+    for name in names:
+        if getattr(options, name) < 0:
+            raise ValueError(f"{name} is {getattr(options, name)}; it must not be negative.")
 
 
 def require_at_least_one(options: object, *names: str) -> None:

@@ -7,6 +7,10 @@ and LCMScheduler have them, at the level's timestep of 1000.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,12 +22,39 @@ from .grid import Grid
 from .method import Target
 
 
-def trained_levels(grid: Grid, count: int, *, table: Tensor) -> Tensor:
-    """(n + 1,) descending: `count` levels of the grid, of which each is taught by the next, down to the model's smallest.
+class LevelCount(Enum):
+    """What a number of levels counts: on every grid those that are taught, each by the next.
 
-    Of the trailing grid with 50 levels and 1000 timesteps these are LCM's: 999, 979, .., 19, 0. table: (T,) ascending.
+    Runs that were begun before this was in run.json counted on the edm grid the model's smallest level too, which nothing
+    teaches; they are refused, since the same number is another training now.
     """
-    levels = grid.sigmas(count, table=table, name="levels")[:-1]
+
+    INTERVALS = "intervals"
+
+
+def level_count_of_old(grid: Grid) -> dict[str, str]:
+    """The option level_count of a run whose run.json is older than it, where that is not what it would be now."""
+    return {"level_count": "points"} if grid is Grid.EDM else {}
+
+
+def require_counted_as_now(options: Mapping[str, Any]) -> None:
+    """ValueError for the options of a run (JSON values) that was begun when levels counted something else."""
+    if options.get("grid") == Grid.EDM.value and "level_count" not in options:
+        raise ValueError(
+            "this run was begun when levels counted one more on the edm grid, and means another training now. Load its "
+            "student; for further training begin another run, with levels one less."
+        )
+
+
+def trained_levels(grid: Grid, count: int, *, table: Tensor) -> Tensor:
+    """(count + 1,) descending: `count` levels of the grid, of which each is taught by the next, down to the model's smallest.
+
+    Of the trailing grid with 50 levels and 1000 timesteps these are LCM's: 999, 979, .., 19, 0. Of the edm grid with 17 they
+    are the 18 points of Song et al. 2023, section 3. Only where the table has no more than count levels are there as many as
+    it has. table: (T,) ascending.
+    """
+    points = count + 1 if grid is Grid.EDM else count  # of which the last is the model's smallest
+    levels = grid.sigmas(points, table=table, name="levels")[:-1]
     return levels if levels[-1] <= table[0] else torch.cat([levels, table[:1]])
 
 

@@ -19,12 +19,23 @@ def loss_and_error(
     if target.x0.requires_grad:
         raise RuntimeError("the target carries a gradient; a method's target must be computed under no_grad.")
     found, wanted = denoiser(target.x_t, target.sigma, **target.condition).float(), target.x0.float()
+    if target.pull is not None:
+        return _pulled(found, target.pull, target.weight)
     error = (found - wanted).square()
     if target.distance is not Distance.LPIPS:
         return _weighted_mean(target.distance(error), target), error
     if perceptual is None:
         raise ValueError("distance is lpips, which compares pictures, but nothing was given that decodes and compares.")
     return _weighted_mean(perceptual(target.compared(found), target.compared(wanted)), target), error.detach()
+
+
+def _pulled(found: Tensor, pull: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Half the squared pull, whose gradient is the pull itself: the found x0 less itself adds a gradient and no value.
+
+    So two passes of the student that differ by rounding leave none of it in the gradient, as x0 - (x0 - pull) would.
+    """
+    each = 0.5 * pull.square() + pull * (found - found.detach())
+    return (expand_like(weight, found) * each).mean(), pull.square()
 
 
 def weighted_error(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
@@ -24,6 +25,9 @@ class Target(NamedTuple):
     """What the student must see at x_t (B, ...), sigma (B,) and condition: x0 (B, ...), its distance times weight (B,).
 
     skipped (B, ...), c_out (B, 1, ...): a consistency function's, where pictures of skipped + c_out x0 are to be compared.
+    pull (B, ...): where it is given, it times weight is the gradient on the student's x0, over the number of its elements, and
+    x0 is what the student says less the pull, of which nothing else is asked. measures: (B,) each, told by name beside the loss.
+    beside: a further target of the same student, of as many samples, whose loss is added.
     """
 
     x_t: Tensor
@@ -34,6 +38,9 @@ class Target(NamedTuple):
     distance: Distance = Distance.SQUARED
     skipped: Tensor | None = None
     c_out: Tensor | None = None
+    pull: Tensor | None = None
+    measures: Mapping[str, Tensor] = types.MappingProxyType({})
+    beside: Target | None = None
 
     def compared(self, x0: Tensor) -> Tensor:
         """(B, ...) what a distance between pictures decodes: x0 (B, ...), or the consistency function's word."""
@@ -42,9 +49,11 @@ class Target(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Lesson:
-    """What a method makes a target of: a batch, both networks, and where in the training they stand.
+    """What a method makes a target of: a batch, the networks by name, and where in the training they stand.
 
-    iteration: how many of the stage are done. generator: on the CPU, where all that is random comes from.
+    iteration: how many of the stage are done. generator: on the CPU, where all that is random comes from. companions: the
+    denoisers of those that the method has, by name. examples: what the method drew of the student in this iteration, see
+    Method.examples.
     """
 
     batch: Batch
@@ -53,6 +62,8 @@ class Lesson:
     teacher: Denoiser
     student: Denoiser
     generator: torch.Generator
+    companions: Mapping[str, Denoiser] = dataclasses.field(default_factory=dict)
+    examples: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def numbers(self, count: int) -> Tensor:
         """(B,) from 0 to count - 1, each as likely as the others."""
@@ -64,6 +75,21 @@ class Lesson:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Companion:
+    """Who learns besides the student in a stage: a further set of adapters on the teacher's network, which begins as the teacher.
+
+    learning_rate: the same from start to end. updates: in each iteration, before the student's. rank: of its adapters; 0 is the
+    student's, or 32 where that has none. betas: of its Adam; it has no weight decay, which would draw it to the teacher.
+    """
+
+    name: str
+    learning_rate: float
+    updates: int = 1
+    rank: int = 0
+    betas: tuple[float, float] = (0.0, 0.99)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
     """One optimisation from start to end. After it the student becomes the teacher of the next stage.
 
@@ -71,7 +97,8 @@ class Stage:
     teacher is sampled with, to draw what the student should draw; None where the stage has no such teacher. gamma: of the
     student's sampling, see NoiseFamily.jump; the teacher's is 0. target_decay: of the moving average of the student that
     the method is given in place of the student itself, anew in each stage; 0 is none. top, bottom: the levels between which an
-    expert's student walks; beyond them its partner does.
+    expert's student walks; beyond them its partner does. lead: of the iterations, how many at the beginning are the companions'
+    alone. betas: of the student's optimiser; None for its own.
     """
 
     name: str
@@ -83,6 +110,13 @@ class Stage:
     target_decay: float = 0.0
     top: float = math.inf
     bottom: float = 0.0
+    lead: int = 0
+    betas: tuple[float, float] | None = None
+
+    @property
+    def updates(self) -> int:
+        """Of the student."""
+        return self.iterations - self.lead
 
     @property
     def steps(self) -> int:
@@ -154,7 +188,24 @@ class MethodOptions(Protocol):
 Options = TypeVar("Options", bound=MethodOptions)
 
 
-class OnTeacher(Generic[Options]):
+class Alone:
+    """What a method says that has no companions, and learns from pictures."""
+
+    @property
+    def needs_pictures(self) -> bool:
+        return True
+
+    def companions(self, *, stage: int) -> Sequence[Companion]:
+        return ()
+
+    def examples(self, lesson: Lesson) -> Mapping[str, Tensor]:
+        return {}
+
+    def companion_target(self, name: str, lesson: Lesson) -> Target:
+        raise ValueError(f"this method has no companion {name!r}.")
+
+
+class OnTeacher(Alone, Generic[Options]):
     """What methods share: their options as JSON values, their noise family. ValueError for a grid that the teacher lacks."""
 
     name: ClassVar[str]
@@ -206,6 +257,10 @@ class Method(Protocol):
     def scale_input(self) -> GuidanceRange | None:
         """The scales of a student that takes its guidance scale as an input; None where it does not."""
 
+    @property
+    def needs_pictures(self) -> bool:
+        """Whether the data's x0 are looked at; otherwise their shape and the prompts are enough."""
+
     def options(self) -> dict[str, Any]:
         """What identifies the method in run.json: JSON values."""
 
@@ -220,6 +275,18 @@ class Method(Protocol):
 
         Row by row: of the rows that another process computes, teacher and student answer 0 here, see on_share.
         """
+
+    def companions(self, *, stage: int) -> Sequence[Companion]:
+        """Who learns besides the student in a stage, in the order of their updates."""
+
+    def examples(self, lesson: Lesson) -> Mapping[str, Tensor]:
+        """(B, ...) each: what this iteration's targets have in common, such as samples of the student, without gradient.
+
+        Made once, before the companions' updates and the student's, which all find it in their lesson.
+        """
+
+    def companion_target(self, name: str, lesson: Lesson) -> Target:
+        """A companion's target, as `target` is the student's. The lesson's generator is of this update alone."""
 
     def teaching(self, teacher: Denoiser, *, stage: int, batch: Batch) -> Denoiser:
         """The teacher as a stage's student learns from it, with its guidance, say, for the conditions of batch."""

@@ -10,13 +10,15 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 CHECKSUM_KEY = "fewstep.sha256"
+_AT_ONCE = 16
+"""Rows that are put together to be hashed."""
 
 
 @contextlib.contextmanager
@@ -87,13 +89,32 @@ def _sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+class Rows(NamedTuple):
+    """A tensor (N, ...) whose row i is of[at[i]], and which is nowhere whole."""
+
+    of: Tensor
+    at: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.of.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.at), *self.of.shape[1:])
+
+    def whole(self) -> Tensor:
+        return self.of[self.at]
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor | Rows]) -> str:
     """A hash of names, types, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(_content(value))
+        for rows in value.at.split(_AT_ONCE) if isinstance(value, Rows) else (None,):
+            digest.update(_content(value if isinstance(value, Tensor) else value.of[rows]))
     return digest.hexdigest()
 
 

@@ -35,6 +35,10 @@ def is_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(map(is_number, value))
 
 
+def is_numbers_by_name(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(is_number, value.values()))
+
+
 def is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
@@ -54,6 +58,15 @@ METRICS: Mapping[str, Check] = {
 DESCRIPTION: Mapping[str, Check] = {"run": is_object}
 RUN: Mapping[str, Check] = {"method": is_text, "teacher_sha256": is_text}
 """Of "run" in run.json, at least."""
+TEACHER: Mapping[str, Check] = {
+    "weights": is_text,
+    "patches": is_text,
+    "beside": is_text,
+    "levels": is_numbers,
+    "changes": is_object,
+    "answers": is_object,
+}
+"""Of "teacher_is" in run.json, where it has one."""
 COMPARISON: Mapping[str, Check] = {
     "stage": is_text,
     "steps": is_count,
@@ -79,6 +92,14 @@ def require(value: Any, schema: Mapping[str, Check], *, what: str) -> dict[str, 
         said = [f"{name} is {_short(value[name])}" if name in value else f"{name} is missing" for name in wrong]
         raise ValueError(f"{what} is not of this form: {', '.join(said[:3])}")
     return value
+
+
+def require_description(value: Any) -> dict[str, Any]:
+    """The same of run.json."""
+    described = require(value, DESCRIPTION, what="run.json")
+    if described.get("teacher_is") is not None:  # runs that are older have none
+        require(described["teacher_is"], TEACHER, what="teacher_is in run.json")
+    return described
 
 
 def require_all(value: Any, schema: Mapping[str, Check], *, what: str) -> list[dict[str, Any]]:

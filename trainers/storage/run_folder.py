@@ -36,7 +36,7 @@ from .files import (
     write_atomically,
     write_tensors,
 )
-from .identity import another_run
+from .identity import gone_on_with
 from .places import is_link, is_regular, place, remove, require_name, require_no_links
 
 KEPT_CHECKPOINTS = 2
@@ -166,21 +166,19 @@ class RunFolder:
         absent: what entries mean that a run.json older than them does not hold. free: entries of older ones that may differ;
         "free" becomes what is given, for a process elsewhere to go on with. extends: whether this run is the found one
         and more, given its entries and the names of those that differ; it then goes on as this one. ValueError, naming
-        every entry of "run" that differs, when the folder holds another run.
+        what of "run" and of the teacher differs, when the folder holds another run.
         """
         if not self.begun:
             self._write("run.json", description)
             return False
-        wanted, before = json.loads(json.dumps(description["run"])), self.description()
-        found = {key: value for key, value in {**(absent or {}), **before["run"]}.items() if key not in free}
-        differing = [key for key in sorted(wanted.keys() | found.keys()) if wanted.get(key) != found.get(key)]
-        if differing and extends(found, differing):
+        before, now = self.description(), json.loads(json.dumps(reading.without_nan(description)))
+        told, extending = gone_on_with(
+            self.name, before, now, finished=self.finished, absent=absent or {}, free=free, extends=extends
+        )
+        if extending:
             self._reopen()
-            self._write("run.json", description)
-        elif differing:
-            raise ValueError(another_run(self.name, found, wanted, differing))
-        elif before.get("free") != description.get("free") and not self.finished:
-            self._write("run.json", {**before, "free": description.get("free")})
+        if told != before:
+            self._write("run.json", told)
         return True
 
     def _write(self, name: str, value: Any) -> None:
@@ -201,7 +199,7 @@ class RunFolder:
         """run.json. ValueError when it is missing or damaged."""
         file = self.place("run.json")
         try:
-            return reading.require(reading.read_json(file), reading.DESCRIPTION, what="run.json")
+            return reading.require_description(reading.read_json(file))
         except FileNotFoundError as error:
             if self.begun:
                 raise ValueError(
@@ -367,10 +365,11 @@ class RunFolder:
         return reading.read_line(lines[-1], reading.METRICS, what="the last line of metrics.jsonl") if lines else None
 
     def losses(self) -> dict[str, list[float]]:
-        """The logged loss by stage name, in order."""
+        """The logged loss of the student by stage name, in order; before its first update there is none."""
         by_stage: dict[str, list[float]] = {}
         for line in self.metrics():
-            by_stage.setdefault(line["stage_name"], []).append(line["loss"])
+            if line["loss"] is not None:
+                by_stage.setdefault(line["stage_name"], []).append(line["loss"])
         return by_stage
 
     def comparisons(self) -> list[dict[str, Any]]:

@@ -126,10 +126,13 @@ class Adapters:
         finally:
             self._active = before
 
-    def new_set(self, *, generator: torch.Generator) -> AdapterSet:
-        """Trainable float32 adapters that change nothing yet: down as torch initialises layers, up at zero."""
+    def new_set(self, *, generator: torch.Generator, rank: int = 0) -> AdapterSet:
+        """Trainable float32 adapters that change nothing yet: down as torch initialises layers, up at zero.
+
+        rank: where it is not the options' own; all count alpha / rank of those.
+        """
         return {
-            path: _new_adapter(layer, self._rank, generator, self._device or layer.weight.device)
+            path: _new_adapter(layer, rank or self._rank, generator, self._device or layer.weight.device)
             for path, layer in self._layers.items()
         }
 

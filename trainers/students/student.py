@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -27,7 +27,8 @@ from .adapters import (
     lora_file,
     require_same_shapes,
 )
-from .probing import require_gradients
+from .companion import CompanionNetwork
+from .probing import require_gradients, require_gradients_of_weights
 from .saved_tensors import copied_when_overwritten
 
 _PROMOTED = "teacher_was_student"
@@ -77,6 +78,12 @@ class Student(Protocol):
     def require_gradients(self, batch: Batch) -> None:
         """By a trial pass on one sample, before the run and after writes_in_place is known. ValueError for what cannot learn."""
 
+    def companion(self, *, rank: int, seed: int) -> CompanionNetwork:
+        """A new companion on the teacher's network, which says what the teacher says until it learns.
+
+        rank: of its adapters; 0 is the student's own, or 32. ValueError where that network carries none.
+        """
+
     def divide_over(self, processes: Channel, batch: Batch) -> None:
         """Divides over the processes what is too large for each to have whole; before anything asks for parameters().
 
@@ -92,7 +99,8 @@ class FullWeightsStudent:
 
     module, teacher_module: the student and the teacher. as_denoiser: reads a module as D(x, sigma, **condition).
     first_teacher: reads the first stage's teacher instead, where its network predicts something else than the student's.
-    named_weights: the diffusion model's weights in a module, under its own names.
+    named_weights: the diffusion model's weights in a module, under its own names. adapted: the network in a module that adapters
+    of companions go on. between: of probing.
     """
 
     kind = FULL_WEIGHTS
@@ -105,7 +113,10 @@ class FullWeightsStudent:
         as_denoiser: Callable[[nn.Module], Denoiser],
         named_weights: Callable[[nn.Module], dict[str, Tensor]] = lambda module: dict(module.state_dict()),
         first_teacher: Callable[[nn.Module], Denoiser] | None = None,
+        adapted: Callable[[nn.Module], nn.Module] = lambda module: module,
+        between: Sequence[str] = (),
     ) -> None:
+        self._between = between
         self.module = module.eval().requires_grad_(True)  # dropout is no part of what is distilled
         self._teacher_module = teacher_module.eval().requires_grad_(False)
         self.denoiser = as_denoiser(self.module)
@@ -113,7 +124,8 @@ class FullWeightsStudent:
         self._first = first_teacher(self._teacher_module) if first_teacher else None
         self.teacher = self._read_teacher if self._first else later
         self._later, self._promoted = later, False
-        self._as_denoiser, self._named_weights = as_denoiser, named_weights
+        self._as_denoiser, self._named_weights, self._adapted = as_denoiser, named_weights, adapted
+        self._adapters: Adapters | None = None
         self._joined: Joined | None = None
         self.writes_in_place = False
         self.result: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
@@ -159,7 +171,26 @@ class FullWeightsStudent:
         return _autograd(self.writes_in_place)
 
     def require_gradients(self, batch: Batch) -> None:
-        """Nothing: a weight of an ordinary copy learns wherever a LoRA beside it would."""
+        """ValueError when a weight would never learn, see probing."""
+
+        def output() -> Tensor:
+            return self.denoiser(batch.x0, batch.x0.new_ones(len(batch.x0)), **batch.condition)
+
+        with _autograd(self.writes_in_place):
+            require_gradients_of_weights(dict(self.module.named_parameters()), output, between=self._between)
+
+    def companion(self, *, rank: int, seed: int) -> CompanionNetwork:
+        """On the teacher's copy, as SwiftBrush has it. ValueError where that is divided over processes."""
+        if self._joined:
+            raise ValueError(
+                "full weights are divided over several processes, and this method's companion wants its network whole; train a "
+                "LoRA, or use one process."
+            )
+        if self._adapters is None:  # they stay on this object's own copy, which ends with it
+            self._adapters = Adapters(self._adapted(self._teacher_module), LoRAOptions()).__enter__()
+        return CompanionNetwork(
+            self._adapters, self._later, rank=rank, seed=seed, around=lambda: _autograd(self.writes_in_place)
+        )
 
     def divide_over(self, processes: Channel, batch: Batch) -> None:
         def trial(module: nn.Module) -> Tensor:
@@ -181,7 +212,7 @@ class LoRAStudent:
     It costs no second copy. After a stage, a copy of the adapters is the next stage's teacher. adapters: on the network,
     entered for as long as this object is used. denoise: the network as D(x, sigma, **condition). first_teacher: the bare
     network as the first stage's teacher, where it predicts something else than the student. names: what the LoRA file
-    calls each layer, by its path. seed: of the adapters' initial values.
+    calls each layer, by its path. seed: of the adapters' initial values. between: of probing.
     """
 
     kind = LORA
@@ -195,7 +226,9 @@ class LoRAStudent:
         names: Mapping[str, str],
         seed: int,
         first_teacher: Denoiser | None = None,
+        between: Sequence[str] = (),
     ) -> None:
+        self._between = between
         self._adapters, self._options, self._denoise, self._names = adapters, options, denoise, names
         self._student = adapters.new_set(generator=torch.Generator().manual_seed(seed % 2**63))
         self._teacher: AdapterSet = {}
@@ -243,12 +276,18 @@ class LoRAStudent:
             return self._denoise(batch.x0, batch.x0.new_ones(len(batch.x0)), **batch.condition)
 
         with _autograd(self.writes_in_place):
-            require_gradients(self._adapters, self._student, output)
+            require_gradients(self._adapters, self._student, output, between=self._between)
 
     @contextlib.contextmanager
     def autograd(self) -> Iterator[None]:
         with self._adapters.active(self._student), _autograd(self.writes_in_place):
             yield
+
+    def companion(self, *, rank: int, seed: int) -> CompanionNetwork:
+        """On the network that all share, beside the same layers as the student's own adapters."""
+        return CompanionNetwork(
+            self._adapters, self._denoise, rank=rank, seed=seed, around=lambda: _autograd(self.writes_in_place)
+        )
 
     def divide_over(self, processes: Channel, batch: Batch) -> None:
         """Nothing: adapters are small, and each process has the network that they are on."""

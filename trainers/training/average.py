@@ -75,6 +75,10 @@ class Average:
     def state_dict(self) -> dict[str, Tensor]:
         return {f"{self._prefix}{i}": value for i, value in enumerate(self._average)}
 
+    def is_in(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether a state holds it."""
+        return f"{self._prefix}0" in tensors
+
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of state_dict; other names are left alone."""
         for i, average in enumerate(self._average):
@@ -103,6 +107,8 @@ class Averages:
     def state_dict(self) -> dict[str, Tensor]:
         return {name: value for average in self._all for name, value in average.state_dict().items()}
 
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: Mapping[str, Tensor], *, all_there: bool = True) -> None:
+        """all_there: unless it is another run's state, which may have no such average: that then begins at the weights."""
         for average in self._all:
-            average.load_state_dict(tensors)
+            if all_there or average.is_in(tensors):
+                average.load_state_dict(tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from ..objective.method import Method
 from ..objective.perceptual import Perceptual
 from ..processes.group import Processes
 from ..storage.export import FULL_WEIGHTS, LORA, SCALE_INPUT_KEY, TEACHER_PREDICTION_KEY, write_student
-from ..storage.files import copy_atomically, tensors_sha256
+from ..storage.files import copy_atomically
 from ..storage.prefixes import below
 from ..storage.run_folder import RunFolder
 from ..students.student import Student, probe_writes_in_place
@@ -39,7 +40,8 @@ class Distillation:
     """A run folder and everything that must be equal for the run to be the same run.
 
     student: what of the model learns, as JSON values. origin: how a process elsewhere makes the teacher, as JSON values
-    that the host's side understands, or None. processes: all that train the run, of which the first alone writes.
+    that the host's side understands, or None. teacher_is: what else identifies it, see storage's identity. started_from: of
+    which run it goes on from which checkpoint, see starting. processes: all that train the run, of which the first alone writes.
     """
 
     run: RunFolder
@@ -50,6 +52,8 @@ class Distillation:
     prediction_type: str
     student: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"kind": FULL_WEIGHTS})
     origin: Mapping[str, Any] | None = None
+    teacher_is: Mapping[str, Any] | None = None
+    started_from: Mapping[str, Any] | None = None
     processes: Processes = dataclasses.field(default_factory=Processes)
 
     def description(self) -> dict[str, Any]:
@@ -69,7 +73,9 @@ class Distillation:
                 "noise_family": self.method.family.value,
             },
             "teacher": self.origin,
+            "teacher_is": self.teacher_is,
             "free": free,
+            **({"started_from": self.started_from} if self.started_from else {}),
             "made_with": {
                 "torch": torch.__version__,
                 "device": str(self.data.device),
@@ -86,7 +92,7 @@ class Distillation:
     def start_left(self) -> float:
         """The largest share of a stage's first weights in the moving average that it results in; 0 without one."""
         decay, warms_up = self.options.ema_decay, self.options.ema_warms_up
-        return max(start_left(decay, stage.iterations, warms_up=warms_up) for stage in self.method.stages())
+        return max(start_left(decay, stage.updates, warms_up=warms_up) for stage in self.method.stages())
 
     @property
     def student_prediction(self) -> str:
@@ -96,7 +102,7 @@ class Distillation:
     @functools.cached_property
     def _data_sha256(self) -> str:
         """Once, however often the run is asked what it is: the data may be large."""
-        return tensors_sha256(self.data.tensors())
+        return self.data.sha256()
 
     def finished(self) -> bool:
         """Whether there is nothing to do. Makes the folder this run's; ValueError when it holds another.
@@ -174,11 +180,13 @@ class Distillation:
         )
 
     def _provenance(self, last: int) -> dict[str, str]:
-        iterations = sum(stage.iterations for stage in self.method.stages()[: last + 1])
+        iterations = sum(stage.updates for stage in self.method.stages()[: last + 1])
+        start = self.run.description().get("started_from")
         facts = {
             "fewstep.seed": str(self.options.seed),
             "fewstep.iterations": str(iterations),
             **({"fewstep.ema_start_left": f"{self.start_left:.3g}"} if self.options.ema_decay else {}),
+            **({"fewstep.started_from": json.dumps(start)} if start else {}),
             TEACHER_PREDICTION_KEY: self.prediction_type,
             **({SCALE_INPUT_KEY: str(self.method.scale_input)} if self.method.scale_input else {}),
         }
@@ -212,6 +220,7 @@ class Recorded:
     student: dict[str, Any]
     teacher_sha256: str
     origin: dict[str, Any] | None
+    teacher_is: dict[str, Any] | None
 
     @classmethod
     def of(cls, run: RunFolder) -> Recorded:
@@ -227,6 +236,7 @@ class Recorded:
                 student=student,
                 teacher_sha256=said["teacher_sha256"],
                 origin=found["teacher"],
+                teacher_is=found.get("teacher_is"),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(

@@ -17,20 +17,21 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def learning_rate(stage: Stage, iteration: int, *, schedule: str, warmup: int) -> float:
-    """At an iteration (0 is the first) of a stage: `warmup` iterations of rising, then the schedule over the rest.
+    """At an iteration (0 is the first) of a stage: after its lead `warmup` iterations of rising, then the schedule over the rest.
 
     The rise is 1, 2, ... parts in warmup + 1 of the stage's rate, so that no iteration is wasted at 0.
     """
-    if iteration < warmup:
-        return stage.learning_rate * ((iteration + 1) / (warmup + 1))
-    progress = (iteration - warmup) / (stage.iterations - warmup)
+    done = iteration - stage.lead
+    if done < warmup:
+        return stage.learning_rate * ((done + 1) / (warmup + 1))
+    progress = (done - warmup) / (stage.updates - warmup)
     return stage.learning_rate * SCHEDULES[schedule](progress)
 
 
 def require_room_for_warmup(stage: Stage, *, warmup: int) -> None:
     """ValueError when the warm-up would take the whole stage."""
-    if warmup >= stage.iterations:
+    if warmup >= stage.updates:
         raise ValueError(
-            f"warmup is {warmup}, but the stage {stage.name!r} has {stage.iterations} iterations; allowed is 0 to "
-            f"{stage.iterations - 1}."
+            f"warmup is {warmup}, but the stage {stage.name!r} has {stage.updates} iterations; allowed is 0 to "
+            f"{stage.updates - 1}."
         )

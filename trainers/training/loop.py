@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...samplers.noise import Denoiser
 from ..data.batches import Data
-from ..objective.loss import loss_and_error, loss_scale
-from ..objective.method import Lesson, Method, Stage, Target
+from ..objective.method import Lesson, Method, Stage
 from ..objective.perceptual import Perceptual
 from ..processes.group import Processes
-from ..processes.sharding import gathered, is_divided, whole
+from ..processes.sharding import gathered, is_divided
 from ..storage.run_folder import RunFolder
 from ..students.student import Student
 from .average import Averages
-from .bands import BANDS, NoiseBands, band_means
+from .bands import NoiseBands
+from .companions import Companions
+from .learner import Learner
 from .learning_rates import learning_rate, require_room_for_warmup
-from .micro_batches import in_pieces, on_share, require_equal_parts, split
+from .micro_batches import in_pieces, on_share, require_equal_parts
 from .optimisers import keeps_its_result_apart, load_optimiser_state, new_optimiser, optimiser_state, result_to_weights
 from .options import TrainOptions
 from .stages import KeptStages
+from .tally import NonFiniteLoss, Tally
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,9 @@ class Metrics:
     """Told to every observer after every iteration. iteration counts over all stages, stage_iteration in its own.
 
     loss, x0_error (mean squared, unweighted), band_errors (x0_error by band of the noise level, low noise first; None
-    for a band without a sample) and gradient_norm (before clipping) are means since the last log or checkpoint. seconds:
-    since this process began or resumed the run. memory: its peak on the GPU in bytes, None on a CPU.
+    for a band without a sample), gradient_norm (before clipping) and measures (what else the method tells, and its
+    companions' losses, by name) are means since the last log or checkpoint. seconds: since this process began or
+    resumed the run. memory: its peak on the GPU in bytes, None on a CPU.
     """
 
     stage: int
@@ -54,6 +58,7 @@ class Metrics:
     seconds_left: float
     memory: int | None
     logged: bool
+    measures: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 MACHINES_OWN = ("seconds", "seconds_left", "memory", "logged")
@@ -61,10 +66,6 @@ MACHINES_OWN = ("seconds", "seconds_left", "memory", "logged")
 
 Observer = Callable[[Metrics], None]
 """Called after every iteration; an observer stops the run by raising, and the run is then saved."""
-
-
-class NonFiniteLoss(FloatingPointError):
-    """The loss became NaN or infinite; the last good checkpoint is kept."""
 
 
 def train(
@@ -91,6 +92,23 @@ def train(
     """
     one = processes or Processes()
     _Training(run, method, student, data, options, list(observers), one, kept, perceptual).run()
+
+
+def rehearsal(
+    run: RunFolder,
+    method: Method,
+    student: Student,
+    data: Data,
+    *,
+    options: TrainOptions,
+    perceptual: Perceptual | None = None,
+) -> Iterator[tuple[Stage, Callable[[], None]]]:
+    """Each stage, and what does one iteration of it: nothing is logged, told or kept. The student is of no use afterwards."""
+    training = _Training(run, method, student, data, options, [], Processes(), None, perceptual)
+    for stage in method.stages():
+        training._stage_iteration = stage.lead  # from where on the student learns too
+        yield stage, functools.partial(training._step, stage)
+        training._promote()
 
 
 class _Training:
@@ -120,9 +138,7 @@ class _Training:
             processes.require_equal(student.parameters(), what="the student's first weights")
             student.divide_over(processes, data.first(1))
         self._begin_stage()
-        self._pending: list[Tensor] = []
-        self._means = (math.nan, math.nan, math.nan)
-        self._band_errors: list[float | None] = [None] * BANDS
+        self._tally = Tally()
         self._started, self._done_before = time.monotonic(), 0
 
     def run(self) -> None:
@@ -144,58 +160,41 @@ class _Training:
             self._finish_stage()
 
     def _step(self, stage: Stage) -> None:
-        """One optimiser step: batch, target, loss, gradient, update."""
-        target = self._target()
-        for group in self._optimiser.param_groups:
-            group["lr"] = self._learning_rate(stage)
-        self._optimiser.zero_grad(set_to_none=True)
-        scale = loss_scale(target)
-        own = split(target, self._processes.count)[self._processes.rank]
-        errors = [self._backward(piece, scale=scale) for piece in split(own, self._options.accumulation)]
-        self._processes.mean_gradients(self._student.parameters())
-        torch._foreach_mul_([value.grad for value in self._student.parameters() if value.grad is not None], 1.0 / scale)
-        norm = torch.nn.utils.clip_grad_norm_(self._student.parameters(), self._options.gradient_clip)
-        self._optimiser.step()
-        self._averages.update(self._stage_iteration)
-        self._pending.append(torch.cat([whole(norm).detach().float().reshape(1), torch.stack(errors).sum(dim=0)]))
+        """The companions' updates and then the student's, on one batch: target, loss, gradient, update."""
+        lesson = self._lesson()
+        self._companions.learn(self._method, lesson, iteration=self._iteration + 1)
+        if self._stage_iteration >= stage.lead:
+            target = self._method.target(lesson)
+            figures = self._learner.update(target, rate=self._learning_rate(stage))
+            self._tally.add(self._iteration + 1, figures, measures=target.measures)
+            self._averages.update(self._stage_iteration - stage.lead)
         self._stage_iteration += 1
 
-    def _target(self) -> Target:
-        """For the whole batch: how it is split must not change what is drawn. Only this process's rows of x0 are true."""
+    def _lesson(self) -> Lesson:
+        """On the whole batch: how it is split must not change what is drawn. Only this process's rows of an x0 are true."""
         generator = torch.Generator().manual_seed(self._iteration_seed())
         batch = self._data.batch(
             self._options.batch_size, generator=generator, caption_dropout=self._options.caption_dropout
         )
-        rank, count = self._processes.rank, self._processes.count
-        teacher, student = (
-            on_share(in_pieces(denoiser, self._options.accumulation), rank, of=count)
-            for denoiser in (self._student.teacher, self._averages.given(self._student.denoiser))
+        lesson = Lesson(
+            batch=batch,
+            stage=self._stage,
+            iteration=self._stage_iteration,
+            teacher=self._shared(self._student.teacher),
+            student=self._shared(self._averages.given(self._student.denoiser)),
+            generator=generator,
+            companions=self._companions.denoisers(self._shared),
         )
-        return self._method.target(
-            Lesson(
-                batch=batch,
-                stage=self._stage,
-                iteration=self._stage_iteration,
-                teacher=teacher,
-                student=student,
-                generator=generator,
-            )
-        )
+        return dataclasses.replace(lesson, examples=self._method.examples(lesson))
+
+    def _shared(self, denoiser: Denoiser) -> Denoiser:
+        """In the pieces, and of the rows, that are this process's."""
+        pieces = in_pieces(denoiser, self._options.accumulation)
+        return on_share(pieces, self._processes.rank, of=self._processes.count)
 
     def _learning_rate(self, stage: Stage) -> float:
         schedule, warmup = self._options.learning_rate_schedule, self._options.warmup
         return learning_rate(stage, self._stage_iteration, schedule=schedule, warmup=warmup)
-
-    def _backward(self, piece: Target, *, scale: float) -> Tensor:
-        """Adds a piece's gradient times scale. (2 + 2 * BANDS,) its shares of the batch's loss and x0 error, its bands' sums."""
-        share = 1.0 / self._options.accumulation
-        with self._student.autograd():
-            loss, error = loss_and_error(self._student.denoiser, piece, perceptual=self._perceptual)
-            loss = share * loss
-            (scale * loss).backward()
-        error = error.detach()
-        means = torch.stack([loss.detach(), share * error.mean()])
-        return torch.cat([means, self._bands.sums(error.flatten(1).mean(dim=1), sigma=piece.sigma)])
 
     def _account(self, stage: Stage) -> None:
         """Logs, checkpoints and tells the observers, in that order."""
@@ -228,10 +227,26 @@ class _Training:
 
     def _begin_stage(self) -> None:
         """What lives for one stage; after the last one there is nothing to begin."""
-        stage = self._stages[min(self._stage, len(self._stages) - 1)]
-        self._bands = NoiseBands(stage.shown, device=self._data.device)
+        number = min(self._stage, len(self._stages) - 1)
+        stage = self._stages[number]
+        bands = NoiseBands(stage.shown, device=self._data.device)
         weights = self._student.parameters()
-        self._optimiser = new_optimiser(self._options.optimiser, weights, weight_decay=self._options.weight_decay)
+        self._learner = Learner(
+            self._student,
+            new_optimiser(self._options.optimiser, weights, weight_decay=self._options.weight_decay, betas=stage.betas),
+            gradient_clip=self._options.gradient_clip,
+            accumulation=self._options.accumulation,
+            processes=self._processes,
+            bands=bands,
+            perceptual=self._perceptual,
+        )
+        self._companions = Companions(
+            self._method.companions(stage=number),
+            self._student,
+            options=self._options,
+            processes=self._processes,
+            bands=bands,
+        )
         self._averages = Averages(
             weights,
             decay=self._options.ema_decay,
@@ -242,17 +257,22 @@ class _Training:
     def _finish_stage(self) -> None:
         """The stage's result becomes the student: kept, promoted and gone on from."""
         self._result_to_weights()
-        self._optimiser.zero_grad(set_to_none=True)
+        self._learner.optimiser.zero_grad(set_to_none=True)
         if self._kept:
             self._kept.ended(self._stage)
-        del self._optimiser, self._averages  # before a teacher is made: its copy then fits into what they held
+        self._promote()
+        self._save()
+
+    def _promote(self) -> None:
+        """The student becomes the teacher, and the next stage begins."""
+        # before a teacher is made: its copy then fits into what they held
+        del self._learner, self._companions, self._averages
         self._student.promote()
         self._stage, self._stage_iteration = self._stage + 1, 0
         self._begin_stage()
-        self._save()
 
     def _result_to_weights(self) -> None:
-        result_to_weights(self._optimiser)
+        result_to_weights(self._learner.optimiser)
         if self._averages.result:
             self._averages.result.to_weights()
 
@@ -262,8 +282,8 @@ class _Training:
 
         Divided weights stay what they are: the first process, which draws previews, could exchange its own part only.
         """
-        weights, groups = self._student.parameters(), self._optimiser.param_groups
-        if not (self._averages.result or keeps_its_result_apart(self._optimiser)) or is_divided(weights[0]):
+        weights, groups = self._student.parameters(), self._learner.optimiser.param_groups
+        if not (self._averages.result or keeps_its_result_apart(self._learner.optimiser)) or is_divided(weights[0]):
             yield
             return
         held = [weight.detach().clone() for weight in weights], [dict(group) for group in groups]
@@ -277,35 +297,27 @@ class _Training:
                 group.update(before)
 
     def _settle(self) -> None:
-        """Reads the pending losses from the device, once for many iterations, and stops if one is not finite."""
-        if not self._pending:
-            return
-        rows = self._processes.mean(torch.stack(self._pending)).cpu()
-        first = self._iteration - len(self._pending) + 1
-        self._pending.clear()
-        bad = (~torch.isfinite(rows[:, :3]).all(dim=1)).nonzero()
-        if len(bad):
-            self._refuse(rows[bad[0, 0]], iteration=first + int(bad[0, 0]))
-        norm, loss, x0_error = rows[:, :3].mean(dim=0).tolist()
-        self._means, self._band_errors = (loss, x0_error, norm), band_means(rows[:, 3:])
+        """Reads the pending figures from the device, once for many iterations, and stops if one is not finite."""
+        stage = self._stages[self._stage].name
+        try:
+            self._tally.settle(self._processes, self._learner.bands, stage=stage)
+            self._companions.settle(self._processes, stage=stage)
+        except NonFiniteLoss as error:
+            raise NonFiniteLoss(f"{error}; {self._going_on()}") from None
 
-    def _refuse(self, row: Tensor, *, iteration: int) -> NoReturn:
-        """Says what of an iteration is not finite and at which noise levels."""
-        values = {"loss": row[1], "x0 error": row[2], "gradient norm": row[0]}
-        what, value = next((name, value.item()) for name, value in values.items() if not torch.isfinite(value))
-        bands = (~torch.isfinite(row[3 : 3 + BANDS])).nonzero().flatten().tolist()
-        where = f", from samples at {', '.join(self._bands.name(band) for band in bands)}" if bands else ""
-        raise NonFiniteLoss(
-            f"the {what} became {value} at iteration {iteration} (stage {self._stages[self._stage].name}){where}; the "
-            "last good checkpoint is kept. Check the data and the teacher. With a lower learning rate it is another run: "
-            "give it another run name."
+    def _going_on(self) -> str:
+        """With other settings, after a loss that is not finite."""
+        if not self._run.checkpoints():
+            return "nothing is saved yet. Check the data and the teacher, or lower the learning rate, and queue again."
+        return (
+            "the last good checkpoint is kept. Check the data and the teacher, or lower the learning rate: a new run with other "
+            f"settings goes on from there, with another run name and start_from at {self._run.name!r}."
         )
 
     def _metrics(self, stage: Stage, *, logged: bool) -> Metrics:
         total = sum(s.iterations for s in self._stages)
         seconds = time.monotonic() - self._started
         pace = seconds / max(self._iteration - self._done_before, 1)
-        loss, x0_error, norm = self._means
         device = self._data.device
         return Metrics(
             stage=self._stage,
@@ -315,11 +327,12 @@ class _Training:
             stage_iterations=stage.iterations,
             iteration=self._iteration,
             iterations=total,
-            loss=loss,
-            x0_error=x0_error,
-            band_errors=self._band_errors,
-            gradient_norm=norm,
-            learning_rate=float(self._optimiser.param_groups[0]["lr"]),
+            loss=self._tally.loss,
+            x0_error=self._tally.x0_error,
+            band_errors=self._tally.band_errors,
+            gradient_norm=self._tally.gradient_norm,
+            measures={**self._tally.measures, **self._companions.measures},
+            learning_rate=float(self._learner.optimiser.param_groups[0]["lr"]),
             seconds=seconds,
             seconds_left=pace * (total - self._iteration),
             memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
@@ -335,16 +348,18 @@ class _Training:
         return (self._options.seed * 0x9E3779B97F4A7C15 + self._iteration) % 2**63
 
     def _save(self) -> None:
-        """The state between two iterations: weights, their average, the optimiser's moments and the position.
+        """The state between two iterations: weights, their average, the optimisers' moments and the position.
 
         The first process writes it, and the others wait: one that ended meanwhile would make a launcher end the first.
         """
         self._processes.require_equal(self._student.parameters(), what="the student's weights")
-        moments, values = optimiser_state(self._optimiser)
-        position = {"stage": self._stage, "stage_iteration": self._stage_iteration, **values}
-        state = gathered(
-            self._student.state_dict() | self._averages.state_dict() | moments, keep=self._processes.is_first
-        )
+        if learning := self._companions.parameters():
+            self._processes.require_equal(learning, what="the companions' weights")
+        companions, their_values = self._companions.state_dict()
+        moments, values = optimiser_state(self._learner.optimiser)
+        position = {"stage": self._stage, "stage_iteration": self._stage_iteration, **values, **their_values}
+        tensors = self._student.state_dict() | self._averages.state_dict() | moments | companions
+        state = gathered(tensors, keep=self._processes.is_first)
         self._processes.on_first(lambda: self._run.save_checkpoint(self._iteration, state, position))
 
     def _restore(self) -> None:
@@ -365,11 +380,15 @@ class _Training:
         self._student.load_state_dict(tensors)
         self._stage, self._stage_iteration = position["stage"], position["stage_iteration"]
         self._begin_stage()
-        load_optimiser_state(self._optimiser, tensors, position)
-        self._averages.load_state_dict(tensors)
+        started = position.get("started", False)  # by another run, whose optimiser may have been another
+        if not started:
+            load_optimiser_state(self._learner.optimiser, tensors, position)
+            self._companions.load_state_dict(tensors, position)
+        self._averages.load_state_dict(tensors, all_there=not started)
 
 
 def _loggable(metrics: Metrics) -> dict[str, Any]:
     """What depends on the run alone, not on the machine's speed: a resumed run logs the same lines."""
     kept = dataclasses.asdict(metrics)
-    return {name: value for name, value in kept.items() if name not in MACHINES_OWN}
+    own = MACHINES_OWN if metrics.measures else (*MACHINES_OWN, "measures")
+    return {name: value for name, value in kept.items() if name not in own}

@@ -6,6 +6,9 @@ the networks see parts. Their number changes the gradient by rounding alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from torch import Tensor, cat
 
 from ...samplers.noise import Denoiser
@@ -58,13 +61,17 @@ def split(target: Target, pieces: int) -> list[Target]:
     """Targets of B / pieces samples each, in order."""
     if pieces == 1:
         return [target]
-    tensors = {name: value.chunk(pieces) for name, value in target._asdict().items() if isinstance(value, Tensor)}
-    conditions = _conditions(target.condition, len(target.x_t), pieces)
-    parts = zip(*tensors.values(), conditions, strict=True)
-    return [target._replace(**dict(zip([*tensors, "condition"], part, strict=True))) for part in parts]
+    tensors: dict[str, Sequence[Any]] = {
+        name: value.chunk(pieces) for name, value in target._asdict().items() if isinstance(value, Tensor)
+    }
+    for name in ("condition", "measures"):
+        tensors[name] = _conditions(getattr(target, name), len(target.x_t), pieces)
+    if target.beside is not None:
+        tensors["beside"] = split(target.beside, pieces)
+    return [target._replace(**dict(zip(tensors, part, strict=True))) for part in zip(*tensors.values(), strict=True)]
 
 
-def _conditions(condition: dict[str, Tensor], count: int, pieces: int) -> list[dict[str, Tensor]]:
+def _conditions(condition: Mapping[str, Tensor], count: int, pieces: int) -> list[dict[str, Tensor]]:
     """condition: (count, ...) or (1, ...) each; what all samples share goes to every piece."""
     size = -(-count // pieces)
     starts = range(0, count, size)

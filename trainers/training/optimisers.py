@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..processes.sharding import is_divided, part
 
-_PREFIX = "optimiser."
+STATE_PREFIX = "optimiser."
 
 
 def _optional(name: str, *, module: str, package: str, kind: str) -> Callable[..., torch.optim.Optimizer]:
@@ -40,7 +40,9 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 """schedule_free: Defazio et al. 2024, "The Road Less Scheduled"; its weights during training are not its result."""
 
 
-def new_optimiser(name: str, weights: list[Tensor], *, weight_decay: float) -> torch.optim.Optimizer:
+def new_optimiser(
+    name: str, weights: list[Tensor], *, weight_decay: float, betas: tuple[float, float] | None = None
+) -> torch.optim.Optimizer:
     """One of OPTIMISERS, ready to step, at rate 0 until the loop sets one. ValueError when its library is missing.
 
     Or, with weights divided over processes, for one whose kernels know whole weights only.
@@ -50,7 +52,8 @@ def new_optimiser(name: str, weights: list[Tensor], *, weight_decay: float) -> t
             f"optimiser is {EIGHT_BIT!r}, which cannot step full weights that are divided over several processes; choose "
             "adam or adamw, or train a LoRA."
         )
-    optimiser = OPTIMISERS[name](weights, lr=0.0, weight_decay=weight_decay)
+    chosen = {} if betas is None else {"betas": betas}
+    optimiser = OPTIMISERS[name](weights, lr=0.0, weight_decay=weight_decay, **chosen)
     if hasattr(optimiser, "train"):
         optimiser.train()
     return optimiser
@@ -74,7 +77,7 @@ def keeps_its_result_apart(optimiser: torch.optim.Optimizer) -> bool:
 def optimiser_state(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Its tensors under names, and all else as JSON values."""
     state = optimiser.state_dict()
-    flat = _flatten(state["state"], _PREFIX)
+    flat = _flatten(state["state"], STATE_PREFIX)
     tensors = {name: value for name, value in flat.items() if isinstance(value, Tensor)}
     values = {name: value for name, value in flat.items() if name not in tensors}
     return tensors, {"optimiser": state["param_groups"], "optimiser_values": values}
@@ -87,8 +90,8 @@ def load_optimiser_state(
     state: dict[Any, Any] = {}
     weights = [weight for group in optimiser.param_groups for weight in group["params"]]
     for name, value in {**tensors, **values.get("optimiser_values", {})}.items():
-        if name.startswith(_PREFIX):
-            index, *path = name.removeprefix(_PREFIX).split(".")
+        if name.startswith(STATE_PREFIX):
+            index, *path = name.removeprefix(STATE_PREFIX).split(".")
             entry = state.setdefault(int(index), {})
             for key in path[:-1]:
                 entry = entry.setdefault(key, {})

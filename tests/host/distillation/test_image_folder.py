@@ -1,7 +1,10 @@
 """Training Images (Folder) on the host's own classes: encoded once, resumed, and the same as in the graph."""
 
+import contextlib
 import hashlib
+import json
 import logging
+import os
 import shutil
 
 import pytest
@@ -10,14 +13,17 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-from architectures import tiny
+import comfy.sd1_clip
+from architectures import has, tiny
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import data_sources, training_data
+from comfyui_fewstep.nodes.distillation import folder_data, folder_sources
 from comfyui_fewstep.trainers.data.batches import Buckets
 from comfyui_fewstep.trainers.data.cache import read_data
+from comfyui_fewstep.trainers.data.listing import READ, REPEATED
 from comfyui_fewstep.trainers.data.pictures import pixels
-from encoders import Counting, MeanVAE, RandomCLIP, tiny_vae
+from encoders import Counting, MeanVAE, RandomCLIP, tiny_clip, tiny_vae
 from making_data import (
+    FOLDER,
     LONG,
     Cancelled,
     cancel_at,
@@ -28,6 +34,7 @@ from making_data import (
     same_tensors,
     student_of,
 )
+from PIL import Image
 
 
 def test_a_folder_is_trained_on_as_the_same_pictures_in_the_graph(output, folder, vae, clip):
@@ -55,7 +62,7 @@ def test_encoding_leaves_the_hosts_random_numbers_alone(vae):
     torch.manual_seed(5)
     expected = torch.randn(3)
     torch.manual_seed(5)
-    host.data.encode_picture(vae, torch.rand(16, 16, 3, generator=torch.Generator()), seed=1)
+    host.encoding.encoded(vae, torch.rand(1, 16, 16, 3, generator=torch.Generator()), seed=1)
     assert torch.equal(torch.randn(3), expected)
 
 
@@ -87,25 +94,131 @@ def test_a_second_start_needs_neither_vae_nor_clip(kind, output, folder, vae, cl
         distil(model, name="other", data=images(None, None), **options)
 
 
-@pytest.mark.parametrize("call", [*(pytest.param(call, marks=pytest.mark.thorough) for call in (2, 7, 9)), 8, 10])
-def test_a_cancel_while_encoding_goes_on_where_it_was(call, output, folder, vae, clip, monkeypatch):
-    """Five looks at the files, then five pictures, in shards of two at most: (0, 2), (4), (1, 3)."""
-    monkeypatch.setattr(data_sources, "SHARD_PICTURES", 2)
+@pytest.mark.parametrize("call", [*(pytest.param(call, marks=pytest.mark.thorough) for call in (2, 7, 11, 14)), 13])
+def test_a_cancel_while_encoding_costs_one_picture_at_most(call, output, folder, vae, clip, monkeypatch):
+    """Five hashes, five looks at the files, then five pictures, in shards of two at most: (0, 2), (4), (1, 3)."""
+    monkeypatch.setattr(folder_sources, "SHARD_SAMPLES", 2)
     model = tiny("sd15")
-    distil(model, name="whole", data=images(vae, clip))
     first, second = Counting(vae), Counting(vae)
     cancel_at(monkeypatch, call)
     with pytest.raises(Cancelled):
         distil(model, name="part", data=images(first, clip))
     monkeypatch.setattr(host.signals, "check_cancelled", lambda: None)
+    assert len(first.seen) == max(0, call - 11)
     shards = len(list((run_folder(output, "part") / "data").glob("*.safetensors")))
-    kept = {2: 0, 7: 0, 8: 2, 9: 3, 10: 3}[call]
-    assert shards == {0: 0, 2: 1, 3: 2}[kept]
+    assert shards == {2: 0, 7: 0, 11: 0, 13: 1, 14: 2}[call]
     distil(model, name="part", data=images(second, clip))
-    assert len(second.seen) == 5 - kept, "what lies in a shard is not encoded again"
+    assert len(second.seen) == 5 - len(first.seen), "what was encoded is not encoded again"
+    shutil.rmtree(output / "fewstep" / "encoded")
+    distil(model, name="whole", data=images(vae, clip))
     one, other = (read_data(run_folder(output, name) / "data").tensors() for name in ("whole", "part"))
     assert same_tensors(one, other)
     assert same_tensors(student_of(output, "whole"), student_of(output, "part"))
+
+
+def encoded(output, vae, clip, name, *, model=None, **changed):
+    """How many pictures and texts a new run has the encoders encode, and its data."""
+    counted = Counting(vae), Counting(clip)
+    with pytest.raises(ValueError, match="warmup is 99"):  # a reason that is known after encoding
+        distil(model or tiny("sd15"), name=name, data=images(*counted, **changed), warmup=99)
+    return *(len(each.seen) for each in counted), read_data(run_folder(output, name) / "data")
+
+
+def test_only_what_is_new_is_encoded_whatever_the_run(output, folder, vae, clip):
+    """A picture and its caption, a size, a VAE; another run's name and equal captions cost nothing."""
+    assert encoded(output, vae, clip, "first")[:2] == (5, 4), "two texts, the caption of the others, the empty prompt"
+    *nothing, first = encoded(output, vae, clip, "second")
+    assert nothing == [0, 0]
+    picture(folder / "5.png", 64, 64, seed=9)
+    (folder / "5.txt").write_text("a green hat")
+    assert encoded(output, vae, clip, "third")[:2] == (1, 1)
+    assert encoded(output, vae, clip, "flipped", flip=True)[:2] == (6, 0)
+    assert encoded(output, vae, clip, "larger", resolution=128)[:2] == (6, 0)
+    assert encoded(output, tiny_vae(seed=1), clip, "another VAE")[:2] == (6, 0)
+    assert encoded(output, vae, tiny_clip(seed=1), "another CLIP")[:2] == (0, 5)
+    (folder / "5.png").unlink()
+    *nothing, again = encoded(output, vae, clip, "fourth")
+    assert nothing == [0, 0]
+    shutil.rmtree(output / "fewstep" / "encoded")
+    *everything, anew = encoded(output, vae, clip, "fifth")
+    assert everything == [5, 4]
+    assert again.sha256() == anew.sha256() == first.sha256(), "bit for bit what encoding gives"
+
+
+def test_of_an_encoder_without_weights_nothing_is_kept(output, folder, clip):
+    """Its class alone would say too little."""
+    for name in ("first", "second"):
+        assert encoded(output, MeanVAE(), RandomCLIP(768, 768), name)[:2] == (5, 4)
+    assert not (output / "fewstep" / "encoded").exists()
+
+
+def test_equal_captions_are_held_once(output, folder, vae, clip):
+    *_, data = encoded(output, vae, clip, "run")
+    square, wide = data.buckets
+    assert [len(bucket.condition["c_crossattn"]) for bucket in (square, wide)] == [2, 2]
+    assert square.prompts.tolist() == [0, 1, 1]
+    assert wide.prompts is None
+
+
+def test_captions_are_literal_unless_prompt_syntax_is_wanted(output, folder, vae):
+    """With the host's own tokenizer: (fate) is no emphasis, and every letter of the caption stays."""
+    tokenizer = comfy.sd1_clip.SD1Tokenizer()
+
+    class Asked:
+        """The texts that it is asked to encode, as the tokenizer's words and weights."""
+
+        def __init__(self):
+            self.asked = []
+
+        def tokenize(self, text):
+            return tokenizer.tokenize_with_weights(text)
+
+        def encode_from_tokens(self, tokens, return_pooled=False):
+            real = [(token, weight) for token, weight in tokens["l"][0] if token < 49406]
+            words = tokenizer.clip_l.inv_vocab
+            self.asked.append(("".join(words[token] for token, _ in real).replace("</w>", " "), {w for _, w in real}))
+            return torch.zeros(1, 77, 768), torch.zeros(1, 768)
+
+    for file in folder.iterdir():
+        if file.name != "0.png":
+            file.unlink()
+    (folder / "0.txt").write_text(r"saber (fate), (hat:1.3) \(x\)")
+    plain, prompt = Asked(), Asked()
+    encoded(output, vae, plain, "literal")
+    encoded(output, vae, prompt, "prompt", caption_syntax="prompt syntax")
+    assert ("".join(plain.asked[-1][0].split()), plain.asked[-1][1]) == (r"saber(fate),(hat:1.3)\(x\)", {1.0})
+    assert ("".join(prompt.asked[-1][0].split()), prompt.asked[-1][1]) == ("saberfate,hat(x)", {1.0, 1.1, 1.3})
+
+
+def test_guidance_is_for_models_that_take_one(output, folder, vae, clip):
+    """FLUX.1-dev is told it with every prompt, the empty one too; the value is part of what the data are."""
+    with pytest.raises(ValueError, match=r"guidance is 2.5, but this model \(.*\) takes none"):
+        distil(tiny("sd15"), name="refused", data=images(vae, clip, guidance=2.5))
+    if not has("flux"):
+        pytest.skip("this host is older than Flux")
+
+    class Wide(MeanVAE):
+        def encode(self, pixels):
+            return super().encode(pixels).repeat(1, 4, 1, 1)
+
+    model, made = tiny("flux"), (Wide(), RandomCLIP(4096, 768))
+    found = [encoded(output, *made, str(scale), model=model, guidance=scale)[2].buckets[0] for scale in (0.0, 2.5)]
+    own, told = found
+    assert own.condition["guidance"].unique().tolist() == [3.5]
+    assert told.condition["guidance"].unique().tolist() == told.unconditional["guidance"].unique().tolist() == [2.5]
+    assert torch.equal(own.condition["c_crossattn"], told.condition["c_crossattn"])
+
+
+def test_a_run_of_before_goes_on_with_the_captions_that_it_has(output, folder, vae, clip):
+    """Its folder does not say how they were read; another reading is then no reason to refuse it."""
+    distil(tiny("sd15"), name="run", data=images(vae, clip))
+    source = run_folder(output, "run") / "data" / "source.json"
+    said = json.loads(source.read_text())
+    assert said.pop("caption_syntax") == "literal"
+    with pytest.raises(ValueError, match=r"caption_syntax: there .literal., here .prompt syntax."):
+        distil(tiny("sd15"), name="run", data=images(vae, clip, caption_syntax="prompt syntax"))
+    source.write_text(json.dumps(said))
+    distil(tiny("sd15"), name="run", data=images(vae, clip), checkpoint_every=7)
 
 
 def test_flip_adds_every_picture_mirrored(output, folder, clip):
@@ -115,7 +228,8 @@ def test_flip_adds_every_picture_mirrored(output, folder, clip):
     for bucket in data.buckets:
         torch.testing.assert_close(bucket.x0[1::2], bucket.x0[::2].flip(-1), atol=1e-6, rtol=0)
         assert (bucket.x0[1] - bucket.x0[0]).abs().max() > 1e-3
-        assert torch.equal(bucket.condition["c_crossattn"][1::2], bucket.condition["c_crossattn"][::2])
+        text = bucket.tensors()["condition.c_crossattn"]
+        assert torch.equal(text[1::2], text[::2])
 
 
 def test_broken_files_are_named_before_any_is_encoded_or_left_out_by_choice(output, folder, vae, clip, caplog):
@@ -134,6 +248,57 @@ def test_broken_files_are_named_before_any_is_encoded_or_left_out_by_choice(outp
     assert "1.png (" in said
     assert "4.png (" in said
     assert len(counted.seen) == 3
+
+
+def test_one_odd_entry_stops_nothing_where_broken_files_are_skipped(output, folder, vae, clip, caplog):
+    """Two frames of a camera are a picture; a link to nothing, a folder, and names and captions that are no text are none."""
+    frames = [Image.open(folder / f"{i}.png").convert("RGB") for i in (0, 2)]
+    frames[0].save(folder / "camera.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    (folder / "dangling.png").symlink_to(folder / "nowhere")
+    (folder / "folder.png").mkdir()
+    (folder / "4.txt").write_bytes(b"\xff\xfe")
+    odd = {"dangling.png": "cannot be read", "folder.png": "not a file", "4.png": "no UTF-8 text"}
+    with contextlib.suppress(OSError):  # some file systems have no such names
+        shutil.copy(folder / "0.png", folder / os.fsdecode(b"\xff.png"))
+        odd["\\xff.png"] = "rename it"
+    with pytest.raises(ValueError, match=f"{len(odd)} of {6 + len(odd) - 1} pictures in .* cannot be used"):
+        distil(tiny("sd15"), name="run", data=images(vae, clip))
+    counted = Counting(vae)
+    with caplog.at_level(logging.INFO):
+        distil(tiny("sd15"), name="run", data=images(counted, clip, broken="skip"))
+    assert len(counted.seen) == 5
+    said = [record.getMessage() for record in caplog.records]
+    (skipped,) = [text for text in said if "skipped" in text]
+    assert all(f"{name} (" in skipped and why in skipped for name, why in odd.items())
+    skipped.encode()
+    (found,) = [text for text in said if "with a caption file" in text]
+    assert found.startswith(f"{5 + len(odd)} pictures in {folder}, 3 with a caption file.")
+    assert said.index(found) < said.index(skipped)
+    distil(tiny("sd15"), name="run", data=images(None, None, broken="skip"))
+    assert len(counted.seen) == 5
+
+
+def test_what_is_found_is_said_on_the_node_before_anything_is_encoded(output, folder):
+    (folder / "notes.md").write_text("x")
+    given = {"folder": "pictures", **FOLDER}
+    said = folder_data.ImageFolder().describe(**given)["ui"]["text"]
+    assert said == [f"5 pictures in {folder}, 2 with a caption file. Passed over: 1 .md files."]
+
+
+def test_kohyas_repeats_are_drawn_as_often(output, folder, vae, clip):
+    """Three of a kind three times and once: in a batch from the square bucket, 3 of 4 samples are of the repeated folder."""
+    for name in ("1.png", "3.png", "3.txt", "4.png"):
+        (folder / name).unlink()
+    (folder / "3_a fox").mkdir()
+    (folder / "2.png").rename(folder / "3_a fox" / "2.png")
+    distil(tiny("sd15"), name="run", data=images(vae, clip, subfolders=REPEATED))
+    data = read_data(run_folder(output, "run") / "data")
+    assert data.repeats.tolist() == [1, 3]
+    drawn = data.batch(4000, generator=torch.Generator().manual_seed(0))
+    share = float((drawn.x0 == data.x0[1]).flatten(1).all(dim=1).float().mean())
+    assert abs(share - 3 / 4) < 4 * (3 / 16 / 4000) ** 0.5
+    with pytest.raises(ValueError, match="begun on other training data"):
+        distil(tiny("sd15"), name="run", data=images(vae, clip, subfolders=READ))
 
 
 def test_nothing_but_broken_files_is_an_error_also_where_they_are_skipped(output, folder, vae, clip):
@@ -163,21 +328,14 @@ def test_a_begun_run_refuses_another_folder_and_one_that_has_not_takes_it(output
     distil(tiny("sd15"), name="begun", data=images(vae, clip))
     kept = shutil.copytree(folder, folder.with_name("kept"))
     for named, change in CHANGES.items():
-        before = encoded_but_stopped(output, vae, clip)
+        before = encoded(output, vae, clip, "stopped")[2].tensors()
         change(folder)
         with pytest.raises(ValueError, match=f"begun on other training data.*{named}"):
             distil(tiny("sd15"), name="begun", data=images(vae, clip))
-        assert not same_tensors(encoded_but_stopped(output, vae, clip), before)
+        assert not same_tensors(encoded(output, vae, clip, "stopped")[2].tensors(), before)
         shutil.copytree(kept, folder, dirs_exist_ok=True)
     distil(tiny("sd15"), name="stopped", data=images(vae, clip))
     assert same_tensors(student_of(output, "stopped"), student_of(output, "begun"))
-
-
-def encoded_but_stopped(output, vae, clip):
-    """The data of a run that was refused for a reason that is known after encoding."""
-    with pytest.raises(ValueError, match="warmup is 99"):
-        distil(tiny("sd15"), name="stopped", data=images(vae, clip), warmup=99)
-    return read_data(run_folder(output, "stopped") / "data").tensors()
 
 
 def test_another_vae_is_another_source(output, folder, vae, clip):
@@ -220,18 +378,18 @@ def test_a_folder_of_no_use_is_named_on_its_node(inputs, said, output, folder):
     with pytest.raises(ValueError, match=said):
         images(None, None, **inputs)
     given = {"folder": "pictures", "resolution": 64, "bucket_step": 16} | inputs
-    assert said[:12] in training_data.ImageFolder.VALIDATE_INPUTS(**given)
-    assert training_data.ImageFolder.VALIDATE_INPUTS("pictures", 64, 16) is True
-    assert training_data.ImageFolder.VALIDATE_INPUTS(None, 64, 16) is True, "a linked value is not known yet"
+    assert said[:12] in folder_data.ImageFolder.VALIDATE_INPUTS(**given)
+    assert folder_data.ImageFolder.VALIDATE_INPUTS("pictures", 64, 16) is True
+    assert folder_data.ImageFolder.VALIDATE_INPUTS(None, 64, 16) is True, "a linked value is not known yet"
 
 
 def test_captions_may_be_wanted_for_every_picture(output, folder, vae, clip):
-    with pytest.raises(ValueError, match=r"3 pictures have no caption file beside them: 1\.png, 2\.png, 4\.png"):
+    with pytest.raises(ValueError, match=r"3 of the files have no caption file beside them: 1\.png, 2\.png, 4\.png"):
         distil(tiny("sd15"), name="run", data=images(vae, clip, without_caption="stop"))
 
 
 def test_a_changed_folder_makes_the_host_run_the_node_again(output, folder):
-    fingerprint = training_data.ImageFolder.IS_CHANGED
+    fingerprint = folder_data.ImageFolder.IS_CHANGED
     before = fingerprint(folder="pictures", resolution=64)
     assert fingerprint(folder="pictures", resolution=64) == before
     (folder / "1.txt").write_text("new")

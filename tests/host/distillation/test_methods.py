@@ -12,7 +12,7 @@ import comfy.sample  # isort: skip  # architectures made it importable
 import comfy.sd  # isort: skip
 import folder_paths  # isort: skip
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import distillation, methods, running, students, worker
+from comfyui_fewstep.nodes.distillation import distillation, matching_method, methods, running, students, worker
 from comfyui_fewstep.nodes.host import folders
 from comfyui_fewstep.nodes.sampling import recipes
 from comfyui_fewstep.samplers.few_step import sample_few_step
@@ -25,13 +25,17 @@ from comfyui_fewstep.trainers.training.distillation import Recorded
 GUIDANCE = {"guidance_scale": 3.0, "iterations": 8, "learning_rate": 1e-3, "steps": 4, "weighting": "constant"}
 CONSISTENCY = {"guidance_scale": 3.0, "iterations": 8, "learning_rate": 1e-3, "steps": 4, "guidance_scale_max": 5.0}
 TRAINED = {"iterations": 8, "learning_rate": 1e-3, "steps": 2, "first_levels": 4, "last_levels": 8}
+MATCHING = {"guidance_scale": 3.0, "iterations": 8, "learning_rate": 1e-3, "steps": 2}
+MATCHING |= {"companion_first": 2, "companion_updates": 2, "companion_learning_rate": 1e-3, "companion_rank": 6}
 CHOSEN = {
     "consistency_training": (methods.ConsistencyTraining, TRAINED),
     "guidance_distillation": (methods.GuidanceDistillation, GUIDANCE),
     "consistency_distillation": (methods.ConsistencyDistillation, {**CONSISTENCY, "target_decay": 0.9}),
+    "distribution_matching": (matching_method.DistributionMatching, MATCHING),
 }
 KINDS = ("sd15", "sd2_v", "sdxl", "sd3", "flux")
 UNETS = {"consistency_training": "sd15", "guidance_distillation": "sdxl", "consistency_distillation": "sd2_v"}
+UNETS |= {"distribution_matching": "sdxl"}
 """The UNet that the gate takes for a method, beside the transformers."""
 SEED = 11
 

@@ -245,9 +245,23 @@ def test_what_the_run_names_must_be_here(client, runs, style, name, refused_here
     assert "run.json of the run" in refused_here(run)
 
 
-def test_the_launcher_starts_it(client, runs, style, name):
-    """By launch.py train, as the command on the node says."""
+def test_the_launcher_plans_and_starts_it(client, runs, style, name):
+    """By launch.py plan, which changes nothing of the folder, and train, as the command on the node says."""
     client.run(workflow(name, "FewStepWriteRun"))
+    before = {file: file.read_bytes() for file in (runs / name).rglob("*") if file.is_file()}
+    planned = subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), "plan", str(runs / name)],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert planned.returncode == 0, planned.stderr[-3000:]
+    stages = json.loads(before[runs / name / "run.json"])["run"]
+    lines = planned.stdout.splitlines()
+    first = next(line for line in lines if " to " in line and " iterations of " in line)
+    assert first.startswith(f"{stages['method.start_steps']} to "), lines
+    assert any(line.startswith("memory beside the model:") for line in lines), lines
+    assert {file: file.read_bytes() for file in (runs / name).rglob("*") if file.is_file()} == before
     done = subprocess.run(
         [sys.executable, str(ROOT / "launch.py"), "train", str(runs / name)],
         capture_output=True,

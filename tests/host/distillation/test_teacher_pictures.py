@@ -25,7 +25,8 @@ def test_a_pair_drawn_again_from_its_noise_is_the_stored_picture(kind, output, c
     distil(model, name="run", data=prompts(clip))
     data = read_data(run_folder(output, "run") / "data")
     assert data.x0.shape == data.noise.shape == (6, 4, 4, 6)
-    texts = [host.data.encode_text(clip, text) for text in ("a red fox", "a blue house", "")]
+    encoder = host.encoding.TextEncoder(clip, host.folders.encodings())
+    texts = [encoder.conditioning(text) for text in ("a red fox", "a blue house", "")]
     sigmas = trailing_sigmas(4, table=host.models.noise_levels(host.models.model_sampling_of(model)))
     for i in range(0, 6, 2):
         with torch.inference_mode():

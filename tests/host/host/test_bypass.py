@@ -14,7 +14,7 @@ import_host()
 import comfy.ops
 import comfy.sd
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import running, students
+from comfyui_fewstep.nodes.distillation import students, teacher
 from comfyui_fewstep.trainers.students.adapters import LoRAOptions, lora_file, product
 
 LORA = LoRAOptions(rank=4, alpha=8.0)
@@ -93,8 +93,8 @@ def test_a_teacher_may_carry_loras_beside_its_layers():
     model, x, inputs, plain = quantised.tiny("wan", "float8_e4m3fn")
     style, _, _, file = trained(model, x, inputs, seed=5)
     styled = host.training.with_lora(model, file)
-    assert running.teacher_sha256(styled) != running.teacher_sha256(model)
-    assert running.teacher_sha256(styled) == running.teacher_sha256(host.training.with_lora(model, file))
+    assert teacher.sha256(styled) != teacher.sha256(model)
+    assert teacher.sha256(styled) == teacher.sha256(host.training.with_lora(model, file))
     picture = drawn(styled, x, inputs)
     adapters, found, _, own = trained(styled, x, inputs)
     network = host.training.trainable_copy(added(plain, style))

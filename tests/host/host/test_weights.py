@@ -20,7 +20,7 @@ import comfy.sd
 from architectures import kinds, tiny
 from comfyui_fewstep.benchmarks import paging
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import running
+from comfyui_fewstep.nodes.distillation import teacher
 from comfyui_fewstep.trainers.storage.files import tensors_sha256
 from test_lending import PAGING, size_of, training
 from test_lora import distil, lora_like, output, read_student_of  # noqa: F401 (a fixture)
@@ -150,24 +150,24 @@ def test_quantised_weights_are_taken_over_as_what_they_stand_for(form):
 def test_a_teacher_is_the_same_wherever_its_weights_are_and_each_style_another(kind, monkeypatch):
     model, *_ = training(kind)
     wired = [model, styled(model), styled(model, seed=1), styled(styled(model), seed=1)]
-    resident = [running.teacher_sha256(one) for one in wired]
+    resident = [teacher.sha256(one) for one in wired]
     offload(model, monkeypatch)
-    assert [running.teacher_sha256(one) for one in wired] == resident
+    assert [teacher.sha256(one) for one in wired] == resident
     assert len(set(resident)) == len(wired)
     with torch.inference_mode():
         next(model.model.diffusion_model.parameters()).add_(1.0)
-    assert running.teacher_sha256(model) not in resident
+    assert teacher.sha256(model) not in resident
 
 
 @PAGING
 def test_a_teacher_in_pages_is_the_same_and_each_style_another(monkeypatch):
     model, *_ = training("flux")
     wired = [model, styled(model), styled(model, seed=1)]
-    resident = [running.teacher_sha256(one) for one in wired]
+    resident = [teacher.sha256(one) for one in wired]
     comfy.model_management.unload_all_models()
     paging.install(monkeypatch, room=0)
     pages = paging.paged(model)
-    found = [running.teacher_sha256(one) for one in (pages, styled(pages), styled(pages, seed=1))]
+    found = [teacher.sha256(one) for one in (pages, styled(pages), styled(pages, seed=1))]
     assert found == resident
     assert len(set(found)) == 3
 
@@ -175,15 +175,15 @@ def test_a_teacher_in_pages_is_the_same_and_each_style_another(monkeypatch):
 @pytest.mark.parametrize("form", quantised.formats())
 def test_a_quantised_teacher_is_known_by_every_part(form):
     model, *_ = quantised.tiny("flux", form)
-    first = running.teacher_sha256(model)
+    first = teacher.sha256(model)
     again, *_ = quantised.tiny("flux", form)
-    assert running.teacher_sha256(again) == first
+    assert teacher.sha256(again) == first
     parts = {name: part for name, part in quantised.contents(model).items() if "img_attn.qkv.weight" in name}
     assert parts
     for part in parts.values():
         with torch.inference_mode():
             part.view(-1)[0] ^= 1
-        assert running.teacher_sha256(model) != first
+        assert teacher.sha256(model) != first
         with torch.inference_mode():
             part.view(-1)[0] ^= 1
 
@@ -193,13 +193,13 @@ def test_a_run_of_the_first_version_knows_its_teacher(with_style, monkeypatch):
     model, *_ = training("sd15")
     wired = styled(model) if with_style else model
     said = tensors_sha256(dict(host.training.loaded(wired).diffusion_model.state_dict()))
-    assert running.teacher_sha256(wired) != said
-    assert running.teacher_sha256(wired, begun_with=said) == said
+    assert teacher.sha256(wired) != said
+    assert teacher.sha256(wired, begun_with=said) == said
     other = styled(model, seed=1)
-    assert running.teacher_sha256(other, begun_with=said) == running.teacher_sha256(other)
+    assert teacher.sha256(other, begun_with=said) == teacher.sha256(other)
     offload(model, monkeypatch)
-    assert running.teacher_sha256(other, begun_with=tensors_sha256(dict(model.model.diffusion_model.state_dict()))) == (
-        running.teacher_sha256(other)
+    assert teacher.sha256(other, begun_with=tensors_sha256(dict(model.model.diffusion_model.state_dict()))) == (
+        teacher.sha256(other)
     ), "weights that lie bare say nothing of a style"
 
 
@@ -238,29 +238,29 @@ def test_weights_are_hashed_once(monkeypatch, tmp_path):
         lambda tensors: hashed.append(sum(t.numel() for t in tensors.values())) or own(tensors),
     )
     whole = sum(value.numel() for value in model.model.diffusion_model.parameters()) // 2
-    first = running.teacher_sha256(model)
-    assert running.teacher_sha256(styled(model)) != first == running.teacher_sha256(model)
+    first = teacher.sha256(model)
+    assert teacher.sha256(styled(model)) != first == teacher.sha256(model)
     assert sum(size > whole for size in hashed) == 1
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"as it was")
     twins = [training_from(file) for _ in range(3)]
     hashed.clear()
-    assert [running.teacher_sha256(twin) for twin in twins[:2]] == [first, first]
+    assert [teacher.sha256(twin) for twin in twins[:2]] == [first, first]
     assert sum(size > whole for size in hashed) == 1, "loaded again from the same file"
     monkeypatch.setattr(host.identity, "_of_networks", weakref.WeakKeyDictionary())  # as in a new process
-    assert running.teacher_sha256(training_from(file)) == first
+    assert teacher.sha256(training_from(file)) == first
     assert sum(size > whole for size in hashed) == 1
     changed = training_from(file, seed=1)
-    assert running.teacher_sha256(changed) != first, "the sample tells of weights that are not the file's"
+    assert teacher.sha256(changed) != first, "the sample tells of weights that are not the file's"
     assert sum(size > whole for size in hashed) == 2
     os.utime(file, ns=(1, 1))
-    assert running.teacher_sha256(twins[2]) == first
+    assert teacher.sha256(twins[2]) == first
     assert sum(size > whole for size in hashed) == 3
     file.write_bytes(b"written anew")
-    assert running.teacher_sha256(twins[2]) == first
+    assert teacher.sha256(twins[2]) == first
     assert sum(size > whole for size in hashed) == 4
     (tmp_path / "known.json").write_bytes(b"{")
-    assert running.teacher_sha256(twins[2]) == first
+    assert teacher.sha256(twins[2]) == first
     assert sum(size > whole for size in hashed) == 5
 
 

@@ -1,9 +1,8 @@
 """Each preset gives the levels, the reading, the sampler and the guidance that its source names; files speak for themselves."""
 
-import types
-
 import pytest
 import torch
+from comfyui_fewstep.benchmarks.templates_judge import sampling_of_family
 from comfyui_fewstep.commands.embedded import import_host
 from safetensors.torch import save_file
 
@@ -18,85 +17,21 @@ from comfyui_fewstep.nodes import host, previews
 from comfyui_fewstep.nodes.demo import digits_model
 from comfyui_fewstep.nodes.sampling import recipes
 from comfyui_fewstep.samplers.noise import NoiseFamily
-from comfyui_fewstep.samplers.presets import PRESETS
+from comfyui_fewstep.samplers.presets import OURS, PRESETS
 from comfyui_fewstep.samplers.recipe import Recipe
+from published import SIGMAS, TIMESTEPS
 from test_guidance_distilled import advanced, guided_model
 from test_sampling import draw, model_of, schedule
 from test_schedules_of_kinds import sampling
 
 PROMPT = digits_model.prompt("1234")
-SPACED = {n: [round(1000 - 1000 * k / n) - 1 for k in range(n)] for n in (1, 2, 4, 8)}
-LCM = {
-    2: [999, 499],
-    4: [999, 759, 499, 259],
-    8: [999, 879, 759, 639, 499, 379, 259, 139],
-    16: [999, 939, 879, 819, 759, 699, 639, 579, 499, 439, 379, 319, 259, 199, 139, 79],
+WITH_CFG = {
+    "Hyper-SD CFG": 5.0,
+    "PCM normal-CFG": 7.5,
+    "Hyper-SD3 LoRA, 4": 3.0,
+    "Hyper-SD3 LoRA, 8": 5.0,
+    "Hyper-SD3 LoRA, 16": 7.0,
 }
-TIMESTEPS = {
-    "LCM or LCM-LoRA, 4 steps": LCM[4],
-    "LCM or LCM-LoRA, 8 steps": LCM[8],
-    "SDXL-Lightning, 1 step": [999],
-    "SDXL-Lightning, 2 steps": [999, 499],
-    "SDXL-Lightning, 4 steps": [999, 749, 499, 249],
-    "SDXL-Lightning, 8 steps": [999, 874, 749, 624, 499, 374, 249, 124],
-    "SD- or SDXL-Turbo, 1 step": [999],
-    "SD- or SDXL-Turbo, 2 steps": [999, 899],
-    "SD- or SDXL-Turbo, 4 steps": [999, 899, 799, 699],
-    "Hyper-SD LoRA, 2 steps": SPACED[2],
-    "Hyper-SD LoRA, 4 steps": SPACED[4],
-    "Hyper-SD LoRA, 8 steps": SPACED[8],
-    "Hyper-SD CFG LoRA, 8 steps": SPACED[8],
-    "Hyper-SD CFG LoRA, 12 steps": [999, 916, 832, 749, 666, 582, 499, 416, 332, 249, 166, 82],
-    "Hyper-SD unified LoRA, 1 step": [999],
-    "Hyper-SD UNet, 1 step": [800],
-    "DMD2, 4 steps": [999, 749, 499, 249],
-    "DMD2, 1 step": [399],
-    "TCD-LoRA, 4 steps": LCM[4],
-    **{f"PCM small-CFG LoRA, {n} steps": LCM[n] for n in (2, 4, 8, 16)},
-    **{f"PCM normal-CFG LoRA, {n} steps": LCM[n] for n in (4, 8, 16)},
-    "PCM LCM-like LoRA, 4 steps": LCM[4],
-    **{f"{kind}-Turbo, {n} steps (model card's list)": SPACED[n] for kind in ("SD", "SDXL") for n in (2, 4)},
-}
-# The demo model's own shift is 1. Flow lists as diffusers' FlowMatchEulerDiscreteScheduler and the sources compute them.
-SIGMAS = {
-    "FLUX.1 schnell, 1 step": [1.0],
-    "FLUX.1 schnell, 4 steps": [1.0, 0.75, 0.5, 0.25],
-    "Hyper-FLUX LoRA, 8 steps": [1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125],
-    "Hyper-FLUX LoRA, 16 steps": [1 - k / 16 for k in range(16)],
-    "Qwen-Image-Lightning, 4 steps": [1.0, 0.9, 0.75, 0.5],
-    "Qwen-Image-Lightning, 8 steps": [1.0, 0.954545, 0.9, 0.833333, 0.75, 0.642857, 0.5, 0.3],
-    **{
-        name: [1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875]
-        for name in (
-            "LTX-Video distilled, 8 steps",
-            "LTX-2 or 2.3 distilled, stage 1, 8 steps",
-            "LTX-2.5 distilled, stage 1, 8 steps",
-        )
-    },
-    "LTX-2 or 2.3 distilled, stage 2, 3 steps": [0.909375, 0.725, 0.421875],
-    "LTX-2.5 distilled, stage 2, 3 steps": [0.909375, 0.725, 0.421875],
-    "MiniMax H3 Turbo LoRA, 4 steps": [1.0, 0.947368, 0.857143, 0.666667],
-    "MiniMax H3 Turbo LoRA, 8 steps": [1.0, 0.976744, 0.947368, 0.909091, 0.857143, 0.782609, 0.666667, 0.461538],
-    "MiniMax H3 Turbo LoRA, 8 steps (shift 12, ComfyUI's templates)": [
-        *(1.0, 0.988235, 0.972973, 0.952381, 0.923077, 0.878049, 0.8, 0.631579)
-    ],
-    "Z-Image-Turbo, 8 steps": [1.0, 0.954545, 0.9, 0.833333, 0.75, 0.642857, 0.5, 0.3],
-    "ACE-Step 1.5 turbo, 8 steps": [1.0, 0.954545, 0.9, 0.833333, 0.75, 0.642857, 0.5, 0.3],
-    "Wan 2.1 or 2.2 lightx2v, 4 steps": [1.0, 0.9375, 0.833333, 0.625],
-    "Wan 2.2 lightx2v, image to video, 4 steps": [1.0, 0.9375, 0.833333, 0.625],
-    "FastWan, 3 steps": [1.0, 0.757, 0.522],
-    "Krea 2 Turbo, 8 steps": [1.0, 0.956724, 0.904531, 0.840349, 0.759511, 0.654567, 0.512844, 0.310901],
-    "Qwen-Image-Lightning, 4 steps (shift 3.1, ComfyUI's templates)": [1.0, 0.902913, 0.756098, 0.508197],
-    "Qwen-Image-Lightning, 8 steps (shift 3.1, ComfyUI's templates)": [
-        *(1.0, 0.955947, 0.902913, 0.837838, 0.756098, 0.650350, 0.508197, 0.306931)
-    ],
-    "Qwen-Image 2.1 Turbo, 8 steps": [1.0, 0.978453, 0.95418, 0.926626, 0.89508, 0.845148, 0.704534, 0.414568],
-    "FLUX.2 klein, 4 steps": [1.0, 0.967384, 0.908144, 0.7672],
-    "FLUX.2 dev Turbo LoRA, 8 steps": [1.0, 0.6509, 0.4374, 0.2932, 0.1893, 0.1108, 0.0495, 0.00031],
-    "Stable Audio 3, 8 steps": [1.0, 0.994376, 0.98448, 0.957912, 0.890903, 0.745547, 0.512497, 0.273885],
-    "SD3.5-Large-Turbo, 4 steps": [1.0, 0.857692, 0.602151, 0.008929],
-}
-WITH_CFG = {"Hyper-SD CFG": 5.0, "PCM normal-CFG": 7.5}
 
 
 def model_for(name):
@@ -111,11 +46,23 @@ def model_for(name):
     return model_of("EPS")
 
 
+def wants(preset, model):
+    """Words of what a recipe needs of the host and this one lacks; None where nothing does."""
+    if preset.sampler not in (*OURS, *comfy.samplers.KSampler.SAMPLERS):
+        return f"this ComfyUI has no sampler '{preset.sampler}'"
+    if preset.noise_scale is not None and not hasattr(host.models.model_sampling_of(model), "set_noise_scale"):
+        return "this recipe sets the scale of the model's noise"
+    return None
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_recipe_is_complete_and_runs(name):
-    model, sampler, sigmas, cfg, guider, _ = recipes.ApplyRecipe().apply(
-        model_for(name), name, positive=PROMPT, negative=digits_model.prompt("")
-    )
+    given, applied = model_for(name), recipes.ApplyRecipe().apply
+    if lacking := wants(PRESETS[name], given):
+        with pytest.raises(ValueError, match=lacking):
+            applied(given, name, positive=PROMPT)
+        return
+    model, sampler, sigmas, cfg, guider, _ = applied(given, name, positive=PROMPT, negative=digits_model.prompt(""))
     if name in SIGMAS:
         torch.testing.assert_close(sigmas[:-1], torch.tensor(SIGMAS[name]), atol=1e-6, rtol=0.0)
     else:
@@ -133,34 +80,12 @@ def test_a_recipe_is_complete_and_runs(name):
         )
 
 
-OF_CLASS = {
-    "Flux": ("Flux", "ModelSamplingFlux"),
-    "Flux2": ("Flux2", "ModelSamplingFlux"),
-    "QwenImage": ("QwenImage", "ModelSamplingFlux"),
-    "Krea2": ("Krea2", "ModelSamplingFlux"),
-    "LTXV": ("LTXV", "ModelSamplingFlux"),
-    "LTXAV": ("LTXAV", "ModelSamplingFlux"),
-    "MiniMaxH3": ("MiniMaxH3", "ModelSamplingAV"),
-    "Lumina2": ("ZImage", "ModelSamplingDiscreteFlow"),
-    "WAN21": ("WAN21_T2V", "ModelSamplingDiscreteFlow"),
-    "ACEStep15": ("ACEStep15", "ModelSamplingDiscreteFlow"),
-    "StableAudio3": ("StableAudio3", "ModelSamplingDiscreteFlow"),
-    "SD3": ("SD3", "ModelSamplingDiscreteFlow"),
-}
-"""The host's configuration of a family, and the kind of noise levels that it gives its models."""
-
-
 @pytest.mark.parametrize("name", [name for name in SIGMAS if PRESETS[name].models])
 def test_the_list_is_published_on_the_familys_own_levels(name):
     """Whatever shift, multiplier and length of table the host gives the family."""
-    own = PRESETS[name].models[0]
-    config, kind = OF_CLASS[own]
-    if not hasattr(comfy.model_base, own) or not hasattr(comfy.supported_models, config):
+    made = sampling_of_family(PRESETS[name].models[0])
+    if made is None:
         pytest.skip("this host has no such models")
-    settings = types.SimpleNamespace(sampling_settings=getattr(comfy.supported_models, config).sampling_settings)
-    made = type("ModelSampling", (getattr(comfy.model_sampling, kind), comfy.model_sampling.CONST), {})(settings)
-    if own == "Flux":  # schnell's shift, which a checkpoint of dev's does not have
-        made.set_parameters(shift=0.0)
     sigmas = recipes.preset_levels(made, PRESETS[name])
     torch.testing.assert_close(sigmas[:-1], torch.tensor(SIGMAS[name]), atol=1e-6, rtol=0.0)
 
@@ -206,6 +131,17 @@ def test_a_recipe_of_another_family_is_refused_by_name(own, said):
     recipes.ApplyRecipe().apply(model, mine)
 
 
+@pytest.mark.skipif(not hasattr(comfy.model_sampling.ModelSamplingDiscreteFlow, "set_noise_scale"), reason="not here")
+def test_a_recipe_of_scaled_noise_sets_its_scale():
+    """HiDream-O1 dev: as the host's ModelNoiseScale, on the shift that the model has; the given model stays."""
+    given = model_of("FLOW")
+    before = host.models.model_sampling_of(given)
+    before.set_parameters(shift=3.0)
+    model, *_ = recipes.ApplyRecipe().apply(given, "HiDream-O1 dev, 28 steps")
+    patched = host.models.model_sampling_of(model)
+    assert (patched.noise_scale, patched.shift, before.noise_scale) == (7.6, 3.0, 1.0)
+
+
 def test_flux2_klein_takes_the_size_of_the_picture():
     model, name = model_of("FLOW"), "FLUX.2 klein, 4 steps"
     _, _, typed, *_ = recipes.ApplyRecipe().apply(model, name, width=512, height=768)
@@ -228,6 +164,11 @@ def test_flux2_klein_takes_the_size_of_the_picture():
             ["Then enlarge the latent and go on with 'LTX-2.5 distilled, stage 2, 3 steps'."],
         ),
         ("LTX-2.5 distilled, stage 2, 3 steps", []),
+        ("Z-Image-Turbo, 8 steps (res_multistep, ComfyUI's templates)", ["Sampled by ComfyUI's res_multistep."]),
+        (
+            "Marigold v2, 1 step",
+            ["Begins from the picture without noise: connect DisableNoise and the encoded picture."],
+        ),
     ],
 )
 def test_a_recipe_says_what_else_there_is_to_do(name, said):
@@ -268,7 +209,7 @@ def test_one_step_lightning_is_the_networks_output():
 
 
 def test_an_unknown_recipe_lists_the_known():
-    with pytest.raises(ValueError, match=r"recipe is 'PCM'; allowed are LCM or LCM-LoRA.*LTX"):
+    with pytest.raises(ValueError, match=r"recipe is 'PCM'; allowed are LCM or LCM-LoRA.*Z-Image-Turbo.* and \d+ more"):
         recipes.ApplyRecipe().apply(model_of("EPS"), "PCM")
 
 
@@ -341,7 +282,7 @@ def test_a_student_that_predicts_otherwise_is_read_so(lora):
 @pytest.mark.parametrize(
     ("kind", "metadata", "said"),
     [
-        ("EPS", {}, "carries no FewStep recipe.*Recipes of known families are: LCM or LCM-LoRA"),
+        ("EPS", {}, "carries no FewStep recipe.*Known families have recipes of their own in the menu"),
         ("EPS", {"fewstep.recipe": "nonsense"}, "cannot be read"),
         ("FLOW", recipe_of(), "is for variance_exploding models, but the connected model is flow"),
         (

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from comfyui_fewstep.trainers.data.batches import Buckets, TensorData
-from comfyui_fewstep.trainers.data.cache import SHARD_SAMPLES, cached_data, read_data, write_data
+from comfyui_fewstep.trainers.data.cache import SHARD_SAMPLES, cached_data, read_data, read_first, write_data
 from comfyui_fewstep.trainers.storage.files import tensors_sha256
 from comfyui_fewstep.trainers.training.loop import TrainOptions
 from test_run import distillation, execute
@@ -98,6 +98,20 @@ def test_the_first_samples_are_those_of_the_first_bucket():
     assert Buckets([numbered(3, 4), numbered(5, 6)]).first(10).x0[:, 0].tolist() == [0, 1, 2]
 
 
+def test_a_sample_of_repeats_is_as_likely_as_so_many(tmp_path):
+    """1, 3 and 2 in one bucket and 4 in another: shares of 1/10, 3/10, 2/10 and 4/10, from files too."""
+    wide = numbered(1, 4, 6, start=3, repeats=torch.tensor([4]))
+    write_data(tmp_path, Buckets([numbered(3, 4, 4, repeats=torch.tensor([1, 3, 2])), wide]))
+    data = read_data(tmp_path)
+    generator, seen = rng(), torch.zeros(4)
+    for _ in range(4000):
+        seen += torch.bincount(data.batch(5, generator=generator).x0.flatten(1)[:, 0].long(), minlength=4)
+    expected = torch.tensor([0.1, 0.3, 0.2, 0.4])
+    assert ((seen / seen.sum() - expected).abs() < 5 * (expected * (1 - expected) / 4000) ** 0.5).all()
+    with pytest.raises(ValueError, match="repeats must be a whole number from 1"):
+        numbered(2, 4, repeats=torch.tensor([1, 0]))
+
+
 # --- caption dropout -------------------------------------------------------------------------------------------------
 
 
@@ -159,7 +173,7 @@ def test_the_loop_refuses_and_hands_on_the_dropout(tmp_path):
 
     class Watched:
         device, unconditional = inner.device, None
-        first, tensors = inner.first, inner.tensors
+        first, tensors, sha256 = inner.first, inner.tensors, inner.sha256
 
         def batch(self, size, *, generator, caption_dropout=0.0):
             asked.append(caption_dropout)
@@ -215,8 +229,24 @@ def test_what_is_read_is_what_was_written(kind, tmp_path):
     assert type(read) is type(KINDS[kind])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_sample_is_read_alone(kind, tmp_path):
+    write_data(tmp_path, KINDS[kind])
+    first, *others = sorted(tmp_path.glob("*.safetensors"))
+    for other in others:
+        other.unlink()
+    found, wanted = read_first(tmp_path), KINDS[kind].first(1)
+    assert torch.equal(found.x0, wanted.x0)
+    assert found.condition.keys() == wanted.condition.keys()
+    assert all(torch.equal(value, wanted.condition[name]) for name, value in found.condition.items())
+    first.write_bytes(first.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_first(tmp_path)
+
+
 def test_an_empty_folder_holds_no_data(tmp_path):
     assert read_data(tmp_path / "nothing") is None
+    assert read_first(tmp_path / "nothing") is None
 
 
 def test_data_that_are_there_are_not_written_again(tmp_path):

@@ -1,24 +1,15 @@
-"""Pictures from a folder: their sizes, their pixels, and what cannot be read."""
+"""Pictures: their sizes, their pixels, and what cannot be read."""
 
 import io
-import math
-import os
+import sys
+import types
 
 import numpy as np
 import pytest
 import torch
-from comfyui_fewstep.trainers.data.pictures import (
-    BrokenPicture,
-    bucket_for,
-    bucket_sizes,
-    captioned,
-    content_of,
-    fitted,
-    picture_files,
-    picture_size,
-    pixels,
-)
-from PIL import Image
+from comfyui_fewstep.trainers.data.listing import BrokenFile
+from comfyui_fewstep.trainers.data.pictures import bucket_for, bucket_sizes, fitted, picture_size, pixels
+from PIL import Image, features
 
 
 def ramp(height, width):
@@ -191,84 +182,57 @@ def broken_files(folder):
 
 def test_what_is_no_single_picture_says_why(tmp_path):
     for name, said in broken_files(tmp_path).items():
-        with pytest.raises(BrokenPicture, match=said):
+        with pytest.raises(BrokenFile, match=said):
             picture_size(tmp_path / name)
 
 
-def test_a_picture_too_large_to_be_one_is_broken(tmp_path, monkeypatch):
+def test_the_first_frame_of_a_cameras_file_is_the_picture(tmp_path):
+    """MPO, a JPEG with other views or a gain map behind it: as the host's own loader reads it."""
+    first, second = Image.fromarray(halves(32, 64)), Image.fromarray(255 - halves(16, 16))
+    first.save(tmp_path / "camera.jpg", format="MPO", save_all=True, append_images=[second], quality=100)
+    with Image.open(tmp_path / "camera.jpg") as read:
+        assert (read.format, read.n_frames) == ("MPO", 2)
+    assert picture_size(tmp_path / "camera.jpg") == (64, 32)
+    seen, stored = pixels(tmp_path / "camera.jpg", (64, 32)), torch.from_numpy(halves(32, 64)).float() / 255
+    assert (seen - stored).abs()[:, [*range(24), *range(40, 64)]].max() < 0.03
+
+
+def test_a_photo_is_read_up_to_pillows_own_limit(tmp_path, monkeypatch):
+    """Pillow warns above 89 million pixels, of which phones take 200, and refuses twice as many."""
     saved(tmp_path / "a.png", halves(64, 64))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
-    with pytest.raises(BrokenPicture, match="4096 pixels"):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    assert picture_size(tmp_path / "a.png") == (64, 64)
+    assert pixels(tmp_path / "a.png", (64, 64)).shape == (64, 64, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    with pytest.raises(BrokenFile, match="4096 pixels"):
         picture_size(tmp_path / "a.png")
 
 
-def test_the_pictures_of_a_folder_are_those_in_it_by_name(tmp_path):
-    for name in ("b.PNG", "a.jpg", ".hidden.png", "notes.txt"):
-        saved(tmp_path / name, halves(), format="PNG") if name != "notes.txt" else (tmp_path / name).write_text("x")
-    (tmp_path / "below").mkdir()
-    saved(tmp_path / "below" / "c.png", halves())
-    assert [path.name for path in picture_files(tmp_path)] == ["a.jpg", "b.PNG"]
+@pytest.mark.parametrize("ending", ["jfif", "JFIF", "avif"])
+def test_formats_that_pillow_reads(ending, tmp_path):
+    if ending == "avif" and "avif" not in features.get_supported():
+        pytest.skip("this Pillow reads no AVIF")
+    saved(tmp_path / f"a.{ending}", halves(16, 16), format={"avif": "AVIF"}.get(ending, "JPEG"), quality=100)
+    assert picture_size(tmp_path / f"a.{ending}") == (16, 16)
 
 
-def test_a_folder_without_pictures_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no pictures; looked for are \.png"):
-        picture_files(tmp_path)
-    with pytest.raises(ValueError, match="which is no folder"):
-        picture_files(tmp_path / "missing")
+def test_a_reader_that_is_missing_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    (tmp_path / "a.avif").write_bytes(b"\0\0\0\x18ftypavif" + bytes(100))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(BrokenFile, match="HEIC is read with pillow-heif: python -m pip install pillow-heif"):
+        picture_size(tmp_path / "a.heic")
+    monkeypatch.setattr(features, "get_supported", list)
+    with pytest.raises(BrokenFile, match=r"this Pillow reads no AVIF, 11\.3 does"):
+        picture_size(tmp_path / "a.avif")
 
 
-def test_captions_lie_beside_the_pictures(tmp_path):
-    files = [saved(tmp_path / f"{name}.png", halves()) for name in "abc"]
-    (tmp_path / "a.txt").write_text("a red fox,\n  in the snow \n", encoding="utf-8")
-    (tmp_path / "b.txt").write_bytes("\ufeffein F\u00fcchslein".encode())
-    texts = [picture.caption for picture in captioned(files, caption="a picture")]
-    assert texts == ["a red fox, in the snow", "ein F\u00fcchslein", "a picture"]
-    with pytest.raises(ValueError, match=r"1 pictures have no caption file beside them: c\.png"):
-        captioned(files, caption=None)
-    (tmp_path / "c.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"c\.txt' is no UTF-8"):
-        captioned(files, caption="")
-
-
-def test_a_picture_is_known_by_its_bytes(tmp_path):
-    one, same, other = (saved(tmp_path / f"{n}.png", halves(16, w)) for n, w in (("a", 16), ("b", 16), ("c", 18)))
-    sums = [picture.sha256 for picture in captioned([one, same, other], caption="")]
-    assert sums[0] == sums[1] != sums[2]
-    assert math.isfinite(int(sums[0], 16))
-
-
-# --- what is no file -------------------------------------------------------------------------------------------------
-
-
-def odd_entries(folder):
-    """By name: what is called as a picture is and is none, and how it says so."""
-    (folder / "folder.png").mkdir()
-    (folder / "dangling.png").symlink_to(folder / "nowhere")
-    (folder / "loop.png").symlink_to(folder / "loop.png")
-    (folder / "zeros.png").symlink_to("/dev/zero")
-    (folder / "terminal.jpg").symlink_to("/dev/stdin")
-    os.mkfifo(folder / "pipe.png")
-    (folder / "pipe.txt").symlink_to(folder / "pipe.png")
-    no_file = ("folder.png", "zeros.png", "terminal.jpg", "pipe.png")
-    return dict.fromkeys(no_file, "not a file") | dict.fromkeys(("dangling.png", "loop.png"), "cannot be read")
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_what_is_no_file_is_a_broken_picture_and_holds_nobody_up(tmp_path):
-    odd = odd_entries(tmp_path)
-    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
-    found = {picture.path.name: picture for picture in captioned(picture_files(tmp_path), caption="")}
-    assert found.keys() == {*odd, "good.png"}
-    assert [name for name, picture in found.items() if picture.sha256] == ["good.png"]
-    assert content_of(tmp_path) == content_of(tmp_path), "looking again is allowed"
-    for name, said in odd.items():
-        for read in (picture_size, lambda path: pixels(path, (8, 8))):
-            with pytest.raises(BrokenPicture, match=said):
-                read(tmp_path / name)
-
-
-@pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "nowhere"])
-def test_what_no_system_takes_as_a_path_is_no_folder(path, tmp_path):
-    with pytest.raises(ValueError, match="which is no folder"):
-        picture_files(tmp_path / path)
-    assert content_of(tmp_path / path) == []
+def test_heic_is_read_where_its_reader_is(tmp_path, monkeypatch):
+    """A stand-in of pillow-heif's one call, which teaches Pillow the format; the picture itself is a PNG."""
+    taught = []
+    reader = types.ModuleType("pillow_heif")
+    reader.register_heif_opener = lambda: taught.append(1)
+    monkeypatch.setitem(sys.modules, "pillow_heif", reader)
+    saved(tmp_path / "a.heic", halves(16, 32), format="PNG")
+    assert picture_size(tmp_path / "a.heic") == (32, 16)
+    assert taught

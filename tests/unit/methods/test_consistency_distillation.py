@@ -354,13 +354,6 @@ def test_the_recipe_is_lcms():
     assert method(VE, grid=Grid.EDM, levels=40).recipe(stage=0, prediction_type="eps").schedule == "edm"
 
 
-def test_song_et_als_grid_ends_at_the_smallest_level():
-    made = method(VE, grid=Grid.EDM, levels=40)
-    assert len(made._levels) == 40
-    assert made._levels[-1] == LEVELS[0]
-    assert made._levels[0] == LEVELS[-1]
-
-
 def test_options_come_back_as_they_were_written():
     chosen = options(solver=Solver.HEUN, grid=Grid.EDM, target_decay=0.95, guidance_scale_max=3.0)
     assert read_method(Consistency.name, chosen.written()) == chosen

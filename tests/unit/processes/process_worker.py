@@ -10,6 +10,7 @@ import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.data.batches import TensorData
 from comfyui_fewstep.trainers.methods.consistency import Consistency, ConsistencyOptions
+from comfyui_fewstep.trainers.methods.distribution_matching import DistributionMatching, DistributionMatchingOptions
 from comfyui_fewstep.trainers.methods.progressive import Progressive, ProgressiveOptions
 from comfyui_fewstep.trainers.objective.method import TeacherKind
 from comfyui_fewstep.trainers.objective.weighting import Weighting
@@ -99,8 +100,8 @@ class Core(nn.Module):
         return (self.scale * self.leave(hidden) + self.offset).reshape(x.shape)
 
 
-class Faulty(Progressive):
-    """The method, with a fault on one process, which comes with a target."""
+class Faulty:
+    """A method, with a fault on one process, which comes with a target."""
 
     def having(self, fault, processes, weights):
         self.fault, self.processes, self.weights, self.calls = fault, processes, weights, 0
@@ -134,6 +135,14 @@ class Faulty(Progressive):
         with torch.no_grad():
             self.weights()[0].mul_(1 + 1e-6)
         return target
+
+
+class Halving(Faulty, Progressive):
+    pass
+
+
+class Matching(Faulty, DistributionMatching):
+    """The same faults, in a method that has a companion."""
 
 
 class Agreeing(Consistency):
@@ -180,6 +189,7 @@ def run(
     sharing=False,
     target_steps=4,
     consistency=False,
+    matching=False,
 ):
     """The whole run, or what is left of it, by all processes of the environment."""
     chosen, student = TrainOptions(**{**TRAINING, **(training or {})}), student_of(kind)
@@ -195,7 +205,17 @@ def run(
         options = ConsistencyOptions(
             steps=4, levels=8, iterations=ITERATIONS, learning_rate=1e-3, guidance_scale=2.0, target_decay=0.7
         )
-    made_of = Agreeing if consistency else Faulty
+    if matching:
+        options = DistributionMatchingOptions(
+            steps=4,
+            iterations=ITERATIONS - 2,
+            companion_first=2,
+            companion_updates=3,
+            companion_learning_rate=3e-3,
+            learning_rate=3e-3,
+            guidance_scale=2.0,
+        )
+    made_of = Matching if matching else Agreeing if consistency else Halving
     method = made_of(options, TeacherKind(family=FAMILY, table=table(FAMILY), empty_prompt=True))
 
     def observer(metrics):

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from test_processes import SECONDS, free_port, linux
+from several import SECONDS, free_port, linux
 
 LEAVING = """
 import os

@@ -1,12 +1,8 @@
 """A run on several processes is the run on one: real processes on this machine, with gloo."""
 
-import multiprocessing
-import os
 import re
 import shutil
 import signal
-import socket
-import sys
 
 import process_worker
 import pytest
@@ -16,89 +12,12 @@ from comfyui_fewstep.trainers.storage.export import read_student
 from comfyui_fewstep.trainers.storage.files import read_tensors
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.training.micro_batches import in_pieces, on_share, require_equal_parts
+from several import alone, assert_same_metrics, checkpoints, ended, greatest_difference, linux, result
 from thorough import first_then_thorough
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="the processes are forked")
 KINDS = ["lora", "full"]
 DIVIDED = first_then_thorough(["full"], KINDS)
 """Where what is tested is that tensors are divided and put together: adapters are whole on all processes."""
-SECONDS = 120
-"""For processes to end by themselves; one that hangs fails its test."""
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def start():
-    """Starts processes that find each other as those of accelerate launch and torchrun do. They are forked, to be quick."""
-    from multiprocessing import forkserver  # no Windows has it
-
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([process_worker.__name__, "torch._dynamo", "torch.distributed.fsdp"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # forkservers before Python 3.14 know no other sys.path
-        patch.setenv("OMP_NUM_THREADS", "1")  # a pool of threads does not survive a fork
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # nor does CUDA
-        forkserver.ensure_running()
-
-    def started(root, count=2, **arguments):
-        shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        made = []
-        root.mkdir(exist_ok=True)
-        for rank in range(count):
-            environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            log = root / f"process-{rank}.txt"
-            target = (environment, log, {"root": root, **arguments})
-            made.append((context.Process(target=process_worker.process, args=target, daemon=True), log))
-            made[-1][0].start()
-        return made
-
-    return started
-
-
-def ended(made):
-    """(exit code, the error) of each process."""
-    try:
-        for process, _ in made:
-            process.join(SECONDS)
-            assert process.exitcode is not None, "a process hangs"
-    finally:
-        for process, _ in made:
-            process.kill()
-    return [(process.exitcode, log.read_text()) for process, log in made]
-
-
-@pytest.fixture(scope="module")
-def finish(start):
-    """A whole run on two processes."""
-
-    def finished(root, **arguments):
-        for code, error in ended(start(root, **arguments)):
-            assert code == 0, error
-        return RunFolder(root, "run")
-
-    return finished
-
-
-@pytest.fixture(scope="module")
-def stop(start):
-    """A run on two processes of which both end with an error. The last line of each."""
-
-    def stopped(root, **arguments):
-        both = ended(start(root, **arguments))
-        assert all(code == 1 for code, _ in both), both
-        return [error.strip().splitlines()[-1] for _, error in both]
-
-    return stopped
-
-
-def alone(root, **arguments):
-    """The run in this process."""
-    return process_worker.run(root, **arguments).run
 
 
 @pytest.fixture(scope="module")
@@ -109,27 +28,6 @@ def one(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, finish):
     return {kind: finish(tmp_path_factory.mktemp(kind), kind=kind) for kind in KINDS}
-
-
-def result(run):
-    return read_student(run.student_file)[0]
-
-
-def greatest_difference(one, other):
-    assert one.keys() == other.keys()
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
-
-
-def checkpoints(run):
-    return [int(path.stem) for path in run.checkpoints()]
-
-
-def assert_same_metrics(run, other):
-    """To float32 rounding: some errors are differences of nearly equal numbers."""
-    for a, b in zip(run.metrics(), other.metrics(), strict=True):
-        assert a["iteration"] == b["iteration"]
-        for name in ("loss", "x0_error", "gradient_norm", "learning_rate", "band_errors"):
-            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-12), (name, a["iteration"])
 
 
 # --- equal to one process --------------------------------------------------------------------------------------------

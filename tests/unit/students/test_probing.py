@@ -3,7 +3,7 @@
 import pytest
 import torch
 from comfyui_fewstep.trainers.students.adapters import Adapters, LoRAOptions
-from comfyui_fewstep.trainers.students.probing import require_gradients
+from comfyui_fewstep.trainers.students.probing import require_gradients, require_gradients_of_weights
 from torch import nn
 
 
@@ -78,3 +78,24 @@ def test_two_layers_that_are_felt_together_only_are_no_error():
     network, x = Gated(scores), torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(1))
     with Adapters(network, LoRAOptions(rank=2)) as adapters:
         require_gradients(adapters, adapters.new_set(generator=torch.Generator().manual_seed(2)), lambda: network(x))
+
+
+def full(kernel):
+    """A gate at zero besides: what is behind it has no gradient, and is not felt."""
+    network, x = Network(kernel).requires_grad_(True), torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(1))
+    gate = nn.Parameter(torch.zeros(()))
+    weights = dict(network.named_parameters()) | {"gate": gate}
+    before = {name: value.detach().clone() for name, value in weights.items()}
+    try:
+        require_gradients_of_weights(weights, lambda: network(x) + gate * network.unused(x))
+    finally:
+        assert all(torch.equal(value, before[name]) and value.grad is None for name, value in weights.items())
+
+
+def test_full_weights_that_learn_are_no_error_nor_those_that_are_not_felt():
+    full(scores)
+
+
+def test_full_weights_before_a_kernel_without_backward_are_found():
+    with pytest.raises(ValueError, match=r"^q.weight would never learn, nor perhaps 5 other weights of 9"):
+        full(lambda q, k: scores(q.detach(), k.detach()))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from comfyui_fewstep.trainers.training.bands import BANDS, NoiseBands, band_means
-from comfyui_fewstep.trainers.training.loop import NonFiniteLoss
+from comfyui_fewstep.trainers.training.tally import NonFiniteLoss
 from test_training import ITERATIONS, Stopped, Trained, stop_at
 
 
@@ -128,7 +128,8 @@ def test_a_loss_that_is_not_finite_names_its_noise_levels(stage, name, resumed, 
         Trained(tmp_path, hook=hook, log_every=4)
     told = str(stopped.value)
     assert told.startswith(f"the loss became nan at iteration {before + 1} (stage {name}), from samples at sigma ")
-    assert f"sigma {levels[-1]:.4g} to {levels[0]:.4g} (band 4 of 4); the last good" in told
+    kept = "the last good" if before else "nothing is saved yet"
+    assert f"sigma {levels[-1]:.4g} to {levels[0]:.4g} (band 4 of 4); {kept}" in told
     assert told.count("band ") == 1
 
 

@@ -15,8 +15,8 @@ from comfyui_fewstep.trainers.storage.files import read_tensors, write_atomicall
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.distillation import Distillation, Recorded, as_begun
-from comfyui_fewstep.trainers.training.loop import NonFiniteLoss
 from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.tally import NonFiniteLoss
 from gaussian import gaussian_denoiser, table
 from test_progressive import TinyNetwork, as_denoiser, batch, options
 from thorough import first_then_thorough
@@ -28,7 +28,7 @@ TRAINING = TrainOptions(batch_size=8, log_every=5, checkpoint_every=7, seed=4)
 def distillation(root, *, name="run", training=TRAINING, teacher="a" * 64, **changed):
     return Distillation(
         run=RunFolder(root, name),
-        method=options(iterations=12, **changed).on(TeacherKind(family=FAMILY, table=table(FAMILY))),
+        method=options(**{"iterations": 12, **changed}).on(TeacherKind(family=FAMILY, table=table(FAMILY))),
         data=TensorData(x0=batch(64).x0, condition={"y": torch.ones(1, 1)}),
         options=training,
         teacher_sha256=teacher,
@@ -137,8 +137,8 @@ def test_the_optimiser_gets_what_was_asked_for(tmp_path):
     student = FullWeightsStudent(TinyNetwork(), TinyNetwork(), as_denoiser=as_denoiser)
     training = TrainOptions(batch_size=8, optimiser="adamw", weight_decay=0.037, gradient_clip=0.5)
     loop = _Training(made.run, made.method, student, made.data, training, [], Processes())
-    (group,) = loop._optimiser.param_groups
-    assert (type(loop._optimiser).__name__, group["weight_decay"]) == ("AdamW", 0.037)
+    (group,) = loop._learner.optimiser.param_groups
+    assert (type(loop._learner.optimiser).__name__, group["weight_decay"]) == ("AdamW", 0.037)
     assert (group["betas"], group["eps"]) == ((0.9, 0.999), 1e-8)
 
 
@@ -165,6 +165,16 @@ def test_a_folder_of_another_run_is_refused(changed, named, whole):
     with pytest.raises(ValueError, match=f"holds another run.*{named}"):
         execute(distillation(folder, **changed))
     assert sorted(path.read_bytes() for path in folder.rglob("*.*") if path.is_file()) == before
+
+
+def test_another_seed_alone_is_said_and_the_runs_own_offered(whole):
+    """Editors draw a new seed after every start unless they are told not to."""
+    folder, other = whole[0].run.path.parent, dataclasses.replace(TRAINING, seed=977)
+    words = "begun with the seed 4, and seed is 977 here; all else is the same. Set seed to 4, with control after"
+    with pytest.raises(ValueError, match=words):
+        execute(distillation(folder, training=other))
+    with pytest.raises(ValueError, match=r"holds another run.*teacher_sha256.*training\.seed: there 4, here 977"):
+        execute(distillation(folder, training=other, teacher="b" * 64))
 
 
 def test_saving_more_often_is_still_the_same_run(whole):
@@ -361,8 +371,8 @@ def test_a_batch_keeps_samples_and_conditions_together():
 def test_gaussian_teacher_needs_no_second_forward(tmp_path):
     """Progressive distillation costs two teacher forwards and one student forward an iteration, without guidance.
 
-    One more of the student, before the first, asks whether the network writes in place; and each draws once at the end of
-    each stage, the teacher in twice the steps.
+    Two more of the student, before the first, ask whether the network writes in place and whether all of it learns; and
+    each draws once at the end of each stage, the teacher in twice the steps.
     """
     calls = {"teacher": 0, "student": 0}
     made = distillation(tmp_path)
@@ -379,4 +389,4 @@ def test_gaussian_teacher_needs_no_second_forward(tmp_path):
     student.denoiser = counting("student", student.denoiser)
     with made.run.locked():
         made.execute(student)
-    assert calls == {"teacher": 48 + 16 + 8, "student": 24 + 1 + 8 + 4}
+    assert calls == {"teacher": 48 + 16 + 8, "student": 24 + 2 + 8 + 4}

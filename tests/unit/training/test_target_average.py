@@ -53,7 +53,7 @@ def execute(made, observers=()):
         return network(x, sigma)
 
     student = FullWeightsStudent(network, TinyNetwork(seed=1), as_denoiser=as_denoiser)
-    student.denoiser = denoise
+    student.denoiser, student.require_gradients = denoise, lambda _: None
     with made.run.locked(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("comfyui_fewstep.trainers.training.distillation.probe_writes_in_place", lambda *_: False)
         patch.setattr("comfyui_fewstep.trainers.training.stages.KeptStages._compare_on_first", lambda *_: None)

@@ -6,6 +6,10 @@ import pytest
 import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.data.batches import TensorData
+from comfyui_fewstep.trainers.methods.consistency import ConsistencyOptions
+from comfyui_fewstep.trainers.methods.consistency_training import ConsistencyTrainingOptions
+from comfyui_fewstep.trainers.methods.guidance import GuidanceOptions
+from comfyui_fewstep.trainers.objective.distance import Distance
 from comfyui_fewstep.trainers.objective.method import Lesson, Target, TeacherKind
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
@@ -20,16 +24,20 @@ from torch.optim import lr_scheduler
 
 FAMILY = NoiseFamily.VARIANCE_EXPLODING
 ITERATIONS = 12
-KIND = TeacherKind(family=FAMILY, table=table(FAMILY))
+KIND = TeacherKind(family=FAMILY, table=table(FAMILY), empty_prompt=True)
 
 
 class Trained:
     """A short run of two stages on the closed-form data, and what it left."""
 
-    def __init__(self, root, *, observers=(), hook=lambda _: None, learning_rate=1e-3, **training):
-        self.method = options(iterations=ITERATIONS, learning_rate=learning_rate).on(KIND)
+    def __init__(self, root, *, observers=(), hook=lambda _: None, learning_rate=1e-3, method=None, **training):
+        self.method = method or options(iterations=ITERATIONS, learning_rate=learning_rate).on(KIND)
         self.network, self.teacher = TinyNetwork(), TinyNetwork(seed=1)
-        self.data = TensorData(x0=batch(64).x0, condition={"y": torch.arange(64.0).reshape(64, 1)})
+        self.data = TensorData(
+            x0=batch(64).x0,
+            condition={"y": torch.arange(64.0).reshape(64, 1)},
+            unconditional={"y": torch.zeros(1, 1)},
+        )
         self.student = FullWeightsStudent(self.network, self.teacher, as_denoiser=as_denoiser)
         hook(self)
         self.run = RunFolder(root, "run")
@@ -94,9 +102,21 @@ def test_pieces_keep_samples_levels_and_conditions_together():
     assert torch.equal(torch.cat([p.weight for p in pieces]), sigma * 2)
 
 
-def test_the_default_run_is_the_plain_loop_bit_for_bit(tmp_path):
+ONE_STAGE = {"iterations": ITERATIONS, "learning_rate": 1e-3}
+METHODS = {
+    "progressive": options(iterations=ITERATIONS, learning_rate=1e-3),
+    "guidance": GuidanceOptions(guidance_scale=3.0, **ONE_STAGE),
+    "consistency": ConsistencyOptions(steps=2, levels=8, guidance_scale=2.0, distance=Distance.SQUARED, **ONE_STAGE),
+    "consistency training": ConsistencyTrainingOptions(
+        steps=2, first_levels=4, last_levels=8, distance=Distance.SQUARED, **ONE_STAGE
+    ),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_default_run_is_the_plain_loop_bit_for_bit(name, tmp_path):
     """Adam, the annealed rate, clipping and one stream for each iteration, written out: nothing else may happen."""
-    trained = Trained(tmp_path)
+    trained = Trained(tmp_path, method=METHODS[name].on(KIND))
     network, teacher = TinyNetwork(), TinyNetwork(seed=1)
     for number, stage in enumerate(trained.method.stages()):
         optimiser = torch.optim.Adam(network.parameters())
@@ -104,7 +124,9 @@ def test_the_default_run_is_the_plain_loop_bit_for_bit(tmp_path):
             optimiser.param_groups[0]["lr"] = 1e-3 * (1.0 - i / ITERATIONS)
             generator = torch.Generator().manual_seed((4 * 0x9E3779B97F4A7C15 + number * ITERATIONS + i) % 2**63)
             drawn = trained.data.take(torch.randint(64, (12,), generator=generator))
-            lesson = Lesson(batch=drawn, stage=number, teacher=teacher, student=network, generator=generator)
+            lesson = Lesson(
+                batch=drawn, stage=number, iteration=i, teacher=teacher, student=network, generator=generator
+            )
             target = trained.method.target(lesson)
             optimiser.zero_grad()
             error = (network(target.x_t, target.sigma) - target.x0) ** 2

@@ -1,0 +1,122 @@
+"""The tables as Markdown: every row with its floors above it, intervals, and what made it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from ...trainers.measures.fidelity import Estimate
+
+Figures = dict[str, Any]
+_DISTANCES = (
+    ("frechet", "Frechet at infinity"),
+    ("frechet_learnt", "the same, learnt features"),
+    ("kernel", "kernel x 1000"),
+)
+_SHARES = ("precision", "recall", "density", "coverage")
+ABOUT = (
+    "**Frechet at infinity**: squared Frechet distance to real scenes of the test split, extrapolated to infinitely many "
+    "pictures, on fixed random convolutions, which have learnt nothing; **learnt features**: on those of a self-supervised "
+    "network that saw scenes of a split of its own. Both are the 32 strongest directions, at unit variance on real scenes. "
+    "**Kernel**: the unbiased kernel distance on the former, as are the next four. All three distances are 0 for a "
+    "perfect sampler, and may come out below 0. **Precision** to **coverage** by 5 neighbours. **Right**: share of pictures that "
+    "show exactly what their prompt said, by a reader that learnt on the judges' split. **Copied**: share that lie nearer to a "
+    "scene that the teacher learnt from than to any of as many others; half is fair. Intervals are of 95 %: by leaving out "
+    "groups of pictures for one noise seed, by Student's t over seeds for several."
+)
+
+
+def plus_minus(pair: list[float], *, digits: int = 2, scale: float = 1.0) -> str:
+    return f"{scale * pair[0]:.{digits}f} +- {scale * pair[1]:.{digits}f}"
+
+
+def header(first: str) -> list[str]:
+    names = [first, "calls", *(title for _, title in _DISTANCES), *_SHARES, "right", "copied", "seeds"]
+    return [f"| {' | '.join(names)} |", "|---|" + "--:|" * (len(names) - 1)]
+
+
+def row(name: str, calls: int | None, seeds: list[Figures]) -> str:
+    """seeds: the figures of each noise (and training) seed; the means of several, with the interval over them."""
+    cells = [name, "-" if calls is None else str(calls)]
+    cells += [plus_minus(over(seeds, key), scale=1000.0 if key == "kernel" else 1.0) for key, _ in _DISTANCES]
+    cells += [f"{statistics.mean(seed[key] for seed in seeds):.3f}" for key in _SHARES]
+    cells += [plus_minus(over(seeds, key), digits=3) for key in ("accuracy", "copied")]
+    return f"| {' | '.join([*cells, str(len(seeds))])} |"
+
+
+def over(seeds: list[Figures], key: str) -> list[float]:
+    """[value, margin]: one seed's own, or of several their mean by Student's t."""
+    if len(seeds) == 1:
+        return list(seeds[0][key])
+    return Estimate.of([seed[key][0] for seed in seeds]).written()
+
+
+def named(parts: Figures, beginning: str) -> dict[str, Figures]:
+    """Parts by what follows the beginning of their names."""
+    return {name.removeprefix(beginning): part for name, part in parts.items() if name.startswith(beginning)}
+
+
+def made(written: Figures) -> str:
+    """What regenerates it and what made it, in a sentence."""
+    machines = {
+        (p["machine"]["platform"], p["machine"]["cores"], p["machine"]["threads"]) for p in written["parts"].values()
+    }
+    said = "; ".join(f"{platform}, {cores} cores, {threads} threads" for platform, cores, threads in sorted(machines))
+    days = sorted({part["date"] for part in written["parts"].values()})
+    return f"`{written['command']}`, {' to '.join(dict.fromkeys((days[0], days[-1])))}, on {said}."
+
+
+def floors(parts: Figures) -> list[str]:
+    return [row(name, None, [part["figures"]]) for name, part in named(parts, "floor: ").items()]
+
+
+def by_noise(parts: Figures) -> dict[str, list[Figures]]:
+    """The parts of each row, whose name is followed by its noise seed."""
+    found: dict[str, list[Figures]] = {}
+    for name, part in parts.items():
+        label, _, seed = name.rpartition(", noise ")
+        if seed.isdigit():
+            found.setdefault(label, []).append(part)
+    return found
+
+
+def best_of(rows: Iterable[list[Figures]]) -> list[Figures]:
+    """The row of least mean distance."""
+    return min(rows, key=lambda parts: over([part["figures"] for part in parts], "frechet")[0])
+
+
+def solvers_page(written: Figures) -> str:
+    parts = written["parts"]
+    rows = by_noise(parts)
+    lines = ["# The teacher's solvers over network calls", "", made(written), "", ABOUT, ""]
+    lines += [
+        "Calls count both branches of guidance. Each row has the guidance and spacing that did best on the tuning split.",
+        "",
+    ]
+    lines += [*header("pictures"), *floors(parts)]
+    for seeds in rows.values():
+        solver, steps, scale, grid = seeds[0]["settings"]["setting"]
+        calls = seeds[0]["settings"]["calls"]
+        name = f"{solver}, {steps} steps, guidance {scale:g}, {grid}"
+        lines.append(row(name, calls, [part["figures"] for part in seeds]))
+    if rows:
+        lines += ["", *_least(rows)]
+    return "\n".join([*lines, ""])
+
+
+def _least(rows: dict[str, list[Figures]]) -> list[str]:
+    """The least distance at each number of calls allowed, and over the least of all."""
+    allowed: dict[int, list[list[Figures]]] = {}
+    for label, seeds in rows.items():
+        allowed.setdefault(int(label.rpartition(", ")[2].split()[0]), []).append(seeds)
+    least = over([part["figures"] for part in best_of(rows.values())], "frechet")[0]
+    lines = []
+    for calls, found in sorted(allowed.items()):
+        best = best_of(found)
+        value = over([part["figures"] for part in best], "frechet")
+        lines.append(
+            f"- {calls} calls: {plus_minus(value)} with {best[0]['settings']['setting'][0]}, {value[0] / least:.2f} times the "
+            "teacher's best."
+        )
+    return lines

@@ -1,0 +1,185 @@
+"""Students of the scenes' teacher by every method, at 8, 4, 2 and 1 network calls, beside the best solver at as many.
+
+All methods get the same data and the same training compute: passes of the network, a backward pass counted as two. A training
+is a run folder in .fewstep/scenes/students, so that it may be stopped and goes on; each row is written as it comes.
+Writes benchmarks/results/scenes_students.json and .md.
+
+    python launch.py bench scenes students --methods progressive guidance consistency --seeds 3 --noise-seeds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+from typing import Any
+
+import torch
+
+from ...samplers.few_step import draw_from_noise
+from ...samplers.noise import Denoiser
+from ...trainers.methods import read_method
+from ...trainers.objective.method import MethodOptions, TeacherKind
+from ...trainers.storage.export import read_student
+from ...trainers.storage.run_folder import RunFolder
+from ...trainers.students.student import FullWeightsStudent
+from ...trainers.training.distillation import Distillation
+from ...trainers.training.loop import Metrics
+from ...trainers.training.options import TrainOptions
+from . import judges, students_page, teacher
+from .curves import TEST_SEED
+from .judged import PICTURES, Jury, Row
+from .machine import RESULTS, ROOT
+from .network import as_denoiser, noise_levels
+from .parts import Parts
+from .solvers import CHUNK, FAMILY, noise
+from .world import Split, to_pictures
+
+HOME = ROOT / ".fewstep" / "scenes" / "students"
+SCALE, LEARNT, BATCH = 1.5, 2**14, 64
+"""Guidance that is baked in; the first scenes of the teacher's own that all students learn from."""
+STEPS = (8, 4, 2, 1)
+PREDICTION = "v_prediction"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+    """method, options: as run.json has them. passes: of the network in an iteration, a backward pass counting as two."""
+
+    method: str
+    options: dict[str, Any]
+    passes: str
+    ema_decay: float = 0.0
+
+    def settings(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "learnt": LEARNT, "batch": BATCH}
+
+
+_COMMON = {"guidance_scale": SCALE, "weighting": "truncated_snr"}
+TRIALS = {
+    "progressive": Trial(
+        method="progressive",
+        options={**_COMMON, "start_steps": 16, "target_steps": 1, "iterations": 700, "learning_rate": 5e-4},
+        passes="700 of 2 x 2 + 3 to 8 steps, then 2100 of 2 + 3",
+    ),
+    "guidance": Trial(
+        method="guidance_distillation",
+        options={**_COMMON, "iterations": 3080, "learning_rate": 5e-4, "steps": 8},
+        passes="3080 of 2 + 3",
+    ),
+    "consistency": Trial(
+        method="consistency_distillation",
+        options={
+            **_COMMON,
+            "steps": 4,
+            "iterations": 1925,
+            "learning_rate": 5e-4,
+            "levels": 16,
+            "solver": "heun",
+            "target_decay": 0.95,
+            "distance": "squared",
+        },
+        passes="1925 of 2 x 2 + 1 + 3",
+    ),
+}
+"""15,400 passes each."""
+
+
+@functools.cache
+def data() -> Any:
+    return teacher.training_data(LEARNT)
+
+
+def trained(label: str, seed: int) -> RunFolder:
+    """The run of a trial, trained to its end or gone on with."""
+    trial = TRIALS[label]
+    chosen = read_method(trial.method, trial.options)
+    run = RunFolder(HOME, f"{label} {seed}")
+    distillation = Distillation(
+        run=run,
+        method=chosen.on(kind()),
+        data=data(),
+        options=TrainOptions(batch_size=BATCH, seed=seed, ema_decay=trial.ema_decay, checkpoint_every=100),
+        teacher_sha256=Parts.sha256(teacher.FILE),
+        prediction_type=PREDICTION,
+    )
+    student = FullWeightsStudent(*(teacher.load_teacher() for _ in range(2)), as_denoiser=as_denoiser)
+    run.path.mkdir(parents=True, exist_ok=True)
+    with run.locked():
+        distillation.execute(student, observers=[_say])
+    return run
+
+
+def kind() -> TeacherKind:
+    return TeacherKind(family=FAMILY, table=noise_levels(), prediction_type=PREDICTION, empty_prompt=True)
+
+
+def _say(metrics: Metrics) -> None:
+    if metrics.iteration % 100 == 0:
+        left = f"{metrics.seconds_left:.0f} s left"
+        print(
+            f"{metrics.stage_name}: {metrics.iteration} of {metrics.iterations}, {metrics.loss:.5f}, {left}", flush=True
+        )
+
+
+@torch.no_grad()
+def drawn_row(jury: Jury, denoiser: Denoiser, chosen: MethodOptions, steps: int, *, seed: int) -> Row:
+    """By a student in so many steps, of as many calls."""
+    sigmas, noises = chosen.schedule(steps, table=noise_levels()), noise(jury.pictures, seed=seed)
+    latents = [
+        draw_from_noise(denoiser, part, sigmas, {"y": y}, family=FAMILY, gamma=chosen.gamma)
+        for part, y in zip(noises.split(CHUNK), jury.prompts.split(CHUNK), strict=True)
+    ]
+    return jury.row(to_pictures(torch.cat(latents)), jury.prompts)
+
+
+def student(label: str, run: RunFolder, steps: int) -> Denoiser:
+    """The one that was made for the steps, where the method makes one for each; else the only one."""
+    halves = TRIALS[label].method == "progressive"
+    tensors, *_ = read_student(run.stage_file(steps) if halves else run.student_file)
+    return as_denoiser(teacher.network_of(tensors))
+
+
+def measure(parts: Parts, labels: list[str], *, seeds: int, noise_seeds: int, pictures: int = PICTURES) -> None:
+    """The first training seed of all methods, then the second."""
+    jury = Jury(Split.TEST, pictures=pictures)
+    for seed in range(seeds):
+        for label in labels:
+            settings = TRIALS[label].settings() | {"seed": seed}
+            parts.part(f"training: {label}, {seed}", settings, functools.partial(_trained, label, seed))
+            run = RunFolder(HOME, f"{label} {seed}")
+            for k in range(noise_seeds):
+                for steps in STEPS:
+                    said = settings | {
+                        "steps": steps,
+                        "calls": steps,
+                        "pictures": pictures,
+                        "noise seed": TEST_SEED + k,
+                    }
+                    work = functools.partial(_scored, jury, label, run, steps, seed=TEST_SEED + k)
+                    parts.part(f"{label}, {steps} calls, training {seed}, noise {k}", said, work)
+
+
+def _trained(label: str, seed: int) -> Row:
+    return {"finished": trained(label, seed).finished}
+
+
+def _scored(jury: Jury, label: str, run: RunFolder, steps: int, *, seed: int) -> Row:
+    trial = TRIALS[label]
+    return drawn_row(jury, student(label, run, steps), read_method(trial.method, trial.options), steps, seed=seed)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="launch.py bench scenes students",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--methods", nargs="+", choices=TRIALS, default=list(TRIALS))
+    parser.add_argument("--seeds", type=int, default=3, help="of training")
+    parser.add_argument("--noise-seeds", type=int, default=3)
+    options = parser.parse_args(arguments)
+    command = " ".join(["python launch.py bench scenes students", *arguments])
+    parts = Parts(RESULTS / "scenes_students.json", command=command, sources=[teacher.FILE, judges.FILE])
+    measure(parts, options.methods, seeds=options.seeds, noise_seeds=options.noise_seeds)
+    students_page.write(parts.written)

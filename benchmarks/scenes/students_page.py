@@ -1,0 +1,121 @@
+"""The students' table as Markdown, beside the teacher's solvers at as many calls, and what was aimed at."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from typing import Any, NamedTuple
+
+from ...trainers.measures.fidelity import Estimate
+from . import pages
+from .machine import RESULTS
+
+Figures = dict[str, Any]
+
+
+class Aim(NamedTuple):
+    """At most these, of the best student's distance: over the teacher's best, and over the best solver's at equal calls."""
+
+    over_best: float
+    over_solver: float
+
+
+AIMS = {4: Aim(1.05, 0.75), 2: Aim(1.1, 0.55), 1: Aim(1.2, 0.15)}
+_KEYS = ("frechet", "frechet_learnt", "kernel", "precision", "recall", "density", "coverage", "accuracy", "copied")
+
+
+def by_training(parts: Figures) -> dict[tuple[str, int], dict[int, list[Figures]]]:
+    """(method, calls) to the figures of each noise seed, by training seed."""
+    found: dict[tuple[str, int], dict[int, list[Figures]]] = {}
+    for name, part in parts.items():
+        if name.startswith("training: "):
+            continue
+        label, calls, training, _ = name.split(", ")
+        seeds = found.setdefault((label, int(calls.split()[0])), {})
+        seeds.setdefault(int(training.split()[1]), []).append(part["figures"])
+    return found
+
+
+def over_trainings(trainings: dict[int, list[Figures]]) -> list[Figures]:
+    """One set of figures for each training, the mean over its noise seeds; of a single training those of the noise seeds."""
+    if len(trainings) == 1:
+        return next(iter(trainings.values()))
+    return [{key: _mean([seed[key] for seed in seeds]) for key in _KEYS} for _, seeds in sorted(trainings.items())]
+
+
+def _mean(values: list[Any]) -> Any:
+    if isinstance(values[0], list):
+        return [statistics.mean(value[0] for value in values), values[0][1]]
+    return statistics.mean(values)
+
+
+def ratio(above: list[float], below: list[float]) -> Estimate:
+    """Of two independent figures [value, margin]; to first order."""
+    value = above[0] / below[0]
+    return Estimate(value, abs(value) * ((above[1] / above[0]) ** 2 + (below[1] / below[0]) ** 2) ** 0.5)
+
+
+def page(written: Figures, solvers: Figures) -> str:
+    lines = ["# Students of the scenes' teacher", "", pages.made(written), "", pages.ABOUT, ""]
+    lines += [*pages.header("pictures"), *pages.floors(solvers["parts"])]
+    rows = pages.by_noise(solvers["parts"])
+    for label, seeds in rows.items():
+        lines.append(pages.row(f"teacher, {label.rpartition(', ')[0]}", _calls(seeds), _figures(seeds)))
+    students = by_training(written["parts"])
+    for (label, calls), trainings in sorted(students.items(), key=lambda item: (item[0][0], -item[0][1])):
+        lines.append(pages.row(f"{label}, {len(trainings)} trainings", calls, over_trainings(trainings)))
+    return "\n".join([*lines, "", *_trainings(written["parts"]), "", *(_aims(students, rows) if rows else []), ""])
+
+
+def _calls(seeds: list[Figures]) -> int:
+    return int(seeds[0]["settings"]["calls"])
+
+
+def _figures(seeds: list[Figures]) -> list[Figures]:
+    return [part["figures"] for part in seeds]
+
+
+def _trainings(parts: Figures) -> list[str]:
+    """What was trained, how long, and what was not."""
+    lines = []
+    for name, part in pages.named(parts, "training: ").items():
+        settings = part["settings"]
+        lines.append(
+            f"- {name}: {settings['method']}, {settings['passes']}, {part['seconds']:.0f} s; {_said(settings)}."
+        )
+    return lines
+
+
+def _said(settings: Figures) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings["options"].items())
+
+
+def _aims(students: dict[tuple[str, int], dict[int, list[Figures]]], rows: dict[str, list[Figures]]) -> list[str]:
+    """Whether the best student at each number of calls is what was aimed at, interval and all, in plain words."""
+    best = _figures(pages.best_of(rows.values()))
+    lines = ["Aims, of the best student at each number of calls:", ""]
+    for calls, aim in AIMS.items():
+        found = {label: over_trainings(of) for (label, n), of in students.items() if n == calls}
+        equal = [seeds for seeds in rows.values() if _calls(seeds) <= calls]
+        if not found or not equal:
+            continue
+        label = min(found, key=lambda one: pages.over(found[one], "frechet")[0])
+        own, solver = pages.over(found[label], "frechet"), _figures(pages.best_of(equal))
+        lines.append(
+            f"- {calls} calls, {label}: {_against(own, pages.over(best, 'frechet'), aim.over_best)} the teacher's best; "
+            f"{_against(own, pages.over(solver, 'frechet'), aim.over_solver)} the best solver at equal calls; right "
+            f"{pages.plus_minus(pages.over(found[label], 'accuracy'), digits=3)}, the teacher's best "
+            f"{pages.plus_minus(pages.over(best, 'accuracy'), digits=3)}."
+        )
+    return lines
+
+
+def _against(own: list[float], other: list[float], aim: float) -> str:
+    found = ratio(own, other)
+    said = "reached" if found.value + found.margin <= aim else "not reached"
+    return f"{found.value:.2f} +- {found.margin:.2f} times (aim {aim:g}: {said})"
+
+
+def write(written: Figures) -> None:
+    solvers = json.loads((RESULTS / "scenes_solvers.json").read_text(encoding="utf-8"))
+    (RESULTS / "scenes_students.md").write_text(page(written, solvers), encoding="utf-8")

@@ -1,0 +1,49 @@
+"""Says what a run folder that Write Run made will take: iterations of every stage are tried here, and nothing is written.
+
+The teacher is made by ComfyUI's own nodes from the run's kept graph, the data come from the run's own cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..trainers.storage.run_folder import RunFolder
+from ..trainers.training.plan import Plan
+from .embedded import import_host
+from .train import base_of, classes_for
+
+
+def plan(run: RunFolder, *, base: Path, host_options: list[str]) -> Plan:
+    """ValueError for what cannot be trained, or does not fit."""
+    run.description()
+    import_host(*host_options, base=base)
+    from ..nodes.distillation import worker
+
+    return worker.plan_folder(run, classes=classes_for(run))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="launch.py plan", description=__doc__)
+    parser.add_argument("run", type=Path, help="the run's folder: ComfyUI/output/fewstep/runs/<run name>")
+    parser.add_argument(
+        "--base", type=Path, help="folder with models/ and custom_nodes/ (default: the run's own ComfyUI)"
+    )
+    parser.add_argument("host_options", nargs="*", metavar="-- HOST OPTION", help="options of ComfyUI, after --")
+    arguments = parser.parse_args()
+    path = Path.cwd() / arguments.run
+    try:
+        base = (arguments.base or base_of(path)).resolve()
+        found = plan(RunFolder(path.parent, path.name), base=base, host_options=arguments.host_options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"launch.py plan: {error}")
+    print("\n".join(found.told()))
+    if not found.fits:
+        most = found.needs.most_rows(found.room, batch_size=found.options.batch_size)
+        wanted = f"raise accumulation to {found.options.batch_size // most}" if most else "take smaller pictures"
+        sys.exit(f"launch.py plan: this does not fit; {wanted}, or switch gradient_checkpointing on.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""What is chosen for a user who says no more than which MODEL, in how many steps, and to what end; and what it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...samplers.schedules import trailing_sigmas
+from ...trainers.data.batches import Batch
+from ...trainers.methods.consistency import ConsistencyOptions
+from ...trainers.methods.progressive import ProgressiveOptions
+from ...trainers.objective.method import MethodOptions
+from ...trainers.students.adapters import LoRALayers, LoRAOptions
+from ...trainers.training.options import TrainOptions
+from ...trainers.training.plan import Plan
+from ...trainers.training.trial import seconds_of
+from .. import host
+from ..host import folders
+from . import graph_data, methods, planning, running, training_data
+from . import option_inputs as inputs
+from .data_sources import PromptSource, Sample, Texts
+from .families import Family, family_of
+from .folder_sources import PictureFolder
+
+PROMPTS = Path(__file__).parents[2] / "prompts" / "everyday.txt"
+CLOSEST, CHEAPEST = "closest to my model", "cheapest to train"
+CARDS = {"what is free now": None, **{f"{size} GB": float(size) for size in (8, 12, 16, 24, 32)}}
+BATCH = 16
+_DRAWN_AT_ONCE = 4
+_TRIED_STEPS = 2
+
+
+# --- the goals -------------------------------------------------------------------------------------------------------
+
+
+def _progressive(family: Family, *, steps: int, guidance: float, iterations: int) -> tuple[MethodOptions, str]:
+    chosen = ProgressiveOptions.read(
+        {
+            **inputs.defaults(methods.ProgressiveDistillation),
+            "start_steps": family.start_steps,
+            "target_steps": steps,
+            "iterations": iterations or 400,
+            "last_stages_iterations": 2 * (iterations or 400) if steps < 4 else 0,
+            "learning_rate": 1e-4,
+            "guidance_scale": guidance,
+        }
+    )
+    return chosen, (
+        f"progressive distillation from {family.start_steps} steps to {steps}: it follows your model's own pictures from the "
+        "same noise, so seeds keep their meaning"
+    )
+
+
+def _consistency(family: Family, *, steps: int, guidance: float, iterations: int) -> tuple[MethodOptions, str]:
+    chosen = ConsistencyOptions.read(
+        {
+            **inputs.defaults(methods.ConsistencyDistillation),
+            "steps": steps,
+            "iterations": iterations or 1500,
+            "guidance_scale": guidance,
+        }
+    )
+    return chosen, f"consistency distillation, an LCM-LoRA: one stage for any number of steps; the file says {steps}"
+
+
+GOALS = {CLOSEST: _progressive, CHEAPEST: _consistency}
+
+
+# --- what is chosen --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a user asks for, and all that follows from it for the MODEL. ValueError, naming the input, for what cannot be."""
+
+    model: Any
+    steps: int
+    goal: str
+    vae: Any = None
+    clip: Any = None
+    prompts: str = ""
+    folder: str = ""
+    negative_prompt: str = ""
+    guidance: float = 0.0
+    side: int = 0
+    pictures: int = 480
+    iterations: int = 0
+    memory: str = "what is free now"
+    seed: int = 0
+    latents: Any = None
+    positive: Any = None
+    negative: Any = None
+
+    def __post_init__(self) -> None:
+        if self.from_graph:
+            return
+        if self.clip is None:
+            raise ValueError(
+                "clip is not connected; it encodes the prompts or captions. Connect it, or latents and positive."
+            )
+        if self.folder.strip() and self.vae is None:
+            raise ValueError("folder is given but vae is not connected, which encodes its pictures.")
+        if self.family.video:
+            raise ValueError(
+                "this is a model of video, which one picture a prompt would teach stills. Connect latents of clips and positive."
+            )
+
+    @property
+    def from_graph(self) -> bool:
+        return self.latents is not None or self.positive is not None
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.model)
+
+    @property
+    def _guidance(self) -> float:
+        if self.from_graph and self.negative is None and not self.guidance:
+            return 1.0  # nothing to guide away from
+        return self.guidance or self.family.guidance
+
+    @property
+    def _side(self) -> int:
+        return self.side or self.family.side
+
+    @property
+    def method(self) -> MethodOptions:
+        return self._chosen[0]
+
+    @property
+    def _chosen(self) -> tuple[MethodOptions, str]:
+        choose = GOALS[self.goal]
+        return choose(self.family, steps=self.steps, guidance=self._guidance, iterations=self.iterations)
+
+    @property
+    def student(self) -> LoRAOptions:
+        layers = LoRALayers.LINEAR if self.steps >= 4 else LoRALayers.LINEAR_AND_CONV
+        return LoRAOptions(rank=64, alpha=64.0, layers=layers)
+
+    @property
+    def options(self) -> TrainOptions:
+        return TrainOptions(batch_size=BATCH, checkpoint_every=100, seed=self.seed)
+
+    def data(self) -> dict[str, Any]:
+        """As Distill Model takes it."""
+        if self.from_graph:
+            return {"latents": self.latents, "positive": self.positive, "negative": self.negative}
+        return {"data": self._folder() if self.folder.strip() else self._prompts()}
+
+    def _folder(self) -> PictureFolder:
+        return PictureFolder(
+            folder=folders.training_folder(self.folder),
+            resolution=self._side,
+            negative=self.negative_prompt,
+            vae=self.vae,
+            clip=self.clip,
+        )
+
+    def _prompts(self) -> PromptSource:
+        lines = training_data.lines(self.prompts or PROMPTS.read_text(encoding="utf-8"))[: self.pictures]
+        return PromptSource(
+            prompts=lines,
+            negative=self.negative_prompt,
+            width=self._side,
+            height=self._side,
+            pictures_per_prompt=math.ceil(self.pictures / max(1, len(lines))),
+            steps=self.family.start_steps,
+            cfg=self._guidance,
+            seed=self.seed,
+            batch_size=_DRAWN_AT_ONCE,
+            clip=self.clip,
+        )
+
+    def told(self) -> list[str]:
+        """What was chosen, and why, a line each."""
+        drawn = self.data().get("data")
+        said = [f"your model: {self.family.name}", self._chosen[1]]
+        if isinstance(drawn, PromptSource):
+            count = len(drawn.prompts) * drawn.pictures_per_prompt
+            said.append(
+                f"data: {count} pictures of {drawn.width} x {drawn.height} that your model draws from {len(drawn.prompts)} "
+                "prompts"
+            )
+        elif drawn is not None:
+            said.append(f"data: the pictures of {drawn.folder}, at about {drawn.resolution} x {drawn.resolution}")
+        rank, layers = self.student.rank, self.student.layers.value
+        said.append(f"student: a LoRA of rank {rank} on layers {layers}; guidance {self._guidance:g} is baked in")
+        return said
+
+    # --- what it takes ---
+
+    def planned(self, run: Any) -> tuple[TrainOptions, Plan]:
+        """The options as they fit into the memory, and what they take. ValueError where nothing does."""
+        host.training.loaded(self.model)
+        sample = self._sample()
+        method = running.method_on(self.model, self.method, empty_prompt=sample.unconditional is not None)
+        trial = planning.Trial(model=self.model, run=run, method=method, student=self.student, sample=sample)
+        card = CARDS[self.memory]
+        room = None if card is None else host.training.beside_on_card(self.model, gigabytes=card)
+        return planning.fitted(trial, self.options, room=room, preparing=self._preparing(sample))
+
+    def _sample(self) -> Batch:
+        """One of the run's own, or noise of the shape with the first prompt."""
+        with torch.inference_mode(False):
+            if self.from_graph:
+                return graph_data.data_in_graph(self.model, self.latents, self.positive, self.negative).first(1)
+            shape = host.data.latent_shape(self.model, width=self._side, height=self._side)
+            x0 = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(self.model.load_device)
+            texts = Texts(self.model, self.clip, self.negative_prompt)
+            return texts.parts([Sample(x0, self._prompts().prompts[0])])[0].first(1)
+
+    def _preparing(self, sample: Batch) -> list[tuple[str, float]]:
+        """(what, seconds) of all that comes before the training."""
+        source = self.data().get("data")
+        if not isinstance(source, PromptSource):
+            return []
+        count = len(source.prompts) * source.pictures_per_prompt
+        each = self._seconds_of_a_step(source, sample) * source.steps
+        return [(f"drawing {count} pictures", each * math.ceil(count / source.batch_size))]
+
+    def _seconds_of_a_step(self, source: PromptSource, sample: Batch) -> float:
+        """Of the sampler, on as many pictures as are drawn at once; after one that is not counted."""
+        sigmas = trailing_sigmas(
+            source.steps, table=host.models.noise_levels(host.models.model_sampling_of(self.model))
+        )
+        texts = Texts(self.model, self.clip, source.negative)
+        positive = host.data.batched([texts.conditioning(source.prompts[0])] * source.batch_size)
+        noise = torch.randn(source.batch_size, *sample.x0.shape[1:], generator=torch.Generator().manual_seed(0))
+
+        def drawn(count: int) -> float:
+            def draw() -> Tensor:
+                return host.data.draw(
+                    self.model,
+                    source.sampler,
+                    sigmas[: count + 1],
+                    noise=noise,
+                    cfg=source.cfg,
+                    positive=positive,
+                    negative=texts.negative,
+                )
+
+            return seconds_of(draw, self.model.load_device)
+
+        drawn(1)
+        return drawn(1 + _TRIED_STEPS) / (1 + _TRIED_STEPS)

@@ -1,0 +1,132 @@
+"""Folders of clips and of sounds as training data, for models of video and of sound."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Hashable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...trainers.data import clips
+from ...trainers.data.listing import BrokenFile, Captioned
+from ...trainers.data.pictures import PIXELS, Size, fitted
+from .. import host
+from .data_sources import Texts
+from .folder_sources import LITERAL, FolderSource, Piece, SeenSource, seed_of
+
+FIRST, ALL = "the first", "all"
+PIECES = (FIRST, ALL)
+"""Which of the pieces of the wanted length that a file has one after another are samples."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipFolder(SeenSource):
+    """Clips with captions. frames: of a sample. frame_rate: how many a second, 0 for those of the file. pieces: of PIECES."""
+
+    node = "Training Clips (Folder)"
+    kind = what = "clips"
+    endings = clips.CLIP_ENDINGS
+    together = 8
+
+    frames: int = 17
+    frame_rate: float = 16.0
+    pieces: str = FIRST
+
+    def __post_init__(self) -> None:
+        clips.require_reader()
+        _require_pieces(self.pieces)
+        super().__post_init__()
+
+    def _own(self) -> dict[str, Any]:
+        own = {"frames": self.frames, "frame_rate": self.frame_rate, "pieces": self.pieces}
+        return super()._own() | own
+
+    def _require_vae(self) -> None:
+        host.encoding.require_frames(self.vae, frames=self.frames, bucket_step=self.bucket_step)
+
+    def _texts(self, model: Any) -> Texts:
+        literal = self.caption_syntax == LITERAL
+        told = {"guidance": self.guidance, "frame_rate": self.frame_rate}
+        return Texts(model, self.clip, self.negative, literal=literal, told=told)
+
+    def _shape(self, file: Path) -> Hashable:
+        found = clips.frame_count(file, rate=self.frame_rate)
+        if found < self.frames:
+            at = f" at {self.frame_rate:g} a second" if self.frame_rate else ""
+            raise BrokenFile(f"it has {found} frames{at}, fewer than {self.frames}")
+        return super()._shape(file)
+
+    def _size(self, file: Path) -> Size:
+        return clips.clip_size(file)
+
+    def _pieces(self, file: Captioned, shape: Size) -> Iterator[Piece]:
+        seen = functools.partial(fitted, size=shape)
+        found = clips.clip_pieces(file.path, frames=self.frames, rate=self.frame_rate, seen=seen)
+        for number, frames in enumerate(islice(found, 1 if self.pieces == FIRST else None)):
+            for mirrored in (False, True) if self.flip else (False,):
+                of = {"clip": file.sha256, "piece": number, "frames": self.frames, "frame_rate": self.frame_rate}
+                of |= {"size": shape, "mirrored": mirrored, "pixels": PIXELS}
+                make = functools.partial(_turned, frames, mirrored=mirrored)
+                yield Piece(make, of, seed=seed_of(file) + 2 * number + mirrored)
+
+
+def _turned(frames: Tensor, *, mirrored: bool) -> Tensor:
+    return frames.flip(2) if mirrored else frames
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SoundFolder(FolderSource):
+    """Sounds with captions. seconds: of a sample, down to what the VAE encodes whole. pieces: of PIECES."""
+
+    node = "Training Sounds (Folder)"
+    kind = what = "sounds"
+    endings = clips.SOUND_ENDINGS
+
+    seconds: float = 10.0
+    pieces: str = FIRST
+
+    def __post_init__(self) -> None:
+        clips.require_reader()
+        _require_pieces(self.pieces)
+        super().__post_init__()
+
+    def _own(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "pieces": self.pieces}
+
+    def _require_vae(self) -> None:
+        self._length()
+
+    def _length(self) -> tuple[int, int]:
+        """(samples of a piece, samples a second)"""
+        return host.encoding.samples_of(self.vae, seconds=self.seconds)
+
+    def _texts(self, model: Any) -> Texts:
+        told = {"seconds_start": 0.0, "seconds_total": self.seconds}
+        return Texts(model, self.clip, self.negative, literal=self.caption_syntax == LITERAL, told=told)
+
+    def _shape(self, file: Path) -> Hashable:
+        samples, rate = self._length()
+        found = clips.sample_count(file, rate=rate)
+        if found < samples:
+            raise BrokenFile(f"it lasts {found / rate:.2f} seconds, less than {samples / rate:.2f}")
+        return samples
+
+    def _pieces(self, file: Captioned, shape: int) -> Iterator[Piece]:
+        _, rate = self._length()
+        found = clips.sound_pieces(file.path, samples=shape, rate=rate)
+        for number, sound in enumerate(islice(found, 1 if self.pieces == FIRST else None)):
+            of = {"sound": file.sha256, "piece": number, "samples": shape, "rate": rate}
+            yield Piece(functools.partial(_same, sound), of, seed=seed_of(file) + number)
+
+
+def _same(sound: Tensor) -> Tensor:
+    return sound
+
+
+def _require_pieces(pieces: str) -> None:
+    if pieces not in PIECES:
+        raise ValueError(f"pieces is {pieces!r}; allowed are {', '.join(PIECES)}.")

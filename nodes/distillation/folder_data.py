@@ -1,0 +1,257 @@
+"""Training data nodes: folders of pictures, of clips and of sounds, with captions."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from ...trainers.data.listing import NOT_READ, SUBFOLDERS, content_of
+from .. import host
+from ..host import folders
+from .clip_sources import FIRST, PIECES, ClipFolder, SoundFolder
+from .folder_sources import CAPTION_SYNTAX, LITERAL, FolderSource, PictureFolder
+
+Input = tuple[Any, dict[str, Any]]
+
+CLIP: Input = (
+    "CLIP",
+    {
+        "tooltip": "Encodes the texts. May stay unconnected once the run folder holds the encoded data, at a later start."
+    },
+)
+NEGATIVE: Input = (
+    "STRING",
+    {
+        "default": "",
+        "multiline": True,
+        "tooltip": "The empty or negative prompt, for guidance that is baked in and for caption dropout.",
+    },
+)
+GUIDANCE: Input = (
+    "FLOAT",
+    {
+        "default": 0.0,
+        "min": 0.0,
+        "max": 100.0,
+        "step": 0.1,
+        "tooltip": "What a guidance-distilled model (FLUX.1-dev, HunyuanVideo) is told as its scale, as FluxGuidance does: 3.5, "
+        "say. 0 leaves it the model's own; other models take none.",
+    },
+)
+_WITHOUT_CAPTION = ["use caption", "stop"]
+_BROKEN = ["stop", "skip"]
+
+
+def _folder(what: str) -> dict[str, Input]:
+    tooltip = f"Where the {what} are. A relative path counts from ComfyUI's input folder."
+    return {"folder": ("STRING", {"default": what, "tooltip": tooltip})}
+
+
+def _size(resolution: int, step: int, tooltip: str, step_tooltip: str) -> dict[str, Input]:
+    steps = {"default": step, "min": 8, "max": 512, "step": 8, "tooltip": step_tooltip}
+    size = {"default": resolution, "min": 8, "max": 8192, "step": 8, "tooltip": tooltip}
+    return {"resolution": ("INT", size), "bucket_step": ("INT", steps)}
+
+
+def _captions(what: str) -> dict[str, Input]:
+    """what: one of the files, with its article."""
+    beside = f"For {what.partition(' ')[2]}s without a text file beside them."
+    missing = f"Whether {what} without a text file takes the caption above, or is an error."
+    return {
+        "caption": ("STRING", {"default": "", "multiline": True, "tooltip": beside}),
+        "without_caption": (_WITHOUT_CAPTION, {"tooltip": missing}),
+        "negative": NEGATIVE,
+    }
+
+
+def _flip(what: str) -> dict[str, Input]:
+    return {"flip": ("BOOLEAN", {"default": False, "tooltip": f"Adds every {what} mirrored left to right."})}
+
+
+def _broken(what: str) -> dict[str, Input]:
+    tooltip = (
+        f"Files that cannot be read as {what}: stop names them all before any is encoded; skip leaves them out and names each in "
+        "the log."
+    )
+    return {"broken": (_BROKEN, {"tooltip": tooltip})}
+
+
+def _pieces(what: str) -> dict[str, Input]:
+    tooltip = f"Which of the pieces of that length, one after another, are samples of {what} that holds several."
+    return {"pieces": (list(PIECES), {"default": FIRST, "tooltip": tooltip})}
+
+
+def _encoders(what: str) -> dict[str, Input]:
+    tooltip = (
+        f"Encodes the {what}. May stay unconnected once the run folder holds the encoded data: a later start then needs "
+        "no VAE."
+    )
+    return {"vae": ("VAE", {"tooltip": tooltip}), "clip": CLIP}
+
+
+def _reading(what: str) -> dict[str, Input]:
+    below = (
+        f"Whether {what} in folders below count too. With repeats, each below a folder 10_name counts ten times, and name "
+        "describes those without a text of their own, as in kohya's scripts."
+    )
+    syntax = (
+        "Whether parentheses in captions are letters, or emphasis as in a prompt: (word:1.2), with a backslash before those that "
+        "are letters."
+    )
+    return {
+        "subfolders": (list(SUBFOLDERS), {"default": NOT_READ, "tooltip": below}),
+        "caption_syntax": (list(CAPTION_SYNTAX), {"default": LITERAL, "tooltip": syntax}),
+    }
+
+
+class _Folder:
+    """What the nodes have in common. SOURCE: what they describe."""
+
+    SOURCE: ClassVar[type[FolderSource]]
+    RETURN_TYPES = ("FEWSTEP_DATA",)
+    RETURN_NAMES = ("data",)
+    FUNCTION = "describe"
+    CATEGORY = "few-step/distillation"
+
+    @classmethod
+    def IS_CHANGED(cls, folder: Any = None, subfolders: Any = NOT_READ, **_: Any) -> str:
+        """What the folder holds may change while its name stays."""
+        return repr(content_of(folders.training_folder(str(folder)), below=subfolders != NOT_READ))
+
+    @classmethod
+    def _error_of(cls, folder: Any, **given: Any) -> bool | str:
+        """Before anything runs, where the values are typed in; linked ones are None here and checked when they arrive."""
+        if folder is None or None in given.values():
+            return True
+        return host.signals.error_of(lambda: cls.SOURCE(folder=folders.training_folder(folder), **given))
+
+    def describe(self, folder: str, without_caption: str, broken: str, caption: str, **options: Any) -> dict[str, Any]:
+        source = self.SOURCE(
+            folder=folders.training_folder(folder),
+            caption=caption if _chosen("without_caption", without_caption, _WITHOUT_CAPTION) == "use caption" else None,
+            skip_broken=_chosen("broken", broken, _BROKEN) == "skip",
+            **options,
+        )
+        return {"ui": {"text": [source.listing().said()]}, "result": (source,)}
+
+
+def _chosen(name: str, value: str, allowed: list[str]) -> str:
+    """Hosts of mid-2024 do not check what is behind an optional input."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}.")
+    return value
+
+
+class ImageFolder(_Folder):
+    SOURCE = PictureFolder
+    OUTPUT_TOOLTIPS = ("Connect to Distill Model, which encodes the pictures once and keeps them in the run's folder.",)
+    SEARCH_ALIASES = ["data set", "dataset", "captions", "train lora", "load images"]
+    DESCRIPTION = (
+        "Pictures from a folder on disk as training data, each described by the text file of its name. They are resized "
+        "to buckets of about equal area, encoded by the VAE and CLIP when Distill Model runs, and kept in the run's "
+        "folder, so that a later start needs neither."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        size = _size(
+            512,
+            64,
+            "Pictures are trained at about resolution x resolution pixels, in their own aspect ratio: 512 for SD1.5, 1024 for "
+            "SDXL.",
+            "Sides are multiples of it. UNets want 64; a finer step cuts less off.",
+        )
+        return {
+            "required": _folder("pictures") | size | _captions("a picture") | _flip("picture") | _broken("one picture"),
+            "optional": _encoders("pictures") | _reading("pictures") | {"guidance": GUIDANCE},
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(
+        cls, folder: Any = None, resolution: Any = None, bucket_step: Any = None, subfolders: Any = NOT_READ
+    ) -> bool | str:
+        return cls._error_of(folder, resolution=resolution, bucket_step=bucket_step, subfolders=subfolders)
+
+
+class ClipFolderNode(_Folder):
+    SOURCE = ClipFolder
+    OUTPUT_TOOLTIPS = ("Connect to Distill Model, which encodes the clips once and keeps them in the run's folder.",)
+    SEARCH_ALIASES = ["video", "data set", "dataset", "captions", "load video", "wan", "ltx"]
+    DESCRIPTION = (
+        "Short clips of video from a folder on disk as training data for models of video, each described by the text file of "
+        "its name. Frames are taken at an even rate, resized to buckets of about equal area and encoded by the VAE of the "
+        "model when Distill Model runs. Sound is left out."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        size = _size(
+            480,
+            16,
+            "Clips are trained at about resolution x resolution pixels, in their own aspect ratio.",
+            "Sides are multiples of it, which the VAE's own step must divide: 16 for Wan, 32 for LTX-Video.",
+        )
+        length: dict[str, Input] = {
+            "frames": (
+                "INT",
+                {
+                    "default": 17,
+                    "min": 1,
+                    "max": 4096,
+                    "tooltip": "Of a sample: 4n + 1 for Wan and HunyuanVideo, 8n + 1 for LTX-Video. Longer clips are cut, "
+                    "shorter ones are broken.",
+                },
+            ),
+            "frame_rate": (
+                "FLOAT",
+                {
+                    "default": 16.0,
+                    "min": 0.0,
+                    "max": 240.0,
+                    "step": 0.01,
+                    "tooltip": "Frames a second, which the model is told where it takes a rate: 16 for Wan, 24 or 25 for others. "
+                    "0 takes every frame of the file.",
+                },
+            ),
+        }
+        captions, flip, broken = _captions("a clip"), _flip("clip"), _broken("a clip")
+        return {
+            "required": _folder("clips") | length | size | captions | flip | broken | _pieces("a clip"),
+            "optional": _encoders("clips") | _reading("clips") | {"guidance": GUIDANCE},
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(
+        cls, folder: Any = None, resolution: Any = None, bucket_step: Any = None, subfolders: Any = NOT_READ
+    ) -> bool | str:
+        return cls._error_of(folder, resolution=resolution, bucket_step=bucket_step, subfolders=subfolders)
+
+
+class SoundFolderNode(_Folder):
+    SOURCE = SoundFolder
+    OUTPUT_TOOLTIPS = ("Connect to Distill Model, which encodes the sounds once and keeps them in the run's folder.",)
+    SEARCH_ALIASES = ["audio", "music", "data set", "dataset", "captions", "load audio"]
+    DESCRIPTION = (
+        "Sounds from a folder on disk as training data for models of sound, each described by the text file of its name. They "
+        "are brought to the VAE's sample rate, cut to one length and encoded when Distill Model runs."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        length = {
+            "default": 10.0,
+            "min": 0.01,
+            "max": 3600.0,
+            "step": 0.01,
+            "tooltip": "Of a sample, down to what the VAE encodes whole; the model is told it where it takes a length. Longer "
+            "sounds are cut, shorter ones are broken.",
+        }
+        seconds: dict[str, Input] = {"seconds": ("FLOAT", length)}
+        captions, broken = _captions("a sound"), _broken("a sound")
+        return {
+            "required": _folder("sounds") | seconds | captions | broken | _pieces("a sound"),
+            "optional": _encoders("sounds") | _reading("sounds"),
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, folder: Any = None, subfolders: Any = NOT_READ) -> bool | str:
+        return cls._error_of(folder, subfolders=subfolders)

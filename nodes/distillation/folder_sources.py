@@ -1,0 +1,243 @@
+"""Folders as training data: what all have in common, and those of pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...trainers.data.batches import Data, TensorData
+from ...trainers.data.cache import Shard, cached_data
+from ...trainers.data.listing import NOT_READ, BrokenFile, Captioned, Listing, captioned, listed
+from ...trainers.data.pictures import ENDINGS, PIXELS, Size, bucket_for, bucket_sizes, picture_size, pixels
+from ...trainers.storage.run_folder import RunFolder
+from .. import host
+from .data_sources import SHARD_SAMPLES, MadeOnce, Progress, Sample, Texts, of_guidance, of_teacher, require_connected
+
+LITERAL, PROMPT_SYNTAX = "literal", "prompt syntax"
+CAPTION_SYNTAX = (LITERAL, PROMPT_SYNTAX)
+"""How the parentheses of a caption are read: as letters, or as emphasis, as in a prompt."""
+
+
+class Piece(NamedTuple):
+    """What the VAE encodes as one. samples: makes it. of: JSON values that decide it. seed: see LatentEncoder."""
+
+    samples: Callable[[], Tensor]
+    of: Mapping[str, Any]
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FolderSource(MadeOnce):
+    """Files with captions. ValueError, naming the input, for what cannot be trained on.
+
+    caption: of files without a text beside them; None makes them an error. negative: the empty prompt's text. skip_broken:
+    broken files are named in the log and left out; otherwise they are an error. vae, clip: the host's, None where the data
+    are made already. subfolders: one of SUBFOLDERS. caption_syntax: one of CAPTION_SYNTAX, also for caption, not for
+    negative.
+    """
+
+    node: ClassVar[str]
+    kind: ClassVar[str]
+    what: ClassVar[str]
+    endings: ClassVar[tuple[str, ...]]
+    together: ClassVar[int] = SHARD_SAMPLES
+    """Files in one file of the cache."""
+
+    folder: Path
+    caption: str | None = ""
+    negative: str = ""
+    skip_broken: bool = False
+    vae: Any = None
+    clip: Any = None
+    subfolders: str = NOT_READ
+    caption_syntax: str = LITERAL
+
+    def __post_init__(self) -> None:
+        self.listing()
+
+    def listing(self) -> Listing:
+        """The files that are there now."""
+        return listed(self.folder, self.endings, what=self.what, subfolders=self.subfolders)
+
+    def build(self, model: Any, run: RunFolder, *, teacher_sha256: str) -> Data:
+        listing = self.listing()
+        host.signals.say(listing.said())
+        progress = Progress(len(listing.files))
+        files = captioned(listing.files, caption=self.caption, looked=progress.next)
+        return cached_data(
+            run.data_folder,
+            source=self._source(files) | of_teacher(model, teacher_sha256),
+            plan=lambda: self._plan(model, files),
+            replace=not run.begun,
+            device=model.load_device,
+            newer=("caption_syntax",),
+        )
+
+    def _source(self, files: Sequence[Captioned]) -> dict[str, Any]:
+        decided = {
+            "kind": self.kind,
+            "negative": self.negative,
+            "skip_broken": self.skip_broken,
+            self.what: {file.name: file.sha256 for file in files},
+            "captions": {file.name: file.caption for file in files},
+            "caption_syntax": self.caption_syntax,
+            "vae": None if self.vae is None else host.encoding.weights_sha256(self.vae),
+            "clip": None if self.clip is None else host.encoding.weights_sha256(self.clip),
+        }
+        return decided | self._own() | ({} if self.subfolders == NOT_READ else {"subfolders": self.subfolders})
+
+    def _plan(self, model: Any, files: Sequence[Captioned]) -> list[Shard]:
+        require_connected(self.node, vae=self.vae, clip=self.clip)
+        self._require_vae()
+        texts = self._texts(model)
+        groups = self._by_shape(files)
+        encoder = host.encoding.LatentEncoder(self.vae, host.folders.encodings())
+        progress = Progress(sum(len(group) for group in groups.values()))
+        return [
+            functools.partial(self._shard, model, encoder, texts, progress, shape, group[start : start + self.together])
+            for shape, group in groups.items()
+            for start in range(0, len(group), self.together)
+        ]
+
+    def _by_shape(self, files: Sequence[Captioned]) -> dict[Hashable, list[Captioned]]:
+        """Every file is decoded once before any is encoded, so that all broken ones are named together."""
+        groups: dict[Hashable, list[Captioned]] = {}
+        broken = {file.name: file.broken for file in files if file.broken}
+        progress = Progress(len(files))
+        for file in files:
+            progress.next()
+            try:
+                if not file.broken:
+                    groups.setdefault(self._shape(file.path), []).append(file)
+            except BrokenFile as error:
+                broken[file.name] = str(error)
+        self._say_broken(broken, of=len(files))
+        return groups
+
+    def _say_broken(self, broken: dict[str, str], *, of: int) -> None:
+        if not broken:
+            return
+        names = "; ".join(f"{name} ({reason})" for name, reason in broken.items())
+        if not self.skip_broken or len(broken) == of:
+            raise ValueError(
+                f"{len(broken)} of {of} {self.what} in {self.folder} cannot be used: {names}. Remove or repair them"
+                f"{'.' if self.skip_broken else ', or set broken to skip.'}"
+            )
+        host.signals.say(f"{len(broken)} of {of} {self.what} in {self.folder} are skipped: {names}", warning=True)
+
+    def _shard(
+        self,
+        model: Any,
+        encoder: host.encoding.LatentEncoder,
+        texts: Texts,
+        progress: Progress,
+        shape: Hashable,
+        files: Sequence[Captioned],
+    ) -> list[TensorData]:
+        samples = []
+        for file in files:
+            progress.next()
+            for piece in self._pieces(file, shape):
+                host.signals.check_cancelled()
+                latents = encoder.latents(piece.samples, seed=piece.seed, of=piece.of)
+                _require_finite(latents, name=file.name)
+                x0 = host.inputs.latents_for_training(model, {"samples": latents}).cpu()
+                samples.append(Sample(x0, file.caption, repeats=file.repeats))
+        return texts.parts(samples)
+
+    # --- what a kind of file has of its own
+
+    def _own(self) -> dict[str, Any]:
+        """What decides the data beside what all kinds have in common, by name."""
+        raise NotImplementedError
+
+    def _require_vae(self) -> None:
+        """ValueError where the VAE cannot encode such files."""
+
+    def _texts(self, model: Any) -> Texts:
+        return Texts(model, self.clip, self.negative, literal=self.caption_syntax == LITERAL)
+
+    def _shape(self, file: Path) -> Hashable:
+        """What files that are encoded to one shape have in common. BrokenFile for one that cannot be used."""
+        raise NotImplementedError
+
+    def _pieces(self, file: Captioned, shape: Any) -> Iterator[Piece]:
+        """What is encoded of a file of that shape, each a sample of its own."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SeenSource(FolderSource):
+    """What is seen, in buckets of about equal area. resolution, bucket_step: see bucket_sizes. flip: each is a second sample,
+    mirrored. guidance: what a guidance-distilled model is told, 0 for its own.
+    """
+
+    resolution: int = 512
+    bucket_step: int = 64
+    flip: bool = False
+    guidance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.bucket_step < 8 or self.bucket_step % 8:
+            raise ValueError(f"bucket_step is {self.bucket_step}; allowed are multiples of 8: 64, for example.")
+        bucket_sizes(self.resolution, self.bucket_step)
+        super().__post_init__()
+
+    def _own(self) -> dict[str, Any]:
+        decided = {"resolution": self.resolution, "bucket_step": self.bucket_step, "flip": self.flip}
+        return decided | of_guidance(self.guidance)
+
+    def _texts(self, model: Any) -> Texts:
+        literal = self.caption_syntax == LITERAL
+        return Texts(model, self.clip, self.negative, literal=literal, told={"guidance": self.guidance})
+
+    def _shape(self, file: Path) -> Hashable:
+        return bucket_for(self._size(file), bucket_sizes(self.resolution, self.bucket_step))
+
+    def _size(self, file: Path) -> Size:
+        """As it is seen."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PictureFolder(SeenSource):
+    """Pictures with captions."""
+
+    node = "Training Images (Folder)"
+    kind = "folder"
+    what = "pictures"
+    endings = ENDINGS
+
+    def _size(self, file: Path) -> Size:
+        return picture_size(file)
+
+    def _pieces(self, file: Captioned, shape: Size) -> Iterator[Piece]:
+        for mirrored in (False, True) if self.flip else (False,):
+            of = {"picture": file.sha256, "size": shape, "mirrored": mirrored, "pixels": PIXELS}
+            make = functools.partial(_upright, file.path, shape, mirrored=mirrored)
+            yield Piece(make, of, seed=seed_of(file) + mirrored)
+
+
+def _upright(path: Path, size: Size, *, mirrored: bool) -> Tensor:
+    """(1, H, W, 3)"""
+    picture = pixels(path, size)
+    return (picture.flip(1) if mirrored else picture)[None]
+
+
+def seed_of(file: Captioned) -> int:
+    """Of what is drawn while it is encoded, whatever other files there are."""
+    return int(file.sha256[:15], 16)
+
+
+def _require_finite(latents: Tensor, *, name: str) -> None:
+    if not torch.isfinite(latents).all():
+        raise ValueError(
+            f"the VAE makes NaN or infinite values of {name}; SDXL's own VAE does so in half precision: "
+            "start ComfyUI with --fp32-vae, or take a VAE made for half precision."
+        )

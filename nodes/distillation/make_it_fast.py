@@ -1,0 +1,174 @@
+"""One node from a MODEL to its few-step student: it chooses what the other nodes ask, says what and why, and what it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...samplers.few_step import sample_few_step
+from ...trainers.storage.export import read_student
+from .. import host
+from ..host import folders, graph
+from . import distillation
+from . import option_inputs as inputs
+from .choosing import CARDS, GOALS, Wishes
+
+TRAIN, PLAN = "train", "plan only"
+STEPS = ["1", "2", "4", "8"]
+
+
+class MakeItFast:
+    RETURN_TYPES = ("MODEL", "SAMPLER", "SIGMAS", "STRING", "STRING")
+    RETURN_NAMES = ("student", "sampler", "sigmas", "run_name", "plan")
+    OUTPUT_TOOLTIPS = (
+        "The finished student: sample it at cfg 1.",
+        "The sampler that it was trained for.",
+        "The noise levels that it was trained on.",
+        "The run's name, for Load Distilled Student, Loss Chart and the saving nodes.",
+        "What was chosen, why, and what it takes.",
+    )
+    FUNCTION = "make"
+    OUTPUT_NODE = True
+    CATEGORY = "few-step/distillation"
+    SEARCH_ALIASES = ["distill", "train", "speed lora", "turbo", "lightning", "few step", "own lcm", "one click"]
+    DESCRIPTION = (
+        "From your model to a few-step LoRA of it, without the other nodes: chooses method, data, student and settings by the "
+        "model's family and the memory at hand, tries them, says what was chosen and what it will take, and trains. The run is "
+        "that of Distill Model with the same settings: cancel, resume and files are as there."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "What is to become fast, as wired: its LoRAs are learnt too."}),
+                "steps": (
+                    STEPS,
+                    {"default": "4", "tooltip": "In which the result draws. 4 is the safe choice for a LoRA."},
+                ),
+                "goal": (
+                    list(GOALS),
+                    {
+                        "tooltip": "closest to my model: progressive distillation, which keeps seeds and composition. cheapest "
+                        "to train: consistency distillation, an LCM-LoRA for 1 to 8 steps."
+                    },
+                ),
+                "run_name": (
+                    "STRING",
+                    {
+                        "default": "my fast model",
+                        "tooltip": "Names the result's file. The same name goes on with the same run.",
+                    },
+                ),
+                "do": (
+                    [TRAIN, PLAN],
+                    {
+                        "tooltip": "plan only: chooses, tries a few iterations, says what the whole would take, and stops."
+                    },
+                ),
+            },
+            "optional": {
+                "clip": ("CLIP", {"tooltip": "Encodes the prompts or captions."}),
+                "vae": ("VAE", {"tooltip": "Shows previews, and encodes the pictures of a folder."}),
+                "prompts": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "multiline": True,
+                        "tooltip": "One on each line, of the kind that you draw; your model draws the training pictures itself. "
+                        "Empty: 240 everyday prompts that come with the pack.",
+                    },
+                ),
+                "folder": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "tooltip": "Pictures with captions, in place of prompts. Relative paths are in ComfyUI's input folder.",
+                    },
+                ),
+                "negative_prompt": ("STRING", {"default": "", "tooltip": "Baked in with the guidance."}),
+                "guidance": inputs.guidance_scale(
+                    0.0, "The cfg that is baked in. 0: what is usual for the model's family.", least=0.0
+                ),
+                "side": inputs.count(
+                    0, "Of the training pictures, about, in pixels. 0: what is usual for the model's family.", most=8192
+                ),
+                "pictures": inputs.count(
+                    480, "That the model draws from the prompts, if there is no folder.", least=1, most=100000
+                ),
+                "iterations": inputs.count(
+                    0, "Optimiser steps, of each halving where there are several. 0: what is usual for the goal."
+                ),
+                "memory": (
+                    list(CARDS),
+                    {"tooltip": "What the run must fit into: what is free on this machine, or a card of that size."},
+                ),
+                "seed": host.limits.seed("Of every random draw."),
+                "latents": (
+                    "LATENT",
+                    {"tooltip": "Training latents out of the graph, in place of prompts and folder."},
+                ),
+                "positive": ("CONDITIONING", {"tooltip": "With latents: one prompt for each, or one for all."}),
+                "negative": ("CONDITIONING", {"tooltip": "With latents: the empty or negative prompt."}),
+            },
+            "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID", "extra_pnginfo": "EXTRA_PNGINFO"},
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, run_name: Any = None, folder: Any = None, prompts: Any = None) -> bool | str:
+        if folder and str(prompts or "").strip():
+            return f"folder is {folder!r} and prompts are given too; give one of the two."
+        return folders.error_of_name(run_name, what="run name")
+
+    @classmethod
+    def IS_CHANGED(cls, run_name: str | None = None, **_: Any) -> float:
+        return distillation.Distill.IS_CHANGED(run_name)
+
+    def make(
+        self,
+        model: Any,
+        steps: str,
+        goal: str,
+        run_name: str,
+        do: str,
+        vae: Any = None,
+        prompt: Any = None,
+        unique_id: Any = None,
+        extra_pnginfo: Any = None,
+        **wishes: Any,
+    ) -> dict[str, Any]:
+        wanted = Wishes(model=model, vae=vae, steps=int(steps), goal=goal, **wishes)
+        told: list[str] = []
+        run = folders.run_named(run_name)
+        options = wanted.options
+        if not run.finished:
+            options, plan = wanted.planned(run)
+            told = [*wanted.told(), *plan.told()]
+            host.models.log.info("FewStep plan for %r: %s", run_name, "; ".join(told))
+        if do == PLAN and not run.finished:
+            nothing = graph.nothing_yet("do is 'plan only'; set it to 'train' for a student.")
+            return {"ui": {"text": ["\n".join(told)]}, "result": (nothing, nothing, nothing, run_name, "\n".join(told))}
+        trained = {name: getattr(options, name) for name in _TOLD_TO_DISTILL}
+        student, *_ = distillation.Distill().distil(
+            model,
+            run_name=run_name,
+            vae=vae,
+            method=wanted.method,
+            student=wanted.student,
+            prompt=prompt,
+            unique_id=unique_id,
+            extra_pnginfo=extra_pnginfo,
+            **trained,
+            **wanted.data(),
+        )
+        _, recipe, _ = read_student(run.student_file)
+        sampler = host.models.sampler(sample_few_step, gamma=recipe.gamma)
+        text = "\n".join(told) or f"the run {run_name!r} is finished; its student is loaded."
+        return {"ui": {"text": [text]}, "result": (student, sampler, torch.tensor(recipe.sigmas), run_name, text)}
+
+
+_TOLD_TO_DISTILL = (
+    *("seed", "batch_size", "optimiser", "weight_decay", "gradient_clip", "checkpoint_every"),
+    *("accumulation", "gradient_checkpointing"),
+)

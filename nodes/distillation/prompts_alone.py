@@ -1,0 +1,73 @@
+"""Training data without pictures: prompts and a picture's size, for methods in which the student draws its own samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import torch
+
+from ...trainers.data.batches import Data, TensorData
+from ...trainers.data.cache import Shard, cached_data
+from ...trainers.storage.run_folder import RunFolder
+from .. import host
+from .data_sources import (
+    SHARD_SAMPLES,
+    MadeOnce,
+    Progress,
+    Sample,
+    Texts,
+    of_guidance,
+    of_teacher,
+    require_connected,
+    require_prompts,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptsAlone(MadeOnce):
+    """Each prompt is a sample whose x0 nobody looks at. ValueError, naming the input, for values of no use.
+
+    clip: the host's, None where the data are made already. guidance: see Texts.
+    """
+
+    prompts: tuple[str, ...]
+    negative: str = ""
+    width: int = 512
+    height: int = 512
+    clip: Any = None
+    guidance: float = 0.0
+    has_pictures = False
+
+    def __post_init__(self) -> None:
+        require_prompts(self.prompts, width=self.width, height=self.height)
+
+    def build(self, model: Any, run: RunFolder, *, teacher_sha256: str) -> Data:
+        return cached_data(
+            run.data_folder,
+            source=self._source() | of_teacher(model, teacher_sha256),
+            plan=lambda: self._plan(model),
+            replace=not run.begun,
+            device=model.load_device,
+        )
+
+    def _source(self) -> dict[str, Any]:
+        clip = None if self.clip is None else host.encoding.weights_sha256(self.clip)
+        options = {name: getattr(self, name) for name in ("prompts", "negative", "width", "height")}
+        return {"kind": "prompts alone", **options, **of_guidance(self.guidance), "clip": clip}
+
+    def _plan(self, model: Any) -> list[Shard]:
+        require_connected("Training Prompts (No Pictures)", clip=self.clip)
+        texts = Texts(model, self.clip, self.negative, told={"guidance": self.guidance})
+        progress = Progress(len(self.prompts))
+        starts = range(0, len(self.prompts), SHARD_SAMPLES)
+        return [functools.partial(self._shard, model, texts, progress, start) for start in starts]
+
+    def _shard(self, model: Any, texts: Texts, progress: Progress, start: int) -> list[TensorData]:
+        x0 = torch.zeros(1, *host.data.latent_shape(model, width=self.width, height=self.height))
+        samples = []
+        for prompt in self.prompts[start : start + SHARD_SAMPLES]:
+            progress.next()
+            samples.append(Sample(x0, prompt))
+        return texts.parts(samples)

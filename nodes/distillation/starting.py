@@ -1,0 +1,34 @@
+"""Beginning a run where another one stopped, on the MODEL of both."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ...trainers.methods import read_method
+from ...trainers.storage.places import require_name
+from ...trainers.training.distillation import Distillation, Recorded
+from ...trainers.training.starting import Start, require_started_from, start_from
+from ..host import folders
+from . import running
+
+
+def started(new: Distillation, name: str, *, model: Any) -> tuple[Distillation, Start | None]:
+    """The run, and the last good checkpoint of the run of that name, which it is to begin at; "" is none.
+
+    A run that is begun already goes on. ValueError for a run that does not fit, and where the folder holds one that was begun
+    otherwise.
+    """
+    run = new.run
+    if run.begun:
+        if name:
+            require_started_from(run, name)
+        return new, None
+    if not name:
+        return new, None
+    source = folders.run_named(require_name(name, what="start_from"))
+    recorded = Recorded.of(source)
+    there = read_method(recorded.method, recorded.method_options)
+    method = running.method_on(model, there, empty_prompt=new.data.unconditional is not None)
+    start = start_from(source, new, method=method)
+    return dataclasses.replace(new, started_from=start.said), start

@@ -1,0 +1,79 @@
+"""Which teacher a run has: by hashes, and by what it answers, for much changes what a MODEL draws and is in no weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...trainers.data.batches import Batch
+from ...trainers.measures.answers import answers
+from ...trainers.storage.identity import another_teacher
+from ...trainers.storage.run_folder import RunFolder
+from ...trainers.training.distillation import Recorded
+from .. import host
+
+_LEVELS = 9
+"""Of the model's own table, from its first to its last, that are kept."""
+_ASKED_AT = (0.5, 0.75)
+"""Shares of that table at which the teacher is asked: 1.6 and 4.1 of SD1.5's 0.03 to 14.6."""
+
+
+def described(model: Any, first: Batch | None) -> dict[str, Any]:
+    """The MODEL's "teacher_is", see storage's identity, JSON values. first: the run's first sample; without it nothing is asked.
+
+    Two forward passes of one sample, through the network as training calls it.
+    """
+    host.training.loaded(model)
+    table = host.models.noise_levels(host.models.model_sampling_of(model))
+    return {
+        **host.identity.teacher_parts(model),
+        "levels": [
+            float(f"{level:.6g}") for level in table[torch.linspace(0, len(table) - 1, _LEVELS).long()].tolist()
+        ],
+        "changes": host.identity.changes(model),
+        "answers": {} if first is None else {host.identity.computes_in(model): _answers(model, first, table)},
+    }
+
+
+def _answers(model: Any, first: Batch, table: Tensor) -> list[dict[str, Any]]:
+    """To the sample in fixed noise."""
+    sigmas = [float(table[int(share * (len(table) - 1))]) for share in _ASKED_AT]
+    family = host.models.noise_family(host.models.model_sampling_of(model))
+    with torch.inference_mode(False), host.training.shared_network(model) as network:
+        denoiser = host.training.as_denoiser(network, model=model)
+        found = answers(denoiser, first, sigmas=sigmas, family=family)
+    return [{"sigma": sigma, "numbers": numbers} for sigma, numbers in zip(sigmas, found, strict=True)]
+
+
+def sha256(model: Any, *, begun_with: str | None = None) -> str:
+    """Of the MODEL as wired, its LoRAs and patches with it, wherever the host keeps its weights.
+
+    begun_with: what a run says of its teacher; given back where it is what the first version said of this MODEL.
+    """
+    host.training.loaded(model)
+    found = host.identity.teacher_sha256(model)
+    is_of_old = begun_with not in (None, found) and begun_with == host.identity.of_old(model)
+    return begun_with if begun_with and is_of_old else found
+
+
+def sha256_said(run: RunFolder) -> str | None:
+    """What a begun run says of its teacher. ValueError when its run.json is missing or damaged."""
+    said = run.description()["run"]["teacher_sha256"] if run.begun else None
+    return said if said is None else str(said)
+
+
+def require(recorded: Recorded, model: Any, *, run: RunFolder, first: Batch | None) -> dict[str, Any]:
+    """The MODEL's "teacher_is". ValueError, naming what differs, when it is not the one that the run was begun with."""
+    found = sha256(model, begun_with=recorded.teacher_sha256)
+    here = described(model, first)
+    differing = another_teacher(recorded.teacher_is, here)
+    if found != recorded.teacher_sha256 and not differing:
+        differing = [f"its weights have the hash {recorded.teacher_sha256[:12]}..., those here {found[:12]}..."]
+    if differing:
+        raise ValueError(
+            f"the run {run.name!r} was begun with another teacher. Use the same checkpoint, LoRA files and model nodes. What "
+            f"differs: {'; '.join(differing)}."
+        )
+    return here

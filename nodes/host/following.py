@@ -1,0 +1,101 @@
+"""Whether what a MODEL carries acts in a training step as it does in sampling: measured on two samples before the run."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...trainers.data.batches import Batch
+from . import backward, carried
+from .models import model_sampling_of, noise_levels
+from .training import as_denoiser, loaded
+
+log = logging.getLogger("comfyui_fewstep")
+
+_PLACE = 0.02
+"""Of the outputs' deviation: by what a sample may differ in another place of the batch. Rounding in few bits stays below."""
+_KERNEL = 0.1
+"""By what kernels of attention may: those of SageAttention's kind, in 8 bits and 4, stay below."""
+
+
+def require_followed(model: Any, batch: Batch) -> None:
+    """ValueError, naming what is wired in, where a training step could not do with it what sampling does.
+
+    batch: one sample with its prompt. A training step draws samples of several noise levels at once, the prompt apart from
+    the negative prompt, in no order: so patches must not look at the levels beside what the network is given, nor at prompt and
+    negative prompt together, nor at a sample's place, nor remember. What stands aside for the run is said in the log.
+    """
+    for name in carried.aside(model):
+        log.info("%s stands aside for the training", name)
+    if carried.acting(model):
+        probe = _Probe(model, batch)
+        wrong = probe.mixes() or probe.remembers() or probe.looks_at_levels() or probe.replaces_attention()
+        if wrong:
+            raise ValueError(
+                f"the MODEL carries {'; '.join(carried.acting(model))}: {wrong}, which training cannot follow; remove that node."
+            )
+
+
+class _Probe:
+    """A network's answers on two samples of noise, without gradient."""
+
+    def __init__(self, model: Any, batch: Batch) -> None:
+        self._model, self._network, self._batch = model, loaded(model), batch
+        levels = noise_levels(model_sampling_of(model)).to(batch.x0.device)
+        self._low, self._level = levels[len(levels) // 10], levels[len(levels) // 2]
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn((2, *batch.x0.shape[1:]), generator=generator).to(batch.x0)
+        self._samples = noise * torch.clamp(self._level, min=1.0)
+        self._condition = {name: torch.cat([value[:1], value[:1]]) for name, value in batch.condition.items()}
+        self._twice, self._again = self._answer(), self._answer()
+
+    @torch.no_grad()
+    def _answer(self, samples: Tensor | None = None, *, level: Tensor | None = None, **told: Any) -> Tensor:
+        denoise = as_denoiser(self._network, model=self._model, told={"cond_or_uncond": [0, 0], **told})
+        x = self._samples if samples is None else samples
+        return denoise(x, (self._level if level is None else level).expand(2).to(x), **self._condition)
+
+    def _is_other(self, found: Tensor, wanted: Tensor) -> bool:
+        """Beyond what two equal passes differ by."""
+        return bool((found - wanted).abs().max() > 10.0 * (self._twice - self._again).abs().max())
+
+    def _far(self, found: Tensor, wanted: Tensor) -> float:
+        return float((found - wanted).std() / wanted.std())
+
+    def mixes(self) -> str | None:
+        """NAG, and patches that have a way with the negative prompt (IPAdapter) where there is one."""
+        apart = self._answer(cond_or_uncond=[0, 1])
+        if self._is_other(apart[:1], self._twice[:1]):
+            return "it acts on prompt and negative prompt together"
+        if self._batch.unconditional is not None and self._is_other(apart[1:], self._twice[1:]):
+            return "it acts on the negative prompt otherwise than on the prompt (a run without one could follow)"
+        if self._far(self._answer(self._samples.flip(0)).flip(0), self._twice) > _PLACE:
+            return "it acts on a sample by its place in the batch"
+        return None
+
+    def remembers(self) -> str | None:
+        """Caches over the steps of a sampling: an answer that depends on the one before."""
+        near = self._samples * 1.0001
+        fresh, after = self._after_another(near), self._after_another(self._samples, near)
+        return "it remembers the step before" if self._is_other(after, fresh) else None
+
+    def _after_another(self, *samples: Tensor) -> Tensor:
+        """The last answer of a series that begins with samples that are like none of these."""
+        self._answer(-self._samples, level=self._low)
+        return [self._answer(each) for each in samples][-1]
+
+    def looks_at_levels(self) -> str | None:
+        """Start and end of a patch, as a share of the sampling."""
+        low = self._answer(sigmas=self._low[None])
+        return "it acts on a part of the noise levels" if self._is_other(low, self._twice) else None
+
+    def replaces_attention(self) -> str | None:
+        """What computes the MODEL's attention stands aside for a run, so it may be faster and no more than that."""
+        own = carried.override(self._model)
+        if own is None:
+            return None
+        far = self._far(self._answer(**{backward.ATTENTION_OVERRIDE: own}), self._twice)
+        return f"its attention is another, by {100.0 * far:.0f} percent of the answer" if far > _KERNEL else None

@@ -1,0 +1,94 @@
+"""Which recipe a model's files propose: by what FewStep wrote into them, by their names, by their titles; and by the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...samplers.presets import PRESETS, Preset, family_named_by, named_by
+from ...samplers.recipe import METADATA_KEY
+from ...trainers.storage.files import read_metadata
+from .. import host
+from ..host import folders
+
+_TITLES = ("modelspec.title", "ss_output_name")
+"""Metadata in which a trainer keeps a file's own name, whatever it is called now."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """recipe: one of PRESETS, or None where the file carries its own. file: what it was taken from. why: in words."""
+
+    recipe: str | None
+    file: str
+    why: str
+
+
+def proposal(files: Iterable[str], *, fits: Callable[[Preset], str | None]) -> Proposal:
+    """Of the nearest file that says something. fits: why a recipe is not for the model, or None.
+
+    ValueError, with what the files are and why none does, where no recipe is proposed.
+    """
+    files, refused = list(files), []
+    for file in files:
+        metadata = _metadata(file)
+        if METADATA_KEY in metadata:
+            return Proposal(None, _listed(file), f"FewStep's own recipe in {file}.")
+        for said, name in [("the name", file), *((f"{key} in the metadata", metadata.get(key, "")) for key in _TITLES)]:
+            named = named_by(name)
+            fitting = [recipe for recipe in named if fits(PRESETS[recipe]) is None]
+            if fitting:
+                return Proposal(fitting[0], file, _why(fitting, file=file, said=said))
+            refused += [f"{recipe!r}, by {said} of {file}, {fits(PRESETS[recipe])}" for recipe in named[:1]]
+    raise ValueError(_nothing(files, refused))
+
+
+def _listed(file: str) -> str:
+    """A file as the menu has it, of one that a loader names without its folder."""
+    listed = folders.recipe_files()
+    return file if file in listed else next(name for name in listed if name.partition("/")[2] == file)
+
+
+def _why(recipes: list[str], *, file: str, said: str) -> str:
+    others = f" Others for it: {'; '.join(recipes[1:])}." if len(recipes) > 1 else ""
+    return f"{recipes[0]}, by {said} of {file}.{others}"
+
+
+def _nothing(files: list[str], refused: list[str]) -> str:
+    if refused:
+        return f"{'; '.join(refused)}. Connect the model of the file, or choose the recipe in the menu."
+    if files:
+        return (
+            f"no recipe is known for {', '.join(files)}: neither name nor metadata tell a few-step model. Choose the recipe in "
+            "the menu."
+        )
+    return "no file of a model is known behind model. Choose the recipe in the menu, or its file in file."
+
+
+def _metadata(file: str) -> Mapping[str, str]:
+    """None of files that are not here, or of another format."""
+    path = folders.recipe_file(file) or folders.model_file(file)
+    return read_metadata(path) if path and path.suffix == ".safetensors" else {}
+
+
+def misfit(model: Any) -> Callable[[Preset], str | None]:
+    """Why a recipe is not for a MODEL, to be read after its name; None where it is."""
+    sampling, own = host.models.model_sampling_of(model), family_named_by(host.models.classes_of(model))
+    family, kind = host.models.noise_family(sampling), host.models.prediction_type(sampling)
+
+    def said(preset: Preset) -> str | None:
+        if preset.family is not family:
+            return f"is no recipe for this kind of model ({kind})"
+        if preset.models and own is not None and own not in preset.models:
+            return f"is for models of ComfyUI's class {' or '.join(preset.models)}, but the connected model is a {own}"
+        return None
+
+    return said
+
+
+def strength_told(recipe: Preset, strength: float | None) -> list[str]:
+    """Where a LoRA was loaded at another strength than its recipe asks for."""
+    if strength is None or strength == recipe.lora_strength:
+        return []
+    return [f"It is loaded at strength {strength:g}; the recipe asks for {recipe.lora_strength:g}."]

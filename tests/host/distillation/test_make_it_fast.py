@@ -1,0 +1,152 @@
+"""Make It Fast: the run of the nodes by hand, chosen by family and memory, and refused before it begins where nothing fits."""
+
+import json
+
+import pytest
+import torch
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+from architectures import conditioning, noise_for, tiny
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.distillation import choosing, distillation, make_it_fast, methods, students
+from comfyui_fewstep.nodes.distillation.families import family_of
+from encoders import RandomCLIP
+from test_lora import assert_whole, output, snapshot  # noqa: F401 (a fixture)
+
+SMALL = {"side": 32, "pictures": 4}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Fewer iterations and steps than a user gets."""
+
+    def halvings(family, *, steps, guidance, iterations):
+        given = {"start_steps": 4, "target_steps": steps, "iterations": 2, "guidance_scale": guidance}
+        return methods.ProgressiveDistillation().make(weighting="constant", learning_rate=1e-3, **given)[0], "quick"
+
+    monkeypatch.setitem(choosing.GOALS, choosing.CLOSEST, halvings)
+
+
+def clip_of(kind):
+    return RandomCLIP(*{"sd15": (768, 768), "sdxl": (2048, 1280)}[kind])
+
+
+@torch.inference_mode()
+def make(model, *, steps="2", goal=choosing.CLOSEST, name="run", do=make_it_fast.TRAIN, **wishes):
+    return make_it_fast.MakeItFast().make(
+        model, steps=steps, goal=goal, run_name=name, do=do, prompt={}, unique_id="1", **wishes
+    )
+
+
+def test_the_plan_says_what_was_chosen_and_leaves_nothing(output, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(choosing, "BATCH", 4)
+    model = tiny("sdxl")
+    before = snapshot(model)
+    made = make(model, do=make_it_fast.PLAN, steps="8", clip=clip_of("sdxl"), **SMALL)
+    told = made["ui"]["text"][0].splitlines()
+    assert told[0] == "your model: SDXL"
+    assert "progressive distillation from 32 steps to 8" in told[1]
+    assert told[2] == "data: 4 pictures of 32 x 32 that your model draws from 4 prompts"
+    assert "guidance 7 is baked in" in told[3]
+    assert [line.split(":")[0] for line in told[5:7]] == ["32 to 16 steps", "16 to 8 steps"]
+    assert f"{4 * 400 * (5 + 3):,} forwards" in told[7]
+    assert "with 4 of 4 pictures at a time" in told[8]
+    assert not (output / "fewstep" / "runs").exists()
+    assert_whole(model, before)
+    with pytest.raises((ValueError, AttributeError, TypeError), match=r"plan only|ExecutionBlocker"):
+        made["result"][0].clone()
+
+
+def test_the_run_is_that_of_the_nodes_by_hand(output, quick):  # noqa: F811
+    model = tiny("sd15")
+    made = make(model, clip=clip_of("sd15"), **SMALL)
+    wishes = choosing.Wishes(model=model, steps=2, goal=choosing.CLOSEST, clip=clip_of("sd15"), **SMALL)
+    (method,) = methods.ProgressiveDistillation().make(
+        start_steps=4, target_steps=2, iterations=2, weighting="constant", learning_rate=1e-3, guidance_scale=7.0
+    )
+    (lora,) = students.LoRAStudentNode().make(rank=64, alpha=64.0, layers="linear_and_conv")
+    with torch.inference_mode():
+        distillation.Distill().distil(
+            model,
+            run_name="by hand",
+            method=method,
+            student=lora,
+            data=wishes.data()["data"],
+            seed=0,
+            batch_size=16,
+            optimiser="adam",
+            weight_decay=0.0,
+            gradient_clip=1.0,
+            checkpoint_every=100,
+        )
+    runs = output / "fewstep" / "runs"
+    one, other = (json.loads((runs / name / "run.json").read_text()) for name in ("run", "by hand"))
+    assert one["run"] == other["run"]
+    one, other = ((runs / name / "metrics.jsonl").read_bytes() for name in ("run", "by hand"))
+    assert one == other
+    _, _, sigmas, name, _ = made["result"]
+    assert (len(sigmas), name) == (3, "run")
+    again = make(model, clip=clip_of("sd15"), **SMALL)
+    assert "is finished; its student is loaded" in again["ui"]["text"][0]
+
+
+def test_latents_out_of_the_graph(output, quick):  # noqa: F811
+    """Without a negative prompt there is nothing to guide away from."""
+    model = tiny("sd15")
+    latents, prompt = {"samples": noise_for(model, seed=1, batch=4)}, conditioning("sd15", seed=2)
+    made = make(model, latents=latents, positive=prompt)
+    assert "guidance 1 is baked in" in made["ui"]["text"][0]
+    assert len(made["result"][2]) == 3
+
+
+def freeing(monkeypatch, gigabytes):
+    monkeypatch.setattr(host.training, "free_beside", lambda model: 1e9 * gigabytes / 0.9)
+
+
+def test_the_batch_is_cut_to_what_fits(output, quick, monkeypatch):  # noqa: F811
+    """Half of what two pictures at a time want leaves one, with gradient checkpointing where that helps."""
+    model = tiny("sd15")
+    monkeypatch.setattr(choosing, "BATCH", 8)
+    wishes = choosing.Wishes(model=model, steps=2, goal=choosing.CLOSEST, clip=clip_of("sd15"), **SMALL)
+    run = host.folders.run_named("run")
+    _, plan = wishes.planned(run)
+    assert (plan.options.accumulation, plan.options.gradient_checkpointing) == (1, False)
+    freeing(monkeypatch, plan.needs.at(4) / 1e9)
+    options, halved = wishes.planned(run)
+    assert (options.accumulation, options.gradient_checkpointing) == (2, False)
+    assert halved.fits
+    freeing(monkeypatch, plan.needs.at(1) / 1e9)
+    options, _ = wishes.planned(run)
+    assert options.gradient_checkpointing
+    freeing(monkeypatch, 1e-6)
+    with pytest.raises(
+        ValueError, match=r"one picture at a time, with gradient checkpointing, wants .* are free. Take smaller"
+    ):
+        wishes.planned(run)
+    assert not (output / "fewstep" / "runs").exists()
+
+
+def test_a_card_that_holds_the_model_and_no_more(output, quick):  # noqa: F811
+    model = tiny("sd15")
+    model.size = int(8e9)
+    with pytest.raises(ValueError, match="one picture at a time"):
+        make(model, memory="8 GB", clip=clip_of("sd15"), **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("sd15", "Stable Diffusion 1 or 2"), ("sdxl", "SDXL"), ("sd3", "Stable Diffusion 3")]
+)
+def test_families(kind, name):
+    assert family_of(tiny(kind)).name == name
+
+
+def test_what_is_missing_is_named(output):  # noqa: F811
+    model = tiny("sd15")
+    with pytest.raises(ValueError, match="clip is not connected"):
+        make(model)
+    with pytest.raises(ValueError, match="folder is given but vae is not connected"):
+        make(model, folder="pictures", clip=clip_of("sd15"))
+    said = make_it_fast.MakeItFast.VALIDATE_INPUTS(run_name="a", folder="pictures", prompts="a fox")
+    assert said == "folder is 'pictures' and prompts are given too; give one of the two."

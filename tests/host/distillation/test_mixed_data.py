@@ -1,0 +1,78 @@
+"""Data of several kinds in one run: prompts of several lengths from a folder and from the graph, pictures of models of frames."""
+
+import pytest
+import torch
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+from architectures import tiny
+from comfyui_fewstep.benchmarks.architectures import ARCHITECTURES
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.samplers.schedules import trailing_sigmas
+from comfyui_fewstep.trainers.data.cache import read_data
+from encoders import RandomCLIP, wan_vae
+from making_data import LONG, distil, images, picture, prompts, run_folder, student_of
+
+QWEN = pytest.mark.skipif(not ARCHITECTURES["qwen_image"].known(), reason="this host has no Qwen-Image")
+
+
+def data_of(output, name):
+    return read_data(run_folder(output, name) / "data")
+
+
+def test_prompts_of_77_and_154_tokens_mix_in_the_graph_as_from_a_folder(output, folder, vae, clip):
+    """The same four pictures and texts, two of 102 words: the same data and student, but for rounding of the latents."""
+    for name in ("1.png", "3.png", "3.txt"):
+        (folder / name).unlink()
+    picture(folder / "5.png", 64, 64, seed=9)
+    texts = {"0": "a red fox", "2": LONG, "4": "a blue house", "5": f"{LONG} again"}
+    for name, text in texts.items():
+        (folder / f"{name}.txt").write_text(text)
+    model = tiny("sd15")
+    distil(model, name="folder", data=images(vae, clip), caption_dropout=0.3)
+    encoder = host.encoding.TextEncoder(clip, host.folders.encodings())
+    entries = [encoder.conditioning(text)[0] for text in texts.values()]
+    assert [entry[0].shape[1] for entry in entries] == [77, 154, 77, 154]
+    short, long = data_of(output, "folder").buckets
+    latents = model.model.process_latent_out(torch.cat([short.x0, long.x0])[[0, 2, 1, 3]])
+    negative = encoder.conditioning("")
+    given = {"latents": {"samples": latents}, "positive": entries, "negative": negative, "caption_dropout": 0.3}
+    distil(model, name="graph", **given)
+    one, other = (data_of(output, name).tensors() for name in ("folder", "graph"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one if not name.endswith("x0"))
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+    learnt, again = (student_of(output, name) for name in ("folder", "graph"))
+    assert all(torch.allclose(learnt[name], again[name], atol=1e-5) for name in learnt)
+
+
+@QWEN
+def test_the_teacher_draws_pictures_of_one_frame(output):
+    """Qwen-Image is a model of pictures whose latents are those of video: a pair drawn again is the stored picture."""
+    model, clip = ARCHITECTURES["qwen_image"].model(seed=0), RandomCLIP(32, 24)
+    distil(model, name="run", data=prompts(clip))
+    data = data_of(output, "run")
+    assert data.x0.shape == data.noise.shape == (6, 16, 1, 4, 6)
+    encoder = host.encoding.TextEncoder(clip, host.folders.encodings())
+    with torch.inference_mode():
+        latents = host.data.draw(
+            model,
+            "euler",
+            trailing_sigmas(4, table=host.models.noise_levels(host.models.model_sampling_of(model))),
+            noise=data.noise[:2],
+            positive=host.data.batched([encoder.conditioning("a red fox")] * 2),
+            negative=encoder.conditioning(""),
+            cfg=2.0,
+        )
+    assert torch.equal(model.model.process_latent_in(latents), data.x0[:2])
+    assert data.x0.std() > 0.1
+    assert student_of(output, "run")
+
+
+@QWEN
+def test_pictures_become_one_frame_through_the_vae_of_video(output, folder):
+    model, vae = ARCHITECTURES["qwen_image"].model(seed=0), wan_vae()
+    distil(model, name="run", data=images(vae, RandomCLIP(32, 24)))
+    square, wide = data_of(output, "run").buckets
+    assert [tuple(bucket.x0.shape) for bucket in (square, wide)] == [(3, 16, 1, 8, 8), (2, 16, 1, 6, 10)]

@@ -1,0 +1,142 @@
+"""The scenes' solvers by the host's own samplers, and the whole book at its smallest."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+from comfyui_fewstep.benchmarks.scenes import curves, judges, pages, students, students_page, teacher
+from comfyui_fewstep.benchmarks.scenes.network import noise_levels
+from comfyui_fewstep.benchmarks.scenes.parts import Parts
+from comfyui_fewstep.benchmarks.scenes.solvers import CALLS, Setting, draw, noise, setting, solvers
+
+NAMES = ("DDIM", "Heun", "DPM++ 2M", "UniPC")
+
+
+def unit_gaussian(x, sigma, y):
+    """D of data of unit variance around 0: x / (1 + sigma^2)."""
+    return x / (1.0 + sigma[:, None, None, None] ** 2)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_setting_takes_as_many_calls_as_it_says_and_no_more_than_allowed(name, guidance):
+    """Counted at the network, both branches of guidance; and one step more would be too many."""
+    captions = torch.zeros(2, 30)
+    for calls in CALLS:
+        chosen = setting(name, calls, guidance_scale=guidance, grid="trailing")
+        if chosen is None:
+            assert calls < (2 if guidance == 1.0 else 4)
+            continue
+        seen = []
+
+        def counted(x, sigma, y):
+            seen.append(len(x))  # noqa: B023
+            return unit_gaussian(x, sigma, y)
+
+        draw(counted, chosen, noise=noise(2, seed=0), captions=captions)
+        assert sum(seen) == 2 * chosen.calls <= 2 * calls
+        assert chosen._replace(steps=chosen.steps + 1).calls > calls
+
+
+def test_calls_that_are_not_as_said_are_refused(monkeypatch):
+    wrong = solvers()["DDIM"]._replace(evaluations=lambda n: n + 1)
+    monkeypatch.setitem(solvers(), "DDIM", wrong)
+    with pytest.raises(ValueError, match=r"took 4\.0 network calls for a picture, not 5"):
+        draw(unit_gaussian, Setting("DDIM", 4, 1.0, "edm"), noise=noise(2, seed=0), captions=torch.zeros(2, 30))
+
+
+def test_solvers_come_to_the_exact_end_of_the_path_each_at_its_order():
+    """Of a unit Gaussian the path ends at x / sqrt(1 + sigma^2), which is the initial noise. Halved steps: DDIM's error halves,
+    that of the second order falls to a quarter or less."""
+    start, captions = noise(4, seed=1), torch.zeros(4, 30)
+
+    def error(name, steps):
+        found = draw(unit_gaussian, Setting(name, steps, 1.0, "trailing"), noise=start, captions=captions)
+        return float((found - start).abs().max())
+
+    falls = {name: error(name, 20) / error(name, 40) for name in NAMES}
+    assert 1.7 < falls["DDIM"] < 2.3
+    assert all(error(name, 40) < 0.3 * error("DDIM", 40) for name in NAMES[1:])
+
+
+def test_guidance_is_by_the_empty_caption():
+    """A network that answers its caption's sum: guided it is s times that."""
+    seen = draw(
+        lambda x, sigma, y: y.sum(dim=1)[:, None, None, None].expand_as(x),
+        Setting("DDIM", 1, 3.0, "trailing"),
+        noise=noise(2, seed=0),
+        captions=torch.eye(30)[:2],
+    )
+    assert torch.allclose(seen, torch.full_like(seen, 3.0), atol=1e-4)
+
+
+def test_levels_are_those_of_the_grid(monkeypatch):
+    asked = []
+    draw(
+        lambda x, sigma, y: asked.append(float(sigma[0])) or unit_gaussian(x, sigma, y),
+        Setting("DDIM", 4, 1.0, "trailing"),
+        noise=noise(1, seed=0),
+        captions=torch.zeros(1, 30),
+    )
+    assert asked == noise_levels()[[999, 749, 499, 249]].tolist()
+
+
+# --- the book --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """All results in a folder, few pictures, trainings of three iterations."""
+    for module in (curves, students, students_page):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(students, "HOME", tmp_path / "students")
+    monkeypatch.setattr(students, "LEARNT", 64)
+    monkeypatch.setattr(curves, "GUIDANCES", (1.0, 1.5))
+    monkeypatch.setattr(curves, "CALLS", (1, 4))
+    for name, value in {"TUNING_PICTURES": 520, "TUNING_REAL": 520}.items():
+        monkeypatch.setattr(curves, name, value)
+    few = {
+        name: dataclasses.replace(trial, options={**trial.options, "iterations": 3})
+        for name, trial in students.TRIALS.items()
+    }
+    monkeypatch.setattr(students, "TRIALS", few)
+    students.data.cache_clear()
+    yield tmp_path
+    students.data.cache_clear()
+
+
+@pytest.mark.thorough
+def test_the_book_is_written_as_it_comes_and_never_made_twice(small, monkeypatch):
+    measure = {"pictures": 600, "noise_seeds": 1}
+    parts = curves.results("solvers")
+    curves.measure(parts, **measure)
+    page = pages.solvers_page(parts.written)
+    file = small / "scenes_solvers.json"
+    first = json.loads(file.read_text())
+    assert {name for name in first["parts"] if name.startswith("Heun")} == {
+        "Heun, 1 calls, noise 0",
+        "Heun, 4 calls, noise 0",
+    }
+    assert "UniPC, 1 calls, noise 0" not in first["parts"]
+    for name, part in first["parts"].items():
+        if name.startswith("tuning: ") and "levels" not in name:
+            assert part["figures"]["best"] == min(part["figures"]["tried"], key=lambda row: row[-1])[:-1]
+    value, margin = first["parts"]["DDIM, 4 calls, noise 0"]["figures"]["frechet"]
+    assert f"| {value:.2f} +- {margin:.2f} |" in page
+    monkeypatch.setattr(curves, "drawn_row", None)
+    again = curves.results("solvers")
+    curves.measure(again, **measure)
+    assert json.loads(file.read_text()) == first
+    made = Parts(small / "scenes_students.json", command="students", sources=[teacher.FILE, judges.FILE])
+    students.measure(made, list(students.TRIALS), seeds=1, noise_seeds=1, pictures=600)
+    students_page.write(made.written)
+    text = (small / "scenes_students.md").read_text()
+    for label in students.TRIALS:
+        assert len(re.findall(rf"\| {label}, 1 trainings \| [1248] \|", text)) == 4
+    value, margin = made.written["parts"]["progressive, 1 calls, training 0, noise 0"]["figures"]["frechet"]
+    assert f"| progressive, 1 trainings | 1 | {value:.2f} +- {margin:.2f} |" in text
+    assert re.search(
+        r"- 4 calls, (progressive|guidance|consistency): [\d.]+ \+- [\d.]+ times \(aim 1.05: (not )?reached\)", text
+    )

@@ -1,0 +1,33 @@
+"""Small files of video and sound, written by PyAV and the standard library."""
+
+import importlib.util
+import wave
+
+import numpy as np
+import pytest
+
+needs_av = pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="PyAV is not installed")
+
+
+def write_clip(path, *, count, rate, size, colour=lambda i: 10 * i % 256):
+    """Lossless; frame i is of one grey, colour(i)."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=rate)
+        (stream.width, stream.height), stream.pix_fmt = size, "bgr0"
+        for i in range(count):
+            grey = np.full((size[1], size[0], 3), colour(i), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_sound(path, *, seconds, rate, channels=1, hertz=100.0):
+    """A sine of half the largest amplitude, the same in every channel."""
+    sine = 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+    samples = np.repeat(np.round(sine * 32767).astype("<i2")[:, None], channels, axis=1)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((channels, 2, rate, 0, "NONE", ""))
+        file.writeframes(samples.tobytes())
+    return path

@@ -1,0 +1,123 @@
+"""Clips and sounds: frames at an even rate by their times, pieces of one length, and what cannot be decoded."""
+
+import itertools
+import sys
+import types
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from comfyui_fewstep.trainers.data.clips import (
+    at_rate,
+    clip_pieces,
+    clip_size,
+    frame_count,
+    in_pieces,
+    require_reader,
+    sample_count,
+    seen_picture,
+    sound_pieces,
+)
+from comfyui_fewstep.trainers.data.listing import BrokenFile
+from making_clips import needs_av, write_clip, write_sound
+
+
+def frames(count, rate, *, digits=None):
+    """Numbers as frames at 0, 1, 2, ... divided by rate seconds, as (until when, frame). digits: of their times, rounded."""
+    exact = [Fraction(i) / Fraction(rate) for i in range(count)]
+    times = exact if digits is None else [round(time, digits) for time in exact]
+    untils = [(a + b) / 2 for a, b in itertools.pairwise(times)]
+    return list(zip([*untils, times[-1] + 1 / Fraction(rate) / 2], range(count), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("source", "rate", "expected"),
+    [
+        (30, 15, [0, 2, 4, 6, 8, 10]),
+        (12, 12, list(range(12))),
+        (24, 16, [0, 1, 3, 4, 6, 7, 9, 10]),
+        (6, 12, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11]),
+        (30, 0, list(range(12))),
+    ],
+)
+def test_the_nearest_frame_to_every_time_is_taken(source, rate, expected):
+    """By hand, of twelve frames; between two the earlier one: 1/16 s lies between frames 1 and 2 of 24 a second."""
+    assert list(at_rate(frames(12, source), rate)) == expected
+
+
+@pytest.mark.parametrize("rate", [10, 15, 30, 29.97])
+def test_rounded_times_change_nothing(rate):
+    """Matroska rounds to milliseconds."""
+    assert list(at_rate(frames(300, 30, digits=3), rate)) == list(at_rate(frames(300, 30), rate))
+
+
+def test_pieces_are_whole():
+    assert list(in_pieces(range(8), 3)) == [[0, 1, 2], [3, 4, 5]]
+    assert list(in_pieces(range(2), 3)) == []
+
+
+def test_a_reader_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=r"read with PyAV, .*: python -m pip install av"):
+        require_reader()
+
+
+@pytest.mark.parametrize(("rotation", "corner"), [(0, 1), (90, 2), (-90, 3), (180, 4)])
+def test_a_frame_is_turned_as_its_metadata_say(rotation, corner):
+    """Counterclockwise, as the host's own reader does: the corners 1 2 / 3 4."""
+    corners = np.array([[[1], [2]], [[3], [4]]], np.uint8).repeat(3, axis=2)
+    frame = types.SimpleNamespace(rotation=rotation, to_ndarray=lambda format: corners)
+    assert seen_picture(frame)[0, 0, 0] * 255 == pytest.approx(corner)
+
+
+@needs_av
+def test_the_frames_of_a_clip_are_its_frames(tmp_path):
+    """Lossless, each frame of one colour: 0, 10, 20, ..."""
+    clip = write_clip(tmp_path / "a.mkv", count=11, rate=8, size=(48, 32))
+    assert clip_size(clip) == (48, 32)
+    assert (frame_count(clip, rate=0.0), frame_count(clip, rate=4.0), frame_count(clip, rate=16.0)) == (11, 6, 22)
+    pieces = list(clip_pieces(clip, frames=5, rate=0.0, seen=lambda frame: frame))
+    assert [tuple(piece.shape) for piece in pieces] == [(5, 32, 48, 3)] * 2
+    seen = torch.cat(pieces)[:, 0, 0, 0] * 255
+    torch.testing.assert_close(seen, 10.0 * torch.arange(10))
+    (slow,) = clip_pieces(clip, frames=5, rate=4.0, seen=lambda frame: frame[:8, :8])
+    torch.testing.assert_close(slow[:, 0, 0, 0] * 255, 20.0 * torch.arange(5))
+    assert slow.shape == (5, 8, 8, 3)
+
+
+@needs_av
+@pytest.mark.parametrize(("channels", "made", "asked"), [(1, 8000, 8000), (2, 8000, 8000), (1, 8000, 16000)])
+def test_a_sound_is_its_samples_at_the_rate_that_is_asked_for(channels, made, asked, tmp_path):
+    """A sine of 100 Hz: its values at the new rate, away from the ends."""
+    sound = write_sound(tmp_path / "a.wav", seconds=1.0, rate=made, channels=channels)
+    assert sample_count(sound, rate=asked) == pytest.approx(asked, abs=64)
+    first, *_ = pieces = list(sound_pieces(sound, samples=asked // 4, rate=asked))
+    assert len(pieces) in (3, 4)
+    assert all(piece.shape == (1, asked // 4, channels) for piece in pieces)
+    times = torch.arange(asked // 4) / asked
+    expected = 0.5 * torch.sin(2 * torch.pi * 100 * times)
+    inner = slice(100, -100)
+    for channel in range(channels):
+        torch.testing.assert_close(first[0, inner, channel], expected[inner], atol=5e-3, rtol=0.0)
+
+
+@needs_av
+def test_what_cannot_be_decoded_says_why(tmp_path):
+    (tmp_path / "text.mp4").write_text("no clip")
+    (tmp_path / "text.wav").write_text("no sound")
+    sound = write_sound(tmp_path / "sound.wav", seconds=0.1, rate=8000)
+    with pytest.raises(BrokenFile, match="it cannot be decoded"):
+        clip_size(tmp_path / "text.mp4")
+    with pytest.raises(BrokenFile, match="it cannot be decoded"):
+        sample_count(tmp_path / "text.wav", rate=8000)
+    with pytest.raises(BrokenFile, match="it holds no video"):
+        clip_size(sound)
+    with pytest.raises(BrokenFile, match="it holds no sound"):
+        sample_count(write_clip(tmp_path / "a.mkv", count=2, rate=8, size=(16, 16)), rate=8000)
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(BrokenFile, match="not a file"):
+        clip_size(tmp_path / "folder.mp4")
+    whole = write_clip(tmp_path / "b.mkv", count=100, rate=8, size=(64, 64)).read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
+    assert 0 < frame_count(tmp_path / "cut.mkv", rate=0.0) < 100

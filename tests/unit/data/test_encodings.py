@@ -1,0 +1,83 @@
+"""What encoders made is kept for every run: found again, made again when damaged, and never more than there is room for."""
+
+import logging
+import os
+
+import pytest
+import torch
+from comfyui_fewstep.trainers.data.encodings import Encodings
+
+
+class Maker:
+    """Gives the numbers 0, 1, 2, ... as tensors, and counts."""
+
+    def __init__(self):
+        self.made = 0
+
+    def __call__(self):
+        self.made += 1
+        return torch.full((1000,), self.made - 1.0)
+
+
+def get(kept, decided_by, maker):
+    return kept.get(
+        decided_by, maker, written=lambda made: ({"x": made}, {"said": "so"}), read=lambda file: file[0]["x"]
+    )
+
+
+def test_the_same_is_made_once(tmp_path):
+    maker = Maker()
+    first = get(Encodings(tmp_path), {"a": 1, "b": [1, 2]}, maker)
+    again = get(Encodings(tmp_path), {"b": (1, 2), "a": 1}, maker)
+    assert torch.equal(first, again)
+    assert maker.made == 1
+    assert get(Encodings(tmp_path), {"a": 2, "b": [1, 2]}, maker)[0] == 1.0
+    assert get(Encodings(tmp_path), None, maker)[0] == 2.0
+    assert get(Encodings(tmp_path), None, maker)[0] == 3.0, "of what is not known nothing is kept"
+    assert len(list(tmp_path.glob("*/*"))) == 2
+
+
+def test_what_no_file_should_hold_is_not_kept(tmp_path):
+    maker = Maker()
+    for _ in range(2):
+        Encodings(tmp_path).get({"a": 1}, maker, written=lambda _: None, read=lambda file: file[0]["x"])
+    assert maker.made == 2
+
+
+def test_a_damaged_file_is_made_again_and_named(tmp_path, caplog):
+    maker, kept = Maker(), Encodings(tmp_path)
+    get(kept, {"a": 1}, maker)
+    (file,) = tmp_path.glob("*/*.safetensors")
+    file.write_bytes(file.read_bytes()[:-4] + b"oops")
+    with caplog.at_level(logging.WARNING):
+        assert get(kept, {"a": 1}, maker)[0] == 1.0
+    assert f"{file} is made again" in caplog.text
+    assert get(kept, {"a": 1}, maker)[0] == 1.0
+
+
+def test_what_was_used_longest_ago_gives_way(tmp_path):
+    """Files of about 4,150 bytes: three have room."""
+    maker, kept = Maker(), Encodings(tmp_path, most_bytes=13000)
+    for i in range(3):
+        get(kept, {"a": i}, maker)
+    for age, file in enumerate(sorted(tmp_path.glob("*/*"), key=lambda file: file.stat().st_mtime_ns)):
+        os.utime(file, ns=(0, 10**9 * (age + 1)))
+    get(kept, {"a": 0}, maker)
+    get(kept, {"a": 3}, maker)
+    assert maker.made == 4
+    get(kept, {"a": 0}, maker)
+    get(kept, {"a": 2}, maker)
+    assert maker.made == 4, "those stay"
+    get(kept, {"a": 1}, maker)
+    assert maker.made == 5, "this one was used longest ago"
+    assert sum(file.stat().st_size for file in tmp_path.glob("*/*")) <= 13000
+
+
+def test_a_link_among_the_files_is_not_followed(tmp_path):
+    kept = Encodings(tmp_path / "encoded")
+    get(kept, {"a": 1}, Maker())
+    (file,) = (tmp_path / "encoded").glob("*/*")
+    file.unlink()
+    file.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is a link"):
+        get(kept, {"a": 1}, Maker())

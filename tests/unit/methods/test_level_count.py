@@ -1,0 +1,69 @@
+"""What a number of levels counts: on every grid those that are taught, each by the next one down."""
+
+import json
+
+import pytest
+import torch
+from comfyui_fewstep.trainers.methods import METHODS, read_method
+from comfyui_fewstep.trainers.methods.consistency import ConsistencyOptions
+from comfyui_fewstep.trainers.objective.consistency_function import spaced_levels, trained_levels
+from comfyui_fewstep.trainers.objective.grid import Grid
+from comfyui_fewstep.trainers.objective.method import TeacherKind
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from gaussian import FAMILIES, table
+
+VE = FAMILIES[0]
+LEVELS = table(VE)
+TEACHER = TeacherKind(family=VE, table=LEVELS)
+CHOSEN = {"steps": 4, "iterations": 5, "learning_rate": 1e-4, "guidance_scale": 1.0}
+
+
+@pytest.mark.parametrize("grid", Grid)
+@pytest.mark.parametrize("count", [4, 17, 40])
+def test_levels_count_those_that_are_taught_on_every_grid(grid, count):
+    """One more in all: the last is the model's smallest, which teaches and is not taught."""
+    made = ConsistencyOptions(**CHOSEN, grid=grid, levels=count).on(TEACHER)
+    assert len(made._levels) == count + 1
+    assert made._levels[-1] == LEVELS[0]
+    assert made._levels[0] == LEVELS[-1]
+    assert (made._levels.diff() < 0).all()
+    assert made.stages()[0].name == f"consistency over {count} levels"
+    with pytest.raises(ValueError, match=f"student of {count} trained levels"):
+        spaced_levels(made._levels, count + 1)
+
+
+def test_seventeen_levels_of_the_edm_grid_are_song_et_als_eighteen_points():
+    """Song et al. 2023, section 3: t_i = (eps^(1/7) + (i - 1) / (N - 1) (T^(1/7) - eps^(1/7)))^7 with N of 18."""
+    low, high = float(LEVELS[0]) ** (1 / 7), float(LEVELS[-1]) ** (1 / 7)
+    points = [(low + i / 17 * (high - low)) ** 7 for i in range(18)]
+    assert trained_levels(Grid.EDM, 17, table=LEVELS).tolist() == pytest.approx(points[::-1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [
+        ("consistency_distillation", {**CHOSEN, "levels": 18}),
+        ("consistency_training", {"steps": 2, "iterations": 5, "learning_rate": 1e-4, "last_levels": 18}),
+    ],
+)
+def test_a_run_whose_levels_counted_something_else_is_refused(name, chosen, tmp_path):
+    """Of the edm grid, where they counted one more. On the other grids a run of old goes on."""
+    for grid in Grid:
+        old = {**chosen, "grid": grid.value}
+        run = RunFolder(tmp_path, grid.value)
+        now = METHODS[name].read(old).on(TEACHER)
+        said = {f"method.{key}": value for key, value in now.options().items()}
+        older = {key: value for key, value in said.items() if key != "method.level_count"}
+        run.path.mkdir()
+        (run.path / "run.json").write_text(json.dumps({"run": older, "free": {}}))
+        run.save_checkpoint(1, {"weight": torch.zeros(1)}, {})
+        absent = {f"method.{key}": value for key, value in now.options_of_old().items()}
+        if grid is Grid.EDM:
+            with pytest.raises(ValueError, match="levels counted one more on the edm grid"):
+                read_method(name, old)
+            with pytest.raises(ValueError, match=r"method\.level_count: there points, here intervals"):
+                run.claim({"run": said, "free": {}}, absent=absent)
+        else:
+            assert read_method(name, old).written() == now.options()
+            assert run.claim({"run": said, "free": {}}, absent=absent)
+        assert read_method(name, now.options()).written() == now.options(), "a run of now is read again"

@@ -1,0 +1,94 @@
+"""Tables in parts: what is kept, what is made again; and what a row says."""
+
+import json
+
+import pytest
+from comfyui_fewstep.benchmarks.scenes import pages, students_page
+from comfyui_fewstep.benchmarks.scenes.parts import Parts
+
+
+@pytest.fixture
+def source(tmp_path):
+    file = tmp_path / "teacher"
+    file.write_bytes(b"first")
+    return file
+
+
+def table(tmp_path, source):
+    return Parts(tmp_path / "results" / "table.json", command="python launch.py bench x", sources=[source])
+
+
+def test_a_part_is_made_once_and_written_before_the_next(tmp_path, source):
+    first = table(tmp_path, source)
+    assert first.part("one", {"pictures": 1}, lambda: {"distance": 2.0}) == {"distance": 2.0}
+    with pytest.raises(RuntimeError, match="cut"):
+        first.part("two", {}, lambda: (_ for _ in ()).throw(RuntimeError("cut")))
+    again = table(tmp_path, source)
+    assert again.part("one", {"pictures": 1}, pytest.fail) == {"distance": 2.0}
+    written = json.loads((tmp_path / "results" / "table.json").read_text())
+    assert written["command"] == "python launch.py bench x"
+    assert written["parts"].keys() == {"one"}
+    assert written["parts"]["one"].keys() == {"settings", "figures", "seconds", "date", "machine"}
+
+
+def test_other_settings_or_another_source_are_made_again(tmp_path, source):
+    table(tmp_path, source).part("one", {"pictures": 1}, lambda: {"distance": 2.0})
+    assert table(tmp_path, source).part("one", {"pictures": 2}, lambda: {"distance": 3.0}) == {"distance": 3.0}
+    source.write_bytes(b"second")
+    assert table(tmp_path, source).written["parts"] == {}
+
+
+def figures(distance, margin=0.1):
+    pairs = {key: [distance, margin] for key in ("frechet", "frechet_learnt", "kernel", "accuracy", "copied")}
+    return pairs | dict.fromkeys(("precision", "recall", "density", "coverage"), 0.5)
+
+
+def test_intervals_are_over_seeds_and_of_one_seed_its_own():
+    """Student's t of 1, 2, 3: 4.303 / root 3. Trainings first become their means over noise seeds."""
+    assert pages.over([figures(2.0, 0.7)], "frechet") == [2.0, 0.7]
+    assert pages.over([figures(x) for x in (1.0, 2.0, 3.0)], "frechet") == pytest.approx([2.0, 2.484], rel=1e-3)
+    trainings = {0: [figures(1.0), figures(3.0)], 1: [figures(4.0), figures(6.0)]}
+    means = students_page.over_trainings(trainings)
+    assert [one["frechet"][0] for one in means] == [2.0, 5.0]
+    assert pages.over(means, "frechet")[1] == pytest.approx(12.706 * 3 / 2, rel=1e-3)
+    assert students_page.over_trainings({0: trainings[0]}) == trainings[0]
+
+
+def test_the_ratio_of_two_figures_has_the_spread_of_both():
+    found = students_page.ratio([3.0, 0.3], [2.0, 0.1])
+    assert found.value == 1.5
+    assert found.margin == pytest.approx(1.5 * (0.1**2 + 0.05**2) ** 0.5)
+
+
+def test_aims_are_held_interval_and_all():
+    made = {"settings": {"setting": ["DDIM", 4, 1.0, "trailing"], "calls": 4}}
+    rows = {
+        "DDIM, 4 calls": [made | {"figures": figures(10.0, 0.0)}],
+        "Heun, 32 calls": [
+            made | {"settings": {"setting": ["Heun", 16, 1.0, "edm"], "calls": 31}, "figures": figures(5.0, 0.0)}
+        ],
+    }
+    near = students_page._aims({("progressive", 4): {0: [figures(5.0, 0.2)]}}, rows)[-1]
+    assert "1.00 +- 0.04 times (aim 1.05: reached) the teacher's best" in near
+    assert "0.50 +- 0.02 times (aim 0.75: reached) the best solver" in near
+    wide = students_page._aims(
+        {("progressive", 4): {0: [figures(5.0, 0.3)]}, ("guidance", 4): {0: [figures(9.0)]}}, rows
+    )[-1]
+    assert "4 calls, progressive: 1.00 +- 0.06 times (aim 1.05: not reached)" in wide
+
+
+def test_a_page_names_its_command_its_days_and_its_machine():
+    part = {"machine": {"platform": "P", "cores": 2, "threads": 1}, "figures": figures(1.0)}
+    written = {
+        "command": "python launch.py bench scenes solvers",
+        "parts": {
+            "floor: real scenes": part | {"date": "2026-01-01"},
+            "DDIM, 4 calls, noise 0": part
+            | {"date": "2026-01-02", "settings": {"setting": ["DDIM", 4, 1.0, "trailing"], "calls": 4}},
+        },
+    }
+    page = pages.solvers_page(written)
+    assert "`python launch.py bench scenes solvers`, 2026-01-01 to 2026-01-02, on P, 2 cores, 1 threads." in page
+    assert "| real scenes | - | 1.00 +- 0.10 |" in page
+    assert "| DDIM, 4 steps, guidance 1, trailing | 4 | 1.00 +- 0.10 |" in page
+    assert "- 4 calls: 1.00 +- 0.10 with DDIM, 1.00 times the teacher's best." in page

@@ -1,0 +1,238 @@
+"""Who learns besides the student: with its own target, pace and draws, in the checkpoint, and never in anybody's way."""
+
+import dataclasses
+
+import pytest
+import torch
+from comfyui_fewstep.samplers.noise import NoiseFamily
+from comfyui_fewstep.trainers.methods.guidance import GuidanceDistillation, GuidanceOptions
+from comfyui_fewstep.trainers.objective.loss import loss_and_error
+from comfyui_fewstep.trainers.objective.method import Companion, Target, TeacherKind
+from comfyui_fewstep.trainers.processes.group import Processes
+from comfyui_fewstep.trainers.storage.files import read_tensors
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.students.gradient_checkpointing import checkpointed
+from comfyui_fewstep.trainers.training.loop import _Training, train
+from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.tally import NonFiniteLoss
+from gaussian import table
+from process_worker import data, student_of
+from thorough import first_then_thorough
+
+FAMILY = NoiseFamily.VARIANCE_EXPLODING
+KINDS = ["lora", "full"]
+ITERATIONS, LEAD, UPDATES = 6, 2, 3
+
+
+class Followed(GuidanceDistillation):
+    """Guidance distillation beside which a companion learns to denoise what the student says of pure noise."""
+
+    lead, updates, broken = LEAD, UPDATES, False
+
+    def stages(self):
+        return [dataclasses.replace(stage, lead=self.lead) for stage in super().stages()]
+
+    def companions(self, *, stage):
+        return [Companion(name="fake", learning_rate=1e-2, updates=self.updates, rank=5)] if self.updates else []
+
+    @torch.no_grad()
+    def examples(self, lesson):
+        noise = 10.0 * torch.randn(lesson.batch.x0.shape, generator=torch.Generator().manual_seed(lesson.iteration))
+        return {"x0": lesson.student(noise, torch.full((len(noise),), 10.0), **lesson.batch.condition)}
+
+    @torch.no_grad()
+    def companion_target(self, name, lesson):
+        assert name == "fake"
+        x0, sigma = lesson.examples["x0"], torch.ones(len(lesson.batch.x0))
+        x_t = x0 + lesson.noise()
+        drift = (lesson.companions["fake"](x_t, sigma, **lesson.batch.condition) - x0).flatten(1).mean(dim=1)
+        if self.broken and lesson.iteration == 3:
+            x0 = x0 * torch.nan
+        return Target(x_t, sigma, lesson.batch.condition, x0, sigma, measures={"drift": drift, "one": sigma})
+
+
+def method(**changed):
+    options = GuidanceOptions(guidance_scale=2.0, iterations=ITERATIONS, learning_rate=1e-2)
+    made = Followed(options, TeacherKind(family=FAMILY, table=table(FAMILY), empty_prompt=True))
+    for name, value in changed.items():
+        setattr(made, name, value)
+    return made
+
+
+def options(**changed):
+    return TrainOptions(**{"batch_size": 4, "log_every": 1, "checkpoint_every": 100, "seed": 3, **changed})
+
+
+def learning(kind):
+    """On a network that writes into what autograd saved, as the hosts' do."""
+    student = student_of(kind)
+    student.writes_in_place = True
+    return student
+
+
+def trained(root, kind, *, observers=(), followed=None, **training):
+    student, run = learning(kind), RunFolder(root, "run")
+    train(run, followed or method(), student, data(), options=options(**training), observers=list(observers))
+    return student, run
+
+
+def snapshot(tensors):
+    return [value.detach().clone() for value in tensors]
+
+
+def equal(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def checkpoint(run):
+    return read_tensors(run.checkpoints()[-1])[0]
+
+
+def fakes(run):
+    return {name: value for name, value in checkpoint(run).items() if name.startswith("companion.fake.")}
+
+
+def test_a_pull_is_the_gradient_on_the_students_sample():
+    """Times the weight, over the number of elements; the loss is half the squared pull, whatever the student says."""
+    x0 = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    pull, weight = torch.randn(3, 2).float(), torch.tensor([1.0, 0.5, 2.0])
+    ones = torch.ones(3)
+    target = Target(x0.detach(), ones, {}, x0.detach() - pull, weight, pull=pull)
+    loss, error = loss_and_error(lambda x, sigma: x0, target)
+    loss.backward()
+    torch.testing.assert_close(x0.grad, (weight[:, None] * pull / 6).double())
+    torch.testing.assert_close(loss.detach(), (weight[:, None] * pull**2).mean() / 2)
+    assert torch.equal(error.detach(), pull**2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nobody_touches_anothers_weights(kind, tmp_path):
+    """Bit for bit: after each update only its own learner's weights are others, and the network below never is."""
+    student = learning(kind)
+    loop = _Training(RunFolder(tmp_path, "run"), method(), student, data(), options(), [], Processes())
+    (one,) = loop._companions._all.values()
+    network = student._teacher_module if kind == "full" else student._denoise.__closure__[0].cell_contents
+    base = snapshot(network.parameters())
+    seen = []
+
+    def watching(learner, own, others):
+        update = learner.update
+
+        def watched(target, *, rate):
+            before = snapshot(own()), snapshot(others())
+            row = update(target, rate=rate)
+            assert equal(before[1], others()), "the other's weights"
+            assert not equal(before[0], own()), "its own"
+            seen.append(own)
+            return row
+
+        learner.update = watched
+
+    watching(loop._learner, student.parameters, one.network.parameters)
+    watching(one.learner, one.network.parameters, student.parameters)
+    for _ in range(ITERATIONS):
+        loop._step(loop._stages[0])
+    assert [own == student.parameters for own in seen].count(True) == ITERATIONS - LEAD
+    assert len(seen) == ITERATIONS - LEAD + ITERATIONS * UPDATES
+    assert equal(base, network.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_companion_begins_as_the_teacher_bit_for_bit(kind):
+    student = student_of(kind)
+    made = student.companion(rank=2, seed=1)
+    x, sigma, y = torch.randn(4, 1, 2, 2), torch.ones(4), torch.ones(4, 1)
+    assert torch.equal(made.denoiser(x, sigma, y=y), student.teacher(x, sigma, y=y))
+    assert made.parameters()[0].shape[0] == 2
+    other = student.companion(rank=0, seed=2)
+    assert other.parameters()[0].shape[0] == (3 if kind == "lora" else 32)
+
+
+def test_the_students_draws_are_its_own(tmp_path):
+    """However often a companion learns that the student's target does not ask, the student is the same to the bit."""
+    results = [
+        trained(tmp_path / str(updates), "lora", followed=method(updates=updates, lead=0))[0].parameters()
+        for updates in (0, 1, 3)
+    ]
+    assert equal(results[0], results[1])
+    assert equal(results[0], results[2])
+
+
+def test_in_the_lead_the_companion_alone_learns(tmp_path):
+    """And the student's rate falls over its own updates."""
+    weights, lines = [], []
+    student = learning("lora")
+
+    def watch(metrics):
+        weights.append(snapshot(student.parameters()))
+        lines.append(metrics)
+
+    run = RunFolder(tmp_path, "run")
+    begun = snapshot(student.parameters())
+    train(run, method(), student, data(), options=options(), observers=[watch])
+    assert [equal(begun, one) for one in weights[: LEAD + 1]] == [True, True, False]
+    assert [line.learning_rate for line in lines] == pytest.approx([0.0, 0.0, 1e-2, 7.5e-3, 5e-3, 2.5e-3])
+    assert [line["loss"] is None for line in run.metrics()] == [True] * LEAD + [False] * (ITERATIONS - LEAD)
+    assert all(line["measures"]["fake_loss"] > 0.0 for line in run.metrics())
+    assert [line["measures"]["fake_one"] for line in run.metrics()] == [1.0] * ITERATIONS
+    assert [len(losses) for losses in run.losses().values()] == [ITERATIONS - LEAD]
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("kind", "at"), first_then_thorough([("lora", 1), ("full", 4)], [("lora", 4), ("full", 1)]))
+def test_a_run_with_a_companion_resumes_bit_for_bit(kind, at, tmp_path):
+    """In the lead and after it: its weights and moments are in the checkpoint, and its draws follow the iteration."""
+
+    def stop(metrics):
+        if metrics.iteration == at:
+            raise Stopped
+
+    whole, unbroken = trained(tmp_path / "whole", kind)
+    with pytest.raises(Stopped):
+        trained(tmp_path / "broken", kind, observers=[stop])
+    again, resumed = trained(tmp_path / "broken", kind)
+    assert equal(whole.parameters(), again.parameters())
+    assert resumed.metrics() == unbroken.metrics()
+
+
+def test_its_weights_and_moments_are_in_the_checkpoint(tmp_path):
+    def stop(metrics):
+        if metrics.iteration == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        trained(tmp_path, "lora", observers=[stop])
+    kept = fakes(RunFolder(tmp_path, "run"))
+    assert {name.rsplit(".", 1)[1] for name in kept} == {"up", "down", "step", "exp_avg", "exp_avg_sq"}
+    assert max(float(value) for name, value in kept.items() if name.endswith(".step")) == 3 * UPDATES
+
+
+def test_blocks_computed_again_see_the_companions_adapters(tmp_path):
+    """With gradient checkpointing the way back runs the blocks once more: the result is the same to the bit."""
+    plain, _ = trained(tmp_path / "plain", "lora")
+    student = learning("lora")
+    network = student._denoise.__closure__[0].cell_contents
+    with checkpointed(network):
+        train(RunFolder(tmp_path, "run"), method(), student, data(), options=options())
+    assert equal(plain.parameters(), student.parameters())
+    unbroken, again = (checkpoint(RunFolder(root, "run")) for root in (tmp_path / "plain", tmp_path))
+    assert all(torch.equal(unbroken[name], again[name]) for name in unbroken)
+
+
+@pytest.mark.parametrize("kind", first_then_thorough(["lora"], KINDS))
+def test_pieces_change_it_by_rounding_only(kind, tmp_path):
+    one, whole = trained(tmp_path / "one", kind)
+    four, parts = trained(tmp_path / "four", kind, accumulation=4)
+    for a, b in zip(one.parameters(), four.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    for line, other in zip(whole.metrics(), parts.metrics(), strict=True):
+        for name, value in line["measures"].items():
+            assert other["measures"][name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+
+
+def test_a_companion_whose_loss_is_not_finite_is_named(tmp_path):
+    with pytest.raises(NonFiniteLoss, match=r"the fake's loss became nan at iteration 4 \(stage guidance 2 in one"):
+        trained(tmp_path, "lora", followed=method(broken=True))

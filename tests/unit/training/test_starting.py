@@ -1,0 +1,196 @@
+"""A new run that begins at another's last good checkpoint, with settings of its own."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from comfyui_fewstep.trainers.storage.export import read_student
+from comfyui_fewstep.trainers.storage.files import read_metadata, read_tensors
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.students.student import FullWeightsStudent
+from comfyui_fewstep.trainers.training.loop import NonFiniteLoss
+from comfyui_fewstep.trainers.training.starting import require_started_from, start_from
+from test_progressive import TinyNetwork, as_denoiser
+from test_run import TRAINING, Stopped, distillation, execute, stop_at
+
+AVERAGED = dataclasses.replace(TRAINING, ema_decay=0.9)
+
+
+def stopped(root, at, *, name="old", **settings):
+    made = distillation(root, name=name, **settings)
+    with pytest.raises(Stopped):
+        execute(made, [stop_at(at)])
+    return made
+
+
+def started(old, *, name="new", **settings):
+    """The new run at its beginning, and what it begins with."""
+    new = distillation(old.run.path.parent, name=name, **settings)
+    start = start_from(old.run, new, method=old.method)
+    new = dataclasses.replace(new, started_from=start.said)
+    assert not new.finished()
+    start.save(new)
+    return new, start
+
+
+def first_weights(made, *, iteration):
+    """What the run's student has before its next iteration, by a look at the weights before it."""
+    network, seen = TinyNetwork(), {}
+    student = FullWeightsStudent(network, TinyNetwork(seed=1), as_denoiser=as_denoiser)
+    load = student.load_state_dict
+
+    def watched(tensors):
+        load(tensors)
+        seen.update({name: value.clone() for name, value in network.state_dict().items()})
+
+    student.load_state_dict = watched
+    with pytest.raises(Stopped), made.run.locked():
+        made.execute(student, observers=[stop_at(iteration)])
+    return seen
+
+
+@pytest.mark.parametrize("at", [9, 16])
+def test_it_goes_on_at_the_place_and_with_the_weights_and_its_own_settings(at, tmp_path):
+    """In the first stage and in the second, whose teacher is a student already."""
+    old = stopped(tmp_path, at)
+    before = {path: path.read_bytes() for path in old.run.path.rglob("*") if path.is_file() and path.name != ".lock"}
+    lower = {"training": dataclasses.replace(TRAINING, seed=8, optimiser="adamw"), "learning_rate": 2e-4}
+    new, start = started(old, **lower)
+    said = json.loads(new.run.place("run.json").read_text())["started_from"]
+    checkpoint = old.run.checkpoints()[-1]
+    assert said == start.said
+    assert (said["run"], said["checkpoint"], said["sha256"]) == (
+        "old",
+        f"{at:08d}",
+        read_metadata(checkpoint)["fewstep.sha256"],
+    )
+    assert [file.stem for file in new.run.checkpoints()] == [checkpoint.stem]
+
+    kept = read_tensors(checkpoint)[0]
+    seen = first_weights(new, iteration=at + 1)
+    assert all(torch.equal(value, kept[f"student.{name}"]) for name, value in seen.items())
+    lines = []
+    weights, done = execute(distillation(tmp_path, name="new", **lower), [lines.append])
+    assert done
+    assert lines[0].iteration == at + 2
+    assert lines[0].learning_rate < 2e-4
+    assert all(torch.isfinite(value).all() for value in weights.values())
+    assert json.loads(read_student(new.run.student_file)[2]["fewstep.started_from"]) == said
+    assert {path: path.read_bytes() for path in before} == before, "the old run stays as it is"
+
+
+def test_equal_settings_but_for_a_fresh_optimiser_are_another_run(tmp_path):
+    """Adam without its moments steps otherwise: what is fresh is fresh. With plain gradients it would be the old run."""
+    started(stopped(tmp_path, 9))
+    ended = {name: execute(distillation(tmp_path, name=name))[0] for name in ("old", "new")}
+    assert not torch.equal(ended["old"]["hidden"], ended["new"]["hidden"])
+
+
+@pytest.mark.parametrize("here", [TRAINING, AVERAGED])
+@pytest.mark.parametrize("there", [TRAINING, AVERAGED])
+def test_the_average_comes_along_and_a_new_one_begins_at_the_weights(there, here, tmp_path):
+    old = stopped(tmp_path, 9, training=there)
+    new, start = started(old, training=here)
+    assert ("average.0" in start.tensors) is bool(there.ema_decay)
+    with pytest.raises(Stopped):
+        execute(new, [stop_at(10)])
+    after, kept = read_tensors(new.run.checkpoints()[-1])[0], start.tensors
+    assert ("average.0" in after) is bool(here.ema_decay)
+    if here.ema_decay:
+        first = kept["average.0"] if there.ema_decay else kept["student.hidden"]
+        weights = [after[f"student.{name}"] for name, _ in TinyNetwork().named_parameters()]
+        (number,) = [i for i, value in enumerate(weights) if value.shape == kept["student.hidden"].shape]
+        first = kept[f"average.{number}"] if there.ema_decay else kept["student.hidden"]
+        torch.testing.assert_close(after[f"average.{number}"], 0.9 * first + 0.1 * weights[number])
+
+
+def test_a_loss_that_is_not_finite_says_how_to_go_on_and_that_goes_on(tmp_path):
+    old = distillation(tmp_path, name="old")
+    network = TinyNetwork()
+
+    def break_it(metrics):
+        if metrics.iteration == 8:
+            with torch.no_grad():
+                network.hidden.fill_(math.nan)
+
+    student = FullWeightsStudent(network, TinyNetwork(seed=1), as_denoiser=as_denoiser)
+    words = "the last good checkpoint is kept.*lower the learning rate: .*with another run name and start_from at 'old'"
+    with pytest.raises(NonFiniteLoss, match=words), old.run.locked():
+        old.execute(student, observers=[break_it])
+    started(old, learning_rate=1e-4)
+    assert execute(distillation(tmp_path, name="new", learning_rate=1e-4))[1]
+
+
+def test_before_anything_is_saved_the_same_name_is_free(tmp_path):
+    never = distillation(tmp_path, training=dataclasses.replace(TRAINING, checkpoint_every=1000))
+    network = TinyNetwork()
+    student = FullWeightsStudent(network, TinyNetwork(seed=1), as_denoiser=as_denoiser)
+    with torch.no_grad():
+        network.hidden.fill_(math.nan)
+    with pytest.raises(NonFiniteLoss, match=r"nothing is saved yet.*and queue again"), never.run.locked():
+        never.execute(student)
+    assert execute(distillation(tmp_path, learning_rate=1e-4))[1]
+
+
+def test_the_newest_checkpoint_that_is_whole_and_finite_is_taken(tmp_path):
+    old = stopped(tmp_path, 9)
+    newest, before = old.run.checkpoints()[-1], old.run.checkpoints()[-2]
+    newest.write_bytes(newest.read_bytes()[:-5])
+    new, start = started(old)
+    assert start.said["checkpoint"] == before.stem == "00000007"
+    assert new.run.checkpoints()[-1].name == before.name
+    before.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"it has no good checkpoint; .*00000009.* is damaged.*; .*00000007"):
+        started(old, name="other")
+
+
+UNFIT = [
+    ({"start_steps": 8}, {}, r"it is in its stage 1 \(16 to 8 steps\); the stages here are 8 to 4 steps"),
+    (
+        {"iterations": 5},
+        {},
+        r"it has done 9 iterations of its stage 1 \(16 to 8 steps\), which has 5 here; raise iterations",
+    ),
+    ({"teacher": "b" * 64}, {}, "teacher_sha256: there aaaa.*, here bbbb"),
+    (
+        {},
+        {"student": {"kind": "lora", "rank": 8}},
+        "student.kind: there full_weights, here lora; student.rank: there None, here 8",
+    ),
+    ({"name": "old"}, {}, "which is the run's own name"),
+]
+
+
+@pytest.mark.parametrize(("settings", "replaced", "named"), UNFIT)
+def test_what_does_not_fit_is_named_and_nothing_is_written(settings, replaced, named, tmp_path):
+    old = stopped(tmp_path, 9)
+    new = dataclasses.replace(distillation(tmp_path, **{"name": "new", **settings}), **replaced)
+    with pytest.raises(ValueError, match=f"start_from is 'old'.*{named}"):
+        start_from(old.run, new, method=old.method)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
+
+
+def test_a_finished_run_is_no_start(tmp_path):
+    old = distillation(tmp_path, name="old")
+    execute(old)
+    with pytest.raises(ValueError, match=r"it is finished\. Load Distilled Student loads what it became"):
+        started(old)
+    with pytest.raises(ValueError, match="there is no run 'gone'"):
+        start_from(RunFolder(tmp_path, "gone"), distillation(tmp_path, name="new"), method=old.method)
+
+
+def test_a_started_run_knows_where_from(tmp_path):
+    old = stopped(tmp_path, 9)
+    new, _ = started(old)
+    require_started_from(new.run, "old")
+    with pytest.raises(
+        ValueError, match="start_from is 'else', but the run 'new' is there already and was begun from 'old'"
+    ):
+        require_started_from(new.run, "else")
+    with pytest.raises(ValueError, match="was begun at its own beginning"):
+        require_started_from(old.run, "new")
+    assert not distillation(tmp_path, name="new").finished()
+    said = json.loads(new.run.place("run.json").read_text())
+    assert said["started_from"]["run"] == "old", "which a start without it does not forget"

@@ -1,0 +1,165 @@
+"""Files of video and of sound, decoded by PyAV, which current ComfyUI brings: their frames at an even rate, their samples.
+
+What cannot be decoded is a BrokenFile; a file that ends early is as long as what can be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .listing import BrokenFile, require_file
+from .pictures import Size
+
+CLIP_ENDINGS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts")
+SOUND_ENDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aiff", ".aif")
+
+Item = TypeVar("Item")
+
+
+def require_reader() -> None:
+    """ValueError, naming it, where PyAV is not installed."""
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            "clips and sounds are read with PyAV, which this ComfyUI does not bring; current ones do. Install it into "
+            "ComfyUI's Python: python -m pip install av"
+        ) from error
+
+
+# --- clips -----------------------------------------------------------------------------------------------------------
+
+
+def clip_size(path: Path) -> Size:
+    """Width and height as it is seen."""
+    first = next(_frames(path, rate=0.0), None)
+    if first is None:
+        raise BrokenFile("it holds no frames")
+    turned = _quarter_turns(first) % 2
+    return (first.height, first.width) if turned else (first.width, first.height)
+
+
+def frame_count(path: Path, *, rate: float) -> int:
+    """Frames at so many a second, or with 0 as they are in the file. All of them are decoded."""
+    return sum(1 for _ in _frames(path, rate=rate))
+
+
+def clip_pieces(path: Path, *, frames: int, rate: float, seen: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+    """The pieces of a clip one after another, (frames, H, W, 3) each; what is left at the end is left out.
+
+    seen: what becomes of a frame (H, W, 3) in [0, 1].
+    """
+    for piece in in_pieces(_frames(path, rate=rate), frames):
+        yield torch.stack([seen(seen_picture(frame)) for frame in piece])
+
+
+def in_pieces(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """One after another, whole ones alone."""
+    piece: list[Item] = []
+    for item in items:
+        piece.append(item)
+        if len(piece) == size:
+            yield piece
+            piece = []
+
+
+def at_rate(frames: Iterable[tuple[Fraction, Item]], rate: float) -> Iterator[Item]:
+    """The frame that is nearest to 0, 1, 2, ... divided by rate seconds, the earlier of two; with rate 0 each once.
+
+    frames: until when each is the nearest one, in seconds.
+    """
+    exact, shown = Fraction(rate).limit_denominator(1001), 0
+    for until, frame in frames:
+        if not rate:
+            yield frame
+        while rate and shown <= until * exact:
+            yield frame
+            shown += 1
+
+
+def _frames(path: Path, *, rate: float) -> Iterator[Any]:
+    """PyAV's frames of the first stream of video."""
+    with _opened(path) as container:
+        if not container.streams.video:
+            raise BrokenFile("it holds no video")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        yield from at_rate(_timed(container.decode(stream), 1 / (stream.average_rate or Fraction(25))), rate)
+
+
+def _timed(frames: Iterable[Any], usual: Fraction) -> Iterator[tuple[Fraction, Any]]:
+    """Each frame with the middle between it and the next, from the first on. usual: seconds that the last one lasts."""
+    first = last = None
+    for frame in frames:
+        if frame.pts is None:
+            raise BrokenFile("its frames have no times")
+        time = frame.pts * frame.time_base
+        first = time if first is None else first
+        if last is not None:
+            yield (last[0] + time) / 2 - first, last[1]
+        last = (time, frame)
+    if last is not None and first is not None:
+        yield last[0] + usual / 2 - first, last[1]
+
+
+def _quarter_turns(frame: Any) -> int:
+    return round(getattr(frame, "rotation", 0) / 90)
+
+
+def seen_picture(frame: Any) -> Tensor:
+    """(H, W, 3) in [0, 1] of one of PyAV's frames, turned as its metadata say."""
+    turned = np.rot90(frame.to_ndarray(format="rgb24"), k=_quarter_turns(frame))
+    return torch.from_numpy(turned.copy()).float() / 255.0
+
+
+# --- sounds ----------------------------------------------------------------------------------------------------------
+
+
+def sample_count(path: Path, *, rate: int) -> int:
+    """Of a sound at that rate. All of it is decoded."""
+    return sum(block.shape[1] for block in _blocks(path, rate=rate))
+
+
+def sound_pieces(path: Path, *, samples: int, rate: int) -> Iterator[Tensor]:
+    """The pieces of a sound one after another, (1, samples, channels) each in [-1, 1]; what is left at the end is left out."""
+    held = torch.empty(0, 0)
+    for block in _blocks(path, rate=rate):
+        held = torch.cat([held, block], dim=1) if held.numel() else block
+        while held.shape[1] >= samples:
+            yield held[:, :samples].t()[None].contiguous()
+            held = held[:, samples:]
+
+
+def _blocks(path: Path, *, rate: int) -> Iterator[Tensor]:
+    """(channels, n) each, of the first stream of sound."""
+    import av
+
+    resampler = av.AudioResampler(format="fltp", rate=rate)
+    with _opened(path) as container:
+        if not container.streams.audio:
+            raise BrokenFile("it holds no sound")
+        for frame in itertools.chain(container.decode(container.streams.audio[0]), [None]):
+            for block in resampler.resample(frame):
+                yield torch.from_numpy(block.to_ndarray())
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Errors of the reader while it is open are BrokenFile."""
+    import av
+
+    require_file(path)
+    try:
+        with av.open(str(path)) as container:
+            yield container
+    except av.error.FFmpegError as error:
+        raise BrokenFile(f"it cannot be decoded ({error.strerror or error})") from error

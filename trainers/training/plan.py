@@ -1,0 +1,105 @@
+"""What a run will take: forwards, time and memory, from a trial of it, and whether that fits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from .options import TrainOptions
+from .trial import StageCost
+
+GIGABYTE = 1e9
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Needs:
+    """Bytes that an iteration holds beyond what was held before: with one sample at a time, and with two."""
+
+    one: int
+    two: int
+
+    @property
+    def each(self) -> int:
+        """What one more sample at a time adds."""
+        return max(0, self.two - self.one)
+
+    def at(self, rows: int) -> int:
+        return self.one + (rows - 1) * self.each
+
+    def most_rows(self, room: float, *, batch_size: int) -> int:
+        """The largest part of a batch, of equal ones, that fits into so many bytes; 0 where one sample does not."""
+        return max((rows for rows in _divisors(batch_size) if self.at(rows) <= room), default=0)
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """costs: of each stage's iteration, tried on batches of as many rows as pass the networks together.
+
+    needs: of the stage that holds most. room: bytes for it. preparing: (what, seconds) of all that comes before the training.
+    """
+
+    costs: Sequence[StageCost]
+    options: TrainOptions
+    needs: Needs
+    room: float
+    preparing: Sequence[tuple[str, float]] = ()
+
+    @property
+    def rows(self) -> int:
+        """Of a batch that pass the networks together."""
+        return self.options.batch_size // self.options.accumulation
+
+    @property
+    def fits(self) -> bool:
+        return self.held <= self.room
+
+    @property
+    def held(self) -> int:
+        return self.needs.at(self.rows)
+
+    @property
+    def forwards(self) -> int:
+        """Of the networks in all iterations, each for one sample; one with a backward pass costs about three."""
+        return round(sum(cost.forwards * self.options.batch_size * cost.stage.iterations for cost in self.costs))
+
+    @property
+    def training(self) -> float:
+        """Seconds."""
+        return sum(self.iteration(cost) * cost.stage.iterations for cost in self.costs)
+
+    def iteration(self, cost: StageCost) -> float:
+        """Seconds of a whole batch."""
+        return cost.seconds * self.options.batch_size / cost.rows
+
+    @property
+    def seconds(self) -> float:
+        return self.training + sum(seconds for _, seconds in self.preparing)
+
+    def told(self) -> list[str]:
+        """For the one who is to decide, a line each."""
+        lines = [f"{what}: {duration(seconds)}" for what, seconds in self.preparing]
+        for cost in self.costs:
+            each = self.iteration(cost)
+            lines.append(
+                f"{cost.stage.name}: {cost.stage.iterations} iterations of {each:.2g} s, {duration(each * cost.stage.iterations)}"
+            )
+        lines.append(f"in all: {duration(self.seconds)}, {self.forwards:,} forwards of the network in training")
+        lines.append(
+            f"memory beside the model: {self.held / GIGABYTE:.2f} GB of {self.room / GIGABYTE:.2f} GB that are free, with "
+            f"{self.rows} of {self.options.batch_size} pictures at a time"
+        )
+        return lines
+
+
+def duration(seconds: float) -> str:
+    """As people say it, to two figures."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    hours = seconds / 3600
+    return f"{hours:.1f} h" if hours < 10 else f"{hours:.0f} h"

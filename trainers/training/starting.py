@@ -1,0 +1,124 @@
+"""A new run that begins where another stopped: with its student's weights, at its place, and with settings of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..objective.method import Method
+from ..storage.files import CHECKSUM_KEY, read_tensors
+from ..storage.identity import another_teacher
+from ..storage.run_folder import RunFolder
+from .distillation import Distillation
+from .optimisers import STATE_PREFIX
+
+_SAME = ("method", "teacher_sha256", "prediction_type", "noise_family")
+"""Of a run's entries, beside those of its student: what its weights mean depends on them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a checkpoint gives another run. position: stage and stage_iteration. said: of it in run.json."""
+
+    tensors: Mapping[str, Tensor]
+    position: Mapping[str, int]
+    said: Mapping[str, Any]
+
+    def save(self, new: Distillation) -> None:
+        """As the first checkpoint of the new run's folder. Its optimiser begins anew, as the settings may be others."""
+        before = sum(stage.iterations for stage in new.method.stages()[: self.position["stage"]])
+        position = {**self.position, "started": True}
+        new.run.save_checkpoint(before + self.position["stage_iteration"], self.tensors, position)
+
+
+def start_from(source: RunFolder, new: Distillation, *, method: Method) -> Start:
+    """The last good checkpoint of source for a new run. method: of source. ValueError, naming what does not fit."""
+    _require_alike(source, new)
+    file, tensors, position = _last_good(source)
+    start = {name: position[name] for name in ("stage", "stage_iteration")}
+    _require_place(source, start, there=method, here=new.method)
+    _require_meaning(source, there=method, here=new.method, prediction_type=new.prediction_type)
+    kept = {name: value for name, value in tensors.items() if not name.startswith(STATE_PREFIX)}
+    said = {"run": source.name, "checkpoint": file.stem, "sha256": position[CHECKSUM_KEY], **start}
+    return Start(tensors=kept, position=start, said=said)
+
+
+def require_started_from(run: RunFolder, name: str) -> None:
+    """ValueError when a begun run was not started from the run of that name."""
+    said = run.description().get("started_from")
+    if said is None or said["run"] != name:
+        began = "at its own beginning" if said is None else f"from {said['run']!r}"
+        raise ValueError(
+            f"start_from is {name!r}, but the run {run.name!r} is there already and was begun {began}. Choose another run name "
+            "for a new run, or leave start_from empty to go on with this one."
+        )
+
+
+def _require_alike(source: RunFolder, new: Distillation) -> None:
+    if source.name == new.run.name:
+        raise ValueError(f"start_from is {source.name!r}, which is the run's own name; choose another run name.")
+    there, here = source.description(), json.loads(json.dumps(new.description()))
+    found, wanted = there["run"], here["run"]
+    names = [*_SAME, *sorted(name for name in {*found, *wanted} if name.startswith("student."))]
+    lines = [
+        f"{name}: there {found.get(name)}, here {wanted.get(name)}"
+        for name in names
+        if found.get(name) != wanted.get(name)
+    ]
+    lines += another_teacher(there.get("teacher_is"), here["teacher_is"])
+    if lines:
+        raise _unfit(
+            source, f"what its weights mean differs: {'; '.join(lines)}. Restore that, or leave start_from empty."
+        )
+
+
+def _last_good(source: RunFolder) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+    """The newest checkpoint that is whole and finite, and its position with its checksum."""
+    reasons = []
+    for file in reversed(source.checkpoints()):
+        try:
+            tensors, metadata = read_tensors(file)
+            position = json.loads(metadata["fewstep.position"]) | {CHECKSUM_KEY: metadata[CHECKSUM_KEY]}
+        except (ValueError, KeyError) as error:
+            reasons.append(str(error))
+            continue
+        if all(bool(value.isfinite().all()) for value in tensors.values()):
+            return file, tensors, position
+        reasons.append(f"{file.name} holds values that are NaN or infinite")
+    raise _unfit(source, f"it has no good checkpoint{''.join(f'; {reason}' for reason in reasons)}.")
+
+
+def _require_place(source: RunFolder, start: Mapping[str, int], *, there: Method, here: Method) -> None:
+    """Its stage is one of the new run's too, and not over there."""
+    number, done = start["stage"], start["stage_iteration"]
+    if number >= len(there.stages()):
+        raise _unfit(
+            source, "it is finished. Load Distilled Student loads what it became, as the model of another run."
+        )
+    wanted, names = there.stages()[number].name, [stage.name for stage in here.stages()]
+    if names[number : number + 1] != [wanted]:
+        raise _unfit(source, f"it is in its stage {number + 1} ({wanted}); the stages here are {', '.join(names)}.")
+    if done >= here.stages()[number].iterations:
+        raise _unfit(
+            source,
+            f"it has done {done} iterations of its stage {number + 1} ({wanted}), which has {here.stages()[number].iterations} "
+            "here; raise iterations.",
+        )
+
+
+def _require_meaning(source: RunFolder, *, there: Method, here: Method, prediction_type: str) -> None:
+    """The student's network predicts the same and has the same inputs."""
+    one, other = (method.recipe(stage=0, prediction_type=prediction_type).prediction_type for method in (there, here))
+    if one != other:
+        raise _unfit(source, f"its student predicts {one}, and here {other}.")
+    if (there.scale_input is None) != (here.scale_input is None):
+        raise _unfit(source, "one of the two students takes its guidance scale as an input, and the other does not.")
+
+
+def _unfit(source: RunFolder, why: str) -> ValueError:
+    return ValueError(f"start_from is {source.name!r}, but no run like this one can begin there: {why}")
