@@ -277,7 +277,7 @@ def _as_tensors(encoded: dict[str, Any], *, name: str) -> Condition:
     """The host's conditioning objects as a Condition. ValueError, naming the inputs, for values that no name could hold."""
     if _FRAMES_AS_BATCH in encoded:
         raise ValueError(
-            f"this model (Stable Video Diffusion) takes the {name} prompt with {_FRAMES_AS_BATCH}: its batch is the frames of one "
+            f"this model (Stable Video Diffusion) gives its {name} prompt {_FRAMES_AS_BATCH}: its batch is the frames of one "
             "video, which training would draw one by one as samples of their own. Connect a model whose latents have frames."
         )
     tensors: Condition = {}
