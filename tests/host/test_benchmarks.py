@@ -16,6 +16,7 @@ from comfyui_fewstep.benchmarks import (
     progressive_cheaper,
     training,
 )
+from comfyui_fewstep.commands.embedded import import_host
 from comfyui_fewstep.trainers.methods.progressive import StudentPrediction
 from PIL import Image
 
@@ -178,6 +179,7 @@ def test_the_architectures_benchmark_ends_at_no_error_and_goes_on(tmp_path, monk
 
 
 def test_the_table_of_formats_has_a_row_for_each_way_of_holding_weights(monkeypatch):
+    import_host()
     monkeypatch.setattr(architectures, "FORMATS_OF", "sd3")
     known = architectures_formats.known()
     rows = {name: architectures.of_format(known[name]) for name in ("float32", "lowvram")}
