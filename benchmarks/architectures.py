@@ -16,12 +16,14 @@ import importlib.util
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .architectures_parts import PARTS, Subject
+from . import architectures_formats
+from .architectures_parts import PARTS, Found, Subject
 from .architectures_pictures import PICTURES
 from .architectures_videos import VIDEOS
 from .progressive_setup import machine
@@ -45,6 +47,7 @@ ABOUT = {
     "their places, hooks",
 }
 """What a column's figure is, in plain words."""
+FORMATS_OF = "flux"
 Row = dict[str, Any]
 
 
@@ -65,9 +68,20 @@ def measured(name: str, parts: list[str]) -> Row:
     return row
 
 
-def _cell(subject: Subject, part: str) -> Row:
+def of_format(chosen: architectures_formats.Format) -> Row:
+    """The same of a format of weights, on one architecture."""
     try:
-        return dict(PARTS[part](subject)._asdict())
+        subject = architectures_formats.Held(ARCHITECTURES[FORMATS_OF], chosen)
+    except Exception as error:  # a row with its reason, and not the table's end
+        return {"lacking": _words(error)}
+    parts = architectures_formats.PARTS
+    with chosen.holding(subject):
+        return {"about": chosen.about, "cells": {name: _cell(subject, name, parts=parts) for name in parts}}
+
+
+def _cell(subject: Subject, part: str, *, parts: dict[str, Callable[[Any], Found]] = PARTS) -> Row:
+    try:
+        return dict(parts[part](subject)._asdict())
     except Exception as error:  # a cell with its reason, and not the row's end
         return {"error": _words(error)}
 
@@ -99,7 +113,31 @@ def page(figures: Row, *, command: str) -> str:
         *(f"- **{part}**: {about}." for part, about in ABOUT.items()),
         "",
     ]
-    return "\n".join([*lines, *_reasons(rows), *_lacking(figures["rows"])])
+    formats = figures.get("formats", {})
+    return "\n".join([*lines, *_reasons(rows), *_lacking(figures["rows"]), *_of_formats(formats)])
+
+
+def _of_formats(rows: dict[str, Row]) -> list[str]:
+    if not rows:
+        return []
+    parts = architectures_formats.PARTS
+    built = {name: row for name, row in rows.items() if "cells" in row}
+    lines = [
+        "## Weights",
+        "",
+        f"A LoRA on `{FORMATS_OF}`, its linear layers in a format, or all its weights held in a way.",
+        "",
+        f"| format | what it is | {' | '.join(parts)} |",
+        f"|---|---|{'--:|' * len(parts)}",
+        *(
+            f"| {name} | {row['about']} | {' | '.join(_shown(row['cells'][part]) for part in parts)} |"
+            for name, row in built.items()
+        ),
+        "",
+        *(f"- **{part}**: {about}." for part, about in architectures_formats.ABOUT.items()),
+        "",
+    ]
+    return [*lines, *_reasons(built), *_lacking(rows)]
 
 
 def _line(name: str, row: Row) -> str:
@@ -158,19 +196,21 @@ def version_of_comfyui() -> str:
     return importlib.metadata.version("comfyui")
 
 
-def _kept(file: Path, host: Row) -> dict[str, Row]:
-    """Rows of an earlier start that are still true."""
+def _kept(file: Path, host: Row) -> dict[str, dict[str, Row]]:
+    """Rows of an earlier start that are still true, of architectures and of formats."""
     if not file.exists():
         return {}
     earlier = json.loads(file.read_text(encoding="utf-8"))
-    return dict(earlier["rows"]) if earlier["host"] == host else {}
+    return earlier if earlier["host"] == host else {}
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="launch.py bench architectures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=ARCHITECTURES, metavar="NAME", default=list(ARCHITECTURES))
+    parser.add_argument(
+        "--only", nargs="+", choices=ARCHITECTURES, metavar="NAME", help="these alone, without the table of formats"
+    )
     parser.add_argument("--again", action="store_true", help="keep no rows of an earlier start")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where the results go (default: %(default)s)")
     options = parser.parse_args(arguments)
@@ -183,21 +223,31 @@ def main(arguments: list[str]) -> None:
 
     options.folder.mkdir(parents=True, exist_ok=True)
     file, host = options.folder / "architectures.json", _host()
-    rows = {} if options.again else _kept(file, host)
-    for name in options.only:
+    kept = {} if options.again else _kept(file, host)
+    rows, formats = kept.get("rows", {}), kept.get("formats", {})
+
+    def write() -> None:
+        ordered = {known: rows[known] for known in ARCHITECTURES if known in rows}
+        figures = {"host": host, "machine": machine(), "rows": ordered, "formats": formats}
+        file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        text = page(figures, command=" ".join(["python launch.py bench architectures", *arguments]))
+        (options.folder / "architectures.md").write_text(text, encoding="utf-8")
+
+    for name in options.only or ARCHITECTURES:
         if name not in rows:
             rows[name] = measured(name, list(PARTS))
             print(f"{name}: {_brief(rows[name])}", flush=True)
             gc.collect()
-        ordered = {known: rows[known] for known in ARCHITECTURES if known in rows}
-        figures = {"host": host, "machine": machine(), "rows": ordered}
-        file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        text = page(figures, command=" ".join(["python launch.py bench architectures", *arguments]))
-        (options.folder / "architectures.md").write_text(text, encoding="utf-8")
+        write()
+    for name, chosen in ({} if options.only else architectures_formats.known()).items():
+        if name not in formats:
+            formats[name] = of_format(chosen)
+            print(f"weights in {name}: {_brief(formats[name])}", flush=True)
+        write()
 
 
 def _brief(row: Row) -> str:
     if "lacking" in row:
         return str(row["lacking"])
     wrong = [part for part, cell in row["cells"].items() if not cell.get("right")]
-    return f"{row['seconds']} s, " + (f"not right: {', '.join(wrong)}" if wrong else "all right")
+    return f"not right: {', '.join(wrong)}" if wrong else "all right"

@@ -54,9 +54,11 @@ class Found(NamedTuple):
 class Subject:
     """One architecture: its MODEL, and what its prompts and latents are in training. Made by the host's own code."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, *, model: Any = None, plain: Any = None) -> None:
+        """model: another one of the architecture. plain: a MODEL of ordinary weights of the same values."""
         self.architecture = architecture
-        self.model = architecture.model()
+        self.model = model or architecture.model()
+        self.plain = plain or self.model
         self.weights = {name: value.clone() for name, value in self.model.model.state_dict().items()}
         self.replaced = 0  # parameters of the MODEL that were other objects after a run
 
@@ -154,7 +156,7 @@ def _against(subject: Subject, name: str, gamma: float) -> Found:
         _custom(subject, comfy.samplers.KSAMPLER(function), model=model)
         for function, model in ((ours, subject.model), (theirs, _for_their_samplers(subject)))
     ]
-    return _near(max(_apart(a, b) for a, b in zip(*drawn, strict=True)))
+    return _near(max(apart(a, b) for a, b in zip(*drawn, strict=True)))
 
 
 def _for_their_samplers(subject: Subject) -> Any:
@@ -191,7 +193,7 @@ def _each(drawn: Any) -> list[Tensor]:
     return list(drawn.unbind()) if getattr(drawn, "is_nested", False) else [drawn]
 
 
-def _apart(found: Tensor, wanted: Tensor) -> float:
+def apart(found: Tensor, wanted: Tensor) -> float:
     """The largest difference, as a share of the largest value."""
     return float((found - wanted).abs().max() / wanted.abs().max())
 
@@ -203,13 +205,13 @@ def _near(difference: float) -> Found:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def gradients(name: str, **how: Any) -> Callable[[Subject], Found]:
+def gradients(name: str, *, least: float = COSINE, **how: Any) -> Callable[[Subject], Found]:
     """A part: the cosine between a LoRA's gradients in a method and those of ordinary float32 weights. how: of student_of."""
 
     def part(subject: Subject) -> Found:
         data, method = subject.data(), subject.method(name)
         with subject.student(LORA, data, **how) as student:
-            _scatter(student)
+            scatter(student)
             target = _target(method, data, teacher=student.teacher, student=student.denoiser)
             with student.autograd():
                 loss_and_error(student.denoiser, target)[0].backward()
@@ -218,12 +220,12 @@ def gradients(name: str, **how: Any) -> Callable[[Subject], Found]:
         pairs = {path: LowRank(state[f"{path}.down"], state[f"{path}.up"]) for path in paths}
         found = {path: (pair.down.grad, pair.up.grad) for path, pair in pairs.items()}
         cosine = _cosine(found, _plainly(subject, method, data, pairs))
-        return Found(cosine, cosine > COSINE)
+        return Found(cosine, cosine > least)
 
     return part
 
 
-def _scatter(student: Student) -> None:
+def scatter(student: Student) -> None:
     """Adapters that all count: at first one of each pair is zero."""
     generator = torch.Generator().manual_seed(SEED)
     for value in student.parameters():
@@ -240,7 +242,7 @@ def _plainly(subject: Subject, method: Method, data: TensorData, adapters: dict[
     """Each adapter's gradients by torch alone: it is in its layer's weight, whose own gradient is then split."""
     from ..nodes.host import backward, training
 
-    networks = [training.trainable_copy(subject.model) for _ in range(2)]
+    networks = [training.trainable_copy(subject.plain) for _ in range(2)]
     scale = LORA.alpha / LORA.rank
     layers = {path: networks[1].diffusion_model.get_submodule(path) for path in adapters}
     teacher, student = (training.as_denoiser(network) for network in networks)
@@ -302,9 +304,9 @@ def lora_file(subject: Subject) -> Found:
 
     data = subject.data()
     with subject.student(LORA, data) as student, tempfile.TemporaryDirectory() as folder:
-        _scatter(student)
-        _trained(subject, student, data, folder)
-        wanted, file = _answer(student.denoiser, data), Path(folder) / "lora.safetensors"
+        scatter(student)
+        trained(subject, student, data, folder)
+        wanted, file = answer(student.denoiser, data), Path(folder) / "lora.safetensors"
         write_tensors(file, student.exported(), metadata={})
         tensors = comfy.utils.load_torch_file(str(file))
     with torch.inference_mode():
@@ -313,7 +315,7 @@ def lora_file(subject: Subject) -> Found:
         if len(used) != layers:
             raise ValueError(f"the host's loader used {len(used)} of the file's {layers} layers.")
         loaded, _ = comfy.sd.load_lora_for_models(subject.model, None, tensors, 1.0, 0.0)
-        return _near(_apart(_answer(subject.denoiser(loaded), data), wanted))
+        return _near(apart(answer(subject.denoiser(loaded), data), wanted))
 
 
 def full_weights(subject: Subject) -> Found:
@@ -322,9 +324,9 @@ def full_weights(subject: Subject) -> Found:
 
     data = subject.data()
     with subject.student(FullWeights(), data) as student, tempfile.TemporaryDirectory() as folder:
-        before = _answer(student.denoiser, data)
-        _trained(subject, student, data, folder)
-        wanted, tensors = _answer(student.denoiser, data), {k: v.clone() for k, v in student.exported().items()}
+        before = answer(student.denoiser, data)
+        trained(subject, student, data, folder)
+        wanted, tensors = answer(student.denoiser, data), {k: v.clone() for k, v in student.exported().items()}
         if torch.equal(before, wanted):
             raise ValueError("the step changed nothing.")
     fresh = subject.architecture.model(seed=1)
@@ -332,7 +334,7 @@ def full_weights(subject: Subject) -> Found:
         raise ValueError("the file's keys are not those of the host's network.")
     with torch.inference_mode():
         fresh.model.load_model_weights({f"diffusion_model.{k}": v for k, v in tensors.items()}, "diffusion_model.")
-        return _near(_apart(_answer(subject.denoiser(fresh), data), wanted))
+        return _near(apart(answer(subject.denoiser(fresh), data), wanted))
 
 
 def base(subject: Subject) -> Found:
@@ -350,14 +352,14 @@ def base(subject: Subject) -> Found:
     return Found(left, left == 0 and now.keys() == subject.weights.keys())
 
 
-def _trained(subject: Subject, student: Student, data: TensorData, folder: str) -> None:
+def trained(subject: Subject, student: Student, data: TensorData, folder: str) -> None:
     """By one iteration of the loop."""
     run = RunFolder(Path(folder), "bench")
     train(run, subject.method("progressive"), student, data, options=TrainOptions(batch_size=BATCH))
 
 
 @torch.no_grad()
-def _answer(denoiser: Denoiser, data: TensorData) -> Tensor:
+def answer(denoiser: Denoiser, data: TensorData) -> Tensor:
     batch = data.first(BATCH)
     return denoiser(batch.x0, torch.full((len(batch.x0),), SIGMA), **batch.condition).clone()
 

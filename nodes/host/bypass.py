@@ -5,10 +5,12 @@ A weight of eight bits or less that a LoRA is merged into is rounded anew, which
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import comfy.ops
 import comfy.sd
 import torch
 from torch import Tensor, nn
@@ -37,15 +39,51 @@ def with_bypass(model: Any, tensors: dict[str, Tensor]) -> Any:
     from comfy.patcher_extension import PatcherInjection  # not in older hosts
 
     clone, _ = comfy.sd.load_bypass_lora_for_models(model, None, tensors, 1.0, 0.0)
-    before = model.get_injections(_KEY)
-    if before:  # the host would replace them, and takes several off in the order in which it put them on
-        every = [*before, *clone.get_injections(_KEY)]
-        both = PatcherInjection(
-            inject=lambda patcher: [one.inject(patcher) for one in every],
-            eject=lambda patcher: [one.eject(patcher) for one in reversed(every)],
-        )
-        clone.set_injections(_KEY, [both])
+    # the host would replace those before, and takes several off in the order in which it put them on
+    every = [*(model.get_injections(_KEY) or []), *clone.get_injections(_KEY)]
+
+    def inject(patcher: Any) -> None:
+        _begin_asking()
+        for one in every:
+            one.inject(patcher)
+
+    def eject(patcher: Any) -> None:
+        for one in reversed(every):
+            one.eject(patcher)
+        _end_asking()
+
+    clone.set_injections(_KEY, [PatcherInjection(inject=inject, eject=eject)])
     return clone
+
+
+_FUSED = "linear_input_act"
+_asking: list[Callable[..., Tensor]] = []
+"""One for each loaded MODEL with LoRAs beside its layers; the first is the host's own function."""
+
+
+def _begin_asking() -> None:
+    """Has each layer with something beside it asked for its own forward.
+
+    The host multiplies int8 weights of some layers (Wan, LTX-Video: the last of each feed-forward part) with an activation in
+    one, past what is beside the layer.
+    """
+    if hasattr(comfy.ops, _FUSED):
+        _asking.append(getattr(comfy.ops, _FUSED))
+        setattr(comfy.ops, _FUSED, functools.partial(_linear_input_act, _asking[0]))
+
+
+def _end_asking() -> None:
+    if len(_asking) == 1:
+        setattr(comfy.ops, _FUSED, _asking[0])
+    if _asking:
+        _asking.pop()
+
+
+def _linear_input_act(own: Callable[..., Tensor], linear: nn.Module, x: Tensor, input_act: str) -> Tensor:
+    """The host's linear(act(x)), by the layer's own forward where something is beside it."""
+    if "forward" in linear.__dict__:
+        return linear(comfy.ops.INPUT_ACT_EAGER[input_act](x))
+    return own(linear, x, input_act)
 
 
 def require_none(model: Any) -> None:

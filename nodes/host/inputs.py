@@ -280,6 +280,11 @@ _LISTED = re.compile(r"(.+)\[(\d+)\]")
 
 def _as_tensors(encoded: dict[str, Any], *, name: str) -> Condition:
     """The host's conditioning objects as a Condition. ValueError, naming the inputs, for values that no name could hold."""
+    if _FRAMES_AS_BATCH in encoded:
+        raise ValueError(
+            f"this model (Stable Video Diffusion) gives its {name} prompt {_FRAMES_AS_BATCH}: its batch is the frames of one "
+            "video, which training would draw one by one as samples of their own. Connect a model whose latents have frames."
+        )
     tensors: Condition = {}
     odd = []
     for key, held in encoded.items():
@@ -288,7 +293,7 @@ def _as_tensors(encoded: dict[str, Any], *, name: str) -> Condition:
             tensors[key] = held.cond
         elif _is_list_of_tensors(held.cond) and not constant:
             tensors |= {f"{key}[{i}]": value for i, value in enumerate(held.cond)}
-        elif (text := _json(held.cond)) is not None and key != _FRAMES_AS_BATCH:
+        elif (text := _json(held.cond)) is not None:
             tensors[f"{key}={text}"] = torch.empty(1, 0)
         else:
             odd.append(key)

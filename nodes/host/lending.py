@@ -15,11 +15,38 @@ from typing import Any
 import comfy.ops
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from .aliases import same_memory
 
 _CASTS = "comfy_cast_weights"
 """The attribute by which layers of the host's own are known: those whose weight it may lend."""
 
+_UNPACKS = "cast_bias_weight"
+"""The method by which layers of packs with a file format of their own (GGUF) make their weight."""
+
 Forward = Callable[..., Any]
+
+
+def _unwatched(function: Forward) -> Forward:
+    """Without modes of ours around it, in which torch.Tensor(x) of a tensor class gives one of that class again."""
+
+    def unwatched(*args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes():
+            return function(*args, **kwargs)
+
+    return unwatched
+
+
+def _as_sampled(function: Forward) -> Forward:
+    """Of a quantised class: outside of inference mode torch takes some products apart, and the host rounds them otherwise."""
+
+    def sampled(*args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode():
+            output = function(*args, **kwargs)
+        return same_memory(output) if output.is_inference() else output
+
+    return sampled
 
 
 @contextmanager
@@ -60,6 +87,10 @@ def _gradient_of(layer: Any) -> Gradient | None:
 
 def _forward(layer: Any, own: Forward, gradient: Gradient, *args: Any, **kwargs: Any) -> Any:
     x = args[0] if args else kwargs.get("input")
+    if hasattr(layer, _UNPACKS):
+        own = _unwatched(own)
+    if hasattr(layer.weight, "__tensor_flatten__"):
+        own = _as_sampled(own)
     if len(args) + len(kwargs) > 1 or not isinstance(x, Tensor) or not torch.is_grad_enabled():
         return own(*args, **kwargs)
     if x.requires_grad:
@@ -108,9 +139,9 @@ def _convolution_gradient(layer: Any, grad: Tensor, shape: torch.Size) -> Tensor
 @contextmanager
 def _lent(layer: Any, *, like: Tensor) -> Iterator[Tensor]:
     """The layer's weight on the device and in the type of a tensor, the host's patches applied; good for the time inside."""
-    own = getattr(layer, "cast_bias_weight", None)  # as layers of packs with a file format of their own have
+    own = getattr(layer, _UNPACKS, None)
     if own is not None:
-        yield own(like)[0]
+        yield _unwatched(own)(like)[0]
         return
     given_back = getattr(comfy.ops, "uncast_bias_weight", None)
     wishes = {} if given_back is None else {"offloadable": True}

@@ -8,6 +8,7 @@ import re
 import pytest
 from comfyui_fewstep.benchmarks import (
     architectures,
+    architectures_formats,
     architectures_parts,
     digits_solvers,
     methods,
@@ -16,6 +17,7 @@ from comfyui_fewstep.benchmarks import (
     progressive_cheaper,
     training,
 )
+from comfyui_fewstep.commands.embedded import import_host
 from comfyui_fewstep.trainers.methods.progressive import StudentPrediction
 from PIL import Image
 
@@ -192,3 +194,19 @@ def test_the_architectures_benchmark_ends_at_no_error_and_goes_on(tmp_path, monk
     assert all(cell["right"] for part, cell in rows["sd3"]["cells"].items() if part != "guidance")
     assert "- sd3 (guidance): ValueError: not with SD3" in page.read_text()
     assert "1 of 2 are right in every column" in page.read_text()
+
+
+def test_the_table_of_formats_has_a_row_for_each_way_of_holding_weights(monkeypatch):
+    import_host()
+    monkeypatch.setattr(architectures, "FORMATS_OF", "sd3")
+    known = architectures_formats.known()
+    rows = {name: architectures.of_format(known[name]) for name in ("float32", "lowvram")}
+    rows["broken"] = architectures.of_format(architectures_formats.Format("none", lambda _: 1 / 0))
+    assert all(cell["right"] for cell in rows["float32"]["cells"].values()), rows
+    learnt = [rows["lowvram"]["cells"][part] for part in ("gradient", "checkpointing")]
+    assert all(cell["right"] for cell in learnt), "the host of 2024 adds LoRAs into what is on the device already"
+    assert rows["float32"]["cells"].keys() == architectures_formats.ABOUT.keys()
+    figures = {"host": {"comfyui": "0", "torch": "0"}, "machine": {"platform": "here", "cores": 1}, "rows": {}}
+    page = architectures.page({**figures, "formats": rows}, command="bench")
+    assert "| lowvram | float32 that the host keeps elsewhere, and lends layer by layer | 1.000000 | 1.000000 |" in page
+    assert "- broken: ZeroDivisionError: division by zero" in page

@@ -1,5 +1,8 @@
 """LoRAs beside quantised layers: what comes back is what was trained, and a teacher may carry others."""
 
+import re
+
+import current_architectures
 import gradients
 import pytest
 import quantised
@@ -8,9 +11,10 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
+import comfy.ops
 import comfy.sd
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import teacher
+from comfyui_fewstep.nodes.distillation import students, teacher
 from comfyui_fewstep.trainers.students.adapters import LoRAOptions, lora_file, product
 
 LORA = LoRAOptions(rank=4, alpha=8.0)
@@ -50,13 +54,39 @@ def test_what_comes_back_is_what_was_trained(form):
     adapters, _, _, file = trained(model, x, inputs)
     back, merged = (host.training.with_lora(model, file, merged=merged) for merged in (False, True))
     found = drawn(back, x, inputs)
-    if form != "int8_tensorwise":  # whose layers round their input too, so that the order of sums shows
+    with torch.inference_mode(False), students.student_of(model, LORA, seed=0) as student:
+        student.load_exported(file)
+        with torch.no_grad():
+            learnt = student.denoiser(x, torch.full((len(x),), gradients.SIGMA), **inputs)
+    torch.testing.assert_close(found, learnt, atol=1e-5 * float(learnt.abs().max()), rtol=0.0)
+    if form != "int8_tensorwise":  # whose layers round their input too, which float32 weights do not
         wanted = drawn(added(plain, adapters), x, inputs)
         moved = (wanted - bare).norm()
         assert (found - wanted).norm() < 1e-4 * moved
         assert (drawn(merged, x, inputs) - wanted).norm() > 1e-2 * moved
     assert torch.equal(drawn(model, x, inputs), bare)
     assert not torch.equal(found, bare)
+
+
+@pytest.mark.parametrize("kind", current_architectures.kinds("wan", "ltxv"))
+def test_what_is_beside_an_int8_layer_counts_where_the_host_fuses_it(kind):
+    """A LoRA of those layers alone: the host multiplies them with an activation in one, past their forward."""
+    model, x, inputs, _ = quantised.tiny(kind, "int8_tensorwise")
+    own = comfy.ops.linear_input_act
+    bare = drawn(model, x, inputs)
+    _, _, _, file = trained(model, x, inputs)
+    last = {name: value for name, value in file.items() if re.search(r"ffn_2|ff_net_2", name)}
+    assert len(last) == 3 * 2
+    back = host.training.with_lora(model, last)
+    moved = drawn(back, x, inputs)
+    assert (moved - bare).norm() > 1e-3 * bare.norm()
+    with host.backward.possible():  # where the host asks each layer
+        torch.testing.assert_close(drawn(back, x, inputs), moved)
+    twice = host.training.with_lora(model, last)
+    drawn(twice, x, inputs)
+    assert torch.equal(drawn(back, x, inputs), moved)
+    assert torch.equal(drawn(model, x, inputs), bare)
+    assert comfy.ops.linear_input_act is own, "the host's own is back"
 
 
 def test_a_teacher_may_carry_loras_beside_its_layers():

@@ -17,6 +17,7 @@ from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import students
 from comfyui_fewstep.nodes.host import aliases, lending
 from comfyui_fewstep.trainers.students.adapters import LoRAOptions
+from comfyui_fewstep.trainers.students.saved_tensors import copied_when_overwritten
 from torch import nn
 
 
@@ -182,6 +183,34 @@ def test_layers_that_unpack_their_own_weight_are_asked_for_it():
         layer(x).sum().backward()
     assert len(layer.unpacked) == 2
     torch.testing.assert_close(x.grad, (2.0 * layer.weight.sum(0)).expand(5, 2, 4))
+
+
+class Bytes(torch.Tensor):
+    """As GGUF's class: made with a keyword, and made an ordinary tensor by torch.Tensor."""
+
+    @staticmethod
+    def __new__(cls, value, *, form):
+        return torch.Tensor._make_subclass(cls, value)
+
+    def __init__(self, value, *, form):
+        self.form = form
+
+
+class PackedInAClass(Packed):
+    def cast_bias_weight(self, input):
+        return torch.Tensor(self.weight) * 2.0, self.bias
+
+
+def test_layers_that_unpack_a_class_of_their_own_may_be_watched():
+    """Beside networks that write in place, whose every operator we look at."""
+    layer = PackedInAClass()
+    plain = layer.weight.detach().clone()
+    layer.weight = nn.Parameter(Bytes(plain, form="Q8_0"), requires_grad=False)
+    x = torch.randn(5, 2, 4, requires_grad=True)
+    with lending.lent_again(nn.Sequential(layer)), copied_when_overwritten():
+        layer(x).sum().backward()
+        layer(x.detach())
+    torch.testing.assert_close(x.grad, (2.0 * plain.sum(0)).expand(5, 2, 4))
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

@@ -4,7 +4,6 @@ import ctypes
 
 import current_architectures
 import gradients
-import paging
 import pytest
 import quantised
 import torch
@@ -16,7 +15,9 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 from architectures import conditioning, grid, kinds, model_inputs, noise_for, tiny
+from comfyui_fewstep.benchmarks import paging
 from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.distillation import students
 from comfyui_fewstep.trainers.students.adapters import LoRALayers, LoRAOptions
 from torch import nn
 
@@ -233,3 +234,17 @@ def test_quantised_models_train_and_are_whole_afterwards(kind, form):
     after = quantised.contents(model)
     assert after.keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+@pytest.mark.parametrize("form", quantised.formats())
+@pytest.mark.parametrize("kind", current_architectures.kinds("flux", "ltxv"))
+def test_a_quantised_teacher_is_what_the_host_samples_bit_for_bit(kind, form):
+    """Outside of inference mode torch takes a product apart where its input is a view, and int8 is rounded otherwise."""
+    model, x, inputs, _ = quantised.tiny(kind, form)
+    sigma = torch.full((len(x),), gradients.SIGMA)
+    with torch.inference_mode():
+        wanted = host.training.as_denoiser(host.training.loaded(model), model=model)(x, sigma, **inputs)
+    with torch.inference_mode(False), students.student_of(model, LORA, seed=0) as student:
+        found = student.teacher(x, sigma, **inputs)
+        assert not found.is_inference()
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
