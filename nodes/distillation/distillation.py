@@ -290,7 +290,11 @@ def prepared(
         source = data or data_in_graph(model, latents, positive, negative, dropout=train_options.caption_dropout)
         resolved = running.method_on(model, method, empty_prompt=source.unconditional is not None)
         students.require_scale_input(model, student or LoRAOptions(), resolved.scale_input)
-        with run.gone_if_refused(keep_data=not isinstance(source, DataInGraph)), run.locked():
+        with (
+            run.gone_if_refused(keep_data=not isinstance(source, DataInGraph)),
+            run.locked(),
+            host.signals.heeding(lambda: run.cancel_asked),
+        ):
             teacher_sha256 = teacher.sha256(model, begun_with=teacher.sha256_said(run))
             training_data = source.build(model, run, teacher_sha256=teacher_sha256)
             distillation = Distillation(
