@@ -92,13 +92,11 @@ class ImageFolder:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, folder: Any = None, resolution: Any = None, bucket_step: Any = None) -> bool | str:
-        """Before anything runs, where the values are typed in; linked values are checked when they arrive."""
-        if not (isinstance(folder, str) and isinstance(resolution, int) and isinstance(bucket_step, int)):
+    def VALIDATE_INPUTS(cls, folder: Any = None) -> bool | str:
+        """Before anything runs, where it is typed in; a linked one is checked when it arrives."""
+        if not isinstance(folder, str):
             return True
-        return host.signals.error_of(
-            lambda: FolderSource(folder=folders.pictures_folder(folder), resolution=resolution, bucket_step=bucket_step)
-        )
+        return host.signals.error_of(lambda: FolderSource(folder=folders.pictures_folder(folder)))
 
     @classmethod
     def IS_CHANGED(cls, folder: Any = None, **_: Any) -> str:
@@ -182,11 +180,11 @@ class TeacherPictures:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, prompts: Any = None, width: Any = None, height: Any = None) -> bool | str:
-        """Before anything runs, where the values are typed in; linked values are checked when they arrive."""
-        if not (isinstance(prompts, str) and isinstance(width, int) and isinstance(height, int)):
-            return True
-        return host.signals.error_of(lambda: PromptSource(prompts=_lines(prompts), width=width, height=height))
+    def VALIDATE_INPUTS(cls, prompts: Any = None) -> bool | str:
+        """Before anything runs, where it is typed in; a linked one is checked when it arrives."""
+        return (
+            host.signals.error_of(lambda: PromptSource(prompts=_lines(prompts))) if isinstance(prompts, str) else True
+        )
 
     def describe(self, prompts: str, **options: Any) -> tuple[Any]:
         return (PromptSource(prompts=_lines(prompts), **options),)
