@@ -77,6 +77,7 @@ def run_now(request: web.Request) -> dict[str, Any]:
         "previews": told["previews"],
         "live": MESSAGES.newest.get(run.name) if training else None,
         "stopping": training and run.stop_asked,
+        "cancelling": training and run.cancel_asked,
     }
 
 
@@ -93,6 +94,13 @@ def stop(request: web.Request) -> dict[str, Any]:
     run = _run_of(request)
     run.ask_to_stop()
     return {"run": run.name, "stopping": True}
+
+
+def cancel(request: web.Request) -> dict[str, Any]:
+    """Asks whoever trains the run to save its state and stop now. Nothing else that this host executes is touched."""
+    run = _run_of(request)
+    run.ask_to_stop(now=True)
+    return {"run": run.name, "cancelling": True}
 
 
 def _said(preview: Callable[[Mapping[str, str]], dict[str, Any]], request: web.Request) -> dict[str, Any]:
@@ -130,6 +138,7 @@ ROUTES: dict[tuple[str, str], Callable[[web.Request], Any]] = {
     ("GET", "/fewstep/runs/{run}"): run_now,
     ("GET", "/fewstep/runs/{run}/preview"): preview,
     ("POST", "/fewstep/runs/{run}/stop"): stop,
+    ("POST", "/fewstep/runs/{run}/cancel"): cancel,
     ("GET", "/fewstep/runs"): runs,
     ("GET", "/fewstep/runs/{run}/workflow"): workflow,
     ("POST", "/fewstep/runs/{run}/delete"): delete,

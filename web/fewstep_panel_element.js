@@ -4,7 +4,7 @@ import "./fewstep_previews.js";
 import { STYLE, define, make } from "./fewstep_elements.js";
 import { smoothed } from "./fewstep_chart.js";
 import { figures, sentence } from "./fewstep_panel_words.js";
-import { STATE, METRICS, cancel, fetchRun, isConnected, stopAfterCheckpoint, subscribe } from "./fewstep_service.js";
+import { STATE, METRICS, cancelRun, fetchRun, isConnected, stopAfterCheckpoint, subscribe } from "./fewstep_service.js";
 
 const SECONDS_BETWEEN_LOOKS = 1;
 const SECONDS_WITHOUT_A_WORD = 5; // of a run that another process trains, the folder is looked at
@@ -49,7 +49,7 @@ class Panel extends HTMLElement {
   #makeButtons() {
     const button = (textContent, title, click) => make("button", { type: "button", textContent, title, on: { click } });
     this.stop = button("Stop after this checkpoint", "Trains to the next checkpoint, saves and stops.", () => this.#stop());
-    this.cancel = button("Cancel", "Saves the state and stops at once.", () => cancel());
+    this.cancel = button("Cancel", "Saves the state of this run and stops it at once.", () => this.#cancel());
     this.resume = button("Resume", "Queues the graph again; the run goes on from its last state.", () => this.onresume?.());
     return [this.stop, this.cancel, this.resume];
   }
@@ -141,7 +141,8 @@ class Panel extends HTMLElement {
     }
     const curves = joined(this.#known.curves, told.curves);
     const live = told.state === "training" ? this.#newer(told.live) : null;
-    this.#known = { ...this.#known, ...told, curves, live, refusal: null };
+    const cancelAsked = this.#known.cancelAsked && told.state === "training";
+    this.#known = { ...this.#known, ...told, curves, live, cancelAsked, refusal: null };
     this.#draw();
     if (told.state === "training") this.#lookSoon(SECONDS_WITHOUT_A_WORD);
   }
@@ -156,6 +157,17 @@ class Panel extends HTMLElement {
       await stopAfterCheckpoint(this.#run);
     } catch (error) {
       this.#known = { ...this.#known, refusal: error.message };
+    }
+    this.#lookSoon(0);
+  }
+
+  async #cancel() {
+    this.#known = { ...this.#known, cancelAsked: true }; // said at once, and until the run has ended
+    this.#draw();
+    try {
+      await cancelRun(this.#run);
+    } catch (error) {
+      this.#known = { ...this.#known, cancelAsked: false, refusal: error.message };
     }
     this.#lookSoon(0);
   }
@@ -176,10 +188,11 @@ class Panel extends HTMLElement {
     this.onsize?.();
   }
 
-  #drawButtons({ state, stopping, connected }) {
+  #drawButtons({ state, stopping, cancelling, cancelAsked, connected }) {
     const training = connected && state === "training";
     this.stop.hidden = this.cancel.hidden = !training;
-    this.stop.disabled = Boolean(stopping);
+    this.cancel.disabled = Boolean(cancelling || cancelAsked);
+    this.stop.disabled = Boolean(stopping || this.cancel.disabled);
     this.resume.hidden = !(connected && state === "stopped" && this.onresume);
     this.buttons.hidden = !training && this.resume.hidden;
   }

@@ -25,7 +25,8 @@ const finished = ({ iteration, published, startLeft }) => {
 };
 const damaged = () => "This run cannot be read.";
 
-function training({ live, stopping, iteration }) {
+function training({ live, stopping, cancelling, cancelAsked, iteration }) {
+  if (cancelling || cancelAsked) return "Cancelling ... the state is saved first.";
   if (!live) return iteration ? `Training, at iteration ${iteration}.` : "Preparing the training ...";
   const stage = `stage ${live.stage + 1} of ${live.stages} (${live.stage_name})`;
   const said = `${stage}, iteration ${live.iteration} of ${live.iterations}`;

@@ -104,7 +104,7 @@ function post(path) {
   return ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" });
 }
 
-/** Interrupts what the host executes now; a training run saves its state first. */
-export function cancel() {
-  return api.interrupt();
+/** Asks whoever trains the run to save its state and stop now; other jobs of the queue are not touched. */
+export function cancelRun(run) {
+  return post(`${place(run)}/cancel`);
 }

@@ -26,9 +26,6 @@ from .data_sources import DataInGraph, DataSource
 from .observing import Show
 from .telling import MESSAGES
 
-_ABSENT = object()
-"""An input that is not connected, where None stands for one whose value is not known yet."""
-
 
 @host.signals.asked_whether_changed
 class Distill:
@@ -42,6 +39,7 @@ class Distill:
         "The LoRA's weights, for the host's own LoRA nodes; the file is in output/loras/fewstep already.",
     )
     FUNCTION = "distil"
+    OUTPUT_NODE = True
     INPUT_IS_LIST = True
     GATHERED = ("latents", "positive")
     CATEGORY = "few-step/distillation"
@@ -212,19 +210,9 @@ class Distill:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(
-        cls, run_name: Any = None, latents: Any = _ABSENT, positive: Any = _ABSENT, data: Any = _ABSENT
-    ) -> bool | str:
-        """The host gives None for what is linked and leaves out what is not."""
-
-        def check() -> None:
-            if run_name is not None:
-                folders.run_named(run_name)
-            _require_one_kind_of_data(
-                latents=latents is not _ABSENT, positive=positive is not _ABSENT, data=data is not _ABSENT
-            )
-
-        return host.signals.error_of(check)
+    def VALIDATE_INPUTS(cls, run_name: Any = None) -> bool | str:
+        """Hosts report what is wrong on every input that is named here, so that one alone is."""
+        return folders.error_of_name(run_name, what="run name")
 
     @classmethod
     def IS_CHANGED(cls, run_name: str | None = None, **_: Any) -> float:
@@ -291,7 +279,11 @@ def prepared(
         resolved = running.method_on(model, method, empty_prompt=source.unconditional is not None)
         _require_pictures(resolved, source)
         students.require_scale_input(model, student or LoRAOptions(), resolved.scale_input)
-        with run.gone_if_refused(keep_data=not isinstance(source, DataInGraph)), run.locked():
+        with (
+            run.gone_if_refused(keep_data=not isinstance(source, DataInGraph)),
+            run.locked(),
+            host.signals.heeding(lambda: run.cancel_asked),
+        ):
             teacher_sha256 = teacher.sha256(model, begun_with=teacher.sha256_said(run))
             training_data = source.build(model, run, teacher_sha256=teacher_sha256)
             distillation = Distillation(

@@ -166,10 +166,8 @@ class ImageFolder(_Folder):
         }
 
     @classmethod
-    def VALIDATE_INPUTS(
-        cls, folder: Any = None, resolution: Any = None, bucket_step: Any = None, subfolders: Any = NOT_READ
-    ) -> bool | str:
-        return cls._error_of(folder, resolution=resolution, bucket_step=bucket_step, subfolders=subfolders)
+    def VALIDATE_INPUTS(cls, folder: Any = None, subfolders: Any = NOT_READ) -> bool | str:
+        return cls._error_of(folder, subfolders=subfolders)
 
 
 class ClipFolderNode(_Folder):
@@ -220,10 +218,8 @@ class ClipFolderNode(_Folder):
         }
 
     @classmethod
-    def VALIDATE_INPUTS(
-        cls, folder: Any = None, resolution: Any = None, bucket_step: Any = None, subfolders: Any = NOT_READ
-    ) -> bool | str:
-        return cls._error_of(folder, resolution=resolution, bucket_step=bucket_step, subfolders=subfolders)
+    def VALIDATE_INPUTS(cls, folder: Any = None, subfolders: Any = NOT_READ) -> bool | str:
+        return cls._error_of(folder, subfolders=subfolders)
 
 
 class SoundFolderNode(_Folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from ...trainers.methods.consistency import ConsistencyOptions, Solver
@@ -11,7 +12,6 @@ from ...trainers.methods.progressive import ProgressiveOptions, StudentPredictio
 from ...trainers.objective.distance import Distance
 from ...trainers.objective.grid import Grid
 from ...trainers.objective.weighting import Weighting
-from .. import host
 from . import option_inputs as inputs
 
 STUDENT_PREDICTIONS = [kind.value for kind in StudentPrediction if kind is not StudentPrediction.X0_AND_EPS]
@@ -49,7 +49,7 @@ class ProgressiveDistillation:
                 ),
                 "iterations": (
                     "INT",
-                    {"default": 500, "min": 0, "max": 1000000, "tooltip": "Optimiser steps in each halving."},
+                    {"default": 500, "min": 1, "max": 1000000, "tooltip": "Optimiser steps in each halving."},
                 ),
                 "weighting": (
                     [weighting.value for weighting in Weighting],
@@ -143,32 +143,13 @@ class ProgressiveDistillation:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(
-        cls,
-        start_steps: Any = None,
-        target_steps: Any = None,
-        iterations: Any = None,
-        conversion_iterations: Any = 0,
-        last_stages_iterations: Any = 0,
-        merged_steps: Any = 2,
-    ) -> bool | str:
-        """Before anything runs, where the values are typed in; linked values are checked when they arrive."""
-        counts = (start_steps, target_steps, iterations, conversion_iterations, last_stages_iterations, merged_steps)
-        if not all(isinstance(value, int) for value in counts):
-            return True
-        return host.signals.error_of(
-            lambda: ProgressiveOptions(
-                start_steps=start_steps,
-                target_steps=target_steps,
-                iterations=iterations,
-                weighting=Weighting.CONSTANT,
-                learning_rate=1e-3,
-                guidance_scale=1.0,
-                conversion_iterations=conversion_iterations,
-                last_stages_iterations=last_stages_iterations,
-                merged_steps=merged_steps,
-            )
+    def VALIDATE_INPUTS(cls, start_steps: Any = None, target_steps: Any = None, merged_steps: Any = 2) -> bool | str:
+        """Before anything runs, what these say together; all else has limits of its own, which hosts report on the one input."""
+        given = {"start_steps": start_steps, "target_steps": target_steps, "merged_steps": merged_steps}
+        chosen = functools.partial(
+            ProgressiveOptions, weighting=Weighting.CONSTANT, learning_rate=1e-3, guidance_scale=1.0
         )
+        return inputs.checked(lambda: chosen(**given, iterations=1), *given.values())
 
     def make(self, **options: Any) -> tuple[ProgressiveOptions]:
         return (ProgressiveOptions.read(options),)
@@ -194,7 +175,7 @@ class GuidanceDistillation:
                 "guidance_scale": inputs.guidance_scale(
                     7.5, "The cfg that is baked in, with the negative prompt of Distill Model. Above 1."
                 ),
-                "iterations": inputs.count(1000, "Optimiser steps."),
+                "iterations": inputs.count(1000, "Optimiser steps.", least=1),
                 "learning_rate": inputs.learning_rate(
                     1e-4, "At the start; it falls linearly to 0, or as Distill Model's schedule says."
                 ),
@@ -222,13 +203,12 @@ class GuidanceDistillation:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(
-        cls, guidance_scale: Any = None, iterations: Any = None, steps: Any = None, guidance_scale_max: Any = 0.0
-    ) -> bool | str:
-        """Before anything runs."""
-        given = {"guidance_scale": guidance_scale, "iterations": iterations, "steps": steps}
-        given["guidance_scale_max"] = guidance_scale_max
-        return inputs.checked(lambda: GuidanceOptions(**given, learning_rate=1e-4), *given.values())
+    def VALIDATE_INPUTS(cls, guidance_scale: Any = None, guidance_scale_max: Any = 0.0) -> bool | str:
+        """Before anything runs, what these say together."""
+        given = {"guidance_scale": guidance_scale, "guidance_scale_max": guidance_scale_max}
+        return inputs.checked(
+            lambda: GuidanceOptions(**given, iterations=1, steps=4, learning_rate=1e-4), *given.values()
+        )
 
     def make(self, **options: Any) -> tuple[GuidanceOptions]:
         return (GuidanceOptions.read(options),)
@@ -257,7 +237,7 @@ class ConsistencyDistillation:
                     least=1,
                     most=1000,
                 ),
-                "iterations": inputs.count(2000, "Optimiser steps."),
+                "iterations": inputs.count(2000, "Optimiser steps.", least=1),
                 "learning_rate": inputs.learning_rate(
                     1e-4, "At the start; it falls linearly to 0, or as Distill Model's schedule says. 1e-4 for a LoRA."
                 ),
@@ -311,11 +291,11 @@ class ConsistencyDistillation:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, steps: Any = None, iterations: Any = None, levels: Any = 50) -> bool | str:
-        """Before anything runs."""
-        given = {"steps": steps, "iterations": iterations, "levels": levels}
+    def VALIDATE_INPUTS(cls, steps: Any = None, levels: Any = 50) -> bool | str:
+        """Before anything runs, what these say together."""
+        given = {"steps": steps, "levels": levels}
         return inputs.checked(
-            lambda: ConsistencyOptions(**given, learning_rate=1e-4, guidance_scale=1.0), *given.values()
+            lambda: ConsistencyOptions(**given, iterations=1, learning_rate=1e-4, guidance_scale=1.0), *given.values()
         )
 
     def make(self, **options: Any) -> tuple[ConsistencyOptions]:
@@ -345,7 +325,7 @@ class ConsistencyTraining:
                     least=1,
                     most=1000,
                 ),
-                "iterations": inputs.count(5000, "Optimiser steps, in phases of equal length."),
+                "iterations": inputs.count(5000, "Optimiser steps, in phases of equal length.", least=1),
                 "learning_rate": inputs.learning_rate(
                     1e-4, "At the start; it falls linearly to 0, or as Distill Model's schedule says."
                 ),
@@ -384,12 +364,12 @@ class ConsistencyTraining:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(
-        cls, steps: Any = None, iterations: Any = None, first_levels: Any = 10, last_levels: Any = 160
-    ) -> bool | str:
-        """Before anything runs."""
-        given = {"steps": steps, "iterations": iterations, "first_levels": first_levels, "last_levels": last_levels}
-        return inputs.checked(lambda: ConsistencyTrainingOptions(**given, learning_rate=1e-4), *given.values())
+    def VALIDATE_INPUTS(cls, first_levels: Any = 10, last_levels: Any = 160, steps: Any = 1) -> bool | str:
+        """Before anything runs, what these say together."""
+        given = {"first_levels": first_levels, "last_levels": last_levels, "steps": steps}
+        return inputs.checked(
+            lambda: ConsistencyTrainingOptions(**given, iterations=1, learning_rate=1e-4), *given.values()
+        )
 
     def make(self, **options: Any) -> tuple[ConsistencyTrainingOptions]:
         return (ConsistencyTrainingOptions.read(options),)

@@ -63,7 +63,7 @@ class WatchRun:
     SEARCH_ALIASES = ["training progress", "multi gpu", "monitor", "resume"]
     DESCRIPTION = (
         "Waits for a run that another process trains, shows its progress and previews, and loads the student when it is "
-        "finished. Cancel stops the watching, not the training."
+        "finished. ComfyUI's own cancel stops the watching, not the training; Cancel on the panel stops the training."
     )
 
     @classmethod

@@ -70,11 +70,9 @@ class TeacherPictures:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, prompts: Any = None, width: Any = None, height: Any = None) -> bool | str:
-        """Before anything runs, where the values are typed in; linked values are checked when they arrive."""
-        if not (isinstance(prompts, str) and isinstance(width, int) and isinstance(height, int)):
-            return True
-        return host.signals.error_of(lambda: PromptSource(prompts=lines(prompts), width=width, height=height))
+    def VALIDATE_INPUTS(cls, prompts: Any = None) -> bool | str:
+        """Before anything runs, where it is typed in; a linked one is checked when it arrives."""
+        return host.signals.error_of(lambda: PromptSource(prompts=lines(prompts))) if isinstance(prompts, str) else True
 
     def describe(self, prompts: str, **options: Any) -> tuple[Any]:
         return (PromptSource(prompts=lines(prompts), **options),)
@@ -98,12 +96,7 @@ class TrainingPrompts:
         shared = {name: drawn["required"][name] for name in ("prompts", "negative", "width", "height")}
         return {"required": shared, "optional": drawn["optional"]}
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, prompts: Any = None, width: Any = None, height: Any = None) -> bool | str:
-        """Before anything runs, where the values are typed in; linked values are checked when they arrive."""
-        if not (isinstance(prompts, str) and isinstance(width, int) and isinstance(height, int)):
-            return True
-        return host.signals.error_of(lambda: PromptsAlone(prompts=lines(prompts), width=width, height=height))
+    VALIDATE_INPUTS = TeacherPictures.VALIDATE_INPUTS
 
     def describe(self, prompts: str, **options: Any) -> tuple[Any]:
         return (PromptsAlone(prompts=lines(prompts), **options),)

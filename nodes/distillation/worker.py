@@ -123,5 +123,5 @@ class _Tell:
         if self._preview and self._preview.due(metrics):
             self._preview(metrics)
         self._say(metrics)
-        if stops_here(self._distillation, metrics):
+        if self._distillation.run.cancel_asked or stops_here(self._distillation, metrics):
             raise KeyboardInterrupt  # as Ctrl-C does, which the command tells of

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management
@@ -33,9 +34,25 @@ def asked_whether_changed(node: type) -> type:
     return node
 
 
+_heeded: list[Callable[[], bool]] = []
+"""What else cancels the work that goes on."""
+
+
+@contextmanager
+def heeding(cancelled: Callable[[], bool]) -> Iterator[None]:
+    """Inside, check_cancelled heeds this wish too: of one run, where the host's own is of whatever it executes."""
+    _heeded.append(cancelled)
+    try:
+        yield
+    finally:
+        _heeded.remove(cancelled)
+
+
 def check_cancelled() -> None:
     """Raises the host's own exception when the user pressed cancel."""
     comfy.model_management.throw_exception_if_processing_interrupted()
+    if any(cancelled() for cancelled in _heeded):
+        raise Cancelled
 
 
 def progress_bar(total: int) -> Any:

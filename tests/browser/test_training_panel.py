@@ -5,7 +5,7 @@ import time
 
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from editing import read
-from hosting import ROOT
+from hosting import ROOT, Client, demo
 
 DEMO = ROOT / "workflows" / "Distil digits to 4 steps.json"
 KEPT = {
@@ -107,6 +107,26 @@ def test_a_run_is_watched_cancelled_reloaded_resumed_and_finished(editor, runs, 
     assert editor.page.evaluate("(id) => !!app.graph.getNodeById(id)", node), (
         "keys in the panel do nothing to the graph"
     )
+
+
+def test_cancel_is_said_at_once_and_touches_no_other_job(editor, runs, name):
+    """The shown run is trained by another process, this one; meanwhile the server trains something else."""
+    begin(editor, name, iterations=4000)
+    other = f"{name} other"
+    editor.server.queue(demo(other, FewStepProgressiveDistillation={"iterations": 300}), client="another tab")
+    run = RunFolder(runs, name)
+    with run.locked():
+        sentence(editor, "Preparing the training")
+        press(editor, "Cancel")
+        sentence(editor, "Cancelling ... the state is saved first.")
+        assert panel(editor).get_by_role("button", name="Cancel").is_disabled()
+        for _ in range(100):
+            if not run.cancel_asked:  # said before it has arrived
+                editor.page.wait_for_timeout(100)
+        assert run.cancel_asked
+    sentence(editor, "Not begun")
+    Client(editor.server).wait_until_idle()
+    assert RunFolder(runs, other).finished
 
 
 def test_stop_after_this_checkpoint(editor, runs, name):

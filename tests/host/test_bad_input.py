@@ -1,5 +1,9 @@
 """Every bad input is named on its node, before any work starts, and leaves no run behind."""
 
+import json
+import urllib.error
+import urllib.request
+
 import pytest
 import torch
 from comfyui_fewstep.commands.server import ServerError
@@ -11,7 +15,7 @@ from safetensors.torch import save_file
     ("inputs", "said"),
     [
         ({"FewStepProgressiveDistillation": {"start_steps": 12, "target_steps": 5}}, "start_steps is 12"),
-        ({"FewStepProgressiveDistillation": {"iterations": 0}}, "iterations is 0"),
+        ({"FewStepProgressiveDistillation": {"iterations": 0}}, "iterations"),
         ({"FewStepProgressiveDistillation": {"weighting": "best"}}, "weighting"),
         ({"FewStepDistill": {"run_name": "../../elsewhere"}}, "no path may be in it"),
         ({"FewStepDistill": {"run_name": ""}}, "the run name is"),
@@ -48,9 +52,37 @@ def without(prompt, kind, name):
     return prompt
 
 
-def test_a_missing_connection_is_refused(server, name):
-    with pytest.raises(ServerError, match="latents is connected; connect latents and positive, or data"):
-        server.queue(without(demo(name), "FewStepDistill", "positive"), client="test")
+def test_a_missing_connection_is_refused(client, runs, name):
+    with pytest.raises(Failed, match="latents is connected; connect latents and positive, or data"):
+        client.run(without(demo(name), "FewStepDistill", "positive"))
+    assert not (runs / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "named"),
+    [
+        ("FewStepDistill", {"run_name": "../elsewhere"}, {"run_name"}),
+        ("FewStepDistill", {"batch_size": 0}, {"batch_size"}),
+        ("FewStepProgressiveDistillation", {"iterations": 0}, {"iterations"}),
+        ("FewStepProgressiveDistillation", {"start_steps": 12}, {"start_steps", "target_steps", "merged_steps"}),
+    ],
+)
+def test_a_wrong_value_is_reported_where_it_is(kind, inputs, named, server, name):
+    body = json.dumps({"prompt": demo(name, **{kind: inputs}), "client_id": "test"}).encode()
+    asked = urllib.request.Request(f"{server.address}/prompt", data=body, headers={"Content-Type": "application/json"})  # noqa: S310
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(asked, timeout=60)  # noqa: S310 (our own http address)
+    errors = json.loads(refused.value.read())["node_errors"].values()
+    assert {error["extra_info"]["input_name"] for node in errors for error in node["errors"]} == named
+
+
+def test_distill_model_alone_can_be_queued(client, runs, name):
+    """Nothing is connected to what it gives."""
+    prompt = demo(name)
+    wanted = {"FewStepDemoTeacher", "FewStepDigitsData", "FewStepDigitPrompt", "FewStepProgressiveDistillation"}
+    wanted |= {"FewStepFullWeightsStudent", "FewStepDistill"}
+    client.run({key: node for key, node in prompt.items() if node["class_type"] in wanted})
+    assert (runs / name / "student.safetensors").exists()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +116,7 @@ def test_data_of_no_use_are_refused_before_a_run_begins(kind, inputs, said, clie
     assert not (runs / name).exists()
 
 
-def test_two_kinds_of_data_are_refused(server, name):
+def test_two_kinds_of_data_are_refused(client, name):
     prompt = demo(name)
     prompt["5"]["inputs"]["data"] = ["30", 0]
     prompt["30"] = {
@@ -92,8 +124,8 @@ def test_two_kinds_of_data_are_refused(server, name):
         "inputs": {"prompts": "7", "negative": "", "width": 32, "height": 32, "pictures_per_prompt": 1, "steps": 4}
         | {"cfg": 1.0, "sampler": "euler", "seed": 0, "batch_size": 1, "pairs": False},
     }
-    with pytest.raises(ServerError, match="connect data alone"):
-        server.queue(prompt, client="test")
+    with pytest.raises(Failed, match="connect data alone"):
+        client.run(prompt)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,25 @@ def test_it_is_refused_before_anything_runs_where_the_host_leaves_that_to_the_no
             assert str(validate(**{name: given})).startswith(f"{name} is ")
 
 
+TOGETHER = {
+    "FewStepProgressiveDistillation": {"start_steps", "target_steps", "merged_steps"},
+    "FewStepGuidanceDistillation": {"guidance_scale", "guidance_scale_max"},
+    "FewStepConsistencyDistillation": {"steps", "levels"},
+    "FewStepConsistencyTraining": {"first_levels", "last_levels", "steps"},
+    "FewStepExpertsPart": {"level_from", "level_to"},
+    "FewStepApplyRecipe": {"recipe", "file"},
+    "FewStepEvaluateDigits": {"teacher_steps", "student_steps"},  # after the training, so both before it
+}
+"""Inputs that are right or wrong together."""
+
+
+def test_one_wrong_value_is_reported_on_the_one_input_that_has_it():
+    """Hosts report what VALIDATE_INPUTS says on every input that it names."""
+    for name, made in NODE_CLASS_MAPPINGS.items():
+        named = inspect.getfullargspec(made.VALIDATE_INPUTS).args[1:] if hasattr(made, "VALIDATE_INPUTS") else []
+        assert len(named) <= 1 or set(named) == TOGETHER[name], name
+
+
 def test_a_whole_number_does_where_a_fraction_is_wanted():
     (method,) = NODE_CLASS_MAPPINGS["FewStepGuidanceDistillation"]().make(
         guidance_scale=7, iterations=1, learning_rate=0.5, steps=4, gamma=0, distance="squared"

@@ -107,6 +107,32 @@ def test_stop_after_this_checkpoint(client, server, runs, name):
     shutil.rmtree(runs / name)
 
 
+def test_cancel_is_of_this_run_and_of_no_other_job(client, server, runs, name):
+    """It is saved and stopped at once, far from a checkpoint; what is queued behind it runs."""
+    with pytest.raises(ServerError, match="nobody trains"):
+        server.post(f"/fewstep/runs/{name}/cancel", {})
+    long = demo(name, FewStepProgressiveDistillation={"iterations": 4000}, FewStepDistill={"checkpoint_every": 4000})
+    told = []
+
+    def listen(kind, data):
+        if kind == "fewstep.metrics" and not told:
+            server.queue(demo(f"{name} next"), client="another tab")
+            with pytest.raises(ServerError, match="nobody trains"):
+                server.post(f"/fewstep/runs/{name} next/cancel".replace(" ", "%20"), {})
+            assert server.post(f"/fewstep/runs/{name}/cancel", {}) == {"run": name, "cancelling": True}
+            told.append(server.get(f"/fewstep/runs/{name}"))
+
+    with pytest.raises(Failed, match="interrupted"):
+        client.run(long, on_event=listen)
+    (saved,) = RunFolder(runs, name).checkpoints()
+    assert int(saved.stem) < 4000
+    assert told[0]["cancelling"] or told[0]["state"] == "stopped"
+    client.wait_until_idle()
+    assert RunFolder(runs, f"{name} next").finished
+    assert not server.get(f"/fewstep/runs/{name}")["cancelling"]
+    shutil.rmtree(runs / name)
+
+
 def test_while_it_trains_a_second_tab_finds_the_newest_figures(client, server, name):
     seen = []
 

@@ -9,7 +9,7 @@ stages/<n> steps.safetensors   the student of each finished stage, with its own 
 stages.json            how far each of them lands from its teacher
 workflow.json          the editor's graph that it was last started from
 error.txt              what ended the last start, where that was an error
-stop                   asks the process that trains it to stop after its next checkpoint
+stop, cancel           ask the process that trains it to stop after its next checkpoint, or at once
 student.safetensors    the result, the last of them; its presence says that the run is finished
 """
 
@@ -105,7 +105,8 @@ class RunFolder:
         require_no_links(self.path)
         with self._held():
             remove_unfinished(self.path)
-            self._stop_file.unlink(missing_ok=True)  # it was meant for a process before
+            for asked in (self.place("stop"), self.place("cancel")):
+                asked.unlink(missing_ok=True)  # it was meant for a process before
             yield
 
     @contextlib.contextmanager
@@ -138,19 +139,20 @@ class RunFolder:
         return False
 
     @property
-    def _stop_file(self) -> Path:
-        return self.place("stop")
-
-    @property
     def stop_asked(self) -> bool:
         """Whether somebody wants it to stop after the next checkpoint."""
-        return self._stop_file.exists()
+        return self.place("stop").exists()
 
-    def ask_to_stop(self) -> None:
-        """After the next checkpoint, whichever process trains it. ValueError when none does."""
+    @property
+    def cancel_asked(self) -> bool:
+        """Whether somebody wants it to save and stop now."""
+        return self.place("cancel").exists()
+
+    def ask_to_stop(self, *, now: bool = False) -> None:
+        """After the next checkpoint, or now, whichever process trains it. ValueError when none does."""
         if not self.busy:
             raise ValueError(f"nobody trains the run {self.name!r} now, so there is nothing to stop.")
-        write_atomically(self._stop_file, b"")
+        write_atomically(self.place("cancel" if now else "stop"), b"")
 
     def claim(
         self,

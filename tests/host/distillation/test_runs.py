@@ -172,6 +172,18 @@ def test_a_run_stopped_there_goes_on_here(client, runs, style, name):
     assert_same_student(run, runs / f"{name} unbroken")
 
 
+def test_cancel_reaches_the_process_that_trains(client, server, runs, style, name):
+    """By the panel's route, and far from a checkpoint; the same command goes on."""
+    client.run(workflow(name, "FewStepWriteRun", checkpoint_every=100000, iterations=20000))
+    run, process = RunFolder(runs, name), start(runs / name)
+    while process.poll() is None and not (runs / name / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    assert server.post(f"/fewstep/runs/{name}/cancel", {}) == {"run": name, "cancelling": True}
+    code, said, errors = finish(process)
+    assert (code, "Stopped; the same command goes on from here." in said) == (130, True), errors
+    assert len(run.checkpoints()) == 1
+
+
 def test_watching_shows_the_other_process(client, runs, style, name):
     client.run(workflow(name, "FewStepWriteRun", iterations=400))
     process, told = start(runs / name), []

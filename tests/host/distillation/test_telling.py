@@ -117,7 +117,7 @@ def test_a_training_process_elsewhere_stops_when_the_folder_asks_it_to():
 
     from comfyui_fewstep.nodes.distillation.worker import _Tell
 
-    run = SimpleNamespace(stop_asked=False)
+    run = SimpleNamespace(stop_asked=False, cancel_asked=False)
     told = []
     tell = _Tell(SimpleNamespace(run=run, options=SimpleNamespace(checkpoint_every=5)), None, told.append)
     tell(SimpleNamespace(iteration=5))
@@ -126,3 +126,20 @@ def test_a_training_process_elsewhere_stops_when_the_folder_asks_it_to():
     with pytest.raises(KeyboardInterrupt):
         tell(SimpleNamespace(iteration=10))
     assert [metrics.iteration for metrics in told] == [5, 9, 10]
+    run.stop_asked, run.cancel_asked = False, True
+    with pytest.raises(KeyboardInterrupt):
+        tell(SimpleNamespace(iteration=11))
+
+
+def test_work_heeds_the_cancel_of_its_run_alone():
+    """Encoding data asks so too, long before the first iteration."""
+    from comfyui_fewstep.nodes import host
+
+    asked = []
+    host.signals.check_cancelled()
+    with host.signals.heeding(lambda: bool(asked)):
+        host.signals.check_cancelled()
+        asked.append(1)
+        with pytest.raises(host.signals.Cancelled):
+            host.signals.check_cancelled()
+    host.signals.check_cancelled()

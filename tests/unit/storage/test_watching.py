@@ -104,9 +104,11 @@ def test_a_stop_is_for_the_process_that_trains_now(tmp_path):
     assert not run.path.exists(), "asking about a run makes none"
     with run.locked():
         in_another_thread(RunFolder(tmp_path, "run").ask_to_stop)
-        assert run.stop_asked
+        assert (run.stop_asked, run.cancel_asked) == (True, False)
+        in_another_thread(lambda: RunFolder(tmp_path, "run").ask_to_stop(now=True))
+        assert run.cancel_asked
     with run.locked():
-        assert not run.stop_asked
+        assert (run.stop_asked, run.cancel_asked) == (False, False)
 
 
 def test_previews_are_told_in_order(tmp_path):
