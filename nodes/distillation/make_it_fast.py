@@ -50,8 +50,8 @@ class MakeItFast:
                 "goal": (
                     list(GOALS),
                     {
-                        "tooltip": "closest to my model: progressive distillation, which keeps seeds and composition. cheapest "
-                        "to train: consistency distillation, an LCM-LoRA for 1 to 8 steps."
+                        "tooltip": "closest to my model: progressive distillation, which keeps seeds and composition. sharpest: "
+                        "distribution matching (DMD), from prompts alone. cheapest to train: an LCM-LoRA."
                     },
                 ),
                 "run_name": (
