@@ -218,7 +218,7 @@ def command_train(rest: list[str]) -> int:
         os.environ["COMFYUI_PATH"] = str(arguments.comfyui)
     many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(arguments.processes)]
     start = [*(many if arguments.processes > 1 else []), "-m", f"{PACKAGE}.trainers"]
-    return run_in_environment(environment_python(), *start, str(Path.cwd() / arguments.run), *arguments.options)
+    return run_in_environment(environment_python(), *start, *_of_run(arguments))
 
 
 def command_plan(rest: list[str]) -> int:
@@ -230,14 +230,21 @@ def command_plan(rest: list[str]) -> int:
     arguments = parser.parse_args(rest)
     if arguments.comfyui:
         os.environ["COMFYUI_PATH"] = str(arguments.comfyui)
-    start = ["-m", f"{PACKAGE}.commands.plan", str(Path.cwd() / arguments.run)]
-    return run_in_environment(environment_python(), *start, *arguments.options)
+    return run_in_environment(environment_python(), "-m", f"{PACKAGE}.commands.plan", *_of_run(arguments))
 
 
 def _of_a_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="the run's folder: ComfyUI/output/fewstep/runs/<run name>")
     parser.add_argument("--comfyui", type=Path, help="your ComfyUI (default: COMFYUI_PATH, else the embedded one)")
+    parser.add_argument(
+        "--base", type=Path, help="folder with models/ and custom_nodes/ (default: the run's own ComfyUI)"
+    )
     parser.add_argument("options", nargs="*", help="what follows -- goes to the process; -- --help lists it")
+
+
+def _of_run(arguments: argparse.Namespace) -> list[str]:
+    base = ["--base", str(Path.cwd() / arguments.base)] if arguments.base else []
+    return [str(Path.cwd() / arguments.run), *base, *arguments.options]
 
 
 def command_clean(_rest: list[str]) -> int:

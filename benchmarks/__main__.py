@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from . import architectures, demo, methods, progressive, samplers, templates, training
+from . import architectures, demo, gpu, methods, progressive, samplers, templates, training
 from .scenes import command as scenes
 
 BENCHMARKS = {
     "architectures": architectures,
     "demo": demo,
+    "gpu": gpu,
     "methods": methods,
     "progressive": progressive,
     "samplers": samplers,

@@ -38,11 +38,12 @@ def cpu_options() -> list[str]:
     return [] if any(found) else ["--cpu"]
 
 
-def import_host(*options: str, base: Path | None = None) -> None:
+def import_host(*options: str, base: Path | None = None, output: Path | None = None) -> None:
     """Makes `comfy` and `folder_paths` importable here, as they are inside a running host, on the CPU when there is no GPU.
 
     base: the folder with models, input and output; None for ComfyUI's own, which for the embedded one is .fewstep/host.
-    options: others of ComfyUI's command line. It reads them from sys.argv on import, so ours are hidden from it.
+    output: the folder of what is made, where it may be another than the one there. options: others of ComfyUI's command line.
+    It reads them from sys.argv on import, so ours are hidden from it.
     """
     path = os.environ.get("COMFYUI_PATH")
     if base or not path:
@@ -57,6 +58,8 @@ def import_host(*options: str, base: Path | None = None) -> None:
 
         comfy.options.enable_args_parsing()
         sys.modules["folder_paths"] = importlib.import_module("folder_paths" if path else "comfy.cmd.folder_paths")
+        if output:
+            sys.modules["folder_paths"].set_output_directory(str(output))
         import comfy.samplers
     finally:
         sys.argv = arguments
@@ -71,12 +74,17 @@ def node_classes(*, custom: bool = False) -> dict[str, Any]:
     if "nodes" not in sys.modules:  # which hides the `utils` that this needs
         _read_extra_model_paths()
     nodes = importlib.import_module("nodes")  # the host's, not the room of ours
-    if custom:
-        import server
-
-        server.PromptServer(asyncio.new_event_loop())  # many packs want one to add their routes to; it serves nobody
+    _have_a_server()
     asyncio.run(nodes.init_extra_nodes(init_custom_nodes=custom, init_api_nodes=False))
     return dict(nodes.NODE_CLASS_MAPPINGS)
+
+
+def _have_a_server() -> None:
+    """Nodes of current hosts and many packs want one to add their routes to, and warn without; it serves nobody."""
+    import server
+
+    if getattr(server.PromptServer, "instance", None) is None:
+        server.PromptServer(asyncio.new_event_loop())
 
 
 def _read_extra_model_paths() -> None:

@@ -5,33 +5,26 @@ The teacher is made by ComfyUI's own nodes from the run's kept graph, the data c
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from ..trainers.storage.run_folder import RunFolder
 from ..trainers.training.plan import Plan
 from .embedded import import_host
-from .train import base_of, classes_for
+from .train import arguments_of, base_of, classes_for, output_of
 
 
 def plan(run: RunFolder, *, base: Path, host_options: list[str]) -> Plan:
     """ValueError for what cannot be trained, or does not fit."""
     run.description()
-    import_host(*host_options, base=base)
+    import_host(*host_options, base=base, output=output_of(run.path))
     from ..nodes.distillation import worker
 
     return worker.plan_folder(run, classes=classes_for(run))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="launch.py plan", description=__doc__)
-    parser.add_argument("run", type=Path, help="the run's folder: ComfyUI/output/fewstep/runs/<run name>")
-    parser.add_argument(
-        "--base", type=Path, help="folder with models/ and custom_nodes/ (default: the run's own ComfyUI)"
-    )
-    parser.add_argument("host_options", nargs="*", metavar="-- HOST OPTION", help="options of ComfyUI, after --")
-    arguments = parser.parse_args()
+    arguments = arguments_of("launch.py plan", __doc__)
     path = Path.cwd() / arguments.run
     try:
         base = (arguments.base or base_of(path)).resolve()

@@ -19,11 +19,17 @@ from .embedded import import_host, node_classes
 
 def base_of(run: Path) -> Path:
     """The folder with models and output that a run folder <base>/output/fewstep/runs/<name> belongs to."""
-    if [parent.name for parent in list(run.parents)[:3]] != ["runs", "fewstep", "output"]:
+    output = output_of(run)
+    if output is None or output.name != "output":
         raise ValueError(
             f"{run} is not within a ComfyUI's output/fewstep/runs; say with --base where its models folder is."
         )
-    return run.parents[3]
+    return output.parent
+
+
+def output_of(run: Path) -> Path | None:
+    """The output folder that a run folder <output>/fewstep/runs/<name> is in, wherever that is; None for one elsewhere."""
+    return run.parents[2] if [parent.name for parent in list(run.parents)[:2]] == ["runs", "fewstep"] else None
 
 
 def classes_for(run: RunFolder) -> dict[str, Any]:
@@ -40,7 +46,7 @@ def classes_for(run: RunFolder) -> dict[str, Any]:
 def train(run: RunFolder, *, base: Path, host_options: list[str], processes: Processes) -> Path | None:
     """Trains what is left. The student's file, on the first process. ValueError for what cannot be trained."""
     run.description()
-    import_host(*host_options, base=base)
+    import_host(*host_options, base=base, output=output_of(run.path))
     from ..nodes.distillation import worker
 
     terminal = Terminal()
@@ -52,14 +58,19 @@ def train(run: RunFolder, *, base: Path, host_options: list[str], processes: Pro
     return worker.train_folder(run, classes=classes_for(run), processes=processes, say=say)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="launch.py train", description=__doc__)
+def arguments_of(command: str, about: str | None) -> argparse.Namespace:
+    """Of a command on a run folder."""
+    parser = argparse.ArgumentParser(prog=command, description=about)
     parser.add_argument("run", type=Path, help="the run's folder: ComfyUI/output/fewstep/runs/<run name>")
     parser.add_argument(
         "--base", type=Path, help="folder with models/ and custom_nodes/ (default: the run's own ComfyUI)"
     )
     parser.add_argument("host_options", nargs="*", metavar="-- HOST OPTION", help="options of ComfyUI, after --")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = arguments_of("launch.py train", __doc__)
     path = Path.cwd() / arguments.run  # as it was given: a run that is a link is not followed
     try:
         base = (arguments.base or base_of(path)).resolve()

@@ -8,7 +8,8 @@ import { STATE, METRICS, cancel, fetchRun, isConnected, stopAfterCheckpoint, sub
 
 const SECONDS_BETWEEN_LOOKS = 1;
 const SECONDS_WITHOUT_A_WORD = 5; // of a run that another process trains, the folder is looked at
-const VIEWS = { loss: "Loss", bands: "Noise levels", rate: "Learning rate", pictures: "Pictures" };
+const VIEWS = { loss: "Loss", bands: "Noise levels", measures: "Companion", rate: "Learning rate", pictures: "Pictures" };
+const MEASURES = ["gap", "cosine", "std", "real_std"]; // what shows a companion lagging, and contrast growing
 const COLUMNS = ["iteration", "stage", "loss", "x0_error", "gradient_norm", "learning_rate"];
 const BANDS = [["--band-1"], ["--band-2", [10, 4]], ["--band-3", [3, 3]], ["--band-4", [10, 3, 3, 3]]]; // told apart without colours too
 
@@ -89,7 +90,7 @@ class Panel extends HTMLElement {
 
   #forget() {
     const curves = Object.fromEntries(COLUMNS.map((name) => [name, []]));
-    this.#known = { state: "absent", curves: { ...curves, band_errors: [] }, stages: {}, previews: [], live: null, error: null };
+    this.#known = { state: "absent", curves: { ...curves, band_errors: [], measures: {} }, stages: {}, previews: [], live: null, error: null };
     this.#draw();
   }
 
@@ -191,6 +192,7 @@ class Panel extends HTMLElement {
   }
 
   #drawView() {
+    this.tabs[Object.keys(VIEWS).indexOf("measures")].hidden = !MEASURES.some((name) => this.#known.curves.measures[name]);
     this.tabs.forEach((tab, i) => tab.setAttribute("aria-pressed", Object.keys(VIEWS)[i] === this.#view));
     this.chart.hidden = !this.large || this.#view === "pictures";
     this.pictures.hidden = !this.large || this.#view !== "pictures";
@@ -205,12 +207,16 @@ function joined(known, came) {
   const bands = Math.max(known.band_errors.length, came.band_errors.length);
   const part = (of, band) => of.band_errors[band] ?? of.iteration.map(() => null);
   curves.band_errors = Array.from({ length: bands }, (_, band) => [...part(known, band), ...part(came, band)]);
+  const gap = (of, name) => of.measures[name] ?? of.iteration.map(() => null);
+  const names = new Set([...Object.keys(known.measures), ...Object.keys(came.measures)]);
+  curves.measures = Object.fromEntries([...names].map((name) => [name, [...gap(known, name), ...gap(came, name)]]));
   return curves;
 }
 
 function content(view, { curves, stages }) {
   const common = { x: curves.iteration, stages: curves.stage, names: stages };
   if (view === "rate") return { ...common, lines: [{ label: "learning rate", values: curves.learning_rate, colour: "--student" }] };
+  if (view === "measures") return { ...common, lines: measureLines(curves) };
   if (view === "bands") return { ...common, log: true, lines: bandLines(curves) };
   return {
     ...common,
@@ -218,8 +224,21 @@ function content(view, { curves, stages }) {
     lines: [
       { label: "loss", values: curves.loss, colour: "--student", faint: true },
       { label: "smoothed", values: smoothed(curves.loss, curves.stage), colour: "--student" },
+      ...companionLines(curves),
     ],
   };
+}
+
+/** The losses of those who learn besides the student. */
+function companionLines({ measures, stage }) {
+  const names = Object.keys(measures).filter((name) => name.endsWith("_loss"));
+  return names.map((name, i) => ({ label: name.replace("_", " "), values: smoothed(measures[name], stage), colour: BANDS[(3 + i) % 4][0] }));
+}
+
+function measureLines({ measures, stage }) {
+  const known = MEASURES.filter((name) => measures[name]);
+  const look = (i) => ({ colour: BANDS[i % 4][0], dash: BANDS[i % 4][1] });
+  return known.map((name, i) => ({ label: name.replace("_", " "), values: smoothed(measures[name], stage), ...look(i) }));
 }
 
 function bandLines({ band_errors, stage }) {

@@ -21,8 +21,9 @@ from ...trainers.training.plan import Plan
 from ...trainers.training.trial import seconds_of
 from .. import host
 from ..host import folders
-from . import graph_data, matching_method, methods, planning, running, training_data
+from . import matching_method, methods, planning, running, training_data
 from . import option_inputs as inputs
+from .data_in_graph import data_in_graph
 from .data_sources import PromptSource, Sample, Texts
 from .families import Family, family_of
 from .folder_sources import PictureFolder
@@ -244,7 +245,7 @@ class Wishes:
         """One of the run's own, or noise of the shape with the first prompt."""
         with torch.inference_mode(False):
             if self.from_graph:
-                return graph_data.data_in_graph(self.model, self.latents, self.positive, self.negative).first(1)
+                return data_in_graph(self.model, self.latents, self.positive, self.negative, dropout=0.0).data.first(1)
             shape = host.data.latent_shape(self.model, width=self._side, height=self._side)
             x0 = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(self.model.load_device)
             texts = Texts(self.model, self.clip, self.negative_prompt)

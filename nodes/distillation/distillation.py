@@ -20,7 +20,8 @@ from ...trainers.training.optimisers import OPTIMISERS
 from ...trainers.training.options import AS_LOADED, PRECISIONS, TrainOptions
 from .. import host
 from ..host import folders, graph
-from . import graph_data, perceptual, running, starting, students, teacher
+from . import perceptual, running, starting, students, teacher
+from .data_in_graph import data_in_graph
 from .data_sources import DataInGraph, DataSource
 from .observing import Show
 from .telling import MESSAGES
@@ -41,6 +42,8 @@ class Distill:
         "The LoRA's weights, for the host's own LoRA nodes; the file is in output/loras/fewstep already.",
     )
     FUNCTION = "distil"
+    INPUT_IS_LIST = True
+    GATHERED = ("latents", "positive")
     CATEGORY = "few-step/distillation"
     SEARCH_ALIASES = ["train", "train lora", "training", "few step", "fast", "make lcm", "student", "resume"]
     DESCRIPTION = (
@@ -264,8 +267,8 @@ def prepared(
     student: students.StudentOptions | None,
     *,
     method: MethodOptions,
-    latents: dict[str, Tensor] | None = None,
-    positive: host.models.Conditioning | None = None,
+    latents: dict[str, Tensor] | list[dict[str, Tensor]] | None = None,
+    positive: host.models.Conditioning | list[host.models.Conditioning] | None = None,
     negative: host.models.Conditioning | None = None,
     data: DataSource | None = None,
     start_from: str = "",
@@ -284,9 +287,7 @@ def prepared(
             data=data is not None,
             negative=negative is not None,
         )
-        source = data or DataInGraph(
-            graph_data.data_in_graph(model, latents, positive, negative, dropout=train_options.caption_dropout)
-        )
+        source = data or data_in_graph(model, latents, positive, negative, dropout=train_options.caption_dropout)
         resolved = running.method_on(model, method, empty_prompt=source.unconditional is not None)
         _require_pictures(resolved, source)
         students.require_scale_input(model, student or LoRAOptions(), resolved.scale_input)
@@ -303,6 +304,7 @@ def prepared(
                 student=students.description(student or LoRAOptions()),
                 origin=graph.upstream(prompt or {}, str(unique_id), running.ORIGIN),
                 teacher_is=teacher.described(model, training_data.first(1)),
+                about=host.naming.said_of_model(model, lora=not isinstance(student, students.FullWeights)),
             )
             distillation, start = starting.started(distillation, start_from, model=model)
             if not distillation.finished():

@@ -30,6 +30,8 @@ class MakeItFast:
     )
     FUNCTION = "make"
     OUTPUT_NODE = True
+    INPUT_IS_LIST = True
+    GATHERED = distillation.Distill.GATHERED
     CATEGORY = "few-step/distillation"
     SEARCH_ALIASES = ["distill", "train", "speed lora", "turbo", "lightning", "few step", "own lcm", "one click"]
     DESCRIPTION = (

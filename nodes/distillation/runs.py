@@ -122,12 +122,15 @@ def _wait(run: RunFolder, *, patience: float) -> None:
         host.signals.check_cancelled()
         silent = time.time() - max(began, look())
         if silent > patience:
-            raise ValueError(
-                f"no process has trained the run {run.name!r} for {silent:.0f} seconds. Start one: "
-                f"{folders.command_for(run.path)}"
-            )
+            raise ValueError(f"{_silence(run, silent)} Start one: {folders.command_for(run.path)}")
         time.sleep(SECONDS_BETWEEN_LOOKS)
     look()
+
+
+def _silence(run: RunFolder, seconds: float) -> str:
+    begun = run.newest_metrics() or run.checkpoints()
+    past = f"no process has trained the run {run.name!r} for {seconds:.0f} seconds."
+    return past if begun else f"the run {run.name!r} was never started: no process has trained it since it was written."
 
 
 class _Look:

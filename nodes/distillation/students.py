@@ -31,6 +31,7 @@ from ...trainers.students.student import FullWeightsStudent, LoRAStudent, Studen
 from ...trainers.training.options import AS_LOADED
 from .. import host
 from ..host import folders
+from ..host.naming import Naming, Precision
 from ..sampling.recipes import require_levels
 from . import option_inputs as inputs
 
@@ -201,7 +202,7 @@ class SaveStudentCheckpoint:
     def save(self, model: Any, clip: Any, vae: Any, student: str, name: str) -> dict[str, Any]:
         file = folders.new_model(name, folder="checkpoints")
         loaded, _, metadata = _load(model, student, merged=True)
-        about = about_merged(metadata, kind=CHECKPOINT, title=name)
+        about = about_merged(metadata, kind=CHECKPOINT, title=name) | host.naming.said_of_model(model, lora=False)
         said = host.checkpoints.save_checkpoint(file, loaded, clip, vae, metadata=about)
         folders.list_own_models()
         return {"ui": {"text": [f"{file}\n{said}" if said else str(file)]}, "result": (f"fewstep/{file.name}",)}
@@ -234,21 +235,44 @@ class SaveStudentLoRA:
                     most=1024,
                 ),
                 "name": inputs.new_name("my student in one"),
-            }
+            },
+            "optional": {
+                "names": (
+                    [naming.value for naming in Naming],
+                    {
+                        "default": Naming.STUDENT.value,
+                        "tooltip": "Of the file's layers; ComfyUI loads all. kohya: for kohya's scripts; others than the "
+                        "student's with SDXL. diffusers: for pipelines of Flux, SD3, Qwen-Image, Z-Image, Wan and their kind.",
+                    },
+                ),
+                "precision": (
+                    [precision.value for precision in Precision],
+                    {"default": Precision.FLOAT32.value, "tooltip": "Of the file's values; 16 bits halve it."},
+                ),
+            },
         }
 
     IS_CHANGED = LoadStudent.IS_CHANGED
     VALIDATE_INPUTS = SaveStudentCheckpoint.VALIDATE_INPUTS
 
-    def save(self, model: Any, student: str, rank: int, name: str) -> dict[str, Any]:
+    def save(
+        self,
+        model: Any,
+        student: str,
+        rank: int,
+        name: str,
+        names: str = Naming.STUDENT.value,
+        precision: str = Precision.FLOAT32.value,
+    ) -> dict[str, Any]:
         file = folders.new_model(name, folder="loras")
         loaded, _, metadata = _load(model, student, merged=True)
         if metadata[KIND_KEY] != LORA:
             raise ValueError(
                 f"{student} has full weights, with all that was wired into its teacher in them; it needs no merging."
             )
-        tensors, lost = host.training.lora_in_one(loaded, rank=rank)
-        about = about_merged(metadata, kind=LORA, title=name)
+        adapters, lost = host.training.lora_in_one(loaded, rank=rank)
+        tensors = host.naming.named(loaded, adapters, naming=Naming(names), precision=Precision(precision))
+        about = about_merged(metadata, kind=LORA, title=name) | host.naming.said_of_model(model, lora=True)
         sizes = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
         write_model(file, tensors, metadata=about | sizes)
         folders.list_own_models()
@@ -317,7 +341,7 @@ def student_of(
             adapters,
             options,
             denoise=host.training.as_denoiser(network, model=model, prediction=prediction),
-            names=host.training.lora_names(model, adapters.paths),
+            names=host.naming.lora_names(model, adapters.paths),
             seed=seed,
             first_teacher=host.training.as_denoiser(network, model=model) if converts else None,
             between=host.carried.acting(model),

@@ -11,6 +11,7 @@ import torch
 from ...trainers.data.cache import read_data
 from ...trainers.methods import read_method
 from ...trainers.processes.group import Processes
+from ...trainers.storage.export import LORA
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.training.distillation import Distillation, Recorded
 from ...trainers.training.loop import Metrics, Observer
@@ -79,6 +80,7 @@ def _distillation(run: RunFolder, recorded: Recorded, *, model: Any, processes: 
         origin=recorded.origin,
         teacher_is=teacher_is,
         processes=processes,
+        about=host.naming.said_of_model(model, lora=recorded.student["kind"] == LORA),
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 import sys
 import uuid
 from pathlib import Path
@@ -111,10 +113,20 @@ def error_of_name(name: Any, *, what: str) -> bool | str:
 
 
 def command_for(run: Path) -> str:
-    """What trains a run folder from a terminal, with this very Python and, where it is no embedded one, this ComfyUI."""
-    host = Path(folder_paths.__file__).parent
-    own = f' --comfyui "{host}"' if (host / "nodes.py").is_file() else ""
-    return f'"{sys.executable}" "{_LAUNCHER}" train "{run}"{own}'
+    """What trains a run folder from a terminal, with this very Python and, where it is no embedded one, this ComfyUI.
+
+    For this system's shell, whatever is in the paths. With the folder of the models where that is not the run's own.
+    """
+    host, base = Path(folder_paths.__file__).parent, Path(folder_paths.models_dir).parent
+    words = [sys.executable, _LAUNCHER, "train", run]
+    words += ["--comfyui", host] if (host / "nodes.py").is_file() else []
+    words += ["--base", base] if run.parents[2] != base / "output" else []
+    return in_shell([str(word) for word in words], windows=os.name == "nt")
+
+
+def in_shell(words: list[str], *, windows: bool) -> str:
+    """One line of cmd.exe or of a POSIX shell that means these words."""
+    return subprocess.list2cmdline(words) if windows else shlex.join(words)
 
 
 def students_root() -> Path:

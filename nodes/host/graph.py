@@ -112,10 +112,8 @@ class Execution:
         if kind not in self._classes:
             raise ValueError(f"the run's teacher was made with a node {kind!r}, which this ComfyUI does not have.")
         made = self._classes[kind]
-        if getattr(made, "INPUT_IS_LIST", False) or any(getattr(made, "OUTPUT_IS_LIST", ())):
-            raise ValueError(
-                f"the run's teacher was made with {kind}, which works on lists; only plain nodes are kept."
-            )
+        if any(getattr(made, "OUTPUT_IS_LIST", None) or ()):
+            raise ValueError(f"the run's teacher was made with {kind}, which gives lists; only plain nodes are kept.")
         for input_name, allowed in _choices(made).items():
             given = inputs.get(input_name)
             if input_name in inputs and not _is_link(given) and given not in allowed:
@@ -132,6 +130,8 @@ class Execution:
         hidden = made.INPUT_TYPES().get("hidden", {})
         known = {"PROMPT": self._graph, "UNIQUE_ID": name}
         inputs |= {key: known.get(kind) for key, kind in hidden.items()}
+        if getattr(made, "INPUT_IS_LIST", False):
+            inputs = {key: [value] for key, value in inputs.items()}
         result = getattr(made(), made.FUNCTION)(**inputs)
         if inspect.iscoroutine(result):
             result = asyncio.run(result)

@@ -144,6 +144,11 @@ def joined_inputs(prompts: Sequence[Condition]) -> Condition:
     return {key: torch.cat([prompt[key] for prompt in prompts]) for key in prompts[0]}
 
 
+def prompts_of(conditioning: Conditioning) -> Conditioning:
+    """Its prompts one by one: an entry of batch 1 for each row of its entries."""
+    return [row for entry in conditioning for row in _rows(entry, len(entry[0]) if entry[0] is not None else 1)]
+
+
 def rows_of(condition: Condition) -> list[Condition]:
     """Its prompts one by one, what all share with each."""
     count = max(len(value) for value in condition.values())

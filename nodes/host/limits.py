@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .graph import menu_of
+from .lists import as_given
 from .signals import error_of
 
 _SHOWN = 60
@@ -36,6 +37,8 @@ def enforce(nodes: Mapping[str, Any]) -> None:
         setattr(node, node.FUNCTION, _checking(getattr(node, node.FUNCTION), node))
         if hasattr(node, "VALIDATE_INPUTS"):
             node.VALIDATE_INPUTS = _answering(node.VALIDATE_INPUTS, node)
+        if hasattr(node, "IS_CHANGED") and hasattr(node, "INPUT_IS_LIST"):
+            node.IS_CHANGED = _of_lists(node.IS_CHANGED, node)
 
 
 def require(declared: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -94,6 +97,7 @@ def _require_number(name: str, value: Any, options: Mapping[str, Any], *, whole:
 def _checking(function: Any, node: Any) -> Any:
     @functools.wraps(function)
     def checked(self: Any, *values: Any, **inputs: Any) -> Any:
+        inputs = as_given(node, inputs)
         require(node.INPUT_TYPES(), _by_name(function, values, inputs))
         return function(self, *values, **inputs)
 
@@ -110,6 +114,7 @@ def _answering(validate: Any, node: Any) -> Any:
     original: Any = validate.__func__
 
     def answer(cls: Any, *values: Any, **inputs: Any) -> bool | str:
+        inputs = as_given(node, inputs)
         given = _by_name(original, values, inputs)
         known = {name: value for name, value in given.items() if value is not None}  # what is linked is None here
         said = error_of(lambda: require(node.INPUT_TYPES(), known))
@@ -118,3 +123,14 @@ def _answering(validate: Any, node: Any) -> Any:
     functools.update_wrapper(answer, original)
     answer.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
     return classmethod(answer)
+
+
+def _of_lists(function: Any, node: Any) -> Any:
+    """A class method of single values, for a host that gives lists."""
+    original: Any = function.__func__
+
+    def single(cls: Any, /, **inputs: Any) -> Any:
+        return original(cls, **as_given(node, inputs))
+
+    functools.update_wrapper(single, original)
+    return classmethod(single)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...samplers.noise import Denoiser
-from ...trainers.students.adapters import lora_file, nearest, product
+from ...trainers.students.adapters import AdapterSet, nearest, product
 from . import bypass, carried, weights
 from .aliases import aliased, renew
 from .backward import ATTENTION_OVERRIDE, attention
@@ -169,24 +169,6 @@ def network_state_dict(network: Network) -> dict[str, Tensor]:
 # --- LoRA ------------------------------------------------------------------------------------------------------------
 
 
-def lora_names(model: Any, paths: Iterable[str]) -> dict[str, str]:
-    """What LoRA files call layers of the diffusion model, by their path in it, as every loader of the host knows it.
-
-    For UNets these are kohya's names after diffusers' blocks, which diffusers and other tools read too; for DiTs
-    lora_unet_ and the path. ValueError for a layer that the host's loader could not find again.
-    """
-    names: dict[str, str] = {}
-    # the names after diffusers come last and win; label_emb has two of them and keeps its own, as in kohya
-    for name, weight in comfy.lora.model_lora_keys_unet(model.model, {}).items():
-        if name.startswith("lora_unet_") and isinstance(weight, str) and "label_emb" not in names.get(weight, ""):
-            names[weight] = name
-    wanted = {path: f"diffusion_model.{path}.weight" for path in paths}
-    missing = [path for path, weight in wanted.items() if weight not in names]
-    if missing:
-        raise ValueError(f"this ComfyUI's LoRA loader has no name for {len(missing)} layers, {missing[0]} first.")
-    return {path: names[weight] for path, weight in wanted.items()}
-
-
 def with_lora(model: Any, tensors: dict[str, Tensor], *, merged: bool = False) -> Any:
     """A clone with the tensors of a LoRA file, through the host's own loader. ValueError when it used not all of them.
 
@@ -205,8 +187,8 @@ def with_lora(model: Any, tensors: dict[str, Tensor], *, merged: bool = False) -
     return clone
 
 
-def lora_in_one(model: Any, *, rank: int) -> tuple[dict[str, Tensor], float]:
-    """All that LoRAs change in the MODEL as wired, as the tensors of one LoRA file, and the share of it that is lost.
+def lora_in_one(model: Any, *, rank: int) -> tuple[AdapterSet, float]:
+    """All that LoRAs change in the MODEL as wired, as adapters that count once, and the share of it that is lost.
 
     rank: of each layer's adapter, at most. The share is of squares: 0 where all ranks together are no more than rank.
     ValueError where there is nothing to save, or something that such a file does not hold.
@@ -222,7 +204,7 @@ def lora_in_one(model: Any, *, rank: int) -> tuple[dict[str, Tensor], float]:
     adapters = {path: nearest(change, rank=rank) for path, change in paths.items()}
     whole = sum(float(change.square().sum()) for change in paths.values())
     lost = sum(float((change - product(adapters[path])).square().sum()) for path, change in paths.items())
-    return lora_file(adapters, alpha=None, names=lora_names(model, paths)), lost / whole if whole else 0.0
+    return adapters, lost / whole if whole else 0.0
 
 
 def _change(model: Any, key: str) -> Tensor:

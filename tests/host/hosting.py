@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 
 ROOT = Path(__file__).resolve().parents[2]
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 
 
@@ -82,29 +83,49 @@ def demo(name, **inputs):
 
 
 NOTES = ("Note", "MarkdownNote")
-"""Kinds of nodes that the editor has by itself, and does not queue."""
+"""Nodes of the editor alone."""
+
+
+def lacking(workflow, object_info):
+    """What a workflow in API format needs and a host has not: node classes, and inputs of those that it has."""
+    found = []
+    for node in workflow.values():
+        info = object_info.get(node["class_type"], {}).get("input")
+        declared = {**info.get("required", {}), **info.get("optional", {})} if info else {}
+        inputs = [name for name in node["inputs"] if name.partition(".")[0] not in declared]
+        found += [f"{node['class_type']}.{name}" for name in inputs] if info else [node["class_type"]]
+    return sorted(set(found))
 
 
 def ui_to_api(workflow, object_info):
-    """A UI-format workflow as the editor would queue it: links by slot, widget values by position."""
+    """A UI-format workflow as the editor would queue it: links by slot, widget values by position, links before values."""
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     prompt = {}
     for node in workflow["nodes"]:
         if node["type"] in NOTES:
             continue
-        info = object_info[node["type"]]["input"]
-        inputs = {}
         values = iter(node.get("widgets_values", []))
         linked = {slot["name"]: sources[slot["link"]] for slot in node.get("inputs", []) if slot["link"] is not None}
-        for name, declared in {**info.get("required", {}), **info.get("optional", {})}.items():
-            kind, options = declared[0], (declared[1] if len(declared) > 1 else {})
-            widget = isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-            if widget and not options.get("forceInput"):
-                inputs[name] = next(values)
-                if name in ("seed", "noise_seed"):
-                    assert next(values) == "fixed", "a shared workflow must not change its seed by itself"
-            elif name in linked:
-                inputs[name] = linked[name]
+        inputs = _given(object_info[node["type"]]["input"], values, linked)
         assert not list(values), f"{node['type']} has more widget values than widgets"
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
+
+
+def _given(info, values, linked, before=""):
+    """The inputs that are declared so; those of the chosen option of a menu with inputs of its own after it."""
+    inputs = {}
+    for name, declared in {**info.get("required", {}), **info.get("optional", {})}.items():
+        kind, options = declared[0], (declared[1] if len(declared) > 1 else {})
+        named = f"{before}{name}"
+        widget = isinstance(kind, list) or kind in WIDGETS or options.get("widgetType")
+        if widget and not options.get("forceInput"):
+            inputs[named] = next(values)
+            if name in ("seed", "noise_seed"):
+                assert next(values) == "fixed", "a shared workflow must not change its seed by itself"
+        if kind == "COMFY_DYNAMICCOMBO_V3":
+            (chosen,) = [one for one in options["options"] if one["key"] == inputs[named]]
+            inputs |= _given(chosen["inputs"], values, linked, before=f"{named}.")
+        if named in linked:
+            inputs[named] = linked[named]
+    return inputs

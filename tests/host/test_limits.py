@@ -28,12 +28,17 @@ def cases(node):
             yield name, value
 
 
+def as_the_host_gives(node, value):
+    """To a node that takes lists, every value in one."""
+    return [value] if getattr(node, "INPUT_IS_LIST", False) else value
+
+
 @pytest.mark.parametrize("node", NODE_CLASS_MAPPINGS)
 def test_a_value_that_is_not_allowed_is_named_wherever_it_comes_from(node):
     made = NODE_CLASS_MAPPINGS[node]
     for name, value in cases(node):
         with pytest.raises(ValueError, match=f"^{name} is "):
-            getattr(made(), made.FUNCTION)(**{name: value})
+            getattr(made(), made.FUNCTION)(**{name: as_the_host_gives(made, value)})
 
 
 @pytest.mark.parametrize(
@@ -45,7 +50,8 @@ def test_it_is_refused_before_anything_runs_where_the_host_leaves_that_to_the_no
     assert named
     for name, value in cases(node):
         if name in named:
-            assert str(validate(**{name: value})).startswith(f"{name} is ")
+            given = as_the_host_gives(NODE_CLASS_MAPPINGS[node], value)
+            assert str(validate(**{name: given})).startswith(f"{name} is ")
 
 
 def test_a_whole_number_does_where_a_fraction_is_wanted():

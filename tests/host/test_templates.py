@@ -19,7 +19,20 @@ OF_THEIR_OWN = {
     "Distil digits to 4 steps": "tested in many places",
     "Distil my checkpoint on several GPUs": "waits for another process, see below",
     "A style and a student in one LoRA": "of LoRAs, see test_combining.py",
+    "Distil my video model on a folder of clips": "of a model of video, see test_clip_folder.py",
+    "Distil my sound model on a folder of sounds": "of a model of sound, see test_clip_folder.py",
     "Save a distilled student as a checkpoint": "of a real text encoder and VAE, see test_save_student.py",
+    **dict.fromkeys(
+        (
+            "FLUX.2 klein in 4 steps",
+            "Krea 2 Turbo in 8 steps",
+            "LTX-2.3 distilled (two stages)",
+            "Qwen-Image-Edit Lightning in 4 steps",
+            "Wan 2.2 lightx2v in 4 steps (two experts)",
+            "Z-Image-Turbo in 8 steps",
+        ),
+        "of tiny models of the families' own classes, see test_family_workflows.py",
+    ),
 }
 OF_ANOTHER = {
     "Draw with a distilled student": "Distil digits to 4 steps",

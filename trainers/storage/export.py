@@ -18,6 +18,8 @@ TEACHER_PREDICTION_KEY = "fewstep.teacher_prediction_type"
 """What the teacher's network predicts. The student's may differ from it, but not in files that are too old to say this."""
 SCALE_INPUT_KEY = "fewstep.scale_input"
 """The guidance scales, as text, that the student was taught to take as an input."""
+_SPECIFICATION = {"eps": "epsilon", "v_prediction": "v"}
+"""Its own words for predictions (Stability-AI/ModelSpec), which has none for the others."""
 FULL_WEIGHTS, LORA, CHECKPOINT = "full_weights", "lora", "checkpoint"
 
 
@@ -42,7 +44,7 @@ def write_student(
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": title,
         "modelspec.implementation": "ComfyUI-FewStep",
-        "modelspec.prediction_type": recipe.prediction_type,
+        "modelspec.prediction_type": _SPECIFICATION.get(recipe.prediction_type, recipe.prediction_type),
         "modelspec.usage_hint": ", ".join(filter(None, (_usage(recipe), recipe.part))),
         **provenance,
     }

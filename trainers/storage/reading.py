@@ -35,6 +35,10 @@ def is_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(map(is_number, value))
 
 
+def is_numbers_by_name(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(is_number, value.values()))
+
+
 def is_object(value: Any) -> bool:
     return isinstance(value, dict)
 

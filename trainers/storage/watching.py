@@ -49,7 +49,8 @@ def state_of(run: RunFolder) -> State:
 
 
 def curves(lines: Sequence[Line], *, most: int = MOST_POINTS) -> dict[str, Any]:
-    """Columns of at most about `most` points for charts: iteration, stage, COLUMNS and band_errors, which is one list a band.
+    """Columns of at most about `most` points for charts: iteration, stage, COLUMNS, band_errors, which is one list a band, and
+    measures, which is one list for each name that any line has.
 
     Of more lines, neighbours of one stage are put together: their means, at the iteration of the last.
     """
@@ -63,7 +64,17 @@ def curves(lines: Sequence[Line], *, most: int = MOST_POINTS) -> dict[str, Any]:
             [_mean([error for line in group for error in line["band_errors"][band : band + 1]]) for group in groups]
             for band in range(bands)
         ],
+        "measures": {
+            name: [_mean([_measures(line).get(name) for line in group]) for group in groups]
+            for name in dict.fromkeys(name for line in lines for name in _measures(line))
+        },
     }
+
+
+def _measures(line: Line) -> Mapping[str, float | None]:
+    """Of a method that tells any; of a line with something else in their place none."""
+    told = line.get("measures", {})
+    return told if reading.is_numbers_by_name(told) else {}
 
 
 def _grouped(lines: Sequence[Line], *, size: int) -> Iterator[Sequence[Line]]:

@@ -42,6 +42,7 @@ class Distillation:
     student: what of the model learns, as JSON values. origin: how a process elsewhere makes the teacher, as JSON values
     that the host's side understands, or None. teacher_is: what else identifies it, see storage's identity. started_from: of
     which run it goes on from which checkpoint, see starting. processes: all that train the run, of which the first alone writes.
+    about: what the students' files say of the model besides, as metadata; no part of what the run is.
     """
 
     run: RunFolder
@@ -55,6 +56,7 @@ class Distillation:
     teacher_is: Mapping[str, Any] | None = None
     started_from: Mapping[str, Any] | None = None
     processes: Processes = dataclasses.field(default_factory=Processes)
+    about: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def description(self) -> dict[str, Any]:
         """run.json: "run" identifies it and is compared on resume; the rest says how to execute it, and with what it was."""
@@ -183,6 +185,7 @@ class Distillation:
         iterations = sum(stage.updates for stage in self.method.stages()[: last + 1])
         start = self.run.description().get("started_from")
         facts = {
+            **self.about,
             "fewstep.seed": str(self.options.seed),
             "fewstep.iterations": str(iterations),
             **({"fewstep.ema_start_left": f"{self.start_left:.3g}"} if self.options.ema_decay else {}),

@@ -39,7 +39,7 @@ def style(model, *, layers=LoRALayers.LINEAR_AND_CONV):
         )
         for path, layer in adaptable_layers(model.model.diffusion_model, layers).items()
     }
-    return lora_file(adapters, alpha=2.0, names=host.training.lora_names(model, adapters))
+    return lora_file(adapters, alpha=2.0, names=host.naming.lora_names(model, adapters))
 
 
 def load(model, tensors, strength=1.0):
@@ -179,3 +179,28 @@ def test_what_cannot_be_one_lora_is_named(output):  # noqa: F811
     _, name = distil(teacher, "sd15", "consistency")
     with pytest.raises(ValueError, match=f"there is a file '{name}' in loras already"):
         save_in_one(teacher, name, to=name)
+
+
+@pytest.mark.parametrize(
+    ("names", "layer"), [("kohya", "lora_unet_input_blocks_"), ("as the student", "lora_unet_down_blocks_")]
+)
+def test_names_and_precision_of_the_one_lora_are_a_choice_and_it_draws_the_same(names, layer, output):  # noqa: F811
+    model = load(tiny("sdxl"), style(tiny("sdxl")))
+    made, name = distil(model, "sdxl", "consistency")
+    wanted = draw(made, "sdxl")
+    with torch.inference_mode():
+        students.SaveStudentLoRA().save(
+            model, f"{name} (run)", STYLE_RANK + STUDENT_RANK, f"{name} one", names, "bfloat16"
+        )
+    file = output / "loras" / "fewstep" / f"{name} one.safetensors"
+    tensors, metadata = read_tensors(file)
+    assert any(key.startswith(layer) for key in tensors)
+    assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
+    assert metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    assert metadata["modelspec.prediction_type"] == "epsilon"
+    assert metadata["ss_base_model_version"] == "sdxl_base_v1-0"
+    assert (
+        read_metadata(output / "loras" / "fewstep" / f"{name}.safetensors")["ss_base_model_version"] == "sdxl_base_v1-0"
+    )
+    bare = draw(tiny("sdxl"), "sdxl")
+    assert (draw(load(tiny("sdxl"), tensors), "sdxl") - wanted).std() < 0.05 * (bare - wanted).std()

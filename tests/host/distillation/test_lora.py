@@ -214,7 +214,7 @@ def lora_like(model):
         Adapters(network.diffusion_model, options) as adapters,
     ):
         chosen = adapters.new_set(generator=torch.Generator().manual_seed(0))
-        names = students.host.training.lora_names(model, adapters.paths)
+        names = students.host.naming.lora_names(model, adapters.paths)
     return lora_file(chosen, alpha=2.0, names=names)
 
 

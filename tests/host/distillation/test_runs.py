@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +43,7 @@ def write_lora(file, *, seed):
     learnt = adapters.new_set(generator=generator)
     for adapter in learnt.values():
         adapter.up.data.normal_(std=0.02, generator=generator)
-    names = host.training.lora_names(model, adapters.paths)
+    names = host.naming.lora_names(model, adapters.paths)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(lora_file(learnt, alpha=2.0, names=names), file)
 
@@ -136,7 +139,7 @@ def test_a_written_run_trained_elsewhere_is_the_same_run(student, folder, client
     history = client.run(workflow(f"{name} there", "FewStepWriteRun", student))
     there, here = runs / f"{name} there", runs / f"{name} here"
     (command,) = next(iter(history["outputs"].values()))["text"]
-    assert f'launch.py" train "{there}"' in command
+    assert shlex.split(command)[1:4] == [str(ROOT / "launch.py"), "train", str(there)]
     assert json.loads((there / "run.json").read_text())["teacher"]["outputs"].keys() == {"model", "vae"}
     assert not (there / "student.safetensors").exists()
 
@@ -186,7 +189,12 @@ def test_watching_shows_the_other_process(client, runs, style, name):
 
 def test_watching_gives_up_with_the_command(client, runs, style, name):
     client.run(workflow(name, "FewStepWriteRun"))
-    with pytest.raises(Failed, match=f'no process has trained the run .* Start one: .*launch.py" train ".*{name}"'):
+    with pytest.raises(Failed, match=f"the run .* was never started.* Start one: .*launch.py'? train .*{name}"):
+        client.run(watch(name, patience=1))
+    line = {"stage": 0, "stage_name": "4 steps", "iteration": 1, "iterations": 6, "loss": 0.5, "x0_error": 0.1}
+    line |= {"gradient_norm": 1.0, "learning_rate": 1e-3, "band_errors": [0.1] * 4}
+    (runs / name / "metrics.jsonl").write_text(json.dumps(line) + "\n")  # as a process that began
+    with pytest.raises(Failed, match=f"no process has trained the run .* Start one: .*launch.py'? train .*{name}"):
         client.run(watch(name, patience=1))
 
 
@@ -269,7 +277,48 @@ def test_the_launcher_plans_and_starts_it(client, runs, style, name):
         timeout=SECONDS,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    alarming = re.findall(r".*(?:warning|failed|error|deprecat|traceback).*", done.stdout + done.stderr, re.IGNORECASE)
+    assert alarming == []
     assert (runs / name / "student.safetensors").exists()
+
+
+def test_the_command_works_as_shown_where_output_lies_elsewhere(client, runs, style, name, base, tmp_path, monkeypatch):
+    """ComfyUI started with --output-directory: the folder has any name, with what a shell reads in it."""
+    client.run(workflow(name, "FewStepWriteRun"))
+    elsewhere = tmp_path / "what is $HOME 'made'"
+    shutil.copytree(runs / name, elsewhere / "fewstep" / "runs" / name)
+    monkeypatch.setattr(folder_paths, "models_dir", str(base / "models"))
+    command = host.folders.command_for(elsewhere / "fewstep" / "runs" / name)
+    assert shlex.split(command)[-2:] == ["--base", str(base)]
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (elsewhere / "diffusion_models" / "fewstep" / f"{name}.safetensors").is_file(), done.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links")
+def test_the_command_works_where_output_is_a_link(client, runs, style, name, base, tmp_path, monkeypatch):
+    client.run(workflow(name, "FewStepWriteRun"))
+    other = tmp_path / "ComfyUI"
+    (tmp_path / "disk" / "fewstep" / "runs").mkdir(parents=True)
+    other.mkdir()
+    (other / "output").symlink_to(tmp_path / "disk")
+    (other / "models").symlink_to(base / "models")
+    shutil.copytree(runs / name, other / "output" / "fewstep" / "runs" / name)
+    monkeypatch.setattr(folder_paths, "models_dir", str(other / "models"))
+    command = host.folders.command_for(other / "output" / "fewstep" / "runs" / name)
+    assert "--base" not in command
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "disk" / "diffusion_models" / "fewstep" / f"{name}.safetensors").is_file(), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("windows", "line"), [(False, "python '/a b/$x' \"it's\""), (True, 'python "C:\\a b\\$x" it\'s')]
+)
+def test_a_command_is_quoted_for_its_shell(windows, line):
+    path = "C:\\a b\\$x" if windows else "/a b/$x"
+    made = host.folders.in_shell(["python", path, "it's"], windows=windows)
+    assert made == line if windows else shlex.split(made) == ["python", path, "it's"]
 
 
 LAUNCHERS = {

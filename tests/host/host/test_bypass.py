@@ -29,7 +29,7 @@ def drawn(model, x, inputs, network=None):
 def trained(model, x, inputs, *, seed=0):
     """(adapters, their gradients, loss, LoRA file)"""
     adapters, found, loss = gradients.of_lora(model, LORA, x, inputs, seed=seed)
-    names = host.training.lora_names(model, adapters)
+    names = host.naming.lora_names(model, adapters)
     return adapters, found, loss, lora_file(adapters, alpha=LORA.alpha, names=names)
 
 

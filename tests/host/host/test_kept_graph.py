@@ -37,6 +37,7 @@ node("Shown", lambda value: {"ui": {"text": ["x"]}, "result": (value * 2,)})
 node("V3", lambda value: V3Output(value * 3))
 node("Later", _later)
 node("Listed", lambda value: (value,), OUTPUT_IS_LIST=(True,))
+node("Takes", lambda value: (sum(value) + len(value),), INPUT_IS_LIST=True)
 node("OnlyShown", lambda value: {"ui": {"text": ["x"]}})
 
 
@@ -78,7 +79,7 @@ def test_each_node_runs_once():
     assert calls == [5]
 
 
-@pytest.mark.parametrize("kind, expected", [("Add", 4), ("Shown", 8), ("V3", 12), ("Later", 11)])
+@pytest.mark.parametrize("kind, expected", [("Add", 4), ("Shown", 8), ("V3", 12), ("Later", 11), ("Takes", 5)])
 def test_results_of_every_schema(kind, expected):
     assert graph.Execution({"1": entry(kind, value=4)}, classes=CLASSES).output(["1", 0]) == expected
 
@@ -88,7 +89,7 @@ def test_results_of_every_schema(kind, expected):
     [
         ("Unheard", 1, "node 'Unheard', which this ComfyUI does not have"),
         ("File", "gone.safetensors", "File, value 'gone.safetensors', which is not here; known here: here.safetensors"),
-        ("Listed", 1, "Listed, which works on lists"),
+        ("Listed", 1, "Listed, which gives lists"),
     ],
 )
 def test_what_cannot_be_made_is_named_before_anything_runs(kind, value, message):

@@ -35,10 +35,19 @@ def test_a_band_without_a_sample_is_left_out_of_its_mean():
     assert made["band_errors"] == [[1.0], [None]]
 
 
+def test_measures_are_columns_by_name():
+    """Of lines that have none, or something else in their place, there is none; a mean is over those that are known."""
+    lines = [line(1), line(2) | {"measures": {"gap": 1.0}}, line(3) | {"measures": {"gap": 3.0, "fake_loss": None}}]
+    made = curves([*lines, line(4) | {"measures": "damaged"}])
+    assert made["measures"] == {"gap": [None, 1.0, 3.0, None], "fake_loss": [None, None, None, None]}
+    assert curves(lines, most=1)["measures"] == {"gap": [2.0], "fake_loss": [None]}
+
+
 def test_curves_of_nothing():
     assert curves([]) == {
         **{name: [] for name in ("iteration", "stage", "loss", "x0_error", "gradient_norm", "learning_rate")},
         "band_errors": [],
+        "measures": {},
     }
     assert stage_names([line(1), line(2, stage=1)]) == {0: "s0", 1: "s1"}
 

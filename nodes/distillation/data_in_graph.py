@@ -1,0 +1,137 @@
+"""LATENT and CONDITIONING of the graph as training data, and lists of them, as the host's own data set nodes give them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...trainers.data.batches import Condition, TensorData
+from ...trainers.data.cache import in_buckets
+from .. import host
+from ..host.inputs import Shapes
+from ..host.models import Conditioning
+from .data_sources import DataInGraph
+
+Latent = dict[str, Tensor]
+Samples = tuple[Tensor, Shapes | None]
+"""x0 (N, ...) and what its streams are packed from."""
+
+
+def data_in_graph(
+    model: Any,
+    latents: Latent | Sequence[Latent] | None,
+    positive: Conditioning | Sequence[Conditioning] | None,
+    negative: Conditioning | None,
+    *,
+    dropout: float,
+) -> DataInGraph:
+    """What is connected, samples and prompts of one shape together; dropout: of captions.
+
+    Lists of latents are one data set, of positive with one for each latent in the same order, or one for all. ValueError
+    when they do not pair up.
+    """
+    given = [latents] if isinstance(latents, dict) else latents
+    if not given or not positive:
+        raise ValueError("latents or positive is empty; connect at least one picture and one prompt.")
+    samples = [(host.inputs.latents_for_training(model, one), host.inputs.stream_shapes(one)) for one in given]
+    prompts = _prompts(positive, [len(x0) for x0, _ in samples])
+    parts = [
+        part
+        for x0, shapes, prompt in _of_one_shape(samples, prompts)
+        for part in _parts(model, x0, shapes, prompt, negative, dropout=dropout)
+    ]
+    data = parts[0] if len(parts) == 1 else in_buckets(parts)
+    if dropout:
+        data.require_droppable()
+    return DataInGraph(data)
+
+
+# --- lists -----------------------------------------------------------------------------------------------------------
+
+
+def _prompts(positive: Conditioning | Sequence[Conditioning], counts: Sequence[int]) -> list[Conditioning]:
+    """One CONDITIONING for each LATENT, or one for all of them alike. counts: samples of each LATENT."""
+    several: list[Any] = list(positive) if _is_list_of_conditioning(positive) else [positive]
+    if len(several) == len(counts) == 1:
+        return several
+    rows = [host.inputs.prompts_of(one) for one in several]
+    if len(rows) == len(counts) and all(len(own) in (1, n) for own, n in zip(rows, counts, strict=True)):
+        return [own if len(own) == n else own * n for own, n in zip(rows, counts, strict=True)]
+    flat = [row for own in rows for row in own]
+    if len(flat) == 1:
+        return [flat]
+    if len(flat) != sum(counts):
+        prompts, pictures = _listed(several, len(flat), "prompts"), _listed(counts, sum(counts), "pictures")
+        raise ValueError(
+            f"positive is {prompts}, and latents are {pictures}; give one prompt for each latent in the same order, or a single "
+            "one for all."
+        )
+    ends = torch.tensor(counts).cumsum(0).tolist()
+    return [flat[end - n : end] for end, n in zip(ends, counts, strict=True)]
+
+
+def _is_list_of_conditioning(positive: Any) -> bool:
+    """A CONDITIONING is a list too: of entries [tensor, options]."""
+    return bool(positive) and not (len(positive[0]) == 2 and isinstance(positive[0][1], dict))
+
+
+def _listed(several: Sequence[Any], whole: int, what: str) -> str:
+    return f"{whole} {what}" if len(several) == 1 else f"a list of {len(several)} with {whole} {what}"
+
+
+def _of_one_shape(
+    samples: Sequence[Samples], prompts: Sequence[Conditioning]
+) -> Iterator[tuple[Tensor, Shapes | None, Conditioning]]:
+    """Samples of one shape as one, in the order of the first of each, with their prompts."""
+    groups: dict[Any, list[int]] = {}
+    for i, (x0, shapes) in enumerate(samples):
+        groups.setdefault((x0.shape[1:], repr(shapes)), []).append(i)
+    for alike in groups.values():
+        x0 = torch.cat([samples[i][0] for i in alike]) if len(alike) > 1 else samples[alike[0]][0]
+        own = prompts[0] if len(prompts) == 1 else [entry for i in alike for entry in prompts[i]]
+        yield x0, samples[alike[0]][1], own
+
+
+# --- samples of one shape --------------------------------------------------------------------------------------------
+
+
+def _parts(
+    model: Any,
+    x0: Tensor,
+    shapes: Shapes | None,
+    positive: Conditioning,
+    negative: Conditioning | None,
+    *,
+    dropout: float,
+) -> Iterator[TensorData]:
+    """One, or one for each sample where prompts are of several shapes."""
+    empty = None
+    if negative is not None:
+        empty = host.inputs.condition_for_training(model, negative, latents=x0, name="negative", shapes=shapes)
+    prompts = host.inputs.conditions_for_training(model, positive, latents=x0, name="positive", shapes=shapes)
+
+    def made(samples: Tensor, condition: Condition) -> TensorData:
+        """With prompts in one length where captions are dropped."""
+        own = empty
+        if dropout and own is not None:
+            condition, own = host.inputs.in_one_length(model, positive, condition, own, latents=x0)
+        return TensorData(x0=samples, condition=condition, unconditional=own)
+
+    if len({host.inputs.shape_of_inputs(prompt) for prompt in prompts}) == 1:
+        yield made(x0, host.inputs.joined_inputs(prompts))
+    else:
+        yield from (made(one, prompt) for one, prompt in _pairs(x0, prompts))
+
+
+def _pairs(x0: Tensor, prompts: Sequence[Condition]) -> Iterator[tuple[Tensor, Condition]]:
+    """Each latent (1, ...) with its prompt, of prompts of several shapes. ValueError when their counts differ."""
+    rows = [prompt for several in prompts for prompt in host.inputs.rows_of(several)]
+    if len(rows) != len(x0):
+        raise ValueError(
+            f"the conditioning holds {len(rows)} prompts of several lengths but there are {len(x0)} latents; give one prompt for "
+            "each latent in the same order, or a single one for all."
+        )
+    return zip(x0.split(1), rows, strict=True)
