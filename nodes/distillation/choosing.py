@@ -81,8 +81,8 @@ def _matching(family: Family, *, steps: int, guidance: float, iterations: int) -
         }
     )
     return chosen, (
-        f"distribution matching in {steps} steps: the student's own samples are pulled to where your model would draw them, so no "
-        "pictures are drawn beforehand; a second LoRA of the same size learns beside it"
+        f"distribution matching in {steps} steps: the student's own samples are pulled to where your model would draw them, so "
+        "no pictures are drawn beforehand; a second LoRA of the same size learns beside it"
     )
 
 
