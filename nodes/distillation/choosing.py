@@ -13,24 +13,26 @@ from torch import Tensor
 from ...samplers.schedules import trailing_sigmas
 from ...trainers.data.batches import Batch
 from ...trainers.methods.consistency import ConsistencyOptions
+from ...trainers.methods.distribution_matching import DistributionMatchingOptions
 from ...trainers.methods.progressive import ProgressiveOptions
-from ...trainers.objective.method import MethodOptions
 from ...trainers.students.adapters import LoRALayers, LoRAOptions
 from ...trainers.training.options import TrainOptions
 from ...trainers.training.plan import Plan
 from ...trainers.training.trial import seconds_of
 from .. import host
 from ..host import folders
-from . import methods, planning, running, training_data
+from . import matching_method, methods, planning, running, training_data
 from . import option_inputs as inputs
 from .data_in_graph import data_in_graph
 from .data_sources import PromptSource, Sample, Texts
 from .families import Family, family_of
 from .folder_sources import PictureFolder
+from .prompts_alone import PromptsAlone
 
 PROMPTS = Path(__file__).parents[2] / "prompts" / "everyday.txt"
-CLOSEST, CHEAPEST = "closest to my model", "cheapest to train"
+CLOSEST, SHARPEST, CHEAPEST = "closest to my model", "sharpest", "cheapest to train"
 CARDS = {"what is free now": None, **{f"{size} GB": float(size) for size in (8, 12, 16, 24, 32)}}
+Guided = ProgressiveOptions | ConsistencyOptions | DistributionMatchingOptions
 BATCH = 16
 _DRAWN_AT_ONCE = 4
 _TRIED_STEPS = 2
@@ -39,7 +41,7 @@ _TRIED_STEPS = 2
 # --- the goals -------------------------------------------------------------------------------------------------------
 
 
-def _progressive(family: Family, *, steps: int, guidance: float, iterations: int) -> tuple[MethodOptions, str]:
+def _progressive(family: Family, *, steps: int, guidance: float, iterations: int) -> tuple[Guided, str]:
     chosen = ProgressiveOptions.read(
         {
             **inputs.defaults(methods.ProgressiveDistillation),
@@ -57,7 +59,7 @@ def _progressive(family: Family, *, steps: int, guidance: float, iterations: int
     )
 
 
-def _consistency(family: Family, *, steps: int, guidance: float, iterations: int) -> tuple[MethodOptions, str]:
+def _consistency(family: Family, *, steps: int, guidance: float, iterations: int) -> tuple[Guided, str]:
     chosen = ConsistencyOptions.read(
         {
             **inputs.defaults(methods.ConsistencyDistillation),
@@ -69,7 +71,26 @@ def _consistency(family: Family, *, steps: int, guidance: float, iterations: int
     return chosen, f"consistency distillation, an LCM-LoRA: one stage for any number of steps; the file says {steps}"
 
 
-GOALS = {CLOSEST: _progressive, CHEAPEST: _consistency}
+def _matching(family: Family, *, steps: int, guidance: float, iterations: int) -> tuple[Guided, str]:
+    chosen = DistributionMatchingOptions.read(
+        {
+            **inputs.defaults(matching_method.DistributionMatching),
+            "steps": steps,
+            "iterations": iterations or 1500,
+            "guidance_scale": min(guidance, _MOST_GUIDANCE),
+        }
+    )
+    return chosen, (
+        f"distribution matching in {steps} steps: the student's own samples are pulled to where your model would draw them, so "
+        "no pictures are drawn beforehand; a second LoRA of the same size learns beside it"
+    )
+
+
+GOALS = {CLOSEST: _progressive, SHARPEST: _matching, CHEAPEST: _consistency}
+_DRAWS_ITS_OWN = (SHARPEST,)
+"""Goals whose method wants prompts and no pictures."""
+_MOST_GUIDANCE = 5.0
+"""In matching, where more lets the contrast grow."""
 
 
 # --- what is chosen --------------------------------------------------------------------------------------------------
@@ -108,7 +129,8 @@ class Wishes:
             raise ValueError("folder is given but vae is not connected, which encodes its pictures.")
         if self.family.video:
             raise ValueError(
-                "this is a model of video, which one picture a prompt would teach stills. Connect latents of clips and positive."
+                "this is a model of video, whose training data are clips. Connect latents of clips and positive, or use Training "
+                "Clips (Folder) with Distill Model."
             )
 
     @property
@@ -130,11 +152,11 @@ class Wishes:
         return self.side or self.family.side
 
     @property
-    def method(self) -> MethodOptions:
+    def method(self) -> Guided:
         return self._chosen[0]
 
     @property
-    def _chosen(self) -> tuple[MethodOptions, str]:
+    def _chosen(self) -> tuple[Guided, str]:
         choose = GOALS[self.goal]
         return choose(self.family, steps=self.steps, guidance=self._guidance, iterations=self.iterations)
 
@@ -151,7 +173,9 @@ class Wishes:
         """As Distill Model takes it."""
         if self.from_graph:
             return {"latents": self.latents, "positive": self.positive, "negative": self.negative}
-        return {"data": self._folder() if self.folder.strip() else self._prompts()}
+        if self.folder.strip():
+            return {"data": self._folder()}
+        return {"data": self._prompts_alone() if self.goal in _DRAWS_ITS_OWN else self._prompts()}
 
     def _folder(self) -> PictureFolder:
         return PictureFolder(
@@ -162,8 +186,16 @@ class Wishes:
             clip=self.clip,
         )
 
+    @property
+    def _lines(self) -> tuple[str, ...]:
+        return training_data.lines(self.prompts or PROMPTS.read_text(encoding="utf-8"))
+
+    def _prompts_alone(self) -> PromptsAlone:
+        size = {"width": self._side, "height": self._side}
+        return PromptsAlone(prompts=self._lines, negative=self.negative_prompt, clip=self.clip, **size)
+
     def _prompts(self) -> PromptSource:
-        lines = training_data.lines(self.prompts or PROMPTS.read_text(encoding="utf-8"))[: self.pictures]
+        lines = self._lines[: self.pictures]
         return PromptSource(
             prompts=lines,
             negative=self.negative_prompt,
@@ -187,10 +219,14 @@ class Wishes:
                 f"data: {count} pictures of {drawn.width} x {drawn.height} that your model draws from {len(drawn.prompts)} "
                 "prompts"
             )
+        elif isinstance(drawn, PromptsAlone):
+            said.append(f"data: {len(drawn.prompts)} prompts, for pictures of {drawn.width} x {drawn.height}")
         elif drawn is not None:
             said.append(f"data: the pictures of {drawn.folder}, at about {drawn.resolution} x {drawn.resolution}")
         rank, layers = self.student.rank, self.student.layers.value
-        said.append(f"student: a LoRA of rank {rank} on layers {layers}; guidance {self._guidance:g} is baked in")
+        said.append(
+            f"student: a LoRA of rank {rank} on layers {layers}; guidance {self.method.guidance_scale:g} is baked in"
+        )
         return said
 
     # --- what it takes ---

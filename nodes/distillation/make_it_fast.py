@@ -30,6 +30,8 @@ class MakeItFast:
     )
     FUNCTION = "make"
     OUTPUT_NODE = True
+    INPUT_IS_LIST = True
+    GATHERED = distillation.Distill.GATHERED
     CATEGORY = "few-step/distillation"
     SEARCH_ALIASES = ["distill", "train", "speed lora", "turbo", "lightning", "few step", "own lcm", "one click"]
     DESCRIPTION = (
@@ -50,8 +52,8 @@ class MakeItFast:
                 "goal": (
                     list(GOALS),
                     {
-                        "tooltip": "closest to my model: progressive distillation, which keeps seeds and composition. cheapest "
-                        "to train: consistency distillation, an LCM-LoRA for 1 to 8 steps."
+                        "tooltip": "closest to my model: progressive distillation, which keeps seeds and composition. sharpest: "
+                        "distribution matching (DMD), from prompts alone. cheapest to train: an LCM-LoRA."
                     },
                 ),
                 "run_name": (

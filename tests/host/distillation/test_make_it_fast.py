@@ -101,6 +101,20 @@ def test_latents_out_of_the_graph(output, quick):  # noqa: F811
     assert len(made["result"][2]) == 3
 
 
+def test_matching_draws_no_pictures(output, monkeypatch):  # noqa: F811
+    """The plan counts the companion's passes too: its four updates on shared samples beside the student's own."""
+    monkeypatch.setattr(choosing, "BATCH", 2)
+    model = tiny("sd15")
+    wishes = {"clip": clip_of("sd15"), "goal": choosing.SHARPEST, "iterations": 1, "steps": "2", "side": 32}
+    told = make(model, do=make_it_fast.PLAN, **wishes)["ui"]["text"][0].splitlines()
+    assert told[1].startswith("distribution matching in 2 steps")
+    assert told[2] == "data: 240 prompts, for pictures of 32 x 32"
+    assert "guidance 5 is baked in" in told[3]
+    assert not any("drawing" in line for line in told)
+    assert make(model, **wishes)["result"][0].model is not None
+    assert (output / "loras" / "fewstep" / "run.safetensors").exists()
+
+
 def freeing(monkeypatch, gigabytes):
     monkeypatch.setattr(host.training, "free_beside", lambda model: 1e9 * gigabytes / 0.9)
 
