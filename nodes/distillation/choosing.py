@@ -120,6 +120,11 @@ class Wishes:
 
     def __post_init__(self) -> None:
         if self.from_graph:
+            both = [name for name in ("prompts", "folder") if getattr(self, name).strip()]
+            if both:
+                raise ValueError(
+                    f"latents or positive is connected, and {both[0]} is given too; give training data in one way."
+                )
             return
         if self.clip is None:
             raise ValueError(
@@ -132,6 +137,7 @@ class Wishes:
                 "this is a model of video, whose training data are clips. Connect latents of clips and positive, or use Training "
                 "Clips (Folder) with Distill Model."
             )
+        self.data()  # which names a folder or prompts of no use
 
     @property
     def from_graph(self) -> bool:

@@ -12,6 +12,7 @@ import_host()
 
 from architectures import conditioning, noise_for, tiny
 from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS
+from comfyui_fewstep.nodes.distillation import choosing, make_it_fast
 from hosting import inputs_of
 from making_data import distil, method_and_lora
 
@@ -38,12 +39,13 @@ NAMES = {
     "FewStepEvaluateDigits": ["run_name"],
     "FewStepSaveStudent": ["name"],
     "FewStepSaveStudentLoRA": ["name"],
+    "FewStepMakeItFast": ["run_name", "folder"],
     "FewStepImageFolder": ["folder"],
     "FewStepClipFolder": ["folder"],
     "FewStepSoundFolder": ["folder"],
 }
 """Inputs that name a file or folder."""
-OTHERS = {"prompts", "negative", "caption", "values", "digits", "teacher_steps", "student_steps"}
+OTHERS = {"prompts", "negative", "negative_prompt", "caption", "values", "digits", "teacher_steps", "student_steps"}
 """Inputs whose text is never a path. A new one wants a look at what becomes of it."""
 TEXTS = [
     (node, name)
@@ -100,6 +102,7 @@ def call(node, name, value, sockets):
         elif kind in sockets or kind in ("INT", "FLOAT", "BOOLEAN", "STRING"):
             inputs[other] = sockets.get(kind, default)
     inputs |= {name: value} | ({"batch_size": 2} if "batch_size" in inputs else {})
+    inputs |= {"do": make_it_fast.PLAN} if "do" in inputs else {}
     if "prompt" in made.INPUT_TYPES().get("hidden", {}):
         inputs |= {"prompt": {"1": {"class_type": node, "inputs": {}}}, "unique_id": "1"}
     with torch.inference_mode():
@@ -110,6 +113,8 @@ def call(node, name, value, sockets):
 def test_no_text_leads_out_of_the_hosts_folders(node, name, tmp_path, monkeypatch, sockets):
     import folder_paths
 
+    monkeypatch.setattr(choosing.Wishes, "planned", lambda wishes, run: (wishes.options, choosing.Wishes))
+    monkeypatch.setattr(choosing.Wishes, "told", lambda *_: [])
     base, evil = tmp_path / "a" / "b" / "base", tmp_path / "evil"
     for kind in ("input", "output", "temp"):
         (base / kind).mkdir(parents=True)
