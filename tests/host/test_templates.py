@@ -75,7 +75,7 @@ OTHER_METHODS = {
     "FewStepGuidanceDistillation": {"iterations": 3},
     "FewStepConsistencyDistillation": {"iterations": 3},
     "FewStepConsistencyTraining": {"iterations": 3},
-    "FewStepDistributionMatching": {"iterations": 3, "companion_first": 1},
+    "FewStepDistributionMatching": {"iterations": 2, "companion_first": 1, "companion_updates": 1},
 }
 
 

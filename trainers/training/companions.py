@@ -68,12 +68,20 @@ class Companions:
             tensors |= {f"{_PREFIX}{name}.{key}": value for key, value in (one.network.state_dict() | moments).items()}
         return tensors, {"companions": values} if values else {}
 
-    def load_state_dict(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """The inverse of state_dict; other names are left alone. ValueError when names or shapes differ."""
+    def load_state_dict(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None) -> None:
+        """The inverse of state_dict; other names are left alone. ValueError when names or shapes differ.
+
+        values: None for another run's tensors. Their weights come along, since companions that begin anew beside a trained
+        student would lead it astray; their optimisers begin anew.
+        """
         for name, one in self._all.items():
             own = below(tensors, f"{_PREFIX}{name}.")
-            one.network.load_state_dict({key: own[key] for key in one.network.state_dict().keys() & own.keys()})
-            load_optimiser_state(one.learner.optimiser, own, values["companions"][name])
+            try:
+                one.network.load_state_dict({key: own[key] for key in one.network.state_dict().keys() & own.keys()})
+            except ValueError as error:
+                raise ValueError(f"the checkpoint's {name} is another than this run's: {error}") from error
+            if values is not None:
+                load_optimiser_state(one.learner.optimiser, own, values["companions"][name])
 
 
 _PREFIX = "companion."

@@ -383,7 +383,7 @@ class _Training:
         started = position.get("started", False)  # by another run, whose optimiser may have been another
         if not started:
             load_optimiser_state(self._learner.optimiser, tensors, position)
-            self._companions.load_state_dict(tensors, position)
+        self._companions.load_state_dict(tensors, None if started else position)
         self._averages.load_state_dict(tensors, all_there=not started)
 
 

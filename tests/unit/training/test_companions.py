@@ -236,3 +236,40 @@ def test_pieces_change_it_by_rounding_only(kind, tmp_path):
 def test_a_companion_whose_loss_is_not_finite_is_named(tmp_path):
     with pytest.raises(NonFiniteLoss, match=r"the fake's loss became nan at iteration 4 \(stage guidance 2 in one"):
         trained(tmp_path, "lora", followed=method(broken=True))
+
+
+def test_a_run_that_begins_at_anothers_checkpoint_has_its_companion(tmp_path):
+    """The weights, bit for bit, without the moments; a companion of another rank is named."""
+    with pytest.raises(Stopped):
+        trained(tmp_path / "old", "lora", observers=[stop_at(4)])
+    tensors = checkpoint(RunFolder(tmp_path / "old", "run"))
+    for rank, fits in ((5, True), (6, False)):
+        new = RunFolder(tmp_path / str(rank), "run")
+        bare = {name: value for name, value in tensors.items() if not name.startswith("optimiser.")}
+        new.save_checkpoint(4, bare, {"stage": 0, "stage_iteration": 4, "started": True})
+        followed = method()
+        followed.companions = lambda stage, rank=rank: [Companion(name="fake", learning_rate=1e-2, rank=rank)]
+        loop = _Training(new, followed, learning("lora"), data(), options(), [], Processes())
+        if not fits:
+            with pytest.raises(
+                ValueError, match="the checkpoint's fake is another than this run's: these adapters do not"
+            ):
+                loop._restore()
+            continue
+        loop._restore()
+        (one,) = loop._companions._all.values()
+        assert all(
+            torch.equal(value, tensors[f"companion.fake.{key}"]) for key, value in one.network.state_dict().items()
+        )
+        assert one.learner.optimiser.state == {}
+        assert (
+            max(float(value.abs().max()) for key, value in one.network.state_dict().items() if key.endswith("up")) > 0
+        )
+
+
+def stop_at(iteration):
+    def stop(metrics):
+        if metrics.iteration == iteration:
+            raise Stopped
+
+    return stop
