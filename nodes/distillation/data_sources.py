@@ -157,7 +157,8 @@ class PromptSource(MadeOnce):
             source=self._source()
             | {"sigmas": sigmas.tolist()}
             | of_teacher(model, teacher_sha256)
-            | _patches_of(model, run),
+            | _patches_of(model, run)
+            | ({"batch_size": None} if run.begun else {}),  # its pictures are there, drawn as they were
             plan=lambda: self._plan(model, sigmas, shape),
             replace=not run.begun,
             device=model.load_device,

@@ -54,7 +54,8 @@ def test_a_users_file_of_that_name_stays_and_the_student_lies_beside_it(model, o
         train(model, "run")
     assert (published / "run.safetensors").read_bytes() == before
     assert same(published / "run 2.safetensors", student(output, "run"))
-    assert told[-1]["published"] == "fewstep/run 2.safetensors"
+    ended = {"run": "run", "node": None, "state": "finished", "published": "fewstep/run 2.safetensors"}
+    assert told[-1] == ended | {"start_left": 0.0}
     assert "is not of this run and stays; its student is run 2.safetensors" in caplog.text
     train(model, "run")
     assert {file.name for file in published.iterdir()} == {"run.safetensors", "run 2.safetensors"}, (
