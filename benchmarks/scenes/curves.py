@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 from ...samplers.noise import Denoiser
@@ -24,7 +25,7 @@ from .world import Split, to_pictures
 
 GUIDANCES = (1.0, 1.5, 2.0, 3.0)
 GRIDS = (Grid.TRAILING.value, Grid.EDM.value)
-TUNING_PICTURES, TUNING_REAL, TUNING_SEED = 768, 4096, 77_000
+TUNING_PICTURES, TUNING_REAL, TUNING_SEED = 512, 4096, 77_000
 TEST_SEED = 1000
 """Of the first noise; the others count on from it."""
 SOURCES = [teacher.FILE, judges.FILE]
@@ -34,23 +35,27 @@ def results(command: str) -> Parts:
     return Parts(RESULTS / "scenes_solvers.json", command=command, sources=SOURCES)
 
 
-def measure(parts: Parts, *, noise_seeds: int, pictures: int = PICTURES) -> None:
-    """Floors, then what tuning says, then the rows, each noise seed after the other."""
+def measure(parts: Parts, *, noise_seeds: int, pictures: int = PICTURES) -> Iterator[None]:
+    """Floors, then for each number of calls and solver what tuning says and the row; after each row there is a page to write."""
     test, tuning = Jury(Split.TEST, pictures=pictures), Jury(Split.TUNING, pictures=TUNING_PICTURES, real=TUNING_REAL)
     for name, pair in spoiled(test).items():
         parts.part(f"floor: {name}", {"pictures": pictures}, functools.partial(test.row, *pair))
     denoiser = as_denoiser(teacher.load_teacher())
-    chosen = {
-        (solver, calls): tuned(parts, tuning, denoiser, solver, calls, grid=grid)
-        for solver, grid in {name: _spaced(parts, tuning, denoiser, name) for name in solvers()}.items()
-        for calls in CALLS
-    }
+    grids = {name: _spaced(parts, tuning, denoiser, name) for name in solvers()}
     for k in range(noise_seeds):
-        for (solver, calls), best in chosen.items():
-            if best is not None:
-                work = functools.partial(drawn_row, test, denoiser, best, seed=TEST_SEED + k)
-                said = {"setting": list(best), "calls": best.calls, "pictures": pictures, "noise seed": TEST_SEED + k}
-                parts.part(f"{solver}, {calls} calls, noise {k}", said, work)
+        for calls in CALLS:
+            for solver, grid in grids.items():
+                best = tuned(parts, tuning, denoiser, solver, calls, grid=grid)
+                if best is not None:
+                    work = functools.partial(drawn_row, test, denoiser, best, seed=TEST_SEED + k)
+                    said = {
+                        "setting": list(best),
+                        "calls": best.calls,
+                        "pictures": pictures,
+                        "noise seed": TEST_SEED + k,
+                    }
+                    parts.part(f"{solver}, {calls} calls, noise {k}", said, work)
+                    yield
 
 
 def drawn_row(jury: Jury, denoiser: Denoiser, chosen: Setting, *, seed: int) -> Row:
@@ -71,7 +76,7 @@ def tuned(parts: Parts, jury: Jury, denoiser: Denoiser, solver: str, calls: int,
 
 def _spaced(parts: Parts, jury: Jury, denoiser: Denoiser, solver: str) -> str:
     """The spacing of least distance for a solver, at a middle number of calls and guidance."""
-    settings = [setting(solver, 16, guidance_scale=GUIDANCES[1], grid=grid) for grid in GRIDS]
+    settings = [setting(solver, 8, guidance_scale=GUIDANCES[1], grid=grid) for grid in GRIDS]
     said = {"grids": list(GRIDS), "pictures": jury.pictures}
     work = lambda: _tried(jury, denoiser, [one for one in settings if one is not None])  # noqa: E731
     return Setting(*parts.part(f"tuning: the levels of {solver}", said, work)["best"]).grid
@@ -92,5 +97,5 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--noise-seeds", type=int, default=3)
     options = parser.parse_args(arguments)
     parts = results(" ".join(["python launch.py bench scenes solvers", *arguments]))
-    measure(parts, noise_seeds=options.noise_seeds)
-    (RESULTS / "scenes_solvers.md").write_text(pages.solvers_page(parts.written), encoding="utf-8")
+    for _ in measure(parts, noise_seeds=options.noise_seeds):
+        (RESULTS / "scenes_solvers.md").write_text(pages.solvers_page(parts.written), encoding="utf-8")

@@ -48,11 +48,11 @@ class Jury:
 
     @torch.no_grad()
     def features(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Random and learnt ones, (N, 32) each."""
-        random, learnt = (
-            torch.cat([of(part) for part in pictures.split(1024)]) for of in (self._judges.random, self._judges.learnt)
+        """Learnt and random ones, (N, 32) each."""
+        learnt, random = (
+            torch.cat([of(part) for part in pictures.split(1024)]) for of in (self._judges.learnt, self._judges.random)
         )
-        return random, learnt
+        return learnt, random
 
     def distance(self, pictures: Tensor) -> float:
         """The Frechet distance alone, for tuning."""
@@ -60,12 +60,12 @@ class Jury:
 
     def row(self, pictures: Tensor, captions: Tensor) -> Row:
         """Every figure as [value, margin], of pictures (N, 3, 16, 16) that were to show captions (N, 30)."""
-        random, learnt = self.features(pictures)
-        near = neighbourhoods(random[:NEIGHBOURS], self._real[0][:NEIGHBOURS])
+        learnt, random = self.features(pictures)
+        near = neighbourhoods(learnt[:NEIGHBOURS], self._real[0][:NEIGHBOURS])
         return {
-            "frechet": jackknife(frechet_at_infinity, random, self._real[0]).written(),
-            "frechet_learnt": jackknife(frechet_at_infinity, learnt, self._real[1]).written(),
-            "kernel": kernel_estimate(random, self._real[0]).written(),
+            "frechet": jackknife(frechet_at_infinity, learnt, self._real[0]).written(),
+            "frechet_random": jackknife(frechet_at_infinity, random, self._real[1]).written(),
+            "kernel": kernel_estimate(learnt, self._real[0]).written(),
             "precision": near.precision,
             "recall": near.recall,
             "density": near.density,

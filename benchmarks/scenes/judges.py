@@ -1,10 +1,10 @@
-"""The judges: networks that see scenes of their own split alone, and never what the teacher or a student learnt from.
+"""The judges, which see scenes of their own split alone, and never what the teacher or a student learnt from.
 
 - `RandomFeatures`: fixed random convolutions, which have learnt nothing.
-- `Encoder`: self-supervised; it learns which two changed views are of one picture (Chen et al. 2020), and sees no caption.
-- `Reader`: reads a picture's caption, for counting whether a picture shows what its prompt said.
+- `Reader`: reads a picture's caption, for counting whether a picture shows what its prompt said. What it makes of a picture
+  before it decides are features too, and the ones that see whether a shape holds together; random ones hardly do.
 
-    python launch.py bench scenes judges      trains the last two, in minutes, and says how good the reader is
+    python launch.py bench scenes judges      trains the reader, in minutes, and says how good it is
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import functools
 import json
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -96,20 +96,6 @@ def _tower(width: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class Encoder(nn.Module):
-    """features: (N, 3, 16, 16) in [0, 1] to (N, 64). A head, which is for learning alone, stands behind them."""
-
-    WIDTH = 64
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tower, self.out = _tower(24), nn.Linear(96, self.WIDTH)
-        self.head = nn.Sequential(nn.SiLU(), nn.Linear(self.WIDTH, 64))
-
-    def features(self, pictures: Tensor) -> Tensor:
-        return self.out(self.tower(2.0 * pictures - 1.0).mean(dim=(2, 3)))
-
-
 class Reader(nn.Module):
     """(N, 3, 16, 16) in [0, 1] to scores (N, 30, 3): of each kind there are none, one or two."""
 
@@ -117,9 +103,13 @@ class Reader(nn.Module):
         super().__init__()
         self.tower, self.out = _tower(32), nn.Linear(2 * 128, KINDS * (MOST + 1))
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def features(self, pictures: Tensor) -> Tensor:
+        """(N, 256)."""
         h = self.tower(2.0 * pictures - 1.0)
-        return self.out(torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1)).unflatten(1, (KINDS, MOST + 1))
+        return torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.out(self.features(pictures)).unflatten(1, (KINDS, MOST + 1))
 
     @torch.no_grad()
     def read(self, pictures: Tensor) -> Tensor:
@@ -135,60 +125,31 @@ def right(reader: Reader, pictures: Tensor, captions: Tensor) -> Estimate:
 # --- learning --------------------------------------------------------------------------------------------------------
 
 
-def _views(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Each turned or mirrored in one of eight ways, moved by up to 2 pixels, a little noisy, and of another brightness.
-
-    What a view keeps is what the features are of; shapes, colours, stripes and sharpness are kept.
-    """
-    way = int(torch.randint(8, (), generator=generator))
-    turned = torch.rot90(pictures, way % 4, dims=(2, 3))
-    turned = turned.flip(3) if way >= 4 else turned
-    dx, dy = torch.randint(0, 5, (2,), generator=generator).tolist()
-    moved = F.pad(turned, (2, 2, 2, 2), mode="replicate")[:, :, dy : dy + 16, dx : dx + 16]
-    light = 0.1 * torch.randn(len(moved), 1, 1, 1, generator=generator)
-    return (moved + light + 0.02 * torch.randn(moved.shape, generator=generator)).clamp(0.0, 1.0)
-
-
-def _contrast(encoder: Encoder, pictures: Tensor, _captions: Tensor, generator: torch.Generator) -> Tensor:
-    """NT-Xent (Chen et al. 2020, equation 1) at temperature 0.2, of the two views against each other."""
-    views = (_views(pictures, generator) for _ in range(2))
-    a, b = (F.normalize(encoder.head(encoder.features(view)), dim=1) for view in views)
-    alike = a @ b.T / 0.2
-    own = torch.arange(len(a))
-    return 0.5 * (F.cross_entropy(alike, own) + F.cross_entropy(alike.T, own))
-
-
-def _reading(reader: Reader, pictures: Tensor, captions: Tensor, generator: torch.Generator) -> Tensor:
-    noisy = pictures + 0.02 * torch.randn(pictures.shape, generator=generator)
-    return F.cross_entropy(reader(noisy).flatten(0, 1), captions.long().flatten())
-
-
-def _learn(network: Any, loss_of: Callable[..., Tensor], data: tuple[Tensor, Tensor], *, iterations: int) -> None:
+def _learn(reader: Reader, pictures: Tensor, captions: Tensor, *, iterations: int) -> None:
+    """Cross-entropy of every count, on slightly noisy pictures."""
     generator = torch.Generator().manual_seed(SEED)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.02)
+    optimiser = torch.optim.AdamW(reader.parameters(), lr=2e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=iterations, pct_start=0.1)
     for k in range(iterations):
-        index = torch.randint(len(data[0]), (BATCH,), generator=generator)
+        index = torch.randint(len(pictures), (BATCH,), generator=generator)
+        noisy = pictures[index] + 0.02 * torch.randn(pictures[index].shape, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(network, data[0][index], data[1][index], generator)
+            loss = F.cross_entropy(reader(noisy).flatten(0, 1), captions[index].long().flatten())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
         if k % 500 == 0:
-            print(f"{type(network).__name__} {k} of {iterations}: {float(loss.detach()):.4f}", flush=True)
+            print(f"{k} of {iterations}: {float(loss.detach()):.4f}", flush=True)
 
 
 def train_judges(iterations: int) -> None:
     begun = time.monotonic()
     torch.manual_seed(SEED)
-    data = drawn(Split.JUDGE, LEARNT)
-    encoder, reader = Encoder(), Reader()
-    _learn(encoder, _contrast, data, iterations=iterations // 5)
-    _learn(reader, _reading, data, iterations=iterations)
-    named = {"encoder": encoder.eval(), "reader": reader.eval()}
-    tensors = {f"{of}.{name}": value for of, network in named.items() for name, value in network.state_dict().items()}
-    tensors |= whitening(encoder)
+    reader = Reader()
+    _learn(reader, *drawn(Split.JUDGE, LEARNT), iterations=iterations)
+    reader.eval()
+    tensors = {f"reader.{name}": value for name, value in reader.state_dict().items()} | whitening(reader)
     accuracy = right(reader, *drawn(Split.JUDGE_TEST, TESTED))
     command = f"python launch.py bench scenes judges --iterations {iterations}"
     report = {
@@ -208,10 +169,10 @@ def train_judges(iterations: int) -> None:
 
 
 @torch.no_grad()
-def whitening(encoder: Encoder) -> dict[str, Tensor]:
+def whitening(reader: Reader) -> dict[str, Tensor]:
     """Of both kinds of features, from the first scenes of the judges' split."""
     pictures, _ = drawn(Split.JUDGE, TESTED)
-    named = {"learnt": encoder.features(pictures), "random": RandomFeatures()(pictures)}
+    named = {"learnt": reader.features(pictures), "random": RandomFeatures()(pictures)}
     found = {name: Whitened.of(features)._asdict() for name, features in named.items()}
     return {f"whitened.{name}.{part}": value for name, parts in found.items() for part, value in parts.items()}
 
@@ -228,18 +189,17 @@ class Judges(NamedTuple):
 def load_judges() -> Judges:
     """The shipped ones."""
     tensors, _ = read_tensors(FILE)
-    encoder, reader = Encoder(), Reader()
-    for prefix, network in {"encoder.": encoder, "reader.": reader}.items():
-        network.load_state_dict(below(tensors, prefix))
-        network.eval().requires_grad_(False)
+    reader = Reader()
+    reader.load_state_dict(below(tensors, "reader."))
+    reader.eval().requires_grad_(False)
     random, learnt = (Whitened(**below(tensors, f"whitened.{name}.")) for name in ("random", "learnt"))
     raw = RandomFeatures()
-    return Judges(lambda p: random(raw(p)), lambda p: learnt(encoder.features(p)), reader)
+    return Judges(lambda p: random(raw(p)), lambda p: learnt(reader.features(p)), reader)
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="launch.py bench scenes judges", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--iterations", type=int, default=3000)
+    parser.add_argument("--iterations", type=int, default=2000)
     train_judges(parser.parse_args(arguments).iterations)

@@ -11,19 +11,19 @@ from ...trainers.measures.fidelity import Estimate
 Figures = dict[str, Any]
 _DISTANCES = (
     ("frechet", "Frechet at infinity"),
-    ("frechet_learnt", "the same, learnt features"),
+    ("frechet_random", "the same, random features"),
     ("kernel", "kernel x 1000"),
 )
 _SHARES = ("precision", "recall", "density", "coverage")
 ABOUT = (
     "**Frechet at infinity**: squared Frechet distance to real scenes of the test split, extrapolated to infinitely many "
-    "pictures, on fixed random convolutions, which have learnt nothing; **learnt features**: on those of a self-supervised "
-    "network that saw scenes of a split of its own. Both are the 32 strongest directions, at unit variance on real scenes. "
-    "**Kernel**: the unbiased kernel distance on the former, as are the next four. All three distances are 0 for a "
-    "perfect sampler, and may come out below 0. **Precision** to **coverage** by 5 neighbours. **Right**: share of pictures that "
-    "show exactly what their prompt said, by a reader that learnt on the judges' split. **Copied**: share that lie nearer to a "
-    "scene that the teacher learnt from than to any of as many others; half is fair. Intervals are of 95 %: by leaving out "
-    "groups of pictures for one noise seed, by Student's t over seeds for several."
+    "pictures, on what the reader of captions makes of a picture before it decides; it learnt on scenes of a split of its own. "
+    "**Random features**: on fixed random convolutions, which have learnt nothing. Both are the 32 strongest directions, at unit "
+    "variance on real scenes. **Kernel**: the unbiased kernel distance on the former, as are the next four. All three are 0 for "
+    "a perfect sampler, and may come out below 0. **Precision** to **coverage** by 5 neighbours. **Right**: share of pictures "
+    "that show exactly what their prompt said, by that reader. **Copied**: share that lie nearer to a scene that the teacher "
+    "learnt from than to any of as many others; half is fair. Intervals are of 95 %: by leaving out groups of pictures for one "
+    "noise seed, by Student's t over seeds for several."
 )
 
 

@@ -18,7 +18,7 @@ import torch
 
 from ...samplers.few_step import draw_from_noise
 from ...samplers.noise import Denoiser
-from ...trainers.methods import read_method
+from ...trainers.methods import Consistency, GuidanceDistillation, Progressive, read_method
 from ...trainers.objective.method import MethodOptions, TeacherKind
 from ...trainers.storage.export import read_student
 from ...trainers.storage.run_folder import RunFolder
@@ -58,17 +58,17 @@ class Trial:
 _COMMON = {"guidance_scale": SCALE, "weighting": "truncated_snr"}
 TRIALS = {
     "progressive": Trial(
-        method="progressive",
+        method=Progressive.name,
         options={**_COMMON, "start_steps": 16, "target_steps": 1, "iterations": 700, "learning_rate": 5e-4},
         passes="700 of 2 x 2 + 3 to 8 steps, then 2100 of 2 + 3",
     ),
     "guidance": Trial(
-        method="guidance_distillation",
+        method=GuidanceDistillation.name,
         options={**_COMMON, "iterations": 3080, "learning_rate": 5e-4, "steps": 8},
         passes="3080 of 2 + 3",
     ),
     "consistency": Trial(
-        method="consistency_distillation",
+        method=Consistency.name,
         options={
             **_COMMON,
             "steps": 4,
@@ -135,7 +135,7 @@ def drawn_row(jury: Jury, denoiser: Denoiser, chosen: MethodOptions, steps: int,
 
 def student(label: str, run: RunFolder, steps: int) -> Denoiser:
     """The one that was made for the steps, where the method makes one for each; else the only one."""
-    halves = TRIALS[label].method == "progressive"
+    halves = TRIALS[label].method == Progressive.name
     tensors, *_ = read_student(run.stage_file(steps) if halves else run.student_file)
     return as_denoiser(teacher.network_of(tensors))
 

@@ -21,7 +21,7 @@ class Aim(NamedTuple):
 
 
 AIMS = {4: Aim(1.05, 0.75), 2: Aim(1.1, 0.55), 1: Aim(1.2, 0.15)}
-_KEYS = ("frechet", "frechet_learnt", "kernel", "precision", "recall", "density", "coverage", "accuracy", "copied")
+_KEYS = ("frechet", "frechet_random", "kernel", "precision", "recall", "density", "coverage", "accuracy", "copied")
 
 
 def by_training(parts: Figures) -> dict[tuple[str, int], dict[int, list[Figures]]]:

@@ -9,6 +9,7 @@ What it gains is written to benchmarks/results/scenes_teacher.json as it goes on
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -36,6 +37,7 @@ FILE = ROOT / "assets" / "scenes_teacher.safetensors"
 HOME = ROOT / ".fewstep" / "scenes" / "teacher"
 STEADY, FALLING = "steady", "falling"
 """Its two runs: at one learning rate, which may end anywhere, and from there with the rate falling to 0."""
+ENDLESS = 10**7
 PICTURES, SEED = 2**17, 0
 """What it learns from: the first scenes of the training split."""
 OPTIONS = TrainOptions(
@@ -87,18 +89,31 @@ def v_error(denoiser: Denoiser, *, count: int = 1024) -> float:
     return float(((1.0 + sigma**-2.0) * found.square().mean(dim=(1, 2, 3))).mean())
 
 
-class Watch:
-    """An observer that notes the average's error as it falls, and keeps what it was for a curve of pictures."""
+class Enough(Exception):
+    """Ends the steady run, which has no end of its own; the loop saves it."""
 
-    def __init__(self, student: FullWeightsStudent, report: dict[str, Any], *, run: str, before: int) -> None:
-        self._student, self._report, self._run, self._before = student, report, run, before
+
+class Watch:
+    """An observer that notes the average's error as it falls, and keeps what it was for a curve of pictures.
+
+    It ends a run of more iterations after the last that is asked for.
+    """
+
+    def __init__(
+        self, student: FullWeightsStudent, report: dict[str, Any], *, run: str, before: int, last: int
+    ) -> None:
+        self._student, self._report, self._run, self._before, self._last = student, report, run, before, last
         curve = report["curve"]
         self._seconds_before = curve[-1]["seconds"] if curve else 0.0
 
     def __call__(self, metrics: Metrics) -> None:
         iteration = self._before + metrics.iteration
-        if iteration % LOOK_EVERY and metrics.iteration < metrics.iterations:
-            return
+        if iteration % LOOK_EVERY == 0 or metrics.iteration == self._last:
+            self._look(metrics, iteration)
+        if metrics.iteration == self._last < metrics.iterations:
+            raise Enough
+
+    def _look(self, metrics: Metrics, iteration: int) -> None:
         with self._student.result():
             error = v_error(self._student.denoiser)
             weights = {name: value.half() for name, value in self._student.module.state_dict().items()}
@@ -119,7 +134,6 @@ def write_report(report: dict[str, Any]) -> None:
 def train_teacher(iterations: int, falling: int) -> None:
     """Goes on from what was trained before. A steady run that was cut later than iterations counts as it is."""
     report = {
-        "command": f"python launch.py bench scenes teacher --iterations {iterations} --falling {falling}",
         "machine": machine(),
         "seed": SEED,
         "pictures": PICTURES,
@@ -143,8 +157,12 @@ def train_teacher(iterations: int, falling: int) -> None:
 def _run(
     name: str, network: SceneNetwork, data: TensorData, report: dict[str, Any], *, iterations: int, before: int
 ) -> None:
+    """The steady run is one that would go on: so it may be gone on with, whatever it was to end at."""
     method = Denoising(
-        table=noise_levels(), iterations=iterations, learning_rate=LEARNING_RATE, condition_dropout=DROPOUT
+        table=noise_levels(),
+        iterations=ENDLESS if name == STEADY else iterations,
+        learning_rate=LEARNING_RATE,
+        condition_dropout=DROPOUT,
     )
     student = FullWeightsStudent(
         network.to(memory_format=torch.channels_last),
@@ -154,8 +172,9 @@ def _run(
     options = dataclasses.replace(OPTIONS, learning_rate_schedule=SCHEDULES[name])
     run = RunFolder(HOME, name)
     run.path.mkdir(parents=True, exist_ok=True)
-    with run.locked():
-        train(run, method, student, data, options=options, observers=[Watch(student, report, run=name, before=before)])
+    watch = Watch(student, report, run=name, before=before, last=iterations)
+    with run.locked(), contextlib.suppress(Enough):
+        train(run, method, student, data, options=options, observers=[watch])
 
 
 def _checkpoint(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -180,15 +199,17 @@ def export() -> None:
     """The average of the newest checkpoint, of the falling run if that began, as float16."""
     run = FALLING if _trained(FALLING) else STEADY
     tensors, _ = _checkpoint(run)
-    said = f"{_trained(STEADY)} steady, {_trained(FALLING)} falling"
+    steady, falling = _trained(STEADY), _trained(FALLING)
+    said = f"{steady} steady, {falling} falling"
+    command = f"python launch.py bench scenes teacher --iterations {steady} --falling {falling}"
     report = json.loads(REPORT.read_text(encoding="utf-8"))
-    write_report(report | {"shipped": said})
+    write_report(report | {"command": command, "shipped": said})
     write_tensors(
         FILE,
         {name: value.half() for name, value in _average(tensors).items()},
         metadata={
             "data": f"benchmarks/scenes/world.py, scenes 0 to {PICTURES - 1} of the training split",
-            "command": report["command"],
+            "command": command,
             "seed": str(SEED),
             "iterations": said,
             "prediction_type": "v_prediction",

@@ -150,6 +150,8 @@ def test_no_text_leads_out_of_the_hosts_folders(node, name, tmp_path, monkeypatc
         finally:
             WATCH.below = None
         allowed = [("folder", str(evil)), ("start_from", "")]
+        if node == "FewStepMakeItFast":
+            allowed += [("folder", ""), ("folder", " ")]  # none, as with prompts
         if name in NAMES.get(node, []) and (name, value) not in allowed:
             assert said, f"{value!r} was taken"
         if (name, value) != ("folder", str(evil)):  # a whole path of a folder of pictures is the user's own choice

@@ -108,35 +108,49 @@ def small(tmp_path, monkeypatch):
 
 
 @pytest.mark.thorough
-def test_the_book_is_written_as_it_comes_and_never_made_twice(small, monkeypatch):
+def test_solvers_are_tuned_and_drawn_once_and_written_as_they_come(small, monkeypatch):
     measure = {"pictures": 600, "noise_seeds": 1}
     parts = curves.results("solvers")
-    curves.measure(parts, **measure)
+    assert len(list(curves.measure(parts, **measure))) == 7
     page = pages.solvers_page(parts.written)
     file = small / "scenes_solvers.json"
     first = json.loads(file.read_text())
-    assert {name for name in first["parts"] if name.startswith("Heun")} == {
-        "Heun, 1 calls, noise 0",
-        "Heun, 4 calls, noise 0",
-    }
+    heun = {name for name in first["parts"] if name.startswith("Heun")}
+    assert heun == {"Heun, 1 calls, noise 0", "Heun, 4 calls, noise 0"}
     assert "UniPC, 1 calls, noise 0" not in first["parts"]
     for name, part in first["parts"].items():
-        if name.startswith("tuning: ") and "levels" not in name:
+        if name.startswith("tuning: "):
             assert part["figures"]["best"] == min(part["figures"]["tried"], key=lambda row: row[-1])[:-1]
     value, margin = first["parts"]["DDIM, 4 calls, noise 0"]["figures"]["frechet"]
     assert f"| {value:.2f} +- {margin:.2f} |" in page
-    monkeypatch.setattr(curves, "drawn_row", None)
+    monkeypatch.setattr(curves, "drawn_row", pytest.fail)
     again = curves.results("solvers")
-    curves.measure(again, **measure)
+    assert len(list(curves.measure(again, **measure))) == 7
     assert json.loads(file.read_text()) == first
+
+
+@pytest.mark.thorough
+def test_students_are_trained_once_and_stand_beside_the_solvers(small, monkeypatch):
+    """Every method at every number of calls; a second start trains and draws nothing."""
+    figures = {key: [4.0, 0.1] for key in ("frechet", "frechet_random", "kernel", "accuracy", "copied")}
+    figures |= dict.fromkeys(("precision", "recall", "density", "coverage"), 0.5)
+    said = {"setting": ["DDIM", 4, 1.0, "trailing"], "calls": 4}
+    solvers = Parts(small / "scenes_solvers.json", command="solvers", sources=[teacher.FILE, judges.FILE])
+    solvers.part("DDIM, 4 calls, noise 0", said, lambda: figures)
+    measure = {"seeds": 1, "noise_seeds": 1, "pictures": 600}
     made = Parts(small / "scenes_students.json", command="students", sources=[teacher.FILE, judges.FILE])
-    students.measure(made, list(students.TRIALS), seeds=1, noise_seeds=1, pictures=600)
+    students.measure(made, list(students.TRIALS), **measure)
     students_page.write(made.written)
     text = (small / "scenes_students.md").read_text()
     for label in students.TRIALS:
         assert len(re.findall(rf"\| {label}, 1 trainings \| [1248] \|", text)) == 4
     value, margin = made.written["parts"]["progressive, 1 calls, training 0, noise 0"]["figures"]["frechet"]
     assert f"| progressive, 1 trainings | 1 | {value:.2f} +- {margin:.2f} |" in text
-    assert re.search(
-        r"- 4 calls, (progressive|guidance|consistency): [\d.]+ \+- [\d.]+ times \(aim 1.05: (not )?reached\)", text
-    )
+    label = r"- 4 calls, (progressive|guidance|consistency): [\d.]+ \+- [\d.]+ times"
+    assert re.search(rf"{label} \(aim 1.05: (not )?reached\) the teacher's best", text)
+    first = json.loads((small / "scenes_students.json").read_text())
+    monkeypatch.setattr(students, "trained", pytest.fail)
+    monkeypatch.setattr(students, "drawn_row", pytest.fail)
+    again = Parts(small / "scenes_students.json", command="students", sources=[teacher.FILE, judges.FILE])
+    students.measure(again, list(students.TRIALS), **measure)
+    assert json.loads((small / "scenes_students.json").read_text()) == first

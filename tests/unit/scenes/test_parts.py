@@ -39,7 +39,7 @@ def test_other_settings_or_another_source_are_made_again(tmp_path, source):
 
 
 def figures(distance, margin=0.1):
-    pairs = {key: [distance, margin] for key in ("frechet", "frechet_learnt", "kernel", "accuracy", "copied")}
+    pairs = {key: [distance, margin] for key in ("frechet", "frechet_random", "kernel", "accuracy", "copied")}
     return pairs | dict.fromkeys(("precision", "recall", "density", "coverage"), 0.5)
 
 
