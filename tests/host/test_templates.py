@@ -21,6 +21,7 @@ OF_THEIR_OWN = {
     "A style and a student in one LoRA": "of LoRAs, see test_combining.py",
     "Distil my video model on a folder of clips": "of a model of video, see test_clip_folder.py",
     "Distil my sound model on a folder of sounds": "of a model of sound, see test_clip_folder.py",
+    "Distil my two experts (Wan 2.2)": "of two models of video, see test_experts_part.py",
     "Save a distilled student as a checkpoint": "of a real text encoder and VAE, see test_save_student.py",
     **dict.fromkeys(
         (
@@ -173,5 +174,4 @@ def test_the_comparison_says_how_near_the_student_is(client):
 def test_every_node_is_in_a_workflow():
     used = {node["class_type"] for workflow in WORKFLOWS for node in api_twin(workflow).values()}
     documented = {path.stem for path in (ROOT / "web" / "docs").glob("FewStep*.md")}
-    without = {"FewStepTwoExperts", "FewStepExpertsPart"}  # their workflow is still to come
-    assert documented - without <= used
+    assert documented <= used
