@@ -76,6 +76,7 @@ OTHER_METHODS = {
     "FewStepGuidanceDistillation": {"iterations": 3},
     "FewStepConsistencyDistillation": {"iterations": 3},
     "FewStepConsistencyTraining": {"iterations": 3},
+    "FewStepScoreDistillation": {"iterations": 3},
     "FewStepDistributionMatching": {"iterations": 2, "companion_first": 1, "companion_updates": 1},
 }
 
