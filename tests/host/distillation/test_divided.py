@@ -19,7 +19,7 @@ import_host()
 from architectures import conditioning, has, kinds, noise_for, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import running, students
-from comfyui_fewstep.nodes.distillation.distillation import _data_in_graph
+from comfyui_fewstep.nodes.distillation.data_in_graph import data_in_graph
 from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions, StudentPrediction
 from comfyui_fewstep.trainers.objective.weighting import Weighting
 from comfyui_fewstep.trainers.processes.group import Processes
@@ -45,7 +45,7 @@ def distil(run, kind, prediction, processes):
     model = tiny(kind)
     latents = {"samples": noise_for(model, seed=1, batch=8)}
     prompts = conditioning(kind, seed=2), conditioning(kind, seed=5)
-    data = _data_in_graph(model, latents, *prompts, dropout=0.0).data
+    data = data_in_graph(model, latents, *prompts, dropout=0.0).data
     sampling = host.models.model_sampling_of(model)
     options = ProgressiveOptions(
         start_steps=4,
