@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...trainers.measures.fidelity import Estimate
+from .solvers import CALLS
 
 Figures = dict[str, Any]
 _DISTANCES = (
@@ -119,4 +120,7 @@ def _least(rows: dict[str, list[Figures]]) -> list[str]:
             f"- {calls} calls: {plus_minus(value)} with {best[0]['settings']['setting'][0]}, {value[0] / least:.2f} times the "
             "teacher's best."
         )
+    missing = [str(calls) for calls in CALLS if calls not in allowed]
+    if missing:
+        lines.append(f"- Not measured yet: {', '.join(missing)} calls. The teacher's best is that of the rows above.")
     return lines

@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+from comfyui_fewstep.benchmarks.scenes import pages
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -96,3 +97,26 @@ def test_architectures_are_counted_as_their_table_does():
     whole = sum(all(cell.get("right") for cell in row["cells"].values()) for row in rows)
     assert f"{len(rows)} tiny models" in TEXT
     assert f"[{whole} are right throughout]" in TEXT
+
+
+def test_the_drawn_worlds_table_is_the_solvers():
+    """The solver of least mean distance at each number of calls that is there, and two floors."""
+    parts = result("scenes_solvers")["parts"]
+    rows = {}
+    for label, seeds in pages.by_noise(parts).items():
+        calls = int(label.rpartition(", ")[2].split()[0])
+        rows.setdefault(calls, []).append(seeds)
+    best = {calls: pages.best_of(found) for calls, found in sorted(rows.items())}
+    floors = [parts[f"floor: real scenes{said}"]["figures"] for said in ("", ", blurred")]
+
+    def line(name, key, digits):
+        means = [statistics.mean(part["figures"][key][0] for part in seeds) for seeds in best.values()]
+        means += [floor[key][0] for floor in floors]
+        return f"| {name} | {' | '.join(f'{round(x, digits) + 0.0:.{digits}f}' for x in means)} |"
+
+    assert f"| network calls | {' | '.join(map(str, best))} | real scenes | blurred |" in README
+    assert f"| solver | {' | '.join(seeds[0]['settings']['setting'][0] for seeds in best.values())} | | |" in README
+    assert line("Frechet distance at infinity", "frechet", 2) in README
+    assert line("shows its prompt", "accuracy", 3) in README
+    shipped = result("scenes_teacher")["shipped"].split()[0]
+    assert f"The teacher is a first one, of {shipped} iterations" in TEXT

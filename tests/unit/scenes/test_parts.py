@@ -92,3 +92,4 @@ def test_a_page_names_its_command_its_days_and_its_machine():
     assert "| real scenes | - | 1.00 +- 0.10 |" in page
     assert "| DDIM, 4 steps, guidance 1, trailing | 4 | 1.00 +- 0.10 |" in page
     assert "- 4 calls: 1.00 +- 0.10 with DDIM, 1.00 times the teacher's best." in page
+    assert "Not measured yet: 1, 2, 8, 16, 32 calls." in page
