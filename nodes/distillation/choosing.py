@@ -126,6 +126,8 @@ class Wishes:
                     f"latents or positive is connected, and {both[0]} is given too; give training data in one way."
                 )
             return
+        if self.folder.strip() and self.prompts.strip():
+            raise ValueError(f"folder is {self.folder!r} and prompts are given too; give one of the two.")
         if self.clip is None:
             raise ValueError(
                 "clip is not connected; it encodes the prompts or captions. Connect it, or latents and positive."

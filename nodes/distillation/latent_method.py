@@ -91,12 +91,9 @@ class ScoreDistillation:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(
-        cls, level_from: Any = None, level_to: Any = None, last_level_to: Any = None, iterations: Any = None
-    ) -> bool | str:
+    def VALIDATE_INPUTS(cls, level_from: Any = None, level_to: Any = None, last_level_to: Any = None) -> bool | str:
         """Before anything runs."""
         given = {"level_from": level_from, "level_to": level_to, "last_level_to": last_level_to}
-        given["iterations"] = iterations
         return inputs.checked(lambda: ScoreDistillationOptions(**given), *given.values())
 
     def distil(self, model: Any, latent: dict[str, Any], kind: str, mask: Tensor | None = None, **given: Any) -> Any:

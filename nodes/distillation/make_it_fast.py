@@ -118,9 +118,7 @@ class MakeItFast:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, run_name: Any = None, folder: Any = None, prompts: Any = None) -> bool | str:
-        if folder and str(prompts or "").strip():
-            return f"folder is {folder!r} and prompts are given too; give one of the two."
+    def VALIDATE_INPUTS(cls, run_name: Any = None) -> bool | str:
         return folders.error_of_name(run_name, what="run name")
 
     @classmethod

@@ -44,6 +44,7 @@ class DistributionMatching:
                 "iterations": inputs.count(
                     2000,
                     "Updates of the student. Pictures are best after some 1000 to 3000; contrast may grow from there on.",
+                    least=1,
                 ),
                 "learning_rate": inputs.learning_rate(
                     1e-5, "Of the student, at the start; it falls as Distill Model's schedule says. 1e-5 for a LoRA."
@@ -127,19 +128,12 @@ class DistributionMatching:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(
-        cls,
-        steps: Any = None,
-        iterations: Any = None,
-        companion_updates: Any = 4,
-        fewest_steps: Any = 0,
-        consistency_levels: Any = 0,
-    ) -> bool | str:
+    def VALIDATE_INPUTS(cls, steps: Any = None, fewest_steps: Any = 0) -> bool | str:
         """Before anything runs."""
-        given = {"steps": steps, "iterations": iterations, "companion_updates": companion_updates}
-        given |= {"fewest_steps": fewest_steps, "consistency_levels": consistency_levels}
+        given = {"steps": steps, "fewest_steps": fewest_steps}
         return inputs.checked(
-            lambda: DistributionMatchingOptions(**given, learning_rate=1e-5, guidance_scale=1.0), *given.values()
+            lambda: DistributionMatchingOptions(**given, iterations=1, learning_rate=1e-5, guidance_scale=1.0),
+            *given.values(),
         )
 
     def make(self, **options: Any) -> tuple[DistributionMatchingOptions]:

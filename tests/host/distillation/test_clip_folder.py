@@ -237,16 +237,15 @@ def test_what_is_found_is_said_on_the_node(output, clip_folder, sound_folder):
     (sound_folder / "c.md").write_text("x")
     said = folder_data.SoundFolderNode().describe(**SOUNDS)["ui"]["text"]
     assert said == [f"2 sounds in {sound_folder}, 1 with a caption file. Passed over: 1 .md files."]
-    assert folder_data.ClipFolderNode.VALIDATE_INPUTS("clips", 64, 16) is True
-    assert "holds no clips" in folder_data.ClipFolderNode.VALIDATE_INPUTS("sounds", 64, 16)
+    assert folder_data.ClipFolderNode.VALIDATE_INPUTS("clips") is True
+    assert "holds no clips" in folder_data.ClipFolderNode.VALIDATE_INPUTS("sounds")
     assert "which is no folder" in folder_data.SoundFolderNode.VALIDATE_INPUTS("nowhere")
 
 
 @pytest.mark.parametrize("node", [folder_data.ClipFolderNode, folder_data.SoundFolderNode])
 def test_a_host_without_the_reader_says_so_before_anything_runs(node, output, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    given = {"resolution": 64, "bucket_step": 16} if node is folder_data.ClipFolderNode else {}
-    assert "python -m pip install av" in node.VALIDATE_INPUTS(folder="clips", **given)
+    assert "python -m pip install av" in node.VALIDATE_INPUTS(folder="clips")
 
 
 @needs_av

@@ -111,7 +111,13 @@ def test_matching_draws_no_pictures(output, monkeypatch):  # noqa: F811
     assert told[2] == "data: 240 prompts, for pictures of 32 x 32"
     assert "guidance 5 is baked in" in told[3]
     assert not any("drawing" in line for line in told)
-    assert make(model, **wishes)["result"][0].model is not None
+
+
+@pytest.mark.thorough
+def test_matching_is_trained(output, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(choosing, "BATCH", 2)
+    wishes = {"clip": clip_of("sd15"), "goal": choosing.SHARPEST, "iterations": 1, "steps": "2", "side": 32}
+    assert make(tiny("sd15"), **wishes)["result"][0].model is not None
     assert (output / "loras" / "fewstep" / "run.safetensors").exists()
 
 
@@ -162,5 +168,5 @@ def test_what_is_missing_is_named(output):  # noqa: F811
         make(model)
     with pytest.raises(ValueError, match="folder is given but vae is not connected"):
         make(model, folder="pictures", clip=clip_of("sd15"))
-    said = make_it_fast.MakeItFast.VALIDATE_INPUTS(run_name="a", folder="pictures", prompts="a fox")
-    assert said == "folder is 'pictures' and prompts are given too; give one of the two."
+    with pytest.raises(ValueError, match="folder is 'pictures' and prompts are given too; give one of the two"):
+        make(model, folder="pictures", prompts="a fox", clip=clip_of("sd15"))

@@ -241,7 +241,5 @@ def test_a_network_with_its_own_guidance_input_is_refused(kind, output):  # noqa
 
 
 def test_a_range_that_is_upside_down_is_refused_before_anything_runs():
-    said = methods.GuidanceDistillation.VALIDATE_INPUTS(
-        guidance_scale=5.0, iterations=8, steps=2, guidance_scale_max=2.0
-    )
+    said = methods.GuidanceDistillation.VALIDATE_INPUTS(guidance_scale=5.0, guidance_scale_max=2.0)
     assert "guidance_scale is 5.0 and guidance_scale_max is 2.0" in said

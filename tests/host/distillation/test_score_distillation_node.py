@@ -109,4 +109,4 @@ def test_what_is_missing_is_named_before_work():
     ):
         with pytest.raises(ValueError, match=said):
             moved(tiny("sd15"), **given)
-    assert "level_from is 0.9" in latent_method.ScoreDistillation.VALIDATE_INPUTS(0.9, 0.5, 0.5, 10)
+    assert "level_from is 0.9" in latent_method.ScoreDistillation.VALIDATE_INPUTS(0.9, 0.5, 0.5)

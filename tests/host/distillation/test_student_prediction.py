@@ -357,15 +357,14 @@ def test_a_v_student_of_an_eps_model_is_not_put_on_a_v_model(output):  # noqa: F
 
 def test_steps_that_cannot_be_merged_are_refused_where_they_are_typed():
     validate, typed = methods.ProgressiveDistillation.VALIDATE_INPUTS, {"start_steps": 8, "target_steps": 4}
-    assert validate(**typed, iterations=10, merged_steps=4) is True
-    assert validate(**typed, iterations=10, merged_steps=None) is True
-    assert "merged_steps is 6; allowed are 2, 4, 8" in validate(**typed, iterations=10, merged_steps=6)
+    assert validate(**typed, merged_steps=4) is True
+    assert validate(**typed, merged_steps=None) is True
+    assert "merged_steps is 6; allowed are 2, 4, 8" in validate(**typed, merged_steps=6)
 
 
 @pytest.mark.parametrize("name", ["conversion_iterations", "last_stages_iterations"])
 def test_bad_counts_are_refused_where_they_are_typed(name):
-    typed = {"start_steps": 8, "target_steps": 4, "iterations": 10}
-    validate = methods.ProgressiveDistillation.VALIDATE_INPUTS
-    assert validate(**typed, **{name: 5}) is True
-    assert validate(**typed, **{name: None}) is True
-    assert f"{name} is -1" in validate(**typed, **{name: -1})
+    declared = methods.ProgressiveDistillation.INPUT_TYPES()
+    host.limits.require(declared, {name: 5})
+    with pytest.raises(ValueError, match=f"{name} is -1"):
+        host.limits.require(declared, {name: -1})
