@@ -86,7 +86,7 @@ class Recipe:
 
 _TEXTS = ("method", "schedule", "prediction_type", "noise_family")
 _OPTIONAL = ("level_from", "level_to")
-_READ_AS = ("eps", "v_prediction", "edm", "x0", "rflow", "flow")
+_READ_AS = ("eps", "v_prediction", "edm", "x0", "x0_and_eps", "rflow", "flow")
 
 
 def _fields(text: str) -> dict[str, Any]:

@@ -278,6 +278,7 @@ def prepared(
         source = data or data_in_graph(model, latents, positive, negative, dropout=train_options.caption_dropout)
         resolved = running.method_on(model, method, empty_prompt=source.unconditional is not None)
         _require_pictures(resolved, source)
+        host.precision.require(model, train_options.precision)
         students.require_scale_input(model, student or LoRAOptions(), resolved.scale_input)
         with (
             run.gone_if_refused(keep_data=not isinstance(source, DataInGraph)),

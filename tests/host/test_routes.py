@@ -158,7 +158,7 @@ def test_runs_are_listed_opened_and_deleted(client, server, runs, name):
     assert (told["student"], told["options"]["start_steps"]) == ({"kind": "full_weights"}, 8)
     assert told["scores"][0]["model"] == "teacher"
     assert [(stage["stage"], stage["steps"]) for stage in told["stages"]] == [("8 to 4 steps", 4)]
-    assert f'train "{runs / name}"' in told["command"]
+    assert f"train {runs / name}" in told["command"]
     status, body = ask(server, f"/fewstep/runs/{name}/workflow")
     assert (status, "keeps no workflow" in json.loads(body)["error"]) == (400, True), "this client sends none"
     status, body = ask(server, f"/fewstep/runs/{name}/delete", data=b"")

@@ -153,7 +153,7 @@ def test_the_template_for_several_gpus(client, base, runs, pictures):
     history = client.run(prompt, on_event=start)
     assert started[0].wait(60) == 0
     assert history["outputs"]["16"]["images"]
-    assert 'launch.py" train "' in history["outputs"]["5"]["text"][0]
+    assert "launch.py train " in history["outputs"]["5"]["text"][0]
 
 
 def test_the_comparison_says_how_near_the_student_is(client):
