@@ -135,7 +135,7 @@ def test_a_start_that_training_refuses_leaves_no_run(model, output, told, monkey
     def refuse(*_, **__):
         raise ValueError("this device does not compute in that")
 
-    monkeypatch.setattr(students.host.precision, "require", refuse)
+    monkeypatch.setattr("comfyui_fewstep.nodes.distillation.running._require_possible", refuse)
     with pytest.raises(ValueError, match="does not compute"):
         train(model, "run")
     assert told[-1]["state"] == "failed"
