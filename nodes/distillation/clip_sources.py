@@ -15,8 +15,7 @@ from ...trainers.data import clips
 from ...trainers.data.listing import BrokenFile, Captioned
 from ...trainers.data.pictures import PIXELS, Size, fitted
 from .. import host
-from .data_sources import Texts
-from .folder_sources import LITERAL, FolderSource, Piece, SeenSource, seed_of
+from .folder_sources import FolderSource, Piece, SeenSource, seed_of
 
 FIRST, ALL = "the first", "all"
 PIECES = (FIRST, ALL)
@@ -48,10 +47,8 @@ class ClipFolder(SeenSource):
     def _require_vae(self) -> None:
         host.encoding.require_frames(self.vae, frames=self.frames, bucket_step=self.bucket_step)
 
-    def _texts(self, model: Any) -> Texts:
-        literal = self.caption_syntax == LITERAL
-        told = {"guidance": self.guidance, "frame_rate": self.frame_rate}
-        return Texts(model, self.clip, self.negative, literal=literal, told=told)
+    def _told(self) -> dict[str, float]:
+        return super()._told() | {"frame_rate": self.frame_rate}
 
     def _shape(self, file: Path) -> Hashable:
         found = clips.frame_count(file, rate=self.frame_rate)
@@ -104,9 +101,8 @@ class SoundFolder(FolderSource):
         """(samples of a piece, samples a second)"""
         return host.encoding.samples_of(self.vae, seconds=self.seconds)
 
-    def _texts(self, model: Any) -> Texts:
-        told = {"seconds_start": 0.0, "seconds_total": self.seconds}
-        return Texts(model, self.clip, self.negative, literal=self.caption_syntax == LITERAL, told=told)
+    def _told(self) -> dict[str, float]:
+        return {"seconds_start": 0.0, "seconds_total": self.seconds}
 
     def _shape(self, file: Path) -> Hashable:
         samples, rate = self._length()

@@ -118,11 +118,11 @@ class _Folder:
         return repr(content_of(folders.training_folder(str(folder)), below=subfolders != NOT_READ))
 
     @classmethod
-    def _error_of(cls, folder: Any, **given: Any) -> bool | str:
+    def VALIDATE_INPUTS(cls, folder: Any = None, subfolders: Any = NOT_READ) -> bool | str:
         """Before anything runs, where the values are typed in; linked ones are None here and checked when they arrive."""
-        if folder is None or None in given.values():
+        if folder is None or subfolders is None:
             return True
-        return host.signals.error_of(lambda: cls.SOURCE(folder=folders.training_folder(folder), **given))
+        return host.signals.error_of(lambda: cls.SOURCE(folder=folders.training_folder(folder), subfolders=subfolders))
 
     def describe(self, folder: str, without_caption: str, broken: str, caption: str, **options: Any) -> dict[str, Any]:
         source = self.SOURCE(
@@ -164,10 +164,6 @@ class ImageFolder(_Folder):
             "required": _folder("pictures") | size | _captions("a picture") | _flip("picture") | _broken("one picture"),
             "optional": _encoders("pictures") | _reading("pictures") | {"guidance": GUIDANCE},
         }
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, folder: Any = None, subfolders: Any = NOT_READ) -> bool | str:
-        return cls._error_of(folder, subfolders=subfolders)
 
 
 class ClipFolderNode(_Folder):
@@ -217,10 +213,6 @@ class ClipFolderNode(_Folder):
             "optional": _encoders("clips") | _reading("clips") | {"guidance": GUIDANCE},
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, folder: Any = None, subfolders: Any = NOT_READ) -> bool | str:
-        return cls._error_of(folder, subfolders=subfolders)
-
 
 class SoundFolderNode(_Folder):
     SOURCE = SoundFolder
@@ -247,7 +239,3 @@ class SoundFolderNode(_Folder):
             "required": _folder("sounds") | seconds | captions | broken | _pieces("a sound"),
             "optional": _encoders("sounds") | _reading("sounds"),
         }
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, folder: Any = None, subfolders: Any = NOT_READ) -> bool | str:
-        return cls._error_of(folder, subfolders=subfolders)

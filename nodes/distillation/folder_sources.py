@@ -95,7 +95,8 @@ class FolderSource(MadeOnce):
     def _plan(self, model: Any, files: Sequence[Captioned]) -> list[Shard]:
         require_connected(self.node, vae=self.vae, clip=self.clip)
         self._require_vae()
-        texts = self._texts(model)
+        literal = self.caption_syntax == LITERAL
+        texts = Texts(model, self.clip, self.negative, literal=literal, told=self._told())
         groups = self._by_shape(files)
         encoder = host.encoding.LatentEncoder(self.vae, host.folders.encodings())
         progress = Progress(sum(len(group) for group in groups.values()))
@@ -160,8 +161,9 @@ class FolderSource(MadeOnce):
     def _require_vae(self) -> None:
         """ValueError where the VAE cannot encode such files."""
 
-    def _texts(self, model: Any) -> Texts:
-        return Texts(model, self.clip, self.negative, literal=self.caption_syntax == LITERAL)
+    def _told(self) -> dict[str, float]:
+        """See Texts."""
+        return {}
 
     def _shape(self, file: Path) -> Hashable:
         """What files that are encoded to one shape have in common. BrokenFile for one that cannot be used."""
@@ -193,9 +195,8 @@ class SeenSource(FolderSource):
         decided = {"resolution": self.resolution, "bucket_step": self.bucket_step, "flip": self.flip}
         return decided | of_guidance(self.guidance)
 
-    def _texts(self, model: Any) -> Texts:
-        literal = self.caption_syntax == LITERAL
-        return Texts(model, self.clip, self.negative, literal=literal, told={"guidance": self.guidance})
+    def _told(self) -> dict[str, float]:
+        return {"guidance": self.guidance}
 
     def _shape(self, file: Path) -> Hashable:
         return bucket_for(self._size(file), bucket_sizes(self.resolution, self.bucket_step))
