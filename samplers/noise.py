@@ -31,6 +31,10 @@ class NoiseFamily(Enum):
     VARIANCE_EXPLODING = "variance_exploding"
     FLOW = "flow"
 
+    def signal(self, sigma: Tensor) -> Tensor:
+        """What add_noise multiplies the clean sample with, as sigma: 1 - sigma for flow models, 1 for others."""
+        return 1.0 - sigma if self is NoiseFamily.FLOW else torch.ones_like(sigma)
+
     def add_noise(self, x0: Tensor, noise: Tensor, *, sigma: Tensor) -> Tensor:
         """x (B, ...) at noise level sigma () or (B,)."""
         sigma = expand_like(sigma, x0)

@@ -40,7 +40,7 @@ class Strength(Enum):
             case Strength.PLAIN:
                 strength = torch.ones_like(sigma)
             case Strength.SCORE:
-                signal = _signal(sigma, family=family)
+                signal = family.signal(sigma)
                 strength = sigma * signal / (signal**2 + sigma**2)
         return expand_like(strength, x0)
 
@@ -58,7 +58,7 @@ def seen_in(x_s: Tensor, noise: Tensor, *, sigma_s: Tensor, sigma: Tensor, famil
     that came on top (Phased DMD: arXiv 2510.27684). Of clean samples, sigma_s = 0, it is x_s itself.
     """
     signal, added = _path(sigma_s, sigma, family=family)
-    alpha_s = _signal(sigma_s, family=family)
+    alpha_s = family.signal(sigma_s)
     back = signal * sigma_s**2 / (alpha_s * added)
     return x_s / expand_like(alpha_s, x_s) - expand_like(back, x_s) * noise
 
@@ -72,11 +72,7 @@ def weight_of_seen(sigma_s: Tensor, sigma: Tensor, *, family: NoiseFamily) -> Te
     return (1.0 / sigma**2).clamp(max=100.0) * (added / sigma) ** 2
 
 
-def _signal(sigma: Tensor, *, family: NoiseFamily) -> Tensor:
-    return 1.0 - sigma if family is NoiseFamily.FLOW else torch.ones_like(sigma)
-
-
 def _path(sigma_s: Tensor, sigma: Tensor, *, family: NoiseFamily) -> tuple[Tensor, Tensor]:
     """(what is left of x_s, the deviation of the noise that comes on top) from sigma_s up to sigma."""
-    left = _signal(sigma, family=family) / _signal(sigma_s, family=family)
+    left = family.signal(sigma) / family.signal(sigma_s)
     return left, (sigma**2 - (left * sigma_s) ** 2).clamp(min=0.0).sqrt()

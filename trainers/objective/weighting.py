@@ -41,7 +41,7 @@ class Weighting(Enum):
 
     def __call__(self, sigma: Tensor, *, family: NoiseFamily) -> Tensor:
         """The weight (B,) at noise levels sigma (B,), all above 0."""
-        signal = 1.0 - sigma if family is NoiseFamily.FLOW else torch.ones_like(sigma)
+        signal = family.signal(sigma)
         snr = (signal / sigma) ** 2
         match self:
             case Weighting.TRUNCATED_SNR:

@@ -190,8 +190,8 @@ def _noise_free(
     without = unconditioned(views.denoiser, views.empty or {})(x, sigma).float()
     negative = unconditioned(views.denoiser, views.negative or {})(x, sigma).float()
     with_prompt = views.denoiser(x, sigma, **views.condition).float()
-    signal = 1.0 - sigma if views.family is NoiseFamily.FLOW else torch.ones_like(sigma)
-    in_noise = x0 + expand_like(sigma / signal.clamp(min=1e-6), x0) * noise - without
+    ratio = sigma / views.family.signal(sigma).clamp(min=1e-6)
+    in_noise = x0 + expand_like(ratio, x0) * noise - without
     low = sigma < views.table[round(_DOMAIN_BELOW * len(views.table))].to(sigma)
     domain = torch.where(expand_like(low, x0), in_noise, negative - without)
     return domain - options.guidance_scale * (with_prompt - without)
