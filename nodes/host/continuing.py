@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...trainers.storage.files import some_of
+
 _KEPT = 64
 """Runs that ended above level 0, of which one may go on."""
-_VALUES = 64
-"""Of a latent, by which it is known again."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,5 @@ def seed_to_go_on_with(x: Tensor, *, level: float, seed: int | None, noise: Tens
 
 
 def _some_of(x: Tensor) -> Tensor:
-    """(n,) values spread over x, on the CPU."""
-    flat = x.detach().flatten()
-    return flat[:: max(1, len(flat) // _VALUES)].float().cpu().clone()
+    """(n,) values spread over x, on the CPU, by which a latent is known again."""
+    return some_of(x).float().cpu().clone()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...trainers.storage.files import tensors_sha256
+from ...trainers.storage.files import some_of, tensors_sha256
 from ...trainers.storage.kept_hashes import kept
 from . import bypass, carried, folders, guidance, weights
 
@@ -78,8 +78,7 @@ def weights_sha256(tensors: Mapping[str, Tensor], *, owner: nn.Module, file: tup
 
 def _sample(value: Tensor) -> Tensor:
     """About 64 of its values, and its shape."""
-    values = value.detach().reshape(-1)
-    values = values[:: max(1, len(values) // 64)].contiguous().view(torch.uint8).cpu()
+    values = some_of(value).contiguous().view(torch.uint8).cpu()
     return torch.cat([values, torch.tensor(value.shape, dtype=torch.int64).view(torch.uint8)])
 
 

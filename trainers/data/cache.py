@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..storage.files import CHECKSUM_KEY, read_metadata, read_tensors, write_atomically, write_tensors
+from ..storage.files import CHECKSUM_KEY, read_metadata, read_tensors, some_of, write_atomically, write_tensors
 from ..storage.places import place
 from ..storage.prefixes import below
 from ..storage.reading import read_json, require
@@ -317,9 +317,7 @@ class _Distinct:
 
 
 def _sample(value: Tensor) -> bytes:
-    """About 64 of its values: what differs there need not be compared whole."""
-    values = value.reshape(-1)
-    return bytes(values[:: max(1, len(values) // 64)].contiguous().view(torch.uint8).cpu().numpy())
+    return bytes(some_of(value).contiguous().view(torch.uint8).cpu().numpy())
 
 
 def _equal(one: Mapping[str, Tensor] | None, other: Mapping[str, Tensor] | None) -> bool:

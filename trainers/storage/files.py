@@ -107,6 +107,12 @@ class Rows(NamedTuple):
         return self.of[self.at]
 
 
+def some_of(values: Tensor) -> Tensor:
+    """(n,) about 64 of the values, evenly spread: what differs there need not be compared whole."""
+    flat = values.detach().reshape(-1)
+    return flat[:: max(1, len(flat) // 64)]
+
+
 def tensors_sha256(tensors: Mapping[str, Tensor | Rows]) -> str:
     """A hash of names, types, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
