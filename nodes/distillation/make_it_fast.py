@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from ...samplers.few_step import sample_few_step
-from ...trainers.storage.export import read_student
+from ...samplers.recipe import Recipe
+from ...trainers.storage.files import read_metadata
 from .. import host
 from ..host import folders, graph
+from ..sampling.recipes import as_trained
 from . import distillation
 from . import option_inputs as inputs
 from .choosing import CARDS, GOALS, Wishes
@@ -162,10 +161,9 @@ class MakeItFast:
             **trained,
             **wanted.data(),
         )
-        _, recipe, _ = read_student(run.student_file)
-        sampler = host.models.sampler(sample_few_step, gamma=recipe.gamma)
+        recipe = Recipe.from_metadata(read_metadata(run.student_file), source=run.name)
         text = "\n".join(told) or f"the run {run_name!r} is finished; its student is loaded."
-        return {"ui": {"text": [text]}, "result": (student, sampler, torch.tensor(recipe.sigmas), run_name, text)}
+        return {"ui": {"text": [text]}, "result": (student, *as_trained(recipe), run_name, text)}
 
 
 _TOLD_TO_DISTILL = (

@@ -8,10 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ...samplers.few_step import sample_few_step
 from ...samplers.recipe import Recipe
 from ...trainers.objective.guidance_range import GuidanceRange
 from ...trainers.storage.export import (
@@ -32,7 +30,7 @@ from ...trainers.training.options import AS_LOADED
 from .. import host
 from ..host import folders
 from ..host.naming import Naming, Precision
-from ..sampling.recipes import require_levels
+from ..sampling.recipes import as_trained, require_levels
 from . import option_inputs as inputs
 
 
@@ -137,7 +135,7 @@ class LoadStudent:
 
     def load(self, model: Any, student: str) -> tuple[Any, Any, Tensor]:
         loaded, recipe, _ = _load(model, student)
-        return loaded, host.models.sampler(sample_few_step, gamma=recipe.gamma), torch.tensor(recipe.sigmas)
+        return loaded, *as_trained(recipe)
 
 
 def _load(model: Any, student: str, *, merged: bool = False) -> tuple[Any, Recipe, dict[str, str]]:

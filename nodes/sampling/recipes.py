@@ -139,9 +139,10 @@ class ApplyRecipe:
         self, model: Any, recipe: str, file: str, positive: Any, negative: Any, **size: Any
     ) -> tuple[Any, Any, Tensor, float, Any, float]:
         if recipe == FROM_FILE:
-            model, sampler, sigmas = _from_file(model, file)
+            own = recipe_of(file)
+            model = _read_as_told(model, own, file)
             guider = _guider(model, positive, negative, cfg=1.0, guidance_scale=None)
-            return model, sampler, sigmas, 1.0, guider, recipe_of(file).boundary or 0.0
+            return model, *as_trained(own), 1.0, guider, own.boundary or 0.0
         preset = preset_of(recipe)
         model = _read_as(model, preset, recipe)
         sigmas = preset_levels(host.models.model_sampling_of(model), preset, **size)
@@ -186,8 +187,13 @@ def recipe_of(file: str) -> Recipe:
         raise ValueError(f"{error} Known families have recipes of their own in the menu.") from error
 
 
-def _from_file(model: Any, file: str) -> tuple[Any, Any, Tensor]:
-    recipe = recipe_of(file)
+def as_trained(recipe: Recipe) -> tuple[Any, Tensor]:
+    """(SAMPLER, SIGMAS) that a student was trained for."""
+    return host.models.sampler(sample_few_step, gamma=recipe.gamma), torch.tensor(recipe.sigmas)
+
+
+def _read_as_told(model: Any, recipe: Recipe, file: str) -> Any:
+    """The model as the recipe in a file wants it. ValueError for one of another kind."""
     sampling = host.models.model_sampling_of(model)
     family = host.models.noise_family(sampling)
     if family.value != recipe.noise_family:
@@ -198,7 +204,7 @@ def _from_file(model: Any, file: str) -> tuple[Any, Any, Tensor]:
         model = host.guidance.with_guidance_embedding(model, cond_proj, guidance_scale=recipe.guidance_scale)
     if recipe.prediction_type != host.models.prediction_type(sampling):
         model = host.models.with_model_sampling(model, prediction=recipe.prediction_type)
-    return model, host.models.sampler(sample_few_step, gamma=recipe.gamma), torch.tensor(recipe.sigmas)
+    return model
 
 
 def require_levels(recipe: Recipe, model_sampling: Any, *, file: str) -> None:
