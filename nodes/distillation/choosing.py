@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -139,13 +140,13 @@ class Wishes:
                 "this is a model of video, whose training data are clips. Connect latents of clips and positive, or use Training "
                 "Clips (Folder) with Distill Model."
             )
-        self.data()  # which names a folder or prompts of no use
+        _ = self._source  # which names a folder or prompts of no use
 
     @property
     def from_graph(self) -> bool:
         return self.latents is not None or self.positive is not None
 
-    @property
+    @functools.cached_property
     def family(self) -> Family:
         return family_of(self.model)
 
@@ -163,7 +164,7 @@ class Wishes:
     def method(self) -> Guided:
         return self._chosen[0]
 
-    @property
+    @functools.cached_property
     def _chosen(self) -> tuple[Guided, str]:
         choose = GOALS[self.goal]
         return choose(self.family, steps=self.steps, guidance=self._guidance, iterations=self.iterations)
@@ -181,9 +182,16 @@ class Wishes:
         """As Distill Model takes it."""
         if self.from_graph:
             return {"latents": self.latents, "positive": self.positive, "negative": self.negative}
+        return {"data": self._source}
+
+    @functools.cached_property
+    def _source(self) -> PictureFolder | PromptsAlone | PromptSource | None:
+        """Out of prompts or a folder, which is listed once; None where data are connected."""
+        if self.from_graph:
+            return None
         if self.folder.strip():
-            return {"data": self._folder()}
-        return {"data": self._prompts_alone() if self.goal in _DRAWS_ITS_OWN else self._prompts()}
+            return self._folder()
+        return self._prompts_alone() if self.goal in _DRAWS_ITS_OWN else self._prompts()
 
     def _folder(self) -> PictureFolder:
         return PictureFolder(
@@ -219,7 +227,7 @@ class Wishes:
 
     def told(self) -> list[str]:
         """What was chosen, and why, a line each."""
-        drawn = self.data().get("data")
+        drawn = self._source
         said = [f"your model: {self.family.name}", self._chosen[1]]
         if isinstance(drawn, PromptSource):
             count = len(drawn.prompts) * drawn.pictures_per_prompt
@@ -241,7 +249,6 @@ class Wishes:
 
     def planned(self, run: Any) -> tuple[TrainOptions, Plan]:
         """The options as they fit into the memory, and what they take. ValueError where nothing does."""
-        host.training.loaded(self.model)
         sample = self._sample()
         method = running.method_on(self.model, self.method, empty_prompt=sample.unconditional is not None)
         trial = planning.Trial(model=self.model, run=run, method=method, student=self.student, sample=sample)
@@ -257,11 +264,11 @@ class Wishes:
             shape = host.data.latent_shape(self.model, width=self._side, height=self._side)
             x0 = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(self.model.load_device)
             texts = Texts(self.model, self.clip, self.negative_prompt)
-            return texts.parts([Sample(x0, self._prompts().prompts[0])])[0].first(1)
+            return texts.parts([Sample(x0, self._lines[0])])[0].first(1)
 
     def _preparing(self, sample: Batch) -> list[tuple[str, float]]:
         """(what, seconds) of all that comes before the training."""
-        source = self.data().get("data")
+        source = self._source
         if not isinstance(source, PromptSource):
             return []
         count = len(source.prompts) * source.pictures_per_prompt

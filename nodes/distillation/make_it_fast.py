@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from ...samplers.recipe import Recipe
@@ -148,7 +149,8 @@ class MakeItFast:
         if do == PLAN and not run.finished:
             nothing = graph.nothing_yet("do is 'plan only'; set it to 'train' for a student.")
             return {"ui": {"text": ["\n".join(told)]}, "result": (nothing, nothing, nothing, run_name, "\n".join(told))}
-        trained = {name: getattr(options, name) for name in _TOLD_TO_DISTILL}
+        trained = dataclasses.asdict(options)
+        del trained["ema_warms_up"]  # which nobody chooses
         student, *_ = distillation.Distill().distil(
             model,
             run_name=run_name,
@@ -164,9 +166,3 @@ class MakeItFast:
         recipe = Recipe.from_metadata(read_metadata(run.student_file), source=run.name)
         text = "\n".join(told) or f"the run {run_name!r} is finished; its student is loaded."
         return {"ui": {"text": [text]}, "result": (student, *as_trained(recipe), run_name, text)}
-
-
-_TOLD_TO_DISTILL = (
-    *("seed", "batch_size", "optimiser", "weight_decay", "gradient_clip", "checkpoint_every"),
-    *("accumulation", "gradient_checkpointing"),
-)
