@@ -18,7 +18,7 @@ from ...trainers.training.options import TrainOptions
 from ...trainers.training.plan import Needs, Plan
 from ...trainers.training.trial import Rehearsal, StageCost
 from .. import host
-from . import students
+from . import running, students
 
 ENOUGH_AT_ONCE = 4
 """Pictures at a time from which on a plan does without gradient checkpointing, which costs time."""
@@ -59,15 +59,7 @@ class Trial:
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
-            students.student_of(
-                self.model,
-                self.student,
-                seed=options.seed,
-                prediction=self.method.recipe(stage=0, prediction_type=self._prediction).prediction_type,
-                scale_input=self.method.scale_input,
-                precision=options.precision,
-                gradient_checkpointing=options.gradient_checkpointing,
-            ) as learning,
+            running.learning(self.model, self.student, method=self.method, options=options) as learning,
         ):
             learning.writes_in_place = probe_writes_in_place(learning, self.sample)
             yield Rehearsal(
@@ -79,10 +71,6 @@ class Trial:
                 perceptual=self.perceptual,
             )
         self.progress.update(1)
-
-    @property
-    def _prediction(self) -> str:
-        return host.models.prediction_type(host.models.model_sampling_of(self.model))
 
 
 @host.training.memory_given_back()

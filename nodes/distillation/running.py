@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ...trainers.methods.progressive import ProgressiveOptions
-from ...trainers.objective.method import Method, MethodOptions, TeacherKind
+from ...trainers.objective.method import Method, MethodOptions, TeacherKind, student_prediction
 from ...trainers.processes.group import Processes
 from ...trainers.storage.export import read_student
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.adapters import LoRAOptions
+from ...trainers.students.student import Student
 from ...trainers.training.distillation import Distillation
 from ...trainers.training.loop import Observer
 from ...trainers.training.options import TrainOptions
@@ -53,6 +54,22 @@ def teacher_kind(sampling: Any, *, takes_scale: bool = False, empty_prompt: bool
     )
 
 
+def learning(
+    model: Any, student: students.StudentOptions, *, method: Method, options: TrainOptions
+) -> AbstractContextManager[Student]:
+    """What learns in a run of this method with these options; see student_of."""
+    prediction_type = host.models.prediction_type(host.models.model_sampling_of(model))
+    return students.student_of(
+        model,
+        student,
+        seed=options.seed,
+        prediction=student_prediction(method, prediction_type=prediction_type),
+        scale_input=method.scale_input,
+        precision=options.precision,
+        gradient_checkpointing=options.gradient_checkpointing,
+    )
+
+
 @host.training.memory_given_back()
 def execute(
     distillation: Distillation,
@@ -70,20 +87,10 @@ def execute(
         _require_possible(options, student, processes=distillation.processes)
         host.following.require_followed(model, distillation.data.first(1))
         measure = perceptual.perceptual_of(distillation, model=model, vae=vae)
-        learning = stack.enter_context(
-            students.student_of(
-                model,
-                student,
-                seed=options.seed,
-                prediction=distillation.student_prediction,
-                scale_input=distillation.method.scale_input,
-                precision=options.precision,
-                gradient_checkpointing=options.gradient_checkpointing,
-            )
-        )
+        learner = stack.enter_context(learning(model, student, method=distillation.method, options=options))
         shown = vae is not None and host.data.makes_pictures(model)
-        preview = Preview(distillation, learning, model=model, vae=vae) if shown else None
-        distillation.execute(learning, observers=[show(preview)], perceptual=measure)
+        preview = Preview(distillation, learner, model=model, vae=vae) if shown else None
+        distillation.execute(learner, observers=[show(preview)], perceptual=measure)
 
 
 def finished(

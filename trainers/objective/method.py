@@ -296,3 +296,8 @@ class Method(Protocol):
 
     def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
         """How the student of a stage is sampled. prediction_type: the teacher's; the recipe's own is the student's."""
+
+
+def student_prediction(method: Method, *, prediction_type: str) -> str:
+    """What a method's student predicts: what its teacher does, which is prediction_type, unless the method has it otherwise."""
+    return method.recipe(stage=0, prediction_type=prediction_type).prediction_type

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.batches import Data
-from ..objective.method import Method
+from ..objective.method import Method, student_prediction
 from ..objective.perceptual import Perceptual
 from ..processes.group import Processes
 from ..storage.export import FULL_WEIGHTS, LORA, SCALE_INPUT_KEY, TEACHER_PREDICTION_KEY, write_student
@@ -99,7 +99,7 @@ class Distillation:
     @property
     def student_prediction(self) -> str:
         """What the student's network predicts: what the teacher's does, unless the method has it otherwise."""
-        return self.method.recipe(stage=0, prediction_type=self.prediction_type).prediction_type
+        return student_prediction(self.method, prediction_type=self.prediction_type)
 
     @functools.cached_property
     def _data_sha256(self) -> str:

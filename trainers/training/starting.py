@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..objective.method import Method
+from ..objective.method import Method, student_prediction
 from ..storage.files import CHECKSUM_KEY, read_tensors
 from ..storage.identity import another_teacher
 from ..storage.run_folder import RunFolder
@@ -113,7 +113,7 @@ def _require_place(source: RunFolder, start: Mapping[str, int], *, there: Method
 
 def _require_meaning(source: RunFolder, *, there: Method, here: Method, prediction_type: str) -> None:
     """The student's network predicts the same and has the same inputs."""
-    one, other = (method.recipe(stage=0, prediction_type=prediction_type).prediction_type for method in (there, here))
+    one, other = (student_prediction(method, prediction_type=prediction_type) for method in (there, here))
     if one != other:
         raise _unfit(source, f"its student predicts {one}, and here {other}.")
     if (there.scale_input is None) != (here.scale_input is None):
