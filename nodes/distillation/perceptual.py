@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...trainers.data.batches import Batch
 from ...trainers.objective.distance import Distance
+from ...trainers.objective.method import Method
 from ...trainers.objective.perceptual import Perceptual, Pictures, lpips_distance, require_lpips
-from ...trainers.training.distillation import Distillation
 from .. import host
 
 _PROBE = 8
@@ -38,15 +39,18 @@ def _wanted(options: Mapping[str, Any]) -> bool:
     return options.get("distance") == Distance.LPIPS.value
 
 
-def perceptual_of(distillation: Distillation, *, model: Any, vae: Any) -> Perceptual | None:
-    """What measures the run's loss; None where its distance is not lpips. ValueError for a VAE that cannot be used."""
-    options = distillation.method.options()
+def perceptual_of(method: Method, sample: Batch, *, model: Any, vae: Any) -> Perceptual | None:
+    """What measures a run's loss; None where its distance is not lpips. ValueError for a VAE that cannot be used.
+
+    sample: one of the run's.
+    """
+    options = method.options()
     if not _wanted(options):
         return None
     require(options, vae=vae)
     pictures = pictures_of(vae, model=model)
-    _require_gradient(pictures, distillation.data.first(1).x0, vae=vae)
-    return lpips_distance(pictures, device=distillation.data.device)
+    _require_gradient(pictures, sample.x0, vae=vae)
+    return lpips_distance(pictures, device=sample.x0.device)
 
 
 def pictures_of(vae: Any, *, model: Any) -> Pictures:

@@ -85,8 +85,9 @@ def execute(
         if first:
             stack.enter_context(distillation.run.keeping_error(unless=host.signals.Cancelled))
         _require_possible(options, student, processes=distillation.processes)
-        host.following.require_followed(model, distillation.data.first(1))
-        measure = perceptual.perceptual_of(distillation, model=model, vae=vae)
+        sample = distillation.data.first(1)
+        host.following.require_followed(model, sample)
+        measure = perceptual.perceptual_of(distillation.method, sample, model=model, vae=vae)
         learner = stack.enter_context(learning(model, student, method=distillation.method, options=options))
         shown = vae is not None and host.data.makes_pictures(model)
         preview = Preview(distillation, learner, model=model, vae=vae) if shown else None

@@ -19,7 +19,7 @@ from ...trainers.training.plan import Plan
 from .. import host
 from ..host import folders
 from ..host.graph import Execution
-from . import planning, running, students, teacher
+from . import perceptual, planning, running, students, teacher
 from .observing import Preview, stops_here
 
 
@@ -52,11 +52,12 @@ def plan_folder(run: RunFolder, *, classes: Mapping[str, Any]) -> Plan:
     recorded = Recorded.of(run)
     student = students.read(recorded.student)
     with torch.inference_mode(False):
-        model = _teacher(recorded, classes)["model"]
+        made = _teacher(recorded, classes)
+        model = made["model"]
         distillation = _distillation(run, recorded, model=model, processes=Processes())
-        trial = planning.Trial(
-            model=model, run=run, method=distillation.method, student=student, sample=distillation.data.first(1)
-        )
+        method, sample = distillation.method, distillation.data.first(1)
+        measure = perceptual.perceptual_of(method, sample, model=model, vae=made.get("vae"))
+        trial = planning.Trial(model=model, run=run, method=method, student=student, sample=sample, perceptual=measure)
         needs, room = trial.needs(distillation.options)
         return planning.planned(trial, distillation.options, needs=needs, room=room)
 

@@ -304,7 +304,8 @@ def test_the_demo_is_trained_by_it_in_another_process(client, runs, name, torch_
     assert not (runs / f"{name} without").exists()
     client.run(kept)
     environment = {**os.environ, "PYTHONPATH": str(HOME / "packages"), "TORCH_HOME": str(torch_home)}
-    command = [sys.executable, "-m", "comfyui_fewstep.trainers", str(runs / name)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    for module in ("commands.plan", "trainers"):
+        command = [sys.executable, "-m", f"comfyui_fewstep.{module}", str(runs / name)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
     assert (runs / name / "student.safetensors").exists()
