@@ -13,6 +13,7 @@ from torch import Tensor
 from ...samplers.schedules import trailing_sigmas
 from ...trainers.data.batches import Buckets, Condition, Data, TensorData
 from ...trainers.data.cache import Shard, cached_data, in_buckets, write_data
+from ...trainers.data.streams import stream
 from ...trainers.objective.choices import require_at_least_one
 from ...trainers.storage.run_folder import RunFolder
 from .. import host
@@ -217,9 +218,7 @@ class PromptSource(MadeOnce):
         return self.prompts[picture // self.pictures_per_prompt]
 
     def _noise(self, picture: int, shape: tuple[int, ...]) -> Tensor:
-        """splitmix64's increment keeps neighbouring seeds apart."""
-        seed = (self.seed * 0x9E3779B97F4A7C15 + picture) % 2**63
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        return torch.randn(shape, generator=torch.Generator().manual_seed(stream(self.seed, picture)))
 
 
 class Progress:

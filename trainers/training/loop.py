@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...samplers.noise import Denoiser
 from ..data.batches import Data
+from ..data.streams import stream
 from ..objective.method import Lesson, Method, Stage
 from ..objective.perceptual import Perceptual
 from ..processes.group import Processes
@@ -344,8 +345,7 @@ class _Training:
         return sum(s.iterations for s in self._stages[: self._stage]) + self._stage_iteration
 
     def _iteration_seed(self) -> int:
-        """One stream for each (seed, iteration): splitmix64's increment keeps neighbouring seeds apart."""
-        return (self._options.seed * 0x9E3779B97F4A7C15 + self._iteration) % 2**63
+        return stream(self._options.seed, self._iteration)
 
     def _save(self) -> None:
         """The state between two iterations: weights, their average, the optimisers' moments and the position.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...samplers.noise import Denoiser, NoiseFamily, expand_like, guided, unconditioned
 from ..data.batches import Condition
+from ..data.streams import stream
 from ..objective import choices
 from ..objective.method import Target
 from ..objective.score import Strength, weight_of_seen
@@ -158,7 +159,7 @@ def distil_latent(
         optimiser.param_groups[0]["lr"] = options.learning_rate * (1.0 - done / options.iterations)
         optimiser.step()
         if fake is not None:
-            sigma, noise = _drawn(start, options, views, done, stream=1)
+            sigma, noise = _drawn(start, options, views, done, of_companion=True)
             fake.learn(x.detach(), noise, sigma, views.condition)
         observe(done + 1, x)
     return x
@@ -198,11 +199,10 @@ def _noise_free(
 
 
 def _drawn(
-    like: Tensor, options: ScoreDistillationOptions, views: Views, done: int, *, stream: int = 0
+    like: Tensor, options: ScoreDistillationOptions, views: Views, done: int, *, of_companion: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(sigma (B,), unit noise) of an iteration. stream: 1 for the companion's own."""
-    seed = (options.seed * 0x9E3779B97F4A7C15 + 2 * done + stream) % 2**63
-    generator = torch.Generator().manual_seed(seed)
+    """(sigma (B,), unit noise) of an iteration, for the latents or for their companion."""
+    generator = torch.Generator().manual_seed(stream(options.seed, 2 * done + of_companion))
     progress = done / max(options.iterations - 1, 1)
     highest = options.level_to + (options.last_level_to - options.level_to) * progress
     count = len(views.table)
