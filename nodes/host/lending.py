@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .aliases import same_memory
-
-_CASTS = "comfy_cast_weights"
-"""The attribute by which layers of the host's own are known: those whose weight it may lend."""
+from .weights import CASTS, plain
 
 _UNPACKS = "cast_bias_weight"
 """The method by which layers of packs with a file format of their own (GGUF) make their weight."""
@@ -56,7 +54,7 @@ def lent_again(network: nn.Module) -> Iterator[None]:
     The weights are taken for constants: only what stands beside them, or before them, learns. Outputs are the host's own,
     bit for bit. Passes without gradient are the host's own.
     """
-    layers = [layer for layer in network.modules() if hasattr(layer, _CASTS)]
+    layers = [layer for layer in network.modules() if hasattr(layer, CASTS)]
     with ExitStack() as stack:
         stack.enter_context(_copies_lent_to(layers))
         for layer in layers:
@@ -147,15 +145,10 @@ def _lent(layer: Any, *, like: Tensor) -> Iterator[Tensor]:
     wishes = {} if given_back is None else {"offloadable": True}
     weight, bias, *stream = comfy.ops.cast_bias_weight(layer, like, **wishes)
     try:
-        yield _plain(weight, like)
+        yield plain(weight).to(like.dtype)
     finally:
         if given_back is not None:
             given_back(layer, weight, bias, *stream)
-
-
-def _plain(weight: Any, like: Tensor) -> Tensor:
-    """Of the host's quantised classes, whatever type they stand for."""
-    return (weight.dequantize() if hasattr(weight, "__tensor_flatten__") else weight).to(like.dtype)
 
 
 @contextmanager

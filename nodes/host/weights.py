@@ -12,8 +12,8 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
-_CASTS = "comfy_cast_weights"
-"""The attribute by which layers of the host's own are known: those whose weight it may patch while it lends it."""
+CASTS = "comfy_cast_weights"
+"""The attribute by which layers of the host's own are known: those whose weight it may lend, patched on the way."""
 
 
 def named(network: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
@@ -63,7 +63,7 @@ def _instead(model: Any) -> dict[int, Any]:
 
 
 def _as_saved(model: Any, key: str, layer: Any, name: str, value: Tensor) -> Tensor:
-    beside = key in model.patches and hasattr(layer, _CASTS) and key not in model.backup
+    beside = key in model.patches and hasattr(layer, CASTS) and key not in model.backup
     mine = plain(_patched(model, key) if beside else value)
     mine = (
         torch.zeros_like(mine, device=model.load_device) if mine.is_meta else mine
@@ -128,7 +128,7 @@ def _as_before_loading(layer: nn.Module) -> dict[str, Any]:
     """What the host changed on a layer, so that it lends its weight with patches."""
     before = {}
     if "prev_comfy_cast_weights" in layer.__dict__:
-        before[_CASTS] = layer.__dict__["prev_comfy_cast_weights"]
+        before[CASTS] = layer.__dict__["prev_comfy_cast_weights"]
     for name in ("weight_function", "bias_function"):
         functions = layer.__dict__.get(name)
         several = functions if isinstance(functions, list) else [functions]
