@@ -286,7 +286,9 @@ def description(student: StudentOptions) -> dict[str, Any]:
 
 
 def read(values: Mapping[str, Any]) -> StudentOptions:
-    """From run.json's JSON values; the inverse of description."""
+    """From run.json's JSON values; the inverse of description. ValueError for what is none."""
+    if values.get("kind") not in (FULL_WEIGHTS, LORA):
+        raise ValueError(f"student.kind is {values.get('kind')!r}; allowed are {FULL_WEIGHTS} and {LORA}.")
     return FullWeights() if values["kind"] == FULL_WEIGHTS else LoRAOptions.read(values)
 
 
