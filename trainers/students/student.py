@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from .adapters import (
     AdapterSet,
     LoRALayers,
     LoRAOptions,
+    begin_as,
     copied,
     flattened,
     from_lora_file,
@@ -240,6 +241,10 @@ class LoRAStudent:
         self._first_teacher = first_teacher or denoise
         self.writes_in_place = False
         self.result: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+
+    def begin_as(self, changes: Iterable[tuple[str, Tensor]]) -> float:
+        """Before it learns: as what changes its layers' weights so, by path. See adapters.begin_as."""
+        return begin_as(self._student, changes, scale=self._options.alpha / self._options.rank)
 
     def denoiser(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
         with self._adapters.active(self._student):
