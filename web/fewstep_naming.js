@@ -35,7 +35,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (!NODES.includes(node.comfyClass)) return;
     const widget = node.widgets.find(({ name }) => name === "run_name");
-    node.properties[PROPOSED] = widget.value;
+    (node.properties ??= {})[PROPOSED] = widget.value; // the editor of 2024 makes them later
     const onConfigure = node.onConfigure;
     node.onConfigure = function (saved) {
       onConfigure?.apply(this, arguments);
