@@ -39,6 +39,19 @@ def model_files() -> list[str]:
     return sorted(name for name in names if name.endswith(".safetensors"))
 
 
+def lora_files() -> list[str]:
+    """The host's LoRAs, for a combo."""
+    return list(folder_paths.get_filename_list("loras"))
+
+
+def lora_file(name: str) -> Path:
+    """Where one of `lora_files` lies. ValueError for any other name."""
+    path = folder_paths.get_full_path("loras", name) if name in lora_files() else None
+    if path is None:
+        raise ValueError(f"there is no LoRA {name!r} in the folders for LoRAs.")
+    return Path(path)
+
+
 def read_tensor(file: str, *, ending: str, what: str) -> Tensor:
     """The only tensor of a model file whose name ends so. ValueError, naming the file, when it holds none."""
     paths = [folder_paths.get_full_path(folder, file) for folder in _folders()]
