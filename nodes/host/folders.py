@@ -154,7 +154,7 @@ def student_files() -> dict[str, Path]:
         own = students_of(run)
         files |= {f"{run.name} (run)": file for file in own if file == run.student_file}
         files |= {f"{run.name}, {file.stem} (run)": file for file in own if file != run.student_file}
-    return files | {path.name: path for path in students_root().glob("*.safetensors")}
+    return files | {path.name: path for path in students_root().glob("*.safetensors") if path.is_file()}
 
 
 def recipe_files() -> list[str]:

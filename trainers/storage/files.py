@@ -174,6 +174,8 @@ _TYPES = {
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata alone. ValueError, naming the file, when it is not a whole safetensors file."""
+    if not path.is_file():  # a pipe might never end
+        raise ValueError(f"{path.name} is no file.")
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
