@@ -266,6 +266,19 @@ def test_what_the_run_names_must_be_here(client, runs, style, name, refused_here
     assert "run.json of the run" in refused_here(run)
 
 
+@pytest.mark.parametrize("content", ["{", '{"run": {"method": 7}}', '{"run": {"method": "m", "teacher_sha256": "a"}}'])
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_a_damaged_run_is_refused_before_the_host_is_imported(command, content, tmp_path, monkeypatch):
+    module = importlib.import_module(f"comfyui_fewstep.commands.{command}")
+    monkeypatch.setattr(module, "import_host", lambda *_, **__: pytest.fail("it is imported"))
+    run = RunFolder(tmp_path, "run")
+    run.path.mkdir()
+    (run.path / "run.json").write_text(content)
+    processes = {"processes": Processes()} if command == "train" else {}
+    with pytest.raises(ValueError, match=r"run\.json of the run 'run' is damaged"):
+        getattr(module, command)(run, base=tmp_path, host_options=[], **processes)
+
+
 def test_the_launcher_plans_and_starts_it(client, runs, style, name):
     """By launch.py plan, which changes nothing of the folder, and train, as the command on the node says."""
     client.run(workflow(name, "FewStepWriteRun"))
