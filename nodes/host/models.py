@@ -11,6 +11,7 @@ from typing import Any
 
 import comfy.conds
 import comfy.k_diffusion.sampling
+import comfy.model_base
 import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
@@ -91,6 +92,12 @@ def prediction_type(model_sampling: Any) -> str:
 def classes_of(model: Any) -> list[str]:
     """Names of the host's classes that the MODEL is of, the most derived first."""
     return [base.__name__ for base in type(model.model).__mro__]
+
+
+def hosts_class(model: Any) -> str | None:
+    """The host's own class of the MODEL's family; None for the one that all derive from, and for a pack's own beside it."""
+    known = (base for base in type(model.model).__mro__ if base.__module__ == comfy.model_base.__name__)
+    return next((base.__name__ for base in known if base is not comfy.model_base.BaseModel), None)
 
 
 def model_sampling_of(model: Any) -> Any:

@@ -84,7 +84,8 @@ def _safetensors(file: str) -> Path | None:
 
 def misfit(model: Any) -> Callable[[Preset], str | None]:
     """Why a recipe is not for a MODEL, to be read after its name; None where it is."""
-    sampling, own = host.models.model_sampling_of(model), family_named_by(host.models.classes_of(model))
+    sampling = host.models.model_sampling_of(model)
+    own = family_named_by(host.models.classes_of(model)) or host.models.hosts_class(model)
     family, kind = host.models.noise_family(sampling), host.models.prediction_type(sampling)
 
     def said(preset: Preset) -> str | None:

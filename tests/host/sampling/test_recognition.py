@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 import_host()
 
+import comfy.model_base
 import folder_paths
 from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS, previews
 from comfyui_fewstep.nodes.host import folders
@@ -156,6 +157,17 @@ def test_the_models_class_chooses_among_what_a_name_proposes():
     assert text.startswith("Self-Forcing or Causal-Forcing, whole clips, 4 steps")
     with pytest.raises(ValueError, match=r"is no recipe for this kind of model \(eps\)"):
         applied(graph_of(("z_image_turbo.safetensors", None)), model_of("EPS"))
+
+
+def test_a_family_that_has_no_recipe_takes_none_of_anothers():
+    """As AuraFlow, of which current hosts have a class and FewStep no recipe. A class of a pack's own is taken at its word."""
+    model = model_of("FLOW")
+    model.model.__class__ = type("Derived", (type(model.model), comfy.model_base.SD21UNCLIP), {})
+    with pytest.raises(
+        ValueError, match="for models of ComfyUI's class Lumina2, but the connected model is a SD21UNCLIP"
+    ):
+        recipes.ApplyRecipe().apply(model, "Z-Image-Turbo, 8 steps")
+    assert recipes.ApplyRecipe().apply(model_of("FLOW"), "Z-Image-Turbo, 8 steps")
 
 
 def test_a_file_whose_name_says_nothing_is_known_by_its_hash(loras, monkeypatch):
