@@ -1,4 +1,4 @@
-"""What the pack's browser code asks the host's server for. Looking changes nothing; a POST stops, repairs, renames, copies or deletes a run, or notes something of it."""
+"""What the pack's browser code asks the host's server for. Looking changes nothing; a POST changes a run."""
 
 from __future__ import annotations
 

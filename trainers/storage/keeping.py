@@ -40,7 +40,7 @@ def renamed(run: RunFolder, name: Any) -> RunFolder:
     to = _free(run, name)
     if run.busy:
         raise ValueError(f"the run {run.name!r} is being trained; stop it before it is renamed.")
-    os.rename(run.path, to.path)
+    run.path.rename(to.path)
     _call_in_workflow(to, before=run.name)
     return to
 

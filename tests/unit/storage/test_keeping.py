@@ -1,7 +1,6 @@
 """Another name, a note, and a new run of the same settings: what is kept, and what is refused."""
 
 import json
-import os
 
 import pytest
 from comfyui_fewstep.trainers.storage import keeping
@@ -73,7 +72,7 @@ def test_a_damaged_run_has_no_clone(run):
 def test_names_that_lead_elsewhere_or_are_taken_are_refused(change, name, run, tmp_path):
     with pytest.raises(ValueError, match="name"):
         change(run, name)
-    assert os.listdir(tmp_path) == ["one"]
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
 
 
 @pytest.mark.parametrize("change", [keeping.renamed, keeping.cloned])
