@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...trainers.storage.export import TEACHER_KEY
 from ...trainers.storage.files import read_metadata
-from ...trainers.students.adapters import LoRALayers, LoRAOptions
+from ...trainers.students.adapters import LoRAOptions
 from ...trainers.students.student import LoRAStudent
 from .. import host
 from ..host import folders
@@ -35,11 +34,6 @@ class StartingLoRA(LoRAOptions):
             raise ValueError(f"start_strength is 0, at which {file} is nothing; set start_lora to {NOTHING!r} instead.")
         own = {field.name: getattr(lora, field.name) for field in dataclasses.fields(lora)}
         return cls(**own, start_lora=file, start_strength=strength, start_sha256=_sha256(folders.lora_file(file)))
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> StartingLoRA:
-        own = {field.name: values[field.name] for field in dataclasses.fields(cls)}
-        return cls(**{**own, "layers": LoRALayers(values["layers"])})
 
     def file(self) -> Path:
         """ValueError where it is not there, or is another by now."""

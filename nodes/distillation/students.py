@@ -191,7 +191,9 @@ def description(student: StudentOptions) -> dict[str, Any]:
 
 
 def read(values: Mapping[str, Any]) -> StudentOptions:
-    """From run.json's JSON values; the inverse of description."""
+    """From run.json's JSON values; the inverse of description. ValueError for what is none."""
+    if values.get("kind") not in (FULL_WEIGHTS, LORA):
+        raise ValueError(f"student.kind is {values.get('kind')!r}; allowed are {FULL_WEIGHTS} and {LORA}.")
     if values["kind"] == FULL_WEIGHTS:
         return FullWeights()
     return (starting_lora.StartingLoRA if "start_lora" in values else LoRAOptions).read(values)

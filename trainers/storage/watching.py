@@ -173,7 +173,7 @@ def _described(run: RunFolder) -> dict[str, Any]:
     """What run.json identifies it by; empty where nothing is begun yet. ValueError for a damaged one."""
     if not os.path.lexists(run.place("run.json")) and not run.begun:
         return {}
-    return reading.require(run.description()["run"], reading.RUN, what="run in run.json")
+    return reading.identity_in(run.description())
 
 
 class _Found:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..objective.choices import require_at_least_one
+from ..objective.choices import read_options, require_at_least_one
 
 
 class LoRALayers(Enum):
@@ -48,8 +48,8 @@ class LoRAOptions:
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> LoRAOptions:
-        """From run.json's JSON values."""
-        return cls(rank=values["rank"], alpha=values["alpha"], layers=LoRALayers(values["layers"]))
+        """From run.json's JSON values, kind aside. ValueError as read_options has it."""
+        return read_options(cls, {name: value for name, value in values.items() if name != "kind"})
 
 
 @dataclasses.dataclass(frozen=True)
