@@ -13,6 +13,13 @@ export function sentence(known) {
   return known.damage ? `${said} ${known.damage} Repair or delete it in the list of runs.` : said;
 }
 
+/** The same for those who hear it: said again only when something else is the case, not at every iteration. */
+export function heard(known) {
+  const { live, state } = known;
+  const goesOn = known.connected && !known.refusal && state === "training" && live && !known.cancelling && !known.cancelAsked;
+  return goesOn && !known.stopping ? `Training: stage ${live.stage + 1} of ${live.stages} (${live.stage_name})` : sentence(known);
+}
+
 const absent = () => "Not begun. Queue the graph to train.";
 const written = () => "Nothing is saved yet. Queue the graph, and it begins anew.";
 const stopped = ({ iteration, iterations }) =>

@@ -20,10 +20,11 @@ from ...trainers.training.optimisers import OPTIMISERS
 from ...trainers.training.options import AS_LOADED, PRECISIONS, TrainOptions
 from .. import host
 from ..host import folders, graph
-from . import perceptual, running, starting, students, teacher
+from . import perceptual, running, starting, starting_lora, students, teacher
 from .data_in_graph import data_in_graph
 from .data_sources import DataInGraph, DataSource
 from .observing import Show
+from .starting_lora import StartingLoRA
 from .telling import MESSAGES
 
 
@@ -286,6 +287,8 @@ def prepared(
             host.signals.heeding(lambda: run.cancel_asked),
         ):
             teacher_sha256 = teacher.sha256(model, begun_with=teacher.sha256_said(run))
+            if isinstance(student, StartingLoRA) and not run.begun:
+                starting_lora.require_of_teacher(student, teacher_sha256=teacher_sha256)
             training_data = source.build(model, run, teacher_sha256=teacher_sha256)
             distillation = Distillation(
                 run=run,

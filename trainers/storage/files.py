@@ -113,6 +113,15 @@ def some_of(values: Tensor) -> Tensor:
     return flat[:: max(1, len(flat) // 64)]
 
 
+def file_sha256(path: Path) -> str:
+    """Of the whole file, as hubs list it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
 def tensors_sha256(tensors: Mapping[str, Tensor | Rows]) -> str:
     """A hash of names, types, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import reading
+from . import keeping, reading
 from .places import is_link, is_name, is_regular, last_change
 from .prefixes import below
 from .run_folder import RunFolder
@@ -163,6 +163,7 @@ def summary(run: RunFolder) -> dict[str, Any]:
         "scores": found.read(run.scores) or [],
         "repairable": bool(wrong),
         "failure": found.read(run.error),
+        "note": found.read(lambda: keeping.note(run)) or "",
     }
     reasons = list(dict.fromkeys([*wrong, *found.wrong]))
     return told | ({"error": f"the run {run.name!r} is damaged: {'; '.join(reasons)}."} if reasons else {})
