@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...samplers.noise import Denoiser
+from ...trainers.storage.export import require_finite_weights
 from ...trainers.students.adapters import AdapterSet, nearest, product
 from . import bypass, carried, weights
 from .aliases import aliased, renew
@@ -210,9 +211,10 @@ def lora_in_one(model: Any, *, rank: int) -> tuple[AdapterSet, float]:
 def changes_of(model: Any, file: Path, *, strength: float) -> Iterator[tuple[str, Tensor]]:
     """(path of a layer, change of its weight) of a LoRA file, one by one, by the host's own loader of whatever form it has.
 
-    ValueError, naming the file, for one that is for another model or changes what is no layer's weight.
+    ValueError, naming the file, for one that is for another model, changes what is no layer's weight, or holds NaN.
     """
     tensors = comfy.utils.load_torch_file(str(file), safe_load=True)
+    require_finite_weights(tensors, what=file.name)
     bare = model.clone()
     bare.patches = {}
     loaded, _ = comfy.sd.load_lora_for_models(bare, None, tensors, strength, 0.0)

@@ -13,7 +13,7 @@ import folder_paths  # isort: skip  # architectures made it importable
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import distillation, methods, starting_lora, students
 from comfyui_fewstep.trainers.storage.export import read_student
-from comfyui_fewstep.trainers.storage.files import write_tensors
+from comfyui_fewstep.trainers.storage.files import read_tensors, write_tensors
 from comfyui_fewstep.trainers.students.adapters import (
     LoRALayers,
     LoRAOptions,
@@ -175,3 +175,18 @@ def test_the_run_says_what_it_began_as(model, output):  # noqa: F811
         content.write(b"x")
     with pytest.raises(ValueError, match="is another file now"):
         chosen.file()
+
+
+@pytest.mark.parametrize("damage", ["nan", "cut", "no file of that kind"])
+def test_a_file_of_no_use_is_named_and_leaves_no_run(damage, model, output):  # noqa: F811
+    name, _ = speed_lora(model)
+    file = Path(folder_paths.get_full_path("loras", name))
+    if damage == "nan":
+        tensors, _ = read_tensors(file)
+        tensors[next(iter(tensors))].fill_(float("nan"))
+        write_tensors(file, tensors, metadata={})
+    else:
+        file.write_bytes(file.read_bytes()[:-50] if damage == "cut" else b"pickle")
+    with pytest.raises(ValueError, match=rf"{file.name} is (damaged|not written or used)"):
+        distil(model, student(start_lora=name), name="run")
+    assert not starting_lora.folders.run_named("run").path.exists()
