@@ -9,9 +9,8 @@ from typing import Any
 
 from aiohttp import web
 
-from ..trainers.storage import keeping
+from ..trainers.storage import keeping, reading
 from ..trainers.storage.places import is_regular
-from ..trainers.storage.reading import without_nan
 from ..trainers.storage.run_folder import RunFolder
 from ..trainers.storage.watching import State, all_runs, curves, preview_file, stage_names, summary, whole_lines
 from . import host
@@ -48,14 +47,14 @@ async def _given(request: web.Request) -> dict[str, Any]:
     """What a POST brings. ValueError for what is no JSON object."""
     if request.method != "POST" or not request.can_read_body:
         return {}
-    given = await request.json()
+    given = reading.parsed(await request.read(), what="the request")
     if not isinstance(given, dict):
         raise ValueError(f"the request is {type(given).__name__}; give a JSON object.")
     return given
 
 
 def _json(values: Any, *, status: int = 200) -> web.Response:
-    return web.json_response(text=json.dumps(without_nan(values), allow_nan=False), status=status)
+    return web.json_response(text=json.dumps(reading.without_nan(values), allow_nan=False), status=status)
 
 
 def _run_of(request: web.Request) -> RunFolder:

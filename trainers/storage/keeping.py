@@ -40,8 +40,10 @@ def renamed(run: RunFolder, name: Any) -> RunFolder:
     to = _free(run, name)
     if run.busy:
         raise ValueError(f"the run {run.name!r} is being trained; stop it before it is renamed.")
+    workflow = _workflow_calling(run, name=to.name)  # whose error leaves all as it is
     run.path.rename(to.path)
-    _call_in_workflow(to, before=run.name)
+    if workflow:
+        to.keep_workflow(workflow)
     return to
 
 
@@ -49,14 +51,14 @@ def cloned(run: RunFolder, name: Any) -> RunFolder:
     """A run that is not begun yet, with this one's settings, data and workflow. ValueError as of `renamed`."""
     to = _free(run, name)
     run.description()  # whose error says what is wrong with it
+    workflow = _workflow_calling(run, name=to.name)
     to.path.mkdir(parents=True)
     try:
-        for found in ("run.json", "workflow.json"):
-            if is_regular(run.place(found)):
-                shutil.copyfile(run.place(found), to.place(found))
+        shutil.copyfile(run.place("run.json"), to.place("run.json"))
+        if workflow:
+            to.keep_workflow(workflow)
         if run.data_folder.is_dir():
             shutil.copytree(run.data_folder, to.data_folder)
-        _call_in_workflow(to, before=run.name)
     except BaseException:
         shutil.rmtree(to.path)  # half of a run is none
         raise
@@ -77,18 +79,18 @@ def _require_run(run: RunFolder) -> None:
     require_no_links(run.path)
 
 
-def _call_in_workflow(run: RunFolder, *, before: str) -> None:
-    """Nodes of ours that name the run as it was called before name it as it is called now."""
+def _workflow_calling(run: RunFolder, *, name: str) -> dict[str, Any]:
+    """Its workflow, in which nodes of ours that name the run name it so; empty where it has none."""
     if not is_regular(run.place("workflow.json")):
-        return
+        return {}
     workflow = run.workflow()
-    now = {before: run.name, f"{before} (run)": f"{run.name} (run)"}
+    now = {run.name: name, f"{run.name} (run)": f"{name} (run)"}
     for node in _nodes(workflow):
         values = node.get("widgets_values")
         if str(node.get("type")).startswith("FewStep") and isinstance(values, list):
             node["widgets_values"] = [now.get(value, value) if isinstance(value, str) else value for value in values]
             _object(node.get("properties")).pop(_PROPOSED, None)
-    run.keep_workflow(workflow)
+    return workflow
 
 
 def _nodes(workflow: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 from .places import is_regular
 
 LONGEST_LINE = 65536
-"""Of metrics.jsonl, in bytes, with much to spare."""
+"""Of metrics.jsonl, in bytes, with much to spare, and of what is shown of a text."""
 _MOST_BYTES = 256 * 2**20
 """Of any other JSON file of ours. An editor's graph is some megabytes at most."""
 _DEEPEST = 100
@@ -162,8 +162,10 @@ def read_json(file: Path) -> Any:
 
 
 def read_text(file: Path) -> str:
-    """A text for people. ValueError and FileNotFoundError as read_json has them; what is no UTF-8 is shown as such."""
-    return _content(file).decode(errors="replace")
+    """A text for people, its beginning if it is long. What is no UTF-8 is shown as such; ValueError as read_json has it."""
+    _require_file(file)
+    with file.open("rb") as content:
+        return content.read(LONGEST_LINE).decode(errors="replace")
 
 
 def _content(file: Path) -> bytes:

@@ -135,12 +135,27 @@ def assert_same_student(one, other):
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
 
 
+def words_for(run, *more):
+    """Of the command that trains a run from a terminal: this Python, and this ComfyUI where it is not the embedded one."""
+    current = os.environ.get("COMFYUI_PATH")
+    comfyui = ["--comfyui", os.path.realpath(current)] if current else []
+    return [sys.executable, str(ROOT / "launch.py"), "train", str(run), *comfyui, *more]
+
+
+def as_shown(command):
+    """Executes it in a terminal that knows of no ComfyUI."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COMFYUI_")}
+    return subprocess.run(
+        ["/bin/sh", "-c", command], capture_output=True, text=True, timeout=SECONDS, env=environment, cwd="/"
+    )
+
+
 @pytest.mark.parametrize(("student", "folder"), [("full", "diffusion_models"), ("lora", "loras")])
 def test_a_written_run_trained_elsewhere_is_the_same_run(student, folder, client, runs, style, name, base):
     history = client.run(workflow(f"{name} there", "FewStepWriteRun", student))
     there, here = runs / f"{name} there", runs / f"{name} here"
     (command,) = next(iter(history["outputs"].values()))["text"]
-    assert shlex.split(command)[1:4] == [str(ROOT / "launch.py"), "train", str(there)]
+    assert shlex.split(command) == words_for(there)
     assert json.loads((there / "run.json").read_text())["teacher"]["outputs"].keys() == {"model", "vae"}
     assert not (there / "student.safetensors").exists()
 
@@ -316,8 +331,8 @@ def test_the_command_works_as_shown_where_output_lies_elsewhere(client, runs, st
     shutil.copytree(runs / name, elsewhere / "fewstep" / "runs" / name)
     monkeypatch.setattr(folder_paths, "models_dir", str(base / "models"))
     command = host.folders.command_for(elsewhere / "fewstep" / "runs" / name)
-    assert shlex.split(command)[-2:] == ["--base", str(base)]
-    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, timeout=SECONDS)
+    assert shlex.split(command) == words_for(elsewhere / "fewstep" / "runs" / name, "--base", str(base))
+    done = as_shown(command)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (elsewhere / "diffusion_models" / "fewstep" / f"{name}.safetensors").is_file(), done.stdout
 
@@ -333,8 +348,8 @@ def test_the_command_works_where_output_is_a_link(client, runs, style, name, bas
     shutil.copytree(runs / name, other / "output" / "fewstep" / "runs" / name)
     monkeypatch.setattr(folder_paths, "models_dir", str(other / "models"))
     command = host.folders.command_for(other / "output" / "fewstep" / "runs" / name)
-    assert "--base" not in command
-    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, timeout=SECONDS)
+    assert shlex.split(command) == words_for(other / "output" / "fewstep" / "runs" / name)
+    done = as_shown(command)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "disk" / "diffusion_models" / "fewstep" / f"{name}.safetensors").is_file(), done.stdout
 

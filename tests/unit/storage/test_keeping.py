@@ -4,6 +4,7 @@ import json
 
 import pytest
 from comfyui_fewstep.trainers.storage import keeping
+from comfyui_fewstep.trainers.storage.reading import LONGEST_LINE
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.storage.watching import State, state_of, summary
 
@@ -82,6 +83,24 @@ def test_a_link_is_not_followed(change, run, tmp_path):
         change(run, "two")
     with pytest.raises(ValueError, match="there is no run"):
         change(RunFolder(tmp_path, "never"), "two")
+
+
+@pytest.mark.parametrize("change", [keeping.renamed, keeping.cloned])
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b'{"nodes": ' + b"[" * 700 + b"]" * 700 + b"}"])
+def test_a_refused_change_changes_nothing(change, content, run):
+    (run.path / "workflow.json").write_bytes(content)
+    before = {path: path.is_file() and path.read_bytes() for path in run.path.parent.rglob("*")}
+    with pytest.raises(ValueError, match=r"workflow\.json"):
+        change(run, "two")
+    assert {path: path.is_file() and path.read_bytes() for path in run.path.parent.rglob("*")} == before
+
+
+def test_a_long_text_is_told_by_its_beginning(run):
+    """The list of all runs is one answer."""
+    for name in ("note.txt", "error.txt"):
+        (run.path / name).write_text("x" * 10**6)
+    told = summary(run)
+    assert len(told["note"]) == len(told["failure"]) == LONGEST_LINE
 
 
 def test_a_run_that_goes_on_is_not_renamed(run):
