@@ -69,25 +69,25 @@ def samples_of(
 def _places(wanted: Tensor, *, seed: int, drawn_as: torch.Size) -> list[int] | None:
     """Of initial noise (B, n) each sample's place in what ComfyUI draws of the seed; None where some is not among it."""
     whole = torch.randn(drawn_as, generator=_generator(seed))
-    if _alike(_some_of(whole), wanted):
+    if _alike(_some_of(whole), wanted).all():
         return list(range(len(wanted)))
     one, generator = (1, *drawn_as[1:]), _generator(seed)
     found: dict[int, int] = {}
     for place in range(max(_FEWEST, min(_MOST, _NUMBERS // drawn_as[1:].numel()))):
         drawn = _some_of(torch.randn(one, generator=generator))
-        found |= {i: place for i in range(len(wanted)) if _alike(drawn, wanted[i : i + 1])}
+        found |= dict.fromkeys(_alike(drawn, wanted).nonzero().flatten().tolist(), place)
         if len(found) == len(wanted):
             return [found[i] for i in range(len(wanted))]
     return None
 
 
 def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator().manual_seed(seed % 2**64)
 
 
-def _alike(drawn: Tensor, wanted: Tensor) -> bool:
-    """As far as they agree in the precision of any latent."""
-    return torch.allclose(drawn, wanted, rtol=1e-2, atol=1e-2)
+def _alike(drawn: Tensor, wanted: Tensor) -> Tensor:
+    """Which of (B, n) are the same as far as the precision of any latent goes: (B,)."""
+    return torch.isclose(drawn, wanted, rtol=1e-2, atol=1e-2).all(dim=1)
 
 
 def _left_as(values: Tensor, *, level: float, shape: torch.Size) -> list[Sample | None]:
