@@ -12,10 +12,18 @@ from architectures import conditioning, noise_for, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import choosing, distillation, make_it_fast, methods, students
 from comfyui_fewstep.nodes.distillation.families import family_of
+from comfyui_fewstep.trainers.training import trial
 from encoders import RandomCLIP
 from test_lora import assert_whole, output, snapshot  # noqa: F401 (a fixture)
 
 SMALL = {"side": 32, "pictures": 4}
+
+
+@pytest.fixture(autouse=True)
+def timed_once(monkeypatch):
+    monkeypatch.setattr(trial, "LEAST_TIMED", 1)
+    monkeypatch.setattr(trial, "ENOUGH_SECONDS", 0.0)
+    monkeypatch.setattr(trial, "DRAWS", 4)
 
 
 @pytest.fixture
