@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import architectures, demo, digits_solvers, gpu, methods, progressive, samplers, templates, training
+from . import architectures, demo, digits_solvers, gpu, methods, plan, progressive, samplers, templates, training
 from .scenes import command as scenes
 
 BENCHMARKS = {
@@ -13,6 +13,7 @@ BENCHMARKS = {
     "digits-solvers": digits_solvers,
     "gpu": gpu,
     "methods": methods,
+    "plan": plan,
     "progressive": progressive,
     "samplers": samplers,
     "scenes": scenes,

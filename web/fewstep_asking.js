@@ -15,7 +15,11 @@ function asking({ label, title, disabled }, answers) {
     (open ? focused : first).focus();
   };
   asked.append(...shown);
-  asked.addEventListener("keydown", (event) => event.key === "Escape" && toggle(false));
+  asked.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    event.preventDefault(); // of the dialog that the list may stand in
+    toggle(false);
+  });
   return make("span", {}, first, asked);
 }
 

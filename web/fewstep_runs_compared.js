@@ -23,7 +23,7 @@ class Compared extends HTMLElement {
     this.table = make("table");
     this.pictures = make("div");
     this.said = make("div", { role: "status" });
-    const scrolled = make("div", { className: "scroll", tabIndex: 0, role: "region", aria: { label: "Settings that differ" } }, this.table);
+    const scrolled = make("div", { className: "scroll", tabIndex: 0, role: "group", aria: { label: "Settings that differ" } }, this.table);
     this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), this.said, this.chart, scrolled, this.pictures);
   }
 

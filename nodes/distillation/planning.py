@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,15 +17,16 @@ from ...trainers.objective.perceptual import Perceptual
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.student import probe_writes_in_place
 from ...trainers.training.options import TrainOptions
+from ...trainers.training.out_of_memory import unless_no_memory
 from ...trainers.training.plan import Needs, Plan
-from ...trainers.training.trial import Rehearsal, StageCost
+from ...trainers.training.trial import Rehearsal, StageCost, most_held
 from .. import host
 from . import running, students
 
 ENOUGH_AT_ONCE = 4
 """Pictures at a time from which on a plan does without gradient checkpointing, which costs time."""
-_TRIALS = 5
-"""At most: with one and two samples, with and without gradient checkpointing, and as the run is going to be."""
+_TRIALS = 8
+"""Usually: with one, two and most samples, with and without gradient checkpointing, and as the run is going to be, twice."""
 LEFT_ALONE = 0.1
 """Of the memory that is free: for what a trial on copies of one sample does not see."""
 
@@ -38,23 +41,44 @@ class Trial:
     student: students.StudentOptions
     sample: Batch
     perceptual: Perceptual | None = None
+    clock: Callable[[], float] = time.perf_counter
     progress: Any = dataclasses.field(default_factory=lambda: host.signals.progress_bar(_TRIALS))
 
     def costs(self, options: TrainOptions, *, rows: int) -> list[StageCost]:
-        """Each stage's. The MODEL is afterwards as it was."""
-        with self._rehearsal(options) as rehearsal:
-            return rehearsal.costs(rows=rows)
+        """Each stage's, on whole batches that pass so many rows at a time. The MODEL is afterwards as it was.
 
-    def needs(self, options: TrainOptions) -> tuple[Needs, float]:
-        """(of the stage that holds most, bytes that are free)."""
-        with self._rehearsal(options) as rehearsal:
-            free = (1.0 - LEFT_ALONE) * host.training.free_beside(self.model)
-            one = rehearsal.held(rows=1)
-        with self._rehearsal(options) as rehearsal:
-            return Needs(one=one, two=rehearsal.held(rows=2)), free
+        Of several pieces only two are tried: what the second adds, each further one adds.
+        """
+        pieces = options.batch_size // rows
+        with self._rehearsal(options, rows=rows) as rehearsal:
+            one = rehearsal.costs()
+        if pieces == 1:
+            return one
+        with self._rehearsal(options, rows=rows, pieces=2) as rehearsal:
+            return [first.with_pieces(pieces, two=two) for first, two in zip(one, rehearsal.costs(), strict=True)]
+
+    def room(self) -> float:
+        """Bytes that are free beside the MODEL on its device."""
+        host.training.loaded(self.model)
+        return (1.0 - LEFT_ALONE) * host.training.free_beside(self.model)
+
+    def needs(self, options: TrainOptions) -> Needs:
+        """Of the stage that holds most, with all that learns; tried with one sample at a time and with two."""
+        return Needs({rows: self.held(options, rows=rows) for rows in (1, 2)})
+
+    @host.training.memory_given_back()
+    def held(self, options: TrainOptions, *, rows: int) -> float:
+        """Bytes beyond the MODEL with so many samples at a time; infinite where they do not fit at all."""
+
+        def run() -> None:
+            with self._rehearsal(options, rows=rows) as rehearsal:
+                rehearsal.through()
+
+        found = unless_no_memory(lambda: most_held(run, self.model.load_device))
+        return math.inf if found is None else found
 
     @contextmanager
-    def _rehearsal(self, options: TrainOptions) -> Iterator[Rehearsal]:
+    def _rehearsal(self, options: TrainOptions, *, rows: int, pieces: int = 1) -> Iterator[Rehearsal]:
         host.signals.check_cancelled()
         with (
             torch.inference_mode(False),
@@ -68,7 +92,10 @@ class Trial:
                 sample=self.sample,
                 run=self.run,
                 options=options,
+                rows=rows,
+                pieces=pieces,
                 perceptual=self.perceptual,
+                clock=self.clock,
             )
         self.progress.update(1)
 
@@ -82,31 +109,58 @@ def fitted(
     room: bytes beside the MODEL's weights; None for what is free. ValueError, saying what would need less, where not even one
     sample fits with checkpointing.
     """
+    free = trial.room()
+    allowed = free if room is None else room
     for checkpointing in (False, True):
         options = dataclasses.replace(options, gradient_checkpointing=checkpointing)
-        needs, free = trial.needs(options)
-        allowed = free if room is None else room
-        rows = needs.most_rows(allowed, batch_size=options.batch_size)
+        needs, rows = _most_rows(trial, options, allowed=allowed, free=free)
         if rows >= min(ENOUGH_AT_ONCE, options.batch_size):
             break
     if not rows:
         raise ValueError(_too_large(trial.student, needs, allowed))
     options = dataclasses.replace(options, accumulation=options.batch_size // rows)
-    return options, planned(trial, options, needs=needs, room=allowed, preparing=preparing)
+    return options, _planned(trial, options, needs=needs, room=allowed, free=free, preparing=preparing)
 
 
-def planned(
-    trial: Trial, options: TrainOptions, *, needs: Needs, room: float, preparing: Sequence[tuple[str, float]] = ()
-) -> Plan:
-    """With the options as they are. Where what passes together does not fit, its time is that of one sample after another."""
+def _most_rows(trial: Trial, options: TrainOptions, *, allowed: float, free: float) -> tuple[Needs, int]:
+    """(what was tried, the most samples at a time that fit into what is allowed): tried themselves, if there is room for that."""
+    needs = trial.needs(options)
+    while True:
+        rows = needs.most_rows(allowed, batch_size=options.batch_size)
+        if rows in (0, *needs.tried) or needs.at(rows) > free:
+            return needs, rows
+        needs = needs.with_tried(rows, trial.held(options, rows=rows))
+
+
+def planned(trial: Trial, options: TrainOptions) -> Plan:
+    """With the options as they are."""
+    free, needs = trial.room(), trial.needs(options)
     rows = options.batch_size // options.accumulation
-    costs = trial.costs(options, rows=rows if needs.at(rows) <= room else 1)
+    if rows not in needs.tried and needs.at(rows) <= free:
+        needs = needs.with_tried(rows, trial.held(options, rows=rows))
+    return _planned(trial, options, needs=needs, room=free, free=free)
+
+
+def _planned(
+    trial: Trial,
+    options: TrainOptions,
+    *,
+    needs: Needs,
+    room: float,
+    free: float,
+    preparing: Sequence[tuple[str, float]] = (),
+) -> Plan:
+    """Where what passes together is more than is free here, the time is that of one sample after another."""
+    rows = options.batch_size // options.accumulation
+    costs = trial.costs(options, rows=rows if needs.at(rows) <= free else 1)
     return Plan(costs=costs, options=options, needs=needs, room=room, preparing=preparing)
 
 
 def _too_large(student: students.StudentOptions, needs: Needs, room: float) -> str:
     smaller = "train a LoRA" if isinstance(student, students.FullWeights) else "lower the LoRA's rank"
+    one = needs.at(1)
+    wanted = "more than there is" if math.isinf(one) else f"{one / 1e9:.2f} GB"
     return (
-        f"one picture at a time, with gradient checkpointing, wants {needs.one / 1e9:.2f} GB beside the model, and "
+        f"one picture at a time, with gradient checkpointing, wants {wanted} beside the model, and "
         f"{max(room, 0.0) / 1e9:.2f} GB are free. Take smaller pictures, {smaller}, or load the model in fewer bits (fp8)."
     )

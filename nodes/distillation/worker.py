@@ -58,8 +58,7 @@ def plan_folder(run: RunFolder, *, classes: Mapping[str, Any]) -> Plan:
         method, sample = distillation.method, distillation.data.first(1)
         measure = perceptual.perceptual_of(method, sample, model=model, vae=made.get("vae"))
         trial = planning.Trial(model=model, run=run, method=method, student=student, sample=sample, perceptual=measure)
-        needs, room = trial.needs(distillation.options)
-        return planning.planned(trial, distillation.options, needs=needs, room=room)
+        return planning.planned(trial, distillation.options)
 
 
 def _distillation(run: RunFolder, recorded: Recorded, *, model: Any, processes: Processes) -> Distillation:

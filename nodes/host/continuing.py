@@ -69,25 +69,25 @@ def samples_of(
 def _places(wanted: Tensor, *, seed: int, drawn_as: torch.Size) -> list[int] | None:
     """Of initial noise (B, n) each sample's place in what ComfyUI draws of the seed; None where some is not among it."""
     whole = torch.randn(drawn_as, generator=_generator(seed))
-    if _alike(_some_of(whole), wanted):
+    if _alike(_some_of(whole), wanted).all():
         return list(range(len(wanted)))
     one, generator = (1, *drawn_as[1:]), _generator(seed)
     found: dict[int, int] = {}
     for place in range(max(_FEWEST, min(_MOST, _NUMBERS // drawn_as[1:].numel()))):
         drawn = _some_of(torch.randn(one, generator=generator))
-        found |= {i: place for i in range(len(wanted)) if _alike(drawn, wanted[i : i + 1])}
+        found |= dict.fromkeys(_alike(drawn, wanted).nonzero().flatten().tolist(), place)
         if len(found) == len(wanted):
             return [found[i] for i in range(len(wanted))]
     return None
 
 
 def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator().manual_seed(seed % 2**64)
 
 
-def _alike(drawn: Tensor, wanted: Tensor) -> bool:
-    """As far as they agree in the precision of any latent."""
-    return torch.allclose(drawn, wanted, rtol=1e-2, atol=1e-2)
+def _alike(drawn: Tensor, wanted: Tensor) -> Tensor:
+    """Which of (B, n) are the same as far as the precision of any latent goes: (B,)."""
+    return torch.isclose(drawn, wanted, rtol=1e-2, atol=1e-2).all(dim=1)
 
 
 def _left_as(values: Tensor, *, level: float, shape: torch.Size) -> list[Sample | None]:
@@ -95,17 +95,21 @@ def _left_as(values: Tensor, *, level: float, shape: torch.Size) -> list[Sample 
     near = 1e-3 * float(values.abs().mean())  # the host scales latents on their way from one node to the next
     ends = [end for end in reversed(_ends) if end.shape == shape and abs(end.level - level) <= 1e-5 * level]
     known: list[Sample | None] = []
+    taken: set[tuple[int, int]] = set()
     for one in values:
-        same = (sample for end in ends for sample in _same_of(end, one, near=near))
-        known.append(next((sample for sample in same if sample not in known), None))
+        alike = ((n, _same_of(end, one, near=near)) for n, end in enumerate(ends))
+        n, rows = next(((n, rows) for n, rows in alike if rows), (0, []))
+        row = next((row for row in rows if (n, row) not in taken), None)
+        known.append(None if row is None else ends[n].samples[row])
+        taken |= set() if row is None else {(n, row)}
     return known
 
 
-def _same_of(end: _End, one: Tensor, *, near: float) -> list[Sample]:
-    """The nearest first: at low levels the pictures of one latent are much alike."""
+def _same_of(end: _End, one: Tensor, *, near: float) -> list[int]:
+    """Which of its samples, the nearest first: at low levels the pictures of one latent are much alike."""
     same = torch.isclose(end.values, one, rtol=1e-3, atol=near).all(dim=1).tolist()
-    nearest = (end.values - one).abs().sum(dim=1).argsort().tolist()
-    return [end.samples[i] for i in nearest if same[i]]
+    nearest = (end.values - one).abs().sum(dim=1).argsort(stable=True).tolist()
+    return [i for i in nearest if same[i]]
 
 
 def _filled(known: list[Sample | None], others: list[Sample]) -> list[Sample]:

@@ -149,6 +149,11 @@ def students_root() -> Path:
     return Path(folder_paths.models_dir) / "fewstep_students"
 
 
+def clip_score_folder() -> Path:
+    """Where a user puts the CLIP that scores pictures, as transformers saves it."""
+    return Path(folder_paths.models_dir) / "fewstep_clip_score"
+
+
 def student_files() -> dict[str, Path]:
     """Name to file, of every finished run, every finished stage and every file that the user put into models/fewstep_students."""
     files: dict[str, Path] = {}

@@ -40,6 +40,7 @@ NAMES = {
     "FewStepSaveStudent": ["name"],
     "FewStepSaveStudentLoRA": ["name"],
     "FewStepMakeItFast": ["run_name", "folder"],
+    "FewStepStudentReport": ["runs", "name"],
     "FewStepImageFolder": ["folder"],
     "FewStepClipFolder": ["folder"],
     "FewStepSoundFolder": ["folder"],

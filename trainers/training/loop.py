@@ -103,12 +103,11 @@ def rehearsal(
     *,
     options: TrainOptions,
     perceptual: Perceptual | None = None,
-) -> Iterator[tuple[Stage, Callable[[], None]]]:
-    """Each stage, and what does one iteration of it: nothing is logged, told or kept. The student is of no use afterwards."""
+) -> Iterator[tuple[Stage, Callable[[int], None]]]:
+    """Each stage, and what does its iteration of a number: nothing is logged or kept. The student is of no use afterwards."""
     training = _Training(run, method, student, data, options, [], Processes(), None, perceptual)
     for stage in method.stages():
-        training._stage_iteration = stage.lead  # from where on the student learns too
-        yield stage, functools.partial(training._step, stage)
+        yield stage, functools.partial(training.try_iteration, stage)
         training._promote()
 
 
@@ -159,6 +158,11 @@ class _Training:
                 self._step(stage)
                 self._account(stage)
             self._finish_stage()
+
+    def try_iteration(self, stage: Stage, number: int) -> None:
+        """One of the stage, whatever was done of it."""
+        self._stage_iteration = number
+        self._step(stage)
 
     def _step(self, stage: Stage) -> None:
         """The companions' updates and then the student's, on one batch: target, loss, gradient, update."""

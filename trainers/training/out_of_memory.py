@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from .options import AS_LOADED, TrainOptions
 
+Result = TypeVar("Result")
 _NO_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
 
 
@@ -33,6 +34,17 @@ def naming_what_to_lower(options: TrainOptions, *, student: Mapping[str, Any]) -
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         traceback.clear_frames(error.__traceback__)
         raise OutOfMemory(f"training ran out of memory. {_advice(options, student)} ({reason})") from error
+
+
+def unless_no_memory(work: Callable[[], Result]) -> Result | None:
+    """What work gives; None where no device's memory suffices for it, and nothing of it is held then."""
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        if not _is_no_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+        return None
 
 
 def _is_no_memory(error: Exception) -> bool:

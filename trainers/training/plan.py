@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .options import TrainOptions
 from .trial import StageCost
@@ -11,24 +12,30 @@ from .trial import StageCost
 GIGABYTE = 1e9
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Needs:
-    """Bytes that an iteration holds beyond what was held before: with one sample at a time, and with two."""
+    """Bytes that a run holds beyond the MODEL, by how many samples pass the networks at a time; infinite where there is no room.
 
-    one: int
-    two: int
+    tried: of one, two and whichever more were tried. Between and beyond them it is a line through the nearest two, which is too
+    little beyond: what passes hold grows with the samples, what an optimiser holds does not, and the larger of the two counts.
+    """
 
-    @property
-    def each(self) -> int:
-        """What one more sample at a time adds."""
-        return max(0, self.two - self.one)
+    tried: Mapping[int, float]
 
-    def at(self, rows: int) -> int:
-        return self.one + (rows - 1) * self.each
+    def at(self, rows: int) -> float:
+        if rows in self.tried:
+            return self.tried[rows]
+        known = sorted(self.tried)
+        upper = min(max(bisect.bisect(known, rows), 1), len(known) - 1)
+        (a, b), (c, d) = ((count, self.tried[count]) for count in known[upper - 1 : upper + 1])
+        return b + (rows - a) * max(0.0, d - b) / (c - a)
 
     def most_rows(self, room: float, *, batch_size: int) -> int:
         """The largest part of a batch, of equal ones, that fits into so many bytes; 0 where one sample does not."""
         return max((rows for rows in _divisors(batch_size) if self.at(rows) <= room), default=0)
+
+    def with_tried(self, rows: int, held: float) -> Needs:
+        return Needs({**self.tried, rows: held})
 
 
 def _divisors(number: int) -> list[int]:
@@ -37,9 +44,9 @@ def _divisors(number: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """costs: of each stage's iteration, tried on batches of as many rows as pass the networks together.
+    """costs: of each stage, with whole batches. needs: of the stage that holds most. room: bytes for it.
 
-    needs: of the stage that holds most. room: bytes for it. preparing: (what, seconds) of all that comes before the training.
+    preparing: (what, seconds) of all that comes before the training.
     """
 
     costs: Sequence[StageCost]
@@ -58,22 +65,18 @@ class Plan:
         return self.held <= self.room
 
     @property
-    def held(self) -> int:
+    def held(self) -> float:
         return self.needs.at(self.rows)
 
     @property
     def forwards(self) -> int:
         """Of the networks in all iterations, each for one sample; one with a backward pass costs about three."""
-        return round(sum(cost.forwards * self.options.batch_size * cost.stage.iterations for cost in self.costs))
+        return round(sum(cost.forwards * self.options.batch_size for cost in self.costs))
 
     @property
     def training(self) -> float:
         """Seconds."""
-        return sum(self.iteration(cost) * cost.stage.iterations for cost in self.costs)
-
-    def iteration(self, cost: StageCost) -> float:
-        """Seconds of a whole batch."""
-        return cost.seconds * self.options.batch_size / cost.rows
+        return sum(cost.seconds for cost in self.costs)
 
     @property
     def seconds(self) -> float:
@@ -83,9 +86,9 @@ class Plan:
         """For the one who is to decide, a line each."""
         lines = [f"{what}: {duration(seconds)}" for what, seconds in self.preparing]
         for cost in self.costs:
-            each = self.iteration(cost)
+            each = cost.iteration.seconds
             lines.append(
-                f"{cost.stage.name}: {cost.stage.iterations} iterations of {each:.2g} s, {duration(each * cost.stage.iterations)}"
+                f"{cost.stage.name}: {cost.stage.iterations} iterations of {each:.2g} s, {duration(cost.seconds)}"
             )
         lines.append(f"in all: {duration(self.seconds)}, {self.forwards:,} forwards of the network in training")
         lines.append(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import statistics
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -15,32 +17,73 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...samplers.noise import Denoiser
 from ..data.batches import Batch, TensorData
-from ..objective.method import Method, Stage
+from ..objective.method import Lesson, Method, Stage
 from ..objective.perceptual import Perceptual
 from ..storage.run_folder import RunFolder
 from ..students.student import Student
 from .loop import rehearsal
 from .options import TrainOptions
+from .stages import SAMPLES, compared
 
-TIMED = 2
-"""Iterations that are timed, after one that is not; the quicker counts, since what disturbs a machine only delays."""
+LEAST_TIMED, MOST_TIMED, ENOUGH_SECONDS = 3, 15, 1.5
+"""Iterations that are timed, after one that is not: more of short ones. The one in the middle counts: what disturbs a machine
+now disturbs the run too, and a single long one is chance."""
+DRAWS = 200
+"""Iterations whose forwards are counted without a network, where a method draws how many there are."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Iteration:
+    """seconds: of one on a whole batch. forwards: of all networks, for one sample, in the mean of many."""
+
+    seconds: float
+    forwards: float
+
+    def with_pieces(self, pieces: int, *, two: Iteration) -> Iteration:
+        """This one of a batch in one piece, as one of so many pieces as large. two: of two."""
+        added = min(max(two.seconds - self.seconds, 0.0), self.seconds)
+        return dataclasses.replace(self, seconds=self.seconds + (pieces - 1) * added)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageCost:
-    """Of one iteration of a stage on `rows` samples. forwards: of both networks, for one sample."""
+    """Of a stage: an iteration, and one of those at the beginning in which the companions learn alone, where there are any.
+
+    measuring: seconds of comparing the student with its teacher when the stage is over.
+    """
 
     stage: Stage
-    rows: int
-    seconds: float
-    forwards: float
+    iteration: Iteration
+    leading: Iteration | None = None
+    measuring: float = 0.0
+
+    def with_pieces(self, pieces: int, *, two: StageCost) -> StageCost:
+        """See Iteration."""
+        leading = self.leading and two.leading and self.leading.with_pieces(pieces, two=two.leading)
+        iteration = self.iteration.with_pieces(pieces, two=two.iteration)
+        return dataclasses.replace(self, iteration=iteration, leading=leading)
+
+    @property
+    def _parts(self) -> list[tuple[int, Iteration]]:
+        leading = [] if self.leading is None else [(self.stage.lead, self.leading)]
+        return [*leading, (self.stage.updates, self.iteration)]
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole stage."""
+        return self.measuring + sum(count * one.seconds for count, one in self._parts)
+
+    @property
+    def forwards(self) -> float:
+        """Of all iterations, for one sample of the batch."""
+        return sum(count * one.forwards for count, one in self._parts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """A run on copies of one sample (1, ...), which pass the networks in one piece. Its student is of no use afterwards.
+    """A run on copies of one sample (1, ...), which pass the networks `rows` at a time, `pieces` times in a batch.
 
-    run: whose folder the loop would write to; nothing is written.
+    Its student is of no use afterwards. run: whose folder the loop would write to; nothing is written. clock: in seconds.
     """
 
     method: Method
@@ -48,72 +91,171 @@ class Rehearsal:
     sample: Batch
     run: RunFolder
     options: TrainOptions
+    rows: int
+    pieces: int = 1
     perceptual: Perceptual | None = None
+    clock: Callable[[], float] = time.perf_counter
 
-    def costs(self, *, rows: int) -> list[StageCost]:
-        """Each stage's, on batches of so many rows."""
+    def costs(self) -> list[StageCost]:
+        """Each stage's."""
         counted = _Counted(self.student)
-        found = []
-        for stage, iteration in self._stages(cast(Student, counted), rows=rows):
-            before = counted.rows
-            iteration()
-            forwards = (counted.rows - before) / rows
-            seconds = min(seconds_of(iteration, self._device) for _ in range(TIMED))
-            found.append(StageCost(stage=stage, rows=rows, seconds=seconds, forwards=forwards))
-        return found
+        return [
+            StageCost(
+                stage=stage,
+                iteration=self._timed(counted, number, functools.partial(iterate, stage.lead), leads=False),
+                leading=self._timed(counted, number, functools.partial(iterate, 0), leads=True) if stage.lead else None,
+                measuring=self._measuring(number) if stage.teacher_sigmas is not None else 0.0,
+            )
+            for number, (stage, iterate) in enumerate(self._stages(cast(Student, counted)))
+        ]
 
-    def held(self, *, rows: int) -> int:
-        """The most bytes that an iteration holds beyond what was held before, in the stage that holds most.
+    def through(self) -> None:
+        """Two iterations of the first two stages: the second iteration holds what the first one made, an optimiser's moments say.
 
         From the second on stages are alike: their teacher was a student.
         """
-        stages = self._stages(self.student, rows=rows)
-        return max(most_held(iteration, self._device) for _, iteration in itertools.islice(stages, 2))
+        for stage, iterate in itertools.islice(self._stages(self.student), 2):
+            for _ in range(2):
+                iterate(stage.lead)
 
-    def _stages(self, student: Student, *, rows: int) -> Iterator[tuple[Stage, Callable[[], None]]]:
-        options = dataclasses.replace(self.options, batch_size=rows, accumulation=1, warmup=0, caption_dropout=0.0)
+    def _timed(self, counted: _Counted, stage: int, iterate: Callable[[], None], *, leads: bool) -> Iteration:
+        """Of one and the same iteration, corrected by what it draws more or less than the mean."""
+        iterate()
+        counted.drawn = counted.learning = 0
+        found = [self._seconds_of(iterate)]
+        drawn, learning = (count / self._batch_size for count in (counted.drawn, counted.learning))
+        while len(found) < LEAST_TIMED or (len(found) < MOST_TIMED and sum(found) < ENOUGH_SECONDS):
+            found.append(self._seconds_of(iterate))
+        usual = self._usually_drawn(stage, leads=leads)
+        seconds = statistics.median(found)
+        if usual != drawn:
+            seconds += (usual - drawn) * self._seconds_of_a_forward()
+        return Iteration(seconds=seconds, forwards=usual + learning)
+
+    def _usually_drawn(self, stage: int, *, leads: bool) -> float:
+        """Forwards without gradient for one sample, in the mean of many iterations, counted on networks that do nothing."""
+        counted = _Nothing()
+        plans = self.method.companions(stage=stage)
+        for number in range(DRAWS):
+            lesson = Lesson(
+                batch=self.sample,
+                stage=stage,
+                teacher=counted,
+                student=counted,
+                generator=torch.Generator().manual_seed(number),
+                companions={plan.name: counted for plan in plans},
+            )
+            lesson = dataclasses.replace(lesson, examples=self.method.examples(lesson))
+            for plan in plans:
+                for _ in range(plan.updates):
+                    self.method.companion_target(plan.name, lesson)
+            if not leads:
+                self.method.target(lesson)
+        return counted.rows / DRAWS
+
+    def _measuring(self, stage: int) -> float:
+        """Seconds, from the forwards of the networks."""
+        counted = _Nothing()
+        compared(self.method, cast(Student, _Pair(counted, counted)), self.sample, stage=stage, at_once=1)
+        return SAMPLES * counted.rows * self._seconds_of_a_forward() / self._batch_size
+
+    def _seconds_of_a_forward(self) -> float:
+        """Of a whole batch, without gradient."""
+        one = self._data.batch(self.rows, generator=torch.Generator().manual_seed(0))
+        sigma = one.x0.new_ones(self.rows)
+
+        def forward() -> None:
+            self.student.teacher(one.x0, sigma, **one.condition)
+
+        forward()
+        return self.pieces * statistics.median(self._seconds_of(forward) for _ in range(LEAST_TIMED))
+
+    def _seconds_of(self, work: Callable[[], object]) -> float:
+        return seconds_of(work, self._device, clock=self.clock)
+
+    def _stages(self, student: Student) -> Iterator[tuple[Stage, Callable[[int], None]]]:
+        options = dataclasses.replace(
+            self.options, batch_size=self._batch_size, accumulation=self.pieces, warmup=0, caption_dropout=0.0
+        )
+        return rehearsal(self.run, self.method, student, self._data, options=options, perceptual=self.perceptual)
+
+    @property
+    def _batch_size(self) -> int:
+        return self.rows * self.pieces
+
+    @property
+    def _data(self) -> TensorData:
         one = self.sample
-        data = TensorData(x0=one.x0, condition=one.condition, unconditional=one.unconditional, noise=one.noise)
-        return rehearsal(self.run, self.method, student, data, options=options, perceptual=self.perceptual)
+        return TensorData(x0=one.x0, condition=one.condition, unconditional=one.unconditional, noise=one.noise)
 
     @property
     def _device(self) -> torch.device:
         return self.sample.x0.device
 
 
-class _Counted:
-    """A student that notes how many samples its networks are asked for."""
+class _Nothing:
+    """A network that says what it is given, and notes how many samples it is asked for."""
 
-    def __init__(self, student: Student) -> None:
-        self._student, self.rows = student, 0
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def __call__(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+        self.rows += len(x)
+        return x
+
+
+class _Pair(NamedTuple):
+    """As much of a student as a comparison asks for."""
+
+    teacher: Denoiser
+    denoiser: Denoiser
+
+
+class _Counted:
+    """A student, or a companion's network, that notes how many samples are asked of it: drawn without gradient, learning with.
+
+    What is asked of its companions is noted here too.
+    """
+
+    def __init__(self, network: Any, *, by: _Counted | None = None) -> None:
+        self._network, self._by = network, by or self
+        self.drawn = self.learning = 0
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._student, name)
+        return getattr(self._network, name)
 
     @property
     def teacher(self) -> Denoiser:
-        return self._noting(self._student.teacher)
+        return self._noting(self._network.teacher, learns=False)
 
     @property
     def denoiser(self) -> Denoiser:
-        return self._noting(self._student.denoiser)
+        return self._noting(self._network.denoiser, learns=True)
 
-    def _noting(self, denoiser: Denoiser) -> Denoiser:
+    def companion(self, **options: Any) -> _Counted:
+        return _Counted(self._network.companion(**options), by=self)
+
+    def _noting(self, denoiser: Denoiser, *, learns: bool) -> Denoiser:
         def denoise(x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
-            self.rows += len(x)
+            if learns and torch.is_grad_enabled():
+                self._by.learning += len(x)
+            else:
+                self._by.drawn += len(x)
             return denoiser(x, sigma, **condition)
 
         return denoise
 
 
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+def seconds_of(
+    work: Callable[[], object], device: torch.device, *, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Until the device has done all that was asked of it."""
     synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
     synchronise(device)
-    began = time.perf_counter()
+    began = clock()
     work()
     synchronise(device)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def most_held(work: Callable[[], object], device: torch.device) -> int:

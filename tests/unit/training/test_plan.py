@@ -7,12 +7,13 @@ import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.data.batches import Batch
 from comfyui_fewstep.trainers.methods.consistency import ConsistencyOptions
+from comfyui_fewstep.trainers.methods.distribution_matching import DistributionMatchingOptions, Guidance
 from comfyui_fewstep.trainers.objective.method import TeacherKind
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.options import TrainOptions
 from comfyui_fewstep.trainers.training.plan import Needs, Plan, duration
-from comfyui_fewstep.trainers.training.trial import Rehearsal, StageCost, most_held
+from comfyui_fewstep.trainers.training.trial import Iteration, Rehearsal, StageCost, most_held
 from gaussian import table
 from test_progressive import TinyNetwork, as_denoiser, options
 
@@ -22,26 +23,47 @@ KIND = TeacherKind(
 )
 
 
-def costs(root, method, *, rows=3):
+def linear_student():
+    def as_denoiser(network):
+        return lambda x, sigma, y: network(x.flatten(1)).reshape(x.shape)
+
+    modules = (torch.nn.Linear(4, 4) for _ in range(2))
+    return FullWeightsStudent(*modules, as_denoiser=as_denoiser, adapted=torch.nn.Sequential)
+
+
+def costs(root, method, *, rows=3, student=None):
     sample = Batch(torch.ones(1, 1, 2, 2), {"y": torch.ones(1, 1)}, unconditional={"y": torch.zeros(1, 1)})
-    student = FullWeightsStudent(TinyNetwork(), TinyNetwork(seed=1), as_denoiser=as_denoiser)
+    student = student or FullWeightsStudent(TinyNetwork(), TinyNetwork(seed=1), as_denoiser=as_denoiser)
     given = {"run": RunFolder(root, "run"), "options": TrainOptions(batch_size=64)}
-    return Rehearsal(method=method, student=student, sample=sample, **given).costs(rows=rows)
+    return Rehearsal(method=method, student=student, sample=sample, rows=rows, **given).costs()
 
 
 def test_forwards_of_halvings(tmp_path):
     """Two steps of the teacher, at the first stage with guidance two forwards each, and one of the student."""
     found = costs(tmp_path, options(guidance_scale=2.0).on(KIND))
-    assert [cost.forwards for cost in found] == [5.0, 3.0]
+    assert [cost.iteration.forwards for cost in found] == [5.0, 3.0]
     assert [cost.stage.name for cost in found] == ["16 to 8 steps", "8 to 4 steps"]
-    assert all(cost.seconds > 0.0 and cost.rows == 3 for cost in found)
+    assert all(cost.iteration.seconds > 0.0 and cost.measuring > 0.0 and cost.leading is None for cost in found)
     assert list(tmp_path.iterdir()) == [], "nothing of the trial is kept"
 
 
 def test_forwards_of_consistency_distillation(tmp_path):
     chosen = ConsistencyOptions(steps=4, iterations=10, learning_rate=1e-3, guidance_scale=2.0)
     (cost,) = costs(tmp_path, chosen.on(KIND))
-    assert cost.forwards == 4.0, "two of the guided teacher, the student's own word, and what learns"
+    assert cost.iteration.forwards == 4.0, "two of the guided teacher, the student's own word, and what learns"
+
+
+def test_what_a_method_draws_counts_in_the_mean_of_many_iterations(tmp_path):
+    """In at most 4 steps the student walks 0 to 3 of them before its own, 1.5 in the mean, and says one word; the companion says
+    one, and the teacher two with guidance. The companion learns in four passes, alone at first, and the student in one."""
+    chosen = DistributionMatchingOptions(
+        steps=4, iterations=10, learning_rate=1e-3, guidance_scale=2.0, guidance=Guidance.TEACHER, companion_first=5
+    )
+    (cost,) = costs(tmp_path, chosen.on(KIND), student=linear_student())
+    assert cost.leading.forwards == pytest.approx(1.5 + 1 + 4, abs=0.2)
+    assert cost.iteration.forwards == pytest.approx(1.5 + 1 + 4 + 1 + 2 + 1, abs=0.2)
+    assert cost.leading.seconds < cost.iteration.seconds
+    assert cost.forwards == 5 * cost.leading.forwards + 10 * cost.iteration.forwards
 
 
 def test_what_is_held_at_once_is_counted():
@@ -67,27 +89,76 @@ def test_backward_and_its_gradients_are_counted():
     assert 4 * 2000 <= held <= 4 * 3000 + 64
 
 
+def waves(network):
+    """Keeps eight activations for the way back, each as large as the 100 x 100 weights with a batch of 100."""
+
+    def denoise(x, sigma, **_):
+        y = network(x)
+        for _ in range(8):
+            y = y.sin()
+        return y
+
+    return denoise
+
+
+def test_the_second_iteration_holds_the_moments_of_the_first(tmp_path):
+    """Of n numbers Adam keeps 2 n, which a single iteration makes only when what it held for the passes is gone."""
+
+    def new():
+        modules = (torch.nn.Linear(100, 100, bias=False) for _ in range(2))
+        return Rehearsal(
+            method=options(guidance_scale=1.0).on(KIND),
+            student=FullWeightsStudent(*modules, as_denoiser=waves),
+            sample=Batch(torch.ones(1, 100), {}),
+            run=RunFolder(tmp_path, "run"),
+            options=TrainOptions(),
+            rows=100,
+        )
+
+    one, both = new(), new()
+    first = most_held(lambda: next(one._stages(one.student))[1](0), CPU)
+    assert most_held(both.through, CPU) == pytest.approx(first + 2 * 4 * 100 * 100, rel=0.02)
+
+
 def test_as_many_pictures_at_a_time_as_fit():
-    needs = Needs(one=100, two=130)
-    assert (needs.each, needs.at(1), needs.at(4)) == (30, 100, 190)
+    needs = Needs({1: 100, 2: 130})
+    assert [needs.at(rows) for rows in (1, 2, 4)] == [100, 130, 190]
     assert [needs.most_rows(room, batch_size=12) for room in (99, 100, 159, 160, 280, 430)] == [0, 1, 2, 3, 6, 12]
+
+
+def test_what_was_tried_counts_and_lies_on_lines_between():
+    """An optimiser that holds more than the passes of two samples hides what more samples take."""
+    needs = Needs({1: 100, 2: 100}).with_tried(8, 160)
+    assert [needs.at(rows) for rows in (2, 4, 8, 16)] == [100, 120, 160, 240]
+    assert needs.most_rows(130, batch_size=16) == 4
+    none = Needs({1: 50, 2: math.inf})
+    assert [none.most_rows(room, batch_size=4) for room in (49, 60, 1e30)] == [0, 1, 1]
+    assert Needs({1: math.inf, 2: math.inf}).most_rows(1e30, batch_size=4) == 0
+
+
+def test_pieces_add_what_the_second_adds():
+    """What an optimiser takes is once in each batch: 10 s of passes and 2 s beside them."""
+    one, two = Iteration(seconds=12.0, forwards=3.0), Iteration(seconds=22.0, forwards=3.0)
+    assert one.with_pieces(5, two=two) == Iteration(seconds=52.0, forwards=3.0)
+    chance = Iteration(seconds=11.0, forwards=3.0)
+    assert one.with_pieces(5, two=chance).seconds == 12.0
 
 
 def test_a_plan_sums_its_stages():
     stages = options(iterations=10).on(KIND).stages()
     found = [
-        StageCost(stage=stage, rows=4, seconds=seconds, forwards=forwards)
-        for stage, seconds, forwards in zip(stages, (2.0, 1.0), (5.0, 3.0), strict=True)
+        StageCost(stage=stage, iteration=Iteration(seconds=seconds, forwards=forwards), measuring=3.0)
+        for stage, seconds, forwards in zip(stages, (8.0, 4.0), (5.0, 3.0), strict=True)
     ]
     chosen = TrainOptions(batch_size=16, accumulation=4)
-    plan = Plan(costs=found, options=chosen, needs=Needs(one=10, two=12), room=16, preparing=[("drawing", 60.0)])
+    plan = Plan(costs=found, options=chosen, needs=Needs({1: 10, 2: 12}), room=16, preparing=[("drawing", 60.0)])
     assert plan.rows == 4
     assert (plan.held, plan.fits) == (16, True)
-    assert plan.training == 10 * 4 * 2.0 + 10 * 4 * 1.0
+    assert plan.training == 10 * 8.0 + 10 * 4.0 + 2 * 3.0
     assert plan.seconds == plan.training + 60.0
     assert plan.forwards == 16 * 10 * (5 + 3)
     assert plan.told()[0] == "drawing: 60 s"
-    assert "16 to 8 steps: 10 iterations of 8 s, 80 s" in plan.told()
+    assert "16 to 8 steps: 10 iterations of 8 s, 83 s" in plan.told()
 
 
 @pytest.mark.parametrize(

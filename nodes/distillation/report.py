@@ -1,0 +1,185 @@
+"""A judge for any model: teacher and students draw the same prompts from the same noise, and a report says how they compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...trainers.measures import report as measures
+from ...trainers.measures.clip_score import clip_score
+from ...trainers.measures.report_page import page
+from ...trainers.objective.perceptual import lpips_distance, require_lpips
+from ...trainers.storage import places
+from ...trainers.storage.files import write_atomically
+from ...trainers.storage.reading import without_nan
+from .. import host
+from ..host import folders
+from ..sampling.comparison import stacked
+from . import option_inputs as inputs
+from . import training_data
+from .judging import Asked
+
+MOST_SHOWN = 8
+
+
+class StudentReport:
+    RETURN_TYPES = ("IMAGE", "STRING", "STRING")
+    RETURN_NAMES = ("pictures", "table", "report")
+    OUTPUT_TOOLTIPS = (
+        "The teacher's pictures above, below them those of each student, from the same noise.",
+        "The figures as a Markdown table.",
+        "Where report.html is.",
+    )
+    FUNCTION = "report"
+    OUTPUT_NODE = True
+    INPUT_IS_LIST = True
+    GATHERED = ("positive",)
+    CATEGORY = "few-step/distillation"
+    SEARCH_ALIASES = ["evaluate", "benchmark", "judge", "compare methods", "psnr", "lpips", "clip score", "html"]
+    DESCRIPTION = (
+        "Draws your prompts from fixed noise by the teacher and one or several students, and writes a report with the pictures "
+        "side by side in full size: PSNR to the teacher, diversity over seeds, forwards and seconds a picture; LPIPS and CLIP "
+        "score where their weights are on this machine. Nothing is downloaded. Goes into the folder of the first run."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "teacher": ("MODEL", {"tooltip": "The model that the students were distilled from."}),
+                "vae": ("VAE", {"tooltip": "The teacher's VAE."}),
+                "runs": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "multiline": True,
+                        "tooltip": "The students, one on each line: names of finished runs, or names as Load Distilled Student "
+                        "lists them. Several are compared in one table.",
+                    },
+                ),
+                "seeds": inputs.count(2, "Pictures of each prompt, from seeds one after another.", least=1, most=64),
+                "seed": host.limits.seed("The first of the seeds."),
+                "teacher_steps": inputs.count(32, "In which the teacher draws.", least=1, most=1000),
+                "teacher_cfg": inputs.guidance_scale(
+                    0.0, "Of the teacher. 0: what is usual for the model's family.", least=0.0
+                ),
+            },
+            "optional": {
+                "clip": ("CLIP", {"tooltip": "Encodes the prompts."}),
+                "prompts": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "multiline": True,
+                        "tooltip": "One on each line. Empty: four everyday prompts that come with the pack.",
+                    },
+                ),
+                "negative_prompt": ("STRING", {"default": "", "tooltip": "The teacher's, when its cfg is above 1."}),
+                "side": inputs.count(
+                    0, "Of the pictures, in pixels. 0: what is usual for the model's family.", most=8192
+                ),
+                "teacher_sampler": (list(host.data.SAMPLERS), {"tooltip": "That the teacher draws with."}),
+                "latent": (
+                    "LATENT",
+                    {
+                        "tooltip": "In place of side: an empty latent of the pictures' size, or of a video, whose first frame "
+                        "is judged."
+                    },
+                ),
+                "positive": ("CONDITIONING", {"tooltip": "In place of clip and prompts: one or several."}),
+                "negative": ("CONDITIONING", {"tooltip": "With positive: the empty or negative prompt."}),
+                "student": ("MODEL", {"tooltip": "A further student, with sampler and sigmas."}),
+                "sampler": ("SAMPLER", {"tooltip": "Of the connected student."}),
+                "sigmas": ("SIGMAS", {"tooltip": "Of the connected student."}),
+                "name": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "tooltip": "Puts the report into output/fewstep/reports/<name>. Empty: into the first run.",
+                    },
+                ),
+            },
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, **_: Any) -> float:
+        return float("nan")  # runs may have been trained on, or deleted
+
+    def report(self, teacher: Any, vae: Any, runs: str, **given: Any) -> dict[str, Any]:
+        asked = Asked(teacher=teacher, vae=vae, runs=tuple(training_data.lines(runs)), **given)
+        with torch.inference_mode():
+            return _shown(asked, asked.drawn())
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def _judges(device: torch.device) -> measures.Judges:
+    return measures.Judges(lpips=_lpips(device), clip_score=clip_score(folders.clip_score_folder(), device=device))
+
+
+def _lpips(device: torch.device) -> measures.Distance | measures.Missing:
+    try:
+        require_lpips()
+    except ValueError as error:
+        return measures.Missing(str(error).replace("distance is 'lpips', which", "it").split(", or choose")[0])
+    found = lpips_distance(lambda pictures: pictures.movedim(-1, 1), device=device)
+    return lambda one, other: torch.cat([found(a[None], b[None]).cpu() for a, b in zip(one, other, strict=True)])
+
+
+def _shown(asked: Asked, drawn: Sequence[measures.Drawn]) -> dict[str, Any]:
+    judges = _judges(asked.teacher.load_device)
+    figures = judges.of(drawn, asked.texts)
+    notes = judges.told(asked.texts)
+    _written(asked, drawn, figures, notes)
+    text = "\n".join([measures.as_markdown(figures), "", *notes, "", str(asked.folder / "report.html")])
+    picture = stacked([one.flat[:MOST_SHOWN] for one in drawn])
+    shown = folders.keep_for_view(picture)
+    return {
+        "ui": {"text": [text], "images": [shown]},
+        "result": (picture[None], measures.as_markdown(figures), str(asked.folder / "report.html")),
+    }
+
+
+def _written(
+    asked: Asked, drawn: Sequence[measures.Drawn], figures: Sequence[measures.Figures], notes: Sequence[str]
+) -> None:
+    """report.html, report.json, figures.csv and the pictures in full size."""
+    seeds = [asked.seed + number for number in range(asked.seeds)]
+    files = {}
+    for m, one in enumerate(drawn):
+        for p, s in ((p, s) for p in range(len(asked.labels)) for s in range(asked.seeds)):
+            name = f"{m:02d}-{p:03d}-{s:02d}.png"
+            write_atomically(places.place(asked.folder, "pictures", name), _png(one.pictures[p, s]))
+            files[m, p, s] = f"pictures/{name}"
+    title = f"Teacher and {', '.join(one.name for one in drawn[1:])}"
+    html = page(figures, drawn, title=title, prompts=asked.labels, seeds=seeds, files=files, notes=notes)
+    report = {
+        "models": [
+            {**dataclasses.asdict(figure), "settings": dict(one.settings)}
+            for figure, one in zip(figures, drawn, strict=True)
+        ],
+        "prompts": asked.labels,
+        "seeds": seeds,
+        "teacher": {"steps": asked.teacher_steps, "cfg": asked.cfg, "sampler": asked.teacher_sampler},
+        "notes": list(notes),
+    }
+    for name, content in (
+        ("report.html", html),
+        ("report.json", json.dumps(without_nan(report), indent=2) + "\n"),
+        ("figures.csv", measures.as_csv(figures)),
+    ):
+        write_atomically(places.place(asked.folder, name), content.encode())
+
+
+def _png(picture: Tensor) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(picture.mul(255).round().byte().numpy()).save(content, format="PNG", compress_level=1)
+    return content.getvalue()

@@ -1,0 +1,114 @@
+"""Student Report on the digits: figures of pictures drawn by the host, several runs in one table, files, refusals."""
+
+import csv
+import json
+
+import pytest
+import torch
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.demo import digits
+from comfyui_fewstep.nodes.distillation import distillation, methods, report, students
+from comfyui_fewstep.samplers.schedules import trailing_sigmas
+from comfyui_fewstep.trainers.measures.report import Missing
+from making_data import TRAINING, Cancelled, cancel_at
+
+GIVEN = {"prompts": "3\n7", "side": 32, "seeds": 2, "seed": 5, "teacher_steps": 4, "teacher_cfg": 1.5}
+
+
+@pytest.fixture
+def demo(output, monkeypatch):
+    """The digits, and no weights of judges anywhere."""
+    monkeypatch.setattr(report, "_lpips", lambda device: Missing("no weights"))
+    monkeypatch.setattr(report, "clip_score", lambda folder, device: Missing("no weights"))
+    teacher, vae, clip = digits.DemoTeacher().load()
+    return {"teacher": teacher, "vae": vae, "clip": clip}
+
+
+@torch.inference_mode()
+def train(teacher, name, *, rank):
+    latents, labels = digits.DigitsData().load()
+    (method,) = methods.ProgressiveDistillation().make(
+        start_steps=4, target_steps=2, iterations=1, weighting="constant", learning_rate=1e-3, guidance_scale=1.5
+    )
+    (lora,) = students.LoRAStudentNode().make(rank=rank, alpha=4.0, layers="linear")
+    negative = digits.DigitPrompt().encode("")[0]
+    distillation.Distill().distil(
+        teacher,
+        method=method,
+        run_name=name,
+        student=lora,
+        latents=latents,
+        positive=labels,
+        negative=negative,
+        **TRAINING,
+    )
+
+
+def written(demo, runs, **changed):
+    return report.StudentReport().report(runs=runs, **{**demo, **GIVEN, **changed})
+
+
+def test_several_runs_are_compared_in_one_table(demo, output):
+    train(demo["teacher"], "one", rank=4)
+    train(demo["teacher"], "two", rank=8)
+    picture, table, page = written(demo, "one\ntwo")["result"]
+    folder = output / "fewstep" / "runs" / "one" / "report"
+    assert page == str(folder / "report.html")
+    rows = list(csv.DictReader((folder / "figures.csv").open()))
+    assert [(row["name"], row["steps"], float(row["forwards"])) for row in rows] == [
+        ("teacher", "4", 8.0),
+        ("one", "2", 2.0),
+        ("two", "2", 2.0),
+    ]
+    assert all(float(row["seconds"]) > 0.0 and float(row["diversity"]) > 0.0 for row in rows)
+    assert len(list((folder / "pictures").iterdir())) == 3 * 2 * 2
+    said = json.loads((folder / "report.json").read_text())
+    assert said["prompts"] == ["3", "7"]
+    assert said["seeds"] == [5, 6]
+    assert [model["settings"].get("student.rank") for model in said["models"]] == [None, 4, 8]
+    assert "<tr><td>student.rank</td><td></td><td>4</td><td>8</td></tr>" in (folder / "report.html").read_text()
+    assert "LPIPS: not measured: no weights" in said["notes"]
+    assert len(table.splitlines()) == 2 + 3
+    assert picture.shape == (1, 3 * 32, 4 * 32, 3)
+    again = written(demo, "one\ntwo")
+    assert torch.equal(again["result"][0], picture)
+
+
+def test_a_connected_student_that_is_the_teacher_draws_what_the_teacher_draws(demo, output):
+    sigmas = trailing_sigmas(4, table=host.models.noise_levels(host.models.model_sampling_of(demo["teacher"])))
+    wired = {"student": demo["teacher"], "sampler": host.models.hosts_sampler("euler"), "sigmas": sigmas}
+    encoded = [demo["clip"].encode_from_tokens_scheduled(digit) for digit in "37"]
+    given = {"name": "mine", "positive": encoded, "prompts": "", "clip": None, "teacher_cfg": 1.0}
+    assert written(demo, "", **wired, **given)["result"][2] == str(
+        output / "fewstep" / "reports" / "mine" / "report.html"
+    )
+    folder = output / "fewstep" / "reports" / "mine"
+    rows = list(csv.DictReader((folder / "figures.csv").open()))
+    assert [(row["name"], row["forwards"]) for row in rows] == [("teacher", "4.0"), ("connected student", "4.0")]
+    assert rows[1]["psnr"] == "inf"
+    assert rows[0]["diversity"] == rows[1]["diversity"]
+    assert json.loads((folder / "report.json").read_text())["prompts"] == ["prompt 1", "prompt 2"]
+
+
+def test_what_cannot_be_reported_is_refused_before_anything_is_drawn(demo, output):
+    for changed, message in (
+        ({"runs": "gone"}, r"runs names 'gone', which is no finished run or student"),
+        ({}, "name is empty, and runs begins with no run"),
+        ({"name": "mine"}, "runs is empty and no student is connected"),
+        ({"name": "mine", "student": demo["teacher"]}, "sampler and sigmas is missing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            written(demo, **{"runs": "", **changed})
+    assert not (output / "fewstep" / "reports").exists()
+
+
+def test_a_cancel_is_heard_at_the_next_picture(demo, output, monkeypatch):
+    wired = {"student": demo["teacher"], "sampler": None, "sigmas": torch.tensor([1.0, 0.0])}
+    cancel_at(monkeypatch, 3)
+    with pytest.raises(Cancelled):
+        written(demo, "", name="mine", **{**wired, "sampler": host.models.hosts_sampler("euler")})
+    assert not (output / "fewstep" / "reports").exists()

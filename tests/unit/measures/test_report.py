@@ -1,0 +1,101 @@
+"""The report's figures in closed cases, and its page."""
+
+import csv
+import io
+import re
+
+import pytest
+import torch
+from comfyui_fewstep.trainers.measures.report import Drawn, Judges, Missing, as_csv, as_markdown, diversity
+from comfyui_fewstep.trainers.measures.report_page import page
+
+
+def drawn(name, pictures, **settings):
+    return Drawn(name=name, steps=4, forwards=4.0, seconds=0.5, pictures=pictures, settings=settings)
+
+
+def grey(*levels):
+    """One prompt, a picture of 4 x 6 of each level."""
+    return torch.tensor(levels).reshape(1, -1, 1, 1, 1).expand(1, len(levels), 4, 6, 3)
+
+
+NONE = Judges(lpips=Missing("no weights"), clip_score=Missing("no weights"))
+
+
+def test_psnr_of_known_pictures_is_exact():
+    """A difference of 0.1 everywhere is 20 dB, one of 0.01 is 40 dB; the mean and the least are over pictures."""
+    teacher, student = drawn("teacher", grey(0.5, 0.5)), drawn("student", grey(0.6, 0.49))
+    first, second = NONE.of([teacher, student], None)
+    assert (first.psnr, first.least_psnr) == (None, None)
+    assert second.psnr == pytest.approx(30.0, abs=1e-3)
+    assert second.least_psnr == pytest.approx(20.0, abs=1e-3)
+
+
+def test_equal_pictures_have_no_diversity():
+    assert diversity(grey(0.3, 0.3, 0.3)) == 0.0
+    assert diversity(grey(0.2, 0.5)) == pytest.approx(0.3)
+    assert diversity(grey(0.0, 0.3, 0.6)) == pytest.approx((0.3 + 0.3 + 0.6) / 3)
+    assert diversity(grey(0.4)) is None, "one seed says nothing"
+
+
+def test_two_prompts_are_no_diversity():
+    assert diversity(torch.cat([grey(0.1, 0.1), grey(0.9, 0.9)])) == 0.0
+
+
+def test_judges_see_each_picture_with_its_own_prompt_and_partner():
+    seen = []
+
+    def agreement(pictures, texts):
+        seen.append(list(texts))
+        return pictures.flatten(1).mean(dim=1)
+
+    judges = Judges(lpips=lambda a, b: (a - b).abs().flatten(1).mean(dim=1), clip_score=agreement)
+    teacher = drawn("teacher", torch.cat([grey(0.1, 0.2), grey(0.3, 0.4)]))
+    student = drawn("student", torch.cat([grey(0.2, 0.4), grey(0.3, 0.4)]))
+    first, second = judges.of([teacher, student], ["a", "b"])
+    assert seen == [["a", "a", "b", "b"]] * 2
+    assert first.clip_score == pytest.approx(0.25)
+    assert first.lpips is None
+    assert second.lpips == pytest.approx((0.1 + 0.2) / 4)
+    assert judges.of([teacher, student], None)[1].clip_score is None
+
+
+def test_what_is_not_measured_is_said():
+    assert NONE.told(["a"]) == ["LPIPS: not measured: no weights", "CLIP score: not measured: no weights"]
+    one = Judges(lpips=Missing("no weights"), clip_score=lambda *_: torch.zeros(1))
+    assert one.told(None)[1] == "CLIP score: not measured: the texts of the prompts are not known"
+
+
+def test_the_table_and_the_figures_name_every_model():
+    found = NONE.of([drawn("teacher", grey(0.5)), drawn("a, fast", grey(0.6))], None)
+    rows = list(csv.DictReader(io.StringIO(as_csv(found))))
+    assert [row["name"] for row in rows] == ["teacher", "a, fast"]
+    assert float(rows[1]["psnr"]) == pytest.approx(20.0, abs=1e-3)
+    assert rows[1]["lpips"] == ""
+    assert "| a, fast | 4 | 4 | 0.5 | 20.0 dB (20.0) | - | - | - |" in as_markdown(found)
+
+
+def test_the_page_is_whole_by_itself_and_takes_no_word_for_markup():
+    models = [
+        drawn("teacher", grey(0.5)),
+        drawn("<b>one</b>", grey(0.6), rank=8, seed=1),
+        drawn("two", grey(0.6), rank=16, seed=1),
+    ]
+    html = page(
+        NONE.of(models, None),
+        models,
+        title="A & B",
+        prompts=["a <script>fox</script>"],
+        seeds=[7],
+        files={(m, 0, 0): f"pictures/{m}.png" for m in range(3)},
+        notes=NONE.told(None),
+    )
+    assert "<script" not in html
+    assert "&lt;script&gt;fox" in html
+    assert re.findall(r'(?:src|href)="([^"]*)"', html) == [f"pictures/{m}.png" for m in (0, 0, 1, 1, 2, 2)]
+    assert "http" not in html
+    assert 'alt="&lt;b&gt;one&lt;/b&gt;, a &lt;script&gt;fox&lt;/script&gt;, seed 7"' in html
+    differing = html.split("Settings that differ")[1]
+    assert "<td>rank</td><td>&quot;&quot;" not in differing
+    assert "<tr><td>rank</td><td></td><td>8</td><td>16</td></tr>" in differing
+    assert "seed" not in differing

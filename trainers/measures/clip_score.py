@@ -1,0 +1,47 @@
+"""CLIP score (Hessel et al. 2021, arXiv 2104.08718, equation 1 with w = 100, as torchmetrics has it): how well pictures show what
+texts say. The weights are looked for on this machine, and never downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .report import Agreement, Missing
+
+MODEL = "openai/clip-vit-base-patch16"
+
+
+def clip_score(folder: Path, *, device: torch.device) -> Agreement | Missing:
+    """By a CLIP in a folder, as transformers saves it, or where there is none by MODEL in its cache."""
+    try:
+        from transformers import CLIPModel, CLIPProcessor
+    except ImportError:
+        return Missing("the Python package transformers is not installed")
+    place = str(folder) if folder.is_dir() else MODEL
+    try:
+        model = CLIPModel.from_pretrained(place, local_files_only=True, use_safetensors=True)
+        processor = CLIPProcessor.from_pretrained(place, local_files_only=True)
+    except OSError:
+        return Missing(f"no weights: there is no folder {folder}, nor {MODEL} in the cache of transformers")
+    return _Scorer(model.eval().requires_grad_(False).to(device), processor)
+
+
+class _Scorer:
+    def __init__(self, model: Any, processor: Any) -> None:
+        self._model, self._processor = model, processor
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:
+        given = self._processor(
+            text=list(texts),
+            images=[picture.mul(255).round().byte().cpu().numpy() for picture in pictures],
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+        ).to(self._model.device)
+        found = self._model(**given)
+        return 100.0 * (found.image_embeds * found.text_embeds).sum(dim=1).clamp(min=0.0)
