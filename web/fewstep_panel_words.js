@@ -6,11 +6,26 @@ export function sentence(known) {
   if (!known.connected)
     return "The server does not answer. If it was restarted, training has stopped; what was saved stays, and this comes back by itself.";
   if (known.refusal) return known.refusal;
+  if (known.phase && !known.cancelling && !known.cancelAsked) return during(known.phase);
   if (known.run === null) return "The training is shown here when it begins.";
   const said = { absent, written, training, stopped, finished, damaged }[known.state](known);
   const error = known.error ?? known.failure;
   if (error && known.state !== "training") return `Stopped by an error: ${error}`;
   return known.damage ? `${said} ${known.damage} Repair or delete it in the list of runs.` : said;
+}
+
+const PHASES = {
+  hashing: "Reading the model's weights",
+  encoding: "Making the training data",
+  probing: "Trying a few iterations",
+  measuring: "Comparing the student with its teacher",
+  exporting: "Writing the student's file",
+};
+
+/** What goes on before, between and after the iterations, how far it is, and how long it still takes. */
+function during({ phase, share, seconds_left }) {
+  const far = share ? `: ${Math.round(100 * share)} %` : "";
+  return `${PHASES[phase] ?? phase}${far}${seconds_left === null || seconds_left === undefined ? "" : `, ${seconds(seconds_left)} left`} ...`;
 }
 
 const absent = () => "Not begun. Queue the graph to train.";
