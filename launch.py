@@ -267,6 +267,7 @@ COMMANDS = {
     "bench": ("measure the figures of the README (bench --help lists the benchmarks)", "benchmarks"),
     "train-demo-teacher": ("train the demo teacher that the pack ships", "commands.train_demo teacher"),
     "train-demo-classifier": ("train the digits classifier that the pack ships", "commands.train_demo classifier"),
+    "locales": ("write locales/en anew from what the nodes declare", "commands.locales"),
     "clean": ("remove the environment and everything else in .fewstep", None),
 }
 

@@ -22,7 +22,7 @@ import torch
 from ..trainers.students.student import Student
 from ..trainers.training.options import PRECISIONS
 from .training_parts import bare, loop, memory
-from .training_setup import UNETS, Setup, learning, one_halving
+from .training_setup import METHODS, UNETS, Setup, in_one_step, learning
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MIB = 2**20
@@ -30,7 +30,7 @@ MIB = 2**20
 
 def measure_time(setup: Setup, *, rounds: int, iterations: int) -> dict[str, Any]:
     with learning(setup) as (student, data, table):
-        method, batch = one_halving(table, iterations=iterations), setup.batch
+        method, batch = in_one_step(setup.method, table, iterations=iterations), setup.batch
         held = _teacher_bytes(student)
         bare(student, data, method, batch=batch)
         ratios, plain, waiting = [], [], []
@@ -60,7 +60,7 @@ def time_row(setup: Setup, *, rounds: int, iterations: int) -> str:
     ratios = found["ratios"]
     low, high = ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]
     return (
-        f"| {setup.student} | {found['learning'] / 1e6:.1f} M | {1000 * found['seconds']:.0f} ms "
+        f"| {setup.method} | {setup.student} | {found['learning'] / 1e6:.1f} M | {1000 * found['seconds']:.0f} ms "
         f"| {statistics.median(ratios):.3f} | {low:.3f} to {high:.3f} | {100 * found['waiting']:.3f} % "
         f"| {found['held at first'] / MIB:.1f} | {found['held later'] / MIB:.1f} |"
     )
@@ -72,7 +72,7 @@ def memory_row(setup: Setup, *, iterations: int) -> str:
         memory(part, which, iterations=iterations) for part, which in (("bare", setup), ("loop", setup), ("bare", less))
     )
     return (
-        f"| {setup.student} | {floor['bytes'] / MIB:.1f} | {ours['bytes'] / MIB:.1f} "
+        f"| {setup.method} | {setup.student} | {floor['bytes'] / MIB:.1f} | {ours['bytes'] / MIB:.1f} "
         f"| {ours['bytes'] / floor['bytes']:.3f} | {saved['bytes'] / MIB:.1f} "
         f"| {saved['bytes'] / floor['bytes']:.3f} | {saved['seconds'] / floor['seconds']:.2f} |"
     )
@@ -85,19 +85,20 @@ def page(said: str, *, times: list[str], memories: list[str], setup: Setup) -> s
         [
             "# What a training step costs beside its bare parts",
             "",
-            f"`python launch.py bench training {said}`: progressive distillation, latents of {latent} x {latent}, on "
+            f"`python launch.py bench training {said}`: a halving of progressive distillation, and distribution matching in "
+            f"one step with two updates of its companion, latents of {latent} x {latent}, on "
             f"{platform.platform()}, {os.cpu_count()} CPU cores, {gpu}.",
             "",
-            "| student | learns | bare step | loop over bare | middle half | of it waiting for data "
+            "| method | student | learns | bare step | loop over bare | middle half | of it waiting for data "
             "| MiB for the teacher, first halving | later |",
-            "|---|--:|--:|--:|--:|--:|--:|--:|",
+            "|---|---|--:|--:|--:|--:|--:|--:|--:|",
             *times,
             "",
             "Peak memory in MiB beyond what was held before the first step, each part alone in a process; with gradient "
             "checkpointing the bare step, and how much longer it takes.",
             "",
-            "| student | bare step | loop | loop over bare | checkpointing | over bare | time over bare |",
-            "|---|--:|--:|--:|--:|--:|--:|",
+            "| method | student | bare step | loop | loop over bare | checkpointing | over bare | time over bare |",
+            "|---|---|--:|--:|--:|--:|--:|--:|",
             *memories,
             "",
         ]
@@ -116,10 +117,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--students", nargs="+", choices=["LoRA", "full"], default=["LoRA", "full"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where the page is written")
     options = vars(parser.parse_args(arguments))
     rounds, iterations, folder = (options.pop(name) for name in ("rounds", "iterations", "folder"))
-    setups = [Setup(student=student, **options) for student in options.pop("students")]
+    methods, students = options.pop("methods"), options.pop("students")
+    setups = [Setup(student=student, method=method, **options) for method in methods for student in students]
     made = page(
         " ".join(arguments),
         times=[time_row(setup, rounds=rounds, iterations=iterations) for setup in setups],

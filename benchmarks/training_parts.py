@@ -10,19 +10,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from ..trainers.data.batches import Batch, TensorData
-from ..trainers.methods.progressive import Progressive
+from ..trainers.methods.distribution_matching import DistributionMatching
 from ..trainers.objective.loss import weighted_error
-from ..trainers.objective.method import Lesson
+from ..trainers.objective.method import Method, Target
 from ..trainers.storage.run_folder import RunFolder
 from ..trainers.students.student import Student
+from ..trainers.training.learner import Learning
 from ..trainers.training.loop import Metrics, train
 from ..trainers.training.options import TrainOptions
-from .training_setup import Setup, learning, one_halving
+from .training_setup import METHODS, Setup, in_one_step, learning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def loop(student: Student, data: TensorData, method: Progressive, *, batch: int) -> tuple[float, float]:
+def loop(student: Student, data: TensorData, method: Method, *, batch: int) -> tuple[float, float]:
     """(seconds of an iteration in the loop, over all but the first of a run; the share of them spent on data)."""
     stamps: list[float] = []
     device = data.x0.device
@@ -61,26 +63,40 @@ def loop(student: Student, data: TensorData, method: Progressive, *, batch: int)
     return taken / (len(stamps) - 1), sum(timed.waited[1:]) / taken
 
 
-def bare(student: Student, data: TensorData, method: Progressive, *, batch: int) -> tuple[float, float]:
-    """Two teacher forwards, one student forward and backward, and an optimiser step; as many as method's iterations."""
-    optimiser = torch.optim.Adam(student.parameters(), lr=1e-6)
-    generator = torch.Generator().manual_seed(0)
-    one = data.batch(batch, generator=generator)
-    target = method.target(
-        Lesson(batch=one, stage=0, teacher=student.teacher, student=student.denoiser, generator=generator)
-    )
+def bare(student: Student, data: TensorData, method: Method, *, batch: int) -> tuple[float, float]:
+    """The forwards of Work, and a forward, a backward and an optimiser step for each update; as many as method's iterations."""
+    work = METHODS["matching" if method.name == DistributionMatching.name else "progressive"]
+    one = data.batch(batch, generator=torch.Generator().manual_seed(0))
+    ones = torch.ones(batch, device=data.x0.device)
+    target = Target(one.x0, ones, one.condition, one.x0, ones)
+    companion = student.companion(rank=0, seed=0) if work.updates else None
+    own, others = _learner(student), _learner(companion) if companion else None
+    without = [student.teacher] * work.teacher + [student.denoiser] * work.student
+    without += [companion.denoiser] * work.companion if companion else []
     begin, iterations = 0.0, method.stages()[0].iterations
     for i in range(iterations):
         if i == 1:
             begin = _now(data.x0.device)
         with torch.no_grad():
-            for _ in range(2):
-                student.teacher(target.x_t, target.sigma, **target.condition)
-        optimiser.zero_grad(set_to_none=True)
-        with student.autograd():
-            weighted_error(student.denoiser, target)[0].backward()
-        optimiser.step()
+            for denoiser in without:
+                denoiser(target.x_t, target.sigma, **target.condition)
+        own(target)
+        for _ in range(work.updates if others else 0):
+            others(target)
     return (_now(data.x0.device) - begin) / (iterations - 1), 0.0
+
+
+def _learner(network: Learning) -> Callable[[Target], None]:
+    """What does a forward, a backward and an optimiser step."""
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-6)
+
+    def update(target: Target) -> None:
+        optimiser.zero_grad(set_to_none=True)
+        with network.autograd():
+            weighted_error(network.denoiser, target)[0].backward()
+        optimiser.step()
+
+    return update
 
 
 PARTS = {"loop": loop, "bare": bare}
@@ -128,7 +144,7 @@ def main() -> None:
     part, options, iterations = json.loads(sys.argv[1])
     setup = Setup(**options)
     with learning(setup) as (student, data, table):
-        method = one_halving(table, iterations=iterations)
+        method = in_one_step(setup.method, table, iterations=iterations)
         peak = Peak(data.x0.device)
         seconds, waiting = PARTS[part](student, data, method, batch=setup.batch)
         print(json.dumps({"bytes": peak.bytes(), "seconds": seconds, "waiting": waiting}))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..samplers.noise import NoiseFamily
 from ..trainers.data.batches import TensorData
-from ..trainers.methods.progressive import Progressive, ProgressiveOptions
-from ..trainers.objective.method import TeacherKind
+from ..trainers.methods.distribution_matching import DistributionMatchingOptions
+from ..trainers.methods.progressive import ProgressiveOptions
+from ..trainers.objective.method import Method, TeacherKind
 from ..trainers.objective.weighting import Weighting
 from ..trainers.students.adapters import LoRALayers, LoRAOptions
 from ..trainers.students.student import Student, probe_writes_in_place
@@ -57,9 +58,13 @@ UNETS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
-    """student: LoRA or full. pixels: of the pictures, 8 to a latent. weights are in the precision that is computed in."""
+    """student: LoRA or full. method: of METHODS. pixels: of the pictures, 8 to a latent.
+
+    Weights are in the precision that is computed in.
+    """
 
     student: str
+    method: str
     architecture: str
     channels: int
     pixels: int
@@ -120,8 +125,31 @@ def _data(setup: Setup, *, device: torch.device) -> TensorData:
     return TensorData(x0=torch.randn(8, 4, side, side, generator=generator).to(device), condition=condition)
 
 
-def one_halving(table: torch.Tensor, *, iterations: int) -> Progressive:
-    """Progressive distillation from two steps to one."""
+class Work(NamedTuple):
+    """Of one iteration: forwards of the teacher, and without gradient of the student and the companion; the latter's updates."""
+
+    teacher: int
+    student: int = 0
+    companion: int = 0
+    updates: int = 0
+
+
+METHODS = {"progressive": Work(teacher=2), "matching": Work(teacher=1, student=1, companion=1, updates=2)}
+
+
+def in_one_step(name: str, table: torch.Tensor, *, iterations: int) -> Method:
+    """Of METHODS, without guidance: from two steps to one, or matching the samples of one step."""
+    teacher = TeacherKind(family=NoiseFamily.VARIANCE_EXPLODING, table=table)
+    if name == "matching":
+        return DistributionMatchingOptions(
+            steps=1,
+            iterations=iterations,
+            learning_rate=1e-6,
+            guidance_scale=1.0,
+            companion_learning_rate=1e-6,
+            companion_updates=METHODS[name].updates,
+            companion_first=0,
+        ).on(teacher)
     options = ProgressiveOptions(
         start_steps=2,
         target_steps=1,
@@ -130,4 +158,4 @@ def one_halving(table: torch.Tensor, *, iterations: int) -> Progressive:
         learning_rate=1e-6,
         guidance_scale=1.0,
     )
-    return options.on(TeacherKind(family=NoiseFamily.VARIANCE_EXPLODING, table=table))
+    return options.on(teacher)

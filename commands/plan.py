@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from ..trainers.storage.run_folder import RunFolder
+from ..trainers.training.distillation import Recorded
 from ..trainers.training.plan import Plan
 from .embedded import import_host
 from .train import arguments_of, base_of, classes_for, output_of
@@ -16,7 +17,7 @@ from .train import arguments_of, base_of, classes_for, output_of
 
 def plan(run: RunFolder, *, base: Path, host_options: list[str]) -> Plan:
     """ValueError for what cannot be trained, or does not fit."""
-    run.description()
+    Recorded.of(run)  # what is damaged is refused before the host is imported
     import_host(*host_options, base=base, output=output_of(run.path))
     from ..nodes.distillation import worker
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..trainers.processes.group import Processes
 from ..trainers.storage.run_folder import RunFolder
+from ..trainers.training.distillation import Recorded
 from ..trainers.training.loop import Metrics
 from .demo import Terminal
 from .embedded import import_host, node_classes
@@ -45,7 +46,7 @@ def classes_for(run: RunFolder) -> dict[str, Any]:
 
 def train(run: RunFolder, *, base: Path, host_options: list[str], processes: Processes) -> Path | None:
     """Trains what is left. The student's file, on the first process. ValueError for what cannot be trained."""
-    run.description()
+    Recorded.of(run)  # what is damaged is refused before the host is imported
     import_host(*host_options, base=base, output=output_of(run.path))
     from ..nodes.distillation import worker
 

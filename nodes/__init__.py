@@ -16,6 +16,7 @@ from .distillation import (
     methods,
     report,
     runs,
+    saving,
     students,
     training_data,
 )
@@ -54,8 +55,8 @@ NODE_CLASS_MAPPINGS = {
     "FewStepTrainingPrompts": training_data.TrainingPrompts,
     "FewStepDistill": distillation.Distill,
     "FewStepLoadStudent": students.LoadStudent,
-    "FewStepSaveStudent": students.SaveStudentCheckpoint,
-    "FewStepSaveStudentLoRA": students.SaveStudentLoRA,
+    "FewStepSaveStudent": saving.SaveStudentCheckpoint,
+    "FewStepSaveStudentLoRA": saving.SaveStudentLoRA,
     "FewStepWriteRun": runs.WriteRun,
     "FewStepWatchRun": runs.WatchRun,
     "FewStepLossChart": distillation.LossChart,

@@ -1,4 +1,4 @@
-"""What the pack's browser code asks the host's server for. Looking changes nothing; a POST stops, repairs or deletes a run."""
+"""What the pack's browser code asks the host's server for. Looking changes nothing; a POST changes a run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from aiohttp import web
 
+from ..trainers.storage import keeping, reading
 from ..trainers.storage.places import is_regular
-from ..trainers.storage.reading import without_nan
 from ..trainers.storage.run_folder import RunFolder
 from ..trainers.storage.watching import State, all_runs, curves, preview_file, stage_names, summary, whole_lines
 from . import host
@@ -32,6 +32,7 @@ def answering(answer: Callable[[web.Request], Any]) -> Handler:
             # a page of another site can send a form here, and this type only after asking
             return web.json_response({"error": "the request must be of type application/json."}, status=415)
         try:
+            request["given"] = await _given(request)
             answered = await asyncio.get_running_loop().run_in_executor(None, answer, request)
         except ValueError as error:
             return _json({"error": str(error)}, status=400)
@@ -42,8 +43,18 @@ def answering(answer: Callable[[web.Request], Any]) -> Handler:
     return handler
 
 
+async def _given(request: web.Request) -> dict[str, Any]:
+    """What a POST brings. ValueError for what is no JSON object."""
+    if request.method != "POST" or not request.can_read_body:
+        return {}
+    given = reading.parsed(await request.read(), what="the request")
+    if not isinstance(given, dict):
+        raise ValueError(f"the request is {type(given).__name__}; give a JSON object.")
+    return given
+
+
 def _json(values: Any, *, status: int = 200) -> web.Response:
-    return web.json_response(text=json.dumps(without_nan(values), allow_nan=False), status=status)
+    return web.json_response(text=json.dumps(reading.without_nan(values), allow_nan=False), status=status)
 
 
 def _run_of(request: web.Request) -> RunFolder:
@@ -134,6 +145,23 @@ def repair(request: web.Request) -> dict[str, Any]:
     return {"run": run.name, "lines": run.repair()}
 
 
+def rename(request: web.Request) -> dict[str, Any]:
+    """given: name, of the run from now on. What was published of it keeps its file's name."""
+    return {"run": keeping.renamed(_run_of(request), request["given"].get("name")).name}
+
+
+def clone(request: web.Request) -> dict[str, Any]:
+    """given: name, of a run with the same settings, data and workflow that is not begun yet."""
+    return {"run": keeping.cloned(_run_of(request), request["given"].get("name")).name}
+
+
+def note(request: web.Request) -> dict[str, Any]:
+    """given: note, in place of the one before."""
+    run = _run_of(request)
+    keeping.keep_note(run, request["given"].get("note"))
+    return {"run": run.name, "note": keeping.note(run)}
+
+
 ROUTES: dict[tuple[str, str], Callable[[web.Request], Any]] = {
     ("GET", "/fewstep/runs/{run}"): run_now,
     ("GET", "/fewstep/runs/{run}/preview"): preview,
@@ -143,6 +171,9 @@ ROUTES: dict[tuple[str, str], Callable[[web.Request], Any]] = {
     ("GET", "/fewstep/runs/{run}/workflow"): workflow,
     ("POST", "/fewstep/runs/{run}/delete"): delete,
     ("POST", "/fewstep/runs/{run}/repair"): repair,
+    ("POST", "/fewstep/runs/{run}/rename"): rename,
+    ("POST", "/fewstep/runs/{run}/clone"): clone,
+    ("POST", "/fewstep/runs/{run}/note"): note,
     ("GET", "/fewstep/schedule"): lambda request: _said(of_schedule, request),
     ("GET", "/fewstep/recipe"): lambda request: _said(of_recipe, request),
     ("GET", "/fewstep/method"): lambda request: _said(of_method, request),

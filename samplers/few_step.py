@@ -19,22 +19,32 @@ NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 """noise_sampler(sigma, sigma_next) -> fresh unit noise in the shape of x."""
 
 
-def fresh_noise(x: Tensor, *, seed: int | None, level: float) -> Tensor:
-    """In the shape of x (B, ...), from the graph's seed, for each sample (by its place in the batch) and each level.
+Sample = tuple[int, int]
+"""(seed, place): whose fresh noise a sample of a batch gets, of a graph's seed and by its place among that seed's samples."""
+
+
+def in_order(count: int, *, seed: int | None) -> list[Sample] | None:
+    """The samples of a batch that is a seed's whole batch; None without a seed."""
+    return None if seed is None else [(seed, place) for place in range(count)]
+
+
+def fresh_noise(x: Tensor, *, samples: Sequence[Sample] | None, level: float) -> Tensor:
+    """In the shape of x (B, ...), one draw for each of its samples at a level; None: whatever torch draws.
 
     So a picture depends neither on what else is in its batch nor on how many samplings its steps are spread over. None of
     these draws is another's, nor the initial noise of this seed or the next, which ComfyUI draws from the seed itself.
     """
-    if seed is None:
+    if samples is None:
         return torch.randn_like(x)
-    seeds = (_hashed(seed, place, level) for place in range(len(x)))
+    seeds = (_hashed(seed, place, level) for seed, place in samples)
     generators = (torch.Generator(device=x.device).manual_seed(own) for own in seeds)
     return torch.stack([torch.randn(x.shape[1:], dtype=x.dtype, device=x.device, generator=g) for g in generators])
 
 
 def seeded_noise_sampler(x: Tensor, *, seed: int | None) -> NoiseSampler:
     """`fresh_noise` at the level that a step goes to."""
-    return lambda sigma, sigma_next: fresh_noise(x, seed=seed, level=float(sigma_next))
+    samples = in_order(len(x), seed=seed)
+    return lambda sigma, sigma_next: fresh_noise(x, samples=samples, level=float(sigma_next))
 
 
 def _hashed(seed: int, place: int, level: float) -> int:
@@ -60,6 +70,7 @@ def sample_few_step(
     noise_scale: float = 1.0,
     sigma_min: float = 0.0,
     noise_sampler: NoiseSampler | None = None,
+    samples: Sequence[Sample] | None = None,
 ) -> Tensor:
     """Walks a schedule with `NoiseFamily.jump`: gamma 0 is Euler (Lightning), 1 is LCM / multistep consistency.
 
@@ -69,6 +80,7 @@ def sample_few_step(
     variance-exploding models).
     The fresh noise is clipped at noise_clip of its own deviations (0: not), and scaled: by s_noise, which goes evenly to
     s_noise_end at the last step (None: stays), and by noise_scale, what the model calls noise of 1 (HiDream-O1: 8).
+    samples: what each of x is, for its fresh noise (None: those of the seed in extra_args, in order).
     callback gets i, x, sigma, sigma_hat and denoised (the x0 of the step: previews never show an intermediate).
     A step to sigma 0 returns x0 and draws no noise.
     """
@@ -84,7 +96,8 @@ def sample_few_step(
     ends_clean = float(sigmas[-1]) == 0.0  # asked once: inside the loop it would wait for the device at each step
     draws: list[Callable[[], Tensor]]
     if noise_sampler is None:
-        draws = [partial(fresh_noise, x, seed=extra_args.get("seed"), level=level) for level in _in_python(sigmas[1:])]
+        samples = samples or in_order(len(x), seed=extra_args.get("seed"))
+        draws = [partial(fresh_noise, x, samples=samples, level=level) for level in _in_python(sigmas[1:])]
     else:
         draws = [partial(noise_sampler, *levels) for levels in pairwise(sigmas)]
     end = s_noise if s_noise_end is None else s_noise_end

@@ -33,6 +33,15 @@ export function breaks(values, stages) {
   });
 }
 
+/** What a chart shows, in words: of each line the first and the last value. */
+export function described({ x, lines, xLabel = "iteration" }) {
+  const said = lines.flatMap(({ label, values }) => {
+    const known = values.filter((value) => value !== null && value !== undefined);
+    return known.length ? [`${label} from ${figure(known[0])} to ${figure(known.at(-1))}`] : [];
+  });
+  return said.length ? `Chart over ${xLabel} ${figure(x[0])} to ${figure(x.at(-1))}: ${said.join("; ")}.` : "Chart without values yet.";
+}
+
 class Chart extends HTMLElement {
   #plot = null;
   #shape = "";
@@ -68,6 +77,8 @@ class Chart extends HTMLElement {
    *  scale then. points: show every point. Colours are CSS variables of the page or the element. */
   draw(content) {
     this.#content = content;
+    this.role = "img";
+    this.ariaLabel = described(content);
     if (!this.isConnected || !this.clientWidth) return;
     const shape = JSON.stringify([content.log, content.lines.map((line) => [line.label, line.colour, line.faint])]);
     if (shape !== this.#shape) this.#drop();

@@ -12,12 +12,12 @@ export function make(tag, { on = {}, aria = {}, ...properties } = {}, ...childre
 /** The host's own colours, with those of its dark theme where a host does not define one. Sizes follow its text. */
 export const STYLE = `
   :host { display: block; box-sizing: border-box; width: 100%; height: 100%; overflow: hidden;
-    --ink: var(--input-text, #ddd); --soft: var(--descrip-text, #999); --line: var(--border-color, #4e4e4e);
+    --ink: var(--input-text, #ddd); --soft: color-mix(in srgb, var(--ink) 78%, var(--ground)); --line: var(--border-color, #4e4e4e);
     --ground: var(--comfy-input-bg, #222); --student: #e8590c; --teacher: #868e96;
     color: var(--ink); font: max(12px, 0.75rem)/1.4 system-ui, sans-serif; }
   :host([hidden]) { display: none; }
   * { box-sizing: border-box; }
-  button, select { font: inherit; color: var(--ink); background: var(--ground); border: 1px solid var(--line);
+  button, select, input, textarea { font: inherit; color: var(--ink); background: var(--ground); border: 1px solid var(--line);
     border-radius: 4px; padding: 0.2em 0.6em; cursor: pointer; }
   button:hover:not(:disabled) { border-color: var(--ink); }
   button:disabled { opacity: 0.5; cursor: default; }
@@ -26,6 +26,7 @@ export const STYLE = `
   [hidden] { display: none !important; }
   .row { display: flex; flex-wrap: wrap; gap: 0.4em; align-items: center; }
   .soft { color: var(--soft); }
+  .heard { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 `;
 
 /** An element of ours, whose shadow keeps its look from the page's and the page's from it. */
@@ -36,12 +37,17 @@ export function define(name, kind) {
 /** Puts an element on a node, in every editor since 2024, and takes all of it away with the node. It is no setting.
  *  Keys that are pressed in it do nothing to the graph. */
 export function addElement(node, name, element, { height }) {
-  element.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.stopPropagation());
+  keepKeys(element);
   const options = { serialize: false, hideOnZoom: false, getMinHeight: () => textScale() * height() };
   const widget = node.addDOMWidget(name, `fewstep_${name}`, element, options);
   widget.serialize = false;
   atRemoval(node, () => widget.onRemove?.()); // the editor of 2024 leaves a listener on the document otherwise
   return widget;
+}
+
+/** Keys that are pressed in an element do nothing to the graph: the editor sees no field through our shadow. */
+export function keepKeys(element) {
+  element.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.stopPropagation());
 }
 
 /** How much larger than usual the text of the page is set. */

@@ -3,7 +3,7 @@ import "./fewstep_chart.js";
 import "./fewstep_previews.js";
 import { STYLE, define, make } from "./fewstep_elements.js";
 import { smoothed } from "./fewstep_chart.js";
-import { figures, sentence } from "./fewstep_panel_words.js";
+import { figures, heard, sentence } from "./fewstep_panel_words.js";
 import { PHASE, STATE, METRICS, cancelRun, fetchRun, isConnected, stopAfterCheckpoint, subscribe } from "./fewstep_service.js";
 
 const SECONDS_BETWEEN_LOOKS = 1;
@@ -33,7 +33,8 @@ class Panel extends HTMLElement {
   constructor() {
     super();
     this.attachShadow({ mode: "open" });
-    this.sentence = make("div", { className: "sentence", aria: { live: "polite" } });
+    this.sentence = make("div", { className: "sentence", aria: { hidden: "true" } });
+    this.heard = make("div", { className: "heard", role: "status" });
     this.bar = make("progress", { max: 1, value: 0, aria: { label: "Iterations done" } });
     this.figures = make("div", { className: "row soft" });
     this.tabs = Object.entries(VIEWS).map(([view, label]) =>
@@ -42,7 +43,7 @@ class Panel extends HTMLElement {
     this.pictures = make("fewstep-previews", { className: "view", hidden: true });
     this.buttons = make("div", { className: "row" }, ...this.#makeButtons());
     this.body = [this.bar, this.figures, make("div", { className: "row" }, ...this.tabs), this.chart, this.pictures];
-    this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), this.sentence, ...this.body, this.buttons);
+    this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), this.sentence, this.heard, ...this.body, this.buttons);
     this.#forget();
   }
 
@@ -104,7 +105,7 @@ class Panel extends HTMLElement {
 
   #heard(kind, data) {
     if (kind === METRICS) this.#known = { ...this.#known, live: data, phase: null, state: "training" };
-    if (kind === PHASE) this.#known = { ...this.#known, phase: data };
+    if (kind === PHASE) this.#known = { ...this.#known, phase: data.phase ? data : null };
     if (kind === STATE) this.#known = { ...this.#known, phase: null };
     if (kind === STATE) this.#known = { ...this.#known, error: data.error ?? null, published: data.published ?? null, startLeft: data.start_left };
     this.#draw();
@@ -182,6 +183,7 @@ class Panel extends HTMLElement {
   #draw() {
     const known = { ...this.#known, connected: isConnected(), run: this.#run };
     this.sentence.textContent = sentence(known);
+    if (this.heard.textContent !== heard(known)) this.heard.textContent = heard(known);
     this.sentence.classList.toggle("failed", Boolean(known.error || known.failure || known.refusal || known.damage || !known.connected));
     this.#drawButtons(known);
     for (const element of this.body) element.hidden = !this.large;

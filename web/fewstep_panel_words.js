@@ -14,6 +14,14 @@ export function sentence(known) {
   return known.damage ? `${said} ${known.damage} Repair or delete it in the list of runs.` : said;
 }
 
+/** The same for those who hear it: said again only when something else is the case, not at every iteration. */
+export function heard(known) {
+  const { live, phase, state } = known;
+  if (phase && known.connected && !known.cancelling && !known.cancelAsked) return during({ phase: phase.phase });
+  const goesOn = known.connected && !known.refusal && state === "training" && live && !known.cancelling && !known.cancelAsked;
+  return goesOn && !known.stopping ? `Training: stage ${live.stage + 1} of ${live.stages} (${live.stage_name})` : sentence(known);
+}
+
 const PHASES = {
   hashing: "Reading the model's weights",
   encoding: "Making the training data",

@@ -4,7 +4,8 @@ import "./fewstep_runs_element.js";
 import { make } from "./fewstep_elements.js";
 import { fetchWorkflow } from "./fewstep_service.js";
 
-const TITLE = "FewStep runs";
+const NAME = "FewStep runs";
+const TITLE = 40; // of a node, in pixels, with some air
 
 /** On hosts with tabs it opens in one of its own; on others it takes the place of the graph, which the user is asked about. */
 async function openWorkflow(run) {
@@ -14,29 +15,43 @@ async function openWorkflow(run) {
   await app.loadGraphData(workflow);
 }
 
-/** A Load Distilled Student node with this run, in the middle of what is seen. */
+/** Opens the run's workflow and queues it: the run goes on from its last state. */
+async function resume(run) {
+  await openWorkflow(run);
+  await app.queuePrompt(0, 1);
+}
+
+/** A Load Distilled Student node with this run, in the middle of what is seen but over no other node, and selected. */
 function loadStudent(run) {
   const node = LiteGraph.createNode("FewStepLoadStudent");
   const { offset, scale } = app.canvas.ds;
   const { clientWidth, clientHeight } = app.canvas.canvas;
   node.pos = [clientWidth / 2 / scale - offset[0] - 150, clientHeight / 2 / scale - offset[1] - 50];
+  while (app.graph._nodes.some((other) => over(node, other))) node.pos = [node.pos[0], node.pos[1] + TITLE];
   app.graph.add(node);
   const widget = node.widgets.find(({ name }) => name === "student");
   const value = `${run} (run)`;
   if (!widget.options.values.includes(value)) widget.options.values.push(value); // the page is older than the run
   widget.value = value;
+  app.canvas.selectNode(node);
   app.graph.setDirtyCanvas(true, true);
+}
+
+/** Whether two nodes lie on each other, each with the title above it. */
+function over(one, other) {
+  const apart = (i, above) => one.pos[i] + one.size[i] < other.pos[i] - above || other.pos[i] + other.size[i] < one.pos[i] - above;
+  return !apart(0, 0) && !apart(1, TITLE);
 }
 
 function makeRuns() {
   const runs = make("fewstep-runs");
-  runs.editor = { openWorkflow, loadStudent };
+  runs.editor = { openWorkflow, loadStudent, resume };
   return runs;
 }
 
 function addTab() {
   app.extensionManager.registerSidebarTab({
-    id: "fewstep-runs", icon: "pi pi-bolt", title: TITLE, tooltip: TITLE, type: "custom",
+    id: "fewstep-runs", icon: "pi pi-bolt", title: NAME, tooltip: NAME, type: "custom",
     render: (place) => place.replaceChildren(makeRuns()),
   });
 }
@@ -51,7 +66,7 @@ function addMenuEntry() {
     dialog.prepend(makeRuns());
     dialog.showModal();
   };
-  app.ui.menuContainer.append(make("button", { type: "button", textContent: TITLE, on: { click: open } }), dialog);
+  app.ui.menuContainer.append(make("button", { type: "button", textContent: NAME, on: { click: open } }), dialog);
 }
 
 app.registerExtension({

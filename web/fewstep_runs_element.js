@@ -1,9 +1,13 @@
 // The runs browser: every run with what it is, how far it is, how good it is, and what can be done with it.
 import "./fewstep_compare.js";
 import "./fewstep_chart.js";
-import { STYLE, define, figure, make } from "./fewstep_elements.js";
+import { STYLE, define, figure, keepKeys, make } from "./fewstep_elements.js";
+import { OPEN, confirming, writing } from "./fewstep_asking.js";
+import "./fewstep_runs_compared.js";
 import { qualityContent } from "./fewstep_quality.js";
-import { METRICS, STATE, deleteRun, fetchRuns, previewUrl, repairRun, subscribe } from "./fewstep_service.js";
+import {
+  METRICS, STATE, cancelRun, cloneRun, deleteRun, fetchRuns, keepNote, previewUrl, renameRun, repairRun, subscribe,
+} from "./fewstep_service.js";
 
 const SECONDS_BETWEEN_LOOKS = 3;
 const STATES = { written: "not begun", training: "training", stopped: "stopped", finished: "finished", absent: "gone", damaged: "damaged" };
@@ -13,7 +17,8 @@ const OWN_STYLE = `
   h2 { font-size: 1.2em; margin: 0; flex: 1; } ul { list-style: none; margin: 0.6em 0; padding: 0; display: grid; gap: 0.8em; }
   li { border: 1px solid var(--line); border-radius: 6px; padding: 0.6em; display: grid; gap: 0.4em; min-width: 0; }
   h3 { font-size: 1em; margin: 0; overflow-wrap: anywhere; } fewstep-compare { min-height: 5em; max-height: 14em; }
-  fewstep-chart { height: 15em; } .state { margin-left: auto; } .error { color: var(--error-text, #ff4444); }
+  fewstep-chart { height: 15em; } .state { margin-left: auto; } .note { font-style: italic; white-space: pre-wrap; overflow-wrap: anywhere; }
+  section { border: 1px solid var(--line); border-radius: 6px; padding: 0.6em; } .error { color: var(--error-text, #ff4444); }
 `;
 
 class Runs extends HTMLElement {
@@ -22,18 +27,21 @@ class Runs extends HTMLElement {
   #looked = 0;
   #asking = null;
   #told = "";
+  #chosen = new Set();
 
   constructor() {
     super();
     this.attachShadow({ mode: "open" });
+    keepKeys(this);
     const again = make("button", { type: "button", textContent: "Refresh", on: { click: () => this.#look() } });
     this.list = make("ul", { aria: { label: "Runs, the one that changed last first" } });
     this.said = make("p", { className: "soft", role: "status" });
+    this.compared = make("section", { hidden: true, aria: { label: "Runs beside each other" } });
     this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }),
-      make("div", { className: "row" }, make("h2", { textContent: "FewStep runs" }), again), this.said, this.list);
+      make("div", { className: "row" }, make("h2", { textContent: "FewStep runs" }), again), this.said, this.compared, this.list);
   }
 
-  /** What the editor does with a run: {openWorkflow(name), loadStudent(name)}. */
+  /** What the editor does with a run: {openWorkflow(name), loadStudent(name), resume(name)}. */
   editor = {};
 
   connectedCallback() {
@@ -69,16 +77,35 @@ class Runs extends HTMLElement {
   /** Only what is new: whoever is about to press a button keeps it. */
   #draw(runs) {
     const told = JSON.stringify(runs);
-    if (told === this.#told) return;
+    if (told === this.#told || this.shadowRoot.querySelector(OPEN)) return;
     this.#told = told;
     this.said.textContent = runs.length ? "" : "No runs yet. Distill Model and Write Run make them.";
-    this.list.replaceChildren(...runs.map((run) => this.#card(run)));
+    this.#chosen = new Set(runs.map(({ run }) => run).filter((name) => this.#chosen.has(name)));
+    this.list.replaceChildren(...runs.map((run) => this.#card(run, runs)));
+    this.#compare(runs);
   }
 
-  #card(run) {
-    const head = make("div", { className: "row" }, make("h3", { textContent: run.run }),
+  #choose(run, chosen, runs) {
+    this.#chosen[chosen ? "add" : "delete"](run);
+    this.#compare(runs);
+  }
+
+  /** Those that are chosen, from two on. */
+  #compare(runs) {
+    const chosen = runs.filter(({ run }) => this.#chosen.has(run));
+    this.compared.hidden = chosen.length < 2;
+    if (this.compared.hidden) return this.compared.replaceChildren();
+    const shown = this.compared.firstChild ?? this.compared.appendChild(make("fewstep-runs-compared"));
+    shown.show(chosen);
+  }
+
+  #card(run, runs) {
+    const choice = make("input", { type: "checkbox", checked: this.#chosen.has(run.run), title: "Two or more that are chosen are shown beside each other.",
+      aria: { label: `Compare ${run.run}` }, on: { change: (event) => this.#choose(run.run, event.target.checked, runs) } });
+    const head = make("div", { className: "row" }, choice, make("h3", { textContent: run.run }),
       make("span", { className: "state soft", textContent: progress(run) }));
-    const shown = [head, make("div", { className: "soft", textContent: about(run) })];
+    const noted = run.note ? [make("div", { className: "note", textContent: run.note })] : [];
+    const shown = [head, ...noted, make("div", { className: "soft", textContent: about(run) })];
     if (run.failure && run.state !== "training") shown.push(make("div", { className: "error", textContent: `Its last start ended with an error: ${run.failure}` }));
     if (run.error) shown.push(make("div", { className: "error", textContent: run.error }));
     if (run.preview !== null) shown.push(picture(run));
@@ -89,34 +116,26 @@ class Runs extends HTMLElement {
 
   #buttons(run) {
     const said = make("span", { className: "soft", role: "status" });
-    const doing = (action, done) => async () => {
-      said.textContent = await Promise.resolve(action()).then(() => done, (error) => error.message);
+    const doing = (action, done) => async (...given) => {
+      said.textContent = await Promise.resolve(action(...given)).then(() => done, (error) => error.message);
     };
+    const changing = (action, done) => doing((...given) => Promise.resolve(action(...given)).then(() => this.#look()), done);
     const button = (textContent, click, options = {}) => make("button", { type: "button", textContent, on: { click }, ...options });
-    const { openWorkflow, loadStudent } = this.editor;
-    const repair = button("Repair", doing(() => repairRun(run.run).then(() => this.#look()), "repaired"),
-      { hidden: !run.repairable, disabled: run.state === "training", title: "Keeps the lines of its metrics that are whole; the file as it was stays beside." });
+    const training = run.state === "training";
+    const { openWorkflow, loadStudent, resume } = this.editor;
     return make("div", { className: "row" },
       button("Open workflow", doing(() => openWorkflow(run.run), "opened"), { disabled: !run.has_workflow, title: "Opens the graph that this run was last started from." }),
-      button("Copy command", doing(() => navigator.clipboard.writeText(run.command), "copied"), { title: run.command }),
       button("Load student", doing(() => loadStudent(run.run), "added to the graph"), { disabled: run.state !== "finished", title: "Adds Load Distilled Student with this run to the graph." }),
-      repair, confirming(button, "Delete", `Delete ${run.run} for good?`, doing(() => deleteRun(run.run).then(() => this.#look()), "deleted"), run.state === "training"),
+      button("Resume", doing(() => resume(run.run), "queued"), { hidden: !["stopped", "written"].includes(run.state), disabled: !run.has_workflow, title: "Opens its workflow and queues it: the run goes on from its last state." }),
+      button("Cancel", changing(() => cancelRun(run.run), "cancelling"), { hidden: !training, title: "Saves the state of this run and stops it at once." }),
+      button("Repair", changing(() => repairRun(run.run), "repaired"), { hidden: !run.repairable, disabled: training, title: "Keeps the lines of its metrics that are whole; the file as it was stays beside." }),
+      button("Copy command", doing(() => navigator.clipboard.writeText(run.command), "copied"), { title: run.command }),
+      writing({ label: "Note", title: "Says something of this run in the list." }, `Note on ${run.run}`, { value: run.note ?? "", tag: "textarea" }, changing((text) => keepNote(run.run, text), "noted")),
+      writing({ label: "Rename", title: "Files that were published of it keep their names.", disabled: training }, `New name of ${run.run}`, { value: run.run }, changing((name) => renameRun(run.run, name), "renamed")),
+      writing({ label: "Clone", title: "Writes a new run of the same settings and data, not begun yet." }, `Name of the new run like ${run.run}`, { value: `${run.run} 2` }, changing((name) => cloneRun(run.run, name), "written")),
+      confirming({ label: "Delete", disabled: training }, `Delete ${run.run} for good?`, "Yes, delete", changing(() => deleteRun(run.run), "deleted")),
       said);
   }
-}
-
-/** A button that does nothing before it was confirmed. */
-function confirming(button, label, question, action, disabled) {
-  const ask = make("span", { className: "row", hidden: true });
-  const first = button(label, () => toggle(true), { disabled });
-  const no = button("No", () => toggle(false));
-  const toggle = (asking) => {
-    ask.hidden = !asking;
-    first.hidden = asking;
-    (asking ? no : first).focus();
-  };
-  ask.append(question, button("Yes, delete", action), no);
-  return make("span", {}, first, ask);
 }
 
 function progress({ state, iteration, iterations, error }) {

@@ -2,10 +2,10 @@
 import { app } from "../../scripts/app.js";
 import "./fewstep_schedule_element.js";
 import { addElement, every, isLinked } from "./fewstep_elements.js";
+import { filesBehind, modelInput } from "./fewstep_files.js";
 
 const HEIGHTS = { schedule: 215, recipe: 215, method: 260 };
 const CHOSEN = "FewStep schedule shown for"; // in the node's properties, so that a saved graph keeps it
-const MODEL_FILE = /\.(safetensors|sft|gguf|ckpt|pt|pth|bin)$/i;
 const MILLISECONDS_BETWEEN_LOOKS = 200;
 const ROUTES = {
   FewStepSchedule: "schedule",
@@ -32,25 +32,6 @@ function kindOf(node) {
     before = input < 0 ? null : before.getInputNode(input);
   }
   return "sd";
-}
-
-/** The model files that the nodes behind this one's model name, the nearest first, one a line. */
-function filesBehind(node) {
-  const files = [];
-  const waiting = [node.getInputNode(modelInput(node))];
-  for (let i = 0; waiting.length && i < 50; i++) {
-    const before = waiting.shift();
-    if (!before) continue;
-    const off = before.widgets?.find(({ name }) => name === "strength_model")?.value === 0;
-    const named = (before.widgets ?? []).map(({ value }) => value).filter((value) => !off && MODEL_FILE.test(value));
-    files.push(...named);
-    waiting.push(...(before.inputs ?? []).map((_, slot) => before.getInputNode(slot)));
-  }
-  return [...new Set(files)].join("\n");
-}
-
-function modelInput(node) {
-  return node.inputs?.findIndex((slot) => slot.type === "MODEL") ?? -1;
 }
 
 function look(node, element, { route, inputs }) {

@@ -31,7 +31,7 @@ class Schedule extends HTMLElement {
     this.picture.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
     this.picture.setAttribute("preserveAspectRatio", "none");
     this.picture.setAttribute("aria-hidden", "true");
-    this.steps = make("div", { className: "steps", tabIndex: 0, aria: { label: "Timesteps and noise levels of the steps" }, role: "region" });
+    this.steps = make("div", { className: "steps", tabIndex: 0, aria: { label: "Timesteps and noise levels of the steps" }, role: "group" });
     this.error = make("div", { className: "error", role: "status" });
     const chosen = make("label", { className: "row soft" }, "shown for ", this.choice);
     this.stages = make("div");

@@ -101,8 +101,22 @@ export function repairRun(run) {
   return post(`${place(run)}/repair`);
 }
 
-function post(path) {
-  return ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" });
+/** Calls a run otherwise. */
+export function renameRun(run, name) {
+  return post(`${place(run)}/rename`, { name });
+}
+
+/** Writes a run of the same settings, data and workflow that is not begun yet. */
+export function cloneRun(run, name) {
+  return post(`${place(run)}/clone`, { name });
+}
+
+export function keepNote(run, note) {
+  return post(`${place(run)}/note`, { note });
+}
+
+function post(path, given = {}) {
+  return ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(given) });
 }
 
 /** Asks whoever trains the run to save its state and stop now; other jobs of the queue are not touched. */

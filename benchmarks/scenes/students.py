@@ -18,7 +18,7 @@ import torch
 
 from ...samplers.few_step import draw_from_noise
 from ...samplers.noise import Denoiser
-from ...trainers.methods import Consistency, GuidanceDistillation, Progressive, read_method
+from ...trainers.methods import Consistency, DistributionMatching, GuidanceDistillation, Progressive, read_method
 from ...trainers.objective.method import MethodOptions, TeacherKind
 from ...trainers.storage.export import read_student
 from ...trainers.storage.run_folder import RunFolder
@@ -36,23 +36,29 @@ from .solvers import CHUNK, FAMILY, noise
 from .world import Split, to_pictures
 
 HOME = ROOT / ".fewstep" / "scenes" / "students"
-SCALE, LEARNT, BATCH = 1.5, 2**14, 64
+SCALE, LEARNT, BATCH = 2.0, 2**14, 64
 """Guidance that is baked in; the first scenes of the teacher's own that all students learn from."""
 STEPS = (8, 4, 2, 1)
 PREDICTION = "v_prediction"
+COMPUTED_IN = torch.bfloat16
+"""While students learn, as their teacher did: in half of the time. Pictures are drawn in float32."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
-    """method, options: as run.json has them. passes: of the network in an iteration, a backward pass counting as two."""
+    """method, options: as run.json has them. passes: of the network in an iteration, a backward pass counting as two.
+
+    steps: in which the student is for drawing.
+    """
 
     method: str
     options: dict[str, Any]
     passes: str
     ema_decay: float = 0.0
+    steps: tuple[int, ...] = STEPS
 
     def settings(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "learnt": LEARNT, "batch": BATCH}
+        return {**dataclasses.asdict(self), "steps": list(self.steps), "learnt": LEARNT, "batch": BATCH}
 
 
 _COMMON = {"guidance_scale": SCALE, "weighting": "truncated_snr"}
@@ -81,6 +87,22 @@ TRIALS = {
         },
         passes="1925 of 2 x 2 + 1 + 3",
     ),
+    "matching": Trial(
+        method=DistributionMatching.name,
+        options={
+            "guidance_scale": SCALE,
+            "steps": 4,
+            "fewest_steps": 1,
+            "iterations": 1092,
+            "learning_rate": 2e-4,
+            "companion_learning_rate": 1e-3,
+            "companion_updates": 2,
+            "companion_first": 50,
+            "rollout": "segments",
+        },
+        passes="1142 of 0.75 + 1 + 2 x 3, of which 1092 of 2 + 1 + 3 more",
+        steps=(4, 2, 1),
+    ),
 }
 """15,400 passes each."""
 
@@ -103,7 +125,8 @@ def trained(label: str, seed: int) -> RunFolder:
         teacher_sha256=Parts.sha256(teacher.FILE),
         prediction_type=PREDICTION,
     )
-    student = FullWeightsStudent(*(teacher.load_teacher() for _ in range(2)), as_denoiser=as_denoiser)
+    as_trained = functools.partial(as_denoiser, precision=COMPUTED_IN)
+    student = FullWeightsStudent(*(teacher.load_teacher() for _ in range(2)), as_denoiser=as_trained)
     run.path.mkdir(parents=True, exist_ok=True)
     with run.locked():
         distillation.execute(student, observers=[_say])
@@ -149,7 +172,7 @@ def measure(parts: Parts, labels: list[str], *, seeds: int, noise_seeds: int, pi
             parts.part(f"training: {label}, {seed}", settings, functools.partial(_trained, label, seed))
             run = RunFolder(HOME, f"{label} {seed}")
             for k in range(noise_seeds):
-                for steps in STEPS:
+                for steps in TRIALS[label].steps:
                     said = settings | {
                         "steps": steps,
                         "calls": steps,

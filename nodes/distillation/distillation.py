@@ -21,10 +21,11 @@ from ...trainers.training.options import AS_LOADED, PRECISIONS, TrainOptions
 from .. import host
 from ..host import folders, graph
 from . import option_inputs as inputs
-from . import perceptual, running, starting, students, teacher
+from . import perceptual, running, starting, starting_lora, students, teacher
 from .data_in_graph import data_in_graph
 from .data_sources import DataInGraph, DataSource
 from .observing import Show
+from .starting_lora import StartingLoRA
 from .telling import ENCODING, EXPORTING, HASHING, MESSAGES, PROBING
 
 RARE = ("weight_decay", "gradient_clip", "learning_rate_schedule", "warmup", "caption_dropout", "start_from")
@@ -294,6 +295,8 @@ def prepared(
         ):
             with MESSAGES.phase(HASHING):
                 teacher_sha256 = teacher.sha256(model, begun_with=teacher.sha256_said(run))
+            if isinstance(student, StartingLoRA) and not run.begun:
+                starting_lora.require_of_teacher(student, teacher_sha256=teacher_sha256)
             with MESSAGES.phase(ENCODING):
                 training_data = source.build(model, run, teacher_sha256=teacher_sha256)
             distillation = Distillation(

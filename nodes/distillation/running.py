@@ -16,15 +16,16 @@ from ...trainers.processes.group import Processes
 from ...trainers.storage.export import read_student
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.adapters import LoRAOptions
-from ...trainers.students.student import Student
+from ...trainers.students.student import LoRAStudent, Student
 from ...trainers.training.distillation import Distillation
 from ...trainers.training.loop import Observer
 from ...trainers.training.options import TrainOptions
 from .. import host
 from ..host import folders
-from . import perceptual, students
+from . import perceptual, starting_lora, students
 from .methods import STUDENT_PREDICTIONS
 from .observing import Preview
+from .starting_lora import StartingLoRA
 
 ORIGIN = ("model", "vae")
 """Inputs of Distill Model whose making a run folder keeps."""
@@ -89,6 +90,8 @@ def execute(
         host.following.require_followed(model, sample)
         measure = perceptual.perceptual_of(distillation.method, sample, model=model, vae=vae)
         learner = stack.enter_context(learning(model, student, method=distillation.method, options=options))
+        if isinstance(learner, LoRAStudent) and isinstance(student, StartingLoRA) and not distillation.run.begun:
+            starting_lora.begin(learner, student, model=model)
         shown = vae is not None and host.data.makes_pictures(model)
         preview = Preview(distillation, learner, model=model, vae=vae) if shown else None
         distillation.execute(learner, observers=[show(preview)], perceptual=measure)

@@ -13,15 +13,12 @@ from torch import Tensor
 from ...samplers.recipe import Recipe
 from ...trainers.objective.guidance_range import GuidanceRange
 from ...trainers.storage.export import (
-    CHECKPOINT,
     FULL_WEIGHTS,
     KIND_KEY,
     LORA,
     TEACHER_PREDICTION_KEY,
-    about_merged,
     read_student,
     require_finite_weights,
-    write_model,
 )
 from ...trainers.students.adapters import Adapters, LoRALayers, LoRAOptions
 from ...trainers.students.gradient_checkpointing import checkpointed
@@ -29,9 +26,9 @@ from ...trainers.students.student import FullWeightsStudent, LoRAStudent, Studen
 from ...trainers.training.options import AS_LOADED
 from .. import host
 from ..host import folders
-from ..host.naming import Naming, Precision
 from ..sampling.recipes import as_trained, require_levels
 from . import option_inputs as inputs
+from . import starting_lora
 
 
 class FullWeights:
@@ -74,11 +71,31 @@ class LoRAStudentNode:
                         "the convolutions of a UNet, which few steps use most.",
                     },
                 ),
-            }
+            },
+            "optional": {
+                "start_lora": (
+                    [starting_lora.NOTHING, *folders.lora_files()],
+                    {
+                        "default": starting_lora.NOTHING,
+                        "tooltip": "What the LoRA begins as: a finished student of the same teacher, or a speed LoRA (LCM, "
+                        "Lightning, Turbo, DMD2) for this kind of model. A few hundred iterations then do instead of thousands.",
+                    },
+                ),
+                "start_strength": inputs.number(1.0, "With which start_lora counts.", least=-4.0, most=4.0),
+            },
         }
 
-    def make(self, layers: str, **options: Any) -> tuple[LoRAOptions]:
-        return (LoRAOptions(layers=LoRALayers(layers), **options),)
+    @classmethod
+    def IS_CHANGED(cls, start_lora: str = starting_lora.NOTHING, **_: Any) -> float:
+        return folders.lora_file(start_lora).stat().st_mtime if start_lora in folders.lora_files() else 0.0
+
+    def make(
+        self, layers: str, start_lora: str = starting_lora.NOTHING, start_strength: float = 1.0, **options: Any
+    ) -> tuple[LoRAOptions]:
+        lora = LoRAOptions(layers=LoRALayers(layers), **options)
+        if start_lora == starting_lora.NOTHING:
+            return (lora,)
+        return (starting_lora.StartingLoRA.of(lora, file=start_lora, strength=start_strength),)
 
 
 class FullWeightsStudentNode:
@@ -134,11 +151,11 @@ class LoadStudent:
         return path.stat().st_mtime if path else 0.0
 
     def load(self, model: Any, student: str) -> tuple[Any, Any, Tensor]:
-        loaded, recipe, _ = _load(model, student)
-        return loaded, *as_trained(recipe)
+        made, recipe, _ = loaded(model, student)
+        return made, *as_trained(recipe)
 
 
-def _load(model: Any, student: str, *, merged: bool = False) -> tuple[Any, Recipe, dict[str, str]]:
+def loaded(model: Any, student: str, *, merged: bool = False) -> tuple[Any, Recipe, dict[str, str]]:
     """(the student as a MODEL, its recipe, its file's metadata). ValueError when it does not fit the connected model.
 
     merged: of with_student.
@@ -166,118 +183,6 @@ def _load(model: Any, student: str, *, merged: bool = False) -> tuple[Any, Recip
         raise ValueError(f"{student} does not fit the connected model: {error}") from error
 
 
-class SaveStudentCheckpoint:
-    RETURN_TYPES = ("STRING",)
-    RETURN_NAMES = ("file",)
-    OUTPUT_TOOLTIPS = ("The checkpoint's file, as Load Checkpoint and Apply Recipe list it.",)
-    FUNCTION = "save"
-    OUTPUT_NODE = True
-    CATEGORY = "few-step/distillation"
-    SEARCH_ALIASES = ["merge lora", "bake lora", "save model", "export", "distilled"]
-    DESCRIPTION = (
-        "Merges a finished student into its teacher and saves a whole checkpoint, text encoder and VAE included, to "
-        "output/checkpoints/fewstep. Load Checkpoint lists it; Apply Recipe finds its sampler and schedule in it."
-    )
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": ("MODEL", {"tooltip": "The teacher that the student was distilled from."}),
-                "clip": ("CLIP", {"tooltip": "The text encoder that goes into the checkpoint."}),
-                "vae": ("VAE", {"tooltip": "The VAE that goes into the checkpoint."}),
-                "student": LoadStudent.INPUT_TYPES()["required"]["student"],
-                "name": inputs.new_name("my student"),
-            }
-        }
-
-    IS_CHANGED = LoadStudent.IS_CHANGED
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, name: Any = None) -> bool | str:
-        return folders.error_of_name(name, what="name of the file")
-
-    def save(self, model: Any, clip: Any, vae: Any, student: str, name: str) -> dict[str, Any]:
-        file = folders.new_model(name, folder="checkpoints")
-        loaded, _, metadata = _load(model, student, merged=True)
-        about = about_merged(metadata, kind=CHECKPOINT, title=name) | host.naming.said_of_model(model, lora=False)
-        said = host.checkpoints.save_checkpoint(file, loaded, clip, vae, metadata=about)
-        folders.list_own_models()
-        return {"ui": {"text": [f"{file}\n{said}" if said else str(file)]}, "result": (f"fewstep/{file.name}",)}
-
-
-class SaveStudentLoRA:
-    RETURN_TYPES = ("STRING",)
-    RETURN_NAMES = ("file",)
-    OUTPUT_TOOLTIPS = ("The LoRA's file, as Load LoRA and Apply Recipe list it.",)
-    FUNCTION = "save"
-    OUTPUT_NODE = True
-    CATEGORY = "few-step/distillation"
-    SEARCH_ALIASES = ["merge lora", "combine loras", "style lora", "export"]
-    DESCRIPTION = (
-        "Makes one LoRA of a student's and of all LoRAs that are wired into its teacher: a style, or the guidance that was "
-        "distilled first. It goes to output/loras/fewstep and wants the bare checkpoint. The student's own file stays as it is."
-    )
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": ("MODEL", {"tooltip": "The teacher that the student was distilled from, its LoRAs wired in."}),
-                "student": LoadStudent.INPUT_TYPES()["required"]["student"],
-                "rank": inputs.count(
-                    64,
-                    "Of the new file. Nothing is lost if it is no less than the ranks of all the LoRAs together; the node says "
-                    "what a smaller one loses.",
-                    least=1,
-                    most=1024,
-                ),
-                "name": inputs.new_name("my student in one"),
-            },
-            "optional": {
-                "names": (
-                    [naming.value for naming in Naming],
-                    {
-                        "default": Naming.STUDENT.value,
-                        "tooltip": "Of the file's layers; ComfyUI loads all. kohya: for kohya's scripts; others than the "
-                        "student's with SDXL. diffusers: for pipelines of Flux, SD3, Qwen-Image, Z-Image, Wan and their kind.",
-                    },
-                ),
-                "precision": (
-                    [precision.value for precision in Precision],
-                    {"default": Precision.FLOAT32.value, "tooltip": "Of the file's values; 16 bits halve it."},
-                ),
-            },
-        }
-
-    IS_CHANGED = LoadStudent.IS_CHANGED
-    VALIDATE_INPUTS = SaveStudentCheckpoint.VALIDATE_INPUTS
-
-    def save(
-        self,
-        model: Any,
-        student: str,
-        rank: int,
-        name: str,
-        names: str = Naming.STUDENT.value,
-        precision: str = Precision.FLOAT32.value,
-    ) -> dict[str, Any]:
-        file = folders.new_model(name, folder="loras")
-        loaded, _, metadata = _load(model, student, merged=True)
-        if metadata[KIND_KEY] != LORA:
-            raise ValueError(
-                f"{student} has full weights, with all that was wired into its teacher in them; it needs no merging."
-            )
-        adapters, lost = host.training.lora_in_one(loaded, rank=rank)
-        tensors = host.naming.named(loaded, adapters, naming=Naming(names), precision=Precision(precision))
-        about = about_merged(metadata, kind=LORA, title=name) | host.naming.said_of_model(model, lora=True)
-        sizes = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
-        write_model(file, tensors, metadata=about | sizes)
-        folders.list_own_models()
-        said = f"{file}\nof the change to the weights {100.0 * lost:.3g} percent is lost at rank {rank}"
-        return {"ui": {"text": [said]}, "result": (f"fewstep/{file.name}",)}
-
-
 def description(student: StudentOptions) -> dict[str, Any]:
     """Of run.json: what learns."""
     if isinstance(student, FullWeights):
@@ -286,8 +191,12 @@ def description(student: StudentOptions) -> dict[str, Any]:
 
 
 def read(values: Mapping[str, Any]) -> StudentOptions:
-    """From run.json's JSON values; the inverse of description."""
-    return FullWeights() if values["kind"] == FULL_WEIGHTS else LoRAOptions.read(values)
+    """From run.json's JSON values; the inverse of description. ValueError for what is none."""
+    if values.get("kind") not in (FULL_WEIGHTS, LORA):
+        raise ValueError(f"student.kind is {values.get('kind')!r}; allowed are {FULL_WEIGHTS} and {LORA}.")
+    if values["kind"] == FULL_WEIGHTS:
+        return FullWeights()
+    return (starting_lora.StartingLoRA if "start_lora" in values else LoRAOptions).read(values)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor
 from ...trainers.data.batches import Batch
 from ...trainers.measures.answers import answers
 from ...trainers.storage.identity import another_teacher
+from ...trainers.storage.reading import identity_in
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.training.distillation import Recorded
 from .. import host
@@ -60,8 +61,7 @@ def sha256(model: Any, *, begun_with: str | None = None) -> str:
 
 def sha256_said(run: RunFolder) -> str | None:
     """What a begun run says of its teacher. ValueError when its run.json is missing or damaged."""
-    said = run.description()["run"]["teacher_sha256"] if run.begun else None
-    return said if said is None else str(said)
+    return str(identity_in(run.description())["teacher_sha256"]) if run.begun else None
 
 
 def require(recorded: Recorded, model: Any, *, run: RunFolder, first: Batch | None) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Messages:
     def phase(self, phase: str, **about: Any) -> Iterator[None]:
         """Inside, the browser and the host's bar are told how far work is, as host.signals.progressed tells it, and how many
         seconds are left by its pace. about: run and node, where no run goes on yet."""
-        about = about or self._about or {}
+        own, about = bool(about), about or self._about or {}
         if not about:
             yield
             return
@@ -93,8 +93,12 @@ class Messages:
                 bar.update_absolute(round(_PARTS * share), _PARTS)
 
         self.offer(PHASE, {**about, "phase": phase, "share": 0.0, "seconds_left": None}, important=True)
-        with host.signals.following(follow):
-            yield
+        try:
+            with host.signals.following(follow):
+                yield
+        finally:
+            if own:  # no end of a run will be told
+                self.offer(PHASE, {**about, "phase": None, "share": None, "seconds_left": None}, important=True)
 
 
 MESSAGES = Messages()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -18,7 +19,8 @@ from torch import Tensor
 from ...trainers.data.encodings import Encodings
 from ...trainers.storage import places
 from ...trainers.storage.export import is_one_of, same_tensors
-from ...trainers.storage.files import copy_atomically
+from ...trainers.storage.files import copy_atomically, file_sha256
+from ...trainers.storage.kept_hashes import kept
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.storage.watching import all_runs, students_of
 from . import signals
@@ -37,6 +39,19 @@ def model_files() -> list[str]:
     """The safetensors files in the host's model folders, for a combo."""
     names = {name for folder in _folders() for name in folder_paths.get_filename_list(folder)}
     return sorted(name for name in names if name.endswith(".safetensors"))
+
+
+def lora_files() -> list[str]:
+    """The host's LoRAs, for a combo."""
+    return list(folder_paths.get_filename_list("loras"))
+
+
+def lora_file(name: str) -> Path:
+    """Where one of `lora_files` lies. ValueError for any other name."""
+    path = folder_paths.get_full_path("loras", name) if name in lora_files() else None
+    if path is None:
+        raise ValueError(f"there is no LoRA {name!r} in the folders for LoRAs.")
+    return Path(path)
 
 
 def read_tensor(file: str, *, ending: str, what: str) -> Tensor:
@@ -146,7 +161,7 @@ def student_files() -> dict[str, Path]:
         own = students_of(run)
         files |= {f"{run.name} (run)": file for file in own if file == run.student_file}
         files |= {f"{run.name}, {file.stem} (run)": file for file in own if file != run.student_file}
-    return files | {path.name: path for path in students_root().glob("*.safetensors")}
+    return files | {path.name: path for path in students_root().glob("*.safetensors") if path.is_file()}
 
 
 def recipe_files() -> list[str]:
@@ -168,6 +183,13 @@ def model_file(name: str) -> Path | None:
     """Where a file lies that a loader names without its folder; None for one that none of the host's model folders has."""
     paths = (folder_paths.get_full_path(folder, name) for folder in _recipe_folders())
     return next((Path(path) for path in paths if path), None)
+
+
+def sha256_of(path: Path) -> str:
+    """Of a whole file, kept until it changes."""
+    told = path.stat()
+    key = json.dumps(["file", str(path), told.st_size, told.st_mtime_ns])
+    return kept(known_weights(), key, lambda: file_sha256(path))
 
 
 def _recipe_folders() -> list[str]:

@@ -101,10 +101,17 @@ class Execution:
             self._require(name)
 
     def output(self, link: tuple[str, int] | list[Any]) -> Any:
-        """The value of a node's output, (node id, slot)."""
+        """The value of a node's output, (node id, slot). ValueError for one that there is none of."""
         name, slot = link
+        if name not in self._graph:
+            raise ValueError(f"the run's teacher is made by the node {name!r}, which its graph does not hold.")
         if name not in self._done:
+            self._done[name] = ()  # until then, also for whoever asks for it within
             self._done[name] = self._execute(name)
+        if not 0 <= slot < len(self._done[name]):
+            raise ValueError(
+                f"the run's teacher is made with output {slot} of the node {name!r}, which has none of that number."
+            )
         return self._done[name][slot]
 
     def _require(self, name: str) -> None:

@@ -11,15 +11,17 @@ from typing import Any
 
 import comfy.conds
 import comfy.k_diffusion.sampling
+import comfy.model_base
 import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import torch
 from torch import Tensor
 
+from ...samplers.few_step import in_order
 from ...samplers.noise import NoiseFamily, expand_like
 from ...samplers.schedules import Levels
-from .continuing import leave, seed_to_go_on_with
+from .continuing import leave, samples_of
 from .guidance import Conditioning as Conditioning
 from .guidance import one_forward
 
@@ -90,6 +92,12 @@ def prediction_type(model_sampling: Any) -> str:
 def classes_of(model: Any) -> list[str]:
     """Names of the host's classes that the MODEL is of, the most derived first."""
     return [base.__name__ for base in type(model.model).__mro__]
+
+
+def hosts_class(model: Any) -> str | None:
+    """The host's own class of the MODEL's family; None for the one that all derive from, and for a pack's own beside it."""
+    known = (base for base in type(model.model).__mro__ if base.__module__ == comfy.model_base.__name__)
+    return next((base.__name__ for base in known if base is not comfy.model_base.BaseModel), None)
 
 
 def model_sampling_of(model: Any) -> Any:
@@ -266,28 +274,30 @@ def sampler_function(
             known["sigma_min"] = float(sampling.sigma_min)
         if scale != 1.0:
             known["noise_scale"] = scale
-        first, last, noise = float(sigmas[0]), float(sigmas[-1]), getattr(model, "noise", None)
-        rest, named, seed = _with_seed(
-            rest, named, lambda seed: seed_to_go_on_with(x, level=first, seed=seed, noise=noise)
+        seed = ((rest[0] if rest else named.get("extra_args")) or {}).get("seed")
+        samples = samples_of(
+            x,
+            level=float(sigmas[0]),
+            seed=seed,
+            noise=getattr(model, "noise", None),
+            drawn_as=_drawn_as(network, x),
         )
+        if samples != in_order(len(x), seed=seed):
+            known["samples"] = samples
         with_guidance = one_forward(model.inner_model) if guidance_distilled else nullcontext()
         with read_by(network, reading(sampling)), with_guidance:
             x = function(model, x, sigmas, *rest, **known, **options, **named)
-        leave(x, level=last, seed=seed)
+        leave(x, level=float(sigmas[-1]), samples=samples)
         return x
 
     host_function.draws_by_level = True  # type: ignore[attr-defined] # see experts
     return host_function
 
 
-def _with_seed(
-    rest: tuple[Any, ...], named: dict[str, Any], change: Callable[[int | None], int | None]
-) -> tuple[tuple[Any, ...], dict[str, Any], int | None]:
-    """What a host calls a sampler with, its seed changed, wherever that is; and the seed."""
-    given = dict((rest[0] if rest else named.get("extra_args")) or {})
-    seed = change(given.get("seed"))
-    given |= {"seed": seed} if "seed" in given else {}
-    return (given, *rest[1:]) if rest else (), named if rest else {**named, "extra_args": given}, seed
+def _drawn_as(network: Any, x: Tensor) -> torch.Size:
+    """(B, ...) in which the host draws the noise of x (B, ...): of video with sound, packed in one, first that of the video."""
+    shapes = [torch.Size(shape) for shape in getattr(network, "latent_shapes", None) or [x.shape]]
+    return shapes[0] if sum(shape.numel() for shape in shapes) == x.numel() else x.shape
 
 
 def _at_unit_variance(x: Tensor, *, sigma: Tensor, latent: Tensor | None) -> Tensor:

@@ -139,16 +139,25 @@ _OF_KOHYA = {
     "Flux": ("flux-1-dev", "flux1"),
     "Chroma": ("chroma", "chroma"),
     "Lumina2": ("lumina-2", "lumina2"),
+    "ZImage": ("Z-Image", ""),
 }
-"""(modelspec.architecture, ss_base_model_version) by the host's configuration, as in sd-scripts' library/sai_model_spec.py."""
+"""(modelspec.architecture, ss_base_model_version) by the host's configuration, as in sd-scripts' library/sai_model_spec.py, and
+in that of musubi-tuner what sd-scripts does not know."""
 
 
 def said_of_model(model: Any, *, lora: bool) -> dict[str, str]:
     """Metadata by which tools sort a file. Models that kohya's scripts do not know are called as the host calls them."""
     config = model.model.model_config
-    kinds = [kind for kind in (base.__name__ for base in type(config).__mro__) if kind in _OF_KOHYA]
-    architecture, version = _OF_KOHYA[kinds[0]] if kinds else (config.unet_config.get("image_model", ""), "")
+    kind = type(config)
+    # the host's later models inherit from others that they are not: Flux2 from Flux
+    alike = [base for base in kind.__mro__ if base.__name__ in _OF_KOHYA and _network(base) == _network(kind)]
+    architecture, version = _OF_KOHYA[alike[0].__name__] if alike else (config.unet_config.get("image_model", ""), "")
     if version == "sd_v2" and model.model.model_type.name == "V_PREDICTION":
         architecture = "stable-diffusion-v2-768-v"
     said = {"modelspec.architecture": f"{architecture}/lora" if lora else architecture} if architecture else {}
     return said | ({"ss_base_model_version": version} if version and lora else {})
+
+
+def _network(kind: Any) -> str:
+    """Of a configuration: what the host calls its transformer, empty for UNets."""
+    return str(kind.unet_config.get("image_model", ""))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import gc
 import inspect
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
+import comfy.utils
 import torch
 from torch import Tensor
 
@@ -194,17 +197,45 @@ def lora_in_one(model: Any, *, rank: int) -> tuple[AdapterSet, float]:
     ValueError where there is nothing to save, or something that such a file does not hold.
     """
     bypass.require_none(model)
-    changes = {key: _change(model, key) for key in model.patches}
-    if not changes:
+    if not model.patches:
         raise ValueError("no LoRA is wired into this model, so there is nothing to save.")
-    refused = [key for key, change in changes.items() if change.ndim not in (2, 4) or not key.endswith(".weight")]
-    if refused:
-        raise ValueError(f"the MODEL's patches change {refused[0]}, which is no layer that this LoRA file can hold.")
-    paths = {key.removeprefix("diffusion_model.").removesuffix(".weight"): change for key, change in changes.items()}
-    adapters = {path: nearest(change, rank=rank) for path, change in paths.items()}
-    whole = sum(float(change.square().sum()) for change in paths.values())
-    lost = sum(float((change - product(adapters[path])).square().sum()) for path, change in paths.items())
+    adapters, whole, lost = {}, 0.0, 0.0
+    for path, change in _changes(model, what="the MODEL's patches"):
+        adapters[path] = nearest(change, rank=rank)
+        whole += float(change.square().sum())
+        lost += float((change - product(adapters[path])).square().sum())
     return adapters, lost / whole if whole else 0.0
+
+
+def changes_of(model: Any, file: Path, *, strength: float) -> Iterator[tuple[str, Tensor]]:
+    """(path of a layer, change of its weight) of a LoRA file, one by one, by the host's own loader of whatever form it has.
+
+    ValueError, naming the file, for one that is for another model or changes what is no layer's weight.
+    """
+    tensors = comfy.utils.load_torch_file(str(file), safe_load=True)
+    bare = model.clone()
+    bare.patches = {}
+    loaded, _ = comfy.sd.load_lora_for_models(bare, None, tensors, strength, 0.0)
+    found = sum(len(patches) for patches in loaded.patches.values())
+    parts = {_PART_OF_LAYER.split(name)[0] for name in tensors if not name.startswith(_OF_TEXT_ENCODER)}
+    if found < len(parts):
+        raise ValueError(f"{len(parts) - found} of the {len(parts)} layers of {file.name} are not in this model.")
+    return _changes(loaded, what=file.name)
+
+
+_OF_TEXT_ENCODER = ("lora_te", "text_encoder", "te.")
+_PART_OF_LAYER = re.compile(
+    r"\.(?:lora_|lora\.|alpha$|hada_|lokr_|oft_|diff$|diff_b$|set_weight$|dora_scale$|processor\.)"
+)
+
+
+def _changes(model: Any, *, what: str) -> Iterator[tuple[str, Tensor]]:
+    """(path, change) of each layer that the MODEL's patches change, one at a time. ValueError for what is no layer's weight."""
+    for key in model.patches:
+        change = _change(model, key)
+        if change.ndim not in (2, 4) or not key.endswith(".weight"):
+            raise ValueError(f"{what} change {key}, which is no layer that such a LoRA can hold.")
+        yield key.removeprefix("diffusion_model.").removesuffix(".weight"), change
 
 
 def _change(model: Any, key: str) -> Tensor:

@@ -70,8 +70,8 @@ class ApplyRecipe:
                     [*PRESETS, FROM_FILE, RECOGNISED],
                     {
                         "tooltip": "Which family the file is of, and for how many steps it was made. Recognised: by "
-                        "names and metadata of the files that the model is loaded from, or of the one in file; the node says "
-                        "what it took."
+                        "names, metadata and hashes of the files that the model is loaded from, or of the one in file; the node "
+                        "says what it took."
                     },
                 ),
             },

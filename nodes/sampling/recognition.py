@@ -1,12 +1,13 @@
-"""Which recipe a model's files propose: by what FewStep wrote into them, by their names, by their titles; and by the model."""
+"""Which recipe a model's files propose: by what FewStep wrote into them, names, titles, hashes; and by the model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ...samplers.presets import PRESETS, Preset, family_named_by, named_by
+from ...samplers.presets import LARGEST, PRESETS, PUBLISHED, Preset, family_named_by, named_by
 from ...samplers.recipe import METADATA_KEY
 from ...trainers.storage.files import read_metadata
 from .. import host
@@ -32,10 +33,11 @@ def proposal(files: Iterable[str], *, fits: Callable[[Preset], str | None]) -> P
     """
     files, refused = list(files), []
     for file in files:
-        metadata = _metadata(file)
+        path = _safetensors(file)
+        metadata = read_metadata(path) if path else {}
         if METADATA_KEY in metadata:
             return Proposal(None, _listed(file), f"FewStep's own recipe in {file}.")
-        for said, name in [("the name", file), *((f"{key} in the metadata", metadata.get(key, "")) for key in _TITLES)]:
+        for said, name in _names(file, path, metadata):
             named = named_by(name)
             fitting = [recipe for recipe in named if fits(PRESETS[recipe]) is None]
             if fitting:
@@ -60,21 +62,30 @@ def _nothing(files: list[str], refused: list[str]) -> str:
         return f"{'; '.join(refused)}. Connect the model of the file, or choose the recipe in the menu."
     if files:
         return (
-            f"no recipe is known for {', '.join(files)}: neither name nor metadata tell a few-step model. Choose the recipe in "
-            "the menu."
+            f"no recipe is known for {', '.join(files)}: neither name, metadata nor hash tell a few-step model. Choose the "
+            "recipe in the menu."
         )
     return "no file of a model is known behind model. Choose the recipe in the menu, or its file in file."
 
 
-def _metadata(file: str) -> Mapping[str, str]:
-    """None of files that are not here, or of another format."""
+def _names(file: str, path: Path | None, metadata: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(by what, a name) of a file, the cheapest first: to be hashed, it is read as a whole."""
+    yield "the name", file
+    yield from ((f"{key} in the metadata", metadata.get(key, "")) for key in _TITLES)
+    if path is not None and path.stat().st_size <= LARGEST:
+        yield "the hash", PUBLISHED.get(folders.sha256_of(path), "")
+
+
+def _safetensors(file: str) -> Path | None:
+    """Where it lies; None of files that are not here, or of another format."""
     path = folders.recipe_file(file) or folders.model_file(file)
-    return read_metadata(path) if path and path.suffix == ".safetensors" else {}
+    return path if path and path.suffix == ".safetensors" else None
 
 
 def misfit(model: Any) -> Callable[[Preset], str | None]:
     """Why a recipe is not for a MODEL, to be read after its name; None where it is."""
-    sampling, own = host.models.model_sampling_of(model), family_named_by(host.models.classes_of(model))
+    sampling = host.models.model_sampling_of(model)
+    own = family_named_by(host.models.classes_of(model)) or host.models.hosts_class(model)
     family, kind = host.models.noise_family(sampling), host.models.prediction_type(sampling)
 
     def said(preset: Preset) -> str | None:

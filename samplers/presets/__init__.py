@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .hashes import LARGEST as LARGEST
+from .hashes import PUBLISHED as PUBLISHED
 from .pictures import PICTURES
 from .preset import OURS as OURS
 from .preset import Preset as Preset

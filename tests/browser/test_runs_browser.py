@@ -74,6 +74,17 @@ def test_its_student_is_put_into_the_graph(editor, finished):
     node = editor.find("FewStepLoadStudent")
     value = editor.page.evaluate("(id) => app.graph.getNodeById(id).widgets[0].value", node)
     assert value == f"{finished} (run)"
+    selected = editor.page.evaluate("() => Object.values(app.canvas.selected_nodes).map(node => node.id)")
+    assert selected == [node]
+
+
+def test_a_second_student_lies_over_no_other_node(editor, finished):
+    load = card(open_runs(editor), finished).get_by_role("button", name="Load student")
+    load.click()
+    load.click()
+    boxes = editor.page.evaluate("() => app.graph._nodes.map(({ pos, size }) => [pos[1], pos[1] + size[1]])")
+    (top, bottom), (other_top, _) = sorted(boxes)
+    assert other_top - 30 >= bottom > top
 
 
 def test_its_workflow_opens_again(editor, runs, another):
@@ -143,3 +154,62 @@ def test_a_name_is_text_and_never_markup(editor, runs):
     shown = card(open_runs(editor), "harmless")
     assert script in shown.inner_text()
     assert editor.page.evaluate("() => window.bad") is None
+
+
+def write(shown, button, label, text):
+    """Presses a button, types into what it asks for, and saves."""
+    shown.get_by_role("button", name=button, exact=True).click()
+    shown.get_by_label(label).fill(text)
+    shown.get_by_role("button", name="Save", exact=True).locator("visible=true").click()
+
+
+def test_a_run_is_noted_renamed_and_cloned(editor, runs, another):
+    shown = open_runs(editor)
+    write(card(shown, another), "Note", f"Note on {another}", "the sharpest so far")
+    card(shown, another).locator(".note", has_text="the sharpest so far").wait_for()
+    renamed, cloned = f"{another} renamed", f"{another} cloned"
+    write(card(shown, another), "Rename", f"New name of {another}", renamed)
+    card(shown, renamed).wait_for()
+    assert not (runs / another).exists()
+    write(card(shown, renamed), "Clone", f"Name of the new run like {renamed}", cloned)
+    card(shown, cloned).get_by_text("not begun", exact=True).wait_for()
+    assert (runs / cloned / "data").is_dir() == (runs / renamed / "data").is_dir()
+    write(card(shown, cloned), "Rename", f"New name of {cloned}", renamed)
+    card(shown, cloned).get_by_text(f"there is a run '{renamed}' already").wait_for()
+    editor.errors.clear()
+
+
+def test_what_is_being_typed_is_not_drawn_away(editor, runs, another):
+    shown = open_runs(editor)
+    card(shown, another).get_by_role("button", name="Note", exact=True).click()
+    field = card(shown, another).get_by_label(f"Note on {another}")
+    field.press_sequentially("a new w")  # letters that open the editor's own tabs
+    shutil.copytree(runs / another, runs / f"{another} besides")
+    shown.get_by_role("button", name="Refresh").click()
+    editor.page.wait_for_timeout(700)
+    assert field.input_value().endswith("a new w")
+    field.press("Escape")
+    shown.get_by_role("button", name="Refresh").click()
+    card(shown, f"{another} besides").wait_for()
+
+
+def test_two_runs_are_shown_beside_each_other(editor, runs, finished, another):
+    said = json.loads((runs / another / "run.json").read_text())
+    (rate,) = [name for name in said["run"] if name.startswith("method.") and name.endswith("learning_rate")]
+    said["run"][rate] = 0.125
+    (runs / another / "run.json").write_text(json.dumps(said))
+    shown = open_runs(editor)
+    for name in (finished, another):
+        card(shown, name).get_by_label(f"Compare {name}").check()
+    beside = shown.locator("fewstep-runs-compared")
+    row = beside.locator("tr").filter(has=shown.page.get_by_role("rowheader", name="learning rate", exact=True))
+    row.wait_for()
+    assert "0.125" in row.inner_text()
+    assert beside.locator("tr").filter(has_text="iterations").count() == 1, "what is the same is left out"
+    assert beside.locator("img").count() == 2
+    x, one, other = beside.locator("fewstep-chart").evaluate("chart => chart.data")
+    assert (len(x), one) == (len(one), other)
+    chart = beside.get_by_role("img", name="Chart over iteration")
+    assert f"{finished} from " in chart.get_attribute("aria-label")
+    card(shown, finished).get_by_label(f"Compare {finished}").uncheck()
+    beside.wait_for(state="detached")

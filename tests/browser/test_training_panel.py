@@ -206,3 +206,18 @@ def test_a_companions_loss_stands_beside_the_students_and_its_gauges_apart(edito
     assert editor.page.evaluate(shown) == [[1, 2], *([value] * 2 for value in (0.5, 0.75, 1.25, 1.0))]
     editor.set(node, run_name="another run")
     panel(editor).get_by_role("button", name="Companion").wait_for(state="hidden")
+
+
+def test_what_is_heard_of_a_run_does_not_change_with_every_iteration(editor, name):
+    begin(editor, name, iterations=200)
+    editor.page.evaluate(
+        "() => { const status = document.querySelector('fewstep-panel').shadowRoot.querySelector('[role=status]');"
+        " window.heardOf = []; new MutationObserver(() => heardOf.push(status.textContent))"
+        ".observe(status, { childList: true, characterData: true, subtree: true }) }"
+    )
+    editor.queue()
+    sentence(editor, "Finished after 200 iterations")
+    heard = editor.page.evaluate("() => heardOf")
+    assert heard[-1] == "Finished after 200 iterations."
+    assert heard.count("Training: stage 1 of 1 (8 to 4 steps)") == 1
+    assert len(heard) <= 4

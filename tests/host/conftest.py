@@ -9,8 +9,11 @@ from hosting import Client
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
-    """The server's own folder with custom_nodes, input, output and user."""
-    return tmp_path_factory.mktemp("host")
+    """The server's own folder with custom_nodes, input, output and user, four folders deep in one of its own.
+
+    Whatever lies below it, `../../../..` leads to no place that other tests write to.
+    """
+    return tmp_path_factory.mktemp("host").joinpath("a", "b", "c", "base")
 
 
 @pytest.fixture(scope="session")

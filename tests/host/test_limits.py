@@ -66,7 +66,9 @@ TOGETHER = {
     "FewStepApplyRecipe": {"recipe", "file"},
     "FewStepEvaluateDigits": {"teacher_steps", "student_steps"},  # after the training, so both before it
 }
-"""Inputs that are right or wrong together."""
+"""Inputs that are right or wrong together. Hosts mark all that VALIDATE_INPUTS names, and look at the limits of none of them, so
+one that is outside its own limits is marked with them; what is said names it alone.
+"""
 
 
 def test_one_wrong_value_is_reported_on_the_one_input_that_has_it():

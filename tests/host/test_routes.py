@@ -246,6 +246,19 @@ def test_a_damaged_run_is_opened_repaired_and_deleted(server, runs, name):
     assert name not in listed(server)
 
 
+@pytest.mark.parametrize(
+    "body", [b"[" * 50000, b"{", b"\xff", b"7", b'{"name": ' + b"[" * 700 + b"]" * 700 + b"}", b'{"name": "../evil"}']
+)
+def test_whatever_a_post_brings_is_answered(body, server, runs, name):
+    folder = write_run(runs, name)
+    headers = {"Content-Type": "application/json; charset=nonsense"}
+    asked = urllib.request.Request(f"{server.address}/fewstep/runs/{name}/rename", data=body, headers=headers)  # noqa: S310
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(asked, timeout=60)  # noqa: S310 (our own http address)
+    assert (refused.value.code, bool(json.loads(refused.value.read())["error"])) == (400, True)
+    assert (folder / "run.json").exists()
+
+
 def test_no_link_is_served_or_followed(server, base, runs, name):
     outside = base / "outside"
     (outside / "previews").mkdir(parents=True, exist_ok=True)
@@ -290,3 +303,33 @@ def test_pictures_of_help_pages_are_served_beside_them(server):
         assert answer.headers.get_content_type() == "image/jpeg"
     with urllib.request.urlopen(f"{folder}/FewStepDistill.md") as answer:  # noqa: S310 (this machine)
         assert b"](training.jpg)" in answer.read()
+
+
+def post(server, path, given):
+    """(status, answer) of a POST."""
+    request = urllib.request.Request(server.address + path, data=given, headers={"Content-Type": "application/json"})  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def test_a_run_is_renamed_cloned_and_noted(server, runs, name):
+    run = RunFolder(runs, name)
+    run.path.mkdir(parents=True)
+    (run.path / "run.json").write_text(json.dumps({"run": {"method": "m", "teacher_sha256": "ab"}}))
+    place = f"/fewstep/runs/{name}"
+    assert post(server, f"{place}/note", b'{"note": " x "}') == (200, {"run": name, "note": "x"})
+    assert post(server, f"{place}/clone", json.dumps({"name": f"{name} 2"}).encode()) == (200, {"run": f"{name} 2"})
+    assert post(server, f"{place}/rename", json.dumps({"name": f"{name} 3"}).encode()) == (200, {"run": f"{name} 3"})
+    assert sorted(path.name for path in runs.glob(f"{name}*")) == [f"{name} 2", f"{name} 3"]
+
+
+@pytest.mark.parametrize("what", ["rename", "clone", "note"])
+@pytest.mark.parametrize("given", [b"", b"[]", b"{", b"{}", b'{"name": "../x", "note": 3}'])
+def test_what_a_change_does_not_understand_is_refused(what, given, server, runs, name):
+    (runs / name).mkdir(parents=True)
+    (runs / name / "run.json").write_text("{}")
+    assert post(server, f"/fewstep/runs/{name}/{what}", given)[0] == 400
+    assert [path.name for path in runs.glob(f"{name}*")] == [name]

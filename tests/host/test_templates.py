@@ -19,7 +19,7 @@ OF_THEIR_OWN = {
     "Distil digits to 4 steps": "tested in many places",
     "Distil my checkpoint on several GPUs": "waits for another process, see below",
     "A style and a student in one LoRA": "of LoRAs, see test_combining.py",
-    "Distil my video model on a folder of clips": "of a model of video, see test_clip_folder.py",
+    "Make my Wan 2.1 fast (folder of clips)": "of a model of video, see test_clip_folder.py",
     "Distil my sound model on a folder of sounds": "of a model of sound, see test_clip_folder.py",
     "Distil my two experts (Wan 2.2)": "of two models of video, see test_experts_part.py",
     "Save a distilled student as a checkpoint": "of a real text encoder and VAE, see test_save_student.py",
@@ -72,6 +72,9 @@ SMALL_DATA = {
     "FewStepTeacherPictures": {"prompts": "7\n3", "width": 32, "height": 32, "pictures_per_prompt": 2, "steps": 4},
 }
 
+PARTS = {"UNETLoader": ["flow", 0], "CLIPLoader": ["teacher", 2], "VAELoader": ["teacher", 1]}
+"""What stands for the loaders of models that come in parts."""
+
 OTHER_METHODS = {
     "FewStepGuidanceDistillation": {"iterations": 3},
     "FewStepConsistencyDistillation": {"iterations": 3},
@@ -100,10 +103,13 @@ def demo_node(node):
 
 
 def with_demo_models(prompt):
-    """Checkpoints become the demo teacher, read as a flow model where the recipe is for one."""
-    flow = any("FLUX" in str(node["inputs"].get("recipe")) for node in prompt.values())
+    """Checkpoints become the demo teacher, read as a flow model where the recipe is for one or the file holds a DiT alone."""
+    kinds = {node["class_type"] for node in prompt.values()}
+    flow = "UNETLoader" in kinds or any("FLUX" in str(node["inputs"].get("recipe")) for node in prompt.values())
     instead = {}
     for number, node in prompt.items():
+        if node["class_type"] in PARTS:
+            instead[number, 0] = PARTS[node["class_type"]]
         if node["class_type"] == "CheckpointLoaderSimple":
             instead |= {(number, 0): ["flow" if flow else "teacher", 0], (number, 1): ["teacher", 2]}
             instead[number, 2] = ["teacher", 1]

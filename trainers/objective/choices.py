@@ -1,9 +1,10 @@
-"""Options of a method as JSON values, in which nodes and run.json have them, and checks that methods share."""
+"""Options as JSON values, in which nodes and run.json have them, and checks that methods share."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import typing
 from collections.abc import Mapping
 from enum import Enum
@@ -18,17 +19,26 @@ class Choices:
 
     @classmethod
     def read(cls: type[Options], values: Mapping[str, Any]) -> Options:
-        """From a node's or run.json's JSON values, enums by their values; later options may be absent.
-
-        ValueError, naming the input, for a choice that there is none of.
-        """
-        kinds = typing.get_type_hints(cls)
-        enums = {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Enum)}
-        return cls(**{name: _chosen(enums[name], name, v) if name in enums else v for name, v in values.items()})
+        """From a node's or run.json's JSON values; see read_options."""
+        return read_options(cls, values)
 
     def written(self) -> dict[str, Any]:
         """As JSON values; the inverse of read."""
         return {name: _json(value) for name, value in dataclasses.asdict(self).items()}
+
+
+def read_options(kind: type[Options], values: Mapping[str, Any]) -> Options:
+    """A dataclass of options from JSON values, enums by their values; what has a default may be absent.
+
+    ValueError, naming the option, for one that is missing or that there is none of, and for a value of another type or choice.
+    """
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+    wrong = sorted(values.keys() - {field.name for field in fields}) + sorted(needed - values.keys())
+    if wrong:
+        raise ValueError(f"{wrong[0]} is {'missing' if wrong[0] in needed else 'no option that this version knows'}.")
+    kinds = typing.get_type_hints(kind)
+    return kind(**{name: _typed(kinds[name], name, value) for name, value in values.items()})
 
 
 def defaults(kind: Any) -> dict[str, Any]:
@@ -37,7 +47,24 @@ def defaults(kind: Any) -> dict[str, Any]:
     return {field.name: _json(field.default) for field in fields if field.default is not dataclasses.MISSING}
 
 
-def _chosen(kind: type[Enum], name: str, value: str) -> Enum:
+_TYPES: Mapping[Any, tuple[type, str]] = {
+    bool: (numbers.Real, "true or false"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: (str, "a text"),
+}
+
+
+def _typed(kind: type, name: str, value: Any) -> Any:
+    if issubclass(kind, Enum):
+        return _chosen(kind, name, value)
+    wanted, words = _TYPES[kind]
+    if not isinstance(value, wanted) or (kind is bool and value not in (0, 1)):
+        raise ValueError(f"{name} is {value!r} ({type(value).__name__}); it must be {words}.")
+    return value
+
+
+def _chosen(kind: type[Enum], name: str, value: Any) -> Enum:
     allowed = [choice.value for choice in kind]
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}.")

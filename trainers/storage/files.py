@@ -113,6 +113,15 @@ def some_of(values: Tensor) -> Tensor:
     return flat[:: max(1, len(flat) // 64)]
 
 
+def file_sha256(path: Path) -> str:
+    """Of the whole file, as hubs list it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
 def tensors_sha256(
     tensors: Mapping[str, Tensor | Rows], *, heard: Callable[[int, int], None] = lambda done, total: None
 ) -> str:
@@ -177,6 +186,8 @@ _TYPES = {
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata alone. ValueError, naming the file, when it is not a whole safetensors file."""
+    if not path.is_file():  # a pipe might never end
+        raise ValueError(f"{path.name} is no file.")
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})

@@ -11,9 +11,11 @@ from typing import Any
 from .places import is_regular
 
 LONGEST_LINE = 65536
-"""Of metrics.jsonl, in bytes, with much to spare."""
+"""Of metrics.jsonl, in bytes, with much to spare, and of what is shown of a text."""
 _MOST_BYTES = 256 * 2**20
 """Of any other JSON file of ours. An editor's graph is some megabytes at most."""
+_DEEPEST = 100
+"""Objects and lists within each other. An editor's graph has some twenty; Python itself could not write out a thousand."""
 
 Check = Callable[[Any], bool]
 
@@ -31,8 +33,16 @@ def is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e308)
 
 
+def is_finite(value: Any) -> bool:
+    return value is not None and is_number(value)
+
+
 def is_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(map(is_number, value))
+
+
+def is_levels(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(is_finite, value))
 
 
 def is_numbers_by_name(value: Any) -> bool:
@@ -41,6 +51,33 @@ def is_numbers_by_name(value: Any) -> bool:
 
 def is_object(value: Any) -> bool:
     return isinstance(value, dict)
+
+
+def is_texts_by_name(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(one, list) and all(map(is_text, one)) for one in value.values())
+
+
+def is_of(schema: Mapping[str, Check], value: Any) -> bool:
+    return isinstance(value, dict) and all(name in value and check(value[name]) for name, check in schema.items())
+
+
+def is_answers(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(several, list) and all(is_of(ANSWER, one) for one in several) for several in value.values()
+    )
+
+
+def is_nodes(value: Any) -> bool:
+    return isinstance(value, dict) and all(is_of(NODE, node) for node in value.values())
+
+
+def is_links(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(is_link, value.values()))
+
+
+def is_link(value: Any) -> bool:
+    """[node id, number of its output]"""
+    return isinstance(value, list) and len(value) == 2 and is_text(value[0]) and is_count(value[1])
 
 
 METRICS: Mapping[str, Check] = {
@@ -58,13 +95,17 @@ METRICS: Mapping[str, Check] = {
 DESCRIPTION: Mapping[str, Check] = {"run": is_object}
 RUN: Mapping[str, Check] = {"method": is_text, "teacher_sha256": is_text}
 """Of "run" in run.json, at least."""
+NODE: Mapping[str, Check] = {"class_type": is_text, "inputs": is_object}
+ORIGIN: Mapping[str, Check] = {"nodes": is_nodes, "outputs": is_links}
+"""Of "teacher" in run.json, where it has one: how it is made."""
+ANSWER: Mapping[str, Check] = {"sigma": is_finite, "numbers": is_numbers}
 TEACHER: Mapping[str, Check] = {
     "weights": is_text,
     "patches": is_text,
     "beside": is_text,
-    "levels": is_numbers,
-    "changes": is_object,
-    "answers": is_object,
+    "levels": is_levels,
+    "changes": is_texts_by_name,
+    "answers": is_answers,
 }
 """Of "teacher_is" in run.json, where it has one."""
 COMPARISON: Mapping[str, Check] = {
@@ -97,9 +138,15 @@ def require(value: Any, schema: Mapping[str, Check], *, what: str) -> dict[str, 
 def require_description(value: Any) -> dict[str, Any]:
     """The same of run.json."""
     described = require(value, DESCRIPTION, what="run.json")
-    if described.get("teacher_is") is not None:  # runs that are older have none
-        require(described["teacher_is"], TEACHER, what="teacher_is in run.json")
+    for name, schema in {"teacher": ORIGIN, "teacher_is": TEACHER}.items():
+        if described.get(name) is not None:  # runs that are older have none
+            require(described[name], schema, what=f"{name} in run.json")
     return described
+
+
+def identity_in(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies the run that run.json describes. ValueError where its method or its teacher is missing."""
+    return require(description["run"], RUN, what="run in run.json")
 
 
 def require_all(value: Any, schema: Mapping[str, Check], *, what: str) -> list[dict[str, Any]]:
@@ -115,8 +162,10 @@ def read_json(file: Path) -> Any:
 
 
 def read_text(file: Path) -> str:
-    """A text for people. ValueError and FileNotFoundError as read_json has them; what is no UTF-8 is shown as such."""
-    return _content(file).decode(errors="replace")
+    """A text for people, its beginning if it is long. What is no UTF-8 is shown as such; ValueError as read_json has it."""
+    _require_file(file)
+    with file.open("rb") as content:
+        return content.read(LONGEST_LINE).decode(errors="replace")
 
 
 def _content(file: Path) -> bytes:
@@ -135,11 +184,22 @@ def _require_file(file: Path) -> None:
 def parsed(content: bytes, *, what: str) -> Any:
     """JSON values of a text, None for numbers that are none: no browser reads NaN. ValueError, naming what, for no JSON."""
     try:
-        return json.loads(content.decode(), parse_constant=lambda _: None, parse_float=_finite)
+        value = json.loads(content.decode(), parse_constant=lambda _: None, parse_float=_finite)
     except RecursionError as error:
         raise ValueError(f"{what} is nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"{what} is no JSON text ({error})") from error
+    if content.count(b"[") + content.count(b"{") > _DEEPEST and _is_deep(value):
+        raise ValueError(f"{what} is nested too deeply")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEEPEST):
+        inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [one for several in inner for one in several]
+    return bool(level)
 
 
 def _finite(text: str) -> float | None:

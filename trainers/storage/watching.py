@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import reading
+from . import keeping, reading
 from .places import is_link, is_name, is_regular, last_change
 from .prefixes import below
 from .run_folder import RunFolder
@@ -163,6 +163,7 @@ def summary(run: RunFolder) -> dict[str, Any]:
         "scores": found.read(run.scores) or [],
         "repairable": bool(wrong),
         "failure": found.read(run.error),
+        "note": found.read(lambda: keeping.note(run)) or "",
     }
     reasons = list(dict.fromkeys([*wrong, *found.wrong]))
     return told | ({"error": f"the run {run.name!r} is damaged: {'; '.join(reasons)}."} if reasons else {})
@@ -172,7 +173,7 @@ def _described(run: RunFolder) -> dict[str, Any]:
     """What run.json identifies it by; empty where nothing is begun yet. ValueError for a damaged one."""
     if not os.path.lexists(run.place("run.json")) and not run.begun:
         return {}
-    return reading.require(run.description()["run"], reading.RUN, what="run in run.json")
+    return reading.identity_in(run.description())
 
 
 class _Found:

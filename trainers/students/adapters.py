@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..objective.choices import require_at_least_one
+from ..objective.choices import read_options, require_at_least_one
 
 
 class LoRALayers(Enum):
@@ -48,8 +48,8 @@ class LoRAOptions:
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> LoRAOptions:
-        """From run.json's JSON values."""
-        return cls(rank=values["rank"], alpha=values["alpha"], layers=LoRALayers(values["layers"]))
+        """From run.json's JSON values, kind aside. ValueError as read_options has it."""
+        return read_options(cls, {name: value for name, value in values.items() if name != "kind"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +203,26 @@ def nearest(change: Tensor, *, rank: int) -> LowRank:
     up, down = u * s.sqrt(), (v * s.sqrt()).T
     ones = (1,) * (change.ndim - 2)
     return LowRank(down.reshape(-1, *change.shape[1:]), up.reshape(*up.shape, *ones))
+
+
+@torch.no_grad()
+def begin_as(adapters: AdapterSet, changes: Iterable[tuple[str, Tensor]], *, scale: float) -> float:
+    """New adapters become those nearest to changes of weights, by path; the share of the changes, of squares, that is lost.
+
+    What a change needs of the rank is taken; the other directions stay new, so that they can learn. scale: with which the
+    adapters count. ValueError naming a change of a layer that has no adapter here.
+    """
+    whole = lost = 0.0
+    for path, change in changes:
+        if path not in adapters:
+            raise ValueError(f"it changes {path}, on which the student has no adapter; set layers to linear_and_conv.")
+        own, found = adapters[path], nearest(change / scale, rank=len(adapters[path].down))
+        strength = found.up.flatten(1).square().sum(dim=0)
+        needed = int((strength > 1e-6 * strength.max().clamp(min=1e-30)).sum())
+        own.down[:needed], own.up[:, :needed] = found.down[:needed], found.up[:, :needed]
+        whole += float(change.square().sum())
+        lost += float((change - scale * product(own).to(change)).square().sum())
+    return lost / whole if whole else 0.0
 
 
 def product(adapter: LowRank) -> Tensor:

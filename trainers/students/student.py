@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -19,7 +19,9 @@ from ..storage.prefixes import below
 from .adapters import (
     Adapters,
     AdapterSet,
+    LoRALayers,
     LoRAOptions,
+    begin_as,
     copied,
     flattened,
     from_lora_file,
@@ -31,6 +33,7 @@ from .companion import CompanionNetwork
 from .probing import require_gradients, require_gradients_of_weights
 from .saved_tensors import copied_when_overwritten
 
+EVERY_LAYER = LoRAOptions(layers=LoRALayers.LINEAR_AND_CONV)
 _PROMOTED = "teacher_was_student"
 """In the state of full weights whose teacher is read by another prediction before it was a student."""
 
@@ -180,14 +183,17 @@ class FullWeightsStudent:
             require_gradients_of_weights(dict(self.module.named_parameters()), output, between=self._between)
 
     def companion(self, *, rank: int, seed: int) -> CompanionNetwork:
-        """On the teacher's copy, as SwiftBrush has it. ValueError where that is divided over processes."""
+        """On every layer of the teacher's copy: what the student may change, it must be able to know.
+
+        ValueError where that copy is divided over processes.
+        """
         if self._joined:
             raise ValueError(
                 "full weights are divided over several processes, and this method's companion wants its network whole; train a "
                 "LoRA, or use one process."
             )
         if self._adapters is None:  # they stay on this object's own copy, which ends with it
-            self._adapters = Adapters(self._adapted(self._teacher_module), LoRAOptions()).__enter__()
+            self._adapters = Adapters(self._adapted(self._teacher_module), EVERY_LAYER).__enter__()
         return CompanionNetwork(
             self._adapters, self._later, rank=rank, seed=seed, around=lambda: _autograd(self.writes_in_place)
         )
@@ -235,6 +241,10 @@ class LoRAStudent:
         self._first_teacher = first_teacher or denoise
         self.writes_in_place = False
         self.result: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+
+    def begin_as(self, changes: Iterable[tuple[str, Tensor]]) -> float:
+        """Before it learns: as what changes its layers' weights so, by path. See adapters.begin_as."""
+        return begin_as(self._student, changes, scale=self._options.alpha / self._options.rank)
 
     def denoiser(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
         with self._adapters.active(self._student):

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from ..data.batches import Data
+from ..objective.choices import read_options
 from ..objective.method import Method, student_prediction
 from ..objective.perceptual import Perceptual
 from ..processes.group import Processes
 from ..storage.export import FULL_WEIGHTS, LORA, SCALE_INPUT_KEY, TEACHER_PREDICTION_KEY, write_student
 from ..storage.files import copy_atomically
 from ..storage.prefixes import below
+from ..storage.reading import identity_in
 from ..storage.run_folder import RunFolder
 from ..students.student import Student, probe_writes_in_place
 from .average import start_left
@@ -230,18 +232,18 @@ class Recorded:
         """ValueError, naming the file, when run.json is missing, damaged or of a newer version."""
         found = run.description()
         try:
-            said = found["run"]
+            said = identity_in(found)
             method, training, student = (below(said, part) for part in ("method.", "training.", "student."))
             return cls(
                 method=said["method"],
                 method_options=method,
-                options=TrainOptions(**{**training, **found["free"]}),
+                options=read_options(TrainOptions, {**training, **found["free"]}),
                 student=student,
                 teacher_sha256=said["teacher_sha256"],
                 origin=found["teacher"],
                 teacher_is=found.get("teacher_is"),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"run.json of the run {run.name!r} is damaged or of another version of ComfyUI-FewStep ({error})."
             ) from error

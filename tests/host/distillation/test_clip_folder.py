@@ -1,6 +1,7 @@
 """Training Clips and Training Sounds (Folder): decoded as asked, encoded as the host's own nodes do, trained on."""
 
 import logging
+import os
 import sys
 
 import pytest
@@ -225,6 +226,41 @@ def test_sounds_that_cannot_be_used_are_named(output, sound_folder):
         distil(model, name="run", data=sounds(SoundVAE(), seconds=0.01))
     with pytest.raises(ValueError, match="the VAE encodes pictures, no sounds"):
         distil(model, name="run", data=sounds(FrameVAE()))
+
+
+@needs_av
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize(
+    ("kind", "folder", "describe", "encoders", "ending"),
+    [
+        pytest.param("wan", "clip_folder", clips, (FrameVAE(), CLIP), ".mp4", marks=needs("wan")),
+        pytest.param(
+            "stable_audio",
+            "sound_folder",
+            sounds,
+            (SoundVAE(), RandomCLIP(768, 24)),
+            ".wav",
+            marks=needs("stable_audio"),
+        ),
+    ],
+)
+def test_what_is_no_file_is_broken_by_name_and_holds_nobody_up(
+    kind, folder, describe, encoders, ending, output, request
+):
+    place, model = request.getfixturevalue(folder), ARCHITECTURES[kind].model(seed=0)
+    os.mkfifo(place / f"pipe{ending}")
+    (place / f"folder{ending}").mkdir()
+    (place / f"zeros{ending}").symlink_to("/dev/zero")
+    (place / f"nowhere{ending}").symlink_to(place / "gone")
+    (place / "b.txt").symlink_to(place / f"pipe{ending}")
+    with pytest.raises(ValueError, match="5 of 6") as refused:
+        distil(model, name="run", data=describe(*encoders))
+    for name in ("pipe", "folder", "zeros"):
+        assert f"{name}{ending} (it is a folder, pipe or device, not a file)" in str(refused.value)
+    assert f"nowhere{ending} (it cannot be read" in str(refused.value)
+    assert "its caption b.txt: it is a folder, pipe or device" in str(refused.value)
+    distil(model, name="run", data=describe(*encoders, broken="skip"))
+    assert len(data_of(output, "run").x0) == 1
 
 
 # --- before anything runs --------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from test_lora import TRAINING, draw, output  # noqa: F401
 import comfy.sd  # isort: skip  # architectures made it importable
 import folder_paths  # isort: skip
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import distillation, methods, students
+from comfyui_fewstep.nodes.distillation import distillation, methods, saving, students
 from comfyui_fewstep.trainers.storage.files import read_metadata, read_tensors
 from comfyui_fewstep.trainers.students.adapters import LoRALayers, LowRank, adaptable_layers, lora_file
 
@@ -72,7 +72,7 @@ def file_of(output, name):  # noqa: F811
 
 @torch.inference_mode()
 def save_in_one(model, name, *, rank=STYLE_RANK + STUDENT_RANK, to=None):
-    return students.SaveStudentLoRA().save(model, f"{name} (run)", rank, to or f"{name} in one")
+    return saving.SaveStudentLoRA().save(model, f"{name} (run)", rank, to or f"{name} in one")
 
 
 def same(one, other):
@@ -189,7 +189,7 @@ def test_names_and_precision_of_the_one_lora_are_a_choice_and_it_draws_the_same(
     made, name = distil(model, "sdxl", "consistency")
     wanted = draw(made, "sdxl")
     with torch.inference_mode():
-        students.SaveStudentLoRA().save(
+        saving.SaveStudentLoRA().save(
             model, f"{name} (run)", STYLE_RANK + STUDENT_RANK, f"{name} one", names, "bfloat16"
         )
     file = output / "loras" / "fewstep" / f"{name} one.safetensors"

@@ -97,5 +97,9 @@ def test_probing_is_told_and_heeds_a_cancel(told, monkeypatch):
             pictures=1,
             unique_id="7",
         )
-    assert {(message["run"], message["node"], message["phase"]) for _, message in told} == {("run", "7", "probing")}
-    assert [message["share"] for _, message in told] == [0.0, pytest.approx(1 / 8)]
+    assert {(message["run"], message["node"]) for _, message in told} == {("run", "7")}
+    assert [(message["phase"], message["share"]) for _, message in told] == [
+        ("probing", 0.0),
+        ("probing", pytest.approx(1 / 8)),
+        (None, None),
+    ], "and that it is over"

@@ -8,7 +8,7 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-from comfyui_fewstep.nodes.distillation import runs, students, telling
+from comfyui_fewstep.nodes.distillation import runs, saving, students, telling
 from comfyui_fewstep.nodes.host import folders
 from comfyui_fewstep.trainers.storage.files import read_tensors
 from making_data import distil
@@ -67,7 +67,7 @@ def test_a_users_file_of_that_name_stays_and_the_student_lies_beside_it(model, o
 def test_what_save_student_wrote_stays(model, output, told):
     train(model, "first")
     with torch.inference_mode():
-        students.SaveStudentLoRA().save(model, "first (run)", 8, "second")
+        saving.SaveStudentLoRA().save(model, "first (run)", 8, "second")
     saved = output / "loras" / "fewstep" / "second.safetensors"
     before = saved.read_bytes()
     train(model, "second", seed=2)

@@ -135,12 +135,27 @@ def assert_same_student(one, other):
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
 
 
+def words_for(run, *more):
+    """Of the command that trains a run from a terminal: this Python, and this ComfyUI where it is not the embedded one."""
+    current = os.environ.get("COMFYUI_PATH")
+    comfyui = ["--comfyui", os.path.realpath(current)] if current else []
+    return [sys.executable, str(ROOT / "launch.py"), "train", str(run), *comfyui, *more]
+
+
+def as_shown(command):
+    """Executes it in a terminal that knows of no ComfyUI."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COMFYUI_")}
+    return subprocess.run(
+        ["/bin/sh", "-c", command], capture_output=True, text=True, timeout=SECONDS, env=environment, cwd="/"
+    )
+
+
 @pytest.mark.parametrize(("student", "folder"), [("full", "diffusion_models"), ("lora", "loras")])
 def test_a_written_run_trained_elsewhere_is_the_same_run(student, folder, client, runs, style, name, base):
     history = client.run(workflow(f"{name} there", "FewStepWriteRun", student))
     there, here = runs / f"{name} there", runs / f"{name} here"
     (command,) = next(iter(history["outputs"].values()))["text"]
-    assert shlex.split(command)[1:4] == [str(ROOT / "launch.py"), "train", str(there)]
+    assert shlex.split(command) == words_for(there)
     assert json.loads((there / "run.json").read_text())["teacher"]["outputs"].keys() == {"model", "vae"}
     assert not (there / "student.safetensors").exists()
 
@@ -266,6 +281,19 @@ def test_what_the_run_names_must_be_here(client, runs, style, name, refused_here
     assert "run.json of the run" in refused_here(run)
 
 
+@pytest.mark.parametrize("content", ["{", '{"run": {"method": 7}}', '{"run": {"method": "m", "teacher_sha256": "a"}}'])
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_a_damaged_run_is_refused_before_the_host_is_imported(command, content, tmp_path, monkeypatch):
+    module = importlib.import_module(f"comfyui_fewstep.commands.{command}")
+    monkeypatch.setattr(module, "import_host", lambda *_, **__: pytest.fail("it is imported"))
+    run = RunFolder(tmp_path, "run")
+    run.path.mkdir()
+    (run.path / "run.json").write_text(content)
+    processes = {"processes": Processes()} if command == "train" else {}
+    with pytest.raises(ValueError, match=r"run\.json of the run 'run' is damaged"):
+        getattr(module, command)(run, base=tmp_path, host_options=[], **processes)
+
+
 def test_the_launcher_plans_and_starts_it(client, runs, style, name):
     """By launch.py plan, which changes nothing of the folder, and train, as the command on the node says."""
     client.run(workflow(name, "FewStepWriteRun"))
@@ -303,8 +331,8 @@ def test_the_command_works_as_shown_where_output_lies_elsewhere(client, runs, st
     shutil.copytree(runs / name, elsewhere / "fewstep" / "runs" / name)
     monkeypatch.setattr(folder_paths, "models_dir", str(base / "models"))
     command = host.folders.command_for(elsewhere / "fewstep" / "runs" / name)
-    assert shlex.split(command)[-2:] == ["--base", str(base)]
-    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, timeout=SECONDS)
+    assert shlex.split(command) == words_for(elsewhere / "fewstep" / "runs" / name, "--base", str(base))
+    done = as_shown(command)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (elsewhere / "diffusion_models" / "fewstep" / f"{name}.safetensors").is_file(), done.stdout
 
@@ -320,8 +348,8 @@ def test_the_command_works_where_output_is_a_link(client, runs, style, name, bas
     shutil.copytree(runs / name, other / "output" / "fewstep" / "runs" / name)
     monkeypatch.setattr(folder_paths, "models_dir", str(other / "models"))
     command = host.folders.command_for(other / "output" / "fewstep" / "runs" / name)
-    assert "--base" not in command
-    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, timeout=SECONDS)
+    assert shlex.split(command) == words_for(other / "output" / "fewstep" / "runs" / name)
+    done = as_shown(command)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "disk" / "diffusion_models" / "fewstep" / f"{name}.safetensors").is_file(), done.stdout
 

@@ -14,7 +14,7 @@ import comfy.supported_models
 import folder_paths
 from architectures import on_levels, tiny
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import students
+from comfyui_fewstep.nodes.distillation import saving, students
 from comfyui_fewstep.nodes.sampling import recipes
 from comfyui_fewstep.trainers.storage.files import read_metadata
 from safetensors.torch import load_file
@@ -55,7 +55,7 @@ def small_sd15(monkeypatch):
 def save(model, run, **changed):
     given = {"student": f"{run} (run)", "name": "merged", **changed}
     with torch.inference_mode():
-        return students.SaveStudentCheckpoint().save(model, TextEncoder(), Decoder(), **given)
+        return saving.SaveStudentCheckpoint().save(model, TextEncoder(), Decoder(), **given)
 
 
 @pytest.mark.parametrize("learns", ["lora", "full"])
@@ -136,7 +136,7 @@ def test_nothing_half_written_stays_when_saving_fails(small_sd15, output, monkey
 
 @pytest.mark.parametrize("name", ["../escape", "", "a/b"])
 def test_the_name_is_no_path(name):
-    assert "the name of the file is" in str(students.SaveStudentCheckpoint.VALIDATE_INPUTS(name=name))
+    assert "the name of the file is" in str(saving.SaveStudentCheckpoint.VALIDATE_INPUTS(name=name))
 
 
 def test_an_unknown_student_is_named(output):  # noqa: F811

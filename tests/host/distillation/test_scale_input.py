@@ -12,7 +12,7 @@ import comfy.sd  # isort: skip  # architectures made it importable
 import comfy.samplers  # isort: skip
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits, digits_model
-from comfyui_fewstep.nodes.distillation import distillation, methods, running, students
+from comfyui_fewstep.nodes.distillation import distillation, methods, running, saving, students
 from comfyui_fewstep.nodes.sampling import guidance, recipes
 from comfyui_fewstep.samplers.noise import guided
 from comfyui_fewstep.trainers.measures.digits import DIGITS, training_data
@@ -137,9 +137,7 @@ def test_a_unets_file_by_the_hosts_loader_with_our_node(method, small_sd15, outp
         same(draw(loaded, "sd15"), draw(student, "sd15"))
         (guider,) = guidance.GuidanceDistilledGuider().make(loaded, conditioning("sd15", seed=2), 5.0)
         assert host.guidance.embedding_of(guider.model_patcher).guidance_scale == 5.0
-        (saved,) = students.SaveStudentCheckpoint().save(model, TextEncoder(), Decoder(), f"{name} (run)", name)[
-            "result"
-        ]
+        (saved,) = saving.SaveStudentCheckpoint().save(model, TextEncoder(), Decoder(), f"{name} (run)", name)["result"]
         whole, *_ = comfy.sd.load_checkpoint_guess_config(
             str(output / "checkpoints" / saved), output_vae=False, output_clip=False
         )

@@ -9,7 +9,7 @@ from comfyui_fewstep.commands.embedded import import_host
 import_host()
 
 from architectures import conditioning, noise_for, tiny
-from comfyui_fewstep.nodes.distillation import distillation, methods, students
+from comfyui_fewstep.nodes.distillation import distillation, methods, saving, students
 from comfyui_fewstep.nodes.host import folders
 from comfyui_fewstep.trainers.storage.export import read_student
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
@@ -57,7 +57,7 @@ def test_the_students_of_all_stages_are_listed_and_load(learns, name, output):  
     model = tiny(KIND)
     finished = distil(model, learns, name)
     both = [f"{name} (run)", f"{name}, 1 steps (run)", f"{name}, 2 steps (run)"]
-    for node in (students.LoadStudent, students.SaveStudentCheckpoint):
+    for node in (students.LoadStudent, saving.SaveStudentCheckpoint):
         assert [file for file in node.INPUT_TYPES()["required"]["student"][0] if name in file] == both
     last, _, one_step = load(model, both[1])
     half, _, two_steps = load(model, both[2])

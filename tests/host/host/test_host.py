@@ -172,8 +172,9 @@ def transformer_unet():
         "use_spatial_transformer": True,
     }
     model = digits_model.DigitModel(config, model_type=model_base.ModelType.V_PREDICTION)
-    digits_model.initialise(model, generator=torch.Generator().manual_seed(0))
-    torch.nn.init.normal_(model.diffusion_model.out[-1].weight, std=0.1)
+    generator = torch.Generator().manual_seed(0)
+    digits_model.initialise(model, generator=generator)
+    torch.nn.init.normal_(model.diffusion_model.out[-1].weight, std=0.1, generator=generator)
     return model
 
 

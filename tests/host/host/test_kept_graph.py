@@ -104,6 +104,21 @@ def test_a_node_without_values_is_named():
         graph.Execution({"1": entry("OnlyShown", value=1)}, classes=CLASSES).output(["1", 0])
 
 
+@pytest.mark.parametrize(
+    ("link", "message"),
+    [
+        (["9", 0], "made by the node '9', which its graph does not hold"),
+        (["1", 2], "output 2 of the node '1', which has none of that number"),
+        (["1", -1], "output -1 of the node '1'"),
+        (["2", 0], "output 0 of the node '2'"),
+    ],
+)
+def test_links_to_nothing_and_in_a_circle_are_named(link, message):
+    circle = {"1": entry("Count", value=1), "2": entry("Add", value=["2", 0])}
+    with pytest.raises(ValueError, match=message):
+        graph.Execution(circle, classes=CLASSES).output(link)
+
+
 def test_the_hosts_own_nodes():
     """Latents by EmptyLatentImage, of its own menu-less inputs, and added by an extra node."""
     kept = {

@@ -1,6 +1,7 @@
 """A LoRA file's names: the host uses every key, and diffusers reads the same change into the layers of its own converters."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from comfyui_fewstep.commands.embedded import import_host
 import_host()
 
 import comfy.lora
+import comfy.model_base
+import comfy.supported_models
 import comfy.utils
 import current_architectures
 from architectures import ALL
@@ -124,18 +127,85 @@ def test_a_file_has_the_precision_that_was_chosen(precision):
     assert {value.dtype for value in tensors.values()} == {getattr(torch, precision.value)}
 
 
-@pytest.mark.parametrize(
-    ("kind", "said"),
-    [
-        ("sd15", {"modelspec.architecture": "stable-diffusion-v1/lora", "ss_base_model_version": "sd_v1"}),
-        (
-            "sdxl",
-            {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora", "ss_base_model_version": "sdxl_base_v1-0"},
-        ),
-        ("sd3", {"modelspec.architecture": "stable-diffusion-3/lora", "ss_base_model_version": "sd3"}),
-    ],
-)
-def test_a_file_says_what_it_is_for(kind, said):
-    assert host.naming.said_of_model(of_old(kind), lora=True) == said
-    whole = host.naming.said_of_model(of_old(kind), lora=False)
-    assert whole == {"modelspec.architecture": said["modelspec.architecture"].removesuffix("/lora")}
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_of_a_unet_diffusers_reads_the_students_own_names(kind):
+    model = of_old(kind)
+    adapters = drawn(model, LoRALayers.LINEAR_AND_CONV)
+    student, theirs = (
+        host.naming.named(model, adapters, naming=naming, precision=Precision.FLOAT32)
+        for naming in (Naming.STUDENT, Naming.DIFFUSERS)
+    )
+    assert student.keys() == theirs.keys()
+
+
+def test_label_embeddings_have_kohyas_name():
+    """The host knows them by diffusers' names too, which kohya's files never have."""
+    model = of_old("sdxl")
+    names = host.naming.lora_names(model, adaptable_layers(model.model.diffusion_model, LoRALayers.LINEAR))
+    assert names["label_emb.0.0"] == "lora_unet_label_emb_0_0"
+
+
+def test_layers_without_a_name_are_refused():
+    with pytest.raises(ValueError, match=r"no name for 1 layers, no\.such\.layer first"):
+        host.naming.lora_names(of_old("sd15"), ["no.such.layer", "middle_block.1.proj_in"])
+
+
+def test_a_file_that_the_host_would_not_read_whole_is_refused(monkeypatch):
+    model = of_old("sdxl")
+    adapters, known = drawn(model), host.naming._known(model)
+    fewer = {name: weight for name, weight in known.items() if "lora_unet_middle_block_" not in name}
+    monkeypatch.setattr(host.naming, "_known", lambda _: fewer)
+    with pytest.raises(ValueError, match=r"reads \d+ of the \d+ layers .* choose 'as the student'"):
+        host.naming.named(model, adapters, naming=Naming.KOHYA, precision=Precision.FLOAT32)
+
+
+def test_a_layer_that_is_divided_by_its_inputs_is_refused(monkeypatch):
+    """No file of two factors could hold the part of one."""
+    model = of_old("sd3")
+    adapters = drawn(model)
+    path = next(iter(adapters))
+    parts = {f"transformer.{i}": (f"diffusion_model.{path}.weight", (1, 4 * i, 4)) for i in range(2)}
+    monkeypatch.setattr(host.naming, "_known", lambda _: parts)
+    with pytest.raises(ValueError, match=f"diffusers divides {path} by its inputs"):
+        host.naming.named(model, adapters, naming=Naming.DIFFUSERS, precision=Precision.FLOAT32)
+
+
+SAID = {
+    ("SD15", "EPS"): ("stable-diffusion-v1", "sd_v1"),
+    ("SD20", "EPS"): ("stable-diffusion-v2-512", "sd_v2"),
+    ("SD20", "V_PREDICTION"): ("stable-diffusion-v2-768-v", "sd_v2"),
+    ("SDXL", "EPS"): ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+    ("SDXL", "V_PREDICTION"): ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+    ("SD3", "FLOW"): ("stable-diffusion-3", "sd3"),
+    ("Flux", "FLUX"): ("flux-1-dev", "flux1"),
+    ("FluxInpaint", "FLUX"): ("flux-1-dev", "flux1"),
+    ("FluxSchnell", "FLOW"): ("flux-1-schnell", "flux1"),
+    ("Flux2", "FLUX"): ("flux2", None),
+    ("Chroma", "FLUX"): ("chroma", "chroma"),
+    ("ChromaRadiance", "FLUX"): ("chroma_radiance", None),
+    ("Lumina2", "FLOW"): ("lumina-2", "lumina2"),
+    ("ZImage", "FLOW"): ("Z-Image", None),
+    ("WAN21_T2V", "FLOW"): ("wan2.1", None),
+}
+"""By the host's configuration and prediction: the words of sd-scripts, else of musubi-tuner, else the host's own."""
+
+
+@pytest.mark.parametrize(("config", "predicts"), SAID)
+def test_a_file_says_what_it_is_for(config, predicts):
+    kind = getattr(comfy.supported_models, config, None)
+    if kind is None:
+        pytest.skip(f"this host has no {config}")
+    made = kind.__new__(kind)
+    made.unet_config = kind.unet_config
+    named = SimpleNamespace(model_config=made, model_type=getattr(comfy.model_base.ModelType, predicts))
+    architecture, version = SAID[config, predicts]
+    model = SimpleNamespace(model=named)
+    assert host.naming.said_of_model(model, lora=False) == {"modelspec.architecture": architecture}
+    of_base = {} if version is None else {"ss_base_model_version": version}
+    assert host.naming.said_of_model(model, lora=True) == {"modelspec.architecture": f"{architecture}/lora"} | of_base
+
+
+@pytest.mark.parametrize(("kind", "config"), [("sd15", "SD15"), ("sdxl", "SDXL"), ("sd3", "SD3")])
+def test_a_loaded_model_has_such_a_configuration(kind, config):
+    said = host.naming.said_of_model(of_old(kind), lora=False)["modelspec.architecture"]
+    assert said in {architecture for (name, _), (architecture, _) in SAID.items() if name == config}

@@ -1,5 +1,7 @@
 """Apply Recipe proposes from the files behind its model: what FewStep wrote into them, names, titles; and the model's class."""
 
+import hashlib
+
 import pytest
 import torch
 from comfyui_fewstep.commands.embedded import import_host
@@ -7,10 +9,12 @@ from safetensors.torch import save_file
 
 import_host()
 
+import comfy.model_base
 import folder_paths
 from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS, previews
+from comfyui_fewstep.nodes.host import folders
 from comfyui_fewstep.nodes.host.graph import Execution, files_behind
-from comfyui_fewstep.nodes.sampling import recipes
+from comfyui_fewstep.nodes.sampling import recipes, recognition
 from hosting import Failed
 from test_recipes import recipe_of
 from test_sampling import model_of
@@ -19,8 +23,9 @@ RECOGNISED = recipes.RECOGNISED
 
 
 @pytest.fixture
-def loras(tmp_path):
+def loras(tmp_path, monkeypatch):
     """Writes LoRA files where the host looks for them."""
+    monkeypatch.setattr(folders, "known_weights", lambda: tmp_path / "known.json")
     folder_paths.add_model_folder_path("loras", str(tmp_path))
 
     def write(name, **metadata):
@@ -154,8 +159,34 @@ def test_the_models_class_chooses_among_what_a_name_proposes():
         applied(graph_of(("z_image_turbo.safetensors", None)), model_of("EPS"))
 
 
+def test_a_family_that_has_no_recipe_takes_none_of_anothers():
+    """As AuraFlow, of which current hosts have a class and FewStep no recipe. A class of a pack's own is taken at its word."""
+    model = model_of("FLOW")
+    model.model.__class__ = type("Derived", (type(model.model), comfy.model_base.SD21UNCLIP), {})
+    with pytest.raises(
+        ValueError, match="for models of ComfyUI's class Lumina2, but the connected model is a SD21UNCLIP"
+    ):
+        recipes.ApplyRecipe().apply(model, "Z-Image-Turbo, 8 steps")
+    assert recipes.ApplyRecipe().apply(model_of("FLOW"), "Z-Image-Turbo, 8 steps")
+
+
+def test_a_file_whose_name_says_nothing_is_known_by_its_hash(loras, monkeypatch):
+    """LCM-LoRAs are published as pytorch_lora_weights.safetensors. Nearest first, and hashed once."""
+    style, file = loras("a_style.safetensors", note="of its own"), loras("pytorch_lora_weights.safetensors")
+    digest = hashlib.sha256(folders.model_file(file).read_bytes()).hexdigest()
+    monkeypatch.setitem(recognition.PUBLISHED, digest, "lcm-lora-sdxl")
+    graph = graph_of((style, 1.0), (file, 1.0))
+    _, text = applied(graph, model_of("EPS"))
+    assert text.startswith(f"LCM or LCM-LoRA, 4 steps, by the hash of {file}")
+    monkeypatch.setattr(folders, "file_sha256", None)
+    assert applied(graph, model_of("EPS"))[1] == text, "known from then on"
+    monkeypatch.setattr(recognition, "LARGEST", 10)
+    with pytest.raises(ValueError, match="neither name, metadata nor hash"):
+        applied(graph, model_of("EPS"))
+
+
 def test_nothing_to_go_by_is_said():
-    with pytest.raises(ValueError, match=r"no recipe is known for mine.safetensors: neither name nor metadata"):
+    with pytest.raises(ValueError, match=r"no recipe is known for mine.safetensors: neither name, metadata nor hash"):
         applied(graph_of(("mine.safetensors", None)), model_of("EPS"))
     with pytest.raises(ValueError, match="no file of a model is known behind model"):
         recipes.ApplyRecipe().apply(model_of("EPS"), RECOGNISED)

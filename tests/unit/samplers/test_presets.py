@@ -1,7 +1,9 @@
 """Files are known by their names, as authors and ComfyUI's templates call them, and no file of a base model is."""
 
+import re
+
 import pytest
-from comfyui_fewstep.samplers.presets import PRESETS, named_by
+from comfyui_fewstep.samplers.presets import PRESETS, PUBLISHED, named_by
 from comfyui_fewstep.samplers.presets.preset import plain
 
 FIRST = {
@@ -137,3 +139,13 @@ TOO_RARE = {
 
 def test_plain_names():
     assert plain(r"loras\SDXL_Lightning 4step.LoRA.safetensors") == "sdxl-lightning-4step-lora"
+
+
+def test_every_published_hash_has_its_recipe():
+    """The hash of a file proposes what the name proposes that its authors gave it."""
+    assert all(len(digest) == 64 and int(digest, 16) for digest in PUBLISHED)
+    assert len(set(PUBLISHED.values())) == len(PUBLISHED)
+    steps = {name: {PRESETS[recipe].steps for recipe in named_by(name)} for name in PUBLISHED.values()}
+    for name, found in steps.items():
+        told = re.search(r"(\d+)step", name)
+        assert found == ({int(told[1])} if told else {4} if "TCD" in name else {4, 8}), name

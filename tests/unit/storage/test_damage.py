@@ -111,6 +111,24 @@ FILES = {
     "report.json": ["", "null", "[]", "{}", '{"scores": 7}', '{"scores": [7]}', '{"scores": [{}]}', DEEP],
 }
 FILES["run.json"] += ['{"run":' * 50000, '{"run": {"method": 7, "teacher_sha256": "a"}}']
+FILES["run.json"] += [
+    json.dumps({"run": {"method": "m", "teacher_sha256": "a"}, **more})
+    for more in (
+        {"teacher": 7},
+        {"teacher": {"nodes": {}}},
+        {"teacher": {"nodes": {"1": {}}, "outputs": {}}},
+        {"teacher": {"nodes": {}, "outputs": {"model": "1"}}},
+        {"teacher_is": {}},
+        {
+            "teacher_is": {
+                **dict.fromkeys(("weights", "patches", "beside"), "a"),
+                "levels": [],
+                "changes": {},
+                "answers": {},
+            }
+        },
+    )
+]
 FILES["stages.json"] += ['[{"stage": "s", "steps": 4, "mean_squared_distance": "x", "teacher_mean_square": 1}]']
 
 
@@ -129,6 +147,19 @@ def test_a_damaged_file_is_told_and_the_other_runs_are_there(name, content, tmp_
     json.dumps(told, allow_nan=False)
     run.delete()
     assert not run.path.exists()
+
+
+@pytest.mark.parametrize("levels", [150, 600, 900])
+def test_what_is_too_deep_to_be_written_out_again_is_not_read(levels, tmp_path):
+    """Python reads it, and then fails at telling the browser of it: no other run would be listed."""
+    run, deep = made(tmp_path), "[" * levels + "]" * levels
+    (run.path / "run.json").write_text('{"run": {"method": "m", "teacher_sha256": "a", "method.x": ' + deep + "}}")
+    (run.path / "workflow.json").write_text('{"nodes": ' + deep + "}")
+    assert "run.json is nested too deeply" in summary(run)["error"]
+    with pytest.raises(ValueError, match=r"workflow\.json is nested too deeply"):
+        run.workflow()
+    run.keep_workflow({"nodes": [{"properties": {"text": "[" * 900}}] * 900})
+    assert len(run.workflow()["nodes"]) == 900, "wide is not deep"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Tensors in files: what is written is what the format's own library reads and would have written."""
 
 import json
+import os
 import weakref
 
+import pytest
 import torch
-from comfyui_fewstep.trainers.storage.files import _TYPES, read_tensors, tensors_sha256, write_tensors
+from comfyui_fewstep.trainers.storage.files import _TYPES, read_metadata, read_tensors, tensors_sha256, write_tensors
 from safetensors.torch import load_file, save_file
 
 
@@ -72,3 +74,13 @@ def test_writing_holds_no_second_copy(tmp_path, monkeypatch):
     write_tensors(tmp_path / "a", {str(i): torch.zeros(300, 200).T for i in range(8)}, metadata={})
     assert len(alive) == 2 * 8
     assert max(alive) <= 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_what_is_no_file_is_said_and_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    for name in ("pipe", "folder", "nothing"):
+        for read in (read_metadata, read_tensors):
+            with pytest.raises(ValueError, match=f"{name}.safetensors is no file"):
+                read(tmp_path / f"{name}.safetensors")

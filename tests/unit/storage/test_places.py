@@ -98,10 +98,11 @@ def test_a_root_may_be_a_link(tmp_path):
 def outside(tmp_path):
     """A folder that looks like a run and is none of ours."""
     made = tmp_path / "outside"
-    for folder in ("previews", "checkpoints", "stages"):
+    for folder in ("previews", "checkpoints", "stages", "data"):
         (made / folder).mkdir(parents=True)
     (made / "previews" / "00000001.png").write_bytes(b"secret")
-    for name in ("run.json", "workflow.json", "metrics.jsonl", "stages.json", "report.json", ".lock", "stop"):
+    files = ("run.json", "workflow.json", "metrics.jsonl", "metrics.jsonl.damaged", "stages.json", "report.json")
+    for name in (*files, ".lock", "stop", "cancel", "error.txt", "data/index.json"):
         (made / name).write_text('{"secret": 1}\n')
     for name in ("student.safetensors", "checkpoints/00000001.safetensors", "stages/4 steps.safetensors"):
         (made / name).write_bytes(b"secret")
@@ -141,7 +142,7 @@ PARTS = [
     "stages.json",
     "report.json",
 ]
-PARTS += [".lock", "stop", "student.safetensors"]
+PARTS += [".lock", "stop", "cancel", "error.txt", "data", "metrics.jsonl.damaged", "student.safetensors"]
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -155,7 +156,8 @@ def test_no_part_of_a_run_is_followed(part, tmp_path, outside):
     (run.path / part).symlink_to(outside / part)
     before = content(outside)
     assert "secret" not in repr(summary(run))
-    for read in (run.workflow, run.description, run.metrics, run.newest_metrics, run.comparisons, run.checkpoints):
+    reads = (run.workflow, run.description, run.metrics, run.newest_metrics, run.comparisons, run.checkpoints)
+    for read in (*reads, run.repair, run.error, run.scores, lambda: run.data_folder, lambda: run.cancel_asked):
         try:
             said = read()
         except ValueError as error:

@@ -10,9 +10,11 @@ from comfyui_fewstep.trainers.students.adapters import (
     LoRAOptions,
     LowRank,
     adaptable_layers,
+    begin_as,
     flattened,
     load_into,
     lora_file,
+    product,
 )
 from comfyui_fewstep.trainers.students.student import LoRAStudent
 from torch import nn
@@ -224,3 +226,24 @@ def test_adapters_of_another_shape_are_named():
         load_into(adapters, {"a.down": torch.zeros(2, 4), "a.up": torch.zeros(3, 2)})
     with pytest.raises(ValueError, match=r"1 differ, b\.down first"):
         load_into(adapters, {"a.down": torch.zeros(2, 3), "a.up": torch.zeros(3, 2), "b.down": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("network", [torch.nn.Linear(6, 5), torch.nn.Conv2d(6, 5, 3)])
+def test_adapters_begin_as_a_change_and_keep_what_it_leaves_free(network):
+    """A change of rank 2 in adapters of rank 4 that count twice: exact, and two directions are as new ones are."""
+    network = torch.nn.ModuleDict({"layer": network})
+    adapters = Adapters(network, LoRAOptions(rank=4, alpha=8.0, layers=LoRALayers.LINEAR_AND_CONV))
+    own, new = (adapters.new_set(generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    shape = network["layer"].weight.shape
+    generator = torch.Generator().manual_seed(2)
+    change = (torch.randn(5, 2, generator=generator) @ torch.randn(2, shape.numel() // 5, generator=generator)).view(
+        shape
+    )
+    lost = begin_as(own, [("layer", change)], scale=2.0)
+    torch.testing.assert_close(2.0 * product(own["layer"]).detach(), change, atol=1e-5, rtol=1e-5)
+    assert lost < 1e-10
+    assert torch.equal(own["layer"].down[2:], new["layer"].down[2:])
+    assert (own["layer"].up[:, 2:] == 0.0).all()
+    with pytest.raises(ValueError, match="it changes other, on which the student has no adapter"):
+        begin_as(own, [("other", change)], scale=1.0)
+    assert begin_as(adapters.new_set(generator=generator, rank=1), [("layer", change)], scale=1.0) > 0.01

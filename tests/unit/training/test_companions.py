@@ -12,6 +12,7 @@ from comfyui_fewstep.trainers.processes.group import Processes
 from comfyui_fewstep.trainers.storage.files import read_tensors
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.gradient_checkpointing import checkpointed
+from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.loop import _Training, train
 from comfyui_fewstep.trainers.training.options import TrainOptions
 from comfyui_fewstep.trainers.training.tally import NonFiniteLoss
@@ -146,6 +147,19 @@ def test_a_companion_begins_as_the_teacher_bit_for_bit(kind):
     assert made.parameters()[0].shape[0] == 2
     other = student.companion(rank=0, seed=2)
     assert other.parameters()[0].shape[0] == (3 if kind == "lora" else 32)
+
+
+def test_a_companion_learns_on_every_layer_that_full_weights_may_change():
+    """On the linear ones alone it cannot know what a student of convolutions draws: the pull then never ends."""
+
+    def convolutions():
+        return torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Conv2d(4, 1, 3, padding=1))
+
+    student = FullWeightsStudent(
+        convolutions(), convolutions(), as_denoiser=lambda module: lambda x, sigma, **_: module(x)
+    )
+    shapes = {tuple(value.shape) for value in student.companion(rank=2, seed=0).parameters()}
+    assert shapes == {(2, 1, 3, 3), (4, 2, 1, 1), (2, 4, 3, 3), (1, 2, 1, 1)}
 
 
 def test_the_students_draws_are_its_own(tmp_path):

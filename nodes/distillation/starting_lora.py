@@ -1,0 +1,77 @@
+"""A LoRA that begins as another: a finished student's, or a speed LoRA of others, which need only be made to suit."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from ...trainers.storage.export import TEACHER_KEY
+from ...trainers.storage.files import read_metadata
+from ...trainers.students.adapters import LoRAOptions
+from ...trainers.students.student import LoRAStudent
+from .. import host
+from ..host import folders
+
+NOTHING = "nothing"
+FEW = 0.01
+"""Share of a change that may be lost without a word, of squares."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartingLoRA(LoRAOptions):
+    """start_lora: the file among the host's LoRAs. start_strength: that it counts. start_sha256: of the file."""
+
+    start_lora: str
+    start_strength: float
+    start_sha256: str
+
+    @classmethod
+    def of(cls, lora: LoRAOptions, *, file: str, strength: float) -> StartingLoRA:
+        """ValueError for a file that is not there, or a strength at which it is nothing."""
+        if strength == 0.0:
+            raise ValueError(f"start_strength is 0, at which {file} is nothing; set start_lora to {NOTHING!r} instead.")
+        own = {field.name: getattr(lora, field.name) for field in dataclasses.fields(lora)}
+        return cls(**own, start_lora=file, start_strength=strength, start_sha256=_sha256(folders.lora_file(file)))
+
+    def file(self) -> Path:
+        """ValueError where it is not there, or is another by now."""
+        found = folders.lora_file(self.start_lora)
+        if _sha256(found) != self.start_sha256:
+            raise ValueError(f"start_lora: {self.start_lora} is another file now than when the run was described.")
+        return found
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while part := content.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def require_of_teacher(options: StartingLoRA, *, teacher_sha256: str) -> None:
+    """ValueError when the file is a student of ours and of another teacher: what it does to this one nobody knows."""
+    file = options.file()
+    said = read_metadata(file).get(TEACHER_KEY) if file.suffix == ".safetensors" else None
+    if said is not None and said != teacher_sha256:
+        raise ValueError(
+            f"start_lora is {options.start_lora}, a student of another teacher (of weights {said[:12]}, and the connected MODEL "
+            f"has {teacher_sha256[:12]}). Connect the MODEL that it was distilled from, or choose another file."
+        )
+
+
+def begin(student: LoRAStudent, options: StartingLoRA, *, model: Any) -> None:
+    """Before its first iteration. ValueError, naming the file, for one that does not fit the MODEL or the student's layers."""
+    try:
+        lost = student.begin_as(host.training.changes_of(model, options.file(), strength=options.start_strength))
+    except ValueError as error:
+        raise ValueError(f"start_lora is {options.start_lora}: {error}") from error
+    if lost > FEW:
+        host.models.log.warning(
+            "start_lora: of what %s changes, %.3g percent is lost at rank %d",
+            options.start_lora,
+            100.0 * lost,
+            options.rank,
+        )

@@ -1,0 +1,48 @@
+"""Runs are named with their teacher's file, until the user names them; a saved graph keeps its own."""
+
+import pytest
+
+FILE = "models/dreamy v3.safetensors"
+
+
+@pytest.fixture
+def behind(editor):
+    """Makes a node of a kind with a loader of FILE before it. Returns its id."""
+
+    def make(kind):
+        return editor.page.evaluate(
+            "([kind, file]) => { const [loader, node] = ['CheckpointLoaderSimple', kind].map(k => LiteGraph.createNode(k));"
+            " app.graph.add(loader); app.graph.add(node); loader.widgets[0].value = file;"
+            " loader.connect(0, node, node.findInputSlot('model')); return node.id }",
+            [kind, FILE],
+        )
+
+    return make
+
+
+def wait_for_name(editor, node, name):
+    value = "([id, name]) => app.graph.getNodeById(id).widgets.find(w => w.name === 'run_name').value === name"
+    editor.page.wait_for_function(value, arg=[node, name])
+
+
+def test_a_run_is_named_with_the_file_and_what_is_made_of_it(editor, behind):
+    node = behind("FewStepMakeItFast")
+    wait_for_name(editor, node, "dreamy v3 in 4 steps")
+    editor.set(node, steps="2", goal="sharpest")
+    wait_for_name(editor, node, "dreamy v3 in 2 steps sharpest")
+    wait_for_name(editor, behind("FewStepDistill"), "dreamy v3 student")
+
+
+def test_a_name_that_was_typed_or_saved_stays(editor, behind):
+    node = behind("FewStepMakeItFast")
+    wait_for_name(editor, node, "dreamy v3 in 4 steps")
+    editor.set(node, run_name="mine", steps="8")
+    editor.page.wait_for_timeout(700)
+    wait_for_name(editor, node, "mine")
+    editor.set(node, run_name="my fast model")
+    saved = editor.page.evaluate("() => app.graph.serialize()")
+    for one in saved["nodes"]:
+        one["properties"].pop("FewStep run name proposed", None)  # of before
+    editor.load(saved)
+    editor.page.wait_for_timeout(700)
+    wait_for_name(editor, editor.find("FewStepMakeItFast"), "my fast model")

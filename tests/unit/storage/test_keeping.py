@@ -1,0 +1,126 @@
+"""Another name, a note, and a new run of the same settings: what is kept, and what is refused."""
+
+import json
+
+import pytest
+from comfyui_fewstep.trainers.storage import keeping
+from comfyui_fewstep.trainers.storage.reading import LONGEST_LINE
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.storage.watching import State, state_of, summary
+
+SAID = {"run": {"method": "m", "teacher_sha256": "ab"}}
+PROPOSED = "FewStep run name proposed"
+
+
+def workflow(name):
+    ours = {"type": "FewStepDistill", "widgets_values": [name, 0, f"{name} (run)"], "properties": {PROPOSED: name}}
+    return {
+        "nodes": [
+            ours,
+            {"type": "Note", "widgets_values": [name]},
+            {"type": "FewStepMakeItFast", "widgets_values": None},
+        ],
+        "definitions": {"subgraphs": [{"nodes": [{"type": "FewStepWatchRun", "widgets_values": [name]}]}]},
+    }
+
+
+@pytest.fixture
+def run(tmp_path):
+    """One that has begun, with data and a workflow."""
+    made = RunFolder(tmp_path, "one")
+    for folder in ("checkpoints", "data"):
+        (made.path / folder).mkdir(parents=True)
+    (made.path / "run.json").write_text(json.dumps(SAID))
+    (made.path / "data" / "cache.safetensors").write_bytes(b"data")
+    (made.path / "checkpoints" / "00000001.safetensors").write_bytes(b"state")
+    made.keep_workflow(workflow("one"))
+    return made
+
+
+def called(run):
+    """What its workflow's nodes call it: at the top, in the note, in the subgraph."""
+    ours, note, _ = run.workflow()["nodes"]
+    (inside,) = run.workflow()["definitions"]["subgraphs"]
+    return [ours["widgets_values"], note["widgets_values"], inside["nodes"][0]["widgets_values"], ours["properties"]]
+
+
+def test_a_renamed_run_is_the_same_run(run):
+    now = keeping.renamed(run, "two")
+    assert not run.path.exists()
+    assert state_of(now) is State.STOPPED
+    assert called(now) == [["two", 0, "two (run)"], ["one"], ["two"], {}]
+
+
+def test_a_clone_has_the_settings_and_data_and_has_not_begun(run):
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    now = keeping.cloned(run, "two")
+    assert now.description() == SAID
+    assert (now.data_folder / "cache.safetensors").read_bytes() == b"data"
+    assert (state_of(now), state_of(run)) == (State.WRITTEN, State.STOPPED)
+    assert called(now) == [["two", 0, "two (run)"], ["one"], ["two"], {}]
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_damaged_run_has_no_clone(run):
+    (run.path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        keeping.cloned(run, "two")
+    assert not (run.path.parent / "two").exists()
+
+
+@pytest.mark.parametrize("change", [keeping.renamed, keeping.cloned])
+@pytest.mark.parametrize("name", ["../two", "", "CON", None, 3, "a/b", "two.", "one"])
+def test_names_that_lead_elsewhere_or_are_taken_are_refused(change, name, run, tmp_path):
+    with pytest.raises(ValueError, match="name"):
+        change(run, name)
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize("change", [keeping.renamed, keeping.cloned])
+def test_a_link_is_not_followed(change, run, tmp_path):
+    (run.path / "data" / "elsewhere").symlink_to(tmp_path.parent)
+    with pytest.raises(ValueError, match="is a link"):
+        change(run, "two")
+    with pytest.raises(ValueError, match="there is no run"):
+        change(RunFolder(tmp_path, "never"), "two")
+
+
+@pytest.mark.parametrize("change", [keeping.renamed, keeping.cloned])
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b'{"nodes": ' + b"[" * 700 + b"]" * 700 + b"}"])
+def test_a_refused_change_changes_nothing(change, content, run):
+    (run.path / "workflow.json").write_bytes(content)
+    before = {path: path.is_file() and path.read_bytes() for path in run.path.parent.rglob("*")}
+    with pytest.raises(ValueError, match=r"workflow\.json"):
+        change(run, "two")
+    assert {path: path.is_file() and path.read_bytes() for path in run.path.parent.rglob("*")} == before
+
+
+def test_a_long_text_is_told_by_its_beginning(run):
+    """The list of all runs is one answer."""
+    for name in ("note.txt", "error.txt"):
+        (run.path / name).write_text("x" * 10**6)
+    told = summary(run)
+    assert len(told["note"]) == len(told["failure"]) == LONGEST_LINE
+
+
+def test_a_run_that_goes_on_is_not_renamed(run):
+    with run.locked(), pytest.raises(ValueError, match="is being trained"):
+        keeping.renamed(run, "two")
+
+
+def test_a_note_is_kept_and_told(run):
+    keeping.keep_note(run, " sharper than the last \u2713 ")
+    assert keeping.note(run) == summary(run)["note"] == "sharper than the last \u2713"
+    keeping.keep_note(run, "")
+    assert keeping.note(run) == ""
+    for wrong in (None, 3, "x" * (keeping.LONGEST_NOTE + 1)):
+        with pytest.raises(ValueError, match="note"):
+            keeping.keep_note(run, wrong)
+
+
+def test_a_note_goes_through_no_link(run, tmp_path):
+    (run.path / "note.txt").symlink_to(tmp_path / "secret")
+    for what in (lambda: keeping.note(run), lambda: keeping.keep_note(run, "x")):
+        with pytest.raises(ValueError, match="link"):
+            what()
+    assert not (tmp_path / "secret").exists()

@@ -1,0 +1,96 @@
+"""What can be said of the workflow files without a host: nothing lies over anything, and no template trains on too little."""
+
+import json
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "workflows").glob("*.json"))
+PROMPTS = (ROOT / "prompts" / "everyday.txt").read_text(encoding="utf-8").strip()
+TITLE = 30
+"""Pixels of the title above a node."""
+START_HERE = [path for path in FILES if path.stem.startswith("Make my ")]
+TRAINING = ("FewStepMakeItFast", "FewStepDistill", "FewStepWriteRun")
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def box(node):
+    """(left, top, right, bottom), with the title."""
+    (x, y), (width, height) = node["pos"], node["size"]
+    return x, y - TITLE, x + width, y + height
+
+
+def over(one, other):
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def overlapping(nodes):
+    return [(a["type"], b["type"]) for a, b in combinations(nodes, 2) if over(box(a), box(b))]
+
+
+def named(files):
+    return pytest.mark.parametrize("path", files, ids=lambda path: path.stem)
+
+
+@named(FILES)
+def test_no_node_lies_over_another(path):
+    """Sizes in the files are the larger of what both of the editor's ways of drawing nodes need."""
+    assert overlapping(read(path)["nodes"]) == []
+
+
+@named(FILES)
+def test_groups_hold_nodes_whole_and_do_not_lie_over_each_other(path):
+    groups = [(x, y, x + width, y + height) for x, y, width, height in (g["bounding"] for g in read(path)["groups"])]
+    assert not any(over(a, b) for a, b in combinations(groups, 2))
+    for node in map(box, read(path)["nodes"]):
+        cut = [g for g in groups if over(g, node)]
+        assert all(g[0] <= node[0] and g[1] <= node[1] and g[2] >= node[2] and g[3] >= node[3] for g in cut)
+
+
+@named(FILES)
+def test_it_has_a_thumbnail(path):
+    assert path.with_suffix(".jpg").is_file()
+
+
+@named(START_HERE)
+def test_a_first_template_says_what_to_put_in_and_where_the_files_are(path):
+    nodes = read(path)["nodes"]
+    (note,) = [node for node in nodes if node["type"] == "Note"]
+    said = note["widgets_values"][0]
+    assert "Choose" in said
+    assert "Expect: " in said
+    for node in nodes:
+        if node["type"] in ("CheckpointLoaderSimple", "UNETLoader", "CLIPLoader", "VAELoader"):
+            (model,) = node["properties"]["models"]
+            assert model["name"] == node["widgets_values"][0]
+            assert model["url"].startswith("https://huggingface.co/")
+            assert model["url"].endswith(f"/{model['name']}")
+
+
+@named(FILES)
+def test_prompts_that_are_trained_on_are_the_packs_everyday_ones(path):
+    for node in read(path)["nodes"]:
+        if node["type"] in ("FewStepTeacherPictures", "FewStepTrainingPrompts"):
+            assert node["widgets_values"][0] == PROMPTS
+
+
+@named(FILES)
+def test_no_model_of_ones_own_is_trained_on_pictures_of_one_prompt(path):
+    """Nor with what suits the digits alone."""
+    workflow = read(path)
+    by_id = {node["id"]: node for node in workflow["nodes"]}
+    if "FewStepDemoTeacher" in {node["type"] for node in workflow["nodes"]}:
+        return
+    wired = {(link[3], link[4]): by_id[link[1]]["type"] for link in workflow["links"]}
+    for node in workflow["nodes"]:
+        if node["type"] in TRAINING:
+            slots = {slot["name"]: wired.get((node["id"], i)) for i, slot in enumerate(node["inputs"])}
+            assert slots.get("latents") is slots.get("positive") is None
+        if node["type"] == "FewStepProgressiveDistillation":
+            start, _, _, _, rate, guidance, *_ = node["widgets_values"]
+            assert (start <= 32, rate <= 1e-4, guidance >= 3) == (True, True, True)

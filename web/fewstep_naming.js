@@ -1,0 +1,46 @@
+// Runs are named with their teacher's file until the user types a name.
+import { app } from "../../scripts/app.js";
+import { every, isLinked } from "./fewstep_elements.js";
+import { filesOfModel } from "./fewstep_files.js";
+
+const NODES = ["FewStepMakeItFast", "FewStepDistill", "FewStepWriteRun"];
+const PROPOSED = "FewStep run name proposed"; // in the node's properties: a graph that was saved without one keeps its name
+const USUAL_GOAL = "closest to my model";
+const MOST_LETTERS = 60; // of 100 that a name may have
+const MILLISECONDS_BETWEEN_LOOKS = 300;
+
+/** "dreamy_v3 in 4 steps", or "dreamy_v3 progressive distillation"; null where no file is behind the node. */
+function proposal(node) {
+  const stems = filesOfModel(node).map((file) => file.split(/[\\/]/).at(-1).replace(/\.[^.]+$/, ""));
+  const name = stems.join(" with ").replace(/[^\p{L}\p{M}\p{N} ._-]/gu, "-").replace(/^[^\p{L}\p{N}]+/u, "");
+  return name ? `${name.slice(0, MOST_LETTERS)} ${purpose(node)}` : null;
+}
+
+/** Two runs of one file that differ in it are two runs. */
+function purpose(node) {
+  const value = (name) => node.widgets.find((widget) => widget.name === name)?.value;
+  if (value("goal")) return `in ${value("steps")} steps${value("goal") === USUAL_GOAL ? "" : ` ${value("goal").split(" ")[0]}`}`;
+  const method = node.getInputNode(node.findInputSlot("method"))?.comfyClass.replace("FewStep", "") ?? "Student";
+  return method.replace(/(?!^)[A-Z]/g, " $&").toLowerCase();
+}
+
+function propose(node, widget) {
+  if (isLinked(node, "run_name") || widget.value !== node.properties[PROPOSED]) return;
+  const name = proposal(node) ?? widget.value;
+  if (name !== widget.value) node.properties[PROPOSED] = widget.value = name;
+}
+
+app.registerExtension({
+  name: "comfyuifewstep.RunNames",
+  nodeCreated(node) {
+    if (!NODES.includes(node.comfyClass)) return;
+    const widget = node.widgets.find(({ name }) => name === "run_name");
+    (node.properties ??= {})[PROPOSED] = widget.value; // the editor of 2024 makes them later
+    const onConfigure = node.onConfigure;
+    node.onConfigure = function (saved) {
+      onConfigure?.apply(this, arguments);
+      this.properties[PROPOSED] = saved.properties?.[PROPOSED];
+    };
+    every(MILLISECONDS_BETWEEN_LOOKS, node, () => propose(node, widget));
+  },
+});

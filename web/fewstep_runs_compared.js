@@ -1,0 +1,83 @@
+// Runs beside each other: their losses in one chart, the settings that differ, and their newest pictures.
+import "./fewstep_chart.js";
+import { smoothed } from "./fewstep_chart.js";
+import { STYLE, define, figure, make } from "./fewstep_elements.js";
+import { fetchRun, previewUrl } from "./fewstep_service.js";
+
+const LOOKS = [["--run-1"], ["--run-2", [10, 4]], ["--run-3", [3, 3]], ["--run-4", [10, 3, 3, 3]]]; // told apart without colours too
+const OWN_STYLE = `
+  :host { --run-1: #e8590c; --run-2: #4c8dff; --run-3: #12a150; --run-4: #c264d9; height: auto; display: grid; gap: 0.6em; }
+  fewstep-chart { height: 15em; } img { width: 100%; image-rendering: pixelated; } figure { margin: 0; }
+  table { border-collapse: collapse; width: 100%; } caption { text-align: left; font-weight: 600; }
+  th, td { text-align: left; padding: 0.1em 0.4em; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; font-weight: normal; }
+  th { color: var(--soft); } .scroll { overflow: auto; }
+`;
+
+class Compared extends HTMLElement {
+  #asking = null;
+
+  constructor() {
+    super();
+    this.attachShadow({ mode: "open" });
+    this.chart = make("fewstep-chart");
+    this.table = make("table");
+    this.pictures = make("div");
+    this.said = make("div", { role: "status" });
+    const scrolled = make("div", { className: "scroll", tabIndex: 0, role: "group", aria: { label: "Settings that differ" } }, this.table);
+    this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), this.said, this.chart, scrolled, this.pictures);
+  }
+
+  disconnectedCallback() {
+    this.#asking?.abort();
+  }
+
+  /** runs: as the server lists them. */
+  async show(runs) {
+    this.#asking?.abort();
+    const { signal } = (this.#asking = new AbortController());
+    this.pictures.replaceChildren(...runs.filter((run) => run.preview !== null).map(picture));
+    try {
+      const told = await Promise.all(runs.map((run) => fetchRun(run.run, { signal })));
+      if (signal.aborted) return;
+      this.said.textContent = "";
+      this.table.replaceChildren(make("caption", { textContent: "What differs" }), ...rows(runs, told));
+      this.chart.draw(content(told));
+    } catch (error) {
+      if (!signal.aborted) this.said.textContent = error.message;
+    }
+  }
+}
+
+/** Lines over all iterations that any of them logged. */
+function content(told) {
+  const x = [...new Set(told.flatMap(({ curves }) => curves.iteration))].sort((one, other) => one - other);
+  const lines = told.map(({ run, curves }, i) => {
+    const at = new Map(curves.iteration.map((iteration, k) => [iteration, k]));
+    const values = smoothed(curves.loss, curves.stage);
+    const [colour, dash] = LOOKS[i % LOOKS.length];
+    return { label: run, colour, dash, values: x.map((iteration) => values[at.get(iteration)] ?? null) };
+  });
+  return { x, stages: x.map(() => 0), names: {}, log: true, lines };
+}
+
+/** How each stands, and every setting that is not the same for all. */
+function rows(runs, told) {
+  const settings = runs.map(({ method, options, student, teacher }) => ({ method, ...options, ...student, teacher: teacher?.slice(0, 8) }));
+  const names = [...new Set(settings.flatMap(Object.keys))].filter((name) => new Set(settings.map((one) => JSON.stringify(one[name]))).size > 1);
+  const row = (label, values) => make("tr", {}, make("th", { scope: "row", textContent: label }), ...values.map((textContent) => make("td", { textContent })));
+  return [
+    make("tr", {}, make("td"), ...runs.map(({ run }) => make("th", { scope: "col", textContent: run }))),
+    row("last loss", told.map(({ curves }) => figure(smoothed(curves.loss, curves.stage).findLast((value) => value !== null)))),
+    row("iterations", told.map(({ iteration }) => iteration)),
+    ...names.map((name) => row(name.replaceAll("_", " "), settings.map((one) => shown(one[name])))),
+  ];
+}
+
+const shown = (value) => (value === undefined ? "-" : typeof value === "object" ? JSON.stringify(value) : String(value));
+
+function picture({ run, preview }) {
+  const alt = `${run}, iteration ${preview}: above the teacher's pictures, below the student's`;
+  return make("figure", {}, make("figcaption", { textContent: run }), make("img", { src: previewUrl(run, preview), alt }));
+}
+
+define("fewstep-runs-compared", Compared);
