@@ -4,7 +4,7 @@ import "./fewstep_previews.js";
 import { STYLE, define, make } from "./fewstep_elements.js";
 import { smoothed } from "./fewstep_chart.js";
 import { figures, heard, sentence } from "./fewstep_panel_words.js";
-import { STATE, METRICS, cancelRun, fetchRun, isConnected, stopAfterCheckpoint, subscribe } from "./fewstep_service.js";
+import { PHASE, STATE, METRICS, cancelRun, fetchRun, isConnected, stopAfterCheckpoint, subscribe } from "./fewstep_service.js";
 
 const SECONDS_BETWEEN_LOOKS = 1;
 const SECONDS_WITHOUT_A_WORD = 5; // of a run that another process trains, the folder is looked at
@@ -104,7 +104,9 @@ class Panel extends HTMLElement {
   }
 
   #heard(kind, data) {
-    if (kind === METRICS) this.#known = { ...this.#known, live: data, state: "training" };
+    if (kind === METRICS) this.#known = { ...this.#known, live: data, phase: null, state: "training" };
+    if (kind === PHASE) this.#known = { ...this.#known, phase: data.phase ? data : null };
+    if (kind === STATE) this.#known = { ...this.#known, phase: null };
     if (kind === STATE) this.#known = { ...this.#known, error: data.error ?? null, published: data.published ?? null, startLeft: data.start_left };
     this.#draw();
     this.#lookSoon(kind === METRICS ? SECONDS_BETWEEN_LOOKS : 0);

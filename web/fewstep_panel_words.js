@@ -6,6 +6,7 @@ export function sentence(known) {
   if (!known.connected)
     return "The server does not answer. If it was restarted, training has stopped; what was saved stays, and this comes back by itself.";
   if (known.refusal) return known.refusal;
+  if (known.phase && !known.cancelling && !known.cancelAsked) return during(known.phase);
   if (known.run === null) return "The training is shown here when it begins.";
   const said = { absent, written, training, stopped, finished, damaged }[known.state](known);
   const error = known.error ?? known.failure;
@@ -15,9 +16,24 @@ export function sentence(known) {
 
 /** The same for those who hear it: said again only when something else is the case, not at every iteration. */
 export function heard(known) {
-  const { live, state } = known;
+  const { live, phase, state } = known;
+  if (phase && known.connected && !known.cancelling && !known.cancelAsked) return during({ phase: phase.phase });
   const goesOn = known.connected && !known.refusal && state === "training" && live && !known.cancelling && !known.cancelAsked;
   return goesOn && !known.stopping ? `Training: stage ${live.stage + 1} of ${live.stages} (${live.stage_name})` : sentence(known);
+}
+
+const PHASES = {
+  hashing: "Reading the model's weights",
+  encoding: "Making the training data",
+  probing: "Trying a few iterations",
+  measuring: "Comparing the student with its teacher",
+  exporting: "Writing the student's file",
+};
+
+/** What goes on before, between and after the iterations, how far it is, and how long it still takes. */
+function during({ phase, share, seconds_left }) {
+  const far = share ? `: ${Math.round(100 * share)} %` : "";
+  return `${PHASES[phase] ?? phase}${far}${seconds_left === null || seconds_left === undefined ? "" : `, ${seconds(seconds_left)} left`} ...`;
 }
 
 const absent = () => "Not begun. Queue the graph to train.";

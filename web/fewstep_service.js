@@ -3,6 +3,7 @@ import { api } from "../../scripts/api.js";
 
 export const METRICS = "fewstep.metrics";
 export const STATE = "fewstep.state";
+export const PHASE = "fewstep.phase";
 export const CONNECTION = "connection";
 
 /** run name -> set of listeners (kind, data); listeners of "" hear of every run. */
@@ -14,7 +15,7 @@ let begun = false;
 export function begin() {
   if (begun) return;
   begun = true;
-  for (const kind of [METRICS, STATE]) api.addEventListener(kind, (event) => tell(event.detail.run, kind, event.detail));
+  for (const kind of [METRICS, STATE, PHASE]) api.addEventListener(kind, (event) => tell(event.detail.run, kind, event.detail));
   api.addEventListener("reconnecting", () => connect(false));
   api.addEventListener("reconnected", () => connect(true));
 }

@@ -228,7 +228,7 @@ class Progress:
         self._bar, self._total, self._done = host.signals.progress_bar(total), total, 0
 
     def next(self) -> None:
-        host.signals.check_cancelled()
+        host.signals.progressed(self._done, self._total)
         self._done += 1
         self._bar.update_absolute(self._done, self._total)
 

@@ -26,7 +26,7 @@ from .data_in_graph import data_in_graph
 from .data_sources import DataInGraph, DataSource
 from .observing import Show
 from .starting_lora import StartingLoRA
-from .telling import MESSAGES
+from .telling import ENCODING, EXPORTING, HASHING, MESSAGES, PROBING
 
 RARE = ("weight_decay", "gradient_clip", "learning_rate_schedule", "warmup", "caption_dropout", "start_from")
 """Inputs that few people need."""
@@ -247,10 +247,12 @@ class Distill:
             perceptual.require(given["method"].written(), vae=vae)
             with prepared(model, run_name, chosen, **given) as distillation:
                 if not distillation.finished():
+                    MESSAGES.begin(PROBING)
                     running.execute(
                         distillation, chosen, model=model, vae=vae, show=lambda preview: Show(distillation, preview)
                     )
                 told["start_left"] = distillation.start_left
+            MESSAGES.begin(EXPORTING)
             return running.finished(run, chosen, model=model, told=told)
 
 
@@ -291,10 +293,12 @@ def prepared(
             run.locked(),
             host.signals.heeding(lambda: run.cancel_asked),
         ):
-            teacher_sha256 = teacher.sha256(model, begun_with=teacher.sha256_said(run))
+            with MESSAGES.phase(HASHING):
+                teacher_sha256 = teacher.sha256(model, begun_with=teacher.sha256_said(run))
             if isinstance(student, StartingLoRA) and not run.begun:
                 starting_lora.require_of_teacher(student, teacher_sha256=teacher_sha256)
-            training_data = source.build(model, run, teacher_sha256=teacher_sha256)
+            with MESSAGES.phase(ENCODING):
+                training_data = source.build(model, run, teacher_sha256=teacher_sha256)
             distillation = Distillation(
                 run=run,
                 method=resolved,

@@ -14,6 +14,7 @@ from . import distillation
 from . import option_inputs as inputs
 from .cards import NO_CARD, cards
 from .choosing import CARDS, GOALS, Wishes
+from .telling import MESSAGES, PROBING
 
 TRAIN, PLAN = "train", "plan only"
 STEPS = ["1", "2", "4", "8"]
@@ -156,7 +157,8 @@ class MakeItFast:
         run = folders.run_named(run_name)
         options = wanted.options
         if not run.finished:
-            options, plan = wanted.planned(run)
+            with MESSAGES.phase(PROBING, run=run_name, node=unique_id):
+                options, plan = wanted.planned(run)
             told = [*wanted.told(), *plan.told()]
             host.models.log.info("FewStep plan for %r: %s", run_name, "; ".join(told))
         if do == PLAN and not run.finished:

@@ -20,7 +20,7 @@ from ...trainers.training.distillation import Distillation
 from ...trainers.training.loop import Metrics
 from .. import host
 from ..sampling.comparison import stacked
-from .telling import MESSAGES, METRICS, Messages
+from .telling import MEASURING, MESSAGES, METRICS, Messages
 
 PREVIEW_PICTURES = 10
 PREVIEW_PIXELS = 512
@@ -43,6 +43,8 @@ class Show:
             self._tell(metrics, picture, important=last or picture is not None)
         if stops_here(self._distillation, metrics):
             raise host.signals.Cancelled
+        if last and self._distillation.method.stages()[metrics.stage].teacher_sigmas is not None:
+            self._messages.begin(MEASURING)
 
     def _tell(self, metrics: Metrics, picture: Any, *, important: bool) -> None:
         message = {"run": self._distillation.run.name, **without_nan(vars(metrics))}

@@ -42,7 +42,7 @@ class Trial:
     sample: Batch
     perceptual: Perceptual | None = None
     clock: Callable[[], float] = time.perf_counter
-    progress: Any = dataclasses.field(default_factory=lambda: host.signals.progress_bar(_TRIALS))
+    tried: list[int] = dataclasses.field(default_factory=list)
 
     def costs(self, options: TrainOptions, *, rows: int) -> list[StageCost]:
         """Each stage's, on whole batches that pass so many rows at a time. The MODEL is afterwards as it was.
@@ -97,7 +97,8 @@ class Trial:
                 perceptual=self.perceptual,
                 clock=self.clock,
             )
-        self.progress.update(1)
+        self.tried.append(rows)
+        host.signals.progressed(min(len(self.tried), _TRIALS), _TRIALS)
 
 
 @host.training.memory_given_back()

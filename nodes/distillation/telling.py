@@ -12,7 +12,11 @@ from ...trainers.storage.run_folder import RunFolder
 from .. import host
 
 SECONDS_BETWEEN_MESSAGES = 0.25
-METRICS, STATE = "fewstep.metrics", "fewstep.state"
+METRICS, STATE, PHASE = "fewstep.metrics", "fewstep.state", "fewstep.phase"
+HASHING, ENCODING, PROBING, MEASURING, EXPORTING = "hashing", "encoding", "probing", "measuring", "exporting"
+"""What comes before, between and after the iterations of a run, as it is told. The training itself tells its metrics."""
+_PARTS = 1000
+"""Of the host's bar."""
 
 Message = dict[str, Any]
 
@@ -29,6 +33,7 @@ class Messages:
     ) -> None:
         self._send, self._clock, self._sleep = send, clock, sleep
         self._last = -math.inf
+        self._about: Message | None = None
         self.newest: dict[str, Message] = {}
 
     def offer(self, event: str, message: Message, *, important: bool = False) -> bool:
@@ -51,7 +56,7 @@ class Messages:
         Gives what will be said of a finished run, to which more may be added.
         """
         self.newest.pop(run.name, None)
-        about = {"run": run.name, "node": node}
+        about = self._about = {"run": run.name, "node": node}
         self.offer(STATE, {**about, "state": "begun"}, important=True)
         ended: Message = {"state": "finished"}
         try:
@@ -63,8 +68,37 @@ class Messages:
             ended = {"state": "failed", "error": str(error)}
             raise
         finally:
+            self._about = None
             self.newest.pop(run.name, None)
             self.offer(STATE, {**about, **ended}, important=True)
+
+    def begin(self, phase: str) -> None:
+        """Says that the run that goes on is in a phase, of which nobody knows how far it is. Nothing where none goes on."""
+        if self._about:
+            self.offer(PHASE, {**self._about, "phase": phase, "share": None, "seconds_left": None}, important=True)
+
+    @contextmanager
+    def phase(self, phase: str, **about: Any) -> Iterator[None]:
+        """Inside, the browser and the host's bar are told how far work is, as host.signals.progressed tells it, and how many
+        seconds are left by its pace. about: run and node, where no run goes on yet."""
+        own, about = bool(about), about or self._about or {}
+        if not about:
+            yield
+            return
+        bar, began = host.signals.progress_bar(_PARTS), self._clock()
+
+        def follow(share: float) -> None:
+            left = (self._clock() - began) * (1.0 - share) / share if share else None
+            if self.offer(PHASE, {**about, "phase": phase, "share": share, "seconds_left": left}):
+                bar.update_absolute(round(_PARTS * share), _PARTS)
+
+        self.offer(PHASE, {**about, "phase": phase, "share": 0.0, "seconds_left": None}, important=True)
+        try:
+            with host.signals.following(follow):
+                yield
+        finally:
+            if own:  # no end of a run will be told
+                self.offer(PHASE, {**about, "phase": None, "share": None, "seconds_left": None}, important=True)
 
 
 MESSAGES = Messages()

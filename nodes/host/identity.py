@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...trainers.storage.files import some_of, tensors_sha256
 from ...trainers.storage.kept_hashes import kept
-from . import bypass, carried, folders, guidance, weights
+from . import bypass, carried, folders, guidance, signals, weights
 
 _NETWORK = "diffusion_model."
 
@@ -69,10 +69,10 @@ def weights_sha256(tensors: Mapping[str, Tensor], *, owner: nn.Module, file: tup
     sample = tensors_sha256({name: _sample(value) for name, value in tensors.items()})
     if file is not None:
         key = json.dumps([*file, sample])
-        return kept(folders.known_weights(), key, lambda: tensors_sha256(tensors))
+        return kept(folders.known_weights(), key, lambda: tensors_sha256(tensors, heard=signals.progressed))
     known = _of_networks.setdefault(owner, {})
     if sample not in known:
-        known[sample] = tensors_sha256(tensors)
+        known[sample] = tensors_sha256(tensors, heard=signals.progressed)
     return known[sample]
 
 

@@ -55,6 +55,27 @@ def check_cancelled() -> None:
         raise Cancelled
 
 
+_followers: list[Callable[[float], None]] = []
+"""Who is told how far the work is that goes on."""
+
+
+@contextmanager
+def following(follow: Callable[[float], None]) -> Iterator[None]:
+    """Inside, follow is told the share that is done whenever progressed is called."""
+    _followers.append(follow)
+    try:
+        yield
+    finally:
+        _followers.remove(follow)
+
+
+def progressed(done: int, total: int) -> None:
+    """Of work that takes its time: heeds a cancel, and tells whoever follows."""
+    check_cancelled()
+    for follow in _followers:
+        follow(done / total)
+
+
 def progress_bar(total: int) -> Any:
     """The bar on the running node: update_absolute(value, total, ("JPEG", picture, largest side))."""
     return comfy.utils.ProgressBar(total)

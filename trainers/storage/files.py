@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,10 +122,13 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def tensors_sha256(tensors: Mapping[str, Tensor | Rows]) -> str:
-    """A hash of names, types, shapes and bytes, in the order of the names."""
+def tensors_sha256(
+    tensors: Mapping[str, Tensor | Rows], *, heard: Callable[[int, int], None] = lambda done, total: None
+) -> str:
+    """A hash of names, types, shapes and bytes, in the order of the names. heard: is told after how many tensors of how many."""
     digest = hashlib.sha256()
-    for name in sorted(tensors):
+    for done, name in enumerate(sorted(tensors)):
+        heard(done, len(tensors))
         value = tensors[name]
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         for rows in value.at.split(_AT_ONCE) if isinstance(value, Rows) else (None,):

@@ -1,0 +1,105 @@
+"""The phases of a run: told by name and in order, each with how far it is, and each of those before training heeds a cancel."""
+
+import pytest
+import torch
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.demo import digits
+from comfyui_fewstep.nodes.distillation import choosing, distillation, make_it_fast, methods, students, telling
+from comfyui_fewstep.nodes.distillation.data_sources import PromptSource
+from comfyui_fewstep.trainers.training import trial
+from making_data import TRAINING
+
+
+@pytest.fixture
+def told(output, monkeypatch):
+    """What is told, none of it too early."""
+    sent = []
+    monkeypatch.setattr(telling.MESSAGES, "_send", lambda event, message: sent.append((event, message)))
+    monkeypatch.setattr(telling, "SECONDS_BETWEEN_MESSAGES", 0.0)
+    return sent
+
+
+@torch.inference_mode()
+def train():
+    teacher, _, clip = digits.DemoTeacher().load()
+    (method,) = methods.ProgressiveDistillation().make(
+        start_steps=4, target_steps=2, iterations=2, weighting="constant", learning_rate=1e-3, guidance_scale=1.5
+    )
+    (lora,) = students.LoRAStudentNode().make(rank=4, alpha=4.0, layers="linear")
+    drawn = PromptSource(
+        prompts=("3", "7"), width=32, height=32, pictures_per_prompt=2, steps=2, batch_size=1, clip=clip
+    )
+    return distillation.Distill().distil(
+        teacher, method=method, run_name="run", student=lora, data=drawn, unique_id="5", **TRAINING
+    )
+
+
+def phases(told):
+    """What was told, by name, each once in a row."""
+    names = [message.get("phase") or message.get("state") or "training" for _, message in told]
+    return [name for i, name in enumerate(names) if i == 0 or names[i - 1] != name]
+
+
+def test_a_run_tells_its_phases_in_order(told):
+    train()
+    wanted = ["begun", "hashing", "encoding", "probing", "training", "measuring", "exporting", "finished"]
+    assert phases(told) == wanted
+    parts = [message for event, message in told if event == telling.PHASE]
+    assert all((message["run"], message["node"]) == ("run", "5") for message in parts)
+    encoding = [message for message in parts if message["phase"] == "encoding"]
+    assert [message["share"] for message in encoding] == [0.0, 0.0, 0.25, 0.5, 0.75]
+    assert all(message["seconds_left"] >= 0.0 for message in encoding[2:])
+
+
+@pytest.mark.parametrize("phase", ["hashing", "encoding"])
+def test_a_cancel_is_heard_in_every_phase_before_the_training(phase, told, monkeypatch):
+    """At the next thing that is done: no further one is told of."""
+
+    def check():
+        if told and told[-1][1].get("phase") == phase:
+            raise host.signals.Cancelled
+
+    monkeypatch.setattr(host.signals, "check_cancelled", check)
+    monkeypatch.setattr(host.identity, "_of_networks", {})
+    with pytest.raises(host.signals.Cancelled):
+        train()
+    assert phases(told)[-2:] == [phase, "stopped"]
+
+
+def test_probing_is_told_and_heeds_a_cancel(told, monkeypatch):
+    monkeypatch.setattr(trial, "LEAST_TIMED", 1)
+    monkeypatch.setattr(trial, "ENOUGH_SECONDS", 0.0)
+    monkeypatch.setattr(choosing, "BATCH", 1)
+    teacher, _, clip = digits.DemoTeacher().load()
+    asked = []
+
+    def check():
+        shares = [message.get("share") for _, message in told]
+        asked.append(shares)
+        if any(share for share in shares):
+            raise host.signals.Cancelled
+
+    monkeypatch.setattr(host.signals, "check_cancelled", check)
+    with torch.inference_mode(), pytest.raises(host.signals.Cancelled):
+        make_it_fast.MakeItFast().make(
+            teacher,
+            steps="4",
+            goal=choosing.CHEAPEST,
+            run_name="run",
+            do=make_it_fast.PLAN,
+            clip=clip,
+            prompts="3",
+            side=32,
+            pictures=1,
+            unique_id="7",
+        )
+    assert {(message["run"], message["node"]) for _, message in told} == {("run", "7")}
+    assert [(message["phase"], message["share"]) for _, message in told] == [
+        ("probing", 0.0),
+        ("probing", pytest.approx(1 / 8)),
+        (None, None),
+    ], "and that it is over"
