@@ -24,6 +24,7 @@ from .. import host
 from ..host import folders
 from . import matching_method, methods, planning, running, training_data
 from . import option_inputs as inputs
+from .cards import NO_CARD, Card, cards
 from .data_in_graph import data_in_graph
 from .data_sources import PromptSource, Sample, Texts
 from .families import Family, family_of
@@ -34,7 +35,7 @@ PROMPTS = Path(__file__).parents[2] / "prompts" / "everyday.txt"
 CLOSEST, SHARPEST, CHEAPEST = "closest to my model", "sharpest", "cheapest to train"
 CARDS = {"what is free now": None, **{f"{size} GB": float(size) for size in (8, 12, 16, 24, 32)}}
 Guided = ProgressiveOptions | ConsistencyOptions | DistributionMatchingOptions
-BATCH = 16
+BATCH, RANK = 16, 64
 _DRAWN_AT_ONCE = 4
 _TRIED_STEPS = 2
 
@@ -118,6 +119,7 @@ class Wishes:
     latents: Any = None
     positive: Any = None
     negative: Any = None
+    preset: str = NO_CARD
 
     def __post_init__(self) -> None:
         if self.from_graph:
@@ -158,7 +160,11 @@ class Wishes:
 
     @property
     def _side(self) -> int:
-        return self.side or self.family.side
+        return self.side or min(self.family.side, self._card.most_side if self._card else self.family.side)
+
+    @functools.cached_property
+    def _card(self) -> Card | None:
+        return None if self.preset == NO_CARD else cards()[self.preset]
 
     @property
     def method(self) -> Guided:
@@ -172,11 +178,13 @@ class Wishes:
     @property
     def student(self) -> LoRAOptions:
         layers = LoRALayers.LINEAR if self.steps >= 4 else LoRALayers.LINEAR_AND_CONV
-        return LoRAOptions(rank=64, alpha=64.0, layers=layers)
+        rank = self._card.rank if self._card else RANK
+        return LoRAOptions(rank=rank, alpha=float(rank), layers=layers)
 
     @property
     def options(self) -> TrainOptions:
-        return TrainOptions(batch_size=BATCH, checkpoint_every=100, seed=self.seed)
+        batch_size = self._card.batch_size if self._card else BATCH
+        return TrainOptions(batch_size=batch_size, checkpoint_every=100, seed=self.seed)
 
     def data(self) -> dict[str, Any]:
         """As Distill Model takes it."""
@@ -239,6 +247,10 @@ class Wishes:
             said.append(f"data: {len(drawn.prompts)} prompts, for pictures of {drawn.width} x {drawn.height}")
         elif drawn is not None:
             said.append(f"data: the pictures of {drawn.folder}, at about {drawn.resolution} x {drawn.resolution}")
+        if self._card:
+            said.append(
+                f"preset {self.preset}: batches of {self._card.batch_size}, pictures of {self._card.most_side} at most"
+            )
         rank, layers = self.student.rank, self.student.layers.value
         said.append(
             f"student: a LoRA of rank {rank} on layers {layers}; guidance {self.method.guidance_scale:g} is baked in"
@@ -252,7 +264,7 @@ class Wishes:
         sample = self._sample()
         method = running.method_on(self.model, self.method, empty_prompt=sample.unconditional is not None)
         trial = planning.Trial(model=self.model, run=run, method=method, student=self.student, sample=sample)
-        card = CARDS[self.memory]
+        card = CARDS[self.memory] or (self._card.gigabytes if self._card else None)
         room = None if card is None else host.training.beside_on_card(self.model, gigabytes=card)
         return planning.fitted(trial, self.options, room=room, preparing=self._preparing(sample))
 

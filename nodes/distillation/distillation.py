@@ -20,12 +20,16 @@ from ...trainers.training.optimisers import OPTIMISERS
 from ...trainers.training.options import AS_LOADED, PRECISIONS, TrainOptions
 from .. import host
 from ..host import folders, graph
+from . import option_inputs as inputs
 from . import perceptual, running, starting, starting_lora, students, teacher
 from .data_in_graph import data_in_graph
 from .data_sources import DataInGraph, DataSource
 from .observing import Show
 from .starting_lora import StartingLoRA
 from .telling import MESSAGES
+
+RARE = ("weight_decay", "gradient_clip", "learning_rate_schedule", "warmup", "caption_dropout", "start_from")
+"""Inputs that few people need."""
 
 
 @host.signals.asked_whether_changed
@@ -54,7 +58,7 @@ class Distill:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
+        declared = {
             "required": {
                 "model": ("MODEL", {"tooltip": "The teacher, as wired: its LoRAs and patches are distilled too."}),
                 "method": ("FEWSTEP_METHOD", {"tooltip": "How to distil, from a method node."}),
@@ -209,6 +213,7 @@ class Distill:
             },
             "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID", "extra_pnginfo": "EXTRA_PNGINFO"},
         }
+        return inputs.folded(declared, RARE)
 
     @classmethod
     def VALIDATE_INPUTS(cls, run_name: Any = None) -> bool | str:
@@ -234,13 +239,13 @@ class Distill:
         run_name: str,
         vae: Any = None,
         student: students.StudentOptions | None = None,
-        **inputs: Any,
+        **given: Any,
     ) -> tuple[Any, dict[str, list[float]], str, dict[str, Tensor]]:
         chosen = student or LoRAOptions()
         run = folders.run_named(run_name)
-        with MESSAGES.of_run(run, node=inputs.get("unique_id")) as told:
-            perceptual.require(inputs["method"].written(), vae=vae)
-            with prepared(model, run_name, chosen, **inputs) as distillation:
+        with MESSAGES.of_run(run, node=given.get("unique_id")) as told:
+            perceptual.require(given["method"].written(), vae=vae)
+            with prepared(model, run_name, chosen, **given) as distillation:
                 if not distillation.finished():
                     running.execute(
                         distillation, chosen, model=model, vae=vae, show=lambda preview: Show(distillation, preview)

@@ -12,10 +12,15 @@ from ..host import folders, graph
 from ..sampling.recipes import as_trained
 from . import distillation
 from . import option_inputs as inputs
+from .cards import NO_CARD, cards
 from .choosing import CARDS, GOALS, Wishes
 
 TRAIN, PLAN = "train", "plan only"
 STEPS = ["1", "2", "4", "8"]
+
+
+RARE = ("negative_prompt", "guidance", "side", "pictures", "iterations", "memory", "seed")
+"""Inputs that few people need."""
 
 
 class MakeItFast:
@@ -42,7 +47,7 @@ class MakeItFast:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
+        declared = {
             "required": {
                 "model": ("MODEL", {"tooltip": "What is to become fast, as wired: its LoRAs are learnt too."}),
                 "steps": (
@@ -113,9 +118,17 @@ class MakeItFast:
                 ),
                 "positive": ("CONDITIONING", {"tooltip": "With latents: one prompt for each, or one for all."}),
                 "negative": ("CONDITIONING", {"tooltip": "With latents: the empty or negative prompt."}),
+                "preset": (
+                    [NO_CARD, *cards()],
+                    {
+                        "tooltip": "Rank, batch, largest pictures and memory for a card of that size, from the files in the "
+                        "pack's folder presets_of_cards. side and memory count before it. none: as the machine has memory."
+                    },
+                ),
             },
             "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID", "extra_pnginfo": "EXTRA_PNGINFO"},
         }
+        return inputs.folded(declared, RARE)
 
     @classmethod
     def VALIDATE_INPUTS(cls, run_name: Any = None) -> bool | str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ...trainers.objective.distance import Distance
@@ -57,6 +57,15 @@ ABOUT_SCALE_INPUT = (
 
 def grid(tooltip: str) -> Input:
     return ([choice.value for choice in Grid], {"default": Grid.TRAILING.value, "tooltip": tooltip})
+
+
+def folded(declared: dict[str, Any], rare: Collection[str]) -> dict[str, Any]:
+    """What a node declares, the rare inputs marked so that editors that fold such do so; their order stays."""
+    for group in (declared["required"], declared["optional"]):
+        for name in group.keys() & rare:
+            kind, about = group[name]
+            group[name] = (kind, {**about, "advanced": True})
+    return declared
 
 
 def defaults(node: Any) -> dict[str, Any]:

@@ -95,17 +95,21 @@ def _left_as(values: Tensor, *, level: float, shape: torch.Size) -> list[Sample 
     near = 1e-3 * float(values.abs().mean())  # the host scales latents on their way from one node to the next
     ends = [end for end in reversed(_ends) if end.shape == shape and abs(end.level - level) <= 1e-5 * level]
     known: list[Sample | None] = []
+    taken: set[tuple[int, int]] = set()
     for one in values:
-        same = (sample for end in ends for sample in _same_of(end, one, near=near))
-        known.append(next((sample for sample in same if sample not in known), None))
+        alike = ((n, _same_of(end, one, near=near)) for n, end in enumerate(ends))
+        n, rows = next(((n, rows) for n, rows in alike if rows), (0, []))
+        row = next((row for row in rows if (n, row) not in taken), None)
+        known.append(None if row is None else ends[n].samples[row])
+        taken |= set() if row is None else {(n, row)}
     return known
 
 
-def _same_of(end: _End, one: Tensor, *, near: float) -> list[Sample]:
-    """The nearest first: at low levels the pictures of one latent are much alike."""
+def _same_of(end: _End, one: Tensor, *, near: float) -> list[int]:
+    """Which of its samples, the nearest first: at low levels the pictures of one latent are much alike."""
     same = torch.isclose(end.values, one, rtol=1e-3, atol=near).all(dim=1).tolist()
-    nearest = (end.values - one).abs().sum(dim=1).argsort().tolist()
-    return [end.samples[i] for i in nearest if same[i]]
+    nearest = (end.values - one).abs().sum(dim=1).argsort(stable=True).tolist()
+    return [i for i in nearest if same[i]]
 
 
 def _filled(known: list[Sample | None], others: list[Sample]) -> list[Sample]:

@@ -246,6 +246,19 @@ def test_a_damaged_run_is_opened_repaired_and_deleted(server, runs, name):
     assert name not in listed(server)
 
 
+@pytest.mark.parametrize(
+    "body", [b"[" * 50000, b"{", b"\xff", b"7", b'{"name": ' + b"[" * 700 + b"]" * 700 + b"}", b'{"name": "../evil"}']
+)
+def test_whatever_a_post_brings_is_answered(body, server, runs, name):
+    folder = write_run(runs, name)
+    headers = {"Content-Type": "application/json; charset=nonsense"}
+    asked = urllib.request.Request(f"{server.address}/fewstep/runs/{name}/rename", data=body, headers=headers)  # noqa: S310
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(asked, timeout=60)  # noqa: S310 (our own http address)
+    assert (refused.value.code, bool(json.loads(refused.value.read())["error"])) == (400, True)
+    assert (folder / "run.json").exists()
+
+
 def test_no_link_is_served_or_followed(server, base, runs, name):
     outside = base / "outside"
     (outside / "previews").mkdir(parents=True, exist_ok=True)

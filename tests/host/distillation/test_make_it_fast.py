@@ -11,6 +11,7 @@ import_host()
 from architectures import conditioning, noise_for, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import choosing, distillation, make_it_fast, methods, students
+from comfyui_fewstep.nodes.distillation.cards import cards
 from comfyui_fewstep.nodes.distillation.families import family_of
 from comfyui_fewstep.trainers.training import trial
 from encoders import RandomCLIP
@@ -113,9 +114,9 @@ def test_matching_draws_no_pictures(output, monkeypatch):  # noqa: F811
     """The plan counts the companion's passes too: its four updates on shared samples beside the student's own."""
     monkeypatch.setattr(choosing, "BATCH", 2)
     model = tiny("sd15")
-    wishes = {"clip": clip_of("sd15"), "goal": choosing.SHARPEST, "iterations": 1, "steps": "2", "side": 32}
+    wishes = {"clip": clip_of("sd15"), "goal": choosing.SHARPEST, "iterations": 1, "steps": "4", "side": 32}
     told = make(model, do=make_it_fast.PLAN, **wishes)["ui"]["text"][0].splitlines()
-    assert told[1].startswith("distribution matching in 2 steps")
+    assert told[1].startswith("distribution matching in 4 steps")
     assert told[2] == "data: 240 prompts, for pictures of 32 x 32"
     assert "guidance 5 is baked in" in told[3]
     assert not any("drawing" in line for line in told)
@@ -163,11 +164,51 @@ def test_a_card_that_holds_the_model_and_no_more(output, quick):  # noqa: F811
         make(model, memory="8 GB", clip=clip_of("sd15"), **SMALL)
 
 
+def test_presets_are_those_of_the_files_and_give_way_to_what_is_chosen(output, monkeypatch):  # noqa: F811
+    found = cards()
+    assert list(found) == ["8 GB card", "12 GB card", "16 GB card", "24 GB card"]
+    assert [card.gigabytes for card in found.values()] == [8, 12, 16, 24]
+    given = {"model": tiny("sdxl"), "steps": 4, "goal": choosing.CLOSEST, "clip": clip_of("sdxl")}
+    small, own = (choosing.Wishes(**given, preset="8 GB card", **more) for more in ({}, {"side": 1024}))
+    card = found["8 GB card"]
+    assert (small.student.rank, small.options.batch_size) == (card.rank, card.batch_size)
+    assert (small.data()["data"].width, own.data()["data"].width) == (card.most_side, 1024)
+    assert f"preset 8 GB card: batches of {card.batch_size}, pictures of {card.most_side} at most" in small.told()
+    asked = []
+    monkeypatch.setattr(host.training, "beside_on_card", lambda model, gigabytes: asked.append(gigabytes))
+    monkeypatch.setattr(choosing.planning, "fitted", lambda *_, **__: None)
+    for more in ({}, {"memory": "24 GB"}, {"preset": "none"}):
+        wishes = choosing.Wishes(**{**given, "preset": "8 GB card", **SMALL, **more})
+        monkeypatch.setattr(wishes.__class__, "_preparing", lambda *_: [])
+        wishes.planned(host.folders.run_named("run"))
+    assert asked == [8.0, 24.0]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"rank": 4}', '{"gigabytes": 8, "rank": 0, "batch_size": 1, "most_side": 8}']
+)
+def test_a_damaged_preset_is_named(content, tmp_path):
+    (tmp_path / "mine.json").write_text(content)
+    with pytest.raises(ValueError, match=r"mine\.json"):
+        cards(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("kind", "name"), [("sd15", "Stable Diffusion 1 or 2"), ("sdxl", "SDXL"), ("sd3", "Stable Diffusion 3")]
 )
 def test_families(kind, name):
     assert family_of(tiny(kind)).name == name
+
+
+def test_rare_inputs_are_folded_by_hosts_that_fold():
+    """Those that most people need are in sight."""
+    for node, rare in (
+        (make_it_fast.MakeItFast, make_it_fast.RARE),
+        (distillation.Distill, distillation.RARE),
+    ):
+        declared = node.INPUT_TYPES()
+        inputs = {**declared["required"], **declared["optional"]}
+        assert {name for name, (_, *about) in inputs.items() if about and about[0].get("advanced")} == set(rare)
 
 
 def test_what_is_missing_is_named(output):  # noqa: F811

@@ -163,6 +163,18 @@ def test_a_half_that_is_repeated_draws_variants(run):
     assert min(float((one - other).abs().max()) for i, one in enumerate(drawn) for other in drawn[:i]) > 0.1
 
 
+@pytest.mark.parametrize("pictures", [None, noise_of(3, seed=4)], ids=["alike", "each its own"])
+def test_samples_that_share_their_noise_share_it_to_the_end(pictures, run):
+    """Latent Batch Seed Behavior, fixed: all are one sample of the seed, whether the run is cut or not."""
+    fixed = {"fixed": node("LatentBatchSeedBehavior", samples=["begin", 4], seed_behavior="fixed")}
+    whole = run("lcm", "EPS", {**fixed, "out": advanced("lcm", ["fixed", 0])}, samples=pictures)
+    half = {**fixed, "half": advanced("lcm", ["fixed", 0], end=2)}
+    close(
+        run("lcm", "EPS", {**half, "out": advanced("lcm", ["half", 0], noise=False, start=2)}, samples=pictures), whole
+    )
+    assert ((whole[1] - whole[0]).abs().max() < 1e-3) == (pictures is None)
+
+
 # --- whose noise -----------------------------------------------------------------------------------------------------
 
 
