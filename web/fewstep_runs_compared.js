@@ -10,7 +10,7 @@ const OWN_STYLE = `
   fewstep-chart { height: 15em; } img { width: 100%; image-rendering: pixelated; } figure { margin: 0; }
   table { border-collapse: collapse; width: 100%; } caption { text-align: left; font-weight: 600; }
   th, td { text-align: left; padding: 0.1em 0.4em; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; font-weight: normal; }
-  th { color: var(--soft); } .scroll { overflow: auto; }
+  th { color: var(--soft); overflow-wrap: normal; } .scroll { overflow: auto; }
 `;
 
 class Compared extends HTMLElement {
