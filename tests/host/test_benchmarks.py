@@ -12,6 +12,7 @@ from comfyui_fewstep.benchmarks import (
     architectures_parts,
     digits_solvers,
     methods,
+    plan,
     progressive,
     progressive_ablation,
     progressive_cheaper,
@@ -210,3 +211,27 @@ def test_the_table_of_formats_has_a_row_for_each_way_of_holding_weights(monkeypa
     page = architectures.page({**figures, "formats": rows}, command="bench")
     assert "| lowvram | float32 that the host keeps elsewhere, and lends layer by layer | 1.000000 | 1.000000 |" in page
     assert "- broken: ZeroDivisionError: division by zero" in page
+
+
+def test_the_plans_have_a_row_for_each_case_and_go_on(tmp_path, monkeypatch):
+    """The parts themselves are the plan's and the run's, each in a process of its own."""
+    asked = []
+
+    def alone(part, case):
+        asked.append((part, case.name))
+        return (
+            {"pairs": [(9.0, 10.0), (6.0, 10.0), (11.0, 10.0)]}
+            if part == "times"
+            else {"planned": 2**20, "held": 2**21}
+        )
+
+    monkeypatch.setattr(plan.plan_parts, "alone", alone)
+    chosen = ["--models", "digits", "--methods", "progressive", "--folder", str(tmp_path)]
+    plan.main(chosen)
+    plan.main(chosen)
+    assert asked == [
+        (part, f"digits, progressive, {student}") for student in ("LoRA", "full") for part in ("times", "memory")
+    ]
+    page = (tmp_path / "plan.md").read_text()
+    assert "| digits | progressive | full | 10.00 s | 0.90 | 0.60 to 1.10 | 2.0 | 0.50 |" in page
+    assert "Within 15%: 2 of 2 in time (the ratio in the middle), 0 of 2 in memory" in page
