@@ -1,4 +1,4 @@
-"""What suits a card of each size, from the files of presets_of_cards/: a start, and no measured optimum."""
+"""What suits a card of each size, from the files of presets/: a start, and no measured optimum."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parents[2] / "presets_of_cards"
+FOLDER = Path(__file__).parents[2] / "presets"
 NO_CARD = "none"
 
 
