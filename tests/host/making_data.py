@@ -1,12 +1,12 @@
 """Distill Model on data nodes as the graph runs it, and what the tests of those share."""
 
+import cancelling
 import numpy as np
 import torch
 from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import distillation, folder_data, methods, students, training_data
 from comfyui_fewstep.trainers.storage.export import read_student
 from PIL import Image
@@ -78,11 +78,4 @@ class Cancelled(Exception):
 
 
 def cancel_at(monkeypatch, call):
-    calls = []
-
-    def check():
-        calls.append(1)
-        if len(calls) == call:
-            raise Cancelled
-
-    monkeypatch.setattr(host.signals, "check_cancelled", check)
+    cancelling.cancel_at(monkeypatch, call, Cancelled)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from comfyui_fewstep.benchmarks.scenes import pages
+from comfyui_fewstep.benchmarks.scenes.students_page import by_training
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -99,14 +100,17 @@ def test_architectures_are_counted_as_their_table_does():
     assert f"[{whole} are right throughout]" in TEXT
 
 
+def _solvers_by_calls(parts):
+    rows = {}
+    for label, seeds in pages.by_noise(parts).items():
+        rows.setdefault(int(label.rpartition(", ")[2].split()[0]), []).append(seeds)
+    return rows
+
+
 def test_the_drawn_worlds_table_is_the_solvers():
     """The solver of least mean distance at each number of calls that is there, and two floors."""
     parts = result("scenes_solvers")["parts"]
-    rows = {}
-    for label, seeds in pages.by_noise(parts).items():
-        calls = int(label.rpartition(", ")[2].split()[0])
-        rows.setdefault(calls, []).append(seeds)
-    best = {calls: pages.best_of(found) for calls, found in sorted(rows.items())}
+    best = {calls: pages.best_of(found) for calls, found in sorted(_solvers_by_calls(parts).items())}
     floors = [parts[f"floor: real scenes{said}"]["figures"] for said in ("", ", blurred")]
 
     def line(name, key, digits):
@@ -120,3 +124,22 @@ def test_the_drawn_worlds_table_is_the_solvers():
     assert line("shows its prompt", "accuracy", 3) in README
     steady, _, falling, _ = result("scenes_teacher")["shipped"].replace(",", "").split()
     assert f"The teacher learnt for {steady} iterations and {falling} more" in TEXT
+
+
+def test_the_drawn_worlds_students_are_those_of_their_table():
+    """Means over noise seeds of one training each, beside the best solver at as many calls."""
+    students, solvers = by_training(result("scenes_students")["parts"]), result("scenes_solvers")["parts"]
+    best = {calls: pages.best_of(found) for calls, found in _solvers_by_calls(solvers).items()}
+    counts = (8, 4, 2, 1)
+
+    def line(name, values):
+        return f"| {name} | {' | '.join('' if value is None else f'{value:.2f}' for value in values)} |"
+
+    def mean(figures):
+        return None if figures is None else statistics.mean(one["frechet"][0] for one in figures)
+
+    assert line("teacher, best solver", [mean([part["figures"] for part in best[n]]) for n in counts]) in README
+    assert {len(of) for of in students.values()} == {1}, "README says one training seed"
+    for label in {label for label, _ in students}:
+        values = [mean(students[label, n][0] if (label, n) in students else None) for n in counts]
+        assert line(label, values) in README

@@ -4,6 +4,7 @@ import uuid
 
 import pytest
 import torch
+from cancelling import cancel_at
 from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
@@ -13,7 +14,6 @@ import comfy.sample
 import comfy.sd
 import folder_paths
 from architectures import conditioning, grid, kinds, noise_for, tiny
-from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import distillation, methods, students
 from comfyui_fewstep.nodes.sampling import samplers, schedules
 from comfyui_fewstep.trainers.storage.export import LORA, read_student
@@ -171,14 +171,7 @@ def test_a_lora_learns_beside_weights_of_half_precision(kind, dtype, output):
 def test_a_cancel_or_an_error_leaves_the_model_whole(kind, error, output, monkeypatch):
     model = tiny(kind)
     before, picture = snapshot(model), draw(model, kind)
-    calls = []
-
-    def stop():
-        calls.append(1)
-        if len(calls) == 9:
-            raise error
-
-    monkeypatch.setattr(host.signals, "check_cancelled", stop)
+    cancel_at(monkeypatch, 9, error)
     with pytest.raises(error):
         distil(model, kind, iterations=6, name="stopped")
     assert_whole(model, before)

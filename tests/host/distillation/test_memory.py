@@ -6,6 +6,7 @@ import current_architectures
 import pytest
 import torch
 from architectures import ARCHITECTURES, conditioning, grid, kinds, noise_for, tiny
+from cancelling import cancel_at
 from comfyui_fewstep.benchmarks.architectures_parts import PARTS, Subject
 from comfyui_fewstep.benchmarks.memory import left_in_memory
 from comfyui_fewstep.nodes import host
@@ -249,7 +250,7 @@ def test_the_model_is_whole_afterwards(kind, which, stop, output, monkeypatch): 
     picture = draw(model, kind)  # first: the host's own loading leaves marks on the modules
     before, state = snapshot(model), attributes(model.model)
     if stop:
-        monkeypatch.setattr(host.signals, "check_cancelled", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        cancel_at(monkeypatch, 1, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt) if stop else nullcontext():
         distil(
             model,
@@ -276,15 +277,8 @@ def test_checkpointing_may_be_switched_on_in_a_run_and_precision_not(output, mon
     """Whoever runs out of memory goes on with the same run, and the result is the same."""
     model = tiny("sd15")
     expected = read_student_of(output, distil(model, "sd15", iterations=3, name="whole")[2])
-    calls = []
-
-    def stop():
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(host.signals, "check_cancelled", stop)
+        cancel_at(patch, 4, KeyboardInterrupt)
         distil(model, "sd15", iterations=3, name="resumed")
     with pytest.raises(ValueError, match=r"training\.precision: there as_loaded, here bfloat16"):
         distil(model, "sd15", iterations=3, name="resumed", precision="bfloat16")

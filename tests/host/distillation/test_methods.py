@@ -6,6 +6,7 @@ import uuid
 import pytest
 import torch
 from architectures import conditioning, grid, noise_for, tiny
+from cancelling import cancel_at
 from test_lora import TRAINING, assert_whole, draw, read_student_of, snapshot
 
 import comfy.sample  # isort: skip  # architectures made it importable
@@ -122,17 +123,10 @@ def sampled(model, kind, sampler, sigmas, *, cfg=1.0):
     ),
 )
 def test_a_cancelled_run_goes_on_bit_for_bit(method, kind, output, monkeypatch):
-    model, calls = tiny(kind), []
-
-    def stop():
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(host.signals, "check_cancelled", stop)
-    with pytest.raises(KeyboardInterrupt):
+    model = tiny(kind)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        cancel_at(patch, 4, KeyboardInterrupt)
         distil(model, kind, method, name="stopped")
-    monkeypatch.setattr(host.signals, "check_cancelled", lambda: None)
     whole = read_student_of(output, distil(model, kind, method, name="whole")[2])
     resumed = read_student_of(output, distil(model, kind, method, name="stopped")[2])
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)

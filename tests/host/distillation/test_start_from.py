@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from cancelling import cancel_at
 from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
@@ -59,15 +60,8 @@ def distil(name, **changed):
 @pytest.fixture
 def old(output, monkeypatch):  # noqa: F811
     """A run of 24 iterations that was cancelled at iteration 16, in its second stage."""
-    calls = []
-
-    def cancel():
-        calls.append(1)
-        if len(calls) == 16:
-            raise host.signals.Cancelled
-
     with monkeypatch.context() as patch, pytest.raises(host.signals.Cancelled):
-        patch.setattr(host.signals, "check_cancelled", cancel)
+        cancel_at(patch, 16, host.signals.Cancelled)
         distil("old")
     return RunFolder(output / "fewstep" / "runs", "old")
 

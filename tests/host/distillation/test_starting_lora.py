@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import conditioning, noise_for, tiny
+from cancelling import cancel_at
 from test_lora import TRAINING, output  # noqa: F401
 
 import folder_paths  # isort: skip  # architectures made it importable
@@ -136,15 +137,9 @@ def test_a_rank_that_is_too_low_says_what_it_loses(model, output, caplog):  # no
 def test_it_goes_on_bit_for_bit(model, output, monkeypatch):  # noqa: F811
     file, _ = speed_lora(model)
     whole = distil(model, student(start_lora=file), iterations=4, learning_rate=1e-2)
-    name, calls = uuid.uuid4().hex, []
-
-    def cancel():
-        calls.append(1)
-        if len(calls) == 2:
-            raise host.signals.Cancelled
-
+    name = uuid.uuid4().hex
     with monkeypatch.context() as patch, pytest.raises(host.signals.Cancelled):
-        patch.setattr(host.signals, "check_cancelled", cancel)
+        cancel_at(patch, 2, host.signals.Cancelled)
         distil(model, student(start_lora=file), name=name, iterations=4, learning_rate=1e-2)
     distil(model, student(start_lora=file), name=name, iterations=4, learning_rate=1e-2)
     one, other = (read_student(starting_lora.folders.run_named(run).student_file)[0] for run in (whole, name))

@@ -4,6 +4,7 @@ import uuid
 
 import pytest
 import torch
+from cancelling import cancel_at
 from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
@@ -199,15 +200,8 @@ def test_a_cancelled_conversion_goes_on_bit_for_bit(stop, learns, output, monkey
     before = snapshot(model)
     chosen = {**TO_V, "iterations": 6, "learns": learns}
     whole = distil(model, "sd15", name="whole", **chosen)[2]
-    calls = []
-
-    def cancel():
-        calls.append(1)
-        if len(calls) == stop:
-            raise KeyboardInterrupt
-
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(host.signals, "check_cancelled", cancel)
+        cancel_at(patched, stop, KeyboardInterrupt)
         distil(model, "sd15", name="stopped", **chosen)
     assert_whole(model, before)
     resumed = distil(model, "sd15", name="stopped", **chosen)[2]

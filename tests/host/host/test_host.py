@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cancelling import cancel_at
 from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
@@ -113,14 +114,7 @@ def test_the_hosts_model_is_untouched_and_the_student_differs(tmp_path, monkeypa
 def test_the_hosts_model_is_untouched_after_a_cancel(tmp_path, monkeypatch):
     model = teacher()
     before = weights_of(model)
-    calls = []
-
-    def cancel():
-        calls.append(1)
-        if len(calls) == 3:
-            raise Cancelled
-
-    monkeypatch.setattr(host.signals, "check_cancelled", cancel)
+    cancel_at(monkeypatch, 3, Cancelled)
     with pytest.raises(Cancelled):
         distil(model, tmp_path, monkeypatch)
     assert [path.stem for path in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["00000002", "00000003"]
