@@ -23,6 +23,7 @@ from comfyui_fewstep.trainers.methods.progressive import StudentPrediction
 from PIL import Image
 
 
+@pytest.mark.thorough
 def test_the_training_benchmark_measures_time_and_memory(tmp_path):
     small = "--precision bfloat16 --channels 32 --pixels 64 --batch 1 --rounds 1 --iterations 2 --students LoRA"
     training.main([*small.split(), "--methods", "matching", "--folder", str(tmp_path)])

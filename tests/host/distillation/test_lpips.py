@@ -286,6 +286,7 @@ def test_a_vae_without_gradient_is_refused(weights, output):  # noqa: F811
 # --- the whole way ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_the_demo_is_trained_by_it_in_another_process(client, runs, name, torch_home):
     prompt = demo(
         name,

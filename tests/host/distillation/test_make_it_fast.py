@@ -101,6 +101,7 @@ def test_the_run_is_that_of_the_nodes_by_hand(output, quick):  # noqa: F811
     assert "is finished; its student is loaded" in again["ui"]["text"][0]
 
 
+@pytest.mark.thorough
 def test_latents_out_of_the_graph(output, quick):  # noqa: F811
     """Without a negative prompt there is nothing to guide away from."""
     model = tiny("sd15")
@@ -134,6 +135,7 @@ def freeing(monkeypatch, gigabytes):
     monkeypatch.setattr(host.training, "free_beside", lambda model: 1e9 * gigabytes / 0.9)
 
 
+@pytest.mark.thorough
 def test_the_batch_is_cut_to_what_fits(output, quick, monkeypatch):  # noqa: F811
     """Half of what two pictures at a time want leaves one, with gradient checkpointing where that helps."""
     model = tiny("sd15")

@@ -261,6 +261,7 @@ def test_a_saved_v_student_of_sdxl_is_known_by_the_host(small_sdxl, output):  # 
         torch.testing.assert_close(draw(made, "sdxl", sampler, sigmas), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_nodes_options_reach_the_training(output):  # noqa: F811
     model = tiny("sd15")
 
