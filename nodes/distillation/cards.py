@@ -1,4 +1,4 @@
-"""What suits a card of each size, from the files of presets/: a start, and no measured optimum."""
+"""What suits a card of each size, from the files of cards/: a start, and no measured optimum."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parents[2] / "presets"
+FOLDER = Path(__file__).parents[2] / "cards"
 NO_CARD = "none"
 
 

@@ -123,7 +123,7 @@ class MakeItFast:
                     [NO_CARD, *cards()],
                     {
                         "tooltip": "Rank, batch, largest pictures and memory for a card of that size, from the files in the "
-                        "pack's folder presets. side and memory count before it. none: as the machine has memory."
+                        "pack's folder cards. side and memory count before it. none: as the machine has memory."
                     },
                 ),
             },
