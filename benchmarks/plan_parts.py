@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,7 +30,7 @@ from ..trainers.training.plan import Plan
 from .architectures_parts import Subject
 from .architectures_pictures import PICTURES
 from .architectures_setup import Architecture
-from .training_parts import Peak
+from .training_parts import Peak, in_a_process
 
 Figures = dict[str, Any]
 _FEW = {"learning_rate": 1e-4, "guidance_scale": 2.0}
@@ -182,12 +180,7 @@ PARTS = {"times": times, "memory": memory}
 
 def alone(part: str, case: Case) -> Figures:
     """One part of a case in a process of its own."""
-    command = [sys.executable, "-m", __spec__.name, json.dumps([part, case.written()])]
-    # one arena, and everything above a page from the system: what is freed is then gone, and not kept for later
-    tame = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "0"}
-    environment = {**os.environ, **(tame if part == "memory" else {})}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return in_a_process(__spec__.name, [part, case.written()], tame=part == "memory")
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -133,10 +134,16 @@ def _status(name: str) -> int:
 
 def memory(part: str, setup: Setup, *, iterations: int) -> dict[str, float]:
     """bytes, seconds and waiting of one part in a process of its own."""
-    command = [sys.executable, "-m", __spec__.name, json.dumps([part, dataclasses.asdict(setup), iterations])]
+    return in_a_process(__spec__.name, [part, dataclasses.asdict(setup), iterations])
+
+
+def in_a_process(module: str, asked: list[Any], *, tame: bool = True) -> dict[str, Any]:
+    """What a module prints as JSON of what it is asked, alone in a process. tame: where its memory is what counts."""
     # one arena, and everything above a page from the system: what is freed is then gone, and not kept for later
-    tame = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "0"}
-    done = subprocess.run(command, env={**os.environ, **tame}, stdout=subprocess.PIPE, text=True, check=True)
+    tamed = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "0"}
+    command = [sys.executable, "-m", module, json.dumps(asked)]
+    environment = {**os.environ, **(tamed if tame else {})}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 

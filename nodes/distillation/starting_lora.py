@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +32,16 @@ class StartingLoRA(LoRAOptions):
         if strength == 0.0:
             raise ValueError(f"start_strength is 0, at which {file} is nothing; set start_lora to {NOTHING!r} instead.")
         own = {field.name: getattr(lora, field.name) for field in dataclasses.fields(lora)}
-        return cls(**own, start_lora=file, start_strength=strength, start_sha256=_sha256(folders.lora_file(file)))
+        return cls(
+            **own, start_lora=file, start_strength=strength, start_sha256=folders.sha256_of(folders.lora_file(file))
+        )
 
     def file(self) -> Path:
         """ValueError where it is not there, or is another by now."""
         found = folders.lora_file(self.start_lora)
-        if _sha256(found) != self.start_sha256:
+        if folders.sha256_of(found) != self.start_sha256:
             raise ValueError(f"start_lora: {self.start_lora} is another file now than when the run was described.")
         return found
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while part := content.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def require_of_teacher(options: StartingLoRA, *, teacher_sha256: str) -> None:
