@@ -295,25 +295,25 @@ def prepared(
             host.signals.heeding(lambda: run.cancel_asked),
         ):
             with MESSAGES.phase(HASHING):
-                teacher_sha256 = teacher.sha256(model, begun_with=teacher.sha256_said(run))
+                hashes = teacher.hashed(model, begun_with=teacher.sha256_said(run))
             if isinstance(student, StartingLoRA) and not run.begun:
                 starting_lora.require_suits(
                     student,
-                    teacher_sha256=teacher_sha256,
+                    teacher_sha256=hashes.sha256,
                     prediction=student_prediction(resolved, prediction_type=predicts),
                 )
             with MESSAGES.phase(ENCODING):
-                training_data = source.build(model, run, teacher_sha256=teacher_sha256)
+                training_data = source.build(model, run, teacher_sha256=hashes.sha256)
             distillation = Distillation(
                 run=run,
                 method=resolved,
                 data=training_data,
                 options=as_begun(train_options, run),
-                teacher_sha256=teacher_sha256,
+                teacher_sha256=hashes.sha256,
                 prediction_type=predicts,
                 student=students.description(student or LoRAOptions()),
                 origin=graph.upstream(prompt or {}, str(unique_id), running.ORIGIN),
-                teacher_is=teacher.described(model, training_data.first(1)),
+                teacher_is=teacher.described(model, training_data.first(1), parts=hashes.parts),
                 about=host.naming.said_of_model(model, lora=not isinstance(student, students.FullWeights)),
             )
             distillation, start = starting.started(distillation, start_from, model=model)
