@@ -30,13 +30,13 @@ MIB = 2**20
 
 def measure_time(setup: Setup, *, rounds: int, iterations: int) -> dict[str, Any]:
     with learning(setup) as (student, data, table):
-        method, batch = in_one_step(setup.method, table, iterations=iterations), setup.batch
+        method = in_one_step(setup.method, table, iterations=iterations)
         held = _teacher_bytes(student)
-        bare(student, data, method, batch=batch)
+        bare(student, data, method, setup=setup)
         ratios, plain, waiting = [], [], []
         for turn in range(rounds):
             first, second = (loop, bare) if turn % 2 else (bare, loop)
-            found = {part: part(student, data, method, batch=batch) for part in (first, second)}
+            found = {part: part(student, data, method, setup=setup) for part in (first, second)}
             ratios.append(found[loop][0] / found[bare][0])
             plain.append(found[bare][0])
             waiting.append(found[loop][1])
