@@ -14,6 +14,7 @@ from ..trainers.storage.places import is_regular
 from ..trainers.storage.run_folder import RunFolder
 from ..trainers.storage.watching import State, all_runs, curves, preview_file, stage_names, summary, whole_lines
 from . import host
+from .distillation import preview_pictures
 from .distillation.telling import MESSAGES
 from .host import folders
 from .previews import of_method, of_recipe, of_schedule
@@ -100,6 +101,14 @@ def preview(request: web.Request) -> web.StreamResponse:
     return web.FileResponse(file, headers={"Cache-Control": "no-cache"})  # a run of the same name may be begun anew
 
 
+def preview_about(request: web.Request) -> dict[str, Any]:
+    """What the columns of that picture are of: {columns, prompts}, None each where it does not say."""
+    file = preview_file(_run_of(request), _number(request, "iteration", default=-1))
+    if not is_regular(file):
+        raise ValueError(f"the run has no preview of iteration {request.query.get('iteration')}.")
+    return preview_pictures.about(file)
+
+
 def stop(request: web.Request) -> dict[str, Any]:
     """Asks whoever trains the run to stop after the next checkpoint."""
     run = _run_of(request)
@@ -165,6 +174,7 @@ def note(request: web.Request) -> dict[str, Any]:
 ROUTES: dict[tuple[str, str], Callable[[web.Request], Any]] = {
     ("GET", "/fewstep/runs/{run}"): run_now,
     ("GET", "/fewstep/runs/{run}/preview"): preview,
+    ("GET", "/fewstep/runs/{run}/preview/about"): preview_about,
     ("POST", "/fewstep/runs/{run}/stop"): stop,
     ("POST", "/fewstep/runs/{run}/cancel"): cancel,
     ("GET", "/fewstep/runs"): runs,

@@ -2,12 +2,14 @@
 import "./fewstep_chart.js";
 import { smoothed } from "./fewstep_chart.js";
 import { STYLE, define, figure, make } from "./fewstep_elements.js";
+import { enlarge, previewsOf } from "./fewstep_enlarged.js";
 import { fetchRun, previewUrl } from "./fewstep_service.js";
 
 const LOOKS = [["--run-1"], ["--run-2", [10, 4]], ["--run-3", [3, 3]], ["--run-4", [10, 3, 3, 3]]]; // told apart without colours too
 const OWN_STYLE = `
   :host { --run-1: #e8590c; --run-2: #4c8dff; --run-3: #12a150; --run-4: #c264d9; height: auto; display: grid; gap: 0.6em; }
   fewstep-chart { height: 15em; } img { width: 100%; image-rendering: pixelated; } figure { margin: 0; }
+  figure button { padding: 0; border: 0; width: 100%; cursor: zoom-in; }
   table { border-collapse: collapse; width: 100%; } caption { text-align: left; font-weight: 600; }
   th, td { text-align: left; padding: 0.1em 0.4em; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; font-weight: normal; }
   th { color: var(--soft); overflow-wrap: normal; } .scroll { overflow: auto; }
@@ -75,9 +77,11 @@ function rows(runs, told) {
 
 const shown = (value) => (value === undefined ? "-" : typeof value === "object" ? JSON.stringify(value) : String(value));
 
-function picture({ run, preview }) {
+function picture({ run, preview, previews }) {
   const alt = `${run}, iteration ${preview}: above the teacher's pictures, below the student's`;
-  return make("figure", {}, make("figcaption", { textContent: run }), make("img", { src: previewUrl(run, preview), alt }));
+  const click = () => enlarge(previewsOf(run, previews), previews.indexOf(preview));
+  const enlarging = make("button", { type: "button", title: "Enlarge", on: { click } }, make("img", { src: previewUrl(run, preview), alt }));
+  return make("figure", {}, make("figcaption", { textContent: run }), enlarging);
 }
 
 define("fewstep-runs-compared", Compared);

@@ -2,6 +2,7 @@
 import "./fewstep_compare.js";
 import "./fewstep_chart.js";
 import { STYLE, define, figure, keepKeys, make } from "./fewstep_elements.js";
+import { enlarge, previewsOf } from "./fewstep_enlarged.js";
 import { OPEN, confirming, writing } from "./fewstep_asking.js";
 import "./fewstep_runs_compared.js";
 import { qualityContent } from "./fewstep_quality.js";
@@ -157,7 +158,8 @@ function stages({ stages }) {
 }
 
 function picture(run) {
-  const made = make("fewstep-compare", { address: previewUrl(run.run, run.preview) });
+  const onenlarge = () => enlarge(previewsOf(run.run, run.previews), run.previews.indexOf(run.preview));
+  const made = make("fewstep-compare", { address: previewUrl(run.run, run.preview), onenlarge });
   made.overlaid = true;
   return made;
 }

@@ -55,6 +55,12 @@ ABOUT_SCALE_INPUT = (
 )
 
 
+PREVIEWS: Input = (
+    "FEWSTEP_PREVIEWS",
+    {"tooltip": "From Preview Prompts: what is drawn at every checkpoint. Unconnected: the first training samples."},
+)
+
+
 def grid(tooltip: str) -> Input:
     return ([choice.value for choice in Grid], {"default": Grid.TRAILING.value, "tooltip": tooltip})
 

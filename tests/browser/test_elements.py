@@ -146,6 +146,8 @@ def test_all_of_the_panel_is_reached_by_keyboard(editor, name):
     editor.page.keyboard.press("Enter")
     panel(editor).get_by_label("Training time").wait_for()
     editor.page.keyboard.press("Tab")
+    assert focused(editor) == "Enlarge: teacher and student side by side"
+    editor.page.keyboard.press("Tab")
     assert focused(editor) == "Training time: which preview is shown"
     editor.page.keyboard.press("Tab")
     assert focused(editor) == "One over the other"

@@ -29,7 +29,7 @@ def own(object_info):
 
 
 def test_the_pack_loads_whole(object_info, server):
-    assert len(own(object_info)) == 42
+    assert len(own(object_info)) == 43
     assert "IMPORT FAILED" not in "\n".join(
         line for line in server.tail(10**6).splitlines() if "comfyui_fewstep" in line.lower()
     )

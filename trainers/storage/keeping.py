@@ -54,7 +54,9 @@ def cloned(run: RunFolder, name: Any) -> RunFolder:
     workflow = _workflow_calling(run, name=to.name)
     to.path.mkdir(parents=True)
     try:
-        shutil.copyfile(run.place("run.json"), to.place("run.json"))
+        for name in ("run.json", "previews.safetensors"):
+            if is_regular(run.place(name)):
+                shutil.copyfile(run.place(name), to.place(name))
         if workflow:
             to.keep_workflow(workflow)
         if run.data_folder.is_dir():
