@@ -1,5 +1,6 @@
 """The list of runs: what it says of each, and what its buttons do."""
 
+import csv
 import json
 import shutil
 import time
@@ -212,6 +213,13 @@ def test_two_runs_are_shown_beside_each_other(editor, runs, finished, another):
     assert (len(x), one) == (len(one), other)
     chart = beside.get_by_role("img", name="Chart over iteration")
     assert f"{finished} from " in chart.get_attribute("aria-label")
+    with shown.page.expect_download() as waiting:
+        beside.get_by_role("button", name="Save table as CSV").click()
+    with waiting.value.path().open(newline="", encoding="utf-8") as file:
+        (first, second) = csv.DictReader(file)
+    assert {first["run"], second["run"]} == {finished, another}
+    assert {first["run"]: first["learning rate"], second["run"]: second["learning rate"]}[another] == "0.125"
+    assert first["distance from the teacher, percent"] == second["distance from the teacher, percent"] != "-"
     card(shown, finished).get_by_label(f"Compare {finished}").uncheck()
     beside.wait_for(state="detached")
 
