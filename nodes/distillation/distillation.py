@@ -253,8 +253,8 @@ class Distill:
                         distillation, chosen, model=model, vae=vae, show=lambda preview: Show(distillation, preview)
                     )
                 told["start_left"] = distillation.start_left
-            MESSAGES.begin(EXPORTING)
-            return running.finished(run, chosen, model=model, told=told)
+                MESSAGES.begin(EXPORTING)
+                return running.finished(run, chosen, model=model, told=told)
 
 
 @contextmanager

@@ -224,7 +224,7 @@ def publish(run: RunFolder, *, folder: str) -> Path:
         number += 1
         target = target.with_name(f"{run.name} {number}.safetensors")
     if not target.exists() or not same_tensors(target, run.student_file):
-        copy_atomically(run.student_file, target)
+        copy_atomically(run.student_file, target, heed=signals.check_cancelled)
     if number > 1:
         log.warning(
             "%s.safetensors in %s is not of this run and stays; its student is %s.",
