@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -18,6 +19,9 @@ from .distillation import preview_pictures
 from .distillation.telling import MESSAGES
 from .host import folders
 from .previews import of_method, of_recipe, of_schedule
+
+DOCS = Path(__file__).parents[1] / "docs"
+GUIDES = ("choose-a-method", "glossary", "examples")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -90,6 +94,7 @@ def run_now(request: web.Request) -> dict[str, Any]:
         "live": MESSAGES.newest.get(run.name) if training else None,
         "stopping": training and run.stop_asked,
         "cancelling": training and run.cancel_asked,
+        "command": folders.command_for(run.path),
     }
 
 
@@ -123,6 +128,16 @@ def cancel(request: web.Request) -> dict[str, Any]:
     return {"run": run.name, "cancelling": True}
 
 
+def guide(request: web.Request) -> web.StreamResponse:
+    """A page of the pack's own documentation, as the Markdown text that it is."""
+    name = request.match_info["name"]
+    if name not in GUIDES:
+        raise web.HTTPNotFound(text=f"there is no page {name!r}; there are {', '.join(GUIDES)}")
+    return web.Response(
+        text=(DOCS / f"{name}.md").read_text(encoding="utf-8"), content_type="text/plain", charset="utf-8"
+    )
+
+
 def _said(preview: Callable[[Mapping[str, str]], dict[str, Any]], request: web.Request) -> dict[str, Any]:
     """A refusal is an ordinary answer here: whoever is typing a value has not finished yet."""
     try:
@@ -142,9 +157,12 @@ def workflow(request: web.Request) -> dict[str, Any]:
 
 
 def delete(request: web.Request) -> dict[str, Any]:
-    """Removes a run's folder. What was published of it, a LoRA say, stays."""
+    """Removes a run's folder. What was published of it, a LoRA say, stays, but for what no loader of the host reads."""
     run = _run_of(request)
+    in_vain = folders.listed_in_vain(run)
     run.delete()
+    for file in in_vain:
+        file.unlink()
     return {"run": run.name, "deleted": True}
 
 
@@ -184,6 +202,7 @@ ROUTES: dict[tuple[str, str], Callable[[web.Request], Any]] = {
     ("POST", "/fewstep/runs/{run}/rename"): rename,
     ("POST", "/fewstep/runs/{run}/clone"): clone,
     ("POST", "/fewstep/runs/{run}/note"): note,
+    ("GET", "/fewstep/guides/{name}"): guide,
     ("GET", "/fewstep/schedule"): lambda request: _said(of_schedule, request),
     ("GET", "/fewstep/recipe"): lambda request: _said(of_recipe, request),
     ("GET", "/fewstep/method"): lambda request: _said(of_method, request),

@@ -10,7 +10,7 @@ const OWN_STYLE = `
   h2 { font-size: 1em; margin: 0; flex: 1; overflow-wrap: anywhere; max-height: 6em; overflow: auto; }
   .pair { flex: 1; min-height: 0; display: flex; gap: 0.6em; }
   figure { flex: 1; min-width: 0; margin: 0; display: flex; flex-direction: column; } figcaption { color: var(--soft); }
-  canvas { flex: 1; min-height: 0; max-width: 100%; object-fit: contain; } .pixels { image-rendering: pixelated; }
+  canvas { flex: 1; min-height: 0; max-width: 100%; object-fit: contain; } .pixels { image-rendering: pixelated; } a { color: inherit; }
   .time { flex: 1; } input { flex: 1; min-width: 8em; accent-color: var(--student); }
 `;
 

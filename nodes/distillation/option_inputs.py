@@ -74,6 +74,12 @@ def folded(declared: dict[str, Any], rare: Collection[str]) -> dict[str, Any]:
     return declared
 
 
+def options_folded(declared: dict[str, Any], *, but: Collection[str] = ()) -> dict[str, Any]:
+    """The same of all optional inputs that hold a value, but for those named."""
+    options = [name for name, (kind, about) in declared["optional"].items() if "default" in about and name not in but]
+    return folded(declared, options)
+
+
 def defaults(node: Any) -> dict[str, Any]:
     """What a node's inputs hold before anybody touches them: of a menu without a default its first choice."""
     declared = node.INPUT_TYPES()

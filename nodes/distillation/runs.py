@@ -81,6 +81,7 @@ class WatchRun:
                         "default": 3600,
                         "min": 1,
                         "max": 1000000,
+                        "display_name": "give up after (seconds)",
                         "tooltip": "Seconds without a sign of life from the training process after which this gives up.",
                     },
                 ),

@@ -297,3 +297,14 @@ def test_a_picture_of_an_older_version_is_enlarged_whole(editor, runs, another):
     assert not shown.get_by_role("button", name="Next").is_visible()
     shown.get_by_role("button", name="Close").click()
     shown.wait_for(state="detached")
+
+
+def test_the_guides_are_reached_from_the_list(editor):
+    links = open_runs(editor).get_by_role("navigation", name="Guides").get_by_role("link")
+    assert links.all_text_contents() == ["Choose a method", "Words", "Examples"]
+    with editor.page.context.expect_page() as waiting:
+        links.nth(1).click()
+    page = waiting.value
+    page.wait_for_load_state()
+    assert page.inner_text("body").startswith("# Glossary")
+    page.close()

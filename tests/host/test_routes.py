@@ -11,7 +11,7 @@ import pytest
 from comfyui_fewstep.commands.embedded import import_host
 from comfyui_fewstep.commands.server import ServerError
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
-from hosting import Failed, demo
+from hosting import ROOT, Failed, demo
 
 import_host()
 
@@ -168,8 +168,13 @@ def test_runs_are_listed_opened_and_deleted(client, server, runs, name):
     status, body = ask(server, f"/fewstep/runs/{name}/delete", data=b"")
     assert status == 415, "a form of another site cannot delete"
     assert (runs / name).exists()
+    published = runs.parents[1] / "diffusion_models" / "fewstep"
+    assert (published / f"{name}.safetensors").exists()
+    users_own = published / f"{name} of a user.safetensors"
+    users_own.write_bytes(b"something else")
     assert server.post(f"/fewstep/runs/{name}/delete", {}) == {"run": name, "deleted": True}
     assert not (runs / name).exists()
+    assert [path.name for path in published.glob(f"{name}*")] == [users_own.name], "no loader reads the demo's networks"
 
 
 def executed(client, prompt):
@@ -220,6 +225,14 @@ def write_run(runs, name, **files):
     for file, text in ({"run.json": json.dumps(said), "metrics.jsonl": json.dumps(LINE) + "\n"} | files).items():
         (folder / file).write_text(text)
     return folder
+
+
+@pytest.mark.parametrize("name", ["choose-a-method", "glossary", "examples"])
+def test_the_guides_are_served_and_nothing_else_of_the_folder(name, server):
+    status, text = ask(server, f"/fewstep/guides/{name}")
+    assert (status, text) == (200, (ROOT / "docs" / f"{name}.md").read_bytes())
+    for other in ("README", "..%2FREADME", "%2Fetc%2Fpasswd", f"{name}.md", "pictures.png"):
+        assert ask(server, f"/fewstep/guides/{other}")[0] == 404
 
 
 def listed(server):
