@@ -20,63 +20,8 @@ def result(name):
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def means(seeds):
-    """(mean, least, most) of each row over training seeds."""
-    return [(statistics.mean(row), min(row), max(row)) for row in zip(*seeds, strict=True)]
-
-
 def test_the_files_that_it_names_are_there():
     assert all((ROOT / name).exists() for name in re.findall(r"\]\(([\w/.-]+)\)", README))
-
-
-def test_the_demos_table_is_the_demos():
-    reports = result("demo")
-    first = reports[0]["scores"]
-    distances = means([[score["frechet"] for score in report["scores"]] for report in reports])
-    for score, (mean, least, most) in zip(first, distances, strict=True):
-        begin = f"| {score['model']} | {score['steps']} | {score['nfe']} | {mean:.2f} ({least:.2f} to {most:.2f}) |"
-        assert begin in README
-    by = [{(s["model"], s["steps"]): s["frechet"] for s in report["scores"]} for report in reports]
-    few = [one["student", 4] / one["teacher", 4] for one in by]
-    many = [one["student", 4] / one["teacher", 64] for one in by]
-    assert f"has {statistics.mean(few):.2f} times the teacher's distance at 4 steps" in TEXT
-    assert f"{min(many):.2f} to {max(many):.2f} times its distance at 64 steps, both by DDIM" in TEXT
-    seconds = [report["seconds"] for report in reports]
-    assert f"the demo took {min(seconds):.0f} to {max(seconds):.0f} seconds" in TEXT
-
-
-def test_the_halvings_are_the_benchmarks():
-    figures = result("progressive")
-    teacher = " | ".join(f"{score['frechet']:.2f}" for score in figures["teacher"])
-    student = means([[stage["score"]["frechet"] for stage in stages] for stages in figures["seeds"]])
-    assert f"| teacher by DDIM, Frechet distance | {teacher} |" in README
-    assert f"| student, mean of three seeds | | {' | '.join(f'{mean:.2f}' for mean, *_ in student)} |" in README
-
-
-def test_the_other_methods_are_the_benchmarks():
-    figures = result("methods")
-    ddim = {score["steps"]: score["frechet"] for score in figures["teacher"]}
-    by = {}
-    for found in figures["trials"]:
-        rows = zip(*(seed["scores"] for seed in found["seeds"]), strict=True)
-        by[found["settings"]["label"]] = {row[0]["steps"]: statistics.mean(s["frechet"] for s in row) for row in rows}
-    guidance = [distance / ddim[steps] for steps, distance in by["guidance-distilled"].items()]
-    assert f"keeps {min(guidance):.2f} to {max(guidance):.2f} times the guided teacher's distance" in TEXT
-    (cd4, cd2, cd1), (lcd4, lcd2, lcd1) = (
-        [f"{by[label][steps] / ddim[64]:.2f}" for steps in (4, 2, 1)] for label in ("CD", "LCD")
-    )
-    assert f"draws at {cd4}, {cd2} and {cd1} times the distance of 64 DDIM steps" in TEXT
-    assert f"its latent form at {lcd4}, {lcd2} and {lcd1}" in TEXT
-
-
-def test_the_better_solvers_are_the_benchmarks():
-    found = {}
-    for part in result("digits_solvers")["parts"].values():
-        solver, steps, *_ = part["settings"]["setting"]
-        found.setdefault((solver, steps), []).append(part["figures"]["frechet"])
-    mean = {row: f"{statistics.mean(values):.2f}" for row, values in found.items()}
-    assert f"DPM++ 2M on Karras' levels comes to {mean['DPM++ 2M', 8]} in 8 steps (16 forwards)" in TEXT
-    assert f"where DDIM has {mean['DDIM', 8]} in as many and {mean['DDIM', 64]} in 64" in TEXT
 
 
 @pytest.mark.parametrize(
