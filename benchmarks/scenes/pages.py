@@ -29,7 +29,12 @@ ABOUT = (
 
 
 def plus_minus(pair: list[float], *, digits: int = 2, scale: float = 1.0) -> str:
-    return f"{scale * pair[0]:.{digits}f} +- {scale * pair[1]:.{digits}f}"
+    value = round(scale * pair[0], digits) + 0.0  # no -0.00
+    return f"{value:.{digits}f} +- {scale * pair[1]:.{digits}f}"
+
+
+def count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def header(first: str) -> list[str]:
@@ -82,6 +87,14 @@ def by_noise(parts: Figures) -> dict[str, list[Figures]]:
     return found
 
 
+def by_allowed(rows: dict[str, list[Figures]]) -> dict[int, list[list[Figures]]]:
+    """The rows by the number of calls that each was allowed, from few to many."""
+    allowed: dict[int, list[list[Figures]]] = {}
+    for label, seeds in rows.items():
+        allowed.setdefault(int(label.rpartition(", ")[2].split()[0]), []).append(seeds)
+    return dict(sorted(allowed.items()))
+
+
 def best_of(rows: Iterable[list[Figures]]) -> list[Figures]:
     """The row of least mean distance."""
     return min(rows, key=lambda parts: over([part["figures"] for part in parts], "frechet")[0])
@@ -108,17 +121,15 @@ def solvers_page(written: Figures) -> str:
 
 def _least(rows: dict[str, list[Figures]]) -> list[str]:
     """The least distance at each number of calls allowed, and over the least of all."""
-    allowed: dict[int, list[list[Figures]]] = {}
-    for label, seeds in rows.items():
-        allowed.setdefault(int(label.rpartition(", ")[2].split()[0]), []).append(seeds)
+    allowed = by_allowed(rows)
     least = over([part["figures"] for part in best_of(rows.values())], "frechet")[0]
     lines = []
-    for calls, found in sorted(allowed.items()):
+    for calls, found in allowed.items():
         best = best_of(found)
         value = over([part["figures"] for part in best], "frechet")
         lines.append(
-            f"- {calls} calls: {plus_minus(value)} with {best[0]['settings']['setting'][0]}, {value[0] / least:.2f} times the "
-            "teacher's best."
+            f"- {count(calls, 'call')}: {plus_minus(value)} with {best[0]['settings']['setting'][0]}, {value[0] / least:.2f} "
+            "times the teacher's best."
         )
     missing = [str(calls) for calls in CALLS if calls not in allowed]
     if missing:

@@ -10,6 +10,7 @@ from comfyui_fewstep.benchmarks.scenes import curves, judges, pages, students, s
 from comfyui_fewstep.benchmarks.scenes.network import noise_levels
 from comfyui_fewstep.benchmarks.scenes.parts import Parts
 from comfyui_fewstep.benchmarks.scenes.solvers import CALLS, Setting, draw, noise, setting, solvers
+from PIL import Image
 
 NAMES = ("DDIM", "Heun", "DPM++ 2M", "UniPC")
 
@@ -139,18 +140,19 @@ def test_students_are_trained_once_and_stand_beside_the_solvers(small, monkeypat
     solvers.part("DDIM, 4 calls, noise 0", said, lambda: figures)
     measure = {"seeds": 1, "noise_seeds": 1, "pictures": 600}
     made = Parts(small / "scenes_students.json", command="students", sources=[teacher.FILE, judges.FILE])
-    students.measure(made, list(students.TRIALS), **measure)
-    students_page.write(made.written)
+    for _ in students.measure(made, list(students.TRIALS), **measure):
+        students_page.write(made.written)
+    assert min(Image.open(small / "scenes_students.png").size) > 100
     text = (small / "scenes_students.md").read_text()
-    for label in students.TRIALS:
-        assert len(re.findall(rf"\| {label}, 1 trainings \| [1248] \|", text)) == 4
+    for label, trial in students.TRIALS.items():
+        assert len(re.findall(rf"\| {label}, 1 training \| [1248] \|", text)) == len(trial.steps)
     value, margin = made.written["parts"]["progressive, 1 calls, training 0, noise 0"]["figures"]["frechet"]
-    assert f"| progressive, 1 trainings | 1 | {value:.2f} +- {margin:.2f} |" in text
+    assert f"| progressive, 1 training | 1 | {value:.2f} +- {margin:.2f} |" in text
     label = r"- 4 calls, (progressive|guidance|consistency): [\d.]+ \+- [\d.]+ times"
     assert re.search(rf"{label} \(aim 1.05: (not )?reached\) the teacher's best", text)
     first = json.loads((small / "scenes_students.json").read_text())
     monkeypatch.setattr(students, "trained", pytest.fail)
     monkeypatch.setattr(students, "drawn_row", pytest.fail)
     again = Parts(small / "scenes_students.json", command="students", sources=[teacher.FILE, judges.FILE])
-    students.measure(again, list(students.TRIALS), **measure)
+    list(students.measure(again, list(students.TRIALS), **measure))
     assert json.loads((small / "scenes_students.json").read_text()) == first

@@ -6,8 +6,8 @@ import statistics
 from pathlib import Path
 
 import pytest
-from comfyui_fewstep.benchmarks.scenes import pages
-from comfyui_fewstep.benchmarks.scenes.students_page import by_training
+from comfyui_fewstep.benchmarks.scenes import readme
+from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,46 +45,44 @@ def test_architectures_are_counted_as_their_table_does():
     assert f"[{whole} are right throughout]" in TEXT
 
 
-def _solvers_by_calls(parts):
-    rows = {}
-    for label, seeds in pages.by_noise(parts).items():
-        rows.setdefault(int(label.rpartition(", ")[2].split()[0]), []).append(seeds)
-    return rows
-
-
-def test_the_drawn_worlds_table_is_the_solvers():
-    """The solver of least mean distance at each number of calls that is there, and two floors."""
-    parts = result("scenes_solvers")["parts"]
-    best = {calls: pages.best_of(found) for calls, found in sorted(_solvers_by_calls(parts).items())}
-    floors = [parts[f"floor: real scenes{said}"]["figures"] for said in ("", ", blurred")]
-
-    def line(name, key, digits):
-        means = [statistics.mean(part["figures"][key][0] for part in seeds) for seeds in best.values()]
-        means += [floor[key][0] for floor in floors]
-        return f"| {name} | {' | '.join(f'{round(x, digits) + 0.0:.{digits}f}' for x in means)} |"
-
-    assert f"| network calls | {' | '.join(map(str, best))} | real scenes | blurred |" in README
-    assert f"| solver | {' | '.join(seeds[0]['settings']['setting'][0] for seeds in best.values())} | | |" in README
-    assert line("Frechet distance at infinity", "frechet", 2) in README
-    assert line("shows its prompt", "accuracy", 3) in README
+def test_the_drawn_worlds_tables_are_what_the_result_files_make():
+    assert readme.block(result("scenes_solvers"), result("scenes_students")) in README
     steady, _, falling, _ = result("scenes_teacher")["shipped"].replace(",", "").split()
     assert f"The teacher learnt for {steady} iterations and {falling} more" in TEXT
 
 
-def test_the_drawn_worlds_students_are_those_of_their_table():
-    """Means over noise seeds of one training each, beside the best solver at as many calls."""
-    students, solvers = by_training(result("scenes_students")["parts"]), result("scenes_solvers")["parts"]
-    best = {calls: pages.best_of(found) for calls, found in _solvers_by_calls(solvers).items()}
-    counts = (8, 4, 2, 1)
+def _cells(name, *, table):
+    """Of a row, of the tables of the drawn world by number."""
+    block = README.partition(readme.BEGIN)[2].partition(readme.END)[0].split("\n\n")
+    tables = [part for part in block if part.startswith("|")]
+    (line,) = [line for line in tables[table].splitlines() if line.startswith(f"| {name} |")]
+    return [cell.strip() for cell in line.split("|")[2:-1]]
 
-    def line(name, values):
-        return f"| {name} | {' | '.join('' if value is None else f'{value:.2f}' for value in values)} |"
 
-    def mean(figures):
-        return None if figures is None else statistics.mean(one["frechet"][0] for one in figures)
+def test_the_solvers_row_has_the_least_distance_at_each_number_of_calls():
+    found = {}
+    for name, part in result("scenes_solvers")["parts"].items():
+        if "noise seed" in part["settings"]:
+            solver, calls, _ = name.split(", ")
+            found.setdefault(int(calls.split()[0]), {}).setdefault(solver, []).append(part["figures"]["frechet"][0])
+    least = [min(statistics.mean(seeds) for seeds in solvers.values()) for _, solvers in sorted(found.items())]
+    cells = _cells("Frechet distance at infinity", table=0)
+    assert [cell.split()[0] for cell in cells[: len(least)]] == [f"{value:.2f}" for value in least]
+    assert [_cells("teacher, best solver", table=1)[i] for i in (3, 2, 1)] == cells[:3]
 
-    assert line("teacher, best solver", [mean([part["figures"] for part in best[n]]) for n in counts]) in README
-    assert {len(of) for of in students.values()} == {1}, "README says one training seed"
-    for label in {label for label, _ in students}:
-        values = [mean(students[label, n][0] if (label, n) in students else None) for n in counts]
-        assert line(label, values) in README
+
+def test_the_students_rows_are_means_and_intervals_over_their_seeds():
+    """Of one training over its noise seeds, of several over the trainings' means, by Student's t."""
+    seeds = {}
+    for name, part in result("scenes_students")["parts"].items():
+        if not name.startswith("training: "):
+            label, calls, training, _ = name.split(", ")
+            row = seeds.setdefault((label, calls.split()[0]), {})
+            row.setdefault(training, []).append(part["figures"]["frechet"][0])
+    for (label, calls), trainings in seeds.items():
+        means = [statistics.mean(noises) for noises in trainings.values()]
+        values = means if len(means) > 1 else next(iter(trainings.values()))
+        margin = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+        cells = _cells(label, table=1)
+        assert cells[["8", "4", "2", "1"].index(calls)] == f"{statistics.mean(values):.2f} +- {margin:.2f}"
+        assert int(cells[-1]) >= len(means)

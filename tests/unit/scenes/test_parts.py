@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from comfyui_fewstep.benchmarks.scenes import pages, students_page
+from comfyui_fewstep.benchmarks.scenes import pages, readme, students_page
 from comfyui_fewstep.benchmarks.scenes.parts import Parts
 
 
@@ -68,10 +68,10 @@ def test_aims_are_held_interval_and_all():
             made | {"settings": {"setting": ["Heun", 16, 1.0, "edm"], "calls": 31}, "figures": figures(5.0, 0.0)}
         ],
     }
-    near = students_page._aims({("progressive", 4): {0: [figures(5.0, 0.2)]}}, rows)[-1]
+    near = students_page.aims({("progressive", 4): {0: [figures(5.0, 0.2)]}}, rows)[-1]
     assert "1.00 +- 0.04 times (aim 1.05: reached) the teacher's best" in near
     assert "0.50 +- 0.02 times (aim 0.75: reached) the best solver" in near
-    wide = students_page._aims(
+    wide = students_page.aims(
         {("progressive", 4): {0: [figures(5.0, 0.3)]}, ("guidance", 4): {0: [figures(9.0)]}}, rows
     )[-1]
     assert "4 calls, progressive: 1.00 +- 0.06 times (aim 1.05: not reached)" in wide
@@ -93,3 +93,49 @@ def test_a_page_names_its_command_its_days_and_its_machine():
     assert "| DDIM, 4 steps, guidance 1, trailing | 4 | 1.00 +- 0.10 |" in page
     assert "- 4 calls: 1.00 +- 0.10 with DDIM, 1.00 times the teacher's best." in page
     assert "Not measured yet: 1, 2, 8, 16, 32 calls." in page
+
+
+def _book():
+    """Results of one solver, and of two methods, of which one was trained twice."""
+    part = {"machine": {"platform": "P", "cores": 2, "threads": 1}, "date": "2026-01-01", "seconds": 600.0}
+
+    def row(distance, **settings):
+        return part | {"settings": settings, "figures": figures(distance)}
+
+    solver = {"setting": ["DDIM", 4, 1.0, "trailing"]}
+    solvers = {f"DDIM, {n} calls, noise 0": row(8.0 / n, calls=n, **solver) for n in (1, 2, 4, 8)}
+    solvers |= {f"floor: {name}": row(0.0) for name in readme.FLOORS}
+    students = {
+        f"{label}, 1 calls, training {seed}, noise {k}": row(value + k, calls=1)
+        for label, seed, value in (("progressive", 0, 2.0), ("progressive", 1, 4.0), ("consistency", 0, 1.0))
+        for k in range(2)
+    }
+    options = {"method": "m", "passes": "p", "options": {}}
+    students |= {f"training: {name}": row(0.0, **options) for name in ("progressive, 0", "consistency, 0")}
+    return {"command": "solvers", "parts": solvers}, {"command": "students", "parts": students}
+
+
+def test_the_readmes_tables_follow_the_number_of_trainings():
+    """Of two trainings the interval is over their means, 2.5 and 4.5; of one over its noise seeds, 1 and 2."""
+    block = readme.block(*_book())
+    assert f"| progressive |  |  |  | 3.50 +- {12.706:.2f} | 2 |" in block
+    assert "| consistency |  |  |  | 1.50 +- 6.35 | 1 |" in block
+    assert "| teacher, best solver | 1.00 +- 0.10 | 2.00 +- 0.10 | 4.00 +- 0.10 | 8.00 +- 0.10 |  |" in block
+    assert "- 1 call, consistency: 1.50 +- 6.35 times" in block
+    assert "some intervals overlap" in block
+    assert "consistency 6.2, progressive 15.39: the same order" in block
+
+
+def test_a_block_takes_the_place_of_the_one_before_and_a_missing_mark_is_named():
+    text = f"before\n{readme.BEGIN}old\n{readme.END}\nafter\n"
+    assert readme.written(text, "new\n") == text.replace("old", "new")
+    with pytest.raises(ValueError, match=r"README.md lacks <!-- to here -->"):
+        readme.written(f"before\n{readme.BEGIN}old\n", "new\n")
+
+
+def test_the_page_tells_the_methods_order_in_one_call():
+    solvers, students = _book()
+    page = students_page.page(students, solvers)
+    assert "In one call, from the best: consistency 1.50 +- 6.35, progressive 3.50 +- 12.71" in page
+    assert "| progressive, 2 trainings | 1 | 3.50 +- 12.71 |" in page
+    assert students_page.chart(students, solvers).std() > 0.02
