@@ -128,8 +128,8 @@ def aims(students: Students, rows: dict[str, list[Figures]]) -> list[str]:
         own, solver = pages.over(found[label], "frechet"), _figures(pages.best_of(equal))
         lines.append(
             f"- {pages.count(calls, 'call')}, {label}: {_against(own, pages.over(best, 'frechet'), aim.over_best)} the "
-            f"teacher's best; {_against(own, pages.over(solver, 'frechet'), aim.over_solver)} the best solver at equal calls; right "
-            f"{pages.plus_minus(pages.over(found[label], 'accuracy'), digits=3)}, the teacher's best "
+            f"teacher's best; {_against(own, pages.over(solver, 'frechet'), aim.over_solver)} the best solver at equal calls; "
+            f"right {pages.plus_minus(pages.over(found[label], 'accuracy'), digits=3)}, the teacher's best "
             f"{pages.plus_minus(pages.over(best, 'accuracy'), digits=3)}."
         )
     return lines
