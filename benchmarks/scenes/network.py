@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...samplers.noise import Denoiser, expand_like
+from ...trainers.students.x0_and_eps import combined_x0
 from .world import CHANNELS, KINDS
 
 WIDTH = 64
@@ -106,10 +108,27 @@ def _waves(place: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def as_denoiser(network: nn.Module, *, precision: torch.dtype = torch.float32) -> Denoiser:
-    """D(x (B, 12, 8, 8), sigma (B,), y (B, 30)) -> x0, of a network that predicts v (Salimans and Ho 2022, appendix D).
+def _x0_of_v(x: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
+    alpha = expand_like((1.0 + sigma**2).rsqrt(), x)
+    return alpha * (alpha * x - expand_like(sigma, x) * v)
 
-    precision: of the network's convolutions and products; the weights, and all around it, are float32.
+
+PREDICTIONS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "x0_and_eps": lambda x, both, sigma: combined_x0(x, both, sigma=sigma),
+    "x0": lambda x, x0, sigma: x0,
+    "eps": lambda x, eps, sigma: x - expand_like(sigma, x) * eps,
+    "v_prediction": _x0_of_v,
+}
+"""(x, what a network says, sigma) to x0, by what it says. The first takes twice the channels, see `x0_and_eps`."""
+
+
+def as_denoiser(
+    network: nn.Module, *, prediction: str = "v_prediction", precision: torch.dtype = torch.float32
+) -> Denoiser:
+    """D(x (B, 12, 8, 8), sigma (B,), y (B, 30)) -> x0.
+
+    prediction: of the network, v (Salimans and Ho 2022, appendix D) or one of PREDICTIONS. precision: of its convolutions and
+    products; the weights, and all around it, are float32.
     """
     low, high = math.atan(SIGMA_MIN), math.atan(SIGMA_MAX)
 
@@ -117,7 +136,7 @@ def as_denoiser(network: nn.Module, *, precision: torch.dtype = torch.float32) -
         place = (sigma.atan() - low) / (high - low)
         alpha = expand_like((1.0 + sigma**2).rsqrt(), x)
         with torch.autocast(x.device.type, precision, enabled=precision is not torch.float32):
-            v = network(x * alpha, place, y)
-        return alpha * (alpha * x - expand_like(sigma, x) * v.float())
+            found = network(x * alpha, place, y)
+        return PREDICTIONS[prediction](x, found.float(), sigma)
 
     return denoise

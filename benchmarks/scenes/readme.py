@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from ...trainers.storage.files import write_atomically
-from . import pages, students_page
+from . import ablation, pages, students_page
 from .machine import RESULTS, ROOT
 
 Figures = dict[str, Any]
@@ -21,9 +21,20 @@ FLOORS = ("real scenes", "real scenes, blurred")
 LINKS = "[benchmarks/results/scenes_{0}.md](benchmarks/results/scenes_{0}.md)"
 
 
-def block(solvers: Figures, students: Figures) -> str:
-    """What stands between the marks."""
-    return "\n".join([*_solvers(solvers), "", *_students(solvers["parts"], students["parts"]), ""])
+def block(solvers: Figures, students: Figures, trained: Figures | None) -> str:
+    """What stands between the marks. trained: what the ablation has found so far, if it was begun."""
+    lines = [*_solvers(solvers), "", *_students(solvers["parts"], students["parts"]), ""]
+    return "\n".join([*lines, *(_ablation(trained) if trained else [])])
+
+
+def _ablation(written: Figures) -> list[str]:
+    return [
+        f"What a model predicts and how its loss is weighed, as table 1 of Salimans and Ho 2022, from {LINKS.format('ablation')} "
+        "(`python launch.py bench scenes ablation`), models from scratch and undistilled:",
+        "",
+        *ablation.order(written),
+        "",
+    ]
 
 
 def _row(*cells: str) -> str:
@@ -84,6 +95,13 @@ def _range(numbers: list[int]) -> str:
     return " to ".join(str(number) for number in dict.fromkeys((numbers[0], numbers[-1])))
 
 
+def results() -> tuple[Figures, Figures, Figures | None]:
+    """Of solvers, students, and the ablation where it was begun."""
+    files = [RESULTS / f"scenes_{name}.json" for name in ("solvers", "students", "ablation")]
+    *others, last = (json.loads(file.read_text(encoding="utf-8")) if file.exists() else None for file in files)
+    return others[0], others[1], last
+
+
 def written(text: str, made: str) -> str:
     """The README with a block in the place of the one that it has. ValueError where a mark is missing."""
     before, begin, rest = text.partition(BEGIN)
@@ -97,9 +115,9 @@ def main(arguments: list[str]) -> None:
     argparse.ArgumentParser(
         prog="launch.py bench scenes pages", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args(arguments)
-    solvers, students = (
-        json.loads((RESULTS / f"scenes_{name}.json").read_text(encoding="utf-8")) for name in ("solvers", "students")
-    )
+    solvers, students, trained = found = results()
     (RESULTS / "scenes_solvers.md").write_text(pages.solvers_page(solvers), encoding="utf-8")
     students_page.write(students)
-    write_atomically(FILE, written(FILE.read_text(encoding="utf-8"), block(solvers, students)).encode())
+    if trained:
+        (RESULTS / "scenes_ablation.md").write_text(ablation.page(trained), encoding="utf-8")
+    write_atomically(FILE, written(FILE.read_text(encoding="utf-8"), block(*found)).encode())

@@ -46,7 +46,7 @@ def test_architectures_are_counted_as_their_table_does():
 
 
 def test_the_drawn_worlds_tables_are_what_the_result_files_make():
-    assert readme.block(result("scenes_solvers"), result("scenes_students")) in README
+    assert readme.block(*readme.results()) in README
     steady, _, falling, _ = result("scenes_teacher")["shipped"].replace(",", "").split()
     assert f"The teacher learnt for {steady} iterations and {falling} more" in TEXT
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from comfyui_fewstep.benchmarks.scenes import pages, readme, students_page
+from comfyui_fewstep.benchmarks.scenes import ablation, pages, readme, students_page
 from comfyui_fewstep.benchmarks.scenes.parts import Parts
 
 
@@ -117,7 +117,7 @@ def _book():
 
 def test_the_readmes_tables_follow_the_number_of_trainings():
     """Of two trainings the interval is over their means, 2.5 and 4.5; of one over its noise seeds, 1 and 2."""
-    block = readme.block(*_book())
+    block = readme.block(*_book(), None)
     assert f"| progressive |  |  |  | 3.50 +- {12.706:.2f} | 2 |" in block
     assert "| consistency |  |  |  | 1.50 +- 6.35 | 1 |" in block
     assert "| teacher, best solver | 1.00 +- 0.10 | 2.00 +- 0.10 | 4.00 +- 0.10 | 8.00 +- 0.10 |  |" in block
@@ -139,3 +139,22 @@ def test_the_page_tells_the_methods_order_in_one_call():
     assert "In one call, from the best: consistency 1.50 +- 6.35, progressive 3.50 +- 12.71" in page
     assert "| progressive, 2 trainings | 1 | 3.50 +- 12.71 |" in page
     assert students_page.chart(students, solvers).std() > 0.02
+
+
+def test_the_ablations_page_has_the_papers_table_beside_ours():
+    """A pair that diverged in one training has no figure, and stands in no order."""
+    part = {"machine": {"platform": "P", "cores": 2, "threads": 1}, "date": "2026-01-01"}
+    drawn = {"v_prediction, snr": (3.0, 1.0), "x0, truncated_snr": (2.0, 2.0), "eps, truncated_snr": (1.0, 1.0)}
+    parts = {
+        f"{pair}, training {seed}": part | {"figures": {"32": figures(many + seed), "4": figures(few + seed)}}
+        for pair, (many, few) in drawn.items()
+        for seed in range(2)
+    }
+    parts["eps, truncated_snr, training 1"]["figures"] = {"diverged": "the loss became nan"}
+    written = {"command": "python launch.py bench scenes ablation", "parts": parts}
+    page = ablation.page(written)
+    assert "| v_prediction | snr | 3.50 +- 6.35 | 3.500 +- 6.353 | 1.50 +- 6.35 | 1.500 +- 6.353 | 2 | 3.05 |" in page
+    assert "| eps | truncated_snr | diverged | - | diverged | - | 2 | diverged |" in page
+    assert "- 32 steps, from the least distance: x0 with truncated_snr 2.50, v_prediction with snr 3.50." in page
+    assert "- 4 steps, from the least distance: v_prediction with snr 1.50, x0 with truncated_snr 2.50." in page
+    assert "\n".join(ablation.order(written)) in readme.block(*_book(), written)
