@@ -28,6 +28,15 @@ ABOUT = (
 )
 
 
+CALIBRATION = {
+    "real scenes, prompts shuffled": ("accuracy", "right"),
+    "real scenes, blurred": ("frechet", "Frechet at infinity"),
+    "real scenes of one thing alone": ("frechet", "Frechet at infinity"),
+    "all that the teacher learnt from": ("copied", "copied"),
+}
+"""What is wrong with real scenes, to the figure that should see it and its title."""
+
+
 def plus_minus(pair: list[float], *, digits: int = 2, scale: float = 1.0) -> str:
     value = round(scale * pair[0], digits) + 0.0  # no -0.00
     return f"{value:.{digits}f} +- {scale * pair[1]:.{digits}f}"
@@ -77,6 +86,20 @@ def floors(parts: Figures) -> list[str]:
     return [row(name, None, [part["figures"]]) for name, part in named(parts, "floor: ").items()]
 
 
+def calibration(parts: Figures) -> list[str]:
+    """Whether what is wrong with real scenes moves the figure that should see it, beyond both intervals."""
+    found = named(parts, "floor: ")
+    lines = []
+    for name in CALIBRATION.keys() & found.keys() if "real scenes" in found else ():
+        key, title = CALIBRATION[name]
+        real, spoiled = found["real scenes"]["figures"][key], found[name]["figures"][key]
+        seen = "seen" if abs(spoiled[0] - real[0]) > spoiled[1] + real[1] else "not seen"
+        lines.append(f"- {name}: {title} {plus_minus(spoiled, digits=3)} for {plus_minus(real, digits=3)}, {seen}.")
+    return (
+        ["Calibration of the judges, on real scenes that one thing is wrong with:", "", *sorted(lines)] if lines else []
+    )
+
+
 def by_noise(parts: Figures) -> dict[str, list[Figures]]:
     """The parts of each row, whose name is followed by its noise seed."""
     found: dict[str, list[Figures]] = {}
@@ -114,8 +137,9 @@ def solvers_page(written: Figures) -> str:
         calls = seeds[0]["settings"]["calls"]
         name = f"{solver}, {steps} steps, guidance {scale:g}, {grid}"
         lines.append(row(name, calls, [part["figures"] for part in seeds]))
+    lines += ["", *calibration(parts), ""]
     if rows:
-        lines += ["", *_least(rows)]
+        lines += _least(rows)
     return "\n".join([*lines, ""])
 
 

@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-from comfyui_fewstep.benchmarks.scenes import readme
+from comfyui_fewstep.benchmarks.scenes import pages, readme
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +49,14 @@ def test_the_drawn_worlds_tables_are_what_the_result_files_make():
     assert readme.block(*readme.results()) in README
     steady, _, falling, _ = result("scenes_teacher")["shipped"].replace(",", "").split()
     assert f"The teacher learnt for {steady} iterations and {falling} more" in TEXT
+
+
+def test_the_judges_see_what_is_wrong_with_real_scenes():
+    """In the results themselves, of 2,048 pictures: each figure moves beyond both intervals."""
+    lines = pages.calibration(result("scenes_solvers")["parts"])[2:]
+    assert len(lines) == len(pages.CALIBRATION) == 4
+    assert all(line.endswith(", seen.") for line in lines)
+    assert all(line in (RESULTS / "scenes_solvers.md").read_text(encoding="utf-8") for line in lines)
 
 
 def _cells(name, *, table):

@@ -158,3 +158,13 @@ def test_the_ablations_page_has_the_papers_table_beside_ours():
     assert "- 32 steps, from the least distance: x0 with truncated_snr 2.50, v_prediction with snr 3.50." in page
     assert "- 4 steps, from the least distance: v_prediction with snr 1.50, x0 with truncated_snr 2.50." in page
     assert "\n".join(ablation.order(written)) in readme.block(*_book(), written)
+
+
+def test_calibration_says_what_the_judges_saw():
+    """Beyond both intervals: 5.0 +- 0.1 for 1.0 +- 0.1 is, 1.15 +- 0.1 is not."""
+    floors = {"real scenes": 1.0, "real scenes, blurred": 5.0, "real scenes of one thing alone": 1.15}
+    lines = pages.calibration({f"floor: {name}": {"figures": figures(value)} for name, value in floors.items()})
+    assert lines[2:] == [
+        "- real scenes of one thing alone: Frechet at infinity 1.150 +- 0.100 for 1.000 +- 0.100, not seen.",
+        "- real scenes, blurred: Frechet at infinity 5.000 +- 0.100 for 1.000 +- 0.100, seen.",
+    ]
