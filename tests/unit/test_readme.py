@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from comfyui_fewstep.benchmarks.scenes import pages, readme
+from comfyui_fewstep.benchmarks.scenes.students_page import by_training, distance
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +58,16 @@ def test_the_judges_see_what_is_wrong_with_real_scenes():
     assert len(lines) == len(pages.CALIBRATION) == 4
     assert all(line.endswith(", seen.") for line in lines)
     assert all(line in (RESULTS / "scenes_solvers.md").read_text(encoding="utf-8") for line in lines)
+
+
+def test_what_the_choice_of_a_method_says_of_matching_is_in_the_table():
+    """At each number of calls that a student of matching alone draws in, the row of progressive distillation is nearer."""
+    text = " ".join((ROOT / "docs" / "choose-a-method.md").read_text(encoding="utf-8").split())
+    assert "on the drawn world it was no better than progressive distillation" in text
+    rows = {key: distance(of)[0] for key, of in by_training(result("scenes_students")["parts"]).items()}
+    of_matching = [(calls, value) for (label, calls), value in rows.items() if label.startswith("matching")]
+    assert of_matching
+    assert all(rows["progressive", calls] < value for calls, value in of_matching)
 
 
 def _cells(name, *, table):
