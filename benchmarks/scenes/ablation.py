@@ -25,7 +25,6 @@ from ...trainers.objective.grid import Grid
 from ...trainers.objective.weighting import Weighting
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.student import FullWeightsStudent
-from ...trainers.students.x0_and_eps import doubled
 from ...trainers.training.loop import train
 from ...trainers.training.tally import NonFiniteLoss
 from . import curves, judges, pages, students, teacher
@@ -34,7 +33,7 @@ from .machine import RESULTS, ROOT
 from .network import PREDICTIONS, SceneNetwork, as_denoiser, noise_levels
 from .parts import Parts
 from .solvers import Setting
-from .world import Split
+from .world import CHANNELS, Split
 
 HOME = ROOT / ".fewstep" / "scenes" / "ablation"
 ITERATIONS = 2000
@@ -51,10 +50,8 @@ Figures = dict[str, Any]
 
 
 def network(prediction: str) -> SceneNetwork:
-    made = SceneNetwork()
-    if prediction == "x0_and_eps":
-        made.leave[-1] = doubled(made.leave[-1])  # type: ignore[arg-type]
-    return made.to(memory_format=torch.channels_last)
+    channels = (2 if prediction == "x0_and_eps" else 1) * CHANNELS
+    return SceneNetwork(channels=channels).to(memory_format=torch.channels_last)
 
 
 def trained(prediction: str, weighting: str, seed: int) -> Denoiser:

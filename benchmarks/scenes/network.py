@@ -64,9 +64,12 @@ class Attention(nn.Module):
 
 
 class SceneNetwork(nn.Module):
-    """(x (B, 12, 8, 8) at unit variance, place of its noise level (B,) in [0, 1], captions y (B, 30)) to v (B, 12, 8, 8)."""
+    """(x (B, 12, 8, 8) at unit variance, place of its noise level (B,) in [0, 1], captions y (B, 30)) to v (B, 12, 8, 8).
 
-    def __init__(self, width: int = WIDTH, deep: int = 3) -> None:
+    channels: of what it says, where that is not v.
+    """
+
+    def __init__(self, width: int = WIDTH, deep: int = 3, channels: int = CHANNELS) -> None:
         super().__init__()
         embedding, wide = 4 * width, 2 * width
         self.time = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
@@ -78,7 +81,7 @@ class SceneNetwork(nn.Module):
         self.attention = nn.ModuleList([Attention(wide, wide // 32) for _ in range(deep)])
         self.grow = nn.Conv2d(wide, width, 1)
         self.up = nn.ModuleList([Block(2 * width, width, embedding) for _ in range(2)])
-        self.leave = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, CHANNELS, 3, padding=1))
+        self.leave = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, channels, 3, padding=1))
         _zero(self.leave[-1])
 
     def forward(self, x: Tensor, place: Tensor, y: Tensor) -> Tensor:
