@@ -90,7 +90,7 @@ def memory_row(setup: Setup, *, iterations: int) -> str:
     )
 
 
-def page(said: str, *, times: list[str], memories: list[str], setup: Setup) -> str:
+def page(said: str, *, times: list[str], memories: list[str], setup: Setup, rounds: int) -> str:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     latent = setup.pixels // 8
     return "\n".join(
@@ -100,7 +100,7 @@ def page(said: str, *, times: list[str], memories: list[str], setup: Setup) -> s
             f"`python launch.py bench training {said}`: a halving of progressive distillation, and distribution matching in "
             f"one step with two updates of its companion, latents of {latent} x {latent}, on "
             f"{platform.platform()}, {os.cpu_count()} CPU cores ({torch.get_num_threads()} threads), {gpu}, "
-            f"{datetime.date.today().isoformat()}.",
+            f"{datetime.date.today().isoformat()}; medians over {rounds} rounds.",
             "",
             "| method | student | learns | bare step | loop over bare | middle half | of it waiting for data "
             "| MiB for the teacher, first halving | later | bare step with checkpointing over without |",
@@ -144,6 +144,7 @@ def main(arguments: list[str]) -> None:
         times=[time_row(setup, rounds=rounds, iterations=iterations) for setup in setups],
         memories=[memory_row(setup, iterations=iterations) for setup in setups],
         setup=setups[0],
+        rounds=rounds,
     )
     usual = all(
         options[name] == parser.get_default(name) for name in ("architecture", "channels", "pixels", "precision")
