@@ -86,6 +86,7 @@ def _students(solvers: Figures, parts: Figures) -> list[str]:
         "",
         *students_page.aims(students, rows),
         "",
+        *students_page.uneven(students),
         *students_page.order(students),
         "![Distance over network calls, solvers and students](benchmarks/results/scenes_students.png)",
     ]

@@ -84,6 +84,7 @@ def page(written: Figures, solvers: Figures) -> str:
     lines += ["", *_trainings(written["parts"]), ""]
     if rows:
         lines += ["Aims, of the best student at each number of calls:", "", *aims(students, rows), ""]
+    lines += uneven(students)
     return "\n".join([*lines, *order(students), ""])
 
 
@@ -139,6 +140,17 @@ def _against(own: list[float], other: list[float], aim: float) -> str:
     found = ratio(own, other)
     said = "reached" if found.value + found.margin <= aim else "not reached"
     return f"{found.value:.2f} +- {found.margin:.2f} times (aim {aim:g}: {said})"
+
+
+def uneven(students: Students) -> list[str]:
+    """The rows whose trainings came out otherwise than one another, the worst at over twice the best's distance."""
+    lines = []
+    for (label, calls), trainings in in_order(students):
+        each = [statistics.mean(seed["frechet"][0] for seed in seeds) for _, seeds in sorted(trainings.items())]
+        if max(each) > 2 * min(each):
+            said = ", ".join(f"{value:.2f}" for value in each)
+            lines.append(f"- {label}, {pages.count(calls, 'call')}: its trainings came out apart, at {said}.")
+    return [*lines, ""] if lines else []
 
 
 def order(students: Students) -> list[str]:

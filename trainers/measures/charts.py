@@ -67,7 +67,8 @@ Interval = tuple[float, float]
 def curves_chart(curves: Mapping[str, Mapping[int, Interval]], *, over: str, value: str, beside: str = "") -> Tensor:
     """Curves with intervals on log axes, label and place to the value; in grey those whose labels begin with beside.
 
-    An interval that a log axis has no room for, to 0 and below, is cut at a tenth of its value; nor for a value below 0.
+    An interval that a log axis has no room for, to 0 and below, is cut at a tenth of its value; nor for a value below 0. Above,
+    at twice the largest value.
     """
     figure = _figure(width=9.0, height=5.0)
     from matplotlib.ticker import LogLocator, StrMethodFormatter
@@ -86,6 +87,7 @@ def curves_chart(curves: Mapping[str, Mapping[int, Interval]], *, over: str, val
     axis.set_yscale("log")
     axis.set_xticks(steps, [str(step) for step in steps])
     axis.minorticks_off()
+    axis.set_ylim(top=2.0 * max(mean for points in curves.values() for mean, _ in points.values()))
     axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_xlabel(over)

@@ -168,3 +168,10 @@ def test_calibration_says_what_the_judges_saw():
         "- real scenes of one thing alone: Frechet at infinity 1.150 +- 0.100 for 1.000 +- 0.100, not seen.",
         "- real scenes, blurred: Frechet at infinity 5.000 +- 0.100 for 1.000 +- 0.100, seen.",
     ]
+
+
+def test_trainings_that_came_out_apart_are_named():
+    trainings = {0: [figures(1.0), figures(2.0)], 1: [figures(4.0), figures(5.0)]}
+    students = {("matching", 1): trainings, ("progressive", 1): {0: [figures(1.0)], 1: [figures(1.9)]}}
+    assert students_page.uneven(students) == ["- matching, 1 call: its trainings came out apart, at 1.50, 4.50.", ""]
+    assert students_page.uneven({("progressive", 1): students["progressive", 1]}) == []
