@@ -168,9 +168,8 @@ def order(students: Students) -> list[str]:
     said = "the same order" if here == there else "another order"
     return [
         f"In one call, from the best: {', '.join(f'{name} {pages.plus_minus(best[name])}' for name in here)}; "
-        f"{'no two' if apart else 'some'} intervals overlap. Published, FID on ImageNet 64 x 64: "
-        f"{', '.join(f'{name} {PUBLISHED[name]:g}' for name in there)}: {said}, by far more training than the same few "
-        "minutes for each that all had here.",
+        f"{'no two' if apart else 'some'} intervals overlap. Published, FID on ImageNet 64 x 64 "
+        f"after far more training: {', '.join(f'{name} {PUBLISHED[name]:.2f}' for name in there)}; {said}.",
         "",
     ]
 

@@ -123,7 +123,7 @@ def test_the_readmes_tables_follow_the_number_of_trainings():
     assert "| teacher, best solver | 1.00 +- 0.10 | 2.00 +- 0.10 | 4.00 +- 0.10 | 8.00 +- 0.10 |  |" in block
     assert "- 1 call, consistency: 1.50 +- 6.35 times" in block
     assert "some intervals overlap" in block
-    assert "consistency 6.2, progressive 15.39: the same order" in block
+    assert "after far more training: consistency 6.20, progressive 15.39; the same order." in block
 
 
 def test_a_block_takes_the_place_of_the_one_before_and_a_missing_mark_is_named():
