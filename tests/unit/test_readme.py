@@ -46,6 +46,24 @@ def test_architectures_are_counted_as_their_table_does():
     assert f"[{whole} are right throughout]" in TEXT
 
 
+@pytest.mark.parametrize("model", ["SDXL", "Z-Image"])
+def test_what_a_card_held_is_what_was_measured(model):
+    parts = {name: part["figures"] for name, part in result("gpu")["parts"].items()}
+
+    def trained(card):
+        return parts.get(f"{model}, 1024 px, bf16, training, pages{card}")
+
+    held = [f"{trained('')[key] / 2**30:.2f} GiB" for key in ("weights", "bytes")]
+    cards = [trained(card) for card in ("", ", 16 GiB", ", 12 GiB", ", 8 GiB")]
+    steps = [f"{found['step']:.2f} s" if found else "-" for found in cards]
+    assert f"| {model} | {' | '.join(held + steps)} |" in TEXT
+    gradients = parts[f"{model}, 1024 px, bf16, gradients, pages"]
+    assert gradients["paged"]
+    cosines = [f"{found['cosine']:.6f}" for found in gradients.values() if isinstance(found, dict)]
+    assert cosines == ["1.000000"] * 12
+    assert "cosine 1.000000 each time" in TEXT
+
+
 def test_the_drawn_worlds_tables_are_what_the_result_files_make():
     assert readme.block(*readme.results()) in README
     steady, _, falling, _ = result("scenes_teacher")["shipped"].replace(",", "").split()
