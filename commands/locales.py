@@ -1,6 +1,7 @@
 """Writes locales/en from what the nodes declare: the texts that an editor shows, for translators to start from.
 
-An editor of 2025 and later reads locales/<language>/nodeDefs.json of every pack. Inputs and outputs keep their declared names.
+An editor of 2025 and later reads locales/<language>/nodeDefs.json of every pack. Outputs keep their declared names; inputs
+too, but for those that declare what they are shown as.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def texts_of(node: Any, *, shown: str) -> dict[str, Any]:
     return {
         "display_name": shown,
         "description": node.DESCRIPTION,
-        "inputs": {name: _text(name, tooltip_of(kind)) for name, kind in inputs.items()},
+        "inputs": {name: _text(shown_as(name, kind), tooltip_of(kind)) for name, kind in inputs.items()},
         "outputs": {
             str(i): _text(name, tooltip) for i, (name, tooltip) in enumerate(zip(names, tooltips, strict=True))
         },
@@ -33,6 +34,10 @@ def texts_of(node: Any, *, shown: str) -> dict[str, Any]:
 
 def tooltip_of(declared: Any) -> str:
     return str(declared[1]["tooltip"])
+
+
+def shown_as(name: str, declared: Any) -> str:
+    return str(declared[1].get("display_name", name))
 
 
 def _text(name: str, tooltip: str) -> dict[str, str]:

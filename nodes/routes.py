@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -14,9 +15,13 @@ from ..trainers.storage.places import is_regular
 from ..trainers.storage.run_folder import RunFolder
 from ..trainers.storage.watching import State, all_runs, curves, preview_file, stage_names, summary, whole_lines
 from . import host
+from .distillation import preview_pictures
 from .distillation.telling import MESSAGES
 from .host import folders
 from .previews import of_method, of_recipe, of_schedule
+
+DOCS = Path(__file__).parents[1] / "docs"
+GUIDES = ("choose-a-method", "glossary", "examples")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -89,6 +94,7 @@ def run_now(request: web.Request) -> dict[str, Any]:
         "live": MESSAGES.newest.get(run.name) if training else None,
         "stopping": training and run.stop_asked,
         "cancelling": training and run.cancel_asked,
+        "command": folders.command_for(run.path),
     }
 
 
@@ -98,6 +104,14 @@ def preview(request: web.Request) -> web.StreamResponse:
     if not is_regular(file):
         raise web.HTTPNotFound(text=f"the run has no preview of iteration {request.query.get('iteration')}")
     return web.FileResponse(file, headers={"Cache-Control": "no-cache"})  # a run of the same name may be begun anew
+
+
+def preview_about(request: web.Request) -> dict[str, Any]:
+    """What the columns of that picture are of: {columns, prompts}, None each where it does not say."""
+    file = preview_file(_run_of(request), _number(request, "iteration", default=-1))
+    if not is_regular(file):
+        raise ValueError(f"the run has no preview of iteration {request.query.get('iteration')}.")
+    return preview_pictures.about(file)
 
 
 def stop(request: web.Request) -> dict[str, Any]:
@@ -112,6 +126,16 @@ def cancel(request: web.Request) -> dict[str, Any]:
     run = _run_of(request)
     run.ask_to_stop(now=True)
     return {"run": run.name, "cancelling": True}
+
+
+def guide(request: web.Request) -> web.StreamResponse:
+    """A page of the pack's own documentation, as the Markdown text that it is."""
+    name = request.match_info["name"]
+    if name not in GUIDES:
+        raise web.HTTPNotFound(text=f"there is no page {name!r}; there are {', '.join(GUIDES)}")
+    return web.Response(
+        text=(DOCS / f"{name}.md").read_text(encoding="utf-8"), content_type="text/plain", charset="utf-8"
+    )
 
 
 def _said(preview: Callable[[Mapping[str, str]], dict[str, Any]], request: web.Request) -> dict[str, Any]:
@@ -133,9 +157,12 @@ def workflow(request: web.Request) -> dict[str, Any]:
 
 
 def delete(request: web.Request) -> dict[str, Any]:
-    """Removes a run's folder. What was published of it, a LoRA say, stays."""
+    """Removes a run's folder. What was published of it, a LoRA say, stays, but for what no loader of the host reads."""
     run = _run_of(request)
+    in_vain = folders.listed_in_vain(run)
     run.delete()
+    for file in in_vain:
+        file.unlink()
     return {"run": run.name, "deleted": True}
 
 
@@ -165,6 +192,7 @@ def note(request: web.Request) -> dict[str, Any]:
 ROUTES: dict[tuple[str, str], Callable[[web.Request], Any]] = {
     ("GET", "/fewstep/runs/{run}"): run_now,
     ("GET", "/fewstep/runs/{run}/preview"): preview,
+    ("GET", "/fewstep/runs/{run}/preview/about"): preview_about,
     ("POST", "/fewstep/runs/{run}/stop"): stop,
     ("POST", "/fewstep/runs/{run}/cancel"): cancel,
     ("GET", "/fewstep/runs"): runs,
@@ -174,6 +202,7 @@ ROUTES: dict[tuple[str, str], Callable[[web.Request], Any]] = {
     ("POST", "/fewstep/runs/{run}/rename"): rename,
     ("POST", "/fewstep/runs/{run}/clone"): clone,
     ("POST", "/fewstep/runs/{run}/note"): note,
+    ("GET", "/fewstep/guides/{name}"): guide,
     ("GET", "/fewstep/schedule"): lambda request: _said(of_schedule, request),
     ("GET", "/fewstep/recipe"): lambda request: _said(of_recipe, request),
     ("GET", "/fewstep/method"): lambda request: _said(of_method, request),

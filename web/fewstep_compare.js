@@ -1,9 +1,11 @@
 // A preview picture, teacher above and student below: both rows, or one over the other under a slider.
 import { STYLE, define, make } from "./fewstep_elements.js";
+import { enlarge } from "./fewstep_enlarged.js";
 
 const OWN_STYLE = `
   :host { display: flex; flex-direction: column; gap: 0.3em; min-height: 0; }
-  .stage { position: relative; flex: 1; min-height: 0; display: grid; place-items: center; overflow: hidden; }
+  .stage { position: relative; flex: 1; min-height: 0; display: grid; place-items: center; overflow: hidden; width: 100%;
+    padding: 0; border: 0; background: none; cursor: zoom-in; }
   .both { max-width: 100%; max-height: 100%; width: 100%; object-fit: contain; }
   .over { position: relative; width: 100%; }
   .half { position: absolute; inset: 0; background-size: 100% 200%; background-repeat: no-repeat; }
@@ -31,10 +33,14 @@ class Compare extends HTMLElement {
     this.figure = make("div", { aria: { live: "polite" } });
     this.words = make("div", { className: "words soft" }, make("span", {}, "teacher"), make("span", {}, "student"));
     this.dividing = make("div", { hidden: true }, this.slider, this.words, this.figure);
-    const style = make("style", { textContent: STYLE + OWN_STYLE });
-    this.shadowRoot.append(style, make("div", { className: "stage" }, this.both, this.over), this.dividing);
+    this.stage = make("button", { type: "button", className: "stage", title: "Enlarge", on: { click: () => this.onenlarge() },
+      aria: { label: "Enlarge: teacher and student side by side" } }, this.both, this.over);
+    this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), this.stage, this.dividing);
     this.#divide();
   }
+
+  /** What a click on the pictures does: they are shown in the whole window. */
+  onenlarge = () => enlarge([{ address: this.#address, label: "", about: async () => ({ columns: null, prompts: null }) }]);
 
   /** The picture's address. */
   set address(address) {

@@ -34,11 +34,11 @@ export function define(name, kind) {
   if (!customElements.get(name)) customElements.define(name, kind);
 }
 
-/** Puts an element on a node, in every editor since 2024, and takes all of it away with the node. It is no setting.
- *  Keys that are pressed in it do nothing to the graph. */
+/** Puts an element on a node, in every editor since 2024, and takes all of it away with the node. It is no setting, and stays on
+ *  its node where an editor shows settings beside the graph too. Keys that are pressed in it do nothing to the graph. */
 export function addElement(node, name, element, { height }) {
   keepKeys(element);
-  const options = { serialize: false, hideOnZoom: false, getMinHeight: () => textScale() * height() };
+  const options = { serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: () => textScale() * height() };
   const widget = node.addDOMWidget(name, `fewstep_${name}`, element, options);
   widget.serialize = false;
   atRemoval(node, () => widget.onRemove?.()); // the editor of 2024 leaves a listener on the document otherwise
@@ -50,8 +50,13 @@ export function keepKeys(element) {
   element.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.stopPropagation());
 }
 
+/** Whether a text is on the clipboard now, which is closed to pages that come over plain HTTP from another machine. */
+export async function copied(text) {
+  return navigator.clipboard ? navigator.clipboard.writeText(text).then(() => true, () => false) : false;
+}
+
 /** How much larger than usual the text of the page is set. */
-function textScale() {
+export function textScale() {
   return Math.max(parseFloat(getComputedStyle(document.documentElement).fontSize) / 16, 1);
 }
 

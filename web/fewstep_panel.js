@@ -22,7 +22,8 @@ function addPanel(node) {
   const panel = document.createElement("fewstep-panel");
   let tall = false;
   let told = null; // the run that the node itself said it began
-  panel.onresume = () => app.queuePrompt(0, 1);
+  panel.watching = node.comfyClass === "FewStepWatchRun";
+  if (!panel.watching) panel.onresume = () => app.queuePrompt(0, 1);
   panel.onsize = () => {
     if (panel.large === tall) return;
     tall = panel.large;

@@ -1,7 +1,7 @@
 // What a training run looks like while it goes on and afterwards: state, curves, pictures, and the buttons to stop and resume.
 import "./fewstep_chart.js";
 import "./fewstep_previews.js";
-import { STYLE, define, make } from "./fewstep_elements.js";
+import { STYLE, copied, define, make } from "./fewstep_elements.js";
 import { smoothed } from "./fewstep_chart.js";
 import { figures, heard, sentence } from "./fewstep_panel_words.js";
 import { PHASE, STATE, METRICS, cancelRun, fetchRun, isConnected, stopAfterCheckpoint, subscribe } from "./fewstep_service.js";
@@ -52,12 +52,15 @@ class Panel extends HTMLElement {
     this.stop = button("Stop after this checkpoint", "Trains to the next checkpoint, saves and stops.", () => this.#stop());
     this.cancel = button("Cancel", "Saves the state of this run and stops it at once.", () => this.#cancel());
     this.resume = button("Resume", "Queues the graph again; the run goes on from its last state.", () => this.onresume?.());
-    return [this.stop, this.cancel, this.resume];
+    this.command = button("Copy command", "What trains this run in a terminal.", () => this.#copyCommand());
+    return [this.stop, this.cancel, this.resume, this.command];
   }
 
   /** Called when there is nothing to show but a sentence, or something again. */
   onsize = null;
   onresume = null;
+  /** Whether another process trains the run, which is started by its command. */
+  watching = false;
 
   connectedCallback() {
     // Nodes 2.0 lays nodes out as elements and gives each widget the room that its content asks for, not what we name
@@ -147,7 +150,8 @@ class Panel extends HTMLElement {
     const cancelAsked = this.#known.cancelAsked && told.state === "training";
     this.#known = { ...this.#known, ...told, curves, live, cancelAsked, refusal: null };
     this.#draw();
-    if (told.state === "training") this.#lookSoon(SECONDS_WITHOUT_A_WORD);
+    // what another process does is told by nobody
+    if (told.state === "training" || (this.watching && told.state !== "finished")) this.#lookSoon(SECONDS_WITHOUT_A_WORD);
   }
 
   #newer(live) {
@@ -175,13 +179,18 @@ class Panel extends HTMLElement {
     this.#lookSoon(0);
   }
 
+  async #copyCommand() {
+    this.command.textContent = (await copied(this.#known.command)) ? "Copied" : this.#known.command;
+    setTimeout(() => (this.command.textContent = "Copy command"), 3000);
+  }
+
   #choose(view) {
     this.#view = view;
     this.#draw();
   }
 
   #draw() {
-    const known = { ...this.#known, connected: isConnected(), run: this.#run };
+    const known = { ...this.#known, connected: isConnected(), run: this.#run, watching: this.watching };
     this.sentence.textContent = sentence(known);
     if (this.heard.textContent !== heard(known)) this.heard.textContent = heard(known);
     this.sentence.classList.toggle("failed", Boolean(known.error || known.failure || known.refusal || known.damage || !known.connected));
@@ -198,7 +207,8 @@ class Panel extends HTMLElement {
     this.cancel.disabled = Boolean(cancelling || cancelAsked);
     this.stop.disabled = Boolean(stopping || this.cancel.disabled);
     this.resume.hidden = !(connected && state === "stopped" && this.onresume);
-    this.buttons.hidden = !training && this.resume.hidden;
+    this.command.hidden = !(connected && this.watching && this.#known.command && ["written", "stopped"].includes(state));
+    this.buttons.hidden = !training && this.resume.hidden && this.command.hidden;
   }
 
   #drawFigures(known) {

@@ -36,15 +36,21 @@ function during({ phase, share, seconds_left }) {
   return `${PHASES[phase] ?? phase}${far}${seconds_left === null || seconds_left === undefined ? "" : `, ${seconds(seconds_left)} left`} ...`;
 }
 
-const absent = () => "Not begun. Queue the graph to train.";
-const written = () => "Nothing is saved yet. Queue the graph, and it begins anew.";
-const stopped = ({ iteration, iterations }) =>
-  iterations ? `Stopped at iteration ${iteration} of ${iterations}; its state is saved.` : "Stopped; its state is saved.";
-const finished = ({ iteration, published, startLeft }) => {
+// watching: the node trains nothing itself, so that what comes next is to be done elsewhere
+const absent = ({ watching }) => (watching ? "There is no run of this name yet. Queue Write Run first." : "Not begun. Queue the graph to train.");
+const written = ({ watching }) =>
+  watching ? "Written, and not started yet. Start it with Write Run's command in a terminal; queue this node to wait for its student."
+    : "Nothing is saved yet. Queue the graph, and it begins anew.";
+const stopped = ({ iteration, iterations, watching }) => {
+  const far = iterations ? `Stopped at iteration ${iteration} of ${iterations}; its state is saved.` : "Stopped; its state is saved.";
+  return watching ? `${far} Start the same command again, and it goes on.` : far;
+};
+const finished = ({ iteration, published, startLeft, watching }) => {
   const beside = published ? ` A file of the run's name is not its own and was left alone; the student is ${published}.` : "";
   const average =
     startLeft > 0.001 ? ` Of the weights that training began with, ${figure(100 * startLeft)} percent are left in the average (ema_decay).` : "";
-  return `Finished${iteration ? ` after ${iteration} iterations` : ""}.${beside}${average}`;
+  const next = watching ? " Queue this node to load its student." : "";
+  return `Finished${iteration ? ` after ${iteration} iterations` : ""}.${next}${beside}${average}`;
 };
 const damaged = () => "This run cannot be read.";
 

@@ -1,6 +1,7 @@
 // The preview pictures of a run, as a slider over its training time.
 import "./fewstep_compare.js";
 import { STYLE, define, make } from "./fewstep_elements.js";
+import { enlarge, previewsOf } from "./fewstep_enlarged.js";
 import { previewUrl } from "./fewstep_service.js";
 
 const OWN_STYLE = `
@@ -16,7 +17,7 @@ class Previews extends HTMLElement {
   constructor() {
     super();
     this.attachShadow({ mode: "open" });
-    this.picture = make("fewstep-compare");
+    this.picture = make("fewstep-compare", { onenlarge: () => enlarge(previewsOf(this.#run, this.#iterations), Number(this.time.value)) });
     this.time = make("input", { type: "range", min: 0, value: 0, on: { input: () => this.#show() },
       aria: { label: "Training time: which preview is shown" } });
     this.when = make("output", { className: "soft" });

@@ -2,12 +2,14 @@
 import "./fewstep_chart.js";
 import { smoothed } from "./fewstep_chart.js";
 import { STYLE, define, figure, make } from "./fewstep_elements.js";
+import { enlarge, previewsOf } from "./fewstep_enlarged.js";
 import { fetchRun, previewUrl } from "./fewstep_service.js";
 
 const LOOKS = [["--run-1"], ["--run-2", [10, 4]], ["--run-3", [3, 3]], ["--run-4", [10, 3, 3, 3]]]; // told apart without colours too
 const OWN_STYLE = `
   :host { --run-1: #e8590c; --run-2: #4c8dff; --run-3: #12a150; --run-4: #c264d9; height: auto; display: grid; gap: 0.6em; }
   fewstep-chart { height: 15em; } img { width: 100%; image-rendering: pixelated; } figure { margin: 0; }
+  figure button { padding: 0; border: 0; width: 100%; cursor: zoom-in; }
   table { border-collapse: collapse; width: 100%; } caption { text-align: left; font-weight: 600; }
   th, td { text-align: left; padding: 0.1em 0.4em; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; font-weight: normal; }
   th { color: var(--soft); overflow-wrap: normal; } .scroll { overflow: auto; }
@@ -15,6 +17,7 @@ const OWN_STYLE = `
 
 class Compared extends HTMLElement {
   #asking = null;
+  #rows = [];
 
   constructor() {
     super();
@@ -24,7 +27,9 @@ class Compared extends HTMLElement {
     this.pictures = make("div");
     this.said = make("div", { role: "status" });
     const scrolled = make("div", { className: "scroll", tabIndex: 0, role: "group", aria: { label: "Settings that differ" } }, this.table);
-    this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), this.said, this.chart, scrolled, this.pictures);
+    this.saving = make("button", { type: "button", textContent: "Save table as CSV", title: "One line for each run.", on: { click: () => this.#save() } });
+    const row = make("div", { className: "row" }, this.saving);
+    this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), this.said, this.chart, scrolled, row, this.pictures);
   }
 
   disconnectedCallback() {
@@ -40,11 +45,18 @@ class Compared extends HTMLElement {
       const told = await Promise.all(runs.map((run) => fetchRun(run.run, { signal })));
       if (signal.aborted) return;
       this.said.textContent = "";
-      this.table.replaceChildren(make("caption", { textContent: "What differs" }), ...rows(runs, told));
+      this.#rows = rows(runs, told);
+      this.table.replaceChildren(make("caption", { textContent: "What differs" }), ...this.#rows.map(tableRow));
       this.chart.draw(content(told));
     } catch (error) {
       if (!signal.aborted) this.said.textContent = error.message;
     }
+  }
+
+  #save() {
+    const address = URL.createObjectURL(new Blob([csv(this.#rows)], { type: "text/csv" }));
+    make("a", { href: address, download: "fewstep runs.csv" }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 10_000); // once the browser has it
   }
 }
 
@@ -60,24 +72,43 @@ function content(told) {
   return { x, stages: x.map(() => 0), names: {}, log: true, lines };
 }
 
-/** How each stands, and every setting that is not the same for all. */
+/** How each stands, and every setting that is not the same for all: [what, of the first run, of the second ...] each. */
 function rows(runs, told) {
   const settings = runs.map(({ method, options, student, teacher }) => ({ method, ...options, ...student, teacher: teacher?.slice(0, 8) }));
   const names = [...new Set(settings.flatMap(Object.keys))].filter((name) => new Set(settings.map((one) => JSON.stringify(one[name]))).size > 1);
-  const row = (label, values) => make("tr", {}, make("th", { scope: "row", textContent: label }), ...values.map((textContent) => make("td", { textContent })));
   return [
-    make("tr", {}, make("td"), ...runs.map(({ run }) => make("th", { scope: "col", textContent: run }))),
-    row("last loss", told.map(({ curves }) => figure(smoothed(curves.loss, curves.stage).findLast((value) => value !== null)))),
-    row("iterations", told.map(({ iteration }) => iteration)),
-    ...names.map((name) => row(name.replaceAll("_", " "), settings.map((one) => shown(one[name])))),
+    ["run", ...runs.map(({ run }) => run)],
+    ["last loss", ...told.map(({ curves }) => figure(smoothed(curves.loss, curves.stage).findLast((value) => value !== null)))],
+    ["iterations", ...told.map(({ iteration }) => String(iteration))],
+    ["distance from the teacher, percent", ...runs.map(distance)],
+    ...names.map((name) => [name.replaceAll("_", " "), ...settings.map((one) => shown(one[name]))]),
   ];
+}
+
+/** Of the last stage that was compared. */
+function distance({ stages }) {
+  const last = stages?.at(-1);
+  return last ? figure((100 * last.mean_squared_distance) / last.teacher_mean_square) : "-";
+}
+
+function tableRow([label, ...values], i) {
+  const [first, tag, scope] = i ? [make("th", { scope: "row", textContent: label }), "td", ""] : [make("td"), "th", "col"];
+  return make("tr", {}, first, ...values.map((textContent) => make(tag, scope ? { scope, textContent } : { textContent })));
+}
+
+/** The table with a line for each run, as RFC 4180 has it. */
+function csv(table) {
+  const cell = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+  return table[0].map((_, i) => `${table.map((row) => cell(row[i])).join(",")}\r\n`).join("");
 }
 
 const shown = (value) => (value === undefined ? "-" : typeof value === "object" ? JSON.stringify(value) : String(value));
 
-function picture({ run, preview }) {
+function picture({ run, preview, previews }) {
   const alt = `${run}, iteration ${preview}: above the teacher's pictures, below the student's`;
-  return make("figure", {}, make("figcaption", { textContent: run }), make("img", { src: previewUrl(run, preview), alt }));
+  const click = () => enlarge(previewsOf(run, previews), previews.indexOf(preview));
+  const enlarging = make("button", { type: "button", title: "Enlarge", on: { click } }, make("img", { src: previewUrl(run, preview), alt }));
+  return make("figure", {}, make("figcaption", { textContent: run }), enlarging);
 }
 
 define("fewstep-runs-compared", Compared);

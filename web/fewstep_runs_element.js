@@ -2,11 +2,12 @@
 import "./fewstep_compare.js";
 import "./fewstep_chart.js";
 import { STYLE, define, figure, keepKeys, make } from "./fewstep_elements.js";
+import { enlarge, previewsOf } from "./fewstep_enlarged.js";
 import { OPEN, confirming, writing } from "./fewstep_asking.js";
 import "./fewstep_runs_compared.js";
 import { qualityContent } from "./fewstep_quality.js";
 import {
-  METRICS, STATE, cancelRun, cloneRun, deleteRun, fetchRuns, keepNote, previewUrl, renameRun, repairRun, subscribe,
+  GUIDES, METRICS, STATE, cancelRun, cloneRun, deleteRun, fetchRuns, guideUrl, keepNote, previewUrl, renameRun, repairRun, subscribe,
 } from "./fewstep_service.js";
 
 const SECONDS_BETWEEN_LOOKS = 3;
@@ -18,6 +19,7 @@ const OWN_STYLE = `
   li { border: 1px solid var(--line); border-radius: 6px; padding: 0.6em; display: grid; gap: 0.4em; min-width: 0; }
   h3 { font-size: 1em; margin: 0; overflow-wrap: anywhere; } fewstep-compare { min-height: 5em; max-height: 14em; }
   fewstep-chart { height: 15em; } .state { margin-left: auto; } .note { font-style: italic; white-space: pre-wrap; overflow-wrap: anywhere; }
+  nav { gap: 1em; } a { color: inherit; }
   section { border: 1px solid var(--line); border-radius: 6px; padding: 0.6em; } .error { color: var(--error-text, #ff4444); }
 `;
 
@@ -38,7 +40,8 @@ class Runs extends HTMLElement {
     this.said = make("p", { className: "soft", role: "status" });
     this.compared = make("section", { hidden: true, aria: { label: "Runs beside each other" } });
     this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }),
-      make("div", { className: "row" }, make("h2", { textContent: "FewStep runs" }), again), this.said, this.compared, this.list);
+      make("div", { className: "row" }, make("h2", { textContent: "FewStep runs" }), again), this.said, this.compared, this.list,
+      make("nav", { className: "row soft", aria: { label: "Guides" } }, ...Object.entries(GUIDES).map(guide)));
   }
 
   /** What the editor does with a run: {openWorkflow(name), loadStudent(name), resume(name)}. */
@@ -138,6 +141,10 @@ class Runs extends HTMLElement {
   }
 }
 
+function guide([name, textContent]) {
+  return make("a", { href: guideUrl(name), target: "_blank", rel: "noopener", textContent });
+}
+
 function progress({ state, iteration, iterations, error }) {
   const far = state === "finished" || !iterations ? "" : `, ${iteration} of ${iterations}`;
   return STATES[state] + far + (error && state !== "damaged" ? ", damaged" : "");
@@ -157,7 +164,8 @@ function stages({ stages }) {
 }
 
 function picture(run) {
-  const made = make("fewstep-compare", { address: previewUrl(run.run, run.preview) });
+  const onenlarge = () => enlarge(previewsOf(run.run, run.previews), run.previews.indexOf(run.preview));
+  const made = make("fewstep-compare", { address: previewUrl(run.run, run.preview), onenlarge });
   made.overlaid = true;
   return made;
 }

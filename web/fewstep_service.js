@@ -72,6 +72,18 @@ export function previewUrl(run, iteration) {
   return api.apiURL(`/fewstep/${place(run)}/preview?iteration=${iteration}`);
 }
 
+/** Pages of the pack's documentation, by name. */
+export const GUIDES = { "choose-a-method": "Choose a method", glossary: "Words", examples: "Examples" };
+
+export function guideUrl(name) {
+  return api.apiURL(`/fewstep/guides/${name}`);
+}
+
+/** What the columns of a preview are of: {columns, prompts}. */
+export function fetchPreviewAbout(run, iteration) {
+  return ask(`${place(run)}/preview/about?iteration=${iteration}`);
+}
+
 /** Of a picture that a node of the graph wrote: {filename, subfolder, type}. */
 export function viewUrl(file) {
   return api.apiURL(`/view?${new URLSearchParams(file)}`);

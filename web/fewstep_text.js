@@ -1,12 +1,15 @@
 // Shows what a node says in words, a command or a file's place, on the node itself, with a button that copies it.
 import { app } from "../../scripts/app.js";
-import { STYLE, addElement, define, fit, make, showAfterRunning } from "./fewstep_elements.js";
+import { STYLE, addElement, copied, define, fit, make, showAfterRunning, textScale } from "./fewstep_elements.js";
 
 const NODES = [
   ...["FewStepMakeItFast", "FewStepApplyRecipe", "FewStepWriteRun", "FewStepSaveStudent", "FewStepSaveStudentLoRA"],
   ...["FewStepImageFolder", "FewStepClipFolder", "FewStepSoundFolder"],
 ];
-const HEIGHT = 70;
+const HEIGHT = 70; // at least
+const MOST = 400; // beyond it scrolls
+const BORDERS = 4;
+const AROUND = 20; // that editors leave above and below together
 const WIDTH = 420;
 
 const OWN_STYLE = `
@@ -32,26 +35,43 @@ class Text extends HTMLElement {
     return this.area.value;
   }
 
+  /** The height in which all of the text is seen, in the width that it has now. */
+  get needed() {
+    this.area.style.minHeight = this.area.style.height = "0";
+    const inside = this.area.scrollHeight;
+    this.area.style.height = "";
+    const needed = Math.min(Math.max(inside + BORDERS, HEIGHT), MOST);
+    this.area.style.minHeight = `${needed}px`;
+    return needed;
+  }
+
   async #copy() {
     this.area.select();
-    // the clipboard is closed to pages that come over plain HTTP from another machine
-    const copied = navigator.clipboard ? await navigator.clipboard.writeText(this.text).then(() => true, () => false) : false;
-    this.copy.textContent = copied || document.execCommand("copy") ? "Copied" : "Press Ctrl-C";
+    this.copy.textContent = (await copied(this.text)) || document.execCommand("copy") ? "Copied" : "Press Ctrl-C";
     setTimeout(() => (this.copy.textContent = "Copy"), 1500);
   }
 }
 
 function addText(node) {
   const text = make("fewstep-text");
-  addElement(node, "said", text, { height: () => HEIGHT });
+  let height = HEIGHT;
+  addElement(node, "said", text, { height: () => (height + AROUND) / textScale() });
   node.size[0] = Math.max(node.size[0], WIDTH);
   fit(node);
+  const grow = () => {
+    if (!text.isConnected || text.needed === height) return;
+    height = text.needed;
+    fit(node);
+  };
+  new ResizeObserver(grow).observe(text); // once it is laid out, and when the node is made wider or narrower
+  text.grow = grow;
   return text;
 }
 
 function show(node, { text }) {
   node.fewstepText ??= addText(node);
   node.fewstepText.text = text.join("\n");
+  node.fewstepText.grow();
 }
 
 define("fewstep-text", Text);

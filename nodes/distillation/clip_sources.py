@@ -47,8 +47,8 @@ class ClipFolder(SeenSource):
     def _require_vae(self) -> None:
         host.encoding.require_frames(self.vae, frames=self.frames, bucket_step=self.bucket_step)
 
-    def _told(self) -> dict[str, float]:
-        return super()._told() | {"frame_rate": self.frame_rate}
+    def told(self) -> dict[str, float]:
+        return super().told() | {"frame_rate": self.frame_rate}
 
     def _shape(self, file: Path) -> Hashable:
         found = clips.frame_count(file, rate=self.frame_rate)
@@ -101,7 +101,7 @@ class SoundFolder(FolderSource):
         """(samples of a piece, samples a second)"""
         return host.encoding.samples_of(self.vae, seconds=self.seconds)
 
-    def _told(self) -> dict[str, float]:
+    def told(self) -> dict[str, float]:
         return {"seconds_start": 0.0, "seconds_total": self.seconds}
 
     def _shape(self, file: Path) -> Hashable:

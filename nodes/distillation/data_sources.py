@@ -34,6 +34,9 @@ class DataSource(Protocol):
     def has_pictures(self) -> bool:
         """Whether there is anything to see in the data's x0."""
 
+    def told(self) -> dict[str, float]:
+        """What the model is told with every prompt; see Texts."""
+
     def build(self, model: Any, run: RunFolder, *, teacher_sha256: str) -> Data:
         """The run's data: read from its folder, or made and kept there."""
 
@@ -51,6 +54,9 @@ class DataInGraph:
     @property
     def unconditional(self) -> Condition | None:
         return self.data.unconditional
+
+    def told(self) -> dict[str, float]:
+        return {}  # what prompts of the graph carry is not known apart from them
 
     def build(self, model: Any, run: RunFolder, *, teacher_sha256: str) -> Data:
         return self.data
@@ -150,6 +156,9 @@ class PromptSource(MadeOnce):
         if self.sampler not in host.data.SAMPLERS:
             raise ValueError(f"sampler is {self.sampler!r}; allowed are {', '.join(host.data.SAMPLERS)}.")
 
+    def told(self) -> dict[str, float]:
+        return {"guidance": self.guidance}
+
     def build(self, model: Any, run: RunFolder, *, teacher_sha256: str) -> Data:
         sigmas = trailing_sigmas(self.steps, table=host.models.noise_levels(host.models.model_sampling_of(model)))
         shape = host.data.latent_shape(model, width=self.width, height=self.height)
@@ -175,7 +184,7 @@ class PromptSource(MadeOnce):
         """A shard is what the teacher draws at once, so that a resumed cache is drawn in the same batches."""
         require_connected("Training Prompts (Teacher's Pictures)", clip=self.clip)
         count = len(self.prompts) * self.pictures_per_prompt
-        texts, progress = Texts(model, self.clip, self.negative, told={"guidance": self.guidance}), Progress(count)
+        texts, progress = Texts(model, self.clip, self.negative, told=self.told()), Progress(count)
         starts = range(0, count, self.batch_size)
         batches = [range(start, min(start + self.batch_size, count)) for start in starts]
         return [functools.partial(self._shard, model, texts, progress, sigmas, shape, batch) for batch in batches]

@@ -21,7 +21,7 @@ from ...trainers.training.options import AS_LOADED, PRECISIONS, TrainOptions
 from .. import host
 from ..host import folders, graph
 from . import option_inputs as inputs
-from . import perceptual, running, starting, starting_lora, students, teacher
+from . import perceptual, preview_prompts, running, starting, starting_lora, students, teacher
 from .data_in_graph import data_in_graph
 from .data_sources import DataInGraph, DataSource
 from .observing import Show
@@ -198,8 +198,8 @@ class Distill:
                     {
                         "default": False,
                         "tooltip": "Keeps only the inputs of the network's blocks for the backward pass and computes the "
-                        "rest again: much less memory, about a third more time, the same result. May be changed when "
-                        "going on with a run.",
+                        "rest again: less memory for activations, one forward more for each backward pass (a fifth to a "
+                        "quarter of a step), the same result. May be changed when going on with a run.",
                     },
                 ),
                 "start_from": (
@@ -210,6 +210,7 @@ class Distill:
                         "after a loss that became NaN with a lower learning rate, say. Empty: at the beginning.",
                     },
                 ),
+                "previews": inputs.PREVIEWS,
             },
             "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID", "extra_pnginfo": "EXTRA_PNGINFO"},
         }
@@ -245,15 +246,15 @@ class Distill:
         run = folders.run_named(run_name)
         with MESSAGES.of_run(run, node=given.get("unique_id")) as told:
             perceptual.require(given["method"].written(), vae=vae)
-            with prepared(model, run_name, chosen, **given) as distillation:
+            with prepared(model, run_name, chosen, has_vae=vae is not None, **given) as distillation:
                 if not distillation.finished():
                     MESSAGES.begin(PROBING)
                     running.execute(
                         distillation, chosen, model=model, vae=vae, show=lambda preview: Show(distillation, preview)
                     )
                 told["start_left"] = distillation.start_left
-            MESSAGES.begin(EXPORTING)
-            return running.finished(run, chosen, model=model, told=told)
+                MESSAGES.begin(EXPORTING)
+                return running.finished(run, chosen, model=model, told=told)
 
 
 @contextmanager
@@ -268,6 +269,8 @@ def prepared(
     negative: host.models.Conditioning | None = None,
     data: DataSource | None = None,
     start_from: str = "",
+    previews: preview_prompts.Previews | None = None,
+    has_vae: bool = False,
     prompt: Mapping[str, Any] | None = None,
     unique_id: str | None = None,
     extra_pnginfo: Mapping[str, Any] | None = None,
@@ -276,6 +279,7 @@ def prepared(
     """The run of these inputs, its folder locked and its data in it. Tensors made inside may be trained on, unlike in nodes."""
     with torch.inference_mode(False), torch.enable_grad():
         run = folders.run_named(run_name)
+        preview_prompts.require_shown(previews, model, vae=has_vae)
         train_options = TrainOptions(ema_warms_up=True, **options)
         _require_one_kind_of_data(
             latents=latents is not None,
@@ -319,6 +323,7 @@ def prepared(
             distillation, start = starting.started(distillation, start_from, model=model)
             if not distillation.finished():
                 source.keep(run)
+                preview_prompts.keep(run, previews, model, data=training_data, told=source.told())
                 _keep_workflow(run, extra_pnginfo)
                 if start:
                     start.save(distillation)

@@ -96,7 +96,7 @@ class FolderSource(MadeOnce):
         require_connected(self.node, vae=self.vae, clip=self.clip)
         self._require_vae()
         literal = self.caption_syntax == LITERAL
-        texts = Texts(model, self.clip, self.negative, literal=literal, told=self._told())
+        texts = Texts(model, self.clip, self.negative, literal=literal, told=self.told())
         groups = self._by_shape(files)
         encoder = host.encoding.LatentEncoder(self.vae, host.folders.encodings())
         progress = Progress(sum(len(group) for group in groups.values()))
@@ -161,7 +161,7 @@ class FolderSource(MadeOnce):
     def _require_vae(self) -> None:
         """ValueError where the VAE cannot encode such files."""
 
-    def _told(self) -> dict[str, float]:
+    def told(self) -> dict[str, float]:
         """See Texts."""
         return {}
 
@@ -195,7 +195,7 @@ class SeenSource(FolderSource):
         decided = {"resolution": self.resolution, "bucket_step": self.bucket_step, "flip": self.flip}
         return decided | of_guidance(self.guidance)
 
-    def _told(self) -> dict[str, float]:
+    def told(self) -> dict[str, float]:
         return {"guidance": self.guidance}
 
     def _shape(self, file: Path) -> Hashable:

@@ -40,7 +40,7 @@ class ScoreDistillation:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
+        declared = {
             "required": {
                 "model": ("MODEL", {"tooltip": "Whose pictures are wanted, as wired."}),
                 "positive": ("CONDITIONING", {"tooltip": "What the latent is to show."}),
@@ -89,6 +89,7 @@ class ScoreDistillation:
                 "companion_rank": inputs.count(16, "Of vsd's companion.", least=1, most=1024),
             },
         }
+        return inputs.options_folded(declared)
 
     @classmethod
     def VALIDATE_INPUTS(cls, level_from: Any = None, level_to: Any = None, last_level_to: Any = None) -> bool | str:

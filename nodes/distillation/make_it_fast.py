@@ -10,7 +10,7 @@ from ...trainers.storage.files import read_metadata
 from .. import host
 from ..host import folders, graph
 from ..sampling.recipes import as_trained
-from . import distillation
+from . import distillation, preview_prompts
 from . import option_inputs as inputs
 from .cards import NO_CARD, cards
 from .choosing import CARDS, GOALS, Wishes
@@ -126,6 +126,7 @@ class MakeItFast:
                         "pack's folder cards. side and memory count before it. none: as the machine has memory."
                     },
                 ),
+                "previews": inputs.PREVIEWS,
             },
             "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID", "extra_pnginfo": "EXTRA_PNGINFO"},
         }
@@ -147,12 +148,14 @@ class MakeItFast:
         run_name: str,
         do: str,
         vae: Any = None,
+        previews: Any = None,
         prompt: Any = None,
         unique_id: Any = None,
         extra_pnginfo: Any = None,
         **wishes: Any,
     ) -> dict[str, Any]:
         wanted = Wishes(model=model, vae=vae, steps=int(steps), goal=goal, **wishes)
+        preview_prompts.require_shown(previews, model, vae=vae is not None)
         told: list[str] = []
         run = folders.run_named(run_name)
         options = wanted.options
@@ -170,6 +173,7 @@ class MakeItFast:
             model,
             run_name=run_name,
             vae=vae,
+            previews=previews,
             method=wanted.method,
             student=wanted.student,
             prompt=prompt,

@@ -36,7 +36,7 @@ class DistributionMatching:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
+        declared = {
             "required": {
                 "steps": inputs.count(
                     4, "In which the student is trained and sampled: 1 to 8 are usual.", least=1, most=1000
@@ -126,6 +126,7 @@ class DistributionMatching:
                 ),
             },
         }
+        return inputs.options_folded(declared, but=("guidance",))
 
     @classmethod
     def VALIDATE_INPUTS(cls, steps: Any = None, fewest_steps: Any = 0) -> bool | str:

@@ -27,12 +27,12 @@ class ProgressiveDistillation:
     SEARCH_ALIASES = ["train", "halve steps", "fewer steps", "few step", "lightning"]
     DESCRIPTION = (
         "Progressive distillation (Salimans and Ho 2022): the student learns to do in one step what its teacher does in "
-        "two, then becomes the teacher, until the target step count is reached. 64 to 4 steps takes four halvings."
+        "two (a halving), then becomes the teacher, until the target step count is reached. 64 to 4 steps takes four halvings."
     )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
+        declared = {
             "required": {
                 "start_steps": (
                     "INT",
@@ -98,6 +98,7 @@ class ProgressiveDistillation:
                         "default": 0,
                         "min": 0,
                         "max": 1000000,
+                        "display_name": "iterations of the conversion",
                         "tooltip": "Optimiser steps of the converting stage, if there is one. 0: as many as iterations.",
                     },
                 ),
@@ -115,6 +116,7 @@ class ProgressiveDistillation:
                         "default": 0,
                         "min": 0,
                         "max": 1000000,
+                        "display_name": "iterations of the last halvings",
                         "tooltip": "Optimiser steps of the halvings to 2 and to 1 steps, of which the paper takes twice as "
                         "many. 0: as many as iterations.",
                     },
@@ -134,6 +136,7 @@ class ProgressiveDistillation:
                         "default": 2,
                         "min": 2,
                         "max": 64,
+                        "display_name": "steps merged into one",
                         "tooltip": "Steps of the teacher that one step of the student learns. 2 halves, as the paper does; "
                         "4 quarters, in half as many stages, each with twice as many passes of the teacher.",
                     },
@@ -141,6 +144,7 @@ class ProgressiveDistillation:
                 "guidance_scale_max": inputs.guidance_scale(0.0, f"Above 0: {inputs.ABOUT_SCALE_INPUT}", least=0.0),
             },
         }
+        return inputs.options_folded(declared)
 
     @classmethod
     def VALIDATE_INPUTS(cls, start_steps: Any = None, target_steps: Any = None, merged_steps: Any = 2) -> bool | str:
@@ -170,7 +174,7 @@ class GuidanceDistillation:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
+        declared = {
             "required": {
                 "guidance_scale": inputs.guidance_scale(
                     7.5, "The cfg that is baked in, with the negative prompt of Distill Model. Above 1."
@@ -201,6 +205,7 @@ class GuidanceDistillation:
                 "guidance_scale_max": inputs.guidance_scale(0.0, f"Above 0: {inputs.ABOUT_SCALE_INPUT}", least=0.0),
             },
         }
+        return inputs.options_folded(declared)
 
     @classmethod
     def VALIDATE_INPUTS(cls, guidance_scale: Any = None, guidance_scale_max: Any = 0.0) -> bool | str:
@@ -229,7 +234,7 @@ class ConsistencyDistillation:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
+        declared = {
             "required": {
                 "steps": inputs.count(
                     4,
@@ -289,6 +294,7 @@ class ConsistencyDistillation:
                 ),
             },
         }
+        return inputs.options_folded(declared)
 
     @classmethod
     def VALIDATE_INPUTS(cls, steps: Any = None, levels: Any = 50) -> bool | str:
@@ -317,7 +323,7 @@ class ConsistencyTraining:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
+        declared = {
             "required": {
                 "steps": inputs.count(
                     2,
@@ -343,13 +349,16 @@ class ConsistencyTraining:
                 "level_choice": (
                     [choice.value for choice in LevelChoice],
                     {
-                        "default": LevelChoice.LOGNORMAL.value,
-                        "tooltip": "lognormal: middle levels come up more often, and small steps count more (iCT). uniform: all "
-                        "alike (CT, the first paper).",
+                        "default": LevelChoice.LOGNORMAL_LATENTS.value,
+                        "tooltip": "lognormal_latents: middle levels come up more often, and small steps count more (iCT), for "
+                        "latents. lognormal: with the paper's number, for pictures without a VAE. uniform: all alike (CT, the "
+                        "first paper).",
                     },
                 ),
                 "distance": inputs.distance(
-                    Distance.PSEUDO_HUBER, "pseudo_huber is iCT's choice: outliers pull less. squared is CT's."
+                    Distance.PSEUDO_HUBER_LATENTS,
+                    "pseudo_huber_latents is iCT's choice: outliers pull less; pseudo_huber has the paper's number, for pictures "
+                    "without a VAE. squared is CT's.",
                 ),
                 "target_decay": inputs.number(
                     0.0,
@@ -360,8 +369,16 @@ class ConsistencyTraining:
                 "grid": inputs.grid(
                     "Spacing of the levels. trailing: even in the model's own time. edm: the papers'. Flow models: trailing only."
                 ),
+                "target_growth": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "With target_decay: the average changes the more slowly the more levels there are, as CT's.",
+                    },
+                ),
             },
         }
+        return inputs.options_folded(declared)
 
     @classmethod
     def VALIDATE_INPUTS(cls, first_levels: Any = 10, last_levels: Any = 160, steps: Any = 1) -> bool | str:

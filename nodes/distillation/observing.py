@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,16 +10,16 @@ from PIL import Image
 from torch import Tensor
 
 from ...samplers.few_step import draw_from_noise
+from ...trainers.data.batches import Batch
 from ...trainers.objective.method import Stage
 from ...trainers.storage.export import LORA
-from ...trainers.storage.files import write_atomically
 from ...trainers.storage.reading import without_nan
 from ...trainers.storage.watching import preview_file
 from ...trainers.students.student import Student
 from ...trainers.training.distillation import Distillation
 from ...trainers.training.loop import Metrics
 from .. import host
-from ..sampling.comparison import stacked
+from . import preview_pictures, preview_prompts
 from .telling import MEASURING, MESSAGES, METRICS, Messages
 
 PREVIEW_PICTURES = 10
@@ -62,15 +62,16 @@ def stops_here(distillation: Distillation, metrics: Metrics) -> bool:
 class Preview:
     """Pictures at fixed noise and equal steps, what teaches this stage above and the student below, kept in the run folder.
 
-    The teacher is drawn as the student learns from it, see Method.teaching: with its guidance, say.
-    The student as the stage would result in it now: its average, where there is one. Of video the frame in the middle.
+    Of the prompts that the run's folder keeps, each from the noise of seed 0, as samplers draw it; else of the first training
+    samples. The teacher is drawn as the student learns from it, see Method.teaching: with its guidance, say. The student as the
+    stage would result in it now: its average, where there is one. Of video the frame in the middle.
     """
 
     def __init__(self, distillation: Distillation, student: Student, *, model: Any, vae: Any) -> None:
         self._distillation, self._student, self._model, self._vae = distillation, student, model, vae
-        first = distillation.data.first(PREVIEW_PICTURES)
-        self._noise = torch.randn(first.x0.shape, generator=torch.Generator().manual_seed(0)).to(first.x0)
-        self._first = first
+        own = preview_prompts.kept(distillation.run, distillation.data)
+        self._prompts = [prompt for prompt, _ in own] or None
+        self._samples = [sample for _, sample in own] or [distillation.data.first(PREVIEW_PICTURES)]
 
     def due(self, metrics: Metrics) -> bool:
         """With every checkpoint, and at the end of a stage."""
@@ -78,35 +79,38 @@ class Preview:
         return metrics.stage_iteration == metrics.stage_iterations or metrics.iteration % every == 0
 
     def __call__(self, metrics: Metrics) -> Image.Image:
-        method = self._distillation.method
-        stage = method.stages()[metrics.stage]
-        teacher = method.teaching(self._student.teacher, stage=metrics.stage, batch=self._first)
+        stage = self._distillation.method.stages()[metrics.stage]
         with self._student.result():  # all is drawn before the VAE comes, for which the host may put the model away
-            drawn = [
-                self._draw(teacher, stage, gamma=0.0),
-                self._draw(self._student.denoiser, stage, gamma=stage.gamma),
-            ]
-        rows = [self._decode(latents) for latents in drawn]
-        grid = stacked(rows).mul(255).byte()
-        picture = Image.fromarray(grid.cpu().numpy())
-        content = io.BytesIO()
-        picture.save(content, format="PNG")
+            drawn = [self._drawn(sample, stage, number=metrics.stage) for sample in self._samples]
         file = preview_file(self._distillation.run, metrics.iteration)
-        write_atomically(file, content.getvalue())  # another process may be watching
-        return picture
+        return preview_pictures.write(file, self._decoded(drawn), prompts=self._prompts)
 
-    def _draw(self, denoiser: Any, stage: Stage, *, gamma: float) -> Tensor:
+    def _drawn(self, sample: Batch, stage: Stage, *, number: int) -> tuple[Tensor, Tensor]:
+        """The latents of the teacher of stage `number`, and of the student."""
+        teacher = self._distillation.method.teaching(self._student.teacher, stage=number, batch=sample)
+        return (
+            self._draw(teacher, sample, stage, gamma=0.0),
+            self._draw(self._student.denoiser, sample, stage, gamma=stage.gamma),
+        )
+
+    def _draw(self, denoiser: Any, sample: Batch, stage: Stage, *, gamma: float) -> Tensor:
         """Of one of two experts what it sees at the end of its own levels, from the data in noise where these begin below."""
-        x0 = None if stage.from_noise else self._first.x0
+        host.signals.check_cancelled()
+        noise = torch.randn(sample.x0.shape, generator=torch.Generator().manual_seed(0)).to(sample.x0)
+        x0 = None if stage.from_noise else sample.x0
         family = self._distillation.method.family
-        condition = self._first.condition
-        return draw_from_noise(denoiser, self._noise, stage.shown, condition, family=family, gamma=gamma, x0=x0)
+        return draw_from_noise(denoiser, noise, stage.shown, sample.condition, family=family, gamma=gamma, x0=x0)
 
-    def _decode(self, latents: Tensor) -> Tensor:
+    def _decoded(self, drawn: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """The row of the teacher, and that of the student."""
         try:
             with torch.inference_mode():  # the host's VAE holds inference tensors, which autograd refuses to save
-                pictures = self._vae.decode(host.inputs.latents_for_host(self._model, latents))[..., :3].clamp(0.0, 1.0)
-                return pictures[:, pictures.shape[1] // 2] if pictures.ndim == 5 else pictures
+                return [torch.cat([self._decode(latents) for latents in row]) for row in zip(*drawn, strict=True)]
         finally:
             if self._student.kind == LORA:  # which learns on the MODEL itself
                 host.training.loaded(self._model)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        host.signals.check_cancelled()
+        pictures = self._vae.decode(host.inputs.latents_for_host(self._model, latents))[..., :3].clamp(0.0, 1.0)
+        return pictures[:, pictures.shape[1] // 2] if pictures.ndim == 5 else pictures

@@ -55,6 +55,12 @@ ABOUT_SCALE_INPUT = (
 )
 
 
+PREVIEWS: Input = (
+    "FEWSTEP_PREVIEWS",
+    {"tooltip": "From Preview Prompts: what is drawn at every checkpoint. Unconnected: the first training samples."},
+)
+
+
 def grid(tooltip: str) -> Input:
     return ([choice.value for choice in Grid], {"default": Grid.TRAILING.value, "tooltip": tooltip})
 
@@ -66,6 +72,12 @@ def folded(declared: dict[str, Any], rare: Collection[str]) -> dict[str, Any]:
             kind, about = group[name]
             group[name] = (kind, {**about, "advanced": True})
     return declared
+
+
+def options_folded(declared: dict[str, Any], *, but: Collection[str] = ()) -> dict[str, Any]:
+    """The same of all optional inputs that hold a value, but for those named."""
+    options = [name for name, (kind, about) in declared["optional"].items() if "default" in about and name not in but]
+    return folded(declared, options)
 
 
 def defaults(node: Any) -> dict[str, Any]:

@@ -43,6 +43,9 @@ class PromptsAlone(MadeOnce):
     def __post_init__(self) -> None:
         require_prompts(self.prompts, width=self.width, height=self.height)
 
+    def told(self) -> dict[str, float]:
+        return {"guidance": self.guidance}
+
     def build(self, model: Any, run: RunFolder, *, teacher_sha256: str) -> Data:
         return cached_data(
             run.data_folder,
@@ -59,7 +62,7 @@ class PromptsAlone(MadeOnce):
 
     def _plan(self, model: Any) -> list[Shard]:
         require_connected("Training Prompts (No Pictures)", clip=self.clip)
-        texts = Texts(model, self.clip, self.negative, told={"guidance": self.guidance})
+        texts = Texts(model, self.clip, self.negative, told=self.told())
         progress = Progress(len(self.prompts))
         starts = range(0, len(self.prompts), SHARD_SAMPLES)
         return [functools.partial(self._shard, model, texts, progress, start) for start in starts]

@@ -79,8 +79,12 @@ def execute(
     model: Any,
     vae: Any,
     show: Callable[[Preview | None], Observer],
+    heed: Callable[[], None] = host.signals.check_cancelled,
 ) -> None:
-    """Trains and exports what is left of the run; show makes the observer. The caller holds the run's lock."""
+    """Trains and exports what is left of the run; show makes the observer. The caller holds the run's lock.
+
+    heed: see Distillation.execute.
+    """
     options, first = distillation.options, distillation.processes.is_first
     with ExitStack() as stack:
         if first:
@@ -94,7 +98,7 @@ def execute(
             starting_lora.begin(learner, student, model=model)
         shown = vae is not None and host.data.makes_pictures(model)
         preview = Preview(distillation, learner, model=model, vae=vae) if shown else None
-        distillation.execute(learner, observers=[show(preview)], perceptual=measure)
+        distillation.execute(learner, observers=[show(preview)], perceptual=measure, heed=heed)
 
 
 def finished(
@@ -106,10 +110,11 @@ def finished(
     is not under the run's name.
     """
     with torch.inference_mode(False):
+        host.signals.check_cancelled()
         file = published(run, student)
         if file.stem != run.name:
             told["published"] = f"fewstep/{file.name}"
-        tensors, recipe, _ = read_student(run.student_file)
+        tensors, recipe, _ = read_student(run.student_file, heed=host.signals.check_cancelled)
         lora = isinstance(student, LoRAOptions)
         losses = [loss for stage in run.losses().values() for loss in stage]
         made = students.with_student(model, tensors, lora=lora, recipe=recipe)

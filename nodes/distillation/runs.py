@@ -41,13 +41,16 @@ class WriteRun(distillation.Distill):
         return 0.0 if is_regular(run.place("run.json")) else None
 
     def write(self, model: Any, run_name: str, **inputs: Any) -> dict[str, Any]:
-        perceptual.require_vae(inputs["method"].written(), vae=inputs.pop("vae", None))  # its making is kept
+        vae = inputs.pop("vae", None)  # whose making is kept
+        perceptual.require_vae(inputs["method"].written(), vae=vae)
         if graph.upstream(inputs["prompt"], str(inputs["unique_id"]), running.ORIGIN) is None:
             raise ValueError(
                 "the nodes before this one cannot be kept in the run's folder, so no other process could make the "
                 "teacher; connect a loader and plain nodes, or use Distill Model."
             )
-        with distillation.prepared(model, run_name, inputs.pop("student", None), **inputs) as prepared:
+        with distillation.prepared(
+            model, run_name, inputs.pop("student", None), has_vae=vae is not None, **inputs
+        ) as prepared:
             run = prepared.run
         command = folders.command_for(run.path)
         return {"ui": {"text": [command]}, "result": (run_name, command)}
@@ -78,6 +81,7 @@ class WatchRun:
                         "default": 3600,
                         "min": 1,
                         "max": 1000000,
+                        "display_name": "give up after (seconds)",
                         "tooltip": "Seconds without a sign of life from the training process after which this gives up.",
                     },
                 ),

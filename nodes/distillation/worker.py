@@ -43,6 +43,7 @@ def train_folder(run: RunFolder, *, classes: Mapping[str, Any], processes: Proce
                 model=model,
                 vae=made.get("vae"),
                 show=lambda preview: _Tell(distillation, preview, say),
+                heed=lambda: _heed(run),
             )
         return _published(run, student) if processes.is_first else None
 
@@ -123,5 +124,12 @@ class _Tell:
         if self._preview and self._preview.due(metrics):
             self._preview(metrics)
         self._say(metrics)
-        if self._distillation.run.cancel_asked or stops_here(self._distillation, metrics):
-            raise KeyboardInterrupt  # as Ctrl-C does, which the command tells of
+        _heed(self._distillation.run)
+        if stops_here(self._distillation, metrics):
+            raise KeyboardInterrupt
+
+
+def _heed(run: RunFolder) -> None:
+    """Stops as Ctrl-C does, which the command tells of, when somebody cancels the run."""
+    if run.cancel_asked:
+        raise KeyboardInterrupt

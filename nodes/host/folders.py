@@ -28,6 +28,7 @@ from .guidance import COND_PROJ
 from .models import log
 
 _LAUNCHER = Path(__file__).resolve().parents[2] / "launch.py"
+_DEMO = "FewStepDemoTeacher"
 _MODEL_FOLDERS = ("checkpoints", "unet", "diffusion_models")
 
 
@@ -224,7 +225,7 @@ def publish(run: RunFolder, *, folder: str) -> Path:
         number += 1
         target = target.with_name(f"{run.name} {number}.safetensors")
     if not target.exists() or not same_tensors(target, run.student_file):
-        copy_atomically(run.student_file, target)
+        copy_atomically(run.student_file, target, heed=signals.check_cancelled)
     if number > 1:
         log.warning(
             "%s.safetensors in %s is not of this run and stays; its student is %s.",
@@ -234,6 +235,18 @@ def publish(run: RunFolder, *, folder: str) -> Path:
         )
     list_own_models()  # the host remembers what it listed
     return target
+
+
+def listed_in_vain(run: RunFolder) -> list[Path]:
+    """What was published of a student of full weights that no loader of the host reads: of the demo's teacher, by its node."""
+    try:
+        nodes = (run.description().get("teacher") or {"nodes": {}})["nodes"].values()
+    except ValueError:  # damaged
+        return []
+    if not any(node["class_type"] == _DEMO for node in nodes):
+        return []
+    files = (_own("diffusion_models") / "fewstep").glob("*.safetensors")
+    return [file for file in files if is_one_of(file, students_of(run))]
 
 
 def new_model(name: str, *, folder: str) -> Path:

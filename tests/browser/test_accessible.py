@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from test_elements import SHOWING
-from test_runs_browser import card, open_runs
+from test_runs_browser import card, open_runs, seen_soon, shown_run  # noqa: F401 (a fixture)
 from test_training_panel import panel, press, wait_for_points
 
 RUN = {"method": "m", "teacher_sha256": "ab", "method.learning_rate": 0.1}
@@ -78,3 +78,10 @@ def test_the_list_of_runs(editor, found, two_runs):
     for label in ("Note", "Rename", "Clone", "Delete"):
         card(shown, two_runs[0]).get_by_role("button", name=label, exact=True).click()
     assert found("fewstep-runs") == []
+
+
+def test_an_enlarged_picture(editor, found, shown_run):  # noqa: F811
+    card(open_runs(editor), shown_run).get_by_role("button", name="Enlarge").click()
+    seen_soon(editor.page, "a red fox", "maroon", "green")
+    assert found("fewstep-enlarged") == []
+    editor.page.keyboard.press("Escape")

@@ -146,6 +146,8 @@ def test_all_of_the_panel_is_reached_by_keyboard(editor, name):
     editor.page.keyboard.press("Enter")
     panel(editor).get_by_label("Training time").wait_for()
     editor.page.keyboard.press("Tab")
+    assert focused(editor) == "Enlarge: teacher and student side by side"
+    editor.page.keyboard.press("Tab")
     assert focused(editor) == "Training time: which preview is shown"
     editor.page.keyboard.press("Tab")
     assert focused(editor) == "One over the other"
@@ -215,3 +217,68 @@ def test_a_comparison_shows_both_pictures_and_how_near_they_are(editor):
     drawn = "async compare => { await compare.both.decode(); return [compare.both.naturalWidth, compare.both.naturalHeight] }"
     assert compare.evaluate(drawn) == [64, 96], "the teacher's above the student's"
     assert compare.get_by_label("Where the teacher's picture ends").is_visible()
+
+
+LONG = "cd /a/folder && " + " ".join(f"--option-{i} 'some value'" for i in range(25))
+
+
+def test_a_long_command_is_seen_whole_with_its_button(editor):
+    node = editor.add("FewStepWriteRun")
+    editor.show(node)
+    editor.page.evaluate("([id, text]) => app.graph.getNodeById(id).onExecuted({ text: [text] })", [node, LONG])
+    text = editor.page.locator("fewstep-text")
+    text.get_by_role("button", name="Copy").wait_for()
+    hidden = (
+        "e => { const area = e.shadowRoot.querySelector('textarea'); return area.scrollHeight - area.clientHeight }"
+    )
+    for _ in range(50):
+        if text.evaluate(hidden) <= 1:
+            break
+        editor.page.wait_for_timeout(100)
+    assert text.evaluate(hidden) <= 1
+    heights = "e => [e, e.shadowRoot.querySelector('textarea')].map(e => e.offsetHeight)"
+    own, area = text.evaluate(heights)
+    assert area <= own + 1, "nothing of it is cut off below"
+    size = editor.page.evaluate("(id) => app.graph.getNodeById(id).size", node)
+    editor.page.evaluate("(id) => app.graph.getNodeById(id).onExecuted({ text: ['short'] })", node)
+    editor.wait_until_drawn()
+    assert editor.page.evaluate("(id) => app.graph.getNodeById(id).size", node) == size, (
+        "what a user sees stays in place"
+    )
+
+
+def test_elements_are_as_wide_as_their_node_and_stay_on_it(editor):
+    node = editor.add("FewStepSchedule")
+    shown = editor.page.locator("fewstep-schedule")
+    shown.locator("tbody tr").first.wait_for()
+    widths = []
+    for width in (400, 700):
+        editor.page.evaluate(
+            "([id, width]) => { const node = app.graph.getNodeById(id); node.setSize([width, node.size[1]]);"
+            " app.graph.setDirtyCanvas(true, true) }",
+            [node, width],
+        )
+        editor.show(node)
+        editor.page.wait_for_timeout(300)
+        widths.append(shown.evaluate("e => e.offsetWidth"))
+    assert widths == [pytest.approx(400, abs=40), pytest.approx(700, abs=40)]
+    asked = "(id) => app.graph.getNodeById(id).widgets.filter(w => w.element?.localName.startsWith('fewstep-'))"
+    assert editor.page.evaluate(f"(id) => ({asked})(id).map(w => w.options.hideInPanel)", node) == [True]
+
+
+def test_a_long_table_of_steps_scrolls_by_keyboard(editor):
+    node = editor.add("FewStepSchedule", steps=60, schedule="trailing")
+    editor.show(node)
+    shown = editor.page.locator("fewstep-schedule")
+    shown.locator("tbody tr").nth(59).wait_for(state="attached")
+    steps = shown.get_by_label("Timesteps and noise levels of the steps")
+    assert steps.evaluate("e => e.scrollHeight > e.clientHeight + 300")
+    steps.focus()
+    editor.page.keyboard.press("End")
+    at_end = "e => e.scrollTop + e.clientHeight >= e.scrollHeight - 2"
+    for _ in range(30):
+        if steps.evaluate(at_end):
+            break
+        editor.page.wait_for_timeout(100)
+    assert steps.evaluate(at_end)
+    assert shown.locator("thead th").first.is_visible(), "its head stays"

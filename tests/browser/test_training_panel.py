@@ -1,6 +1,7 @@
 """The training panel, from the first queueing to the finished student, as a user sees it."""
 
 import json
+import shutil
 import time
 
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
@@ -221,3 +222,28 @@ def test_what_is_heard_of_a_run_does_not_change_with_every_iteration(editor, nam
     assert heard[-1] == "Finished after 200 iterations."
     assert 1 <= heard.count("Training: stage 1 of 1 (8 to 4 steps)") <= 2, "before and after a phase of its own"
     assert len(heard) <= 12, "the phases, and none of 200 iterations"
+
+
+def test_watch_run_says_what_to_do_next(editor, runs, name):
+    """Its training is started in a terminal, not by its queue."""
+    node = editor.add("FewStepWatchRun", run_name=name)
+    editor.show(node)
+    sentence(editor, "There is no run of this name yet. Queue Write Run first.", seconds=30)
+    folder = runs / name
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"run": {"method": "m", "teacher_sha256": "ab"}}))
+    sentence(editor, "Written, and not started yet. Start it with Write Run's command in a terminal", seconds=30)
+    panel(editor).get_by_role("button", name="Copy command").wait_for()
+    assert not panel(editor).get_by_role("button", name="Resume").is_visible()
+    line = {"iterations": 9, "stage": 0, "stage_name": "s", "x0_error": 0.25, "gradient_norm": 1.0, "loss": 1.0}
+    line |= {"learning_rate": 0.1, "band_errors": [None], "iteration": 3}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "00000003.safetensors").touch()
+    sentence(
+        editor,
+        "Stopped at iteration 3 of 9; its state is saved. Start the same command again, and it goes on.",
+        seconds=30,
+    )
+    assert not panel(editor).get_by_role("button", name="Resume").is_visible()
+    shutil.rmtree(folder)

@@ -11,7 +11,7 @@ import pytest
 from comfyui_fewstep.commands.embedded import import_host
 from comfyui_fewstep.commands.server import ServerError
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
-from hosting import Failed, demo
+from hosting import ROOT, Failed, demo
 
 import_host()
 
@@ -46,6 +46,9 @@ def test_a_run_is_told_whole_and_looking_changes_nothing(client, server, runs, n
     status, picture = ask(server, f"/fewstep/runs/{name}/preview?iteration={newest}")
     assert (status, picture) == (200, (runs / name / "previews" / f"{newest:08d}.png").read_bytes())
     assert ask(server, f"/fewstep/runs/{name}/preview?iteration=7777")[0] == 404
+    about = server.get(f"/fewstep/runs/{name}/preview/about?iteration={newest}")
+    assert about == {"columns": 10, "prompts": None}
+    assert ask(server, f"/fewstep/runs/{name}/preview/about?iteration=7777")[0] == 400
     assert snapshot(runs / name) == before
 
 
@@ -57,7 +60,7 @@ def test_a_run_that_is_not_there_is_told_so_and_not_made(named, server, runs):
 
 
 @pytest.mark.parametrize("path", ["..", "../../..", "a/../..", ".", "/etc", "a\\..\\b", "..\x00"])
-@pytest.mark.parametrize("what", ["", "/preview?iteration=1"])
+@pytest.mark.parametrize("what", ["", "/preview?iteration=1", "/preview/about?iteration=1"])
 def test_no_name_leads_out_of_the_runs(path, what, server, base, runs):
     """Written as one part of the address, percent signs and all, the name is what the nodes would refuse."""
     (base / "previews").mkdir(exist_ok=True)
@@ -71,9 +74,10 @@ def test_no_name_leads_out_of_the_runs(path, what, server, base, runs):
 
 @pytest.mark.parametrize("number", ["", "x", "1.5", "../1", "1e3"])
 def test_what_is_no_number_is_refused_by_name(number, server, name):
-    status, body = ask(server, f"/fewstep/runs/{name}/preview?iteration={urllib.parse.quote(number)}")
-    assert status == 400
-    assert "iteration" in json.loads(body)["error"]
+    for what in ("preview", "preview/about"):
+        status, body = ask(server, f"/fewstep/runs/{name}/{what}?iteration={urllib.parse.quote(number)}")
+        assert status == 400
+        assert "iteration" in json.loads(body)["error"]
 
 
 def test_a_stop_needs_a_run_that_goes_on(server, name):
@@ -164,8 +168,13 @@ def test_runs_are_listed_opened_and_deleted(client, server, runs, name):
     status, body = ask(server, f"/fewstep/runs/{name}/delete", data=b"")
     assert status == 415, "a form of another site cannot delete"
     assert (runs / name).exists()
+    published = runs.parents[1] / "diffusion_models" / "fewstep"
+    assert (published / f"{name}.safetensors").exists()
+    users_own = published / f"{name} of a user.safetensors"
+    users_own.write_bytes(b"something else")
     assert server.post(f"/fewstep/runs/{name}/delete", {}) == {"run": name, "deleted": True}
     assert not (runs / name).exists()
+    assert [path.name for path in published.glob(f"{name}*")] == [users_own.name], "no loader reads the demo's networks"
 
 
 def executed(client, prompt):
@@ -216,6 +225,14 @@ def write_run(runs, name, **files):
     for file, text in ({"run.json": json.dumps(said), "metrics.jsonl": json.dumps(LINE) + "\n"} | files).items():
         (folder / file).write_text(text)
     return folder
+
+
+@pytest.mark.parametrize("name", ["choose-a-method", "glossary", "examples"])
+def test_the_guides_are_served_and_nothing_else_of_the_folder(name, server):
+    status, text = ask(server, f"/fewstep/guides/{name}")
+    assert (status, text) == (200, (ROOT / "docs" / f"{name}.md").read_bytes())
+    for other in ("README", "..%2FREADME", "%2Fetc%2Fpasswd", f"{name}.md", "pictures.png"):
+        assert ask(server, f"/fewstep/guides/{other}")[0] == 404
 
 
 def listed(server):
@@ -274,7 +291,7 @@ def test_no_link_is_served_or_followed(server, base, runs, name):
     (runs / f"{name} 4").symlink_to(outside, target_is_directory=True)
     for number in range(1, 5):
         place = f"/fewstep/runs/{name}%20{number}"
-        for path in ("", "/preview?iteration=1", "/workflow"):
+        for path in ("", "/preview?iteration=1", "/preview/about?iteration=1", "/workflow"):
             status, body = ask(server, place + path)
             assert b"secret" not in body
             assert status in (200, 400, 404)

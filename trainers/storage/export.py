@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -104,12 +104,14 @@ def about_merged(student: Mapping[str, str], *, kind: str, title: str) -> dict[s
     return {**kept, KIND_KEY: kind, "modelspec.title": title}
 
 
-def read_student(path: Path) -> tuple[dict[str, Tensor], Recipe, dict[str, str]]:
+def read_student(
+    path: Path, *, heed: Callable[[], None] = lambda: None
+) -> tuple[dict[str, Tensor], Recipe, dict[str, str]]:
     """(tensors, recipe, metadata). Full weights under the diffusion model's own names, a LoRA as loaders name it.
 
-    metadata[KIND_KEY] says which. ValueError, naming the file, when it is damaged or foreign.
+    metadata[KIND_KEY] says which. heed: see read_tensors. ValueError, naming the file, when it is damaged or foreign.
     """
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_tensors(path, heed=heed)
     recipe = Recipe.from_metadata(metadata, source=path.name)
     if metadata.get(KIND_KEY) not in (LORA, FULL_WEIGHTS):
         raise ValueError(f"{path.name} is no FewStep student: its metadata lack {KIND_KEY}.")

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,8 @@ from torch import Tensor
 CHECKSUM_KEY = "fewstep.sha256"
 _AT_ONCE = 16
 """Rows that are put together to be hashed."""
+_COPIED_AT_ONCE = 2**24
+"""Bytes."""
 
 
 @contextlib.contextmanager
@@ -61,15 +62,21 @@ def _write(path: Path, content: Iterable[bytes | memoryview]) -> None:
         os.fsync(file.fileno())
 
 
-def copy_atomically(source: Path, target: Path) -> None:
-    """target becomes source's content: a second name of the same file where the disk can, else a copy."""
+def copy_atomically(source: Path, target: Path, *, heed: Callable[[], None] = lambda: None) -> None:
+    """target becomes source's content: a second name of the same file where the disk can, else a copy.
+
+    heed: called again and again while it is copied, which it stops by raising.
+    """
     with writing(target) as unfinished:
         for left in target.parent.glob(f".{target.name}.*.part"):
             left.unlink(missing_ok=True)  # of a process that was killed here
         try:
             os.link(source, unfinished)
         except OSError:  # another disk, or one without links
-            shutil.copyfile(source, unfinished)
+            with source.open("rb") as given, unfinished.open("wb") as made:
+                while part := given.read(_COPIED_AT_ONCE):
+                    heed()
+                    made.write(part)
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -195,11 +202,14 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise ValueError(f"{path.name} is damaged or not a safetensors file ({error}).") from error
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata. ValueError, naming the file, when it is truncated or its checksum does not match."""
+def read_tensors(path: Path, *, heed: Callable[[], None] = lambda: None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata. ValueError, naming the file, when it is truncated or its checksum does not match.
+
+    heed: called before each tensor is checked, which it stops by raising.
+    """
     metadata = read_metadata(path)
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    if CHECKSUM_KEY in metadata and metadata[CHECKSUM_KEY] != tensors_sha256(tensors):
+    if CHECKSUM_KEY in metadata and metadata[CHECKSUM_KEY] != tensors_sha256(tensors, heard=lambda *_: heed()):
         raise ValueError(f"{path.name} is damaged: its content does not match its checksum.")
     return tensors, metadata

@@ -69,7 +69,9 @@ def cloned(run: RunFolder, name: Any) -> RunFolder:
             shutil.copytree(run.data_folder, to.data_folder)
         if workflow:
             to.keep_workflow(workflow)
-        shutil.copyfile(run.place("run.json"), to.place("run.json"))
+        for file in ("previews.safetensors", "run.json"):
+            if is_regular(run.place(file)):
+                shutil.copyfile(run.place(file), to.place(file))
     return to
 
 

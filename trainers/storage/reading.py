@@ -53,8 +53,12 @@ def is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_text, value))
+
+
 def is_texts_by_name(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(one, list) and all(map(is_text, one)) for one in value.values())
+    return isinstance(value, dict) and all(map(is_texts, value.values()))
 
 
 def is_of(schema: Mapping[str, Check], value: Any) -> bool:

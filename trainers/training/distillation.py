@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -130,11 +130,17 @@ class Distillation:
         return of_the_method and self.method.continues(below(found, "method."))
 
     def execute(
-        self, student: Student, *, observers: Sequence[Observer] = (), perceptual: Perceptual | None = None
+        self,
+        student: Student,
+        *,
+        observers: Sequence[Observer] = (),
+        perceptual: Perceptual | None = None,
+        heed: Callable[[], None] = lambda: None,
     ) -> bool:
         """Trains and exports; False when the run was finished before and nothing was done.
 
-        perceptual: what measures the loss of a method whose distance is LPIPS.
+        perceptual: what measures the loss of a method whose distance is LPIPS. heed: called again and again
+        in what is done between the iterations, which it stops by raising; the state is saved before.
 
         The caller holds the run's lock: processes.held_by_first(run.locked()), where there are several. ValueError when the
         folder holds another run or a damaged checkpoint. OutOfMemory, naming what to lower, when the device's memory does
@@ -153,14 +159,14 @@ class Distillation:
                 options=self.options,
                 observers=observers,
                 processes=self.processes,
-                kept=self._kept(student),
+                kept=self._kept(student, heed),
                 perceptual=perceptual,
             )
         last = self.run.stage_file(self.method.stages()[-1].steps)
         self.processes.on_first(lambda: copy_atomically(last, self.run.student_file))
         return True
 
-    def _kept(self, student: Student) -> KeptStages:
+    def _kept(self, student: Student, heed: Callable[[], None]) -> KeptStages:
         return KeptStages(
             run=self.run,
             method=self.method,
@@ -169,6 +175,7 @@ class Distillation:
             processes=self.processes,
             at_once=max(1, self.options.batch_size // (self.options.accumulation * self.processes.count)),
             export=functools.partial(self._export, kind=student.kind),
+            heed=heed,
         )
 
     def _export(self, tensors: Mapping[str, Tensor], stage: int, *, kind: str) -> None:

@@ -261,6 +261,8 @@ class _Training:
 
     def _finish_stage(self) -> None:
         """The stage's result becomes the student: kept, promoted and gone on from."""
+        if self._kept and self._iteration % self._options.checkpoint_every:
+            self._save()  # what stops the comparison finds all iterations done
         self._result_to_weights()
         self._learner.optimiser.zero_grad(set_to_none=True)
         if self._kept:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...samplers.few_step import draw_from_noise
+from ...samplers.noise import Denoiser
 from ..data.batches import Batch, Data
 from ..objective.method import Method
 from ..processes.group import Processes
@@ -33,7 +34,7 @@ class KeptStages:
     """The loop tells it, in all processes, where a run stands between two stages.
 
     export: writes tensors as the student of a stage; called on the first process. at_once: samples that pass a network
-    together, at most.
+    together, at most. heed: called before each pass of a comparison, which it stops by raising.
     """
 
     run: RunFolder
@@ -43,6 +44,7 @@ class KeptStages:
     processes: Processes
     at_once: int
     export: Callable[[Mapping[str, Tensor], int], None]
+    heed: Callable[[], None] = lambda: None
 
     def ended(self, stage: int) -> None:
         """The stage's result is in the student's weights, and its teacher still teaches."""
@@ -81,14 +83,22 @@ class KeptStages:
                 if self.processes.is_first and self.method.stages()[stage].teacher_sigmas is not None:
                     batch = self.data.first(SAMPLES)
                     self.run.keep_comparison(
-                        compared(self.method, self.student, batch, stage=stage, at_once=self.at_once)
+                        compared(self.method, self.student, batch, stage=stage, at_once=self.at_once, heed=self.heed)
                     )
         except BaseException as error:
             return error
         return None
 
 
-def compared(method: Method, student: Student, batch: Batch, *, stage: int, at_once: int) -> dict[str, Any]:
+def compared(
+    method: Method,
+    student: Student,
+    batch: Batch,
+    *,
+    stage: int,
+    at_once: int,
+    heed: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """How far a stage's student lands from its teacher, both sampled from the same noise for the conditions of batch.
 
     Of an expert on its own part of the levels: from the data in noise where that begins below the top, and to where it ends.
@@ -102,7 +112,7 @@ def compared(method: Method, student: Student, batch: Batch, *, stage: int, at_o
     teacher = method.teaching(student.teacher, stage=stage, batch=batch)
     drawn, wanted = (
         draw_from_noise(
-            in_pieces(denoiser, -(-len(noise) // at_once)),
+            in_pieces(heeding(denoiser, heed), -(-len(noise) // at_once)),
             noise,
             sigmas,
             batch.condition,
@@ -123,3 +133,13 @@ def compared(method: Method, student: Student, batch: Batch, *, stage: int, at_o
         "mean_squared_distance": float((drawn - wanted).square().mean()),
         "teacher_mean_square": float(wanted.square().mean()),
     }
+
+
+def heeding(denoiser: Denoiser, heed: Callable[[], None]) -> Denoiser:
+    """The same denoiser, before each pass of which heed is called."""
+
+    def denoise(x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+        heed()
+        return denoiser(x, sigma, **condition)
+
+    return denoise

@@ -9,8 +9,10 @@ from comfyui_fewstep.nodes.distillation import distillation, experts_part, metho
 from comfyui_fewstep.nodes.host import folders
 from comfyui_fewstep.nodes.sampling import experts, recipes
 from comfyui_fewstep.samplers.noise import NoiseFamily
+from comfyui_fewstep.trainers.data.batches import Batch
 from comfyui_fewstep.trainers.objective.method import TeacherKind
 from comfyui_fewstep.trainers.storage.export import read_student
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from test_lora import TRAINING
 from test_methods import CONSISTENCY, file_of, output  # noqa: F401 (a fixture)
 
@@ -69,7 +71,7 @@ def test_two_students_of_two_runs_are_sampled_as_one(output):  # noqa: F811
         assert not torch.equal(pair, other), "both students have learnt, each where it is asked"
 
 
-def test_a_preview_shows_what_an_expert_sees_at_the_end_of_its_part():
+def test_a_preview_shows_what_an_expert_sees_at_the_end_of_its_part(tmp_path):
     """Of low noise from the data in noise; the last level goes to 0, at which there is a picture."""
     (method,) = methods.ProgressiveDistillation().make(**PROGRESSIVE)
     asked = []
@@ -80,14 +82,14 @@ def test_a_preview_shows_what_an_expert_sees_at_the_end_of_its_part():
 
     kind = TeacherKind(family=NoiseFamily.FLOW, table=torch.arange(1, 1001) / 1000)
     (part,) = experts_part.ExpertsPart().make(method, 0.0, 0.6)
+    sample = Batch(x0=torch.full((2, 1, 2, 2), 5.0), condition={})
     run = types.SimpleNamespace(
         method=part.on(kind),
-        data=types.SimpleNamespace(
-            first=lambda _: types.SimpleNamespace(x0=torch.full((2, 1, 2, 2), 5.0), condition={})
-        ),
+        data=types.SimpleNamespace(first=lambda _: sample),
+        run=RunFolder(tmp_path, "run"),
     )
     preview = observing.Preview(run, None, model=None, vae=None)
-    preview._draw(denoiser, run.method.stages()[0], gamma=0.0)
+    preview._draw(denoiser, sample, run.method.stages()[0], gamma=0.0)
     assert [sigma for sigma, _ in asked] == [0.5, 0.25]
     noise = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(asked[0][1], 0.5 * noise + 2.5)

@@ -10,7 +10,15 @@ import_host()
 
 from architectures import conditioning, noise_for, tiny
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import choosing, distillation, make_it_fast, methods, students
+from comfyui_fewstep.nodes.distillation import (
+    choosing,
+    distillation,
+    latent_method,
+    make_it_fast,
+    matching_method,
+    methods,
+    students,
+)
 from comfyui_fewstep.nodes.distillation.cards import cards
 from comfyui_fewstep.nodes.distillation.families import family_of
 from comfyui_fewstep.trainers.training import trial
@@ -204,13 +212,18 @@ def test_families(kind, name):
 
 def test_rare_inputs_are_folded_by_hosts_that_fold():
     """Those that most people need are in sight."""
+    options = ["distance", "levels", "solver", "guidance_scale_max", "target_decay", "weighting", "grid", "scale_input"]
     for node, rare in (
         (make_it_fast.MakeItFast, make_it_fast.RARE),
         (distillation.Distill, distillation.RARE),
+        (methods.ConsistencyDistillation, options),
+        (latent_method.ScoreDistillation, ("companion_learning_rate", "companion_rank")),
     ):
         declared = node.INPUT_TYPES()
         inputs = {**declared["required"], **declared["optional"]}
         assert {name for name, (_, *about) in inputs.items() if about and about[0].get("advanced")} == set(rare)
+    matching = matching_method.DistributionMatching.INPUT_TYPES()["optional"]
+    assert [name for name, (_, about) in matching.items() if "advanced" not in about] == ["guidance"]
 
 
 def test_what_is_missing_is_named(output):  # noqa: F811

@@ -15,7 +15,7 @@ from comfyui_fewstep.nodes.demo import digits
 from comfyui_fewstep.nodes.distillation import choosing, distillation, make_it_fast, methods, students, telling
 from comfyui_fewstep.nodes.distillation.data_sources import PromptSource
 from comfyui_fewstep.trainers.training import trial
-from making_data import TRAINING
+from making_data import TRAINING, run_folder, same_tensors, student_of
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def told(output, monkeypatch):
 
 
 @torch.inference_mode()
-def train():
+def train(name="run"):
     teacher, _, clip = digits.DemoTeacher().load()
     (method,) = methods.ProgressiveDistillation().make(
         start_steps=4, target_steps=2, iterations=2, weighting="constant", learning_rate=1e-3, guidance_scale=1.5
@@ -39,7 +39,7 @@ def train():
         prompts=("3", "7"), width=32, height=32, pictures_per_prompt=2, steps=2, batch_size=1, clip=clip
     )
     return distillation.Distill().distil(
-        teacher, method=method, run_name="run", student=lora, data=drawn, unique_id="5", **TRAINING
+        teacher, method=method, run_name=name, student=lora, data=drawn, unique_id="5", ema_decay=0.9, **TRAINING
     )
 
 
@@ -60,19 +60,31 @@ def test_a_run_tells_its_phases_in_order(told):
     assert all(message["seconds_left"] >= 0.0 for message in encoding[2:])
 
 
-@pytest.mark.parametrize("phase", ["hashing", "encoding"])
-def test_a_cancel_is_heard_in_every_phase_before_the_training(phase, told, monkeypatch):
+@pytest.mark.parametrize("phase", ["hashing", "encoding", "measuring", "exporting"])
+def test_a_cancel_is_heard_in_every_phase_and_the_next_start_gives_what_an_unbroken_one_does(
+    phase, told, output, monkeypatch
+):
     """At the next thing that is done: no further one is told of."""
+    train("unbroken")
+    told.clear()
 
     def check():
         if told and told[-1][1].get("phase") == phase:
             raise host.signals.Cancelled
 
-    monkeypatch.setattr(host.signals, "check_cancelled", check)
-    monkeypatch.setattr(host.identity, "_of_networks", {})
-    with pytest.raises(host.signals.Cancelled):
-        train()
+    with monkeypatch.context() as patched:
+        patched.setattr("comfy.model_management.throw_exception_if_processing_interrupted", check)
+        patched.setattr(host.identity, "_of_networks", {})
+        with pytest.raises(host.signals.Cancelled):
+            train("run")
     assert phases(told)[-2:] == [phase, "stopped"]
+    saved = [path.stem for path in (run_folder(output, "run") / "checkpoints").glob("*.safetensors")]
+    assert saved == (["00000002"] if phase in ("measuring", "exporting") else []), "nothing that was done is done again"
+    train("run")
+    assert same_tensors(student_of(output, "run"), student_of(output, "unbroken"))
+    assert len(list((output / "loras" / "fewstep").iterdir())) == 2, "and no file that is half written"
+    one, other = ((run_folder(output, name) / "metrics.jsonl").read_bytes() for name in ("run", "unbroken"))
+    assert one == other
 
 
 def test_probing_is_told_and_heeds_a_cancel(told, monkeypatch):

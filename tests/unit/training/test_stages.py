@@ -90,16 +90,22 @@ def test_a_broken_run_keeps_the_same_students(iteration, whole, tmp_path):
     assert broken.run.comparisons() == whole.run.comparisons()
 
 
-def test_a_crash_after_a_stages_student_and_before_its_checkpoint_does_the_stage_again(whole, tmp_path, monkeypatch):
+def test_a_crash_after_a_stages_student_and_before_its_checkpoint_compares_it_again(whole, tmp_path, monkeypatch):
+    """The last iteration is saved before the comparison, under the same name as the next stage's beginning after it."""
     broken = distillation(tmp_path)
-    save = RunFolder.save_checkpoint
-    monkeypatch.setattr(
-        RunFolder, "save_checkpoint", lambda run, at, *state: _crash() if at == 12 else save(run, at, *state)
-    )
+    save, saved = RunFolder.save_checkpoint, []
+
+    def crashing(run, at, *state):
+        if at in saved:
+            _crash()
+        saved.append(at)
+        save(run, at, *state)
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", crashing)
     with pytest.raises(Stopped):
         execute(broken)
     monkeypatch.undo()
-    assert (len(broken.run.comparisons()), broken.run.checkpoints()[-1].stem) == (1, "00000007")
+    assert (len(broken.run.comparisons()), broken.run.checkpoints()[-1].stem) == (1, "00000012")
     execute(broken)
     assert broken.run.comparisons() == whole.run.comparisons()
     assert_equal_students(students(broken.run), students(whole.run))
