@@ -14,7 +14,7 @@ from comfyui_fewstep.nodes.distillation import distillation, methods, saving, st
 from comfyui_fewstep.trainers.storage.files import read_metadata, read_tensors
 from comfyui_fewstep.trainers.students.adapters import LoRALayers, LowRank, adaptable_layers, lora_file
 
-FEW = {"iterations": 8, "learning_rate": 2e-3, "guidance_scale": 1.0}
+FEW = {"iterations": 3, "learning_rate": 2e-3, "guidance_scale": 1.0}
 METHODS = {
     "consistency": lambda: methods.ConsistencyDistillation().make(**FEW, steps=2, levels=8),
     "progressive": lambda: methods.ProgressiveDistillation().make(

@@ -23,10 +23,10 @@ from comfyui_fewstep.trainers.storage.files import read_tensors
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.training.distillation import Recorded
 
-GUIDANCE = {"guidance_scale": 3.0, "iterations": 8, "learning_rate": 1e-3, "steps": 4, "weighting": "constant"}
-CONSISTENCY = {"guidance_scale": 3.0, "iterations": 8, "learning_rate": 1e-3, "steps": 4, "guidance_scale_max": 5.0}
-TRAINED = {"iterations": 8, "learning_rate": 1e-3, "steps": 2, "first_levels": 4, "last_levels": 8}
-MATCHING = {"guidance_scale": 3.0, "iterations": 8, "learning_rate": 1e-3, "steps": 2}
+GUIDANCE = {"guidance_scale": 3.0, "iterations": 4, "learning_rate": 1e-3, "steps": 4, "weighting": "constant"}
+CONSISTENCY = {"guidance_scale": 3.0, "iterations": 4, "learning_rate": 1e-3, "steps": 4, "guidance_scale_max": 5.0}
+TRAINED = {"iterations": 4, "learning_rate": 1e-3, "steps": 2, "first_levels": 4, "last_levels": 8}
+MATCHING = {"guidance_scale": 3.0, "iterations": 4, "learning_rate": 1e-3, "steps": 2}
 MATCHING |= {"companion_first": 2, "companion_updates": 2, "companion_learning_rate": 1e-3, "companion_rank": 6}
 CHOSEN = {
     "consistency_training": (methods.ConsistencyTraining, TRAINED),
@@ -125,7 +125,7 @@ def sampled(model, kind, sampler, sigmas, *, cfg=1.0):
 def test_a_cancelled_run_goes_on_bit_for_bit(method, kind, output, monkeypatch):
     model = tiny(kind)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        cancel_at(patch, 4, KeyboardInterrupt)
+        cancel_at(patch, 3, KeyboardInterrupt)
         distil(model, kind, method, name="stopped")
     whole = read_student_of(output, distil(model, kind, method, name="whole")[2])
     resumed = read_student_of(output, distil(model, kind, method, name="stopped")[2])
@@ -135,8 +135,8 @@ def test_a_cancelled_run_goes_on_bit_for_bit(method, kind, output, monkeypatch):
 @pytest.mark.parametrize("method", CHOSEN)
 def test_another_process_reads_the_method_from_the_run(method, output):
     """run.json holds all of it, so the worker makes the very same method on the very same model."""
-    model = tiny("sd15")
-    name = distil(model, "sd15", method)[2]
+    model = tiny("sd3")
+    name = distil(model, "sd3", method)[2]
     run = RunFolder(folders.runs_root(), name)
     recorded = Recorded.of(run)
     chosen = read_method(recorded.method, recorded.method_options)
