@@ -3,9 +3,7 @@
 import importlib.util
 import json
 import os
-import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -141,14 +139,6 @@ def words_for(run, *more):
     current = os.environ.get("COMFYUI_PATH")
     comfyui = ["--comfyui", os.path.realpath(current)] if current else []
     return [sys.executable, str(ROOT / "launch.py"), "train", str(run), *comfyui, *more]
-
-
-def as_shown(command):
-    """Executes it in a terminal that knows of no ComfyUI."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("COMFYUI_")}
-    return subprocess.run(
-        ["/bin/sh", "-c", command], capture_output=True, text=True, timeout=SECONDS, env=environment, cwd="/"
-    )
 
 
 @pytest.mark.parametrize(
@@ -333,66 +323,6 @@ def test_the_launcher_plans_it(client, runs, style, name):
     assert first.startswith(f"{stages['method.start_steps']} to "), lines
     assert any(line.startswith("memory beside the model:") for line in lines), lines
     assert {file: file.read_bytes() for file in (runs / name).rglob("*") if file.is_file()} == before
-
-
-def test_the_command_works_as_shown_where_output_lies_elsewhere(client, runs, style, name, base, tmp_path, monkeypatch):
-    """ComfyUI started with --output-directory: the folder has any name, with what a shell reads in it."""
-    client.run(workflow(name, "FewStepWriteRun"))
-    elsewhere = tmp_path / "what is $HOME 'made'"
-    shutil.copytree(runs / name, elsewhere / "fewstep" / "runs" / name)
-    monkeypatch.setattr(folder_paths, "models_dir", str(base / "models"))
-    command = host.folders.command_for(elsewhere / "fewstep" / "runs" / name)
-    assert shlex.split(command) == words_for(elsewhere / "fewstep" / "runs" / name, "--base", str(base))
-    done = as_shown(command)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (elsewhere / "diffusion_models" / "fewstep" / f"{name}.safetensors").is_file(), done.stdout
-    if importlib.util.find_spec("comfy_execution"):  # older hosts complain of their own nodes
-        alarming = re.findall(r".*(?:warning|failed|error|deprecat|traceback).*", done.stdout + done.stderr, re.I)
-        assert alarming == []
-
-
-@pytest.fixture
-def linked(base, tmp_path, monkeypatch):
-    """A ComfyUI whose output and models are links."""
-    made = tmp_path / "ComfyUI"
-    (tmp_path / "disk" / "fewstep" / "runs").mkdir(parents=True)
-    made.mkdir()
-    (made / "output").symlink_to(tmp_path / "disk")
-    (made / "models").symlink_to(base / "models")
-    monkeypatch.setattr(folder_paths, "models_dir", str(made / "models"))
-    return made
-
-
-@pytest.mark.skipif(os.name == "nt", reason="links")
-def test_the_command_finds_everything_where_output_is_a_link(linked, monkeypatch):
-    """Neither the run nor its ComfyUI is where the link leads."""
-    run, found = linked / "output" / "fewstep" / "runs" / "run", []
-    command = shlex.split(host.folders.command_for(run))
-    assert command == words_for(run)
-    monkeypatch.setattr(commands_train, "train", lambda run, *, base, **_: found.append((run.path, base)))
-    monkeypatch.setattr(sys, "argv", ["train", command[3]])
-    commands_train.main()
-    assert found == [(run, linked)]
-    assert commands_train.output_of(run) == linked / "output"
-
-
-@pytest.mark.thorough
-@pytest.mark.skipif(os.name == "nt", reason="links")
-def test_the_command_works_where_output_is_a_link(client, runs, style, name, linked):
-    client.run(workflow(name, "FewStepWriteRun"))
-    shutil.copytree(runs / name, linked / "output" / "fewstep" / "runs" / name)
-    done = as_shown(host.folders.command_for(linked / "output" / "fewstep" / "runs" / name))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (linked.parent / "disk" / "diffusion_models" / "fewstep" / f"{name}.safetensors").is_file(), done.stdout
-
-
-@pytest.mark.parametrize(
-    ("windows", "line"), [(False, "python '/a b/$x' \"it's\""), (True, 'python "C:\\a b\\$x" it\'s')]
-)
-def test_a_command_is_quoted_for_its_shell(windows, line):
-    path = "C:\\a b\\$x" if windows else "/a b/$x"
-    made = host.folders.in_shell(["python", path, "it's"], windows=windows)
-    assert made == line if windows else shlex.split(made) == ["python", path, "it's"]
 
 
 LAUNCHERS = {
