@@ -35,7 +35,7 @@ def training_only():
 def begin(editor, name, **method):
     editor.load(training_only())
     node = editor.find("FewStepDistill")
-    editor.set(node, run_name=name, batch_size=16, checkpoint_every=20)
+    editor.set(node, run_name=name, batch_size=8, checkpoint_every=20)
     editor.set(editor.find("FewStepProgressiveDistillation"), start_steps=8, **method)
     editor.show(node)
     return node
@@ -68,7 +68,7 @@ def wait_for_points(editor, more_than):
 
 
 def test_a_run_is_watched_cancelled_reloaded_resumed_and_finished(editor, runs, name):
-    begin(editor, name, iterations=300)
+    begin(editor, name, iterations=200)
     sentence(editor, "Not begun")
     asked = []
     editor.page.on("request", lambda request: asked.append(time.monotonic()) if f"{name}?" in request.url else None)
@@ -86,23 +86,23 @@ def test_a_run_is_watched_cancelled_reloaded_resumed_and_finished(editor, runs, 
     )
 
     editor.reload()
-    node = begin(editor, name, iterations=300)
+    node = begin(editor, name, iterations=200)
     sentence(editor, "Stopped at iteration")
     wait_for_points(editor, seen - 1)
     assert points(editor) == seen, "after a reload all of it is there again"
 
     press(editor, "Resume")
     sentence(editor, "Training: stage 1 of 1")
-    sentence(editor, "Finished after 300 iterations")
-    wait_for_points(editor, 29)
-    assert points(editor) == 30
+    sentence(editor, "Finished after 200 iterations")
+    wait_for_points(editor, 19)
+    assert points(editor) == 20
     assert not panel(editor).get_by_role("button", name="Resume").is_visible()
     press(editor, "Pictures")
     slider = panel(editor).get_by_label("Training time: which preview is shown")
     slider.wait_for()
     slider.focus()
     newest = panel(editor).locator("output").text_content()
-    assert newest == "iteration 300"
+    assert newest == "iteration 200"
     editor.page.keyboard.press("Home")
     assert panel(editor).locator("output").text_content() == "iteration 20", "by keyboard, to the first picture"
     assert editor.page.evaluate("(id) => !!app.graph.getNodeById(id)", node), (
@@ -114,7 +114,7 @@ def test_cancel_is_said_at_once_and_touches_no_other_job(editor, runs, name):
     """The shown run is trained by another process, this one; meanwhile the server trains something else."""
     begin(editor, name, iterations=4000)
     other = f"{name} other"
-    editor.server.queue(demo(other, FewStepProgressiveDistillation={"iterations": 300}), client="another tab")
+    editor.server.queue(demo(other, FewStepProgressiveDistillation={"iterations": 100}), client="another tab")
     run = RunFolder(runs, name)
     with run.locked():
         sentence(editor, "Preparing the training")
