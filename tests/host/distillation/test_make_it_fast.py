@@ -59,11 +59,11 @@ def make(model, *, steps="2", goal=choosing.CLOSEST, name="run", do=make_it_fast
 
 def test_the_plan_says_what_was_chosen_and_leaves_nothing(output, monkeypatch):  # noqa: F811
     monkeypatch.setattr(choosing, "BATCH", 4)
-    model = tiny("sdxl")
+    model = tiny("sd15")
     before = snapshot(model)
-    made = make(model, do=make_it_fast.PLAN, steps="8", clip=clip_of("sdxl"), **SMALL)
+    made = make(model, do=make_it_fast.PLAN, steps="8", clip=clip_of("sd15"), **SMALL)
     told = made["ui"]["text"][0].splitlines()
-    assert told[0] == "your model: SDXL"
+    assert told[0] == "your model: Stable Diffusion 1 or 2"
     assert "progressive distillation from 32 steps to 8" in told[1]
     assert told[2] == "data: 4 pictures of 32 x 32 that your model draws from 4 prompts"
     assert "guidance 7 is baked in" in told[3]
