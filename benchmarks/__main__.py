@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from . import architectures, demo, digits_solvers, gpu, methods, plan, progressive, samplers, templates, training
+from . import architectures, gpu, plan, samplers, templates, training
 from .scenes import command as scenes
 
 BENCHMARKS = {
     "architectures": architectures,
-    "demo": demo,
-    "digits-solvers": digits_solvers,
     "gpu": gpu,
-    "methods": methods,
     "plan": plan,
-    "progressive": progressive,
     "samplers": samplers,
     "scenes": scenes,
     "templates": templates,

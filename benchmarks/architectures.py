@@ -26,7 +26,7 @@ from . import architectures_formats
 from .architectures_parts import PARTS, Found, Subject
 from .architectures_pictures import PICTURES
 from .architectures_videos import VIDEOS
-from .progressive_setup import machine
+from .scenes.machine import machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ARCHITECTURES = PICTURES | VIDEOS

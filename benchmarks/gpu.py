@@ -1,27 +1,39 @@
-"""The GPU book: sampler overhead, step time and peak memory at true shapes, in bf16 and fp8, with one process and with two.
+"""The GPU book: sampler overhead, step time, memory and gradients at true shapes, with weights in pages and without.
 
-Wants a CUDA card, and says so where there is none. Each cell runs in a process of its own, is written as it comes and not
-measured twice; what an error ends, too little memory say, is a cell with its words. Writes benchmarks/results/gpu.md, gpu.json.
+Wants a CUDA card, and says so where there is none; COMFYUI_PATH and COMFYUI_PYTHON name a current ComfyUI, which is set up as its
+own server is. Each cell is written as it comes and not measured twice; what an error ends, too little memory say, is a cell with
+its words. Rooms of less than the card are made by another process that holds the rest of it. Writes benchmarks/results/gpu.md,
+gpu.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from .gpu_parts import PRECISIONS, SHAPES, STEPS
+from .gpu_cells import MARK
+from .gpu_parts import PARTS, PRECISIONS, ROOMS, SHAPES, STEPS
+from .gpu_room import GIB
 from .scenes.machine import RESULTS
 from .scenes.parts import Parts
 
-GIB = 2**30
 PROCESSES = (1, 2)
+CARDS = (0, 24, 16, 12, 8)
+"""GiB of a card that are there; 0 for all of it."""
+HOLDING = {"pages": [], "no pages": ["--disable-dynamic-vram"]}
+"""Options of the host by how it holds weights."""
 READY = (
     "Ready and not run here, for whoever has the data and the weights: docs/examples.md, CIFAR-10 and an SD1.5 LoRA "
     "(docs/examples/cifar10.json, docs/examples/sd15_lora.json)."
@@ -29,19 +41,81 @@ READY = (
 Figures = dict[str, Any]
 
 
-def measured(name: str, precision: str, part: str, *, processes: int) -> Figures:
-    """The figures of a cell, or the last words of what ended it."""
-    if processes > torch.cuda.device_count():
-        return {"error": f"this machine has {torch.cuda.device_count()} card"}
-    package = __package__ or ""
-    with tempfile.TemporaryDirectory() as folder:
-        module = ["-m", f"{package}.gpu_parts", json.dumps([name, precision, part, folder])]
-        many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command = [sys.executable, *(many if processes > 1 else []), *module]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"error": _last_words(done.stderr)}
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+class Cell(NamedTuple):
+    """card: of CARDS."""
+
+    model: str
+    precision: str
+    part: str
+    card: int
+    holding: str
+    processes: int = 1
+
+    @property
+    def label(self) -> str:
+        card = f", {self.card} GiB" if self.card else ""
+        many = f", {self.processes} processes" if self.processes > 1 else ""
+        return f"{self.model}, {self.precision}, {self.part}, {self.holding}{card}{many}"
+
+
+def cells() -> list[Cell]:
+    """In the order in which they are measured: those of one process and one model stand together."""
+    found = []
+    for holding, model, precision in itertools.product(HOLDING, SHAPES, PRECISIONS):
+        if holding == "pages":
+            found += [Cell(model, precision, "gradients", 0, holding)]
+        found += [Cell(model, precision, "training", card, holding) for card in CARDS]
+        found += [Cell(model, precision, "sampling", 0, holding)]
+    found += [Cell(model, precision, "training", 0, "no pages", 2) for model in SHAPES for precision in PRECISIONS]
+    return found
+
+
+class Child:
+    """A process that measures cells one after the other; when one ends it, another goes on behind that one."""
+
+    def __init__(self, wanted: list[Cell]) -> None:
+        self._wanted = wanted
+        self._process: subprocess.Popen[str] | None = None
+        self._kind: tuple[str, int] | None = None
+        self._said = ""
+        self._folder = tempfile.TemporaryDirectory()
+
+    def figures(self, cell: Cell) -> Figures:
+        """Of a cell: the next of the wanted ones, for what comes before it is not asked for again."""
+        if cell.processes > torch.cuda.device_count():
+            return {"error": f"this machine has {torch.cuda.device_count()} card"}
+        if self._process is None or self._kind != (cell.holding, cell.processes):
+            self._start(cell)
+        for line in self._process.stdout if self._process and self._process.stdout else ():
+            if line.startswith(MARK):
+                return dict(json.loads(line.removeprefix(MARK)))
+        self.end()
+        return {"error": _last_words(self._said)}
+
+    def _start(self, cell: Cell) -> None:
+        self.end()
+        self._kind = (cell.holding, cell.processes)
+        coming = self._wanted[self._wanted.index(cell) :]
+        mine = [list(one[:4]) for one in coming if (one.holding, one.processes) == self._kind]
+        asked = {"cells": mine, "folder": self._folder.name, "options": HOLDING[cell.holding]}
+        module = ["-m", f"{__package__ or ''}.gpu_cells", json.dumps(asked)]
+        many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cell.processes)]
+        command = [os.environ.get("COMFYUI_PYTHON", sys.executable), *(many if cell.processes > 1 else []), *module]
+        self._said = ""
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self._listener = threading.Thread(target=self._listen, args=(self._process,), daemon=True)
+        self._listener.start()
+
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        for line in process.stderr or ():
+            self._said = self._said[-20_000:] + line
+
+    def end(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._listener.join()
+            self._process = None
 
 
 def _last_words(text: str) -> str:
@@ -50,27 +124,36 @@ def _last_words(text: str) -> str:
     return (lines or [text.strip() or "ended without a word"])[-1][:300]
 
 
-def page(written: Figures, *, card: str) -> str:
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def page(written: Figures) -> str:
     parts = {name: part["figures"] for name, part in written["parts"].items()}
+    settings = next(iter(written["parts"].values()))["settings"]
     lines = [
         "# GPU book",
         "",
-        f"`{written['command']}` on {card}, torch {torch.__version__}. Random weights at true shapes; batch 1 a process.",
+        f"`{written['command']}` on {settings['card']}, torch {settings['torch']}, {settings['host']}. Random weights at true "
+        "shapes; batch 1 a process. *Pages*: the host's dynamic VRAM, its default; *no pages*: `--disable-dynamic-vram`.",
         "",
-        f"| model | weights | ms a call | our Lightning over {STEPS} bare calls | our LCM | the host's euler |",
-        "|---|---|--:|--:|--:|--:|",
-        *(_row(parts, name, precision, "sampling", 1, _sampling) for name in SHAPES for precision in PRECISIONS),
+        f"| model | weights | held in | ms a call | our Lightning over {STEPS} bare calls | our LCM | the host's euler |",
+        "|---|---|---|--:|--:|--:|--:|",
+        *_rows(parts, "sampling", _sampling),
         "",
-        "A LoRA's optimiser step of progressive distillation with gradient checkpointing; the most memory that a card held.",
+        "Seconds of a LoRA's optimiser step of progressive distillation with gradient checkpointing, rank 16, on the whole card "
+        "and on so much of it. *GiB*: the most that torch held on the whole card, weights that lie in pages not counted; *of "
+        "weights*: what the host had on it then.",
         "",
-        "| model | weights | processes | s a step | GiB |",
-        "|---|---|--:|--:|--:|",
-        *(
-            _row(parts, name, f"{precision} | {count}", "training", count, _training, precision=precision)
-            for name in SHAPES
-            for precision in PRECISIONS
-            for count in PROCESSES
-        ),
+        "| model | weights | held in | GiB | of weights | " + " | ".join(_card(card) for card in CARDS) + " |",
+        "|---|---|---|--:|--:|" + "--:|" * len(CARDS),
+        *_training_rows(parts),
+        "",
+        "The least cosine of a LoRA's gradients with those of weights that lie on the card whole, with checkpointing and "
+        "without, just loaded and after a drawing; and the share of the weights that was on the card.",
+        "",
+        "| model | weights | the same again | " + " | ".join(f"room for {room}" for room in ROOMS) + " |",
+        "|---|---|--:|" + "--:|" * len(ROOMS),
+        *_rows(parts, "gradients", _gradients),
         "",
         *(f"- {name}: {found['error']}" for name, found in parts.items() if "error" in found),
         "",
@@ -80,24 +163,46 @@ def page(written: Figures, *, card: str) -> str:
     return "\n".join(lines)
 
 
-def _row(
-    parts: Figures, name: str, said: str, part: str, count: int, cells: Any, *, precision: str | None = None
-) -> str:
-    found = parts.get(_label(name, precision or said, part, count))
-    empty = " | ".join(["**error**" if found else "-"] * (4 if part == "sampling" else 2))
-    return f"| {name} | {said} | {empty if found is None or 'error' in found else cells(found)} |"
+def _card(card: int) -> str:
+    return f"{card} GiB" if card else "whole card"
+
+
+def _rows(parts: Figures, part: str, said: Any) -> Iterator[str]:
+    for cell in cells():
+        found = parts.get(cell.label)
+        if cell.part == part and found is not None:
+            holding = f" {cell.holding} |" if part == "sampling" else ""
+            told = "**error**" if "error" in found else said(found)
+            yield f"| {cell.model} | {cell.precision} |{holding} {told} |"
 
 
 def _sampling(found: Figures) -> str:
     return f"{1000 * found['call']:.1f} | {found['lightning']:.3f} | {found['lcm']:.3f} | {found['euler']:.3f}"
 
 
-def _training(found: Figures) -> str:
-    return f"{found['step']:.3f} | {found['bytes'] / GIB:.2f}"
+def _gradients(found: Figures) -> str:
+    told = [f"{found['same']:.6f}"]
+    for room in ROOMS:
+        mine = [value for name, value in found.items() if name.split(", ")[0] == room]
+        shares = [f"{bound(value['weights'] for value in mine):.2f}" for bound in (min, max)]
+        told.append(f"{min(value['cosine'] for value in mine):.6f} ({' to '.join(dict.fromkeys(shares))})")
+    return " | ".join(told)
 
 
-def _label(name: str, precision: str, part: str, processes: int) -> str:
-    return f"{name}, {precision}, {part}, {processes} processes"
+def _training_rows(parts: Figures) -> Iterator[str]:
+    for model, precision, holding, processes in itertools.product(SHAPES, PRECISIONS, HOLDING, PROCESSES):
+        row = [parts.get(Cell(model, precision, "training", card, holding, processes).label) for card in CARDS]
+        if any(row):
+            whole = row[0] or {}
+            held = " | ".join(f"{whole[key] / GIB:.2f}" if key in whole else "-" for key in ("bytes", "weights"))
+            many = f", {processes} processes" if processes > 1 else ""
+            yield f"| {model} | {precision} | {holding}{many} | {held} | {' | '.join(map(_seconds, row))} |"
+
+
+def _seconds(found: Figures | None) -> str:
+    if not found:
+        return "-"
+    return "**error**" if "error" in found else f"{found['step']:.2f}"
 
 
 def main(arguments: list[str]) -> None:
@@ -105,24 +210,43 @@ def main(arguments: list[str]) -> None:
         prog="launch.py bench gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where the results go (default: %(default)s)")
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--weights", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--holding", nargs="+", choices=HOLDING, default=list(HOLDING))
+    parser.add_argument("--cards", nargs="+", type=int, choices=CARDS, default=list(CARDS), help="GiB; 0 for all of it")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("There is no CUDA card here, so nothing was measured and nothing is written.")
         return
-    card = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     command = " ".join(["python launch.py bench gpu", *arguments])
-    parts = Parts(options.folder / "gpu.json", command=command, sources=[])
-    for name in SHAPES:
-        for precision in PRECISIONS:
-            for part, counts in {"sampling": (1,), "training": PROCESSES}.items():
-                for count in counts:
-                    _measure(parts, name, precision, part, count, card=card)
-                    (options.folder / "gpu.md").write_text(page(parts.written, card=card), encoding="utf-8")
+    chosen = (options.models, options.weights, options.parts, options.cards, options.holding)
+    wanted = [cell for cell in cells() if all(value in among for value, among in zip(cell, chosen, strict=False))]
+    measure(wanted, options.folder, command=command)
 
 
-def _measure(parts: Parts, name: str, precision: str, part: str, count: int, *, card: str) -> None:
-    parts.part(
-        _label(name, precision, part, count),
-        {"card": card, "torch": torch.__version__},
-        lambda: measured(name, precision, part, processes=count),
-    )
+def measure(wanted: list[Cell], folder: Path, *, command: str) -> None:
+    """Those that folder's gpu.json does not have yet, in their order."""
+    parts = Parts(folder / "gpu.json", command=command, sources=[])
+    card = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    settings = {"card": card, "torch": torch.__version__, "host": _host()}
+    wanted = [cell for cell in wanted if cell.label not in parts.written["parts"]]
+    child = Child(wanted)
+    try:
+        for cell in wanted:
+            parts.part(cell.label, settings, functools.partial(child.figures, cell))
+            (folder / "gpu.md").write_text(page(parts.written), encoding="utf-8")
+    finally:
+        child.end()
+
+
+def _host() -> str:
+    path = os.environ.get("COMFYUI_PATH")
+    if not path:
+        return "the embedded ComfyUI"
+    version = (Path(path) / "comfyui_version.py").read_text(encoding="utf-8").split('"')[1]
+    return f"ComfyUI {version}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,39 +1,52 @@
-"""One cell of the GPU book, alone in a process or in one of several: sampling or a training step at a model's true shapes.
+"""What the GPU book measures in one process or in one of several, at a model's true shapes.
 
-Weights are random and drawn where they are used; what a step takes and holds does not depend on their values.
+Sampling, a training step, and gradients where weights are in pages. Weights are random; what a step takes and holds does not
+depend on their values.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import itertools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..samplers.few_step import sample_few_step
 from ..samplers.schedules import trailing_sigmas
-from ..trainers.data.batches import TensorData
+from ..trainers.data.batches import Batch, TensorData
 from ..trainers.methods.progressive import ProgressiveOptions
 from ..trainers.objective.weighting import Weighting
 from ..trainers.processes.group import Processes
 from ..trainers.storage.run_folder import RunFolder
 from ..trainers.students.adapters import LoRAOptions
-from ..trainers.students.student import probe_writes_in_place
+from ..trainers.students.student import Student, probe_writes_in_place
 from ..trainers.training.loop import train
 from ..trainers.training.options import TrainOptions
+from .gpu_room import Room
 from .training_setup import UNETS
 
-STEPS, ROUNDS, ITERATIONS = 4, 8, 6
-PRECISIONS = {"bf16": (torch.bfloat16, None), "fp8": (torch.float8_e4m3fn, torch.bfloat16)}
-"""(what weights are held in, what is computed in where that is not the same)"""
+STEPS, ITERATIONS, SECONDS = 4, 3, 4.0
+"""Of a drawing; of a training; of rounds in which contenders are timed, two at least."""
+SCALED = "fp8 scaled"
+PRECISIONS = {
+    "bf16": (torch.bfloat16, None),
+    "fp8": (torch.float8_e4m3fn, torch.bfloat16),
+    SCALED: (torch.bfloat16, torch.bfloat16),
+}
+"""(what weights are held in, what is computed in where that is not the same); scaled: linear layers of the host's own class."""
 
 
 @dataclass(frozen=True)
@@ -99,18 +112,48 @@ SHAPES = {
         512,
         4096,
     ),
+    "Flux, 1024 px": Shape(
+        "Flux",
+        {
+            "image_model": "flux",
+            "in_channels": 16,
+            "out_channels": 16,
+            "patch_size": 2,
+            "vec_in_dim": 768,
+            "context_in_dim": 4096,
+            "hidden_size": 3072,
+            "mlp_ratio": 4.0,
+            "num_heads": 24,
+            "depth": 19,
+            "depth_single_blocks": 38,
+            "axes_dim": [16, 56, 56],
+            "theta": 10000,
+            "qkv_bias": True,
+            "guidance_embed": True,
+            "txt_ids_dims": [],
+        },
+        (16, 128, 128),
+        512,
+        4096,
+        768,
+    ),
 }
 """As the host reads them off the released files."""
 
 
 class Subject:
-    """A MODEL of a shape on a device, with one prompt and latents of unit variance."""
+    """A MODEL of a shape as the host would have loaded it, its weights beside the device, with one prompt and latents."""
 
     def __init__(self, shape: Shape, precision: str, device: torch.device, *, batch: int = 1) -> None:
+        import comfy.model_patcher
+
         from ..nodes.host import inputs
 
         self.device, generator = device, torch.Generator(device).manual_seed(0)
-        self.model = _model(shape, *PRECISIONS[precision], device=device, generator=generator)
+        self.network = _network(shape, precision, device=device, generator=generator)
+        patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+        self.model = patcher(self.network, load_device=device, offload_device=torch.device("cpu"))
+        self.size = self.model.model_size()
         text = torch.randn(1, shape.tokens, shape.width, generator=generator, device=device)
         pooled = torch.randn(1, shape.pooled, generator=generator, device=device) if shape.pooled else None
         prompt = [[text, {"pooled_output": pooled} if shape.pooled else {}]]
@@ -125,33 +168,77 @@ class Subject:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
+    def on_device(self) -> int:
+        """Bytes of weights that the host has on the device; hosts of old put them there whole, and do not say."""
+        return int(getattr(self.model, "loaded_size", self.model.model_size)())
 
-def _model(
-    shape: Shape, weights: torch.dtype, computes_in: torch.dtype | None, *, device: torch.device, generator: Any
-) -> Any:
-    import comfy.model_patcher
+
+def _network(shape: Shape, precision: str, *, device: torch.device, generator: torch.Generator) -> Any:
+    """Drawn on the device, and loaded beside it as from a file; under inference mode, as a host's loaders run."""
+    with torch.inference_mode():
+        with _weights_at_once():
+            drawn = _config(shape, precision).get_model({}, "", torch.device("cpu")).diffusion_model
+        for weight in drawn.parameters():
+            scale = 0.1 if weight.ndim == 1 else 0.5 / max(weight[0].numel(), 1) ** 0.5
+            weight.copy_((scale * torch.randn(weight.shape, generator=generator, device=device)).to(weight.dtype))
+        state, how = drawn.state_dict(), {}
+        if precision == SCALED:
+            state, how = state | _scaled(drawn, device=device), {"quant_config": {"mixed_ops": True}}
+        made = _config(shape, precision, **how).get_model({}, "", torch.device("cpu")).eval()
+        made.diffusion_model.load_state_dict(state, assign=True)
+    return made
+
+
+@contextmanager
+def _weights_at_once() -> Iterator[None]:
+    """Inside, layers have weights when they are made; where the host pages them, it waits for the file's."""
+    memory = sys.modules.get("comfy.memory_management")
+    before = getattr(memory, "aimdo_enabled", False)
+    try:
+        if before:
+            memory.aimdo_enabled = False  # type: ignore[union-attr]
+        yield
+    finally:
+        if before:
+            memory.aimdo_enabled = True  # type: ignore[union-attr]
+
+
+def _config(shape: Shape, precision: str, **how: Any) -> Any:
     import comfy.supported_models
 
     config = getattr(comfy.supported_models, shape.config)(dict(shape.network))
-    config.set_inference_dtype(weights, computes_in)
-    network = config.get_model({}, "", device).to(device).eval()
-    with torch.no_grad():
-        for weight in network.diffusion_model.parameters():
-            scale = 0.1 if weight.ndim == 1 else 0.5 / max(weight[0].numel(), 1) ** 0.5
-            weight.copy_(scale * torch.randn(weight.shape, generator=generator, device=device))
-    return comfy.model_patcher.ModelPatcher(network, load_device=device, offload_device=torch.device("cpu"))
+    for name, value in how.items():
+        setattr(config, name, value)
+    config.set_inference_dtype(*PRECISIONS[precision])
+    return config
+
+
+def _scaled(network: torch.nn.Module, *, device: torch.device) -> dict[str, Tensor]:
+    """Its linear layers as files of today have them in float8, with a scale for each."""
+    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+
+    form, state = "float8_e4m3fn", {}
+    mark = torch.tensor(list(json.dumps({"format": form}).encode()), dtype=torch.uint8)
+    for name, layer in network.named_modules():
+        if hasattr(layer, "in_features") and layer.in_features % 16 == layer.out_features % 16 == 0:
+            layout = QUANT_ALGOS[form]["comfy_tensor_layout"]
+            quantised = QuantizedTensor.from_float(layer.weight.to(device), layout, scale="recalculate")
+            state |= {key: value.cpu() for key, value in quantised.state_dict(f"{name}.weight").items()}
+            state[f"{name}.comfy_quant"] = mark
+    return state
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
-def sampling(subject: Subject, _processes: Processes, _folder: Path) -> dict[str, float]:
+def sampling(subject: Subject, bench: Bench, room: float) -> dict[str, float]:
     """Seconds of a bare call; ours and the host's euler over as many bare calls, medians over rounds of each round's ratio."""
     import comfy.k_diffusion.sampling as theirs
 
     from ..nodes import host
 
+    bench.leave(room)
     denoiser = host.training.as_denoiser(host.training.loaded(subject.model), model=subject.model)
     sampled = host.models.model_sampling_of(subject.model)
     sigmas = trailing_sigmas(STEPS, table=host.models.noise_levels(sampled)).to(subject.device)
@@ -170,11 +257,15 @@ def sampling(subject: Subject, _processes: Processes, _folder: Path) -> dict[str
         "lcm": ours(1.0),
         "euler": lambda: theirs.sample_euler(model, start, sigmas, disable=True),
     }
-    rounds = [_timed(subject, contenders, turn) for turn in range(ROUNDS + 1)][1:]
+    _timed(subject, contenders, 0)
+    rounds: list[dict[str, float]] = []
+    begin = subject.now()
+    while len(rounds) < 2 or subject.now() - begin < SECONDS:
+        rounds.append(_timed(subject, contenders, len(rounds)))
     found = {
         name: statistics.median(one[name] / one["bare"] for one in rounds) for name in contenders if name != "bare"
     }
-    return {"call": statistics.median(one["bare"] for one in rounds) / STEPS, **found}
+    return {"call": statistics.median(one["bare"] for one in rounds) / STEPS, **found, "rounds": len(rounds)}
 
 
 def _timed(subject: Subject, contenders: dict[str, Callable[[], object]], turn: int) -> dict[str, float]:
@@ -188,13 +279,11 @@ def _timed(subject: Subject, contenders: dict[str, Callable[[], object]], turn: 
     return seconds
 
 
-def training(subject: Subject, processes: Processes, folder: Path) -> dict[str, float]:
-    """Seconds of a LoRA's optimiser step with gradient checkpointing, and the most bytes held: weights and all.
-
-    folder: of the run, the same for all processes.
-    """
+def training(subject: Subject, bench: Bench, room: float) -> dict[str, float]:
+    """Seconds of a LoRA's optimiser step with gradient checkpointing; the most bytes that torch held, and the host of weights."""
     from ..nodes.distillation import running, students
 
+    bench.leave(room)
     options = ProgressiveOptions(
         start_steps=2,
         target_steps=1,
@@ -212,42 +301,167 @@ def training(subject: Subject, processes: Processes, folder: Path) -> dict[str, 
     ):
         student.writes_in_place = probe_writes_in_place(student, subject.data.first(1))
         train(
-            RunFolder(folder, "bench"),
+            RunFolder(bench.folder, f"{time.monotonic_ns()}" if bench.processes.count == 1 else "bench"),
             method,
             student,
             subject.data,
-            options=TrainOptions(batch_size=processes.count, checkpoint_every=10**6),
+            options=TrainOptions(batch_size=bench.processes.count, checkpoint_every=10**6),
             observers=[lambda _: stamps.append(subject.now())],
-            processes=processes,
+            processes=bench.processes,
         )
-    if not processes.is_first:
+        held = subject.on_device()
+    if not bench.is_first:
         return {}
-    return {"step": statistics.median(b - a for a, b in itertools.pairwise(stamps)), "bytes": _peak(subject)}
+    return {"step": statistics.median(b - a for a, b in itertools.pairwise(stamps)), "weights": held, **bench.peak()}
 
 
-def _peak(subject: Subject) -> float:
-    if subject.device.type != "cuda":
-        return float("nan")  # of a process's own memory the training benchmark tells
-    return float(torch.cuda.max_memory_allocated(subject.device))
+ROOMS = {"all": 1.0, "half": 0.5, "hardly any": 0.05}
+"""Of the weights there is room for, beside what a pass needs."""
 
 
-PARTS = {"sampling": sampling, "training": training}
+def gradients(subject: Subject, bench: Bench, room: float) -> dict[str, Any]:
+    """Cosines of a LoRA's gradients with those of weights that are all on the device and in no pages.
+
+    For each room, with and without checkpointing, just loaded and after a drawing. same: of the latter with themselves again.
+    """
+    import comfy.model_patcher
+
+    bench.leave(room)
+    resident = comfy.model_patcher.ModelPatcher(subject.network, subject.device, torch.device("cpu"))
+    wanted = _gradient(subject, resident)
+    same = _cosine(_gradient(subject, resident), wanted)
+    needed = bench.peak()["bytes"] - subject.size
+    bench.leave(room)
+    found: dict[str, Any] = {"same": same, "paged": bool(getattr(subject.model, "is_dynamic", bool)())}
+    for share, sampled, checkpointing in itertools.product(ROOMS, (False, True), (False, True)):
+        bench.leave(0.0)
+        if share != "all":
+            bench.leave_free(1.2 * needed + ROOMS[share] * subject.size)
+        if sampled:
+            _draw(subject)
+        gradient = _gradient(subject, subject.model, gradient_checkpointing=checkpointing)
+        said = ", ".join([share, *["drawn before"] * sampled, *["checkpointing"] * checkpointing])
+        found[said] = {"cosine": _cosine(gradient, wanted), "weights": subject.on_device() / subject.size}
+    return found
 
 
-def main() -> None:
-    name, precision, part, folder = json.loads(sys.argv[1])
-    from ..commands.embedded import import_host
+def _gradient(subject: Subject, model: Any, *, gradient_checkpointing: bool = False) -> Tensor:
+    """Of all adapters of a LoRA that counts, by the student's answer to one noisy latent, from a teacher's."""
+    from ..nodes.distillation import students
 
-    import_host("--use-pytorch-cross-attention")
-    from .. import nodes  # noqa: F401  # sets up the host's own backward
+    batch, lora = _smaller(subject), LoRAOptions(rank=4, alpha=8.0)
+    with (
+        torch.inference_mode(False),
+        students.student_of(model, lora, seed=0, gradient_checkpointing=gradient_checkpointing) as student,
+    ):
+        _scatter(student)
+        student.writes_in_place = probe_writes_in_place(student, batch)
+        sigma = torch.full((1,), 0.6, device=batch.x0.device)
+        with torch.no_grad():
+            target = student.teacher(batch.x0, sigma, **batch.condition)
+        with student.autograd():
+            F.mse_loss(student.denoiser(batch.x0, sigma, **batch.condition), target).backward()
+        return torch.cat(
+            [value.grad.flatten().double().cpu() for value in student.parameters() if value.grad is not None]
+        )
 
-    with Processes.from_environment() as processes:
-        device = torch.device("cuda", torch.cuda.current_device())
-        subject = Subject(SHAPES[name], precision, device, batch=processes.count)
-        found = PARTS[part](subject, processes, Path(folder))
-        if processes.is_first:
-            print(json.dumps(found))
+
+def _smaller(subject: Subject) -> Batch:
+    """A latent of half the height and width, so that there is room for all that a pass holds without checkpointing."""
+    one = subject.data.first(1)
+    return dataclasses.replace(one, x0=one.x0[..., ::2, ::2].contiguous())
 
 
-if __name__ == "__main__":
-    main()
+def _scatter(student: Student) -> None:
+    """Adapters that all count: at first one of each pair is zero."""
+    generator = torch.Generator().manual_seed(1)
+    for value in student.parameters():
+        value.data.copy_(0.02 * torch.randn(value.shape, generator=generator))
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+@torch.inference_mode()
+def _draw(subject: Subject) -> None:
+    from ..nodes import host
+
+    denoiser = host.training.as_denoiser(host.training.loaded(subject.model), model=subject.model)
+    one = _smaller(subject)
+    for sigma in (1.0, 0.5):
+        denoiser(one.x0, torch.full((1,), sigma, device=subject.device), **one.condition)
+
+
+PARTS: dict[str, Callable[[Subject, Bench, float], dict[str, Any]]] = {
+    "gradients": gradients,
+    "training": training,
+    "sampling": sampling,
+}
+
+
+class Bench:
+    """One process's cells, one after the other. folder: of the runs, the same for all processes."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.processes = Processes.from_environment()
+        self.is_first = self.processes.is_first
+        self._cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda", torch.cuda.current_device()) if self._cuda else torch.device("cpu")
+        self._room = Room() if self._cuda and self.processes.count == 1 else None
+        self._subject: tuple[Any, Subject] | None = None
+
+    def measured(self, name: str, precision: str, part: str, room: float) -> dict[str, Any]:
+        """The figures of a cell, or the words of what ended it, too little memory say."""
+        try:
+            return PARTS[part](self._subject_of(name, precision), self, room)
+        except Exception as error:  # a cell like another: it tells what does not go
+            words = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        if self._cuda:
+            torch.cuda.synchronize()  # where the device itself has failed, this process ends
+        return {"error": words}
+
+    def _subject_of(self, name: str, precision: str) -> Subject:
+        if self._subject is None or self._subject[0] != (name, precision):
+            self._subject = None
+            self.leave(0.0)
+            made = Subject(SHAPES[name], precision, self.device, batch=self.processes.count)
+            self._subject = ((name, precision), made)
+        return self._subject[1]
+
+    def leave(self, gibibytes: float) -> None:
+        """Nothing on the device, and so much of it to use, 0 for all."""
+        import comfy.model_management
+
+        with torch.inference_mode():  # as they were loaded: a quantised model cannot be unloaded otherwise
+            comfy.model_management.unload_all_models()
+        gc.collect()
+        comfy.model_management.soft_empty_cache()
+        if self._room is not None:
+            self._room.leave(gibibytes)
+            torch.cuda.reset_peak_memory_stats()
+
+    def leave_free(self, size: float) -> None:
+        if self._room is not None:
+            self._room.leave_free(size)
+
+    def peak(self) -> dict[str, float]:
+        """bytes: the most that torch held at a time since `leave`. pool: what it had from the device for that."""
+        if not self._cuda:
+            return {
+                "bytes": float("nan"),
+                "pool": float("nan"),
+            }  # of a process's own memory the training benchmark tells
+        return {"bytes": float(torch.cuda.max_memory_allocated()), "pool": float(torch.cuda.max_memory_reserved())}
+
+    def __enter__(self) -> Self:
+        self.processes.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._room is not None:
+            self._room.__exit__(kind, value, trace)
+        self.processes.__exit__(kind, value, trace)

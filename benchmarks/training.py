@@ -2,8 +2,9 @@
 
 A UNet with random weights: of Stable Diffusion 1.5's kind with fewer channels, or with --channels 320 the true shapes of
 --architecture. For time, every round trains a few iterations with the loop and does the same forwards, backward pass and
-optimiser step bare, one after the other; a ratio is the median over rounds of that round's ratio. For memory, each part
-runs alone in a process, and what counts is its peak beyond what was held before the first step. Writes
+optimiser step bare, one after the other; a ratio is the median over rounds of that round's ratio. With gradient checkpointing
+the bare step is timed in as many rounds, after the others. For memory, each part runs alone in a process, and what counts is
+its peak beyond what was held before the first step. Writes
 benchmarks/results/training.md, or one named after the shapes.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import os
 import platform
 import statistics
@@ -30,17 +32,17 @@ MIB = 2**20
 
 def measure_time(setup: Setup, *, rounds: int, iterations: int) -> dict[str, Any]:
     with learning(setup) as (student, data, table):
-        method, batch = in_one_step(setup.method, table, iterations=iterations), setup.batch
+        method = in_one_step(setup.method, table, iterations=iterations)
         held = _teacher_bytes(student)
-        bare(student, data, method, batch=batch)
+        bare(student, data, method, setup=setup)
         ratios, plain, waiting = [], [], []
         for turn in range(rounds):
             first, second = (loop, bare) if turn % 2 else (bare, loop)
-            found = {part: part(student, data, method, batch=batch) for part in (first, second)}
+            found = {part: part(student, data, method, setup=setup) for part in (first, second)}
             ratios.append(found[loop][0] / found[bare][0])
             plain.append(found[bare][0])
             waiting.append(found[loop][1])
-        return {
+        measured = {
             "ratios": sorted(ratios),
             "seconds": statistics.median(plain),
             "waiting": statistics.median(waiting),
@@ -48,6 +50,15 @@ def measure_time(setup: Setup, *, rounds: int, iterations: int) -> dict[str, Any
             "held later": _teacher_bytes(student),
             "learning": sum(value.numel() for value in student.parameters()),
         }
+    return measured | {"checkpointed": _checkpointed(setup, rounds=rounds, iterations=iterations)}
+
+
+def _checkpointed(setup: Setup, *, rounds: int, iterations: int) -> float:
+    """Seconds of a bare step with gradient checkpointing, the median over rounds."""
+    with learning(dataclasses.replace(setup, gradient_checkpointing=True)) as (student, data, table):
+        method, batch = in_one_step(setup.method, table, iterations=iterations), setup.batch
+        bare(student, data, method, batch=batch)
+        return statistics.median(bare(student, data, method, batch=batch)[0] for _ in range(rounds))
 
 
 def _teacher_bytes(student: Student) -> int:
@@ -62,7 +73,8 @@ def time_row(setup: Setup, *, rounds: int, iterations: int) -> str:
     return (
         f"| {setup.method} | {setup.student} | {found['learning'] / 1e6:.1f} M | {1000 * found['seconds']:.0f} ms "
         f"| {statistics.median(ratios):.3f} | {low:.3f} to {high:.3f} | {100 * found['waiting']:.3f} % "
-        f"| {found['held at first'] / MIB:.1f} | {found['held later'] / MIB:.1f} |"
+        f"| {found['held at first'] / MIB:.1f} | {found['held later'] / MIB:.1f} "
+        f"| {found['checkpointed'] / found['seconds']:.2f} |"
     )
 
 
@@ -74,11 +86,11 @@ def memory_row(setup: Setup, *, iterations: int) -> str:
     return (
         f"| {setup.method} | {setup.student} | {floor['bytes'] / MIB:.1f} | {ours['bytes'] / MIB:.1f} "
         f"| {ours['bytes'] / floor['bytes']:.3f} | {saved['bytes'] / MIB:.1f} "
-        f"| {saved['bytes'] / floor['bytes']:.3f} | {saved['seconds'] / floor['seconds']:.2f} |"
+        f"| {saved['bytes'] / floor['bytes']:.3f} |"
     )
 
 
-def page(said: str, *, times: list[str], memories: list[str], setup: Setup) -> str:
+def page(said: str, *, times: list[str], memories: list[str], setup: Setup, rounds: int) -> str:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     latent = setup.pixels // 8
     return "\n".join(
@@ -87,18 +99,22 @@ def page(said: str, *, times: list[str], memories: list[str], setup: Setup) -> s
             "",
             f"`python launch.py bench training {said}`: a halving of progressive distillation, and distribution matching in "
             f"one step with two updates of its companion, latents of {latent} x {latent}, on "
-            f"{platform.platform()}, {os.cpu_count()} CPU cores, {gpu}.",
+            f"{platform.platform()}, {os.cpu_count()} CPU cores ({torch.get_num_threads()} threads), {gpu}, "
+            f"{datetime.date.today().isoformat()}; medians over {rounds} rounds.",
             "",
             "| method | student | learns | bare step | loop over bare | middle half | of it waiting for data "
-            "| MiB for the teacher, first halving | later |",
-            "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+            "| MiB for the teacher, first halving | later | bare step with checkpointing over without |",
+            "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
             *times,
             "",
-            "Peak memory in MiB beyond what was held before the first step, each part alone in a process; with gradient "
-            "checkpointing the bare step, and how much longer it takes.",
+            "Checkpointing computes a forward again for each backward pass: counted in forwards, a backward pass as two, 6 for 5 "
+            "of a halving and 15 for 12 of distribution matching.",
             "",
-            "| method | student | bare step | loop | loop over bare | checkpointing | over bare | time over bare |",
-            "|---|---|--:|--:|--:|--:|--:|--:|",
+            "Peak memory in MiB beyond what was held before the first step, each part alone in a process; with gradient "
+            "checkpointing the bare step.",
+            "",
+            "| method | student | bare step | loop | loop over bare | checkpointing | over bare |",
+            "|---|---|--:|--:|--:|--:|--:|",
             *memories,
             "",
         ]
@@ -128,6 +144,7 @@ def main(arguments: list[str]) -> None:
         times=[time_row(setup, rounds=rounds, iterations=iterations) for setup in setups],
         memories=[memory_row(setup, iterations=iterations) for setup in setups],
         setup=setups[0],
+        rounds=rounds,
     )
     usual = all(
         options[name] == parser.get_default(name) for name in ("architecture", "channels", "pixels", "precision")

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from ..trainers.data.batches import Batch, TensorData
-from ..trainers.methods.distribution_matching import DistributionMatching
 from ..trainers.objective.loss import weighted_error
 from ..trainers.objective.method import Method, Target
 from ..trainers.storage.run_folder import RunFolder
@@ -48,7 +47,7 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def loop(student: Student, data: TensorData, method: Method, *, batch: int) -> tuple[float, float]:
+def loop(student: Student, data: TensorData, method: Method, *, setup: Setup) -> tuple[float, float]:
     """(seconds of an iteration in the loop, over all but the first of a run; the share of them spent on data)."""
     stamps: list[float] = []
     device = data.x0.device
@@ -59,16 +58,16 @@ def loop(student: Student, data: TensorData, method: Method, *, batch: int) -> t
 
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder), "bench")
-        train(run, method, student, timed, options=TrainOptions(batch_size=batch), observers=[stamp])
+        train(run, method, student, timed, options=TrainOptions(batch_size=setup.batch), observers=[stamp])
     taken = stamps[-1] - stamps[0]
     return taken / (len(stamps) - 1), sum(timed.waited[1:]) / taken
 
 
-def bare(student: Student, data: TensorData, method: Method, *, batch: int) -> tuple[float, float]:
+def bare(student: Student, data: TensorData, method: Method, *, setup: Setup) -> tuple[float, float]:
     """The forwards of Work, and a forward, a backward and an optimiser step for each update; as many as method's iterations."""
-    work = METHODS["matching" if method.name == DistributionMatching.name else "progressive"]
-    one = data.batch(batch, generator=torch.Generator().manual_seed(0))
-    ones = torch.ones(batch, device=data.x0.device)
+    work = METHODS[setup.method]
+    one = data.batch(setup.batch, generator=torch.Generator().manual_seed(0))
+    ones = torch.ones(setup.batch, device=data.x0.device)
     target = Target(one.x0, ones, one.condition, one.x0, ones)
     companion = student.companion(rank=0, seed=0) if work.updates else None
     own, others = _learner(student), _learner(companion) if companion else None
@@ -153,7 +152,7 @@ def main() -> None:
     with learning(setup) as (student, data, table):
         method = in_one_step(setup.method, table, iterations=iterations)
         peak = Peak(data.x0.device)
-        seconds, waiting = PARTS[part](student, data, method, batch=setup.batch)
+        seconds, waiting = PARTS[part](student, data, method, setup=setup)
         print(json.dumps({"bytes": peak.bytes(), "seconds": seconds, "waiting": waiting}))
 
 

@@ -1,5 +1,6 @@
 """Makes the repository importable as the package, whatever its folder is called; leaves out what only --thorough runs."""
 
+import gc
 import importlib.util
 import sys
 from pathlib import Path
@@ -28,3 +29,9 @@ def pytest_collection_modifyitems(config, items):
         skipped = [item for item in items if item.get_closest_marker("thorough")]
         config.hook.pytest_deselected(items=skipped)
         items[:] = [item for item in items if item not in skipped]
+
+
+def pytest_collection_finish(session):
+    """What is imported by now stays: runs collect garbage at their end, and need not look through all of torch each time."""
+    gc.collect()
+    gc.freeze()

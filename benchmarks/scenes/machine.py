@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -15,3 +16,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def machine() -> dict[str, Any]:
     return {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+
+
+def save_picture(picture: Tensor, path: Path) -> None:
+    """(H, W, 3) in [0, 1], as PNG."""
+    from PIL import Image
+
+    Image.fromarray(picture.mul(255).byte().numpy()).save(path)

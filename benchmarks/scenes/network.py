@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...samplers.noise import Denoiser, expand_like
+from ...trainers.students.x0_and_eps import combined_x0
 from .world import CHANNELS, KINDS
 
 WIDTH = 64
@@ -62,9 +64,12 @@ class Attention(nn.Module):
 
 
 class SceneNetwork(nn.Module):
-    """(x (B, 12, 8, 8) at unit variance, place of its noise level (B,) in [0, 1], captions y (B, 30)) to v (B, 12, 8, 8)."""
+    """(x (B, 12, 8, 8) at unit variance, place of its noise level (B,) in [0, 1], captions y (B, 30)) to v (B, 12, 8, 8).
 
-    def __init__(self, width: int = WIDTH, deep: int = 3) -> None:
+    channels: of what it says, where that is not v.
+    """
+
+    def __init__(self, width: int = WIDTH, deep: int = 3, channels: int = CHANNELS) -> None:
         super().__init__()
         embedding, wide = 4 * width, 2 * width
         self.time = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
@@ -76,7 +81,7 @@ class SceneNetwork(nn.Module):
         self.attention = nn.ModuleList([Attention(wide, wide // 32) for _ in range(deep)])
         self.grow = nn.Conv2d(wide, width, 1)
         self.up = nn.ModuleList([Block(2 * width, width, embedding) for _ in range(2)])
-        self.leave = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, CHANNELS, 3, padding=1))
+        self.leave = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, channels, 3, padding=1))
         _zero(self.leave[-1])
 
     def forward(self, x: Tensor, place: Tensor, y: Tensor) -> Tensor:
@@ -106,10 +111,27 @@ def _waves(place: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def as_denoiser(network: nn.Module, *, precision: torch.dtype = torch.float32) -> Denoiser:
-    """D(x (B, 12, 8, 8), sigma (B,), y (B, 30)) -> x0, of a network that predicts v (Salimans and Ho 2022, appendix D).
+def _x0_of_v(x: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
+    alpha = expand_like((1.0 + sigma**2).rsqrt(), x)
+    return alpha * (alpha * x - expand_like(sigma, x) * v)
 
-    precision: of the network's convolutions and products; the weights, and all around it, are float32.
+
+PREDICTIONS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "x0_and_eps": lambda x, both, sigma: combined_x0(x, both, sigma=sigma),
+    "x0": lambda x, x0, sigma: x0,
+    "eps": lambda x, eps, sigma: x - expand_like(sigma, x) * eps,
+    "v_prediction": _x0_of_v,
+}
+"""(x, what a network says, sigma) to x0, by what it says. The first takes twice the channels, see `x0_and_eps`."""
+
+
+def as_denoiser(
+    network: nn.Module, *, prediction: str = "v_prediction", precision: torch.dtype = torch.float32
+) -> Denoiser:
+    """D(x (B, 12, 8, 8), sigma (B,), y (B, 30)) -> x0.
+
+    prediction: of the network, v (Salimans and Ho 2022, appendix D) or one of PREDICTIONS. precision: of its convolutions and
+    products; the weights, and all around it, are float32.
     """
     low, high = math.atan(SIGMA_MIN), math.atan(SIGMA_MAX)
 
@@ -117,7 +139,7 @@ def as_denoiser(network: nn.Module, *, precision: torch.dtype = torch.float32) -
         place = (sigma.atan() - low) / (high - low)
         alpha = expand_like((1.0 + sigma**2).rsqrt(), x)
         with torch.autocast(x.device.type, precision, enabled=precision is not torch.float32):
-            v = network(x * alpha, place, y)
-        return alpha * (alpha * x - expand_like(sigma, x) * v.float())
+            found = network(x * alpha, place, y)
+        return PREDICTIONS[prediction](x, found.float(), sigma)
 
     return denoise

@@ -28,8 +28,22 @@ ABOUT = (
 )
 
 
+CALIBRATION = {
+    "real scenes, prompts shuffled": ("accuracy", "right"),
+    "real scenes, blurred": ("frechet", "Frechet at infinity"),
+    "real scenes of one thing alone": ("frechet", "Frechet at infinity"),
+    "all that the teacher learnt from": ("copied", "copied"),
+}
+"""What is wrong with real scenes, to the figure that should see it and its title."""
+
+
 def plus_minus(pair: list[float], *, digits: int = 2, scale: float = 1.0) -> str:
-    return f"{scale * pair[0]:.{digits}f} +- {scale * pair[1]:.{digits}f}"
+    value = round(scale * pair[0], digits) + 0.0  # no -0.00
+    return f"{value:.{digits}f} +- {scale * pair[1]:.{digits}f}"
+
+
+def count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def header(first: str) -> list[str]:
@@ -72,6 +86,20 @@ def floors(parts: Figures) -> list[str]:
     return [row(name, None, [part["figures"]]) for name, part in named(parts, "floor: ").items()]
 
 
+def calibration(parts: Figures) -> list[str]:
+    """Whether what is wrong with real scenes moves the figure that should see it, beyond both intervals."""
+    found = named(parts, "floor: ")
+    lines = []
+    for name in CALIBRATION.keys() & found.keys() if "real scenes" in found else ():
+        key, title = CALIBRATION[name]
+        real, spoiled = found["real scenes"]["figures"][key], found[name]["figures"][key]
+        seen = "seen" if abs(spoiled[0] - real[0]) > spoiled[1] + real[1] else "not seen"
+        lines.append(f"- {name}: {title} {plus_minus(spoiled, digits=3)} for {plus_minus(real, digits=3)}, {seen}.")
+    return (
+        ["Calibration of the judges, on real scenes that one thing is wrong with:", "", *sorted(lines)] if lines else []
+    )
+
+
 def by_noise(parts: Figures) -> dict[str, list[Figures]]:
     """The parts of each row, whose name is followed by its noise seed."""
     found: dict[str, list[Figures]] = {}
@@ -80,6 +108,14 @@ def by_noise(parts: Figures) -> dict[str, list[Figures]]:
         if seed.isdigit():
             found.setdefault(label, []).append(part)
     return found
+
+
+def by_allowed(rows: dict[str, list[Figures]]) -> dict[int, list[list[Figures]]]:
+    """The rows by the number of calls that each was allowed, from few to many."""
+    allowed: dict[int, list[list[Figures]]] = {}
+    for label, seeds in rows.items():
+        allowed.setdefault(int(label.rpartition(", ")[2].split()[0]), []).append(seeds)
+    return dict(sorted(allowed.items()))
 
 
 def best_of(rows: Iterable[list[Figures]]) -> list[Figures]:
@@ -101,24 +137,23 @@ def solvers_page(written: Figures) -> str:
         calls = seeds[0]["settings"]["calls"]
         name = f"{solver}, {steps} steps, guidance {scale:g}, {grid}"
         lines.append(row(name, calls, [part["figures"] for part in seeds]))
+    lines += ["", *calibration(parts), ""]
     if rows:
-        lines += ["", *_least(rows)]
+        lines += _least(rows)
     return "\n".join([*lines, ""])
 
 
 def _least(rows: dict[str, list[Figures]]) -> list[str]:
     """The least distance at each number of calls allowed, and over the least of all."""
-    allowed: dict[int, list[list[Figures]]] = {}
-    for label, seeds in rows.items():
-        allowed.setdefault(int(label.rpartition(", ")[2].split()[0]), []).append(seeds)
+    allowed = by_allowed(rows)
     least = over([part["figures"] for part in best_of(rows.values())], "frechet")[0]
     lines = []
-    for calls, found in sorted(allowed.items()):
+    for calls, found in allowed.items():
         best = best_of(found)
         value = over([part["figures"] for part in best], "frechet")
         lines.append(
-            f"- {calls} calls: {plus_minus(value)} with {best[0]['settings']['setting'][0]}, {value[0] / least:.2f} times the "
-            "teacher's best."
+            f"- {count(calls, 'call')}: {plus_minus(value)} with {best[0]['settings']['setting'][0]}, {value[0] / least:.2f} "
+            "times the teacher's best."
         )
     missing = [str(calls) for calls in CALLS if calls not in allowed]
     if missing:

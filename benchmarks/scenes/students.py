@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -172,13 +173,16 @@ def student(label: str, run: RunFolder, steps: int) -> Denoiser:
     return as_denoiser(teacher.network_of(tensors))
 
 
-def measure(parts: Parts, labels: list[str], *, seeds: int, noise_seeds: int, pictures: int = PICTURES) -> None:
-    """The first training seed of all methods, then the second."""
+def measure(
+    parts: Parts, labels: list[str], *, seeds: int, noise_seeds: int, pictures: int = PICTURES
+) -> Iterator[None]:
+    """The first training seed of all methods, then the second; after each part there is a page to write."""
     jury = Jury(Split.TEST, pictures=pictures)
     for seed in range(seeds):
         for label in labels:
             settings = TRIALS[label].settings() | {"seed": seed}
             parts.part(f"training: {label}, {seed}", settings, functools.partial(_trained, label, seed))
+            yield
             run = RunFolder(HOME, f"{label} {seed}")
             for k in range(noise_seeds):
                 for steps in TRIALS[label].steps:
@@ -190,6 +194,7 @@ def measure(parts: Parts, labels: list[str], *, seeds: int, noise_seeds: int, pi
                     }
                     work = functools.partial(_scored, jury, label, run, steps, seed=TEST_SEED + k)
                     parts.part(f"{label}, {steps} calls, training {seed}, noise {k}", said, work)
+                    yield
 
 
 def _trained(label: str, seed: int) -> Row:
@@ -213,5 +218,5 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     command = " ".join(["python launch.py bench scenes students", *arguments])
     parts = Parts(RESULTS / "scenes_students.json", command=command, sources=[teacher.FILE, judges.FILE])
-    measure(parts, options.methods, seeds=options.seeds, noise_seeds=options.noise_seeds)
-    students_page.write(parts.written)
+    for _ in measure(parts, options.methods, seeds=options.seeds, noise_seeds=options.noise_seeds):
+        students_page.write(parts.written)

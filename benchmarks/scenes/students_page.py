@@ -1,16 +1,26 @@
-"""The students' table as Markdown, beside the teacher's solvers at as many calls, and what was aimed at."""
+"""The students' table as Markdown, beside the teacher's solvers at as many calls, and what was aimed at and published.
+
+And as the curve of Salimans and Ho 2022, figure 4.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from ...trainers.measures.charts import Interval, curves_chart
 from ...trainers.measures.fidelity import Estimate
 from . import pages
-from .machine import RESULTS
+from .machine import RESULTS, save_picture
 
 Figures = dict[str, Any]
+Students = dict[tuple[str, int], dict[int, list[Figures]]]
+"""(method, calls) to the figures of each noise seed, by training seed."""
+TEACHER = "teacher, "
 
 
 class Aim(NamedTuple):
@@ -22,11 +32,12 @@ class Aim(NamedTuple):
 
 AIMS = {4: Aim(1.05, 0.75), 2: Aim(1.1, 0.55), 1: Aim(1.2, 0.15)}
 _KEYS = ("frechet", "frechet_random", "kernel", "precision", "recall", "density", "coverage", "accuracy", "copied")
+PUBLISHED = {"matching": 2.62, "consistency": 6.20, "progressive": 15.39}
+"""FID on ImageNet of 64 x 64, with classes, in one step, by how our labels begin (Yin et al. 2024, table 1)."""
 
 
-def by_training(parts: Figures) -> dict[tuple[str, int], dict[int, list[Figures]]]:
-    """(method, calls) to the figures of each noise seed, by training seed."""
-    found: dict[tuple[str, int], dict[int, list[Figures]]] = {}
+def by_training(parts: Figures) -> Students:
+    found: Students = {}
     for name, part in parts.items():
         if name.startswith("training: "):
             continue
@@ -49,6 +60,11 @@ def _mean(values: list[Any]) -> Any:
     return statistics.mean(values)
 
 
+def distance(trainings: dict[int, list[Figures]]) -> list[float]:
+    """[value, margin] of a row's Frechet distance."""
+    return pages.over(over_trainings(trainings), "frechet")
+
+
 def ratio(above: list[float], below: list[float]) -> Estimate:
     """Of two independent figures [value, margin]; to first order."""
     value = above[0] / below[0]
@@ -57,14 +73,24 @@ def ratio(above: list[float], below: list[float]) -> Estimate:
 
 def page(written: Figures, solvers: Figures) -> str:
     lines = ["# Students of the scenes' teacher", "", pages.made(written), "", pages.ABOUT, ""]
+    lines += ["![Distance over network calls](scenes_students.png)", ""]
     lines += [*pages.header("pictures"), *pages.floors(solvers["parts"])]
     rows = pages.by_noise(solvers["parts"])
     for label, seeds in rows.items():
-        lines.append(pages.row(f"teacher, {label.rpartition(', ')[0]}", _calls(seeds), _figures(seeds)))
+        lines.append(pages.row(f"{TEACHER}{label.rpartition(', ')[0]}", _calls(seeds), _figures(seeds)))
     students = by_training(written["parts"])
-    for (label, calls), trainings in sorted(students.items(), key=lambda item: (item[0][0], -item[0][1])):
-        lines.append(pages.row(f"{label}, {len(trainings)} trainings", calls, over_trainings(trainings)))
-    return "\n".join([*lines, "", *_trainings(written["parts"]), "", *(_aims(students, rows) if rows else []), ""])
+    for (label, calls), trainings in in_order(students):
+        lines.append(pages.row(f"{label}, {pages.count(len(trainings), 'training')}", calls, over_trainings(trainings)))
+    lines += ["", *_trainings(written["parts"]), ""]
+    if rows:
+        lines += ["Aims, of the best student at each number of calls:", "", *aims(students, rows), ""]
+    lines += uneven(students)
+    return "\n".join([*lines, *order(students), ""])
+
+
+def in_order(students: Students) -> list[tuple[tuple[str, int], dict[int, list[Figures]]]]:
+    """By method, and from many calls to few."""
+    return sorted(students.items(), key=lambda item: (item[0][0], -item[0][1]))
 
 
 def _calls(seeds: list[Figures]) -> int:
@@ -90,10 +116,10 @@ def _said(settings: Figures) -> str:
     return ", ".join(f"{key} {value}" for key, value in settings["options"].items())
 
 
-def _aims(students: dict[tuple[str, int], dict[int, list[Figures]]], rows: dict[str, list[Figures]]) -> list[str]:
+def aims(students: Students, rows: dict[str, list[Figures]]) -> list[str]:
     """Whether the best student at each number of calls is what was aimed at, interval and all, in plain words."""
     best = _figures(pages.best_of(rows.values()))
-    lines = ["Aims, of the best student at each number of calls:", ""]
+    lines = []
     for calls, aim in AIMS.items():
         found = {label: over_trainings(of) for (label, n), of in students.items() if n == calls}
         equal = [seeds for seeds in rows.values() if _calls(seeds) <= calls]
@@ -102,9 +128,9 @@ def _aims(students: dict[tuple[str, int], dict[int, list[Figures]]], rows: dict[
         label = min(found, key=lambda one: pages.over(found[one], "frechet")[0])
         own, solver = pages.over(found[label], "frechet"), _figures(pages.best_of(equal))
         lines.append(
-            f"- {calls} calls, {label}: {_against(own, pages.over(best, 'frechet'), aim.over_best)} the teacher's best; "
-            f"{_against(own, pages.over(solver, 'frechet'), aim.over_solver)} the best solver at equal calls; right "
-            f"{pages.plus_minus(pages.over(found[label], 'accuracy'), digits=3)}, the teacher's best "
+            f"- {pages.count(calls, 'call')}, {label}: {_against(own, pages.over(best, 'frechet'), aim.over_best)} the "
+            f"teacher's best; {_against(own, pages.over(solver, 'frechet'), aim.over_solver)} the best solver at equal calls; "
+            f"right {pages.plus_minus(pages.over(found[label], 'accuracy'), digits=3)}, the teacher's best "
             f"{pages.plus_minus(pages.over(best, 'accuracy'), digits=3)}."
         )
     return lines
@@ -116,6 +142,51 @@ def _against(own: list[float], other: list[float], aim: float) -> str:
     return f"{found.value:.2f} +- {found.margin:.2f} times (aim {aim:g}: {said})"
 
 
+def uneven(students: Students) -> list[str]:
+    """The rows whose trainings came out otherwise than one another, the worst at over twice the best's distance."""
+    lines = []
+    for (label, calls), trainings in in_order(students):
+        each = [statistics.mean(seed["frechet"][0] for seed in seeds) for _, seeds in sorted(trainings.items())]
+        if max(each) > 2 * min(each):
+            said = ", ".join(f"{value:.2f}" for value in each)
+            lines.append(f"- {label}, {pages.count(calls, 'call')}: its trainings came out apart, at {said}.")
+    return [*lines, ""] if lines else []
+
+
+def order(students: Students) -> list[str]:
+    """The methods in one call from the least distance to the most, each by its best student, beside the published order."""
+    best: dict[str, list[float]] = {}
+    for (label, calls), trainings in students.items():
+        method = next((name for name in PUBLISHED if label.startswith(name)), None)
+        if calls == 1 and method:
+            best[method] = min([best.get(method, [float("inf"), 0.0]), distance(trainings)], key=lambda pair: pair[0])
+    here = sorted(best, key=lambda name: best[name][0])
+    there = [name for name in PUBLISHED if name in best]
+    if len(here) < 2:
+        return []
+    apart = all(sum(best[a]) < best[b][0] - best[b][1] for a, b in itertools.pairwise(here))
+    said = "the same order" if here == there else "another order"
+    return [
+        f"In one call, from the best: {', '.join(f'{name} {pages.plus_minus(best[name])}' for name in here)}; "
+        f"{'no two' if apart else 'some'} intervals overlap. Published, FID on ImageNet 64 x 64 "
+        f"after far more training: {', '.join(f'{name} {PUBLISHED[name]:.2f}' for name in there)}; {said}.",
+        "",
+    ]
+
+
+def chart(written: Figures, solvers: Figures) -> Tensor:
+    """Salimans and Ho 2022, figure 4: distance over network calls, every student's and every solver's."""
+    curves: dict[str, dict[int, Interval]] = {}
+    for label, seeds in pages.by_noise(solvers["parts"]).items():
+        value, margin = pages.over(_figures(seeds), "frechet")
+        curves.setdefault(f"{TEACHER}{label.rpartition(', ')[0]}", {})[_calls(seeds)] = (value, margin)
+    for (label, calls), trainings in in_order(by_training(written["parts"])):
+        value, margin = distance(trainings)
+        curves.setdefault(label, {})[calls] = (value, margin)
+    return curves_chart(curves, over="network calls", value="Frechet distance at infinity", beside=TEACHER)
+
+
 def write(written: Figures) -> None:
     solvers = json.loads((RESULTS / "scenes_solvers.json").read_text(encoding="utf-8"))
     (RESULTS / "scenes_students.md").write_text(page(written, solvers), encoding="utf-8")
+    save_picture(chart(written, solvers), RESULTS / "scenes_students.png")

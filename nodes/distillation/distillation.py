@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...trainers.measures.charts import loss_chart
-from ...trainers.objective.method import Method, MethodOptions
+from ...trainers.objective.method import Method, MethodOptions, student_prediction
 from ...trainers.storage.places import is_link
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.adapters import LoRAOptions
@@ -198,8 +198,8 @@ class Distill:
                     {
                         "default": False,
                         "tooltip": "Keeps only the inputs of the network's blocks for the backward pass and computes the "
-                        "rest again: much less memory, about a third more time, the same result. May be changed when "
-                        "going on with a run.",
+                        "rest again: less memory for activations, one forward more for each backward pass (a fifth to a "
+                        "quarter of a step), the same result. May be changed when going on with a run.",
                     },
                 ),
                 "start_from": (
@@ -289,6 +289,7 @@ def prepared(
         )
         source = data or data_in_graph(model, latents, positive, negative, dropout=train_options.caption_dropout)
         resolved = running.method_on(model, method, empty_prompt=source.unconditional is not None)
+        predicts = host.models.prediction_type(host.models.model_sampling_of(model))
         _require_pictures(resolved, source)
         host.precision.require(model, train_options.precision)
         students.require_scale_input(model, student or LoRAOptions(), resolved.scale_input)
@@ -298,21 +299,25 @@ def prepared(
             host.signals.heeding(lambda: run.cancel_asked),
         ):
             with MESSAGES.phase(HASHING):
-                teacher_sha256 = teacher.sha256(model, begun_with=teacher.sha256_said(run))
+                hashes = teacher.hashed(model, begun_with=teacher.sha256_said(run))
             if isinstance(student, StartingLoRA) and not run.begun:
-                starting_lora.require_of_teacher(student, teacher_sha256=teacher_sha256)
+                starting_lora.require_suits(
+                    student,
+                    teacher_sha256=hashes.sha256,
+                    prediction=student_prediction(resolved, prediction_type=predicts),
+                )
             with MESSAGES.phase(ENCODING):
-                training_data = source.build(model, run, teacher_sha256=teacher_sha256)
+                training_data = source.build(model, run, teacher_sha256=hashes.sha256)
             distillation = Distillation(
                 run=run,
                 method=resolved,
                 data=training_data,
                 options=as_begun(train_options, run),
-                teacher_sha256=teacher_sha256,
-                prediction_type=host.models.prediction_type(host.models.model_sampling_of(model)),
+                teacher_sha256=hashes.sha256,
+                prediction_type=predicts,
                 student=students.description(student or LoRAOptions()),
                 origin=graph.upstream(prompt or {}, str(unique_id), running.ORIGIN),
-                teacher_is=teacher.described(model, training_data.first(1)),
+                teacher_is=teacher.described(model, training_data.first(1), parts=hashes.parts),
                 about=host.naming.said_of_model(model, lora=not isinstance(student, students.FullWeights)),
             )
             distillation, start = starting.started(distillation, start_from, model=model)

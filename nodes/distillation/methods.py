@@ -349,13 +349,16 @@ class ConsistencyTraining:
                 "level_choice": (
                     [choice.value for choice in LevelChoice],
                     {
-                        "default": LevelChoice.LOGNORMAL.value,
-                        "tooltip": "lognormal: middle levels come up more often, and small steps count more (iCT). uniform: all "
-                        "alike (CT, the first paper).",
+                        "default": LevelChoice.LOGNORMAL_LATENTS.value,
+                        "tooltip": "lognormal_latents: middle levels come up more often, and small steps count more (iCT), for "
+                        "latents. lognormal: with the paper's number, for pictures without a VAE. uniform: all alike (CT, the "
+                        "first paper).",
                     },
                 ),
                 "distance": inputs.distance(
-                    Distance.PSEUDO_HUBER, "pseudo_huber is iCT's choice: outliers pull less. squared is CT's."
+                    Distance.PSEUDO_HUBER_LATENTS,
+                    "pseudo_huber_latents is iCT's choice: outliers pull less; pseudo_huber has the paper's number, for pictures "
+                    "without a VAE. squared is CT's.",
                 ),
                 "target_decay": inputs.number(
                     0.0,
@@ -365,6 +368,13 @@ class ConsistencyTraining:
                 ),
                 "grid": inputs.grid(
                     "Spacing of the levels. trailing: even in the model's own time. edm: the papers'. Flow models: trailing only."
+                ),
+                "target_growth": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "With target_decay: the average changes the more slowly the more levels there are, as CT's.",
+                    },
                 ),
             },
         }

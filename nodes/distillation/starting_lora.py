@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from ...samplers.recipe import Recipe
 from ...trainers.storage.export import TEACHER_KEY
 from ...trainers.storage.files import read_metadata
 from ...trainers.students.adapters import LoRAOptions
@@ -44,14 +45,27 @@ class StartingLoRA(LoRAOptions):
         return found
 
 
-def require_of_teacher(options: StartingLoRA, *, teacher_sha256: str) -> None:
-    """ValueError when the file is a student of ours and of another teacher: what it does to this one nobody knows."""
+def require_suits(options: StartingLoRA, *, teacher_sha256: str, prediction: str) -> None:
+    """ValueError for a student of ours that nobody knows the effect of here: another teacher's, or one that predicts otherwise.
+
+    prediction: what the run's student does. A LoRA of the same weights that makes them predict v says nothing of eps.
+    """
     file = options.file()
-    said = read_metadata(file).get(TEACHER_KEY) if file.suffix == ".safetensors" else None
-    if said is not None and said != teacher_sha256:
+    metadata = read_metadata(file) if file.suffix == ".safetensors" else {}
+    said = metadata.get(TEACHER_KEY)
+    if said is None:
+        return
+    if said != teacher_sha256:
         raise ValueError(
             f"start_lora is {options.start_lora}, a student of another teacher (of weights {said[:12]}, and the connected MODEL "
             f"has {teacher_sha256[:12]}). Connect the MODEL that it was distilled from, or choose another file."
+        )
+    predicts = Recipe.from_metadata(metadata, source=options.start_lora).prediction_type
+    if predicts != prediction:
+        raise ValueError(
+            f"start_lora is {options.start_lora}, a student that predicts {predicts}, and this run's predicts {prediction}; "
+            f"allowed are students that predict {prediction}. Choose another file, or a method whose student predicts "
+            f"{predicts}."
         )
 
 

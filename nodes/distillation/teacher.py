@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,15 +22,22 @@ _ASKED_AT = (0.5, 0.75)
 """Shares of that table at which the teacher is asked: 1.6 and 4.1 of SD1.5's 0.03 to 14.6."""
 
 
-def described(model: Any, first: Batch | None) -> dict[str, Any]:
+class Hashes(NamedTuple):
+    """Of a MODEL: all of it in one, and by part."""
+
+    sha256: str
+    parts: Mapping[str, str]
+
+
+def described(model: Any, first: Batch | None, *, parts: Mapping[str, str]) -> dict[str, Any]:
     """The MODEL's "teacher_is", see storage's identity, JSON values. first: the run's first sample; without it nothing is asked.
 
-    Two forward passes of one sample, through the network as training calls it.
+    parts: of its Hashes. Two forward passes of one sample, through the network as training calls it.
     """
     host.training.loaded(model)
     table = host.models.noise_levels(host.models.model_sampling_of(model))
     return {
-        **host.identity.teacher_parts(model),
+        **parts,
         "levels": [
             float(f"{level:.6g}") for level in table[torch.linspace(0, len(table) - 1, _LEVELS).long()].tolist()
         ],
@@ -48,15 +56,16 @@ def _answers(model: Any, first: Batch, table: Tensor) -> list[dict[str, Any]]:
     return [{"sigma": sigma, "numbers": numbers} for sigma, numbers in zip(sigmas, found, strict=True)]
 
 
-def sha256(model: Any, *, begun_with: str | None = None) -> str:
+def hashed(model: Any, *, begun_with: str | None = None) -> Hashes:
     """Of the MODEL as wired, its LoRAs and patches with it, wherever the host keeps its weights.
 
     begun_with: what a run says of its teacher; given back where it is what the first version said of this MODEL.
     """
     host.training.loaded(model)
-    found = host.identity.teacher_sha256(model)
+    parts = host.identity.teacher_parts(model)
+    found = host.identity.sha256_of(parts)
     is_of_old = begun_with not in (None, found) and begun_with == host.identity.of_old(model)
-    return begun_with if begun_with and is_of_old else found
+    return Hashes(begun_with if begun_with and is_of_old else found, parts)
 
 
 def sha256_said(run: RunFolder) -> str | None:
@@ -66,8 +75,8 @@ def sha256_said(run: RunFolder) -> str | None:
 
 def require(recorded: Recorded, model: Any, *, run: RunFolder, first: Batch | None) -> dict[str, Any]:
     """The MODEL's "teacher_is". ValueError, naming what differs, when it is not the one that the run was begun with."""
-    found = sha256(model, begun_with=recorded.teacher_sha256)
-    here = described(model, first)
+    found, parts = hashed(model, begun_with=recorded.teacher_sha256)
+    here = described(model, first, parts=parts)
     differing = another_teacher(recorded.teacher_is, here)
     if found != recorded.teacher_sha256 and not differing:
         differing = [f"its weights have the hash {recorded.teacher_sha256[:12]}..., those here {found[:12]}..."]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from ...trainers.storage.run_folder import RunFolder
 from .. import host
 
 SECONDS_BETWEEN_MESSAGES = 0.25
+MOST_IN_A_SECOND = 5
 METRICS, STATE, PHASE = "fewstep.metrics", "fewstep.state", "fewstep.phase"
 HASHING, ENCODING, PROBING, MEASURING, EXPORTING = "hashing", "encoding", "probing", "measuring", "exporting"
 """What comes before, between and after the iterations of a run, as it is told. The training itself tells its metrics."""
@@ -22,7 +24,10 @@ Message = dict[str, Any]
 
 
 class Messages:
-    """At most one message in SECONDS_BETWEEN_MESSAGES. The newest of each run is kept for tabs that open later."""
+    """At most MOST_IN_A_SECOND, and one in SECONDS_BETWEEN_MESSAGES unless it is important.
+
+    The newest of each run is kept for tabs that open later.
+    """
 
     def __init__(
         self,
@@ -32,18 +37,21 @@ class Messages:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._send, self._clock, self._sleep = send, clock, sleep
-        self._last = -math.inf
+        self._sent = collections.deque([-math.inf] * MOST_IN_A_SECOND, maxlen=MOST_IN_A_SECOND)
         self._about: Message | None = None
         self.newest: dict[str, Message] = {}
 
     def offer(self, event: str, message: Message, *, important: bool = False) -> bool:
-        """Whether it was sent. What is important waits for its turn, anything else is dropped when it comes too early."""
-        early = self._last + SECONDS_BETWEEN_MESSAGES - self._clock()
-        if early > 0.0 and not important:
+        """Whether it was sent. What is important waits where a second is full; anything else is dropped when it comes too early.
+
+        Training stands still while it waits, and a run's start and end have many important words in a moment.
+        """
+        now, full_until = self._clock(), self._sent[0] + 1.0
+        if not important and now < max(full_until, self._sent[-1] + SECONDS_BETWEEN_MESSAGES):
             return False
-        if early > 0.0:
-            self._sleep(early)
-        self._last = self._clock()
+        if now < full_until:
+            self._sleep(full_until - now)
+        self._sent.append(self._clock())
         if event == METRICS:
             self.newest[message["run"]] = message
         self._send(event, message)

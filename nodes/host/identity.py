@@ -31,9 +31,9 @@ def teacher_parts(model: Any) -> dict[str, str]:
     }
 
 
-def teacher_sha256(model: Any) -> str:
-    """All of its parts in one."""
-    lines = [f"{name} {part}" for name, part in teacher_parts(model).items()]
+def sha256_of(parts: Mapping[str, str]) -> str:
+    """All of a MODEL's teacher_parts in one."""
+    lines = [f"{name} {part}" for name, part in parts.items()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

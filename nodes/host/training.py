@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...samplers.noise import Denoiser
 from ...trainers.storage.export import require_finite_weights
-from ...trainers.students.adapters import AdapterSet, nearest, product
+from ...trainers.students.adapters import AdapterSet, nearest, product, share_lost
 from . import bypass, carried, weights
 from .aliases import aliased, renew
 from .backward import ATTENTION_OVERRIDE, attention
@@ -200,12 +200,13 @@ def lora_in_one(model: Any, *, rank: int) -> tuple[AdapterSet, float]:
     bypass.require_none(model)
     if not model.patches:
         raise ValueError("no LoRA is wired into this model, so there is nothing to save.")
-    adapters, whole, lost = {}, 0.0, 0.0
-    for path, change in _changes(model, what="the MODEL's patches"):
+    adapters = {}
+
+    def save(path: str, change: Tensor) -> Tensor:
         adapters[path] = nearest(change, rank=rank)
-        whole += float(change.square().sum())
-        lost += float((change - product(adapters[path])).square().sum())
-    return adapters, lost / whole if whole else 0.0
+        return product(adapters[path])
+
+    return adapters, share_lost(_changes(model, what="the MODEL's patches"), save)
 
 
 def changes_of(model: Any, file: Path, *, strength: float) -> Iterator[tuple[str, Tensor]]:

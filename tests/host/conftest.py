@@ -7,6 +7,14 @@ from comfyui_fewstep.commands.server import serving
 from hosting import Client
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_messages():
+    """Nobody listens to what runs in this process say, so that none of them waits with its next word; see telling."""
+    from comfyui_fewstep.nodes.distillation import telling
+
+    telling.MESSAGES._sleep = lambda seconds: None
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
     """The server's own folder with custom_nodes, input, output and user, four folders deep in one of its own.

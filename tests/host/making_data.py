@@ -46,7 +46,7 @@ def method_and_lora(*, iterations=4, layers="linear"):
 
 
 @torch.inference_mode()
-def distil(model, *, name, layers="linear", iterations=4, **inputs):
+def distil(model, *, name, layers="linear", iterations=2, **inputs):
     """As the graph runs it."""
     method, lora = method_and_lora(iterations=iterations, layers=layers)
     return distillation.Distill().distil(model, method=method, run_name=name, student=lora, **{**TRAINING, **inputs})

@@ -1,14 +1,14 @@
 """The GPU book without a card: its parts on small shapes on the CPU, and what it says where there is none."""
 
 import dataclasses
+import importlib.util
 import json
 import types
 
 import pytest
 import torch
-from comfyui_fewstep.benchmarks import gpu, gpu_parts
+from comfyui_fewstep.benchmarks import gpu, gpu_parts, gpu_room
 from comfyui_fewstep.commands.embedded import import_host
-from comfyui_fewstep.trainers.processes.group import Processes
 
 import_host()
 
@@ -28,6 +28,7 @@ SMALL = {
         "n_refiner_layers": 1,
     },
     "Wan 1.3B, 832 x 480, 81 frames": {"dim": 96, "ffn_dim": 64, "num_heads": 4, "num_layers": 1},
+    "Flux, 1024 px": {"hidden_size": 64, "num_heads": 4, "depth": 1, "depth_single_blocks": 1, "axes_dim": [4, 6, 6]},
 }
 """What of a shape's network is smaller; all else is as in truth."""
 
@@ -42,22 +43,66 @@ def small(name):
     return dataclasses.replace(shape, network={**shape.network, **SMALL[name]}, latent=latent)
 
 
+def precisions():
+    return [
+        name for name in gpu_parts.PRECISIONS if name != gpu_parts.SCALED or importlib.util.find_spec("comfy.quant_ops")
+    ]
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_each_part_measures_each_shape(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_parts, "ROUNDS", 2)
-    monkeypatch.setattr(gpu_parts, "ITERATIONS", 3)
-    for precision in gpu_parts.PRECISIONS:
-        subject = gpu_parts.Subject(small(name), precision, torch.device("cpu"))
-        held = {value.dtype for value in subject.model.model.diffusion_model.parameters()}
-        assert {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}[precision] in held
-        sampled = gpu_parts.sampling(subject, Processes(), tmp_path)
-        assert sampled.keys() == {"call", "lightning", "lcm", "euler"}
-        assert all(0.2 < sampled[key] < 5.0 for key in ("lightning", "lcm", "euler"))
-        trained = gpu_parts.training(subject, Processes(), tmp_path / precision)
-        assert trained["step"] > 0.0
+    monkeypatch.setattr(gpu_parts, "SECONDS", 0.0)
+    monkeypatch.setattr(gpu_parts, "ROOMS", {"all": 1.0})  # without a card there are no others
+    monkeypatch.setitem(gpu_parts.SHAPES, name, small(name))
+    with gpu_parts.Bench(str(tmp_path)) as bench:
+        for precision in precisions():
+            parts = [part for part in gpu_parts.PARTS if part != "gradients" or precision != "fp8"]  # for time
+            found = {part: bench.measured(name, precision, part, 0.0) for part in parts}
+            held = {value.dtype for value in bench._subject[1].network.diffusion_model.parameters()}
+            assert (torch.bfloat16 if precision == "bf16" else torch.float8_e4m3fn) in held
+            assert found["sampling"].keys() == {"call", "lightning", "lcm", "euler", "rounds"}
+            assert all(0.1 < found["sampling"][key] < 10.0 for key in ("lightning", "lcm", "euler"))
+            assert found["training"]["step"] > 0.0
+            if "gradients" in found:
+                cosines = [value["cosine"] for value in found["gradients"].values() if isinstance(value, dict)]
+                assert len(cosines) == 4
+                assert min(cosines) > 0.9999
 
 
-PUBLISHED = {"SD1.5": 859.5, "SDXL": 2567.5, "Z-Image": 6155.0, "Wan 1.3B": 1419.0}
+def test_gradients_of_other_weights_are_seen(tmp_path, monkeypatch):
+    """A layer that is lent another weight in backward."""
+    from comfyui_fewstep.nodes.host import lending
+
+    name = "SD1.5, 512 px"
+    monkeypatch.setitem(gpu_parts.SHAPES, name, small(name))
+    own, passes = lending._linear_gradient, []
+
+    def wrong(layer, grad, shape):
+        passes.append(layer)
+        return own(layer, grad, shape).flip(-1) if len(passes) > 30 else own(layer, grad, shape)
+
+    monkeypatch.setattr(lending, "_linear_gradient", wrong)
+    monkeypatch.setattr(gpu_parts, "ROOMS", {"all": 1.0})
+    with gpu_parts.Bench(str(tmp_path)) as bench:
+        found = bench.measured(name, "bf16", "gradients", 0.0)
+    assert min(value["cosine"] for value in found.values() if isinstance(value, dict)) < 0.99
+
+
+def test_a_cell_that_an_error_ends_tells_it_and_the_next_goes_on(tmp_path, monkeypatch):
+    name = "SD1.5, 512 px"
+    monkeypatch.setitem(gpu_parts.SHAPES, name, small(name))
+
+    def no_room(*_):
+        raise torch.OutOfMemoryError("80 GiB")
+
+    monkeypatch.setitem(gpu_parts.PARTS, "training", no_room)
+    monkeypatch.setattr(gpu_parts, "SECONDS", 0.0)
+    with gpu_parts.Bench(str(tmp_path)) as bench:
+        assert bench.measured(name, "bf16", "training", 8.0) == {"error": "OutOfMemoryError: 80 GiB"}
+        assert "call" in bench.measured(name, "bf16", "sampling", 0.0)
+
+
+PUBLISHED = {"SD1.5": 859.5, "SDXL": 2567.5, "Z-Image": 6155.0, "Wan 1.3B": 1419.0, "Flux": 11901.4}
 """Millions of weights of the released networks."""
 
 
@@ -81,34 +126,95 @@ def test_a_machine_without_a_card_says_so_and_writes_nothing(tmp_path, capsys, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_book_has_every_cell_goes_on_and_tells_errors(tmp_path, monkeypatch):
-    """With a card that is feigned, and processes that answer at once."""
-    calls = []
+CARDS, TOTAL = 2, 80 * gpu.GIB
 
-    def answered(command, **_):
-        name, *_ = json.loads(command[-1])
-        calls.append(command)
-        if name.startswith("Wan"):
-            return types.SimpleNamespace(returncode=1, stdout="", stderr="Traceback\ntorch.OutOfMemoryError: 80 GiB\n")
-        figures = {"call": 0.05, "lightning": 1.01, "lcm": 1.02, "euler": 0.99, "step": 0.5, "bytes": 3 * gpu.GIB}
-        return types.SimpleNamespace(returncode=0, stdout=f"said\n{json.dumps(figures)}\n", stderr="")
 
-    for key, value in {"is_available": True, "device_count": 2, "get_device_name": "Feigned"}.items():
+class Feigned:
+    """A process that answers as the cells' own does. It ends without a word at the Wan of a card of 8 GiB."""
+
+    started: list[list[str]] = []
+
+    def __init__(self, command, **_):
+        Feigned.started.append(command)
+        self.asked = json.loads(command[-1])
+        self.stdout, self.stderr = self.answers(), iter(["Traceback\n", "torch.OutOfMemoryError: 80 GiB\n"])
+
+    def answers(self):
+        for model, _, part, card in self.asked["cells"]:
+            if model.startswith("Wan") and card == 8:
+                return
+            sampled = {"call": 0.05, "lightning": 1.01, "lcm": 1.02, "euler": 0.99}
+            gradients = {
+                "same": 1.0,
+                "half": {"cosine": 0.99991, "weights": 0.2},
+                "half, drawn before": {"cosine": 1.0, "weights": 0.5},
+            }
+            gradients |= {room: {"cosine": 1.0, "weights": 1.0} for room in ("all", "hardly any")}
+            trained = {"step": 0.5 + card, "bytes": 3 * gpu.GIB, "weights": 5 * gpu.GIB}
+            figures = {"sampling": sampled, "gradients": gradients, "training": trained}
+            yield "the host says something\n"
+            yield gpu.MARK + json.dumps(figures[part])
+
+    def terminate(self):
+        pass
+
+    def wait(self):
+        pass
+
+
+@pytest.fixture
+def card(monkeypatch):
+    for key, value in {"is_available": True, "device_count": CARDS, "get_device_name": "Feigned"}.items():
         monkeypatch.setattr(torch.cuda, key, lambda value=value: value)
-    monkeypatch.setattr(gpu, "subprocess", types.SimpleNamespace(run=answered))
+    monkeypatch.setattr(gpu, "subprocess", types.SimpleNamespace(Popen=Feigned, PIPE=None))
+    monkeypatch.setattr(Feigned, "started", [])
+
+
+def test_the_book_has_every_cell_goes_on_and_tells_errors(tmp_path, card):
     gpu.main(["--folder", str(tmp_path)])
-    assert len(calls) == 4 * 2 * 3
-    assert sum("torch.distributed.run" in command for command in calls) == 4 * 2
-    page = (tmp_path / "gpu.md").read_text()
+    page, parts = (tmp_path / "gpu.md").read_text(), json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert list(parts) == [cell.label for cell in gpu.cells()]
     assert "on 2 x Feigned" in page
-    assert "| SDXL, 1024 px | fp8 | 50.0 | 1.010 | 1.020 | 0.990 |" in page
-    assert "| SDXL, 1024 px | bf16 | 2 | 0.500 | 3.00 |" in page
-    assert "| Wan 1.3B, 832 x 480, 81 frames | fp8 | 1 | **error** | **error** |" in page
-    assert "torch.OutOfMemoryError: 80 GiB" in page
-    gpu.main(["--folder", str(tmp_path)])
-    assert len(calls) == 4 * 2 * 3, "nothing is measured twice"
+    assert "| SDXL, 1024 px | fp8 | pages | 50.0 | 1.010 | 1.020 | 0.990 |" in page
+    assert "| SDXL, 1024 px | bf16 | pages | 3.00 | 5.00 | 0.50 | 24.50 | 16.50 | 12.50 | 8.50 |" in page
+    assert "| SDXL, 1024 px | bf16 | no pages, 2 processes | 3.00 | 5.00 | 0.50 | - | - | - | - |" in page
+    assert "| SDXL, 1024 px | bf16 | 1.000000 | 1.000000 (1.00) | 0.999910 (0.20 to 0.50) | 1.000000 (1.00) |" in page
+    wan = "Wan 1.3B, 832 x 480, 81 frames"
+    assert f"| {wan} | fp8 | pages | 3.00 | 5.00 | 0.50 | 24.50 | 16.50 | 12.50 | **error** |" in page
+    assert f"- {wan}, fp8, training, pages, 8 GiB: torch.OutOfMemoryError: 80 GiB" in page
+
+
+def test_a_process_goes_on_behind_the_cell_that_ended_the_one_before(tmp_path, card):
+    gpu.main(["--folder", str(tmp_path), "--weights", "bf16", "--parts", "training"])
+    asked = [json.loads(command[-1]) for command in Feigned.started]
+    assert [one["options"] for one in asked] == [[]] * 2 + [["--disable-dynamic-vram"]] * 3
+    assert asked[1]["cells"][0][0].startswith("Flux")
+    assert ["torch.distributed.run" in command for command in Feigned.started] == [False] * 4 + [True]
+    gpu.main(["--folder", str(tmp_path), "--weights", "bf16", "--parts", "training"])
+    assert len(Feigned.started) == 5, "nothing is measured twice"
 
 
 def test_two_processes_want_two_cards(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert gpu.measured("SDXL, 1024 px", "bf16", "training", processes=2) == {"error": "this machine has 1 card"}
+    cell = gpu.Cell("SDXL, 1024 px", "bf16", "training", 0, "no pages", 2)
+    assert gpu.Child([cell]).figures(cell) == {"error": "this machine has 1 card"}
+
+
+def test_another_program_holds_what_is_not_there(monkeypatch):
+    """Half a gibibyte of it is its own, and one is held by this process."""
+    held = []
+    other = types.SimpleNamespace(
+        stdin=types.SimpleNamespace(write=lambda text: held.append(text.strip()), flush=lambda: None)
+    )
+    other.stdout = types.SimpleNamespace(readline=lambda: "held\n")
+    monkeypatch.setattr(gpu_room.subprocess, "Popen", lambda *_, **__: other)
+    taken = lambda: gpu.GIB + (gpu.GIB // 2 if held else 0) + int([text for text in held if text][-1] if held else 0)  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (TOTAL - taken(), TOTAL))
+    room = gpu_room.Room()
+    room.leave(8.0)
+    assert torch.cuda.mem_get_info()[0] == 7 * gpu.GIB
+    room.leave_free(3 * gpu.GIB)
+    assert torch.cuda.mem_get_info()[0] == 3 * gpu.GIB
+    other.stdout = types.SimpleNamespace(readline=lambda: "CUDA error 2\n")
+    with pytest.raises(MemoryError, match="CUDA error 2"):
+        room.leave(8.0)

@@ -6,10 +6,11 @@ import re
 
 import pytest
 import torch
-from comfyui_fewstep.benchmarks.scenes import curves, judges, pages, students, students_page, teacher
+from comfyui_fewstep.benchmarks.scenes import ablation, curves, judges, pages, students, students_page, teacher
 from comfyui_fewstep.benchmarks.scenes.network import noise_levels
 from comfyui_fewstep.benchmarks.scenes.parts import Parts
 from comfyui_fewstep.benchmarks.scenes.solvers import CALLS, Setting, draw, noise, setting, solvers
+from PIL import Image
 
 NAMES = ("DDIM", "Heun", "DPM++ 2M", "UniPC")
 
@@ -139,18 +140,46 @@ def test_students_are_trained_once_and_stand_beside_the_solvers(small, monkeypat
     solvers.part("DDIM, 4 calls, noise 0", said, lambda: figures)
     measure = {"seeds": 1, "noise_seeds": 1, "pictures": 600}
     made = Parts(small / "scenes_students.json", command="students", sources=[teacher.FILE, judges.FILE])
-    students.measure(made, list(students.TRIALS), **measure)
-    students_page.write(made.written)
+    for _ in students.measure(made, list(students.TRIALS), **measure):
+        students_page.write(made.written)
+    assert min(Image.open(small / "scenes_students.png").size) > 100
     text = (small / "scenes_students.md").read_text()
-    for label in students.TRIALS:
-        assert len(re.findall(rf"\| {label}, 1 trainings \| [1248] \|", text)) == 4
+    for label, trial in students.TRIALS.items():
+        assert len(re.findall(rf"\| {label}, 1 training \| [1248] \|", text)) == len(trial.steps)
     value, margin = made.written["parts"]["progressive, 1 calls, training 0, noise 0"]["figures"]["frechet"]
-    assert f"| progressive, 1 trainings | 1 | {value:.2f} +- {margin:.2f} |" in text
+    assert f"| progressive, 1 training | 1 | {value:.2f} +- {margin:.2f} |" in text
     label = r"- 4 calls, (progressive|guidance|consistency): [\d.]+ \+- [\d.]+ times"
     assert re.search(rf"{label} \(aim 1.05: (not )?reached\) the teacher's best", text)
     first = json.loads((small / "scenes_students.json").read_text())
     monkeypatch.setattr(students, "trained", pytest.fail)
     monkeypatch.setattr(students, "drawn_row", pytest.fail)
     again = Parts(small / "scenes_students.json", command="students", sources=[teacher.FILE, judges.FILE])
-    students.measure(again, list(students.TRIALS), **measure)
+    list(students.measure(again, list(students.TRIALS), **measure))
     assert json.loads((small / "scenes_students.json").read_text()) == first
+
+
+@pytest.mark.thorough
+def test_every_prediction_learns_from_scratch_and_is_drawn_once(small, monkeypatch):
+    """Two iterations each; a pair that diverges is told and stops nothing, and a second start does nothing again."""
+    monkeypatch.setattr(ablation, "RESULTS", small)
+    monkeypatch.setattr(ablation, "HOME", small / "ablation")
+    monkeypatch.setattr(ablation, "ITERATIONS", 2)
+    monkeypatch.setattr(ablation, "STEPS", (2, 1))
+    monkeypatch.setattr(ablation, "WEIGHTINGS", ("snr", "truncated_snr"))
+    monkeypatch.setattr(teacher, "OPTIONS", dataclasses.replace(teacher.OPTIONS, warmup=1, batch_size=4))
+    whole = ablation.trained
+
+    def diverges(prediction, weighting, seed):
+        if (prediction, weighting) == ("eps", "truncated_snr"):
+            raise ablation.NonFiniteLoss("the loss became nan")
+        return whole(prediction, weighting, seed)
+
+    monkeypatch.setattr(ablation, "trained", diverges)
+    made = Parts(small / "scenes_ablation.json", command="ablation", sources=[judges.FILE])
+    assert len(list(ablation.measure(made, seeds=1, pictures=600))) == 8
+    page = ablation.page(made.written)
+    assert "| eps | truncated_snr | diverged | - | diverged | - | 1 | diverged |" in page
+    value, margin = made.written["parts"]["x0_and_eps, snr, training 0"]["figures"]["1"]["frechet"]
+    assert re.search(rf"\| x0_and_eps \| snr \| .* \| {value:.2f} \+- {margin:.2f} \| .* \| 1 \| 2.78 \|", page)
+    monkeypatch.setattr(ablation, "trained", pytest.fail)
+    assert len(list(ablation.measure(made, seeds=1, pictures=600))) == 8

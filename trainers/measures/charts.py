@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -59,27 +60,40 @@ def quality_chart(scores: Sequence[Score]) -> Tensor:
     return _render(figure)
 
 
-def panels_chart(panels: Mapping[str, Mapping[str, Mapping[int, float]]], *, value: str) -> Tensor:
-    """Curves over sampling steps on log axes, one panel beside the other: panel, curve and steps to the value."""
-    figure = _figure(width=2.2 + 2.6 * len(panels), height=3.8)
+Interval = tuple[float, float]
+"""(value, half of its interval's width)."""
+
+
+def curves_chart(curves: Mapping[str, Mapping[int, Interval]], *, over: str, value: str, beside: str = "") -> Tensor:
+    """Curves with intervals on log axes, label and place to the value; in grey those whose labels begin with beside.
+
+    An interval that a log axis has no room for, to 0 and below, is cut at a tenth of its value; nor for a value below 0. Above,
+    at twice the largest value.
+    """
+    figure = _figure(width=9.0, height=5.0)
     from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
-        for label, points in curves.items():
-            axis.plot(list(points), list(points.values()), "o-", markersize=4, label=label)
-        steps = sorted({steps for points in curves.values() for steps in points})
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.set_xticks(steps, [str(step) for step in steps])
-        axis.minorticks_off()
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.set_xlabel("sampling steps")
-        axis.set_title(title)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel(value)
-    axes[-1].legend()
+    axis, lines = figure.subplots(), itertools.cycle(["--", "-.", ":", (0, (6, 3))])
+    for label, points in curves.items():
+        grey: dict[str, Any] = (
+            {"color": COLOURS["teacher"], "linestyle": next(lines)} if beside and label.startswith(beside) else {}
+        )
+        means, margins = zip(*points.values(), strict=True)
+        below = [max(min(margin, 0.9 * mean), 0.0) for mean, margin in points.values()]
+        axis.errorbar(list(points), means, (below, margins), marker="o", markersize=4, capsize=3, label=label, **grey)
+    places = {place for points in curves.values() for place in points}
+    steps = [2**k for k in range(max(places).bit_length()) if 2**k >= min(places)]
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xticks(steps, [str(step) for step in steps])
+    axis.minorticks_off()
+    axis.set_ylim(top=2.0 * max(mean for points in curves.values() for mean, _ in points.values()))
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_xlabel(over)
+    axis.set_ylabel(value)
+    axis.grid(alpha=0.3)
+    axis.legend()
     return _render(figure)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..objective.consistency_function import require_counted_as_now
+from ..objective.consistency_function import counted_as_begun
 from ..objective.method import MethodOptions
 from .consistency import Consistency, ConsistencyOptions
 from .consistency_training import ConsistencyTraining, ConsistencyTrainingOptions
@@ -34,12 +34,9 @@ METHODS: dict[str, type[MethodOptions]] = {
 
 
 def read_method(name: str, options: Mapping[str, Any]) -> MethodOptions:
-    """A method and its options as run.json has them. ValueError for a name that there is none of.
-
-    Or for a consistency run whose levels counted something else when it was begun.
-    """
+    """A method and its options as run.json has them, which may be older than some. ValueError for an unknown name."""
     if name not in METHODS:
         raise ValueError(f"the run's method is {name!r}; known are {', '.join(METHODS)}.")
     if name in (Consistency.name, ConsistencyTraining.name):
-        require_counted_as_now(options)
+        options = counted_as_begun(options)
     return METHODS[name].read(options)

@@ -84,7 +84,7 @@ class ConsistencyOptions(choices.Choices):
 
     def __post_init__(self) -> None:
         choices.require_at_least_one(self, "steps", "iterations")
-        if self.levels < 2 or self.steps > self.levels:
+        if self.levels < 2 or self.steps > self.level_count.taught(self.levels):
             raise ValueError(
                 f"levels is {self.levels} and steps is {self.steps}; levels must be at least 2, and as many as steps."
             )
@@ -103,7 +103,11 @@ class ConsistencyOptions(choices.Choices):
 
     def schedule(self, steps: int, *, table: Tensor) -> Tensor:
         """(steps + 1,) of the levels that the student was trained on. table: (T,) the model's noise levels, ascending."""
-        return spaced_levels(trained_levels(self.grid, self.levels, table=table), steps)
+        return spaced_levels(self.trained_levels(table=table), steps)
+
+    def trained_levels(self, *, table: Tensor) -> Tensor:
+        """(n + 1,) descending, each taught by the next; see trained_levels."""
+        return trained_levels(self.grid, self.level_count.taught(self.levels), table=table)
 
     def on(self, teacher: TeacherKind) -> Consistency:
         """The method on a model; see Consistency. Whatever the model predicts, so does the student."""
@@ -124,7 +128,7 @@ class Consistency(OnTeacher[ConsistencyOptions]):
         super().__init__(options, teacher)
         options.weighting.require_for(teacher.family)
         self._takes_scale = teacher.takes_scale
-        self._levels = trained_levels(options.grid, options.levels, table=teacher.table)
+        self._levels = options.trained_levels(table=teacher.table)
         self._sigmas = options.schedule(options.steps, table=teacher.table)
         self._function = ConsistencyFunction(family=teacher.family, table=teacher.table)
 

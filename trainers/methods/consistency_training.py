@@ -34,11 +34,14 @@ class LevelChoice(Enum):
     """Which levels come up, and what a distance there counts.
 
     LOGNORMAL, of iCT (section 3.5): ln r is normal with mean -1.1 and deviation 2, r being the noise over the signal, sigma
-    or, for flow models, sigma / (1 - sigma); and 1 / (sigma - sigma_next) (section 3.2). UNIFORM, of CT: all alike, and 1.
+    or, for flow models, sigma / (1 - sigma); and 1 / (sigma - sigma_next) (section 3.2). That mean is for the paper's
+    pictures, of deviation 0.5. LOGNORMAL_LATENTS: the same for data of deviation 1, as latents are: what such data are to
+    twice the noise, those are to the noise, so the mean is -1.1 + ln 2. UNIFORM, of CT: all alike, and 1.
     """
 
     LOGNORMAL = "lognormal"
     UNIFORM = "uniform"
+    LOGNORMAL_LATENTS = "lognormal_latents"
 
     def likelihoods(self, levels: Tensor, *, family: NoiseFamily) -> Tensor:
         """(n,) of the levels that are taught, of (n + 1,) descending ones: each has the distribution's share down to the next."""
@@ -46,7 +49,8 @@ class LevelChoice(Enum):
             return torch.ones(len(levels) - 1)
         sigma = levels.double()
         ratio = sigma / (1.0 - sigma) if family is NoiseFamily.FLOW else sigma  # infinite at the top of a flow
-        below = torch.special.ndtr((ratio.log() - _MEAN) / _DEVIATION)
+        mean = _MEAN + (math.log(2.0) if self is LevelChoice.LOGNORMAL_LATENTS else 0.0)
+        below = torch.special.ndtr((ratio.log() - mean) / _DEVIATION)
         return (below[:-1] - below[1:]).float()
 
     def weight(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
@@ -64,7 +68,8 @@ class ConsistencyTrainingOptions(choices.Choices):
     steps: in which the student is to be sampled, which its file says. first_levels, last_levels: the training begins with
     the first number and doubles it, in phases of equal length, until it is at the second. level_count: what they count, see
     LevelCount. target_decay: of the moving
-    average of the student that teaches it; 0 is the student itself, iCT's choice.
+    average of the student that teaches it; 0 is the student itself, iCT's choice. target_growth: whether that grows with the
+    levels, as CT's does.
     """
 
     steps: int
@@ -72,22 +77,25 @@ class ConsistencyTrainingOptions(choices.Choices):
     learning_rate: float
     first_levels: int = 10
     last_levels: int = 160
-    level_choice: LevelChoice = LevelChoice.LOGNORMAL
-    distance: Distance = Distance.PSEUDO_HUBER
+    level_choice: LevelChoice = LevelChoice.LOGNORMAL_LATENTS
+    distance: Distance = Distance.PSEUDO_HUBER_LATENTS
     target_decay: float = 0.0
     grid: Grid = Grid.TRAILING
     level_count: LevelCount = LevelCount.INTERVALS
+    target_growth: bool = False
     gamma: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         choices.require_at_least_one(self, "steps", "iterations")
-        if not 2 <= self.first_levels <= self.last_levels or self.steps > self.last_levels:
+        if not 2 <= self.first_levels <= self.last_levels or self.steps > self._taught(self.last_levels):
             raise ValueError(
                 f"first_levels is {self.first_levels}, last_levels is {self.last_levels} and steps is {self.steps}; "
                 "first_levels must be at least 2, and last_levels no less than it or than steps."
             )
         choices.require_learning_rate(self.learning_rate)
         choices.require_target_decay(self.target_decay)
+        if self.target_growth and not self.target_decay:
+            raise ValueError("target_growth is on, but target_decay is 0: there is no average that could grow.")
 
     def levels_at(self, iteration: int) -> int:
         """How many levels are trained along: first_levels doubled after each phase (iCT, section 3.4, table 1)."""
@@ -97,7 +105,19 @@ class ConsistencyTrainingOptions(choices.Choices):
 
     def schedule(self, steps: int, *, table: Tensor) -> Tensor:
         """(steps + 1,) of the levels that the training ends with. table: (T,) the model's noise levels, ascending."""
-        return spaced_levels(trained_levels(self.grid, self.last_levels, table=table), steps)
+        return spaced_levels(trained_levels(self.grid, self._taught(self.last_levels), table=table), steps)
+
+    def trained_levels(self, iteration: int, *, table: Tensor) -> Tensor:
+        """(n + 1,) descending, each taught by the next, at an iteration; see trained_levels."""
+        return trained_levels(self.grid, self._taught(self.levels_at(iteration)), table=table)
+
+    def decay_at(self, iteration: int) -> float:
+        """Of the average that teaches: exp(s_0 ln mu_0 / N(k)) with N points of levels (CT, appendix C)."""
+        points, first = (self._taught(levels) + 1 for levels in (self.levels_at(iteration), self.first_levels))
+        return float(self.target_decay ** (first / points))
+
+    def _taught(self, levels: int) -> int:
+        return self.level_count.taught(levels)
 
     def on(self, teacher: TeacherKind) -> ConsistencyTraining:
         """The method on a model; see ConsistencyTraining. Whatever the model predicts, so does the student."""
@@ -130,14 +150,14 @@ class ConsistencyTraining(OnTeacher[ConsistencyTrainingOptions]):
                 learning_rate=self._options.learning_rate,
                 sigmas=self._sigmas,
                 gamma=self._options.gamma,
-                target_decay=self._options.target_decay,
+                target_decay=self._options.decay_at if self._options.target_growth else self._options.target_decay,
             )
         ]
 
     @torch.no_grad()
     def target(self, lesson: Lesson) -> Target:
         """The student's own word about the same picture with less of the same noise."""
-        levels = trained_levels(self._options.grid, self._options.levels_at(lesson.iteration), table=self._table)
+        levels = self._options.trained_levels(lesson.iteration, table=self._table)
         likely = self._options.level_choice.likelihoods(levels, family=self.family)
         batch = lesson.batch
         k = torch.multinomial(likely, len(batch.x0), replacement=True, generator=lesson.generator)

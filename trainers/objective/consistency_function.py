@@ -23,27 +23,27 @@ from .method import Target
 
 
 class LevelCount(Enum):
-    """What a number of levels counts: on every grid those that are taught, each by the next.
+    """What a number of levels counts. INTERVALS: the levels that are taught, each by the next, on every grid.
 
-    Runs that were begun before this was in run.json counted on the edm grid the model's smallest level too, which nothing
-    teaches; they are refused, since the same number is another training now.
+    POINTS: the model's smallest too, which nothing teaches. So counted, on the edm grid alone, runs that were begun before
+    this was in run.json; they go on as they were begun.
     """
 
     INTERVALS = "intervals"
+    POINTS = "points"
+
+    def taught(self, count: int) -> int:
+        return count - 1 if self is LevelCount.POINTS else count
 
 
 def level_count_of_old(grid: Grid) -> dict[str, str]:
     """The option level_count of a run whose run.json is older than it, where that is not what it would be now."""
-    return {"level_count": "points"} if grid is Grid.EDM else {}
+    return {"level_count": LevelCount.POINTS.value} if grid is Grid.EDM else {}
 
 
-def require_counted_as_now(options: Mapping[str, Any]) -> None:
-    """ValueError for the options of a run (JSON values) that was begun when levels counted something else."""
-    if options.get("grid") == Grid.EDM.value and "level_count" not in options:
-        raise ValueError(
-            "this run was begun when levels counted one more on the edm grid, and means another training now. Load its "
-            "student; for further training begin another run, with levels one less."
-        )
+def counted_as_begun(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A consistency run's options (JSON values), which may be older than level_count, with what its levels count."""
+    return {**level_count_of_old(Grid(options.get("grid", Grid.TRAILING.value))), **options}
 
 
 def trained_levels(grid: Grid, count: int, *, table: Tensor) -> Tensor:

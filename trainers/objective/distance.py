@@ -7,7 +7,7 @@ from enum import Enum
 from torch import Tensor
 
 PSEUDO_HUBER_C = 0.00054
-"""c over the square root of the dimension (Song and Dhariwal 2023, section 3.3)."""
+"""c over the square root of the dimension (Song and Dhariwal 2023, section 3.3), for pictures of deviation 0.5."""
 
 
 class Distance(Enum):
@@ -17,12 +17,15 @@ class Distance(Enum):
     sqrt(|e|^2 / d + 0.00054^2) - 0.00054, which does not grow with the picture, as the mean square does not either. Large
     errors count by their size and not its square: outliers pull less.
 
+    PSEUDO_HUBER_LATENTS: the same for data of deviation 1, as latents are, whose errors are twice as large: 2 c.
+
     LPIPS: of the pictures that both decode to, see `perceptual`; Song et al. 2023 use it alone. No function of the error.
     """
 
     SQUARED = "squared"
     PSEUDO_HUBER = "pseudo_huber"
     LPIPS = "lpips"
+    PSEUDO_HUBER_LATENTS = "pseudo_huber_latents"
 
     def __call__(self, squared_error: Tensor) -> Tensor:
         """(B, ...) or (B,) whose means over all but B are the distances; squared_error: (B, ...), of each element.
@@ -34,4 +37,5 @@ class Distance(Enum):
             raise ValueError("lpips is no function of the squared error; it compares pictures.")
         if self is Distance.SQUARED:
             return squared_error
-        return (squared_error.flatten(1).mean(dim=1) + PSEUDO_HUBER_C**2).sqrt() - PSEUDO_HUBER_C
+        c = 2 * PSEUDO_HUBER_C if self is Distance.PSEUDO_HUBER_LATENTS else PSEUDO_HUBER_C
+        return (squared_error.flatten(1).mean(dim=1) + c**2).sqrt() - c

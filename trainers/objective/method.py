@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -19,6 +19,9 @@ from .distance import Distance
 from .grid import Grid
 from .guidance_range import GuidanceRange
 from .level_range import LevelRange
+
+Decay = float | Callable[[int], float]
+"""Of a moving average, always or after n steps."""
 
 
 class Target(NamedTuple):
@@ -95,10 +98,10 @@ class Stage:
 
     sigmas: (steps + 1,) the schedule that the student of this stage is sampled with. teacher_sigmas: the schedule that its
     teacher is sampled with, to draw what the student should draw; None where the stage has no such teacher. gamma: of the
-    student's sampling, see NoiseFamily.jump; the teacher's is 0. target_decay: of the moving average of the student that
-    the method is given in place of the student itself, anew in each stage; 0 is none. top, bottom: the levels between which an
-    expert's student walks; beyond them its partner does. lead: of the iterations, how many at the beginning are the companions'
-    alone. betas: of the student's optimiser; None for its own.
+    student's sampling, see NoiseFamily.jump; the teacher's is 0. target_decay: of the moving average of the student that the
+    method is given in place of the student itself, anew in each stage, or what it is after so many steps; 0 is none. top,
+    bottom: the levels between which an expert's student walks; beyond them its partner does. lead: of the iterations, how
+    many at the beginning are the companions' alone. betas: of the student's optimiser; None for its own.
     """
 
     name: str
@@ -107,7 +110,7 @@ class Stage:
     sigmas: Tensor
     teacher_sigmas: Tensor | None = None
     gamma: float = 0.0
-    target_decay: float = 0.0
+    target_decay: Decay = 0.0
     top: float = math.inf
     bottom: float = 0.0
     lead: int = 0

@@ -37,42 +37,46 @@ def renamed(run: RunFolder, name: Any) -> RunFolder:
 
     ValueError while a process trains it, and for a name that is taken or could lead elsewhere.
     """
-    to = _free(run, name)
-    if run.busy:
-        raise ValueError(f"the run {run.name!r} is being trained; stop it before it is renamed.")
-    workflow = _workflow_calling(run, name=to.name)  # whose error leaves all as it is
-    run.path.rename(to.path)
-    if workflow:
-        to.keep_workflow(workflow)
+    _require_run(run)
+    to = RunFolder(run.path.parent, name)
+    if os.path.lexists(to.path):
+        raise _taken(to)
+    lock = run.lock
+    with lock.held():
+        workflow = _workflow_calling(run, name=to.name)  # whose error leaves all as it is
+        lock.let_go_to_move()
+        run.path.rename(to.path)
+        if workflow:
+            to.keep_workflow(workflow)
     return to
 
 
 def cloned(run: RunFolder, name: Any) -> RunFolder:
-    """A run that is not begun yet, with this one's settings, data and workflow. ValueError as of `renamed`."""
-    to = _free(run, name)
-    run.description()  # whose error says what is wrong with it
-    workflow = _workflow_calling(run, name=to.name)
-    to.path.mkdir(parents=True)
-    try:
-        for name in ("run.json", "previews.safetensors"):
-            if is_regular(run.place(name)):
-                shutil.copyfile(run.place(name), to.place(name))
-        if workflow:
-            to.keep_workflow(workflow)
-        if run.data_folder.is_dir():
-            shutil.copytree(run.data_folder, to.data_folder)
-    except BaseException:
-        shutil.rmtree(to.path)  # half of a run is none
-        raise
-    return to
+    """A run that is not begun yet, with this one's settings, data and workflow. ValueError as of `renamed`.
 
-
-def _free(run: RunFolder, name: Any) -> RunFolder:
+    This one may be trained meanwhile; nobody else comes to the new one before it is whole.
+    """
     _require_run(run)
     to = RunFolder(run.path.parent, name)
-    if os.path.lexists(to.path):
-        raise ValueError(f"there is a run {to.name!r} already; choose another name.")
+    run.description()  # whose error says what is wrong with it
+    workflow = _workflow_calling(run, name=to.name)
+    try:
+        to.path.mkdir()
+    except FileExistsError as error:
+        raise _taken(to) from error
+    with to.gone_if_refused(keep_data=False), to.locked():  # half of a run is none
+        if run.data_folder.is_dir():
+            shutil.copytree(run.data_folder, to.data_folder)
+        if workflow:
+            to.keep_workflow(workflow)
+        for file in ("previews.safetensors", "run.json"):
+            if is_regular(run.place(file)):
+                shutil.copyfile(run.place(file), to.place(file))
     return to
+
+
+def _taken(to: RunFolder) -> ValueError:
+    return ValueError(f"there is a run {to.name!r} already; choose another name.")
 
 
 def _require_run(run: RunFolder) -> None:

@@ -23,7 +23,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ...samplers.recipe import Recipe
@@ -38,11 +37,10 @@ from .files import (
     write_tensors,
 )
 from .identity import gone_on_with
+from .locking import Lock
 from .places import is_link, is_regular, place, remove, require_name, require_no_links
 
 KEPT_CHECKPOINTS = 2
-_LOOK_SECONDS = 1.0
-"""How long the lock is waited for: whoever only looks whether a run is trained holds it for less than a millisecond."""
 
 
 class RunFolder:
@@ -104,40 +102,20 @@ class RunFolder:
             require_no_links(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         require_no_links(self.path)
-        with self._held():
+        with self.lock.held():
             remove_unfinished(self.path)
             for asked in (self.place("stop"), self.place("cancel")):
                 asked.unlink(missing_ok=True)  # it was meant for a process before
             yield
 
-    @contextlib.contextmanager
-    def _held(self) -> Iterator[None]:
-        """The lock alone."""
-        lock = FileLock(self.place(".lock"))
-        try:
-            lock.acquire(timeout=_LOOK_SECONDS)
-        except Timeout as error:
-            raise ValueError(
-                f"the run {self.name!r} is being trained by another process; wait or choose another name."
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
+    @property
+    def lock(self) -> Lock:
+        return Lock(self.place(".lock"), name=self.name)
 
     @property
     def busy(self) -> bool:
-        """Whether a process trains it now. To know, the lock is taken for a moment, which `locked` waits for."""
-        file = self.place(".lock")
-        if not is_regular(file):
-            return False
-        lock = FileLock(file)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return True
-        lock.release()
-        return False
+        """Whether a process trains it now."""
+        return self.lock.taken
 
     @property
     def stop_asked(self) -> bool:
@@ -234,15 +212,17 @@ class RunFolder:
             raise ValueError(f"there is no run {self.name!r} in {self._root}.")
 
     def _delete_folder(self) -> None:
-        lock = self.path / ".lock"
-        if os.path.lexists(lock) and not is_regular(lock):
-            remove(lock)  # whatever it is, no process of ours holds it
-        with self._held():
+        file = self.path / ".lock"
+        if os.path.lexists(file) and not is_regular(file):
+            remove(file)  # whatever it is, no process of ours holds it
+        lock = self.lock
+        with lock.held():
             for path in self.path.iterdir():
-                if path != lock:
+                if path != file:
                     remove(path)
-        lock.unlink(missing_ok=True)
-        self.path.rmdir()
+            lock.let_go_to_move()
+            file.unlink(missing_ok=True)
+            self.path.rmdir()
 
     @contextlib.contextmanager
     def gone_if_refused(self, *, keep_data: bool) -> Iterator[None]:
@@ -263,7 +243,7 @@ class RunFolder:
             return None
         if not (keep_data and self.files("data", ".safetensors")):
             return self.delete()
-        with self._held():
+        with self.lock.held():
             for name in ("run.json", "workflow.json", "error.txt"):
                 self.place(name).unlink(missing_ok=True)
         return None

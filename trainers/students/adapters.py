@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -212,16 +212,25 @@ def begin_as(adapters: AdapterSet, changes: Iterable[tuple[str, Tensor]], *, sca
     What a change needs of the rank is taken; the other directions stay new, so that they can learn. scale: with which the
     adapters count. ValueError naming a change of a layer that has no adapter here.
     """
-    whole = lost = 0.0
-    for path, change in changes:
+
+    def become(path: str, change: Tensor) -> Tensor:
         if path not in adapters:
             raise ValueError(f"it changes {path}, on which the student has no adapter; set layers to linear_and_conv.")
         own, found = adapters[path], nearest(change / scale, rank=len(adapters[path].down))
         strength = found.up.flatten(1).square().sum(dim=0)
         needed = int((strength > 1e-6 * strength.max().clamp(min=1e-30)).sum())
         own.down[:needed], own.up[:, :needed] = found.down[:needed], found.up[:, :needed]
+        return scale * product(own).to(change)
+
+    return share_lost(changes, become)
+
+
+def share_lost(changes: Iterable[tuple[str, Tensor]], keep: Callable[[str, Tensor], Tensor]) -> float:
+    """Of changes of weights by path, of squares, where keep gives what is kept of each; 0 where nothing changes."""
+    whole = lost = 0.0
+    for path, change in changes:
         whole += float(change.square().sum())
-        lost += float((change - scale * product(own).to(change)).square().sum())
+        lost += float((change - keep(path, change)).square().sum())
     return lost / whole if whole else 0.0
 
 

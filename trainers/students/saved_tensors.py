@@ -7,6 +7,7 @@ and then answers with the first one's copy. Here a storage is known by its addre
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,12 +60,11 @@ class _Watching(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for i, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                given = args[i] if i < len(args) else kwargs.get(argument.name)
-                for value in given if isinstance(given, list | tuple) else [given]:
-                    if isinstance(value, Tensor):
-                        self._let_go(value)
+        for i, name in _written_by(func):
+            given = args[i] if i < len(args) else kwargs.get(name)
+            for value in given if isinstance(given, list | tuple) else [given]:
+                if isinstance(value, Tensor):
+                    self._let_go(value)
         return func(*args, **kwargs)
 
     def _let_go(self, written: Tensor) -> None:
@@ -72,6 +72,13 @@ class _Watching(TorchDispatchMode):
         saved = self._kept.get(_storage(written))
         while saved:
             saved.pop().leave(copies)
+
+
+@functools.cache
+def _written_by(func: Any) -> list[tuple[int, str]]:
+    """Place and name of the arguments that an operator writes to. Kept: to ask costs as much as a small operator does."""
+    given = enumerate(func._schema.arguments)
+    return [(i, argument.name) for i, argument in given if argument.alias_info and argument.alias_info.is_write]
 
 
 def _storage(value: Tensor) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator, Mapping
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ...samplers.noise import Denoiser
+from ..objective.method import Decay
 from ..processes.sharding import part
 
 RESULT, TARGET = "average.", "target."
@@ -30,17 +32,17 @@ def start_left(decay: float, steps: int, *, warms_up: bool) -> float:
 class Average:
     """average = decay * average + (1 - decay) * weights after every optimiser step, beginning at the weights.
 
-    weights: the tensors that an optimiser steps. prefix: of its names in the state. warms_up: the decay is warmed_up's. The
+    weights: the tensors that an optimiser steps. prefix: of its names in the state. decay: always, or after n steps. The
     average is float32 whatever the weights are, since a part of 1 - decay of a step would vanish in half precision.
     """
 
-    def __init__(self, weights: list[Tensor], *, decay: float, prefix: str = RESULT, warms_up: bool = False) -> None:
-        self._weights, self._prefix, self._decay, self._warms_up = weights, prefix, decay, warms_up
+    def __init__(self, weights: list[Tensor], *, decay: Decay, prefix: str = RESULT) -> None:
+        self._weights, self._prefix, self._decay = weights, prefix, decay
         self._average = [weight.detach().float().clone() for weight in weights]
 
     def update(self, done: int) -> None:
         """done: how many steps were averaged before."""
-        decay = warmed_up(self._decay, done) if self._warms_up else self._decay
+        decay = self._decay(done) if callable(self._decay) else self._decay
         # torch's own, for its fused kernel; its AveragedModel would copy a module, and a student may be bare tensors
         get_ema_multi_avg_fn(decay)(self._average, [weight.detach().float() for weight in self._weights], 0)
 
@@ -91,8 +93,9 @@ class Averages:
     warms_up: the result's; the target's decay is what the method's paper says, from the first step.
     """
 
-    def __init__(self, weights: list[Tensor], *, decay: float, target_decay: float, warms_up: bool = False) -> None:
-        self.result = Average(weights, decay=decay, warms_up=warms_up) if decay else None
+    def __init__(self, weights: list[Tensor], *, decay: float, target_decay: Decay, warms_up: bool = False) -> None:
+        given = functools.partial(warmed_up, decay) if warms_up else decay
+        self.result = Average(weights, decay=given) if decay else None
         self._target = Average(weights, decay=target_decay, prefix=TARGET) if target_decay else None
         self._all = [average for average in (self.result, self._target) if average]
 

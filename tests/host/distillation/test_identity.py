@@ -118,7 +118,10 @@ def test_a_run_of_another_teacher_is_refused_and_what_differs_named(kind, one, o
     assert (output / "fewstep/runs/run/run.json").read_bytes() == before
 
 
-def test_watching_and_other_processes_ask_the_same(output):  # noqa: F811
+def test_watching_and_other_processes_ask_the_same(output, monkeypatch):  # noqa: F811
+    """Of hashes that are taken once."""
+    parts, hashed = host.identity.teacher_parts, []
+    monkeypatch.setattr(host.identity, "teacher_parts", lambda model: hashed.append(1) or parts(model))
     model = tiny("sd3")
     distil(shift(3.0)(model), "sd3", name="run", iterations=1)
     (output / "fewstep/runs/run/student.safetensors").unlink()
@@ -126,6 +129,7 @@ def test_watching_and_other_processes_ask_the_same(output):  # noqa: F811
         runs.WatchRun().watch(shift(6.0)(model), "run", 1)
     with pytest.raises(ValueError, match="no process has trained"):
         runs.WatchRun().watch(shift(3.0)(model), "run", 1)
+    assert len(hashed) == 3
 
 
 def test_a_run_of_before_is_taken_as_it_was_and_told(output):  # noqa: F811
@@ -145,7 +149,7 @@ def asked(model, kind):
     """What identifies the MODEL, asked with a sample of its own shape."""
     latents = host.inputs.latents_for_training(model, {"samples": noise_for(model, batch=1)})
     condition = host.inputs.condition_for_training(model, conditioning(kind), latents=latents, name="positive")
-    return teacher.described(model, Batch(latents, condition))
+    return teacher.described(model, Batch(latents, condition), parts=teacher.hashed(model).parts)
 
 
 @pytest.mark.parametrize("kind", kinds(thorough=["sdxl", "sd2_v"]))

@@ -1,5 +1,9 @@
 """The phases of a run: told by name and in order, each with how far it is, and each of those before training heeds a cancel."""
 
+import collections
+import itertools
+import math
+
 import pytest
 import torch
 from comfyui_fewstep.commands.embedded import import_host
@@ -19,7 +23,8 @@ def told(output, monkeypatch):
     """What is told, none of it too early."""
     sent = []
     monkeypatch.setattr(telling.MESSAGES, "_send", lambda event, message: sent.append((event, message)))
-    monkeypatch.setattr(telling, "SECONDS_BETWEEN_MESSAGES", 0.0)
+    monkeypatch.setattr(telling.MESSAGES, "_sent", collections.deque([-math.inf], maxlen=1))
+    monkeypatch.setattr(telling.MESSAGES, "_clock", itertools.count(0.0, 1.0).__next__)
     return sent
 
 

@@ -52,9 +52,9 @@ def student(**changed):
 
 
 @torch.inference_mode()
-def distil(model, chosen, *, name=None, iterations=1, learning_rate=HARDLY, **changed):
+def distil(model, chosen, *, name=None, iterations=1, learning_rate=HARDLY, method=None, **changed):
     """The run's name."""
-    (method,) = methods.ConsistencyDistillation().make(
+    (consistency,) = methods.ConsistencyDistillation().make(
         iterations=iterations, learning_rate=learning_rate, guidance_scale=1.0, steps=2, levels=8
     )
     name = name or uuid.uuid4().hex
@@ -62,7 +62,7 @@ def distil(model, chosen, *, name=None, iterations=1, learning_rate=HARDLY, **ch
         model,
         latents={"samples": noise_for(model, seed=1, batch=8)},
         positive=conditioning("sd15", seed=2),
-        method=method,
+        method=method or consistency,
         run_name=name,
         student=chosen,
         **{**TRAINING, **changed},
@@ -122,6 +122,34 @@ def test_a_finished_student_goes_on_by_another_method(model, output):  # noqa: F
     assert max(change.abs().max() for change in changes(model, first).values()) > 1e-2
     with pytest.raises(ValueError, match="a student of another teacher"):
         distil(tiny("sd15", seed=5), student(start_lora=published))
+
+
+def progressive(student_prediction):
+    return methods.ProgressiveDistillation().make(
+        start_steps=2,
+        target_steps=1,
+        iterations=1,
+        learning_rate=HARDLY,
+        guidance_scale=1.0,
+        weighting="truncated_snr",
+        student_prediction=student_prediction,
+    )[0]
+
+
+def test_a_student_that_predicts_otherwise_is_refused(model, output):  # noqa: F811
+    """Of the same teacher, whose weights alone do not tell it."""
+    of_v, of_eps = (distil(model, student(), method=progressive(kind)) for kind in ("v_prediction", "as_teacher"))
+    said = r"start_lora is fewstep/{}\.safetensors, a student that predicts {}, and this run's predicts {}; allowed are"
+    with pytest.raises(ValueError, match=said.format(of_v, "v_prediction", "eps")):
+        distil(model, student(start_lora=f"fewstep/{of_v}.safetensors"), name="refused")
+    with pytest.raises(ValueError, match=said.format(of_eps, "eps", "v_prediction")):
+        distil(
+            model,
+            student(start_lora=f"fewstep/{of_eps}.safetensors"),
+            name="refused",
+            method=progressive("v_prediction"),
+        )
+    assert not starting_lora.folders.run_named("refused").path.exists()
 
 
 def test_a_rank_that_is_too_low_says_what_it_loses(model, output, caplog):  # noqa: F811

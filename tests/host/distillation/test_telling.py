@@ -71,6 +71,19 @@ def test_what_comes_in_time_is_not_delayed(clock, messages):
     assert clock.now == pytest.approx(101.5)
 
 
+def test_a_start_does_not_wait_for_its_words(clock, messages):
+    """Begun, hashing, encoding, probing and the first iteration, in a moment; a sixth message makes the second full."""
+    from comfyui_fewstep.nodes.distillation.telling import METRICS
+
+    with messages.of_run(Named("a"), node="5"):
+        for phase in ("hashing", "encoding", "probing"):
+            messages.begin(phase)
+        messages.offer(METRICS, {"run": "a", "iteration": 1}, important=True)
+        assert clock.now == 100.0
+        messages.offer(METRICS, {"run": "a", "iteration": 2}, important=True)
+        assert clock.now == 101.0
+
+
 def test_a_tab_that_opens_later_finds_the_newest_message(clock, messages):
     from comfyui_fewstep.nodes.distillation.telling import METRICS
 

@@ -150,24 +150,24 @@ def test_quantised_weights_are_taken_over_as_what_they_stand_for(form):
 def test_a_teacher_is_the_same_wherever_its_weights_are_and_each_style_another(kind, monkeypatch):
     model, *_ = training(kind)
     wired = [model, styled(model), styled(model, seed=1), styled(styled(model), seed=1)]
-    resident = [teacher.sha256(one) for one in wired]
+    resident = [teacher.hashed(one).sha256 for one in wired]
     offload(model, monkeypatch)
-    assert [teacher.sha256(one) for one in wired] == resident
+    assert [teacher.hashed(one).sha256 for one in wired] == resident
     assert len(set(resident)) == len(wired)
     with torch.inference_mode():
         next(model.model.diffusion_model.parameters()).add_(1.0)
-    assert teacher.sha256(model) not in resident
+    assert teacher.hashed(model).sha256 not in resident
 
 
 @PAGING
 def test_a_teacher_in_pages_is_the_same_and_each_style_another(monkeypatch):
     model, *_ = training("flux")
     wired = [model, styled(model), styled(model, seed=1)]
-    resident = [teacher.sha256(one) for one in wired]
+    resident = [teacher.hashed(one).sha256 for one in wired]
     comfy.model_management.unload_all_models()
     paging.install(monkeypatch, room=0)
     pages = paging.paged(model)
-    found = [teacher.sha256(one) for one in (pages, styled(pages), styled(pages, seed=1))]
+    found = [teacher.hashed(one).sha256 for one in (pages, styled(pages), styled(pages, seed=1))]
     assert found == resident
     assert len(set(found)) == 3
 
@@ -175,15 +175,15 @@ def test_a_teacher_in_pages_is_the_same_and_each_style_another(monkeypatch):
 @pytest.mark.parametrize("form", quantised.formats())
 def test_a_quantised_teacher_is_known_by_every_part(form):
     model, *_ = quantised.tiny("flux", form)
-    first = teacher.sha256(model)
+    first = teacher.hashed(model).sha256
     again, *_ = quantised.tiny("flux", form)
-    assert teacher.sha256(again) == first
+    assert teacher.hashed(again).sha256 == first
     parts = {name: part for name, part in quantised.contents(model).items() if "img_attn.qkv.weight" in name}
     assert parts
     for part in parts.values():
         with torch.inference_mode():
             part.view(-1)[0] ^= 1
-        assert teacher.sha256(model) != first
+        assert teacher.hashed(model).sha256 != first
         with torch.inference_mode():
             part.view(-1)[0] ^= 1
 
@@ -193,13 +193,13 @@ def test_a_run_of_the_first_version_knows_its_teacher(with_style, monkeypatch):
     model, *_ = training("sd15")
     wired = styled(model) if with_style else model
     said = tensors_sha256(dict(host.training.loaded(wired).diffusion_model.state_dict()))
-    assert teacher.sha256(wired) != said
-    assert teacher.sha256(wired, begun_with=said) == said
+    assert teacher.hashed(wired).sha256 != said
+    assert teacher.hashed(wired, begun_with=said).sha256 == said
     other = styled(model, seed=1)
-    assert teacher.sha256(other, begun_with=said) == teacher.sha256(other)
+    assert teacher.hashed(other, begun_with=said).sha256 == teacher.hashed(other).sha256
     offload(model, monkeypatch)
-    assert teacher.sha256(other, begun_with=tensors_sha256(dict(model.model.diffusion_model.state_dict()))) == (
-        teacher.sha256(other)
+    assert teacher.hashed(other, begun_with=tensors_sha256(dict(model.model.diffusion_model.state_dict()))).sha256 == (
+        teacher.hashed(other).sha256
     ), "weights that lie bare say nothing of a style"
 
 
@@ -238,29 +238,29 @@ def test_weights_are_hashed_once(monkeypatch, tmp_path):
         lambda tensors, **_: hashed.append(sum(t.numel() for t in tensors.values())) or own(tensors),
     )
     whole = sum(value.numel() for value in model.model.diffusion_model.parameters()) // 2
-    first = teacher.sha256(model)
-    assert teacher.sha256(styled(model)) != first == teacher.sha256(model)
+    first = teacher.hashed(model).sha256
+    assert teacher.hashed(styled(model)).sha256 != first == teacher.hashed(model).sha256
     assert sum(size > whole for size in hashed) == 1
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"as it was")
     twins = [training_from(file) for _ in range(3)]
     hashed.clear()
-    assert [teacher.sha256(twin) for twin in twins[:2]] == [first, first]
+    assert [teacher.hashed(twin).sha256 for twin in twins[:2]] == [first, first]
     assert sum(size > whole for size in hashed) == 1, "loaded again from the same file"
     monkeypatch.setattr(host.identity, "_of_networks", weakref.WeakKeyDictionary())  # as in a new process
-    assert teacher.sha256(training_from(file)) == first
+    assert teacher.hashed(training_from(file)).sha256 == first
     assert sum(size > whole for size in hashed) == 1
     changed = training_from(file, seed=1)
-    assert teacher.sha256(changed) != first, "the sample tells of weights that are not the file's"
+    assert teacher.hashed(changed).sha256 != first, "the sample tells of weights that are not the file's"
     assert sum(size > whole for size in hashed) == 2
     os.utime(file, ns=(1, 1))
-    assert teacher.sha256(twins[2]) == first
+    assert teacher.hashed(twins[2]).sha256 == first
     assert sum(size > whole for size in hashed) == 3
     file.write_bytes(b"written anew")
-    assert teacher.sha256(twins[2]) == first
+    assert teacher.hashed(twins[2]).sha256 == first
     assert sum(size > whole for size in hashed) == 4
     (tmp_path / "known.json").write_bytes(b"{")
-    assert teacher.sha256(twins[2]) == first
+    assert teacher.hashed(twins[2]).sha256 == first
     assert sum(size > whole for size in hashed) == 5
 
 

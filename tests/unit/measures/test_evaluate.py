@@ -1,6 +1,6 @@
 import pytest
 import torch
-from comfyui_fewstep.trainers.measures.charts import loss_chart, picture_grid, quality_chart
+from comfyui_fewstep.trainers.measures.charts import curves_chart, loss_chart, picture_grid, quality_chart
 from comfyui_fewstep.trainers.measures.digits import DigitClassifier, split, to_latents, to_pictures
 from comfyui_fewstep.trainers.measures.evaluate import (
     DigitJudge,
@@ -91,7 +91,9 @@ def test_the_table_has_a_row_for_each_score():
 
 def test_charts_draw_something_in_range():
     rows = {"teacher": torch.rand(4, 8, 8, 3), "student": torch.rand(4, 8, 8, 3)}
-    for chart in (quality_chart(SCORES), loss_chart({"a": [1.0, 0.5], "b": [0.4]}), picture_grid(rows)):
+    curves = {"teacher, DDIM": {1: (9.0, 0.5), 31: (0.1, 0.2)}, "student": {1: (1.0, 0.1)}}
+    over = curves_chart(curves, over="calls", value="distance", beside="teacher")
+    for chart in (quality_chart(SCORES), loss_chart({"a": [1.0, 0.5], "b": [0.4]}), picture_grid(rows), over):
         assert chart.ndim == 3
         assert chart.shape[-1] == 3
         assert 0.0 <= chart.min() < chart.max() <= 1.0

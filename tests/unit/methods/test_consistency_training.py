@@ -18,6 +18,7 @@ from comfyui_fewstep.trainers.objective.grid import Grid
 from comfyui_fewstep.trainers.objective.method import Lesson, TeacherKind
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
+from comfyui_fewstep.trainers.training.average import Average
 from comfyui_fewstep.trainers.training.loop import train
 from comfyui_fewstep.trainers.training.options import TrainOptions
 from gaussian import FAMILIES, gaussian_denoiser, table
@@ -78,7 +79,7 @@ def test_levels_double_in_phases_of_equal_length():
 @pytest.mark.parametrize("iteration", [0, 79])
 def test_levels_come_up_as_the_lognormal_says(family, iteration):
     """iCT, section 3.5, by its own erf formula in r = noise over signal, and by count."""
-    made = method(family, first_levels=8, last_levels=16)
+    made = method(family, first_levels=8, last_levels=16, level_choice=LevelChoice.LOGNORMAL)
     levels = trained_levels(Grid.TRAILING, 8 if iteration == 0 else 16, table=table(family)).double()
     ratio = levels / (1 - levels) if family is FLOW else levels
     z = (ratio.log() + 1.1) / (2.0 * 2**0.5)
@@ -89,6 +90,42 @@ def test_levels_come_up_as_the_lognormal_says(family, iteration):
     assert float(counts.sum()) == 1.0
     assert (counts - expected).abs().max() < 4 * (0.25 / 40000) ** 0.5
     assert 0.01 < counts[0] < 0.9, "the largest level too, from which one step begins"
+
+
+@pytest.mark.parametrize("distance", [0.1, 3.0])
+def test_latents_learn_as_the_papers_pictures_do_at_half_of_everything(distance):
+    """iCT's numbers are for deviation 0.5: at deviation 1 the same picture has twice the noise and twice the error.
+
+    So a level's share is that of half of it, its weight half of that, and the distance twice that of half the error.
+    """
+    levels = torch.tensor([80.0, 20.0, 3.0, 0.7, 0.1, 0.02])
+    shares = LevelChoice.LOGNORMAL.likelihoods(levels / 2, family=VE)
+    torch.testing.assert_close(LevelChoice.LOGNORMAL_LATENTS.likelihoods(levels, family=VE), shares)
+    weights = LevelChoice.LOGNORMAL.weight(levels[:-1] / 2, levels[1:] / 2)
+    torch.testing.assert_close(LevelChoice.LOGNORMAL_LATENTS.weight(levels[:-1], levels[1:]), weights / 2)
+    error = distance * 0.001 * torch.ones(1, 7, dtype=torch.float64)
+    halved = 2.0 * Distance.PSEUDO_HUBER((error / 2).square())
+    torch.testing.assert_close(Distance.PSEUDO_HUBER_LATENTS(error.square()), halved)
+    assert float(options().distance(error.square())) == pytest.approx(float(halved)), "the default is for latents"
+    assert options().level_choice is LevelChoice.LOGNORMAL_LATENTS
+
+
+def test_the_average_that_teaches_grows_with_the_levels():
+    """CT, appendix C: mu(k) = exp(s_0 ln mu_0 / N(k)), N counting points, of which there is one more than are taught."""
+    chosen = options(iterations=400, first_levels=1 + 9, last_levels=80, target_decay=0.9, target_growth=True)
+    for k in range(400):
+        points = chosen.levels_at(k) + 1
+        assert chosen.decay_at(k) == pytest.approx(math.exp(11 * math.log(0.9) / points), rel=1e-12)
+    assert chosen.decay_at(0) == pytest.approx(0.9)
+    assert chosen.decay_at(399) == pytest.approx(0.9 ** (11 / 81))
+    (stage,) = chosen.on(TeacherKind(family=VE, table=table(VE))).stages()
+    weight = torch.zeros(1)
+    average, expected = Average([weight], decay=stage.target_decay), 0.0
+    for k in range(400):
+        weight.fill_(math.sin(k))
+        average.update(k)
+        expected = chosen.decay_at(k) * expected + (1.0 - chosen.decay_at(k)) * math.sin(k)
+    assert float(average.state_dict()["average.0"]) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -265,6 +302,7 @@ def test_options_come_back_as_they_were_written():
         ({"steps": 200}, "steps is 200"),
         ({"iterations": 0}, "iterations is 0"),
         ({"learning_rate": 0.0}, r"learning_rate is 0\.0"),
+        ({"target_growth": True}, "target_growth is on, but target_decay is 0"),
         ({"target_decay": -0.1}, r"target_decay is -0\.1"),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 import torch
 from comfyui_fewstep.trainers.methods import METHODS, read_method
 from comfyui_fewstep.trainers.methods.consistency import ConsistencyOptions
+from comfyui_fewstep.trainers.methods.consistency_training import ConsistencyTrainingOptions
 from comfyui_fewstep.trainers.objective.consistency_function import spaced_levels, trained_levels
 from comfyui_fewstep.trainers.objective.grid import Grid
 from comfyui_fewstep.trainers.objective.method import TeacherKind
@@ -43,15 +44,24 @@ def test_seventeen_levels_of_the_edm_grid_are_song_et_als_eighteen_points():
     ("name", "chosen"),
     [
         ("consistency_distillation", {**CHOSEN, "levels": 18}),
-        ("consistency_training", {"steps": 2, "iterations": 5, "learning_rate": 1e-4, "last_levels": 18}),
+        (
+            "consistency_training",
+            {"steps": 2, "iterations": 5, "learning_rate": 1e-4, "first_levels": 18, "last_levels": 18},
+        ),
     ],
 )
-def test_a_run_whose_levels_counted_something_else_is_refused(name, chosen, tmp_path):
-    """Of the edm grid, where they counted one more. On the other grids a run of old goes on."""
+def test_a_run_of_old_goes_on_along_the_levels_that_it_was_begun_on(name, chosen, tmp_path):
+    """On the edm grid levels counted one more: 18 points. What is not read from the run but chosen anew is another training."""
     for grid in Grid:
         old = {**chosen, "grid": grid.value}
         run = RunFolder(tmp_path, grid.value)
         now = METHODS[name].read(old).on(TEACHER)
+        begun = read_method(name, old)
+        levels = 17 if grid is Grid.EDM else 18
+        assert len(_levels(begun)) == levels + 1, "which are 18 points of the edm grid"
+        with pytest.raises(ValueError, match=f"student of {levels} trained levels"):
+            begun.schedule(levels + 1, table=LEVELS)
+        said_then = {f"method.{key}": value for key, value in begun.on(TEACHER).options().items()}
         said = {f"method.{key}": value for key, value in now.options().items()}
         older = {key: value for key, value in said.items() if key != "method.level_count"}
         run.path.mkdir()
@@ -59,11 +69,15 @@ def test_a_run_whose_levels_counted_something_else_is_refused(name, chosen, tmp_
         run.save_checkpoint(1, {"weight": torch.zeros(1)}, {})
         absent = {f"method.{key}": value for key, value in now.options_of_old().items()}
         if grid is Grid.EDM:
-            with pytest.raises(ValueError, match="levels counted one more on the edm grid"):
-                read_method(name, old)
             with pytest.raises(ValueError, match=r"method\.level_count: there points, here intervals"):
                 run.claim({"run": said, "free": {}}, absent=absent)
         else:
-            assert read_method(name, old).written() == now.options()
-            assert run.claim({"run": said, "free": {}}, absent=absent)
+            assert said_then == said
+        assert run.claim({"run": said_then, "free": {}}, absent=absent), "as the run itself says"
         assert read_method(name, now.options()).written() == now.options(), "a run of now is read again"
+
+
+def _levels(options):
+    """Those at the end of a training."""
+    at = {"iteration": 4} if isinstance(options, ConsistencyTrainingOptions) else {}
+    return options.trained_levels(**at, table=LEVELS)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from comfyui_fewstep.benchmarks.scenes.network import (
+    PREDICTIONS,
     SIGMA_MAX,
     SIGMA_MIN,
     SceneNetwork,
@@ -49,6 +50,19 @@ def test_a_network_that_knows_v_is_read_as_the_clean_sample():
         (math.pi / 4 - math.atan(SIGMA_MIN)) / (math.atan(SIGMA_MAX) - math.atan(SIGMA_MIN))
     )
     assert torch.equal(y, torch.ones(5, 30))
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_network_that_knows_what_it_predicts_is_read_as_the_clean_sample(prediction):
+    """Each by its definition, from the unit-variance mix alpha x0 + s eps."""
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = (torch.randn(5, 12, 8, 8, generator=generator) for _ in range(2))
+    sigma = torch.tensor([SIGMA_MIN, 0.3, 1.0, 7.0, SIGMA_MAX])
+    alpha, sine = (value[:, None, None, None] for value in (sigma.atan().cos(), sigma.atan().sin()))
+    said = {"x0": x0, "eps": eps, "v_prediction": alpha * eps - sine * x0, "x0_and_eps": torch.cat([x0, eps], dim=1)}
+    x = NoiseFamily.VARIANCE_EXPLODING.add_noise(x0, eps, sigma=sigma)
+    found = as_denoiser(lambda z, place, y: said[prediction], prediction=prediction)(x, sigma, y=torch.ones(5, 30))
+    assert torch.allclose(found, x0, atol=5e-5)
 
 
 def test_every_weight_learns_and_the_caption_is_heard():

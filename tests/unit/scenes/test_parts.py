@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from comfyui_fewstep.benchmarks.scenes import pages, students_page
+from comfyui_fewstep.benchmarks.scenes import ablation, pages, readme, students_page
 from comfyui_fewstep.benchmarks.scenes.parts import Parts
 
 
@@ -68,10 +68,10 @@ def test_aims_are_held_interval_and_all():
             made | {"settings": {"setting": ["Heun", 16, 1.0, "edm"], "calls": 31}, "figures": figures(5.0, 0.0)}
         ],
     }
-    near = students_page._aims({("progressive", 4): {0: [figures(5.0, 0.2)]}}, rows)[-1]
+    near = students_page.aims({("progressive", 4): {0: [figures(5.0, 0.2)]}}, rows)[-1]
     assert "1.00 +- 0.04 times (aim 1.05: reached) the teacher's best" in near
     assert "0.50 +- 0.02 times (aim 0.75: reached) the best solver" in near
-    wide = students_page._aims(
+    wide = students_page.aims(
         {("progressive", 4): {0: [figures(5.0, 0.3)]}, ("guidance", 4): {0: [figures(9.0)]}}, rows
     )[-1]
     assert "4 calls, progressive: 1.00 +- 0.06 times (aim 1.05: not reached)" in wide
@@ -93,3 +93,85 @@ def test_a_page_names_its_command_its_days_and_its_machine():
     assert "| DDIM, 4 steps, guidance 1, trailing | 4 | 1.00 +- 0.10 |" in page
     assert "- 4 calls: 1.00 +- 0.10 with DDIM, 1.00 times the teacher's best." in page
     assert "Not measured yet: 1, 2, 8, 16, 32 calls." in page
+
+
+def _book():
+    """Results of one solver, and of two methods, of which one was trained twice."""
+    part = {"machine": {"platform": "P", "cores": 2, "threads": 1}, "date": "2026-01-01", "seconds": 600.0}
+
+    def row(distance, **settings):
+        return part | {"settings": settings, "figures": figures(distance)}
+
+    solver = {"setting": ["DDIM", 4, 1.0, "trailing"]}
+    solvers = {f"DDIM, {n} calls, noise 0": row(8.0 / n, calls=n, **solver) for n in (1, 2, 4, 8)}
+    solvers |= {f"floor: {name}": row(0.0) for name in readme.FLOORS}
+    students = {
+        f"{label}, 1 calls, training {seed}, noise {k}": row(value + k, calls=1)
+        for label, seed, value in (("progressive", 0, 2.0), ("progressive", 1, 4.0), ("consistency", 0, 1.0))
+        for k in range(2)
+    }
+    options = {"method": "m", "passes": "p", "options": {}}
+    students |= {f"training: {name}": row(0.0, **options) for name in ("progressive, 0", "consistency, 0")}
+    return {"command": "solvers", "parts": solvers}, {"command": "students", "parts": students}
+
+
+def test_the_readmes_tables_follow_the_number_of_trainings():
+    """Of two trainings the interval is over their means, 2.5 and 4.5; of one over its noise seeds, 1 and 2."""
+    block = readme.block(*_book(), None)
+    assert f"| progressive |  |  |  | 3.50 +- {12.706:.2f} | 2 |" in block
+    assert "| consistency |  |  |  | 1.50 +- 6.35 | 1 |" in block
+    assert "| teacher, best solver | 1.00 +- 0.10 | 2.00 +- 0.10 | 4.00 +- 0.10 | 8.00 +- 0.10 |  |" in block
+    assert "- 1 call, consistency: 1.50 +- 6.35 times" in block
+    assert "some intervals overlap" in block
+    assert "after far more training: consistency 6.20, progressive 15.39; the same order." in block
+
+
+def test_a_block_takes_the_place_of_the_one_before_and_a_missing_mark_is_named():
+    text = f"before\n{readme.BEGIN}old\n{readme.END}\nafter\n"
+    assert readme.written(text, "new\n") == text.replace("old", "new")
+    with pytest.raises(ValueError, match=r"README.md lacks <!-- to here -->"):
+        readme.written(f"before\n{readme.BEGIN}old\n", "new\n")
+
+
+def test_the_page_tells_the_methods_order_in_one_call():
+    solvers, students = _book()
+    page = students_page.page(students, solvers)
+    assert "In one call, from the best: consistency 1.50 +- 6.35, progressive 3.50 +- 12.71" in page
+    assert "| progressive, 2 trainings | 1 | 3.50 +- 12.71 |" in page
+    assert students_page.chart(students, solvers).std() > 0.02
+
+
+def test_the_ablations_page_has_the_papers_table_beside_ours():
+    """A pair that diverged in one training has no figure, and stands in no order."""
+    part = {"machine": {"platform": "P", "cores": 2, "threads": 1}, "date": "2026-01-01"}
+    drawn = {"v_prediction, snr": (3.0, 1.0), "x0, truncated_snr": (2.0, 2.0), "eps, truncated_snr": (1.0, 1.0)}
+    parts = {
+        f"{pair}, training {seed}": part | {"figures": {"32": figures(many + seed), "4": figures(few + seed)}}
+        for pair, (many, few) in drawn.items()
+        for seed in range(2)
+    }
+    parts["eps, truncated_snr, training 1"]["figures"] = {"diverged": "the loss became nan"}
+    written = {"command": "python launch.py bench scenes ablation", "parts": parts}
+    page = ablation.page(written)
+    assert "| v_prediction | snr | 3.50 +- 6.35 | 3.500 +- 6.353 | 1.50 +- 6.35 | 1.500 +- 6.353 | 2 | 3.05 |" in page
+    assert "| eps | truncated_snr | diverged | - | diverged | - | 2 | diverged |" in page
+    assert "- 32 steps, from the least distance: x0 with truncated_snr 2.50, v_prediction with snr 3.50." in page
+    assert "- 4 steps, from the least distance: v_prediction with snr 1.50, x0 with truncated_snr 2.50." in page
+    assert "\n".join(ablation.order(written)) in readme.block(*_book(), written)
+
+
+def test_calibration_says_what_the_judges_saw():
+    """Beyond both intervals: 5.0 +- 0.1 for 1.0 +- 0.1 is, 1.15 +- 0.1 is not."""
+    floors = {"real scenes": 1.0, "real scenes, blurred": 5.0, "real scenes of one thing alone": 1.15}
+    lines = pages.calibration({f"floor: {name}": {"figures": figures(value)} for name, value in floors.items()})
+    assert lines[2:] == [
+        "- real scenes of one thing alone: Frechet at infinity 1.150 +- 0.100 for 1.000 +- 0.100, not seen.",
+        "- real scenes, blurred: Frechet at infinity 5.000 +- 0.100 for 1.000 +- 0.100, seen.",
+    ]
+
+
+def test_trainings_that_came_out_apart_are_named():
+    trainings = {0: [figures(1.0), figures(2.0)], 1: [figures(4.0), figures(5.0)]}
+    students = {("matching", 1): trainings, ("progressive", 1): {0: [figures(1.0)], 1: [figures(1.9)]}}
+    assert students_page.uneven(students) == ["- matching, 1 call: its trainings came out apart, at 1.50, 4.50.", ""]
+    assert students_page.uneven({("progressive", 1): students["progressive", 1]}) == []

@@ -1,6 +1,8 @@
 """Another name, a note, and a new run of the same settings: what is kept, and what is refused."""
 
 import json
+import os
+import pathlib
 
 import pytest
 from comfyui_fewstep.trainers.storage import keeping
@@ -89,10 +91,16 @@ def test_a_link_is_not_followed(change, run, tmp_path):
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b'{"nodes": ' + b"[" * 700 + b"]" * 700 + b"}"])
 def test_a_refused_change_changes_nothing(change, content, run):
     (run.path / "workflow.json").write_bytes(content)
-    before = {path: path.is_file() and path.read_bytes() for path in run.path.parent.rglob("*")}
+    before = snapshot(run)
     with pytest.raises(ValueError, match=r"workflow\.json"):
         change(run, "two")
-    assert {path: path.is_file() and path.read_bytes() for path in run.path.parent.rglob("*")} == before
+    assert snapshot(run) == before
+
+
+def snapshot(run):
+    """Of all runs, but for who looked whether one is trained."""
+    found = run.path.parent.rglob("*")
+    return {path: path.is_file() and path.read_bytes() for path in found if path.name != ".lock"}
 
 
 def test_a_long_text_is_told_by_its_beginning(run):
@@ -106,6 +114,76 @@ def test_a_long_text_is_told_by_its_beginning(run):
 def test_a_run_that_goes_on_is_not_renamed(run):
     with run.locked(), pytest.raises(ValueError, match="is being trained"):
         keeping.renamed(run, "two")
+
+
+def start(folder):
+    """What another process does meanwhile."""
+    with RunFolder(folder.parent, folder.name).locked():
+        pytest.fail("a start came between")
+
+
+def test_no_start_comes_between_the_look_and_the_rename(run, monkeypatch):
+    def between(workflow):
+        with pytest.raises(ValueError, match="is being trained"):
+            start(run.path)
+        return workflow
+
+    with monkeypatch.context() as patch:
+        found = run.workflow()
+        patch.setattr(RunFolder, "workflow", lambda _: between(found))
+        now = keeping.renamed(run, "two")
+    with now.locked(), pytest.raises(ValueError, match="is being trained"):
+        start(now.path)
+    assert not run.path.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows renames no folder in which a file is open")
+def test_a_start_that_waits_while_its_run_is_renamed_trains_no_other(run):
+    """It has opened the lock by the old name, and gets it when the folder has the new one."""
+    lock = run.lock
+    acquire = lock._lock.acquire
+
+    def acquired_late(**waiting):
+        acquire(**waiting)
+        run.path.rename(run.path.parent / "two")
+
+    lock._lock.acquire = acquired_late
+    with pytest.raises(ValueError, match="just renamed or deleted"), lock.held():
+        pytest.fail("it trains")
+
+
+def test_nobody_comes_to_a_clone_before_it_is_whole(run, monkeypatch):
+    """And one that fails leaves none behind."""
+
+    def copied(_, data):
+        with pytest.raises(ValueError, match="is being trained"):
+            start(data.parent)
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(keeping.shutil, "copytree", copied)
+    with pytest.raises(OSError, match="the disk is full"):
+        keeping.cloned(run, "two")
+    assert [path.name for path in run.path.parent.iterdir()] == ["one"]
+
+
+def test_a_run_that_is_trained_has_a_clone(run):
+    with run.locked():
+        assert keeping.cloned(run, "two").description() == SAID
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows removes no file that is open")
+def test_a_run_is_deleted_under_its_lock(run, monkeypatch):
+    unlink, tried = pathlib.Path.unlink, []
+
+    def unlinked(path, **options):
+        if path.name == ".lock":
+            tried.append(run.busy)
+        unlink(path, **options)
+
+    monkeypatch.setattr(pathlib.Path, "unlink", unlinked)
+    run.delete()
+    assert tried[0]
+    assert not run.path.exists()
 
 
 def test_a_note_is_kept_and_told(run):

@@ -1,11 +1,9 @@
-"""x0 and eps predicted at once: the paper's combination, what it is good for, and how such a network begins."""
+"""x0 and eps predicted at once: the paper's combination, and what it is good for."""
 
-import pytest
 import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
-from comfyui_fewstep.trainers.students.x0_and_eps import as_before, combined_x0, combining, doubled
+from comfyui_fewstep.trainers.students.x0_and_eps import combined_x0
 from gaussian import signal_and_noise
-from torch.nn import Conv2d
 
 VE = NoiseFamily.VARIANCE_EXPLODING
 
@@ -40,25 +38,3 @@ def test_right_predictions_give_x0_and_an_error_is_never_made_larger():
         error = combined_x0(x, wrong, sigma=sigma) - x0
         torch.testing.assert_close(error, share.expand_as(x0), atol=1e-9, rtol=1e-9)
         assert error.abs().max() <= 1.0
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_doubled_network_is_its_teacher_before_and_near_it_as_a_student(bias):
-    """As v from its eps channels exactly; combined, equal where there is no noise or nothing else."""
-    layer = Conv2d(3, 4, 3, padding=1, bias=bias).double()
-    twice = doubled(layer)
-    assert twice.out_channels == 8
-    assert all(value.requires_grad for value in twice.parameters())
-    x, sigma = random(9, 4, 5, 5), levels(9)
-    level = sigma.reshape(-1, 1, 1, 1)
-
-    def v_of(network):
-        return lambda x, sigma, y: network(y * x[:, :3] / (1 + level**2).sqrt())
-
-    v = v_of(layer)(x, sigma, y=2.0)
-    expected = x / (1 + level**2) - level / (1 + level**2).sqrt() * v
-    torch.testing.assert_close(as_before(v_of(twice))(x, sigma, y=2.0), expected)
-    learning = combining(v_of(twice))(x, sigma, y=2.0)
-    torch.testing.assert_close(learning[[0, -1]], expected[[0, -1]], atol=0.05, rtol=0.05)
-    twice(random(1, 3, 5, 5)).sum().backward()
-    assert all(value.grad is None for value in layer.parameters())

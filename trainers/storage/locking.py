@@ -1,0 +1,58 @@
+"""Who may write in a run's folder: one process at a time. The system drops the lock when a process dies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .places import is_regular
+
+_LOOK_SECONDS = 1.0
+"""How long the lock is waited for: whoever only looks whether a run is trained holds it for less than a millisecond."""
+
+
+class Lock:
+    """Of a file in the folder of a run of that name."""
+
+    def __init__(self, file: Path, *, name: str) -> None:
+        self._file, self._name, self._lock = file, name, FileLock(file)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """ValueError while another process holds it, and where the folder was renamed or deleted while it was waited for."""
+        try:
+            self._lock.acquire(timeout=_LOOK_SECONDS)
+        except Timeout as error:
+            raise ValueError(
+                f"the run {self._name!r} is being trained by another process; stop it, wait, or choose another name."
+            ) from error
+        try:
+            if not is_regular(self._file):  # what is locked is in the folder of another name, or in none
+                raise ValueError(f"the run {self._name!r} was just renamed or deleted.")
+            yield
+        finally:
+            self._lock.release()
+
+    def let_go_to_move(self) -> None:
+        """Before the folder is renamed, or the file removed, while it is held.
+
+        Windows does neither with a file that is open, and so keeps it from whoever comes between. Elsewhere it stays held.
+        """
+        if os.name == "nt":
+            self._lock.release()
+
+    @property
+    def taken(self) -> bool:
+        """Whether a process holds it now. To know, it is taken for a moment, which `held` waits for."""
+        if not is_regular(self._file):
+            return False
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        self._lock.release()
+        return False
