@@ -29,6 +29,9 @@ export const STYLE = `
   .heard { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 `;
 
+/** What editors leave free above and below an element on a node, together. */
+export const AROUND = 20;
+
 /** An element of ours, whose shadow keeps its look from the page's and the page's from it. */
 export function define(name, kind) {
   if (!customElements.get(name)) customElements.define(name, kind);

@@ -1,7 +1,7 @@
 // Puts the training panel on the nodes that train or watch a run.
 import { app } from "../../scripts/app.js";
 import "./fewstep_panel_element.js";
-import { addElement, atRemoval, every, fit, isLinked } from "./fewstep_elements.js";
+import { AROUND, addElement, atRemoval, every, fit, isLinked, textScale } from "./fewstep_elements.js";
 import { STATE, begin, subscribe } from "./fewstep_service.js";
 
 const NODES = ["FewStepMakeItFast", "FewStepDistill", "FewStepWatchRun"];
@@ -20,16 +20,19 @@ function runNamed(node) {
 
 function addPanel(node) {
   const panel = document.createElement("fewstep-panel");
-  let tall = false;
+  const height = () => (panel.large ? LARGE : Math.max(SMALL, (panel.small + AROUND) / textScale()));
+  let tall = 0;
   let told = null; // the run that the node itself said it began
   panel.watching = node.comfyClass === "FewStepWatchRun";
   if (!panel.watching) panel.onresume = () => app.queuePrompt(0, 1);
   panel.onsize = () => {
-    if (panel.large === tall) return;
-    tall = panel.large;
+    const needed = height();
+    if (needed === tall) return;
+    tall = needed;
     fit(node);
   };
-  addElement(node, "training", panel, { height: () => (panel.large ? LARGE : SMALL) });
+  addElement(node, "training", panel, { height });
+  new ResizeObserver(panel.onsize).observe(panel); // a narrower node has its sentence in more lines
   const unsubscribe = subscribe("", (kind, data) => {
     if (kind === STATE && String(data.node).split(":").at(-1) === String(node.id)) told = data.run;
   });

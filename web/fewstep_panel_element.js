@@ -7,6 +7,7 @@ import { figures, heard, sentence } from "./fewstep_panel_words.js";
 import { PHASE, STATE, METRICS, cancelRun, fetchRun, isConnected, stopAfterCheckpoint, subscribe } from "./fewstep_service.js";
 
 const SECONDS_BETWEEN_LOOKS = 1;
+const GAP = 8; // at least what is between two rows
 const SECONDS_WITHOUT_A_WORD = 5; // of a run that another process trains, the folder is looked at
 const VIEWS = { loss: "Loss", bands: "Noise levels", measures: "Companion", rate: "Learning rate", pictures: "Pictures" };
 const MEASURES = ["gap", "cosine", "std", "real_std"]; // what shows a companion lagging, and contrast growing
@@ -90,6 +91,11 @@ class Panel extends HTMLElement {
   /** Whether there is more to show than a sentence. */
   get large() {
     return this.#known.curves.iteration.length > 0 || this.#known.previews.length > 0 || this.#known.state === "training";
+  }
+
+  /** The height in which all is seen while there is no more than a sentence, and buttons. */
+  get small() {
+    return this.sentence.offsetHeight + (this.buttons.hidden ? 0 : this.buttons.offsetHeight + GAP);
   }
 
   #forget() {
@@ -259,7 +265,7 @@ function content(view, { curves, stages }) {
 /** The losses of those who learn besides the student. */
 function companionLines({ measures, stage }) {
   const names = Object.keys(measures).filter((name) => name.endsWith("_loss"));
-  return names.map((name, i) => ({ label: name.replace("_", " "), values: smoothed(measures[name], stage), colour: BANDS[(3 + i) % 4][0] }));
+  return names.map((name, i) => ({ label: name.replace("_", " "), values: smoothed(measures[name], stage), colour: BANDS[i % 3][0], dash: BANDS[1 + (i % 3)][1] }));
 }
 
 function measureLines({ measures, stage }) {

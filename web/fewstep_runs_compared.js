@@ -12,7 +12,7 @@ const OWN_STYLE = `
   figure button { padding: 0; border: 0; width: 100%; cursor: zoom-in; }
   table { border-collapse: collapse; width: 100%; } caption { text-align: left; font-weight: 600; }
   th, td { text-align: left; padding: 0.1em 0.4em; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; font-weight: normal; }
-  th { color: var(--soft); overflow-wrap: normal; } .scroll { overflow: auto; }
+  td { min-width: 4.5em; } th { color: var(--soft); overflow-wrap: normal; } .scroll { overflow: auto; }
 `;
 
 class Compared extends HTMLElement {

@@ -12,7 +12,7 @@ const OWN_STYLE = `
   label { flex-wrap: nowrap; white-space: nowrap; } select { flex: 1; min-width: 0; }
   svg { width: 100%; height: 3.6em; flex: none; } polyline { fill: none; stroke: var(--student); stroke-width: 1.5; }
   circle { fill: var(--student); }
-  .steps { flex: 1; min-height: 3em; overflow: auto; }
+  .steps { flex: 1; min-height: 3em; overflow: auto; } :host([laid-out]) .steps { max-height: 22em; }
   table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
   th, td { text-align: right; padding: 0 0.6em; } th { position: sticky; top: 0; background: var(--ground); font-weight: normal; color: var(--soft); }
   .error { color: var(--error-text, #ff4444); white-space: pre-wrap; }
@@ -42,6 +42,10 @@ class Schedule extends HTMLElement {
 
   /** Called with the kind of model that was chosen. */
   onchoice = null;
+
+  connectedCallback() {
+    this.toggleAttribute("laid-out", this.closest("[data-node-id]") !== null); // where a node grows with what is on it
+  }
 
   disconnectedCallback() {
     this.#asking?.abort();

@@ -1,6 +1,6 @@
 // Shows what a node says in words, a command or a file's place, on the node itself, with a button that copies it.
 import { app } from "../../scripts/app.js";
-import { STYLE, addElement, copied, define, fit, make, showAfterRunning, textScale } from "./fewstep_elements.js";
+import { AROUND, STYLE, addElement, copied, define, fit, make, showAfterRunning, textScale } from "./fewstep_elements.js";
 
 const NODES = [
   ...["FewStepMakeItFast", "FewStepApplyRecipe", "FewStepWriteRun", "FewStepSaveStudent", "FewStepSaveStudentLoRA"],
@@ -9,7 +9,6 @@ const NODES = [
 const HEIGHT = 70; // at least
 const MOST = 400; // beyond it scrolls
 const BORDERS = 4;
-const AROUND = 20; // that editors leave above and below together
 const WIDTH = 420;
 
 const OWN_STYLE = `

@@ -1,7 +1,10 @@
 """Our elements where the editor draws nodes as elements too (Nodes 2.0), on hosts whose editor does."""
 
+from itertools import combinations
+
 import pytest
-from editing import SETTINGS, Editor
+from editing import SETTINGS, Editor, read
+from hosting import WORKFLOWS, api_twin, lacking
 from test_training_panel import begin, panel, points, press, sentence, wait_for_points
 
 
@@ -45,6 +48,16 @@ def test_the_steps_of_a_schedule(editor):
     shown.wait_for(state="detached")
 
 
+def test_a_long_table_of_steps_scrolls(editor):
+    editor.add("FewStepSchedule", steps=60, schedule="trailing")
+    shown = editor.page.locator("fewstep-schedule")
+    shown.locator("tbody tr").nth(59).wait_for(state="attached")
+    editor.wait_until_drawn()
+    steps = shown.get_by_label("Timesteps and noise levels of the steps")
+    inside, seen = steps.evaluate("e => [e.scrollHeight, e.clientHeight]")
+    assert inside > 2 * seen > 200
+
+
 def test_a_run_is_watched(editor, name):
     begin(editor, name, iterations=40)
     sentence(editor, "Not begun")
@@ -60,3 +73,49 @@ def test_a_run_is_watched(editor, name):
     press(editor, "Pictures")
     panel(editor).get_by_label("Training time").wait_for()
     assert panel(editor).locator("fewstep-compare").evaluate("compare => compare.offsetWidth") > 150
+
+
+def overlapping(editor):
+    """Pairs of nodes whose elements lie on each other, by their titles."""
+    boxes = editor.page.evaluate(
+        "() => [...document.querySelectorAll('[data-node-id]')].map(e => [e, e.getBoundingClientRect()])"
+        ".filter(([e, { width, height }]) => width > 0 && height > 0 && !e.parentElement.closest('[data-node-id]'))"
+        ".map(([e, { left, top, right, bottom }]) => [e.dataset.nodeId, left, top, right, bottom])"
+    )
+    found = {
+        (one[0], other[0])
+        for one, other in combinations(boxes, 2)
+        if one[0] != other[0] and overlap(one[1:], other[1:])
+    }
+    title = "ids => ids.map(id => app.graph.getNodeById(id).title)"
+    return [editor.page.evaluate(title, list(pair)) for pair in sorted(found)], len({box[0] for box in boxes})
+
+
+def overlap(one, other):
+    """Of boxes left, top, right, bottom: by more than a pixel of rounding."""
+    return all(one[i] < other[i + 2] - 1 and other[i] < one[i + 2] - 1 for i in (0, 1))
+
+
+def show_all(editor):
+    """All nodes of the graph in sight, since an editor lays out what is seen."""
+    editor.page.evaluate(
+        "() => { const of = ({ pos: [x, y], size: [w, h] }) => [x, y - 30, x + w, y + h], boxes = app.graph._nodes.map(of);"
+        " const [x, y] = [0, 1].map(i => Math.min(...boxes.map(box => box[i])));"
+        " const [right, bottom] = [2, 3].map(i => Math.max(...boxes.map(box => box[i])));"
+        " const view = app.canvas.ds; view.scale = Math.min(1, 1400 / (right - x), 1000 / (bottom - y));"
+        " view.offset = [150 / view.scale - x, 100 / view.scale - y]; app.canvas.setDirty(true, true) }"
+    )
+    editor.wait_until_drawn()
+    editor.page.wait_for_timeout(500)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_no_node_of_a_template_lies_on_another(path, editor):
+    if lacking(api_twin(path), editor.server.get("/object_info")):
+        pytest.skip("this host has not all of its nodes")
+    editor.load(read(path))
+    show_all(editor)
+    found, nodes = overlapping(editor)
+    assert nodes == len(read(path)["nodes"]), "all are laid out"
+    assert found == []

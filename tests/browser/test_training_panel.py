@@ -203,6 +203,15 @@ def test_a_companions_loss_stands_beside_the_students_and_its_gauges_apart(edito
     wait_for_points(editor, 1)
     shown = "() => document.querySelector('fewstep-panel').shadowRoot.querySelector('fewstep-chart').data"
     assert editor.page.evaluate(shown) == [[1, 2], [2.0, 2.0], [2.0, 2.0], [0.125, 0.125]]
+    colours = (
+        panel(editor)
+        .locator("fewstep-chart")
+        .evaluate(
+            "chart => [...chart.shadowRoot.querySelectorAll('.u-legend .u-series')].map(row =>"
+            " [row.querySelector('.u-label').textContent, getComputedStyle(row.querySelector('.u-marker')).borderTopColor])"
+        )
+    )
+    assert len({colour for label, colour in colours if label in ("smoothed", "fake loss")}) == 2
     press(editor, "Companion")
     assert editor.page.evaluate(shown) == [[1, 2], *([value] * 2 for value in (0.5, 0.75, 1.25, 1.0))]
     editor.set(node, run_name="another run")
@@ -234,6 +243,10 @@ def test_watch_run_says_what_to_do_next(editor, runs, name):
     (folder / "run.json").write_text(json.dumps({"run": {"method": "m", "teacher_sha256": "ab"}}))
     sentence(editor, "Written, and not started yet. Start it with Write Run's command in a terminal", seconds=30)
     panel(editor).get_by_role("button", name="Copy command").wait_for()
+    editor.page.wait_for_function(
+        "() => { const panel = document.querySelector('fewstep-panel'), bottom = e => e.getBoundingClientRect().bottom;"
+        " return bottom(panel.command) <= bottom(panel) + 1 }"
+    )
     assert not panel(editor).get_by_role("button", name="Resume").is_visible()
     line = {"iterations": 9, "stage": 0, "stage_name": "s", "x0_error": 0.25, "gradient_norm": 1.0, "loss": 1.0}
     line |= {"learning_rate": 0.1, "band_errors": [None], "iteration": 3}

@@ -73,14 +73,14 @@ def test_they_are_kept_for_another_process_and_a_clone_until_a_start_without_the
     with monkeypatch.context() as patched:
         patched.setattr(observing.Preview, "__call__", lambda self, metrics: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            train(model, previews=previews_of(), checkpoint_every=2)
+            train(model, previews=previews_of(), checkpoint_every=2, iterations=4)
     run = RunFolder(run_folder(output, "run").parent, "run")
     data = type(
         "Data", (), {"device": torch.device("cpu"), "first": lambda self, count: observing.Batch(torch.ones(1), {})}
     )
     for kept in (run, keeping.cloned(run, "another")):
         assert [prompt for prompt, _ in preview_prompts.kept(kept, data())] == ["a red fox", LONG, "a blue house"]
-    train(model, checkpoint_every=2)
+    train(model, checkpoint_every=2, iterations=4)
     assert preview_pictures.about(newest(output))["prompts"] is None
     assert preview_prompts.kept(run, data()) == []
 
