@@ -101,6 +101,12 @@ TRIALS = {
         passes="1082 of 1.5 + 1 + 2 x 3, of which 1032 of 2 + 1 + 3 more",
         steps=(4,),
     ),
+    "matching in 4 by landings": Trial(
+        method=DistributionMatching.name,
+        options={**_MATCHING, "rollout": "landings", "steps": 4, "iterations": 1032, "learning_rate": 1e-4},
+        passes="1082 of 1.5 + 1 + 2 x 3, of which 1032 of 2 + 1 + 3 more",
+        steps=(4,),
+    ),
     "matching in 1": Trial(
         method=DistributionMatching.name,
         options={**_MATCHING, "steps": 1, "iterations": 1158, "learning_rate": 2e-4},

@@ -66,7 +66,7 @@ class DistributionMatching:
                     Rollout,
                     Rollout.FRESH_NOISE,
                     "How the student draws. fresh_noise: as LCM, gamma 1 (DMD2). deterministic: gamma 0. segments: gamma 0, each "
-                    "step matched on the levels that it spans (TDM).",
+                    "step matched on the levels that it spans (TDM). landings: the same on all levels above, which is steadier.",
                 ),
                 "strength": _one_of(
                     Strength,

@@ -46,12 +46,19 @@ class Rollout(Enum):
     """How the student draws what is matched. FRESH_NOISE: each step's x0 is noised afresh, gamma 1 (DMD2).
 
     DETERMINISTIC: gamma 0. SEGMENTS: gamma 0, and of each step it is what it lands on that is matched, on the levels that the
-    step spans (TDM: arXiv 2503.06674).
+    step spans (TDM: arXiv 2503.06674). LANDINGS: the same on all levels above, where a teacher tells pictures from what is none;
+    low levels alone let the last steps drift (our own, seen on the drawn world).
     """
 
     FRESH_NOISE = "fresh_noise"
     DETERMINISTIC = "deterministic"
     SEGMENTS = "segments"
+    LANDINGS = "landings"
+
+    @property
+    def matches_landings(self) -> bool:
+        """Whether a step is matched where it lands, not at its x0."""
+        return self in (Rollout.SEGMENTS, Rollout.LANDINGS)
 
     @property
     def gamma(self) -> float:
@@ -220,7 +227,7 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
         sigma, sigma_next = (sigmas[step + i].expand(len(x)) for i in range(2))
         x0 = lesson.student(x, sigma, **lesson.batch.condition).float()
         x_s, sigma_s = x0, torch.zeros_like(sigma)
-        if self._options.rollout is Rollout.SEGMENTS:
+        if self._options.rollout.matches_landings:
             x_s, sigma_s = self.family.jump(x, x0, sigma=sigma, sigma_next=sigma_next), sigma_next
         return {"x_t": x, "sigma": sigma, "x0": x0, "x_s": x_s, "sigma_s": sigma_s, "start": start}
 
@@ -240,9 +247,9 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
 
     def _noised(self, lesson: Lesson, example: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(x (B, ...), sigma (B,), the noise in it): what is matched, noised to a random level, of the step's own in segments."""
-        low, high = 0.0, float("inf")
+        low, high = float(example["sigma_s"][0]), float("inf")
         if self._options.rollout is Rollout.SEGMENTS:
-            low, high = float(example["sigma_s"][0]), float(example["sigma"][0])
+            high = float(example["sigma"][0])
         sigma, noise = self._levels(lesson, low, high), lesson.noise()
         x = noised(example["x_s"], noise, sigma_s=example["sigma_s"], sigma=sigma, family=self.family)
         return x, sigma, noise

@@ -93,7 +93,9 @@ def test_options_come_back_from_json():
     assert DistributionMatchingOptions.read(chosen.written()) == chosen
 
 
-@pytest.mark.parametrize(("rollout", "gamma"), [("fresh_noise", 1.0), ("deterministic", 0.0), ("segments", 0.0)])
+@pytest.mark.parametrize(
+    ("rollout", "gamma"), [("fresh_noise", 1.0), ("deterministic", 0.0), ("landings", 0.0), ("segments", 0.0)]
+)
 def test_the_recipe_samples_as_the_student_was_drawn(rollout, gamma):
     made = method(FLOW, steps=4, rollout=rollout, companion_first=7)
     recipe = made.recipe(stage=0, prediction_type="flow")

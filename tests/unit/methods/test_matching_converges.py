@@ -93,6 +93,7 @@ FORMS = {
     "diff-instruct and swiftbrush": ({"strength": "score", "learning_rate": 3e-2}, COND),
     "decoupled": ({"guidance_scale": 3.0, "guidance": "decoupled"}, EMPTY + 3.0 * (COND - EMPTY)),
     "tdm": ({"steps": 2, "rollout": "segments"}, COND),
+    "landings": ({"steps": 2, "rollout": "landings"}, COND),
     "two steps": ({"steps": 2}, COND),
     "deterministic": ({"steps": 2, "rollout": "deterministic", "learning_rate": 2e-2}, COND),
 }
