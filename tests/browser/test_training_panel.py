@@ -112,11 +112,10 @@ def test_a_run_is_watched_cancelled_reloaded_resumed_and_finished(editor, runs, 
 
 def test_cancel_is_said_at_once_and_touches_no_other_job(editor, runs, name):
     """The shown run is trained by another process, this one; meanwhile the server trains something else."""
-    begin(editor, name, iterations=4000)
-    other = f"{name} other"
-    editor.server.queue(demo(other, FewStepProgressiveDistillation={"iterations": 100}), client="another tab")
-    run = RunFolder(runs, name)
+    other, run = f"{name} other", RunFolder(runs, name)
     with run.locked():
+        begin(editor, name, iterations=4000)
+        editor.server.queue(demo(other, FewStepProgressiveDistillation={"iterations": 100}), client="another tab")
         sentence(editor, "Preparing the training")
         press(editor, "Cancel")
         sentence(editor, "Cancelling ... the state is saved first.")

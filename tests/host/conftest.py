@@ -3,6 +3,7 @@
 import uuid
 
 import pytest
+from comfyui_fewstep.commands.embedded import import_host
 from comfyui_fewstep.commands.server import serving
 from hosting import Client
 
@@ -10,6 +11,7 @@ from hosting import Client
 @pytest.fixture(scope="session", autouse=True)
 def no_waiting_for_messages():
     """Nobody listens to what runs in this process say, so that none of them waits with its next word; see telling."""
+    import_host()  # before nodes, whichever test comes first
     from comfyui_fewstep.nodes.distillation import telling
 
     telling.MESSAGES._sleep = lambda seconds: None

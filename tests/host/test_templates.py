@@ -69,6 +69,7 @@ SMALL_DATA = {
     "FewStepMakeItFast": {"prompts": "7\n3", "side": 32, "pictures": 4, "iterations": 3},
     "FewStepImageFolder": {"resolution": 32, "bucket_step": 8, "caption": "7"},
     "FewStepTrainingPrompts": {"prompts": "7\n3", "width": 32, "height": 32},
+    "FewStepPreviewPrompts": {"prompts": "7\n3"},
     "FewStepTeacherPictures": {"prompts": "7\n3", "width": 32, "height": 32, "pictures_per_prompt": 2, "steps": 4},
 }
 

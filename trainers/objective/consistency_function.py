@@ -43,7 +43,10 @@ def level_count_of_old(grid: Grid) -> dict[str, str]:
 
 def counted_as_begun(options: Mapping[str, Any]) -> Mapping[str, Any]:
     """A consistency run's options (JSON values), which may be older than level_count, with what its levels count."""
-    return {**level_count_of_old(Grid(options.get("grid", Grid.TRAILING.value))), **options}
+    grid = options.get("grid", Grid.TRAILING.value)
+    if grid not in [known.value for known in Grid]:
+        return options  # whoever reads them refuses it by name
+    return {**level_count_of_old(Grid(grid)), **options}
 
 
 def trained_levels(grid: Grid, count: int, *, table: Tensor) -> Tensor:
