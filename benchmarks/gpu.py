@@ -2,8 +2,8 @@
 
 Wants a CUDA card, and says so where there is none; COMFYUI_PATH and COMFYUI_PYTHON name a current ComfyUI, which is set up as its
 own server is. Each cell is written as it comes and not measured twice; what an error ends, too little memory say, is a cell with
-its words. Rooms of less than the card are made by another process that holds the rest of it. Writes benchmarks/results/gpu.md,
-gpu.json.
+its words, which the next start tries again. Rooms of less than the card are made by another process that holds the rest of it.
+Writes benchmarks/results/gpu.md, gpu.json.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ CARDS = (0, 24, 16, 12, 8)
 """GiB of a card that are there; 0 for all of it."""
 HOLDING = {"pages": [], "no pages": ["--disable-dynamic-vram"]}
 """Options of the host by how it holds weights."""
+FIRST = 3
+"""So many that end alike at the beginning end the benchmark: a card's time is dear."""
 READY = (
     "Ready and not run here, for whoever has the data and the weights: docs/examples.md, CIFAR-10 and an SD1.5 LoRA "
     "(docs/examples/cifar10.json, docs/examples/sd15_lora.json)."
@@ -230,12 +232,18 @@ def measure(wanted: list[Cell], folder: Path, *, command: str) -> None:
     parts = Parts(folder / "gpu.json", command=command, sources=[])
     card = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     settings = {"card": card, "torch": torch.__version__, "host": _host()}
-    wanted = [cell for cell in wanted if cell.label not in parts.written["parts"]]
-    child = Child(wanted)
+    known = parts.written["parts"]
+    for label in [label for label, part in known.items() if "error" in part["figures"]]:
+        del known[label]
+    wanted = [cell for cell in wanted if cell.label not in known]
+    child, errors = Child(wanted), []
     try:
         for cell in wanted:
-            parts.part(cell.label, settings, functools.partial(child.figures, cell))
+            found = parts.part(cell.label, settings, functools.partial(child.figures, cell))
             (folder / "gpu.md").write_text(page(parts.written), encoding="utf-8")
+            errors.append(found.get("error"))
+            if len(errors) == FIRST and errors[0] and len(set(errors)) == 1:
+                sys.exit(f"The first {FIRST} cells all ended with: {errors[0]} Nothing more was tried.")
     finally:
         child.end()
 

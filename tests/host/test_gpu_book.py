@@ -193,7 +193,16 @@ def test_a_process_goes_on_behind_the_cell_that_ended_the_one_before(tmp_path, c
     assert asked[1]["cells"][0][0].startswith("Flux")
     assert ["torch.distributed.run" in command for command in Feigned.started] == [False] * 4 + [True]
     gpu.main(["--folder", str(tmp_path), "--weights", "bf16", "--parts", "training"])
-    assert len(Feigned.started) == 5, "nothing is measured twice"
+    again = [json.loads(command[-1])["cells"] for command in Feigned.started[5:]]
+    wan = ["Wan 1.3B, 832 x 480, 81 frames", "bf16", "training", 8]
+    assert again == [[wan], [wan]], "nothing is measured twice but what an error ended, with pages and without"
+
+
+def test_a_host_that_cannot_start_costs_no_more_than_three_cells(tmp_path, card, monkeypatch):
+    monkeypatch.setattr(Feigned, "answers", lambda self: iter(()))
+    with pytest.raises(SystemExit, match=r"first 3 cells all ended with: torch\.OutOfMemoryError: 80 GiB"):
+        gpu.main(["--folder", str(tmp_path)])
+    assert len(Feigned.started) == 3
 
 
 def test_two_processes_want_two_cards(monkeypatch):
