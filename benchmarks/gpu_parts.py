@@ -9,15 +9,15 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
-import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +31,11 @@ from ..trainers.objective.weighting import Weighting
 from ..trainers.processes.group import Processes
 from ..trainers.storage.run_folder import RunFolder
 from ..trainers.students.adapters import LoRAOptions
-from ..trainers.students.student import Student, probe_writes_in_place
+from ..trainers.students.student import probe_writes_in_place
 from ..trainers.training.loop import train
 from ..trainers.training.options import TrainOptions
+from . import quantised
+from .architectures_parts import scatter
 from .gpu_room import Room
 from .gpu_shapes import SHAPES, Shape
 
@@ -96,18 +98,10 @@ def _network(shape: Shape, precision: str, *, device: torch.device, generator: t
     return made
 
 
-@contextmanager
-def _weights_at_once() -> Iterator[None]:
+def _weights_at_once() -> AbstractContextManager[object]:
     """Inside, layers have weights when they are made; where the host pages them, it waits for the file's."""
     memory = sys.modules.get("comfy.memory_management")
-    before = getattr(memory, "aimdo_enabled", False)
-    try:
-        if before:
-            memory.aimdo_enabled = False  # type: ignore[union-attr]
-        yield
-    finally:
-        if before:
-            memory.aimdo_enabled = True  # type: ignore[union-attr]
+    return mock.patch.object(memory, "aimdo_enabled", False) if hasattr(memory, "aimdo_enabled") else nullcontext()
 
 
 def _config(shape: Shape, precision: str, **how: Any) -> Any:
@@ -122,16 +116,11 @@ def _config(shape: Shape, precision: str, **how: Any) -> Any:
 
 def _scaled(network: torch.nn.Module, *, device: torch.device) -> dict[str, Tensor]:
     """Its linear layers as files of today have them in float8, with a scale for each."""
-    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
-
     form, state = "float8_e4m3fn", {}
-    mark = torch.tensor(list(json.dumps({"format": form}).encode()), dtype=torch.uint8)
-    for name, layer in network.named_modules():
-        if hasattr(layer, "in_features") and layer.in_features % 16 == layer.out_features % 16 == 0:
-            layout = QUANT_ALGOS[form]["comfy_tensor_layout"]
-            quantised = QuantizedTensor.from_float(layer.weight.to(device), layout, scale="recalculate")
-            state |= {key: value.cpu() for key, value in quantised.state_dict(f"{name}.weight").items()}
-            state[f"{name}.comfy_quant"] = mark
+    for name, layer in quantised.linear_layers(network):
+        weight = quantised.as_quantised(layer.weight.to(device), form)
+        state |= {key: value.cpu() for key, value in weight.state_dict(f"{name}.weight").items()}
+        state[f"{name}.comfy_quant"] = quantised.mark(form)
     return state
 
 
@@ -261,7 +250,7 @@ def _gradient(subject: Subject, model: Any, *, gradient_checkpointing: bool = Fa
         torch.inference_mode(False),
         students.student_of(model, lora, seed=0, gradient_checkpointing=gradient_checkpointing) as student,
     ):
-        _scatter(student)
+        scatter(student)
         student.writes_in_place = probe_writes_in_place(student, batch)
         sigma = torch.full((1,), 0.6, device=batch.x0.device)
         with torch.no_grad():
@@ -277,13 +266,6 @@ def _smaller(subject: Subject) -> Batch:
     """A latent of half the height and width, so that there is room for all that a pass holds without checkpointing."""
     one = subject.data.first(1)
     return dataclasses.replace(one, x0=one.x0[..., ::2, ::2].contiguous())
-
-
-def _scatter(student: Student) -> None:
-    """Adapters that all count: at first one of each pair is zero."""
-    generator = torch.Generator().manual_seed(1)
-    for value in student.parameters():
-        value.data.copy_(0.02 * torch.randn(value.shape, generator=generator))
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

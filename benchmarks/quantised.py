@@ -32,21 +32,17 @@ def formats() -> list[str]:
 def comfy_quant(architecture: Architecture, form: str, *, old_keys: bool = False) -> Made:
     """Of the host's own quantised class. old_keys: of the files of scaled float8 before it, which the host converts."""
     import comfy.utils
-    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 
     plain = architecture.model()
     with torch.inference_mode():
         state = _weights(plain)
-        for name, layer in _linear_layers(plain):
-            layout = QUANT_ALGOS[form]["comfy_tensor_layout"]
-            quantised = QuantizedTensor.from_float(layer.weight.data, layout, scale="recalculate")
+        for name, layer in linear_layers(plain.model.diffusion_model):
+            quantised = as_quantised(layer.weight.data, form)
             state |= quantised.state_dict(f"{name}.weight")
             if old_keys:
                 state[f"{name}.scale_weight"] = state.pop(f"{name}.weight_scale")
             else:
-                state[f"{name}.comfy_quant"] = torch.tensor(
-                    list(json.dumps({"format": form}).encode()), dtype=torch.uint8
-                )
+                state[f"{name}.comfy_quant"] = mark(form)
             layer.weight.copy_(quantised.dequantize())
         if old_keys:
             state["scaled_fp8"] = torch.empty(2, dtype=torch.float8_e4m3fn)
@@ -71,7 +67,7 @@ def gguf(architecture: Architecture, form: str, *, pack: Path) -> Made:
     plain = architecture.model()
     with torch.inference_mode():
         state = _weights(plain)
-        for name, layer in _linear_layers(plain):
+        for name, layer in linear_layers(plain.model.diffusion_model):
             packed = quants.quantize(layer.weight.numpy(), kind)
             state[f"{name}.weight"] = made.GGMLTensor(
                 torch.from_numpy(packed), tensor_type=kind, tensor_shape=layer.weight.shape
@@ -102,12 +98,23 @@ def _weights(model: Any) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.model.diffusion_model.state_dict().items()}
 
 
-def _linear_layers(model: Any) -> list[tuple[str, Any]]:
+def as_quantised(weight: Tensor, form: str) -> Any:
+    """A weight in the host's own class, with a scale of its own."""
+    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+
+    return QuantizedTensor.from_float(weight, QUANT_ALGOS[form]["comfy_tensor_layout"], scale="recalculate")
+
+
+def mark(form: str) -> Tensor:
+    """What a file says beside a layer's weight of that form."""
+    return torch.tensor(list(json.dumps({"format": form}).encode()), dtype=torch.uint8)
+
+
+def linear_layers(network: nn.Module) -> list[tuple[str, Any]]:
     """Those that all formats can hold."""
-    layers = model.model.diffusion_model.named_modules()
     return [
         (name, layer)
-        for name, layer in layers
+        for name, layer in network.named_modules()
         if isinstance(layer, nn.Linear) and layer.in_features % 32 == layer.out_features % 32 == 0
     ]
 

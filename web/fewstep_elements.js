@@ -53,6 +53,11 @@ export function keepKeys(element) {
   element.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.stopPropagation());
 }
 
+/** Marks an element on a node that an editor lays out as elements, Nodes 2.0: there a node grows with what is on it. */
+export function markLaidOut(element) {
+  element.toggleAttribute("laid-out", element.closest("[data-node-id]") !== null);
+}
+
 /** Whether a text is on the clipboard now, which is closed to pages that come over plain HTTP from another machine. */
 export async function copied(text) {
   return navigator.clipboard ? navigator.clipboard.writeText(text).then(() => true, () => false) : false;

@@ -1,7 +1,7 @@
 // What a training run looks like while it goes on and afterwards: state, curves, pictures, and the buttons to stop and resume.
 import "./fewstep_chart.js";
 import "./fewstep_previews.js";
-import { STYLE, copied, define, make } from "./fewstep_elements.js";
+import { STYLE, copied, define, make, markLaidOut } from "./fewstep_elements.js";
 import { smoothed } from "./fewstep_chart.js";
 import { figures, heard, sentence } from "./fewstep_panel_words.js";
 import { PHASE, STATE, METRICS, cancelRun, fetchRun, isConnected, stopAfterCheckpoint, subscribe } from "./fewstep_service.js";
@@ -65,7 +65,7 @@ class Panel extends HTMLElement {
 
   connectedCallback() {
     // Nodes 2.0 lays nodes out as elements and gives each widget the room that its content asks for, not what we name
-    this.toggleAttribute("laid-out", this.closest("[data-node-id]") !== null);
+    markLaidOut(this);
     this.#follow();
   }
 

@@ -1,5 +1,5 @@
 // The steps of a schedule, a recipe or a method's student: what the network is told at each, and a picture of how the noise falls.
-import { STYLE, define, figure, make } from "./fewstep_elements.js";
+import { STYLE, define, figure, make, markLaidOut } from "./fewstep_elements.js";
 import { ask } from "./fewstep_service.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -44,7 +44,7 @@ class Schedule extends HTMLElement {
   onchoice = null;
 
   connectedCallback() {
-    this.toggleAttribute("laid-out", this.closest("[data-node-id]") !== null); // where a node grows with what is on it
+    markLaidOut(this);
   }
 
   disconnectedCallback() {

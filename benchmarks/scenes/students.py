@@ -70,6 +70,12 @@ _MATCHING = {
     "companion_first": 50,
     "rollout": "segments",
 }
+_IN_4 = Trial(
+    method=DistributionMatching.name,
+    options={**_MATCHING, "steps": 4, "iterations": 1032, "learning_rate": 1e-4},
+    passes="1082 of 1.5 + 1 + 2 x 3, of which 1032 of 2 + 1 + 3 more",
+    steps=(4,),
+)
 TRIALS = {
     "progressive": Trial(
         method=Progressive.name,
@@ -95,18 +101,8 @@ TRIALS = {
         },
         passes="1925 of 2 x 2 + 1 + 3",
     ),
-    "matching in 4": Trial(
-        method=DistributionMatching.name,
-        options={**_MATCHING, "steps": 4, "iterations": 1032, "learning_rate": 1e-4},
-        passes="1082 of 1.5 + 1 + 2 x 3, of which 1032 of 2 + 1 + 3 more",
-        steps=(4,),
-    ),
-    "matching in 4 by landings": Trial(
-        method=DistributionMatching.name,
-        options={**_MATCHING, "rollout": "landings", "steps": 4, "iterations": 1032, "learning_rate": 1e-4},
-        passes="1082 of 1.5 + 1 + 2 x 3, of which 1032 of 2 + 1 + 3 more",
-        steps=(4,),
-    ),
+    "matching in 4": _IN_4,
+    "matching in 4 by landings": dataclasses.replace(_IN_4, options={**_IN_4.options, "rollout": "landings"}),
     "matching in 1": Trial(
         method=DistributionMatching.name,
         options={**_MATCHING, "steps": 1, "iterations": 1158, "learning_rate": 2e-4},

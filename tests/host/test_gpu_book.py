@@ -198,6 +198,16 @@ def test_a_process_goes_on_behind_the_cell_that_ended_the_one_before(tmp_path, c
     assert again == [[wan], [wan]], "nothing is measured twice but what an error ended, with pages and without"
 
 
+def test_a_book_of_one_card_is_started_again_without_harm(tmp_path, card, monkeypatch):
+    """What wants two cards is told again, and stands as before."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for _ in range(2):
+        gpu.main(["--folder", str(tmp_path), "--models", "SDXL, 1024 px", "Flux, 1024 px", "--parts", "training"])
+        page = (tmp_path / "gpu.md").read_text()
+        assert "| Flux, 1024 px | fp8 | no pages, 2 processes | - | - | **error** | - | - | - | - |" in page
+        assert page.count("this machine has 1 card") == 6
+
+
 def test_a_host_that_cannot_start_costs_no_more_than_three_cells(tmp_path, card, monkeypatch):
     monkeypatch.setattr(Feigned, "answers", lambda self: iter(()))
     with pytest.raises(SystemExit, match=r"first 3 cells all ended with: torch\.OutOfMemoryError: 80 GiB"):
