@@ -32,6 +32,11 @@ from .scenes.parts import Parts
 PROCESSES = (1, 2)
 CARDS = (0, 24, 16, 12, 8)
 """GiB of a card that are there; 0 for all of it."""
+STEPPING = {
+    "training": "progressive distillation",
+    "matching": "distribution matching, with an update of the companion and the teacher's guidance",
+}
+"""Parts of which the page has a table over cards, and what an optimiser step is one of."""
 HOLDING = {"pages": [], "no pages": ["--disable-dynamic-vram"]}
 """Options of the host by how it holds weights."""
 FIRST = 3
@@ -65,8 +70,8 @@ def cells() -> list[Cell]:
     found = []
     for holding, model, precision in itertools.product(HOLDING, SHAPES, PRECISIONS):
         if holding == "pages":
-            found += [Cell(model, precision, "gradients", 0, holding)]
-        found += [Cell(model, precision, "training", card, holding) for card in CARDS]
+            found += [Cell(model, precision, part, 0, holding) for part in ("gradients", "plan")]
+        found += [Cell(model, precision, part, card, holding) for part in STEPPING for card in CARDS]
         found += [Cell(model, precision, "sampling", 0, holding)]
     found += [Cell(model, precision, "training", 0, "no pages", 2) for model in SHAPES for precision in PRECISIONS]
     return found
@@ -142,13 +147,15 @@ def page(written: Figures) -> str:
         "|---|---|---|--:|--:|--:|--:|",
         *_rows(parts, "sampling", _sampling),
         "",
-        "Seconds of a LoRA's optimiser step of progressive distillation with gradient checkpointing, rank 16, on the whole card "
-        "and on so much of it. *GiB*: the most that torch held on the whole card, weights that lie in pages not counted; *of "
-        "weights*: what the host had on it then.",
+        "*GiB* below: the most that torch held on the whole card, weights that lie in pages not counted; *of weights*: what the "
+        "host had on it then.",
         "",
-        "| model | weights | held in | GiB | of weights | " + " | ".join(_card(card) for card in CARDS) + " |",
-        "|---|---|---|--:|--:|" + "--:|" * len(CARDS),
-        *_training_rows(parts),
+        *itertools.chain.from_iterable(_stepping(parts, part) for part in STEPPING),
+        "The plan before a run over the run: progressive distillation with gradient checkpointing, on the whole card.",
+        "",
+        "| model | weights | held in | seconds a step | plan over run | GiB | plan over run |",
+        "|---|---|---|--:|--:|--:|--:|",
+        *_rows(parts, "plan", _plan),
         "",
         "The least cosine of a LoRA's gradients with those of weights that lie on the card whole, with checkpointing and "
         "without, just loaded and after a drawing; and the share of the weights that was on the card.",
@@ -173,7 +180,7 @@ def _rows(parts: Figures, part: str, said: Any) -> Iterator[str]:
     for cell in cells():
         found = parts.get(cell.label)
         if cell.part == part and found is not None:
-            holding = f" {cell.holding} |" if part == "sampling" else ""
+            holding = f" {cell.holding} |" if part != "gradients" else ""
             told = "**error**" if "error" in found else said(found)
             yield f"| {cell.model} | {cell.precision} |{holding} {told} |"
 
@@ -191,14 +198,25 @@ def _gradients(found: Figures) -> str:
     return " | ".join(told)
 
 
-def _training_rows(parts: Figures) -> Iterator[str]:
+def _plan(found: Figures) -> str:
+    step, held = found["planned step"] / found["step"], found["planned bytes"] / found["bytes"]
+    return f"{found['step']:.2f} | {step:.2f} | {found['bytes'] / GIB:.2f} | {held:.2f}"
+
+
+def _stepping(parts: Figures, part: str) -> Iterator[str]:
+    """The table of one of STEPPING."""
+    yield f"Seconds of a LoRA's optimiser step of {STEPPING[part]}, gradient checkpointing, rank 16, on so much of the card:"
+    yield ""
+    yield "| model | weights | held in | GiB | of weights | " + " | ".join(_card(card) for card in CARDS) + " |"
+    yield "|---|---|---|--:|--:|" + "--:|" * len(CARDS)
     for model, precision, holding, processes in itertools.product(SHAPES, PRECISIONS, HOLDING, PROCESSES):
-        row = [parts.get(Cell(model, precision, "training", card, holding, processes).label) for card in CARDS]
+        row = [parts.get(Cell(model, precision, part, card, holding, processes).label) for card in CARDS]
         if any(row):
             whole = row[0] or {}
             held = " | ".join(f"{whole[key] / GIB:.2f}" if key in whole else "-" for key in ("bytes", "weights"))
             many = f", {processes} processes" if processes > 1 else ""
             yield f"| {model} | {precision} | {holding}{many} | {held} | {' | '.join(map(_seconds, row))} |"
+    yield ""
 
 
 def _seconds(found: Figures | None) -> str:

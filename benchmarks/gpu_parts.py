@@ -26,7 +26,9 @@ from torch import Tensor
 from ..samplers.few_step import sample_few_step
 from ..samplers.schedules import trailing_sigmas
 from ..trainers.data.batches import Batch, TensorData
+from ..trainers.methods.distribution_matching import DistributionMatchingOptions, Rollout
 from ..trainers.methods.progressive import ProgressiveOptions
+from ..trainers.objective.method import MethodOptions
 from ..trainers.objective.weighting import Weighting
 from ..trainers.processes.group import Processes
 from ..trainers.storage.run_folder import RunFolder
@@ -69,7 +71,7 @@ class Subject:
         drawn = torch.randn(batch, *shape.latent, generator=generator, device=device)
         latents = inputs.latents_for_training(self.model, {"samples": self.model.model.process_latent_out(drawn)})
         condition = inputs.condition_for_training(self.model, prompt, latents=latents, name="positive")
-        self.data = TensorData(x0=latents, condition=condition)
+        self.data = TensorData(x0=latents, condition=condition, unconditional=condition)
 
     def now(self) -> float:
         """When everything asked of the device is done."""
@@ -175,25 +177,65 @@ def _timed(subject: Subject, contenders: dict[str, Callable[[], object]], turn: 
     return seconds
 
 
+PROGRESSIVE = ProgressiveOptions(
+    start_steps=2,
+    target_steps=1,
+    iterations=ITERATIONS,
+    weighting=Weighting.TRUNCATED_SNR,
+    learning_rate=1e-5,
+    guidance_scale=1.0,
+)
+MATCHING = DistributionMatchingOptions(
+    steps=4,
+    iterations=ITERATIONS,
+    learning_rate=1e-5,
+    guidance_scale=2.0,
+    companion_first=0,
+    companion_updates=1,
+    rollout=Rollout.LANDINGS,
+)
+LORA = LoRAOptions(rank=16, alpha=16.0)
+
+
 def training(subject: Subject, bench: Bench, room: float) -> dict[str, float]:
     """Seconds of a LoRA's optimiser step with gradient checkpointing; the most bytes that torch held, and the host of weights."""
+    return _trained(subject, bench, room, PROGRESSIVE)
+
+
+def matching(subject: Subject, bench: Bench, room: float) -> dict[str, float]:
+    """The same of distribution matching: one update of the companion and one of the student, with the teacher's guidance."""
+    return _trained(subject, bench, room, MATCHING)
+
+
+def plan(subject: Subject, bench: Bench, room: float) -> dict[str, float]:
+    """What the plan of a run says before it, beside what the run then takes: seconds of a step, bytes beyond the MODEL."""
+    from ..nodes.distillation import planning, running
+
+    bench.leave(room)
+    trial = planning.Trial(
+        model=subject.model,
+        run=RunFolder(bench.folder, "plan"),
+        method=running.method_on(subject.model, PROGRESSIVE, empty_prompt=True),
+        student=LORA,
+        sample=subject.data.first(1),
+    )
+    planned = planning.planned(trial, TrainOptions(batch_size=1, gradient_checkpointing=True))
+    return {
+        "planned step": planned.costs[0].iteration.seconds,
+        "planned bytes": planned.held,
+        **_trained(subject, bench, room, PROGRESSIVE),
+    }
+
+
+def _trained(subject: Subject, bench: Bench, room: float, options: MethodOptions) -> dict[str, float]:
     from ..nodes.distillation import running, students
 
     bench.leave(room)
-    options = ProgressiveOptions(
-        start_steps=2,
-        target_steps=1,
-        iterations=ITERATIONS,
-        weighting=Weighting.TRUNCATED_SNR,
-        learning_rate=1e-5,
-        guidance_scale=1.0,
-    )
-    method = running.method_on(subject.model, options, empty_prompt=False)
+    method = running.method_on(subject.model, options, empty_prompt=True)
     stamps: list[float] = []
-    lora = LoRAOptions(rank=16, alpha=16.0)
     with (
         torch.inference_mode(False),
-        students.student_of(subject.model, lora, seed=0, gradient_checkpointing=True) as student,
+        students.student_of(subject.model, LORA, seed=0, gradient_checkpointing=True) as student,
     ):
         student.writes_in_place = probe_writes_in_place(student, subject.data.first(1))
         train(
@@ -285,6 +327,8 @@ def _draw(subject: Subject) -> None:
 PARTS: dict[str, Callable[[Subject, Bench, float], dict[str, Any]]] = {
     "gradients": gradients,
     "training": training,
+    "matching": matching,
+    "plan": plan,
     "sampling": sampling,
 }
 
@@ -325,6 +369,8 @@ class Bench:
 
         with torch.inference_mode():  # as they were loaded: a quantised model cannot be unloaded otherwise
             comfy.model_management.unload_all_models()
+            if self._subject is not None and hasattr(self._subject[1].model, "detach"):
+                self._subject[1].model.detach()  # what a student's clone of it loaded, a host that pages leaves there
         gc.collect()
         comfy.model_management.soft_empty_cache()
         if self._room is not None:

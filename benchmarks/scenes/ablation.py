@@ -29,7 +29,7 @@ from ...trainers.training.loop import train
 from ...trainers.training.tally import NonFiniteLoss
 from . import curves, judges, pages, students, teacher
 from .judged import PICTURES, Jury, Row
-from .machine import RESULTS, ROOT
+from .machine import RESULTS, ROOT, device
 from .network import PREDICTIONS, SceneNetwork, as_denoiser, noise_levels
 from .parts import Parts
 from .solvers import Setting
@@ -51,7 +51,7 @@ Figures = dict[str, Any]
 
 def network(prediction: str) -> SceneNetwork:
     channels = (2 if prediction == "x0_and_eps" else 1) * CHANNELS
-    return SceneNetwork(channels=channels).to(memory_format=torch.channels_last)
+    return SceneNetwork(channels=channels).to(device(), memory_format=torch.channels_last)
 
 
 def trained(prediction: str, weighting: str, seed: int) -> Denoiser:

@@ -14,8 +14,14 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
+def device() -> torch.device:
+    """What the scenes' networks are on: the card where there is one. Judges read on the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def machine() -> dict[str, Any]:
-    return {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    said = {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return said | ({"card": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
 def save_picture(picture: Tensor, path: Path) -> None:

@@ -74,12 +74,15 @@ def named(parts: Figures, beginning: str) -> dict[str, Figures]:
 
 def made(written: Figures) -> str:
     """What regenerates it and what made it, in a sentence."""
-    machines = {
-        (p["machine"]["platform"], p["machine"]["cores"], p["machine"]["threads"]) for p in written["parts"].values()
-    }
-    said = "; ".join(f"{platform}, {cores} cores, {threads} threads" for platform, cores, threads in sorted(machines))
+    machines = {_machine(**part["machine"]) for part in written["parts"].values()}
     days = sorted({part["date"] for part in written["parts"].values()})
-    return f"`{written['command']}`, {' to '.join(dict.fromkeys((days[0], days[-1])))}, on {said}."
+    return (
+        f"`{written['command']}`, {' to '.join(dict.fromkeys((days[0], days[-1])))}, on {'; '.join(sorted(machines))}."
+    )
+
+
+def _machine(platform: str, cores: int, threads: int, card: str = "") -> str:
+    return ", ".join([platform, count(cores, "core"), count(threads, "thread"), *([card] if card else [])])
 
 
 def floors(parts: Figures) -> list[str]:

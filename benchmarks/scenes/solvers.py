@@ -15,6 +15,7 @@ from torch import Tensor
 from ...samplers.few_step import sample_few_step
 from ...samplers.noise import Denoiser, NoiseFamily, guided
 from ...trainers.objective.grid import Grid
+from .machine import device
 from .network import noise_levels
 
 FAMILY = NoiseFamily.VARIANCE_EXPLODING
@@ -88,16 +89,18 @@ class Counted:
 def draw(denoiser: Denoiser, chosen: Setting, *, noise: Tensor, captions: Tensor) -> Tensor:
     """Latents (N, 12, 8, 8) of noise and captions (N, 30). ValueError if it took other calls than it says."""
     counted = Counted(denoiser)
-    empty = {"y": torch.zeros(1, captions.shape[1])}
+    empty = {"y": torch.zeros(1, captions.shape[1], device=device())}
     model = guided(counted, guidance_scale=chosen.guidance_scale, unconditional=empty)
-    sigmas = Grid(chosen.grid).sigmas(chosen.steps, table=noise_levels())
+    sigmas = Grid(chosen.grid).sigmas(chosen.steps, table=noise_levels()).to(device())
     walk, found = solvers()[chosen.solver].walk, []
     for part, y in zip(noise.split(CHUNK), captions.split(CHUNK), strict=True):
-        start = FAMILY.initial(part, sigma=sigmas[0])
-        found.append(walk(model, start, sigmas.clone(), {"y": y}, disable=True))  # UniPC writes into the levels
+        start = FAMILY.initial(part.to(device()), sigma=sigmas[0])
+        found.append(
+            walk(model, start, sigmas.clone(), {"y": y.to(device())}, disable=True)
+        )  # UniPC writes into the levels
     if counted.rows != chosen.calls * len(noise):
         raise ValueError(f"{chosen} took {counted.rows / len(noise)} network calls for a picture, not {chosen.calls}.")
-    return torch.cat(found)
+    return torch.cat(found).cpu()
 
 
 def noise(count: int, *, seed: int) -> Tensor:

@@ -30,7 +30,7 @@ from ...trainers.training.options import TrainOptions
 from . import judges, students_page, teacher
 from .curves import TEST_SEED
 from .judged import PICTURES, Jury, Row
-from .machine import RESULTS, ROOT
+from .machine import RESULTS, ROOT, device
 from .network import as_denoiser, noise_levels
 from .parts import Parts
 from .solvers import CHUNK, FAMILY, noise
@@ -162,10 +162,10 @@ def drawn_row(jury: Jury, denoiser: Denoiser, chosen: MethodOptions, steps: int,
     """By a student in so many steps, of as many calls."""
     sigmas, noises = chosen.schedule(steps, table=noise_levels()), noise(jury.pictures, seed=seed)
     latents = [
-        draw_from_noise(denoiser, part, sigmas, {"y": y}, family=FAMILY, gamma=chosen.gamma)
+        draw_from_noise(denoiser, part.to(device()), sigmas, {"y": y.to(device())}, family=FAMILY, gamma=chosen.gamma)
         for part, y in zip(noises.split(CHUNK), jury.prompts.split(CHUNK), strict=True)
     ]
-    return jury.row(to_pictures(torch.cat(latents)), jury.prompts)
+    return jury.row(to_pictures(torch.cat(latents).cpu()), jury.prompts)
 
 
 def student(label: str, run: RunFolder, steps: int) -> Denoiser:

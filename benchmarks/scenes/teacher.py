@@ -29,7 +29,7 @@ from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.student import FullWeightsStudent
 from ...trainers.training.loop import Metrics, train
 from ...trainers.training.options import TrainOptions
-from .machine import RESULTS, ROOT, machine
+from .machine import RESULTS, ROOT, device, machine
 from .network import SIGMA_MAX, SIGMA_MIN, SceneNetwork, as_denoiser, noise_levels
 from .world import KINDS, Split, drawn, to_latents
 
@@ -63,7 +63,7 @@ def load_teacher(file: Path = FILE) -> SceneNetwork:
 
 
 def network_of(tensors: Mapping[str, Tensor]) -> SceneNetwork:
-    network = SceneNetwork().to(memory_format=torch.channels_last)
+    network = SceneNetwork().to(device(), memory_format=torch.channels_last)
     network.load_state_dict(dict(tensors))
     return network.eval().requires_grad_(False)
 
@@ -71,7 +71,7 @@ def network_of(tensors: Mapping[str, Tensor]) -> SceneNetwork:
 def training_data(count: int = PICTURES) -> TensorData:
     """The first scenes of the training split, and the empty prompt."""
     pictures, captions = drawn(Split.TRAIN, count)
-    return TensorData(x0=to_latents(pictures), condition={"y": captions}, unconditional=EMPTY)
+    return TensorData(x0=to_latents(pictures), condition={"y": captions}, unconditional=EMPTY, batch_device=device())
 
 
 @torch.no_grad()
@@ -83,9 +83,11 @@ def v_error(denoiser: Denoiser, *, count: int = 1024) -> float:
     found = torch.cat(
         [
             denoiser(x + s[:, None, None, None] * n, s, y=y) - x
-            for x, n, s, y in zip(*(value.split(128) for value in (x0, noise, sigma, captions)), strict=True)
+            for x, n, s, y in zip(
+                *(value.to(device()).split(128) for value in (x0, noise, sigma, captions)), strict=True
+            )
         ]
-    )
+    ).cpu()
     return float(((1.0 + sigma**-2.0) * found.square().mean(dim=(1, 2, 3))).mean())
 
 
@@ -116,7 +118,7 @@ class Watch:
     def _look(self, metrics: Metrics, iteration: int) -> None:
         with self._student.result():
             error = v_error(self._student.denoiser)
-            weights = {name: value.half() for name, value in self._student.module.state_dict().items()}
+            weights = {name: value.half().cpu() for name, value in self._student.module.state_dict().items()}
             write_tensors(HOME / f"at {iteration:06d}.safetensors", weights, metadata={})
         seconds = round(self._seconds_before + metrics.seconds, 1)
         point = {"run": self._run, "iteration": iteration, "seconds": seconds, "loss": metrics.loss, "v_error": error}
@@ -165,8 +167,8 @@ def _run(
         condition_dropout=DROPOUT,
     )
     student = FullWeightsStudent(
-        network.to(memory_format=torch.channels_last),
-        SceneNetwork(),
+        network.to(device(), memory_format=torch.channels_last),
+        SceneNetwork().to(device()),
         as_denoiser=lambda module: as_denoiser(module, precision=torch.bfloat16),
     )
     options = dataclasses.replace(OPTIONS, learning_rate_schedule=SCHEDULES[name])

@@ -64,7 +64,9 @@ def test_each_part_measures_each_shape(name, tmp_path, monkeypatch):
             assert quantised or gpu_parts.PRECISIONS[precision][0] in {value.dtype for value in held}
             assert found["sampling"].keys() == {"call", "lightning", "lcm", "euler", "rounds"}
             assert all(0.1 < found["sampling"][key] < 10.0 for key in ("lightning", "lcm", "euler"))
-            assert found["training"]["step"] > 0.0
+            assert all(found[part]["step"] > 0.0 for part in ("training", "matching", "plan"))
+            assert 0.2 < found["plan"]["planned step"] / found["plan"]["step"] < 5.0
+            assert found["plan"]["planned bytes"] > 0.0
             if "gradients" in found:
                 cosines = [value["cosine"] for value in found["gradients"].values() if isinstance(value, dict)]
                 assert len(cosines) == 4
@@ -102,6 +104,18 @@ def test_a_cell_that_an_error_ends_tells_it_and_the_next_goes_on(tmp_path, monke
     with gpu_parts.Bench(str(tmp_path)) as bench:
         assert bench.measured(name, "bf16", "training", 8.0) == {"error": "OutOfMemoryError: 80 GiB"}
         assert "call" in bench.measured(name, "bf16", "sampling", 0.0)
+
+
+def test_nothing_of_a_model_is_left_on_the_card_for_the_next_cell(tmp_path, monkeypatch):
+    """A student's clone had loaded it, of which the host knows nothing any more."""
+    name = "SD1.5, 512 px"
+    monkeypatch.setitem(gpu_parts.SHAPES, name, small(name))
+    with gpu_parts.Bench(str(tmp_path)) as bench:
+        bench.measured(name, "bf16", "training", 0.0)
+        model, left = bench._subject[1].model, []
+        monkeypatch.setattr(model, "detach", lambda *_: left.append(model), raising=False)
+        bench.leave(0.0)
+    assert left == [model]
 
 
 PUBLISHED = {"SD1.5": 859.5, "SDXL": 2567.5, "Z-Image": 6155.0, "Wan 1.3B": 1419.0, "Flux": 11901.4}
@@ -154,6 +168,10 @@ class Feigned:
             gradients |= {room: {"cosine": 1.0, "weights": 1.0} for room in ("all", "hardly any")}
             trained = {"step": 0.5 + card, "bytes": 3 * gpu.GIB, "weights": 5 * gpu.GIB}
             figures = {"sampling": sampled, "gradients": gradients, "training": trained}
+            figures |= {
+                "matching": {**trained, "step": 1.5},
+                "plan": {**trained, "planned step": 0.45, "planned bytes": gpu.GIB},
+            }
             yield "the host says something\n"
             yield gpu.MARK + json.dumps(figures[part])
 
@@ -180,6 +198,8 @@ def test_the_book_has_every_cell_goes_on_and_tells_errors(tmp_path, card):
     assert "| SDXL, 1024 px | fp8 | pages | 50.0 | 1.010 | 1.020 | 0.990 |" in page
     assert "| SDXL, 1024 px | bf16 | pages | 3.00 | 5.00 | 0.50 | 24.50 | 16.50 | 12.50 | 8.50 |" in page
     assert "| SDXL, 1024 px | bf16 | no pages, 2 processes | 3.00 | 5.00 | 0.50 | - | - | - | - |" in page
+    assert page.count("| SDXL, 1024 px | bf16 | pages | 3.00 | 5.00 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 |") == 1
+    assert "| SDXL, 1024 px | bf16 | pages | 0.50 | 0.90 | 3.00 | 0.33 |" in page
     assert "| SDXL, 1024 px | bf16 | 1.000000 | 1.000000 (1.00) | 0.999910 (0.20 to 0.50) | 1.000000 (1.00) |" in page
     wan = "Wan 1.3B, 832 x 480, 81 frames"
     assert f"| {wan} | fp8 | pages | 3.00 | 5.00 | 0.50 | 24.50 | 16.50 | 12.50 | **error** |" in page

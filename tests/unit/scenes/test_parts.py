@@ -88,7 +88,7 @@ def test_a_page_names_its_command_its_days_and_its_machine():
         },
     }
     page = pages.solvers_page(written)
-    assert "`python launch.py bench scenes solvers`, 2026-01-01 to 2026-01-02, on P, 2 cores, 1 threads." in page
+    assert "`python launch.py bench scenes solvers`, 2026-01-01 to 2026-01-02, on P, 2 cores, 1 thread." in page
     assert "| real scenes | - | 1.00 +- 0.10 |" in page
     assert "| DDIM, 4 steps, guidance 1, trailing | 4 | 1.00 +- 0.10 |" in page
     assert "- 4 calls: 1.00 +- 0.10 with DDIM, 1.00 times the teacher's best." in page
