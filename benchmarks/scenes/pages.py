@@ -81,8 +81,10 @@ def made(written: Figures) -> str:
     )
 
 
-def _machine(platform: str, cores: int, threads: int, card: str = "") -> str:
-    return ", ".join([platform, count(cores, "core"), count(threads, "thread"), *([card] if card else [])])
+def _machine(platform: str, cores: int, threads: int, *, card: str = "", torch: str = "") -> str:
+    """torch: of another version than the others'."""
+    said = [platform, count(cores, "core"), count(threads, "thread"), f"torch {torch}" if torch else "", card]
+    return ", ".join(filter(None, said))
 
 
 def floors(parts: Figures) -> list[str]:

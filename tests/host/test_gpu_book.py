@@ -115,7 +115,7 @@ def test_nothing_of_a_model_is_left_on_the_card_for_the_next_cell(tmp_path, monk
         model, left = bench._subject[1].model, []
         monkeypatch.setattr(model, "detach", lambda *_: left.append(model), raising=False)
         bench.leave(0.0)
-    assert left == [model]
+    assert model in left
 
 
 PUBLISHED = {"SD1.5": 859.5, "SDXL": 2567.5, "Z-Image": 6155.0, "Wan 1.3B": 1419.0, "Flux": 11901.4}
