@@ -48,6 +48,9 @@ METHODS: dict[str, Callable[[int], MethodOptions]] = {
 """By name, of so many iterations; progressive in two halvings."""
 SIDE = 24
 """Of the latents of tiny shapes."""
+FEW, LARGER = 3, 8
+"""Iterations, and of the digits times the batch, of runs whose memory is measured."""
+DIGITS = "digits"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,7 @@ class Tried:
 
         self._case, self._planning, self._running = case, planning, running
         with torch.inference_mode(False):
-            self.model, self.data = _digits() if case.model == "digits" else _tiny(case.model)
+            self.model, self.data = _digits() if case.model == DIGITS else _tiny(case.model)
         self._student = (
             students.FullWeights()
             if case.student == "full"
@@ -165,8 +168,12 @@ def times(case: Case) -> Figures:
 
 
 def memory(case: Case) -> Figures:
-    """What the plan says that the run holds beside its MODEL, and by how much the process then grew."""
-    tried = Tried(case)
+    """What the plan says that the run holds beside its MODEL, and by how much the process then grew.
+
+    Of a few iterations, and of the digits on larger batches, for the process's own accounting, in pages, counts beside little.
+    """
+    larger = LARGER if case.model == DIGITS else 1
+    tried = Tried(dataclasses.replace(case, iterations=FEW, batch=larger * case.batch))
     tried.trained()  # once, for what a process makes on its first time and keeps
     planned = tried.planned()
     ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -142,7 +142,7 @@ class Adapters:
             if adapter is None:
                 return output
             x = args[0] if args else kwargs["input"]
-            return output + self._scale * _low_rank(layer, adapter, x)
+            return torch.add(output, _low_rank(layer, adapter, x), alpha=self._scale)
 
         return add
 

@@ -294,9 +294,13 @@ class _Held(TorchDispatchMode):
             if isinstance(value, list | tuple):
                 self._note(value, made=made)
             elif type(value) in (Tensor, torch.nn.Parameter):  # others stand for tensors, which come by themselves
-                storage = value.untyped_storage()
-                if storage._cdata not in self._known:
-                    self._count(storage.nbytes() if made else 0, storage, storage._cdata)
+                self._know(value.untyped_storage(), made=made)
+            elif isinstance(value, torch.UntypedStorage):  # that a tensor is to be put on
+                self._know(value, made=made)
+
+    def _know(self, storage: torch.UntypedStorage, *, made: bool) -> None:
+        if storage._cdata not in self._known:
+            self._count(storage.nbytes() if made else 0, storage, storage._cdata)
 
     def _count(self, size: int, storage: torch.UntypedStorage, key: int) -> None:
         def gone(_: object) -> None:

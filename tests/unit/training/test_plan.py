@@ -89,6 +89,19 @@ def test_backward_and_its_gradients_are_counted():
     assert 4 * 2000 <= held <= 4 * 3000 + 64
 
 
+def test_another_tensor_on_memory_that_was_there_holds_nothing():
+    """As the MODEL's weights, made under inference mode, get tensors beside them that autograd may save."""
+    with torch.inference_mode():
+        weight = torch.ones(1000)
+
+    def work():
+        alias = torch.empty(0)
+        alias.set_(weight.untyped_storage(), 0, weight.size(), weight.stride())
+        return alias + torch.ones(10)[0]
+
+    assert most_held(work, CPU) == 4 * (10 + 1000)
+
+
 def waves(network):
     """Keeps eight activations for the way back, each as large as the 100 x 100 weights with a batch of 100."""
 
