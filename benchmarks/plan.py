@@ -78,8 +78,8 @@ def page(found: Sequence[tuple[Case, Figures]], *, command: str, about: dict[str
             f"({about['machine']['threads']} threads), {about['date']}, in processor time on a CPU.",
             "",
             f"Within {CLOSE:.0%}: {within[0]} of {len(found)} in time (the ratio in the middle), {within[1]} of {len(found)} in "
-            f"memory. The memory of the digits is that of {plan_parts.LARGER} times their batch: the process's own accounting is in "
-            "pages, which count beside little.",
+            f"memory. The memory of the digits is that of {plan_parts.LARGER} times their batch: the process's own accounting is "
+            "in pages, which count beside little.",
             "",
             "| model | method | student | run | plan over run | least to most | MiB held | plan over held |",
             "|---|---|---|--:|--:|--:|--:|--:|",
