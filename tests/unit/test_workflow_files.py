@@ -5,6 +5,8 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from contrast import contrast
+from PIL import ImageColor
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "workflows").glob("*.json"))
@@ -94,3 +96,22 @@ def test_no_model_of_ones_own_is_trained_on_pictures_of_one_prompt(path):
         if node["type"] == "FewStepProgressiveDistillation":
             start, _, _, _, rate, guidance, *_ = node["widgets_values"]
             assert (start <= 32, rate <= 1e-4, guidance >= 3) == (True, True, True)
+
+
+CANVASES = {"light": (214, 214, 214), "dark": (27, 27, 27)}
+"""What the editor draws behind a group, by theme."""
+TITLE_COVERS = 1 - 0.75**2
+"""Of a group's own colour, under its title: two layers of a quarter each."""
+
+
+def test_a_groups_title_can_be_read_in_both_themes():
+    """The editor draws the title in the group's colour on a mix of that with the canvas: no colour reaches 2.2 in both."""
+    found = []
+    for path in FILES:
+        for group in read(path).get("groups", []):
+            colour = ImageColor.getrgb(group["color"])
+            for theme, canvas in CANVASES.items():
+                behind = [TITLE_COVERS * c + (1 - TITLE_COVERS) * b for c, b in zip(colour, canvas, strict=True)]
+                if contrast(colour, behind) < 2:
+                    found.append((path.stem, group["title"], theme, round(contrast(colour, behind), 2)))
+    assert found == []
