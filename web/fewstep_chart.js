@@ -60,6 +60,9 @@ class Chart extends HTMLElement {
     this.shadowRoot.append(sheet, style, this.area);
   }
 
+  /** In em, where the element grows with its key, however long the names in it; null where plot and key share the element's height. */
+  plotHeight = null;
+
   connectedCallback() {
     for (const sized of [this, this.area]) this.#sizes.observe(sized); // a legend that wraps leaves the plot less room
     for (const root of [document.documentElement, document.body])
@@ -111,7 +114,8 @@ class Chart extends HTMLElement {
 
   #size() {
     const legend = this.area.querySelector(".u-legend")?.offsetHeight ?? 22;
-    return { width: Math.max(this.clientWidth, 50), height: Math.max(this.clientHeight - legend, 50) };
+    const height = this.plotHeight ? this.plotHeight * this.#em : Math.max(this.clientHeight - legend, 50);
+    return { width: Math.max(this.clientWidth, 50), height };
   }
 
   get #em() {
@@ -142,9 +146,9 @@ class Chart extends HTMLElement {
   /** Values that are missing are spanned, but nothing joins one stage to the next. */
   #series({ label, colour, dash, faint }, all) {
     return {
-      label, dash, width: faint ? 1 : 2, alpha: faint ? 0.35 : 1, stroke: () => this.#colour(colour),
+      label, dash, width: faint ? 1 : 2, alpha: faint ? 0.6 : 1, stroke: () => this.#colour(colour),
       gaps: (plot, i) => breaks(plot.data[i], this.#content.stages).map((pair) => pair.map((at) => plot.valToPos(plot.data[0][at], "x", true))),
-      points: { show: (plot, i) => all || (!faint && plot.data[i].filter((value) => value !== null).length < 3) },
+      points: { fill: () => this.#colour(colour), show: (plot, i) => all || (!faint && plot.data[i].filter((value) => value !== null).length < 3) },
       value: (_, value) => figure(value),
     };
   }

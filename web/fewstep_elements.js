@@ -11,9 +11,11 @@ export function make(tag, { on = {}, aria = {}, ...properties } = {}, ...childre
 
 /** The host's own colours, with those of its dark theme where a host does not define one. Sizes follow its text. */
 export const STYLE = `
-  :host { display: block; box-sizing: border-box; width: 100%; height: 100%; overflow: hidden;
+  :host { display: block; box-sizing: border-box; width: 100%; height: 100%; min-width: 0; min-height: 0;
+    overflow: clip; overflow-clip-margin: 3px; /* as wide as what is drawn around a focused button */
     --ink: var(--input-text, #ddd); --soft: color-mix(in srgb, var(--ink) 78%, var(--ground)); --line: var(--border-color, #4e4e4e);
-    --ground: var(--comfy-input-bg, #222); --student: #e8590c; --teacher: #868e96;
+    --ground: var(--comfy-input-bg, #222); --menu: var(--comfy-menu-bg, #353535);
+    --failed: color-mix(in srgb, var(--error-text, #f44) 60%, var(--ink)); --student: #e8590c; --teacher: #868e96;
     color: var(--ink); font: max(12px, 0.75rem)/1.4 system-ui, sans-serif; }
   :host([hidden]) { display: none; }
   * { box-sizing: border-box; }

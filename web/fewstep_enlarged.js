@@ -4,7 +4,7 @@ import { fetchPreviewAbout, previewUrl } from "./fewstep_service.js";
 
 const OWN_STYLE = `
   :host { display: contents; }
-  dialog { width: 96vw; height: 94vh; max-width: none; max-height: none; padding: 0.8em; color: var(--ink); background: var(--ground);
+  dialog { width: 96vw; height: 94vh; max-width: none; max-height: none; padding: 0.8em; color: var(--ink); background: var(--menu);
     border: 1px solid var(--line); border-radius: 6px; font: max(14px, 0.875rem)/1.4 system-ui, sans-serif; }
   dialog[open] { display: flex; flex-direction: column; gap: 0.6em; }
   h2 { font-size: 1em; margin: 0; flex: 1; overflow-wrap: anywhere; max-height: 6em; overflow: auto; }

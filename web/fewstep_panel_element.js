@@ -15,11 +15,11 @@ const COLUMNS = ["iteration", "stage", "loss", "x0_error", "gradient_norm", "lea
 const BANDS = [["--band-1"], ["--band-2", [10, 4]], ["--band-3", [3, 3]], ["--band-4", [10, 3, 3, 3]]]; // told apart without colours too
 
 const OWN_STYLE = `
-  :host { display: flex; flex-direction: column; gap: 0.4em; overflow: hidden;
-    --band-1: #4c8dff; --band-2: #12a150; --band-3: #c264d9; --band-4: #e8590c; }
+  :host { display: flex; flex-direction: column; gap: 0.4em;
+    --band-1: #3d84f7; --band-2: #12a150; --band-3: #c264d9; --band-4: #e8590c; }
   progress { width: 100%; height: 0.5em; accent-color: var(--student); }
   .view { flex: 1; min-height: 0; } :host([laid-out]) .view { min-height: 20em; } .sentence { font-weight: 600; }
-  .failed { color: var(--error-text, #ff4444); }
+  .failed { color: var(--failed); }
 `;
 
 class Panel extends HTMLElement {

@@ -7,8 +7,8 @@ import { fetchRun, previewUrl } from "./fewstep_service.js";
 
 const LOOKS = [["--run-1"], ["--run-2", [10, 4]], ["--run-3", [3, 3]], ["--run-4", [10, 3, 3, 3]]]; // told apart without colours too
 const OWN_STYLE = `
-  :host { --run-1: #e8590c; --run-2: #4c8dff; --run-3: #12a150; --run-4: #c264d9; height: auto; display: grid; gap: 0.6em; }
-  fewstep-chart { height: 15em; } img { width: 100%; image-rendering: pixelated; } figure { margin: 0; }
+  :host { --run-1: #e8590c; --run-2: #3d84f7; --run-3: #12a150; --run-4: #c264d9; height: auto; display: grid; gap: 0.6em; }
+  img { width: 100%; image-rendering: pixelated; display: block; } figure { margin: 0; }
   figure button { padding: 0; border: 0; width: 100%; cursor: zoom-in; }
   table { border-collapse: collapse; width: 100%; } caption { text-align: left; font-weight: 600; }
   th, td { text-align: left; padding: 0.1em 0.4em; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; font-weight: normal; }
@@ -22,7 +22,7 @@ class Compared extends HTMLElement {
   constructor() {
     super();
     this.attachShadow({ mode: "open" });
-    this.chart = make("fewstep-chart");
+    this.chart = make("fewstep-chart", { plotHeight: 12 });
     this.table = make("table");
     this.pictures = make("div");
     this.said = make("div", { role: "status" });

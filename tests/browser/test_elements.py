@@ -113,6 +113,19 @@ def test_values_that_are_missing_are_spanned_inside_a_stage_only(drawn):
     assert (counts[0] > 0, counts[1:3], counts[3] > 0) == (True, [0, 0], True)
 
 
+def test_a_single_value_is_a_full_dot_of_its_lines_colour(drawn):
+    """Not a ring around white, which is nothing on a white node."""
+    (height,) = drawn(line([None, 1, None], [0, 0, 0]), [1 / 2])
+    assert height >= 4
+
+
+def test_a_faint_line_is_seen(drawn):
+    """Between two lines of the grid, which would count with it."""
+    content = line([1, 0.9, 0.8], [0, 0, 0])
+    content["lines"][0]["faint"] = True
+    assert sum(drawn(content, [place / 40 for place in range(1, 40)])) > 12
+
+
 def test_smoothing_begins_anew_in_every_stage(editor):
     smoothed = editor.page.evaluate(
         f"async () => (await import('{EXTENSION}/fewstep_chart.js')).smoothed([4, 2, null, 8, 8], [0, 0, 0, 1, 1])"
