@@ -30,9 +30,10 @@ def block(solvers: Figures, students: Figures, trained: Figures | None) -> str:
 def _ablation(written: Figures) -> list[str]:
     return [
         f"What a model predicts and how its loss is weighed, as table 1 of Salimans and Ho 2022, from {LINKS.format('ablation')} "
-        "(`python launch.py bench scenes ablation`), models from scratch and undistilled:",
+        "(`python launch.py bench scenes ablation`), models from scratch and undistilled, each prediction with its best "
+        "weighting:",
         "",
-        *ablation.order(written),
+        *ablation.in_short(written),
         "",
     ]
 

@@ -94,10 +94,8 @@ def draw(denoiser: Denoiser, chosen: Setting, *, noise: Tensor, captions: Tensor
     sigmas = Grid(chosen.grid).sigmas(chosen.steps, table=noise_levels()).to(device())
     walk, found = solvers()[chosen.solver].walk, []
     for part, y in zip(noise.split(CHUNK), captions.split(CHUNK), strict=True):
-        start = FAMILY.initial(part.to(device()), sigma=sigmas[0])
-        found.append(
-            walk(model, start, sigmas.clone(), {"y": y.to(device())}, disable=True)
-        )  # UniPC writes into the levels
+        start, condition = FAMILY.initial(part.to(device()), sigma=sigmas[0]), {"y": y.to(device())}
+        found.append(walk(model, start, sigmas.clone(), condition, disable=True))  # UniPC writes into the levels
     if counted.rows != chosen.calls * len(noise):
         raise ValueError(f"{chosen} took {counted.rows / len(noise)} network calls for a picture, not {chosen.calls}.")
     return torch.cat(found).cpu()

@@ -103,6 +103,25 @@ TRIALS = {
     ),
     "matching in 4": _IN_4,
     "matching in 4 by landings": dataclasses.replace(_IN_4, options={**_IN_4.options, "rollout": "landings"}),
+    "decoupled matching in 4": dataclasses.replace(
+        _IN_4,
+        options={**_IN_4.options, "rollout": "landings", "guidance": "decoupled", "iterations": 966},
+        passes="1016 of 1.5 + 1 + 2 x 3, of which 966 of 3 + 1 + 3 more",
+    ),
+    "rCM": Trial(
+        method=DistributionMatching.name,
+        options={
+            **_MATCHING,
+            "rollout": "fresh_noise",
+            "steps": 4,
+            "iterations": 730,
+            "learning_rate": 5e-4,
+            "consistency_levels": 16,
+            "matching_weight": 0.05,
+        },
+        passes="780 of 1.5 + 1 + 2 x 3, of which 730 of 2 + 1 + 3 and 2 + 1 + 3 more",
+        steps=(4, 2, 1),
+    ),
     "matching in 1": Trial(
         method=DistributionMatching.name,
         options={**_MATCHING, "steps": 1, "iterations": 1158, "learning_rate": 2e-4},

@@ -57,11 +57,9 @@ def test_what_a_card_held_is_what_was_measured():
     """Every model, precision and method of which the whole card was measured has its row."""
     parts, rows = on_the_card(), 0
     for label in parts:
-        model, precision, part = (
-            re.fullmatch(r"(.*), (.*), (\w+), pages", label).groups() if "GiB" not in label else (0, 0, 0)
-        )
-        if part in METHODS_ON_THE_CARD:
-            whole, rows = parts[label], rows + 1
+        found = re.fullmatch(rf"(.*), (.*), ({'|'.join(METHODS_ON_THE_CARD)}), pages", label)
+        if found:
+            (model, precision, part), whole, rows = found.groups(), parts[label], rows + 1
             held = [f"{whole[key] / 2**30:.2f} GiB" for key in ("weights", "bytes")]
             steps = [_step(parts.get(label + card)) for card in ("", ", 24 GiB", ", 16 GiB", ", 12 GiB", ", 8 GiB")]
             name = f"{model.split(',')[0]}, {precision}, {METHODS_ON_THE_CARD[part]}"

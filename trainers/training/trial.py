@@ -129,7 +129,7 @@ class Rehearsal:
         usual = self._usually_drawn(stage, leads=leads)
         seconds = statistics.median(found)
         if usual != drawn:
-            seconds += (usual - drawn) * self._seconds_of_a_forward()
+            seconds += (usual - drawn) * self.pieces * self._seconds_of_a_forward(self.rows)
         return Iteration(seconds=seconds, forwards=usual + learning)
 
     def _usually_drawn(self, stage: int, *, leads: bool) -> float:
@@ -157,18 +157,19 @@ class Rehearsal:
         """Seconds, from the forwards of the networks."""
         counted = _Nothing()
         compared(self.method, cast(Student, _Pair(counted, counted)), self.sample, stage=stage, at_once=1)
-        return SAMPLES * counted.rows * self._seconds_of_a_forward() / self._batch_size
+        rows = min(SAMPLES, self.rows)
+        return -(-SAMPLES // rows) * counted.rows * self._seconds_of_a_forward(rows)
 
-    def _seconds_of_a_forward(self) -> float:
-        """Of a whole batch, without gradient."""
-        one = self._data.batch(self.rows, generator=torch.Generator().manual_seed(0))
-        sigma = one.x0.new_ones(self.rows)
+    def _seconds_of_a_forward(self, rows: int) -> float:
+        """Without gradient."""
+        one = self._data.batch(rows, generator=torch.Generator().manual_seed(0))
+        sigma = one.x0.new_ones(rows)
 
         def forward() -> None:
             self.student.teacher(one.x0, sigma, **one.condition)
 
         forward()
-        return self.pieces * statistics.median(self._seconds_of(forward) for _ in range(LEAST_TIMED))
+        return statistics.median(self._seconds_of(forward) for _ in range(LEAST_TIMED))
 
     def _seconds_of(self, work: Callable[[], object]) -> float:
         return seconds_of(work, self._device, clock=self.clock)

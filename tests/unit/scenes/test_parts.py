@@ -157,7 +157,21 @@ def test_the_ablations_page_has_the_papers_table_beside_ours():
     assert "| eps | truncated_snr | diverged | - | diverged | - | 2 | diverged |" in page
     assert "- 32 steps, from the least distance: x0 with truncated_snr 2.50, v_prediction with snr 3.50." in page
     assert "- 4 steps, from the least distance: v_prediction with snr 1.50, x0 with truncated_snr 2.50." in page
-    assert "\n".join(ablation.order(written)) in readme.block(*_book(), written)
+    short = ablation.in_short(written)
+    assert "\n".join(short) in readme.block(*_book(), written)
+    assert short[2].endswith("x0 2.51, v_prediction 2.75, x0_and_eps 2.76, eps 2.91.")
+
+
+def test_in_short_each_prediction_stands_with_its_best_weighting():
+    part = {"machine": {"platform": "P", "cores": 2, "threads": 1}, "date": "2026-01-01"}
+    drawn = {"x0, snr": 3.0, "eps, snr": 2.0, "x0, truncated_snr": 1.0, "eps, truncated_snr": 4.0}
+    parts = {
+        f"{pair}, training 0": part | {"figures": {"32": figures(value), "4": figures(9.0 - value)}}
+        for pair, value in drawn.items()
+    }
+    lines = ablation.in_short({"command": "c", "parts": parts})
+    assert lines[0] == "- 32 steps, from the least distance: x0 with truncated_snr 1.00, eps with snr 2.00."
+    assert lines[1] == "- 4 steps, from the least distance: eps with truncated_snr 5.00, x0 with snr 6.00."
 
 
 def test_calibration_says_what_the_judges_saw():

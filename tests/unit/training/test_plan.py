@@ -157,6 +157,33 @@ def test_pieces_add_what_the_second_adds():
     assert one.with_pieces(5, two=chance).seconds == 12.0
 
 
+def test_measuring_takes_what_its_own_few_samples_take(tmp_path):
+    """A call takes a second for each of 20 samples or fewer. The comparison draws 8: the student in 8 calls, its teacher, which
+    is guided by two, in 16 pairs."""
+    ticks = 0.0
+
+    def slow_beginning(network):
+        def denoise(x, sigma, **condition):
+            nonlocal ticks
+            ticks += max(1.0, len(x) / 20)
+            return as_denoiser(network)(x, sigma, **condition)
+
+        return denoise
+
+    sample = Batch(torch.ones(1, 1, 2, 2), {"y": torch.ones(1, 1)}, unconditional={"y": torch.zeros(1, 1)})
+    for rows, calls in ((64, 1), (4, 2), (3, 3)):
+        trial = Rehearsal(
+            method=options(guidance_scale=2.0).on(KIND),
+            student=FullWeightsStudent(TinyNetwork(), TinyNetwork(seed=1), as_denoiser=slow_beginning),
+            sample=sample,
+            run=RunFolder(tmp_path, "run"),
+            options=TrainOptions(batch_size=64),
+            rows=rows,
+            clock=lambda: ticks,
+        )
+        assert trial.costs()[0].measuring == calls * (8 + 2 * 16)
+
+
 def test_a_plan_sums_its_stages():
     stages = options(iterations=10).on(KIND).stages()
     found = [
