@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
+import math
 import statistics
 import sys
 import time
@@ -383,11 +384,8 @@ class Bench:
 
     def peak(self) -> dict[str, float]:
         """bytes: the most that torch held at a time since `leave`. pool: what it had from the device for that."""
-        if not self._cuda:
-            return {
-                "bytes": float("nan"),
-                "pool": float("nan"),
-            }  # of a process's own memory the training benchmark tells
+        if not self._cuda:  # of a process's own memory the training benchmark tells
+            return dict.fromkeys(("bytes", "pool"), math.nan)
         return {"bytes": float(torch.cuda.max_memory_allocated()), "pool": float(torch.cuda.max_memory_reserved())}
 
     def __enter__(self) -> Self:
