@@ -27,6 +27,7 @@ from ..trainers.students.adapters import LoRALayers, LoRAOptions
 from ..trainers.training.distillation import Distillation
 from ..trainers.training.options import TrainOptions
 from ..trainers.training.plan import Plan
+from ..trainers.training.stages import SAMPLES
 from .architectures_parts import Subject
 from .architectures_pictures import PICTURES
 from .architectures_setup import Architecture
@@ -158,7 +159,8 @@ def _tiny(name: str) -> tuple[Any, TensorData]:
     architecture: Architecture = PICTURES[name]
     larger = dataclasses.replace(architecture, latent=(architecture.latent[0], SIDE, SIDE))
     subject = Subject(larger)
-    return subject.model, subject.data()
+    data = subject.data()  # of two samples: as many as a stage's comparison draws
+    return subject.model, dataclasses.replace(data, x0=torch.cat([data.x0] * (SAMPLES // len(data.x0))))
 
 
 def times(case: Case) -> Figures:

@@ -67,6 +67,19 @@ def test_what_a_card_held_is_what_was_measured():
     assert rows == sum("beside them" not in line for line in _table_of("held beside them"))
 
 
+def test_the_plan_came_as_near_to_the_run_as_is_said():
+    parts = {name: part["figures"] for name, part in result("plan")["parts"].items()}
+    times = [statistics.median(a / b for a, b in found["pairs"]) for found in parts.values() if "pairs" in found]
+    memories = [found["planned"] / found["held"] for found in parts.values() if "held" in found]
+    assert len(times) == len(memories) == 5 * 2
+    assert all(abs(ratio - 1.0) <= 0.15 for ratio in times + memories)
+    assert "were within 15 % of each other, in time and in memory, for five methods" in TEXT
+    on_card = [on_the_card()[f"{model}, 1024 px, bf16, plan, pages"] for model in ("SDXL", "Z-Image")]
+    memory, time = ([found[f"planned {key}"] / found[key] for found in on_card] for key in ("bytes", "step"))
+    said = "the plan's memory was {:.2f} (SDXL) and {:.2f} (Z-Image) of the run's, its time {:.2f} and {:.2f}."
+    assert said.format(*memory, *time) in TEXT
+
+
 def _table_of(column):
     """The lines of README's table that has such a column, without the one below its head."""
     (table,) = [block for block in README.split("\n\n") if f"| {column} |" in block]
