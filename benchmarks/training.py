@@ -56,9 +56,9 @@ def measure_time(setup: Setup, *, rounds: int, iterations: int) -> dict[str, Any
 def _checkpointed(setup: Setup, *, rounds: int, iterations: int) -> float:
     """Seconds of a bare step with gradient checkpointing, the median over rounds."""
     with learning(dataclasses.replace(setup, gradient_checkpointing=True)) as (student, data, table):
-        method, batch = in_one_step(setup.method, table, iterations=iterations), setup.batch
-        bare(student, data, method, batch=batch)
-        return statistics.median(bare(student, data, method, batch=batch)[0] for _ in range(rounds))
+        method = in_one_step(setup.method, table, iterations=iterations)
+        bare(student, data, method, setup=setup)
+        return statistics.median(bare(student, data, method, setup=setup)[0] for _ in range(rounds))
 
 
 def _teacher_bytes(student: Student) -> int:
