@@ -119,10 +119,27 @@ def test_what_the_choice_of_a_method_says_of_matching_is_in_the_table():
     """At no number of calls is its interval below that of progressive distillation."""
     text = " ".join((ROOT / "docs" / "choose-a-method.md").read_text(encoding="utf-8").split())
     assert "on the drawn world it was no better than progressive distillation, by the intervals" in text
-    rows = {key: distance(of) for key, of in by_training(result("scenes_students")["parts"]).items()}
-    of_matching = [(calls, pair) for (label, calls), pair in rows.items() if label.startswith("matching")]
+    trainings = by_training(result("scenes_students")["parts"])
+    rows = {key: distance(of) for key, of in trainings.items()}
+
+    def beside_progressive(label, calls):
+        return f"{rows[label, calls][0]:.2f} for {rows['progressive', calls][0]:.2f}"
+
+    assert f"(a Frechet distance of {beside_progressive('decoupled matching in 4', 4)}; one training)" in text
+    assert f"the plain form in 1 ({beside_progressive('matching in 1', 1)})" in text
+    assert f"({beside_progressive('rCM', 2)} and {beside_progressive('rCM', 1)})" in text
+    best = pages.best_of(pages.by_noise(result("scenes_solvers")["parts"]).values())
+    drawn = [seed for seeds in trainings["rCM", 1].values() for seed in seeds]
+    kept = _mean_recall(drawn) / _mean_recall([part["figures"] for part in best])
+    assert f"kept {kept:.2f} of the teacher's recall in 1 step" in text
+    others = ("matching", "decoupled matching", "rCM")
+    of_matching = [(calls, pair) for (label, calls), pair in rows.items() if label.startswith(others)]
     assert of_matching
     assert all(sum(pair) > rows["progressive", calls][0] - rows["progressive", calls][1] for calls, pair in of_matching)
+
+
+def _mean_recall(seeds):
+    return statistics.mean(seed["recall"] for seed in seeds)
 
 
 def _cells(name, *, table):
