@@ -97,7 +97,7 @@ def page(said: str, *, times: list[str], memories: list[str], setup: Setup, roun
         [
             "# What a training step costs beside its bare parts",
             "",
-            f"`python launch.py bench training {said}`: a halving of progressive distillation, and distribution matching in "
+            f"`{said}`: a halving of progressive distillation, and distribution matching in "
             f"one step with two updates of its companion, latents of {latent} x {latent}, on "
             f"{platform.platform()}, {os.cpu_count()} CPU cores ({torch.get_num_threads()} threads), {gpu}, "
             f"{datetime.date.today().isoformat()}; medians over {rounds} rounds.",
@@ -140,7 +140,7 @@ def main(arguments: list[str]) -> None:
     methods, students = options.pop("methods"), options.pop("students")
     setups = [Setup(student=student, method=method, **options) for method in methods for student in students]
     made = page(
-        " ".join(arguments),
+        " ".join(["python launch.py bench training", *arguments]),
         times=[time_row(setup, rounds=rounds, iterations=iterations) for setup in setups],
         memories=[memory_row(setup, iterations=iterations) for setup in setups],
         setup=setups[0],

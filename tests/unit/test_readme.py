@@ -32,6 +32,8 @@ def test_the_files_that_it_names_are_there():
         ("samplers", r"our LCM over bare model calls \| ([\d.]+)", "and {:.2f} times the bare model calls"),
         ("training", r"\| LoRA \| [\d.]+ M \| \d+ ms \| ([\d.]+)", "A training step took {} (LoRA)"),
         ("training", r"\| full \| [\d.]+ M \| \d+ ms \| ([\d.]+)", "and {} (full weights)"),
+        ("training", r"\| matching \| LoRA \| [\d.]+ M \| \d+ ms \| ([\d.]+)", "one of distribution matching {}"),
+        ("training", r"\| matching \| full \| [\d.]+ M \| \d+ ms \| ([\d.]+)", "and {} times, medians of eight rounds"),
     ],
 )
 def test_what_things_cost_is_what_was_measured(file, row, said):
