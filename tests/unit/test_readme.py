@@ -127,7 +127,8 @@ def test_what_the_choice_of_a_method_says_of_matching_is_in_the_table():
     def beside_progressive(label, calls):
         return f"{rows[label, calls][0]:.2f} for {rows['progressive', calls][0]:.2f}"
 
-    assert f"(a Frechet distance of {beside_progressive('decoupled matching in 4', 4)}; one training)" in text
+    assert f"(a Frechet distance of {beside_progressive('decoupled matching in 4', 4)}; two trainings)" in text
+    assert len(trainings["decoupled matching in 4", 4]) == 2
     assert f"the plain form in 1 ({beside_progressive('matching in 1', 1)})" in text
     assert f"({beside_progressive('rCM', 2)} and {beside_progressive('rCM', 1)})" in text
     best = pages.best_of(pages.by_noise(result("scenes_solvers")["parts"]).values())
