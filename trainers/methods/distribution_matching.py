@@ -343,9 +343,9 @@ def _drawn(lesson: Lesson, first: int, end: int) -> int:
 def _measures(x0: Tensor, *, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
     """(B,) each, of the student's samples x0 (B, ...) and what companion and teacher see in them.
 
-    gap: of both views, over how far the teacher's is from the sample; where it grows the companion lags. cosine: of where both
-    pull the sample; near 1 they agree. mean, std: of the samples; real_mean, real_std: of what the teacher sees in them, which
-    stay above or below where contrast creeps.
+    gap: of both views, over how far the teacher's is from the sample; where it keeps growing the student goes astray, and where
+    it has arrived and that distance is none, it is noise. cosine: of where both pull the sample; near 1 they agree. mean, std: of
+    the samples; real_mean, real_std: of what the teacher sees in them, which stay above or below where contrast creeps.
     """
     sample, seen, known = (value.flatten(1) for value in (x0, real, fake))
     from_sample = _rms(seen - sample).clamp(min=1e-12)

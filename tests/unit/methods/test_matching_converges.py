@@ -101,7 +101,10 @@ FORMS = {
 
 @pytest.mark.parametrize(
     ("form", "family", "iterations"),
-    first_then_thorough([("dmd", VE, 250)], [(form, family, 400) for form in FORMS for family in FAMILIES]),
+    first_then_thorough(
+        [("dmd", VE, 250)],
+        [(form, family, 800 if form == "deterministic" else 400) for form in FORMS for family in FAMILIES],
+    ),
 )
 def test_a_student_with_a_learning_companion_draws_the_gaussian(form, family, iterations, tmp_path):
     """From a teacher that says its mean in one step: to 0.05 in mean and deviation, of data of deviation 0.5."""
@@ -113,14 +116,9 @@ def test_a_student_with_a_learning_companion_draws_the_gaussian(form, family, it
 @pytest.mark.thorough
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_companion_that_lags_leads_the_student_astray(family, tmp_path):
-    """One update for each of the student's at a thirtieth of the rate: why there are more, and what the gap is told for."""
+    """One update for each of the student's at a thirtieth of the rate: why there are more, and at a higher one."""
     lagging = {"companion_updates": 1, "companion_learning_rate": 1e-3, "learning_rate": 2e-2}
     with learnt(tmp_path / "lagging", family, iterations=200, **lagging) as (method, student):
-        assert abs(samples(method, student)[0] - COND) > 0.1
-    with learnt(tmp_path / "keeping up", family, iterations=200):
-        pass
-    gaps = [
-        sum(line["measures"]["gap"] for line in RunFolder(tmp_path / name, "run").metrics()[-5:])
-        for name in ("lagging", "keeping up")
-    ]
-    assert gaps[0] > 2.0 * gaps[1]
+        astray = abs(samples(method, student)[0] - COND)
+    with learnt(tmp_path / "keeping up", family, iterations=200) as (method, student):
+        assert astray > 0.1 + abs(samples(method, student)[0] - COND)
