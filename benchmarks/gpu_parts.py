@@ -28,9 +28,7 @@ from ..samplers.few_step import sample_few_step
 from ..samplers.schedules import trailing_sigmas
 from ..trainers.data.batches import Batch, TensorData
 from ..trainers.methods.distribution_matching import DistributionMatchingOptions, Rollout
-from ..trainers.methods.progressive import ProgressiveOptions
 from ..trainers.objective.method import MethodOptions
-from ..trainers.objective.weighting import Weighting
 from ..trainers.processes.group import Processes
 from ..trainers.storage.run_folder import RunFolder
 from ..trainers.students.adapters import LoRAOptions
@@ -41,6 +39,7 @@ from . import quantised
 from .architectures_parts import scatter
 from .gpu_room import Room
 from .gpu_shapes import SHAPES, Shape
+from .training_setup import halving
 
 STEPS, ITERATIONS, SECONDS = 4, 3, 4.0
 """Of a drawing; of a training; of rounds in which contenders are timed, two at least."""
@@ -178,14 +177,7 @@ def _timed(subject: Subject, contenders: dict[str, Callable[[], object]], turn: 
     return seconds
 
 
-PROGRESSIVE = ProgressiveOptions(
-    start_steps=2,
-    target_steps=1,
-    iterations=ITERATIONS,
-    weighting=Weighting.TRUNCATED_SNR,
-    learning_rate=1e-5,
-    guidance_scale=1.0,
-)
+PROGRESSIVE = halving(iterations=ITERATIONS)
 MATCHING = DistributionMatchingOptions(
     steps=4,
     iterations=ITERATIONS,

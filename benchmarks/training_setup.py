@@ -150,7 +150,12 @@ def in_one_step(name: str, table: torch.Tensor, *, iterations: int) -> Method:
             companion_updates=METHODS[name].updates,
             companion_first=0,
         ).on(teacher)
-    options = ProgressiveOptions(
+    return halving(iterations=iterations).on(teacher)
+
+
+def halving(*, iterations: int) -> ProgressiveOptions:
+    """From two steps to one, without guidance."""
+    return ProgressiveOptions(
         start_steps=2,
         target_steps=1,
         iterations=iterations,
@@ -158,4 +163,3 @@ def in_one_step(name: str, table: torch.Tensor, *, iterations: int) -> Method:
         learning_rate=1e-6,
         guidance_scale=1.0,
     )
-    return options.on(teacher)

@@ -47,6 +47,8 @@ PUBLISHED = {
 }
 """FID on CIFAR-10 with DDIM, by weighting; None: diverged."""
 Figures = dict[str, Any]
+Pair = tuple[str, str]
+"""(what is predicted, how the loss is weighed)"""
 
 
 def network(prediction: str) -> SceneNetwork:
@@ -111,9 +113,9 @@ def page(written: Figures) -> str:
     return "\n".join([*lines, *order(written), ""])
 
 
-def _pairs(written: Figures) -> dict[tuple[str, str], list[Figures]]:
+def _pairs(written: Figures) -> dict[Pair, list[Figures]]:
     """The figures of each training, by what is predicted and how the loss is weighed."""
-    rows: dict[tuple[str, str], list[Figures]] = {}
+    rows: dict[Pair, list[Figures]] = {}
     for name, part in written["parts"].items():
         prediction, weighting, _ = name.split(", ")
         rows.setdefault((prediction, weighting), []).append(part["figures"])
@@ -136,26 +138,34 @@ def _cells(seeds: Sequence[Figures], steps: str) -> tuple[str, str]:
 
 def order(written: Figures) -> list[str]:
     """At each number of steps the pairs from the least distance to the most, in a line."""
-    return [_order(_pairs(written), str(steps)) for steps in STEPS]
+    rows = _pairs(written)
+    return [_said(steps, _means(rows, str(steps))) for steps in STEPS]
 
 
 def in_short(written: Figures) -> list[str]:
     """The same of each prediction's best weighting alone, and the published order of those."""
     rows = _pairs(written)
-    lines = [_order(rows, str(steps), best=True) for steps in STEPS]
+    lines = [_said(steps, _best(_means(rows, str(steps)))) for steps in STEPS]
     least = {name: min(value for value in values if value is not None) for name, values in PUBLISHED.items()}
     there = ", ".join(f"{name} {least[name]:.2f}" for name in sorted(least, key=lambda name: least[name]))
     return [*lines, f"- Published, FID on CIFAR-10 with DDIM after far more training: {there}."]
 
 
-def _order(rows: dict[tuple[str, str], list[Figures]], steps: str, *, best: bool = False) -> str:
+def _means(rows: dict[Pair, list[Figures]], steps: str) -> dict[Pair, float]:
+    """Mean distances of the pairs that did not diverge, from the least."""
     ends = {pair: seeds for pair, seeds in rows.items() if not any("diverged" in seed for seed in seeds)}
     means = {pair: pages.over([seed[steps] for seed in seeds], "frechet")[0] for pair, seeds in ends.items()}
-    pairs = sorted(means, key=lambda pair: means[pair])
-    if best:
-        first = {pair[0]: pair for pair in reversed(pairs)}
-        pairs = [pair for pair in pairs if pair in first.values()]
-    named = [f"{' with '.join(pair)} {means[pair]:.2f}" for pair in pairs]
+    return dict(sorted(means.items(), key=lambda item: item[1]))
+
+
+def _best(means: dict[Pair, float]) -> dict[Pair, float]:
+    """Of each prediction the first pair."""
+    first = {prediction: (prediction, weighting) for prediction, weighting in reversed(means)}
+    return {pair: mean for pair, mean in means.items() if pair in first.values()}
+
+
+def _said(steps: int, means: dict[Pair, float]) -> str:
+    named = [f"{' with '.join(pair)} {mean:.2f}" for pair, mean in means.items()]
     return f"- {steps} steps, from the least distance: {', '.join(named)}."
 
 
