@@ -17,7 +17,7 @@ export const STYLE = `
     --ground: var(--comfy-input-bg, #222); --menu: var(--comfy-menu-bg, #353535);
     --failed: color-mix(in srgb, var(--error-text, #f44) 60%, var(--ink)); --student: #e8590c; --teacher: #868e96;
     color: var(--ink); font: max(12px, 0.75rem)/1.4 system-ui, sans-serif; }
-  :host([hidden]) { display: none; }
+  :host([hidden]) { display: none; } .error, .failed { color: var(--failed); }
   * { box-sizing: border-box; }
   button, select, input, textarea { font: inherit; color: var(--ink); background: var(--ground); border: 1px solid var(--line);
     border-radius: 4px; padding: 0.2em 0.6em; cursor: pointer; }

@@ -19,7 +19,6 @@ const OWN_STYLE = `
     --band-1: #3d84f7; --band-2: #12a150; --band-3: #c264d9; --band-4: #e8590c; }
   progress { width: 100%; height: 0.5em; accent-color: var(--student); }
   .view { flex: 1; min-height: 0; } :host([laid-out]) .view { min-height: 20em; } .sentence { font-weight: 600; }
-  .failed { color: var(--failed); }
 `;
 
 class Panel extends HTMLElement {

@@ -20,7 +20,7 @@ const OWN_STYLE = `
   h3 { font-size: 1em; margin: 0; overflow-wrap: anywhere; } fewstep-compare { min-height: 5em; max-height: 14em; }
   fewstep-chart { height: 15em; } .state { margin-left: auto; } .note { font-style: italic; white-space: pre-wrap; overflow-wrap: anywhere; }
   nav { gap: 1em; } a { color: inherit; }
-  section { border: 1px solid var(--line); border-radius: 6px; padding: 0.6em; } .error { color: var(--failed); }
+  section { border: 1px solid var(--line); border-radius: 6px; padding: 0.6em; }
 `;
 
 class Runs extends HTMLElement {

@@ -15,7 +15,7 @@ const OWN_STYLE = `
   .steps { flex: 1; min-height: 3em; overflow: auto; } :host([laid-out]) .steps { max-height: 22em; }
   table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
   th, td { text-align: right; padding: 0 0.6em; } th { position: sticky; top: 0; background: var(--ground); font-weight: normal; color: var(--soft); }
-  .error { color: var(--failed); white-space: pre-wrap; }
+  .error { white-space: pre-wrap; }
 `;
 
 class Schedule extends HTMLElement {
