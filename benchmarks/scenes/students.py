@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import functools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ COMPUTED_IN = torch.bfloat16
 class Trial:
     """method, options: as run.json has them. passes: of the network in an iteration, a backward pass counting as two.
 
-    steps: in which the student is for drawing.
+    steps: in which the student is for drawing. after: the trial whose student of as many steps, of the same seed, it begins as.
     """
 
     method: str
@@ -57,9 +58,13 @@ class Trial:
     passes: str
     ema_decay: float = 0.0
     steps: tuple[int, ...] = STEPS
+    after: str = ""
 
     def settings(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "steps": list(self.steps), "learnt": LEARNT, "batch": BATCH}
+        written = {**dataclasses.asdict(self), "steps": list(self.steps), "learnt": LEARNT, "batch": BATCH}
+        if not self.after:
+            del written["after"]
+        return written
 
 
 _COMMON = {"guidance_scale": SCALE, "weighting": "truncated_snr"}
@@ -76,12 +81,19 @@ _IN_4 = Trial(
     passes="1082 of 1.5 + 1 + 2 x 3, of which 1032 of 2 + 1 + 3 more",
     steps=(4,),
 )
+_PROGRESSIVE = Trial(
+    method=Progressive.name,
+    options={**_COMMON, "start_steps": 16, "target_steps": 1, "iterations": 700, "learning_rate": 5e-4},
+    passes="700 of 2 x 2 + 3 to 8 steps, then 2100 of 2 + 3",
+)
+_IN_1_TO_4 = Trial(
+    method=DistributionMatching.name,
+    options={**_MATCHING, "steps": 4, "fewest_steps": 1, "iterations": 1092, "learning_rate": 2e-4},
+    passes="1142 of 0.75 + 1 + 2 x 3, of which 1092 of 2 + 1 + 3 more",
+    steps=(4, 2, 1),
+)
 TRIALS = {
-    "progressive": Trial(
-        method=Progressive.name,
-        options={**_COMMON, "start_steps": 16, "target_steps": 1, "iterations": 700, "learning_rate": 5e-4},
-        passes="700 of 2 x 2 + 3 to 8 steps, then 2100 of 2 + 3",
-    ),
+    "progressive": _PROGRESSIVE,
     "guidance": Trial(
         method=GuidanceDistillation.name,
         options={**_COMMON, "iterations": 3080, "learning_rate": 5e-4, "steps": 8},
@@ -128,14 +140,34 @@ TRIALS = {
         passes="1208 of 1 + 2 x 3, of which 1158 of 2 + 1 + 3 more",
         steps=(1,),
     ),
-    "matching in 1 to 4": Trial(
-        method=DistributionMatching.name,
-        options={**_MATCHING, "steps": 4, "fewest_steps": 1, "iterations": 1092, "learning_rate": 2e-4},
-        passes="1142 of 0.75 + 1 + 2 x 3, of which 1092 of 2 + 1 + 3 more",
-        steps=(4, 2, 1),
+    "matching in 1 to 4": _IN_1_TO_4,
+    "matching in 1 to 4 by landings": dataclasses.replace(
+        _IN_1_TO_4, options={**_IN_1_TO_4.options, "rollout": "landings"}
+    ),
+    "decoupled matching in 1 to 4": dataclasses.replace(
+        _IN_1_TO_4,
+        options={**_IN_1_TO_4.options, "rollout": "landings", "guidance": "decoupled", "iterations": 1018},
+        passes="1068 of 0.75 + 1 + 2 x 3, of which 1018 of 3 + 1 + 3 more",
+    ),
+    "progressive then matching in 4": dataclasses.replace(
+        _IN_4,
+        options={
+            **_IN_4.options,
+            "rollout": "landings",
+            "companion_first": 200,
+            "iterations": 365,
+            "learning_rate": 5e-5,
+        },
+        passes="8400 of progressive to 4 steps, then 565 of 1.5 + 1 + 2 x 3, of which 365 of 2 + 1 + 3 more",
+        after="progressive",
+    ),
+    "progressive three times as long": dataclasses.replace(
+        _PROGRESSIVE,
+        options={**_PROGRESSIVE.options, "iterations": 2100},
+        passes="2100 of 2 x 2 + 3 to 8 steps, then 6300 of 2 + 3",
     ),
 }
-"""15,400 passes each."""
+"""15,400 passes each, but where a name says that it is more."""
 
 
 @functools.cache
@@ -157,7 +189,11 @@ def trained(label: str, seed: int) -> RunFolder:
         prediction_type=PREDICTION,
     )
     as_trained = functools.partial(as_denoiser, precision=COMPUTED_IN)
-    student = FullWeightsStudent(*(teacher.load_teacher() for _ in range(2)), as_denoiser=as_trained)
+    begun = teacher.load_teacher()
+    if trial.after:
+        tensors, *_ = read_student(_file(trial.after, trained(trial.after, seed), trial.steps[0]))
+        begun = teacher.network_of(tensors)
+    student = FullWeightsStudent(begun, teacher.load_teacher(), as_denoiser=as_trained)
     run.path.mkdir(parents=True, exist_ok=True)
     with run.locked():
         distillation.execute(student, observers=[_say])
@@ -189,9 +225,12 @@ def drawn_row(jury: Jury, denoiser: Denoiser, chosen: MethodOptions, steps: int,
 
 def student(label: str, run: RunFolder, steps: int) -> Denoiser:
     """The one that was made for the steps, where the method makes one for each; else the only one."""
-    halves = TRIALS[label].method == Progressive.name
-    tensors, *_ = read_student(run.stage_file(steps) if halves else run.student_file)
+    tensors, *_ = read_student(_file(label, run, steps))
     return as_denoiser(teacher.network_of(tensors))
+
+
+def _file(label: str, run: RunFolder, steps: int) -> Path:
+    return run.stage_file(steps) if TRIALS[label].method == Progressive.name else run.student_file
 
 
 def measure(
