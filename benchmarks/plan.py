@@ -22,7 +22,6 @@ from .scenes.machine import RESULTS
 from .scenes.parts import Figures, Parts
 
 
-
 class Sizes(NamedTuple):
     """iterations: of about half a run. batch, large: see Case."""
 
