@@ -36,7 +36,7 @@ from .scenes.judges import RandomFeatures, Whitened
 from .scenes.machine import RESULTS, ROOT
 from .scenes.parts import Figures, Parts
 from .scenes.students import say
-from .scenes.students_page import by_training, distance, in_order, over_trainings
+from .scenes.trainings import by_training, distance, in_order, over_trainings
 from .scenes.trials import TRIALS, measure
 
 HOME = ROOT / ".fewstep" / "digits"
@@ -287,7 +287,7 @@ def page(written: Figures) -> str:
     """Markdown."""
     parts = written["parts"]
     rows = pages.by_noise({name: part for name, part in parts.items() if name.startswith("solver, ")})
-    students = by_training({name: part for name, part in parts.items() if name.startswith(("training: ", *LABELS))})
+    students = by_training({name: part for name, part in parts.items() if name.startswith(LABELS)})
     lines = ["# Students of the digits' teacher", "", pages.made(written), "", ABOUT, ""]
     lines += [
         "| pictures | calls | Frechet at infinity | the same, random features | precision | recall | spread | right | seeds |"

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...samplers.few_step import draw_from_noise
 from ...samplers.noise import Denoiser
@@ -26,12 +28,12 @@ from ...trainers.students.student import FullWeightsStudent
 from ...trainers.training.distillation import Distillation
 from ...trainers.training.loop import Metrics
 from ...trainers.training.options import TrainOptions
-from . import judges, students_page, teacher
+from . import diversity, judges, students_page, teacher
 from .judged import PICTURES, Jury, Row
 from .machine import RESULTS, ROOT, device
 from .network import SceneNetwork, as_denoiser, noise_levels
 from .parts import Figures, Parts
-from .solvers import CHUNK, FAMILY, noise
+from .solvers import CHUNK, FAMILY, Setting, draw, noise
 from .trials import TRIALS, Trial, measure
 from .world import Split, to_pictures
 
@@ -86,6 +88,26 @@ class Scenes:
         chosen = read_method(trial.method, trial.options)
         return drawn_row(self._jury, as_denoiser(self._network(label, run, steps)), chosen, steps, seed=seed)
 
+    def spread(self, label: str, run: RunFolder, steps: int) -> Figures:
+        """Of pictures of a few prompts, many of each."""
+        trial, prompts = self.trials[label], self._few_prompts
+        chosen = read_method(trial.method, trial.options)
+        drawn = draw_student(as_denoiser(self._network(label, run, steps)), chosen, steps, prompts, seed=diversity.SEED)
+        return self._spread(drawn)
+
+    def spread_of_teacher(self, setting: Sequence[Any]) -> Figures:
+        """setting: of solvers.Setting."""
+        noises = noise(len(self._few_prompts), seed=diversity.SEED)
+        denoiser = as_denoiser(teacher.load_teacher())
+        return self._spread(draw(denoiser, Setting(*setting), noise=noises, captions=self._few_prompts))
+
+    @functools.cached_property
+    def _few_prompts(self) -> Tensor:
+        return self._jury.prompts[: diversity.PROMPTS].repeat_interleave(diversity.EACH, dim=0)
+
+    def _spread(self, latents: Tensor) -> Figures:
+        return {"spread": diversity.spread(self._jury.features(to_pictures(latents))[0]).written()}
+
     def _network(self, label: str, run: RunFolder, steps: int) -> SceneNetwork:
         tensors, *_ = read_student(self.trials[label].file(run, steps))
         return teacher.network_of(tensors)
@@ -103,15 +125,21 @@ def say(metrics: Metrics) -> None:
         )
 
 
-@torch.no_grad()
 def drawn_row(jury: Jury, denoiser: Denoiser, chosen: MethodOptions, steps: int, *, seed: int) -> Row:
     """By a student in so many steps, of as many calls."""
-    sigmas, noises = chosen.schedule(steps, table=noise_levels()), noise(jury.pictures, seed=seed)
+    latents = draw_student(denoiser, chosen, steps, jury.prompts, seed=seed)
+    return jury.row(to_pictures(latents), jury.prompts)
+
+
+@torch.no_grad()
+def draw_student(denoiser: Denoiser, chosen: MethodOptions, steps: int, prompts: Tensor, *, seed: int) -> Tensor:
+    """Latents (N, 12, 8, 8) of prompts (N, 30)."""
+    sigmas, noises = chosen.schedule(steps, table=noise_levels()), noise(len(prompts), seed=seed)
     latents = [
         draw_from_noise(denoiser, part.to(device()), sigmas, {"y": y.to(device())}, family=FAMILY, gamma=chosen.gamma)
-        for part, y in zip(noises.split(CHUNK), jury.prompts.split(CHUNK), strict=True)
+        for part, y in zip(noises.split(CHUNK), prompts.split(CHUNK), strict=True)
     ]
-    return jury.row(to_pictures(torch.cat(latents).cpu()), jury.prompts)
+    return torch.cat(latents).cpu()
 
 
 def main(arguments: list[str]) -> None:
@@ -126,5 +154,9 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     command = " ".join(["python launch.py bench scenes students", *arguments])
     parts = Parts(RESULTS / "scenes_students.json", command=command, sources=[teacher.FILE, judges.FILE])
-    for _ in measure(parts, Scenes(), options.methods, seeds=options.seeds, noise_seeds=options.noise_seeds):
+    scenes, best = Scenes(), students_page.best_setting()
+    for _ in itertools.chain(
+        measure(parts, scenes, options.methods, seeds=options.seeds, noise_seeds=options.noise_seeds),
+        diversity.measure(parts, scenes, options.methods, seeds=options.seeds, setting=best),
+    ):
         students_page.write(parts.written)

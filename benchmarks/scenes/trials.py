@@ -16,6 +16,8 @@ from .parts import Figures, Parts
 SCALE = 2.0
 """Guidance that is baked in."""
 STEPS = (8, 4, 2, 1)
+LONGER = "three times as long"
+"""Of a trial that is no equal of the others."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,7 +138,7 @@ TRIALS = {
         passes="8400 of progressive to 4 steps, then 565 of 1.5 + 1 + 2 x 3, of which 365 of 2 + 1 + 3 more",
         after="progressive",
     ),
-    "progressive three times as long": dataclasses.replace(
+    f"progressive {LONGER}": dataclasses.replace(
         _PROGRESSIVE,
         options={**_PROGRESSIVE.options, "iterations": 2100},
         passes="2100 of 2 x 2 + 3 to 8 steps, then 6300 of 2 + 3",

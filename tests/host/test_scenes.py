@@ -6,7 +6,17 @@ import re
 
 import pytest
 import torch
-from comfyui_fewstep.benchmarks.scenes import ablation, curves, judges, pages, students, students_page, teacher, trials
+from comfyui_fewstep.benchmarks.scenes import (
+    ablation,
+    curves,
+    diversity,
+    judges,
+    pages,
+    students,
+    students_page,
+    teacher,
+    trials,
+)
 from comfyui_fewstep.benchmarks.scenes.network import noise_levels
 from comfyui_fewstep.benchmarks.scenes.parts import Parts
 from comfyui_fewstep.benchmarks.scenes.solvers import CALLS, Setting, draw, noise, setting, solvers
@@ -140,7 +150,11 @@ def test_students_are_trained_once_and_stand_beside_the_solvers(small, monkeypat
     solvers = Parts(small / "scenes_solvers.json", command="solvers", sources=[teacher.FILE, judges.FILE])
     solvers.part("DDIM, 4 calls, noise 0", said, lambda: figures)
     scenes = students.Scenes(FEW, pictures=600)
-    measured = lambda parts: trials.measure(parts, scenes, list(FEW), seeds=1, noise_seeds=1)  # noqa: E731
+
+    def measured(parts):
+        yield from trials.measure(parts, scenes, list(FEW), seeds=1, noise_seeds=1)
+        yield from diversity.measure(parts, scenes, list(FEW), seeds=1, setting=students_page.best_setting())
+
     made = Parts(small / "scenes_students.json", command="students", sources=[teacher.FILE, judges.FILE])
     for _ in measured(made):
         students_page.write(made.written)
@@ -152,7 +166,9 @@ def test_students_are_trained_once_and_stand_beside_the_solvers(small, monkeypat
     assert f"| progressive, 1 training | 1 | {value:.2f} +- {margin:.2f} |" in text
     label = r"- 4 calls, (progressive|guidance|consistency): [\d.]+ \+- [\d.]+ times"
     assert re.search(rf"{label} \(aim 1.05: (not )?reached\) the teacher's best", text)
+    assert re.search(r"\| progressive \| 1 \| 0\.\d\d \+- ", text), "fewer steps, less spread than the teacher's"
     first = json.loads((small / "scenes_students.json").read_text())
+    monkeypatch.setattr(students.Scenes, "spread", pytest.fail)
     monkeypatch.setattr(students.Scenes, "trained", pytest.fail)
     monkeypatch.setattr(students, "drawn_row", pytest.fail)
     again = Parts(small / "scenes_students.json", command="students", sources=[teacher.FILE, judges.FILE])
