@@ -69,6 +69,7 @@ _IN_1_TO_4 = Trial(
     passes="1142 of 0.75 + 1 + 2 x 3, of which 1092 of 2 + 1 + 3 more",
     steps=(4, 2, 1),
 )
+_THEN_MATCHING = {**_MATCHING, "rollout": "landings", "learning_rate": 5e-5}
 TRIALS = {
     "progressive": _PROGRESSIVE,
     "guidance": Trial(
@@ -128,14 +129,15 @@ TRIALS = {
     ),
     "progressive then matching in 4": dataclasses.replace(
         _IN_4,
-        options={
-            **_IN_4.options,
-            "rollout": "landings",
-            "companion_first": 200,
-            "iterations": 365,
-            "learning_rate": 5e-5,
-        },
+        options={**_THEN_MATCHING, "steps": 4, "companion_first": 200, "iterations": 365},
         passes="8400 of progressive to 4 steps, then 565 of 1.5 + 1 + 2 x 3, of which 365 of 2 + 1 + 3 more",
+        after="progressive",
+    ),
+    "progressive then matching in 2": dataclasses.replace(
+        _IN_4,
+        options={**_THEN_MATCHING, "steps": 2, "companion_first": 100, "iterations": 203},
+        passes="11900 of progressive to 2 steps, then 303 of 0.5 + 1 + 2 x 3, of which 203 of 2 + 1 + 3 more",
+        steps=(2,),
         after="progressive",
     ),
     f"progressive {LONGER}": dataclasses.replace(
