@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from . import architectures, gpu, plan, samplers, templates, training
+from . import architectures, digits, gpu, plan, samplers, templates, training
 from .scenes import command as scenes
 
 BENCHMARKS = {
     "architectures": architectures,
+    "digits": digits,
     "gpu": gpu,
     "plan": plan,
     "samplers": samplers,

@@ -14,15 +14,24 @@ import itertools
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import plan_parts
 from .plan_parts import METHODS, PARTS, Case
 from .scenes.machine import RESULTS
 from .scenes.parts import Figures, Parts
 
-MODELS = {"digits": (40, 64), "sd15": (8, 4), "flux": (8, 4)}
-"""Iterations of about half a run, and pictures in a batch, by the name of the digits or of an architecture."""
+
+class Sizes(NamedTuple):
+    """iterations: of about half a run. batch, large: see Case."""
+
+    iterations: int
+    batch: int
+    large: int
+
+
+MODELS = {"digits": Sizes(40, 64, 512), "sd15": Sizes(8, 4, 4), "flux": Sizes(8, 4, 4)}
+"""By the name of the digits or of an architecture."""
 STUDENTS = ("LoRA", "full")
 CLOSE = 0.15
 MIB = 2**20
@@ -35,8 +44,9 @@ def cases(models: Sequence[str], methods: Sequence[str], *, rounds: int, share: 
             model=model,
             method=method,
             student=student,
-            iterations=max(1, round(share * MODELS[model][0])),
-            batch=MODELS[model][1],
+            iterations=max(1, round(share * MODELS[model].iterations)),
+            batch=MODELS[model].batch,
+            large=MODELS[model].large,
             rounds=rounds,
         )
         for model, method, student in itertools.product(models, methods, STUDENTS)
@@ -78,8 +88,8 @@ def page(found: Sequence[tuple[Case, Figures]], *, command: str, about: dict[str
             f"({about['machine']['threads']} threads), {about['date']}, in processor time on a CPU.",
             "",
             f"Within {CLOSE:.0%}: {within[0]} of {len(found)} in time (the ratio in the middle), {within[1]} of {len(found)} in "
-            f"memory. The memory of the digits is that of {plan_parts.LARGER} times their batch: the process's own accounting is "
-            "in pages, which count beside little.",
+            f"memory. The memory of the digits is that of batches of {MODELS[plan_parts.DIGITS].large}: the process's own "
+            "accounting is in pages, which count beside little.",
             "",
             "| model | method | student | run | plan over run | least to most | MiB held | plan over held |",
             "|---|---|---|--:|--:|--:|--:|--:|",

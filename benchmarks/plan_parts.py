@@ -47,22 +47,26 @@ METHODS: dict[str, Callable[[int], MethodOptions]] = {
     ),
 }
 """By name, of so many iterations; progressive in two halvings."""
-SIDE = 24
+SIDE = 16
 """Of the latents of tiny shapes."""
-FEW, LARGER = 3, 8
-"""Iterations, and of the digits times the batch, of runs whose memory is measured."""
+FEW = 3
+"""Iterations of runs whose memory is measured."""
 DIGITS = "digits"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """model: digits, or one of the tables of architectures. iterations: about half of the run's."""
+    """model: digits, or one of the tables of architectures. iterations: about half of the run's.
+
+    batch, large: pictures in one, of runs that are timed and of those whose memory is measured.
+    """
 
     model: str
     method: str
     student: str
     iterations: int
     batch: int
+    large: int
     accumulation: int = 1
     rounds: int = 3
 
@@ -172,10 +176,9 @@ def times(case: Case) -> Figures:
 def memory(case: Case) -> Figures:
     """What the plan says that the run holds beside its MODEL, and by how much the process then grew.
 
-    Of a few iterations, and of the digits on larger batches, for the process's own accounting, in pages, counts beside little.
+    Of a few iterations, on batches that are large where the process's own accounting, in pages, counts beside little.
     """
-    larger = LARGER if case.model == DIGITS else 1
-    tried = Tried(dataclasses.replace(case, iterations=FEW, batch=larger * case.batch))
+    tried = Tried(dataclasses.replace(case, iterations=FEW, batch=case.large))
     tried.trained()  # once, for what a process makes on its first time and keeps
     planned = tried.planned()
     ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -12,6 +12,7 @@ from typing import Any
 from ...trainers.storage.files import write_atomically
 from . import ablation, pages, students_page
 from .machine import RESULTS, ROOT
+from .trainings import by_training, distance
 
 Figures = dict[str, Any]
 FILE = ROOT / "README.md"
@@ -67,14 +68,14 @@ def _solvers(written: Figures) -> list[str]:
 
 def _students(solvers: Figures, parts: Figures) -> list[str]:
     """Every method at each number of calls, the best solver above them, and how they stand to it."""
-    rows, students = pages.by_noise(solvers), students_page.by_training(parts)
+    rows, students = pages.by_noise(solvers), by_training(parts)
     best = {calls: pages.best_of(found) for calls, found in pages.by_allowed(rows).items()}
     top = [pages.over([part["figures"] for part in best[n]], "frechet") for n in CALLS]
     lines = [_row("network calls", *map(str, CALLS), "training seeds"), "|---|" + "--:|" * (len(CALLS) + 1)]
     lines.append(_row("teacher, best solver", *map(pages.plus_minus, top), ""))
     for label in sorted({label for label, _ in students}):
         found = {n: of for (other, n), of in students.items() if other == label}
-        cells = (pages.plus_minus(students_page.distance(found[n])) if n in found else "" for n in CALLS)
+        cells = (pages.plus_minus(distance(found[n])) if n in found else "" for n in CALLS)
         lines.append(_row(label, *cells, str(max(map(len, found.values())))))
     noises = sorted({len(seeds) for of in students.values() for seeds in of.values()})
     minutes = [part["seconds"] / 60 for part in pages.named(parts, "training: ").values()]

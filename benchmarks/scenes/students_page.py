@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...trainers.measures.charts import Interval, curves_chart
-from ...trainers.measures.fidelity import Estimate
-from . import pages
+from . import diversity, pages
 from .machine import RESULTS, save_picture
+from .trainings import Students, by_training, distance, in_order, over_trainings, ratio
+from .trials import LONGER
 
 Figures = dict[str, Any]
-Students = dict[tuple[str, int], dict[int, list[Figures]]]
-"""(method, calls) to the figures of each noise seed, by training seed."""
 TEACHER = "teacher, "
 
 
@@ -31,44 +30,8 @@ class Aim(NamedTuple):
 
 
 AIMS = {4: Aim(1.05, 0.75), 2: Aim(1.1, 0.55), 1: Aim(1.2, 0.15)}
-_KEYS = ("frechet", "frechet_random", "kernel", "precision", "recall", "density", "coverage", "accuracy", "copied")
 PUBLISHED = {"matching": 2.62, "consistency": 6.20, "progressive": 15.39}
 """FID on ImageNet of 64 x 64, with classes, in one step, by how our labels begin (Yin et al. 2024, table 1)."""
-
-
-def by_training(parts: Figures) -> Students:
-    found: Students = {}
-    for name, part in parts.items():
-        if name.startswith("training: "):
-            continue
-        label, calls, training, _ = name.split(", ")
-        seeds = found.setdefault((label, int(calls.split()[0])), {})
-        seeds.setdefault(int(training.split()[1]), []).append(part["figures"])
-    return found
-
-
-def over_trainings(trainings: dict[int, list[Figures]]) -> list[Figures]:
-    """One set of figures for each training, the mean over its noise seeds; of a single training those of the noise seeds."""
-    if len(trainings) == 1:
-        return next(iter(trainings.values()))
-    return [{key: _mean([seed[key] for seed in seeds]) for key in _KEYS} for _, seeds in sorted(trainings.items())]
-
-
-def _mean(values: list[Any]) -> Any:
-    if isinstance(values[0], list):
-        return [statistics.mean(value[0] for value in values), values[0][1]]
-    return statistics.mean(values)
-
-
-def distance(trainings: dict[int, list[Figures]]) -> list[float]:
-    """[value, margin] of a row's Frechet distance."""
-    return pages.over(over_trainings(trainings), "frechet")
-
-
-def ratio(above: list[float], below: list[float]) -> Estimate:
-    """Of two independent figures [value, margin]; to first order."""
-    value = above[0] / below[0]
-    return Estimate(value, abs(value) * ((above[1] / above[0]) ** 2 + (below[1] / below[0]) ** 2) ** 0.5)
 
 
 def page(written: Figures, solvers: Figures) -> str:
@@ -84,13 +47,10 @@ def page(written: Figures, solvers: Figures) -> str:
     lines += ["", *_trainings(written["parts"]), ""]
     if rows:
         lines += ["Aims, of the best student at each number of calls:", "", *aims(students, rows), ""]
+        best = _figures(pages.best_of(rows.values()))
+        lines += diversity.table(written["parts"], students, best)
     lines += uneven(students)
     return "\n".join([*lines, *order(students), ""])
-
-
-def in_order(students: Students) -> list[tuple[tuple[str, int], dict[int, list[Figures]]]]:
-    """By method, and from many calls to few."""
-    return sorted(students.items(), key=lambda item: (item[0][0], -item[0][1]))
 
 
 def _calls(seeds: list[Figures]) -> int:
@@ -158,7 +118,7 @@ def order(students: Students) -> list[str]:
     best: dict[str, list[float]] = {}
     for (label, calls), trainings in students.items():
         method = next((name for name in PUBLISHED if label.startswith(name)), None)
-        if calls == 1 and method:
+        if calls == 1 and method and LONGER not in label:
             best[method] = min([best.get(method, [float("inf"), 0.0]), distance(trainings)], key=lambda pair: pair[0])
     here = sorted(best, key=lambda name: best[name][0])
     there = [name for name in PUBLISHED if name in best]
@@ -186,7 +146,16 @@ def chart(written: Figures, solvers: Figures) -> Tensor:
     return curves_chart(curves, over="network calls", value="Frechet distance at infinity", beside=TEACHER)
 
 
+def _solvers() -> Figures:
+    return dict(json.loads((RESULTS / "scenes_solvers.json").read_text(encoding="utf-8")))
+
+
+def best_setting() -> list[Any]:
+    """How the teacher draws best, of solvers.Setting."""
+    return list(pages.best_of(pages.by_noise(_solvers()["parts"]).values())[0]["settings"]["setting"])
+
+
 def write(written: Figures) -> None:
-    solvers = json.loads((RESULTS / "scenes_solvers.json").read_text(encoding="utf-8"))
+    solvers = _solvers()
     (RESULTS / "scenes_students.md").write_text(page(written, solvers), encoding="utf-8")
     save_picture(chart(written, solvers), RESULTS / "scenes_students.png")

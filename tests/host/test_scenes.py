@@ -6,7 +6,17 @@ import re
 
 import pytest
 import torch
-from comfyui_fewstep.benchmarks.scenes import ablation, curves, judges, pages, students, students_page, teacher
+from comfyui_fewstep.benchmarks.scenes import (
+    ablation,
+    curves,
+    diversity,
+    judges,
+    pages,
+    students,
+    students_page,
+    teacher,
+    trials,
+)
 from comfyui_fewstep.benchmarks.scenes.network import noise_levels
 from comfyui_fewstep.benchmarks.scenes.parts import Parts
 from comfyui_fewstep.benchmarks.scenes.solvers import CALLS, Setting, draw, noise, setting, solvers
@@ -98,11 +108,6 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(curves, "CALLS", (1, 4))
     for name, value in {"TUNING_PICTURES": 520, "TUNING_REAL": 520}.items():
         monkeypatch.setattr(curves, name, value)
-    few = {
-        name: dataclasses.replace(trial, options={**trial.options, "iterations": 3})
-        for name, trial in students.TRIALS.items()
-    }
-    monkeypatch.setattr(students, "TRIALS", few)
     students.data.cache_clear()
     yield tmp_path
     students.data.cache_clear()
@@ -130,6 +135,12 @@ def test_solvers_are_tuned_and_drawn_once_and_written_as_they_come(small, monkey
     assert json.loads(file.read_text()) == first
 
 
+FEW = {
+    name: dataclasses.replace(trial, options={**trial.options, "iterations": 3})
+    for name, trial in trials.TRIALS.items()
+}
+
+
 @pytest.mark.thorough
 def test_students_are_trained_once_and_stand_beside_the_solvers(small, monkeypatch):
     """Every method at every number of calls; a second start trains and draws nothing."""
@@ -138,23 +149,30 @@ def test_students_are_trained_once_and_stand_beside_the_solvers(small, monkeypat
     said = {"setting": ["DDIM", 4, 1.0, "trailing"], "calls": 4}
     solvers = Parts(small / "scenes_solvers.json", command="solvers", sources=[teacher.FILE, judges.FILE])
     solvers.part("DDIM, 4 calls, noise 0", said, lambda: figures)
-    measure = {"seeds": 1, "noise_seeds": 1, "pictures": 600}
+    scenes = students.Scenes(FEW, pictures=600)
+
+    def measured(parts):
+        yield from trials.measure(parts, scenes, list(FEW), seeds=1, noise_seeds=1)
+        yield from diversity.measure(parts, scenes, list(FEW), seeds=1, setting=students_page.best_setting())
+
     made = Parts(small / "scenes_students.json", command="students", sources=[teacher.FILE, judges.FILE])
-    for _ in students.measure(made, list(students.TRIALS), **measure):
+    for _ in measured(made):
         students_page.write(made.written)
     assert min(Image.open(small / "scenes_students.png").size) > 100
     text = (small / "scenes_students.md").read_text()
-    for label, trial in students.TRIALS.items():
+    for label, trial in FEW.items():
         assert len(re.findall(rf"\| {label}, 1 training \| [1248] \|", text)) == len(trial.steps)
     value, margin = made.written["parts"]["progressive, 1 calls, training 0, noise 0"]["figures"]["frechet"]
     assert f"| progressive, 1 training | 1 | {value:.2f} +- {margin:.2f} |" in text
     label = r"- 4 calls, (progressive|guidance|consistency): [\d.]+ \+- [\d.]+ times"
     assert re.search(rf"{label} \(aim 1.05: (not )?reached\) the teacher's best", text)
+    assert re.search(r"\| progressive \| 1 \| 0\.\d\d \+- ", text), "fewer steps, less spread than the teacher's"
     first = json.loads((small / "scenes_students.json").read_text())
-    monkeypatch.setattr(students, "trained", pytest.fail)
+    monkeypatch.setattr(students.Scenes, "spread", pytest.fail)
+    monkeypatch.setattr(students.Scenes, "trained", pytest.fail)
     monkeypatch.setattr(students, "drawn_row", pytest.fail)
     again = Parts(small / "scenes_students.json", command="students", sources=[teacher.FILE, judges.FILE])
-    list(students.measure(again, list(students.TRIALS), **measure))
+    list(measured(again))
     assert json.loads((small / "scenes_students.json").read_text()) == first
 
 

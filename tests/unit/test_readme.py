@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from comfyui_fewstep.benchmarks.scenes import pages, readme
-from comfyui_fewstep.benchmarks.scenes.students_page import by_training, distance
+from comfyui_fewstep.benchmarks.scenes.trainings import by_training, distance
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,8 +3,10 @@
 import json
 
 import pytest
-from comfyui_fewstep.benchmarks.scenes import ablation, pages, readme, students_page
+import torch
+from comfyui_fewstep.benchmarks.scenes import ablation, diversity, pages, readme, students_page, trainings
 from comfyui_fewstep.benchmarks.scenes.parts import Parts
+from comfyui_fewstep.benchmarks.scenes.trials import LONGER
 
 
 @pytest.fixture
@@ -47,15 +49,15 @@ def test_intervals_are_over_seeds_and_of_one_seed_its_own():
     """Student's t of 1, 2, 3: 4.303 / root 3. Trainings first become their means over noise seeds."""
     assert pages.over([figures(2.0, 0.7)], "frechet") == [2.0, 0.7]
     assert pages.over([figures(x) for x in (1.0, 2.0, 3.0)], "frechet") == pytest.approx([2.0, 2.484], rel=1e-3)
-    trainings = {0: [figures(1.0), figures(3.0)], 1: [figures(4.0), figures(6.0)]}
-    means = students_page.over_trainings(trainings)
+    seeds = {0: [figures(1.0), figures(3.0)], 1: [figures(4.0), figures(6.0)]}
+    means = trainings.over_trainings(seeds)
     assert [one["frechet"][0] for one in means] == [2.0, 5.0]
     assert pages.over(means, "frechet")[1] == pytest.approx(12.706 * 3 / 2, rel=1e-3)
-    assert students_page.over_trainings({0: trainings[0]}) == trainings[0]
+    assert trainings.over_trainings({0: seeds[0]}) == seeds[0]
 
 
 def test_the_ratio_of_two_figures_has_the_spread_of_both():
-    found = students_page.ratio([3.0, 0.3], [2.0, 0.1])
+    found = trainings.ratio([3.0, 0.3], [2.0, 0.1])
     assert found.value == 1.5
     assert found.margin == pytest.approx(1.5 * (0.1**2 + 0.05**2) ** 0.5)
 
@@ -139,6 +141,41 @@ def test_the_page_tells_the_methods_order_in_one_call():
     assert "In one call, from the best: consistency 1.50 +- 6.35, progressive 3.50 +- 12.71" in page
     assert "| progressive, 2 trainings | 1 | 3.50 +- 12.71 |" in page
     assert students_page.chart(students, solvers).std() > 0.02
+
+
+def test_the_spread_is_between_the_pictures_of_one_prompt():
+    """Two prompts far apart, whose two pictures lie at 2 and at 4 from each other: 3 in the mean, by Student's t of both."""
+    features = torch.tensor([[0.0, 0.0], [2.0, 0.0], [100.0, 0.0], [100.0, 4.0]])
+    found = diversity.spread(features, each=2)
+    assert found.value == 3.0
+    assert found.margin == pytest.approx(12.706, rel=1e-3)
+
+
+def test_the_page_has_each_students_diversity_over_the_teachers():
+    solvers, students = _book()
+    assert "over the teacher's by its best solver" not in students_page.page(students, solvers)
+    part = students["parts"]["progressive, 1 calls, training 0, noise 0"]
+    spreads = {"teacher": 4.0, "progressive, 1 calls, training 0": 3.0, "progressive, 1 calls, training 1": 3.0}
+    students["parts"] |= {
+        f"{diversity.BEGINNING}{name}": part | {"figures": {"spread": [value, 0.4]}} for name, value in spreads.items()
+    }
+    page = students_page.page(students, solvers)
+    assert "| progressive | 1 | 0.75 +- 0.08 | 1.000 +- 0.000 | 2 |" in page
+    assert "| consistency | 1 |" not in page, "no spread of it was measured"
+    assert "| progressive, 2 trainings | 1 | 3.50 +- 12.71 |" in page, "a spread is no row of its own"
+
+
+def test_the_longer_training_stands_in_no_order_of_equals():
+    solvers, students = _book()
+    longer = {
+        name.replace("progressive", f"progressive {LONGER}"): part | {"figures": figures(0.1)}
+        for name, part in students["parts"].items()
+        if name.startswith("progressive")
+    }
+    students["parts"] |= longer
+    page = students_page.page(students, solvers)
+    assert f"- 1 call, progressive {LONGER}: 0.10" in page
+    assert "In one call, from the best: consistency 1.50 +- 6.35, progressive 3.50 +- 12.71" in page
 
 
 def test_the_ablations_page_has_the_papers_table_beside_ours():
