@@ -43,9 +43,9 @@ HOME = ROOT / ".fewstep" / "digits"
 LABELS = ("progressive", "consistency", "matching in 1 to 4 by landings", "decoupled matching in 1 to 4", "rCM")
 SCALE, BATCH = 1.5, 64
 """The template's guidance, and batch."""
-REFERENCE_STEPS, REFERENCE_SEED = 64, 10**6
+REFERENCE_STEPS, REFERENCE_SEED = 32, 10**6
 """Of the teacher's pictures that all others are compared with."""
-PICTURES, REAL, NEIGHBOURS = 2048, 8192, 2048
+PICTURES, REAL, NEIGHBOURS = 2048, 4096, 2048
 CALLS = (8, 4, 2, 1)
 SOLVERS = {"DDIM": "euler", "Heun": "heun", "DPM++ 2M": "dpmpp_2m", "UniPC": "uni_pc"}
 """By the host's names. Each is tried with and without guidance, on other noise than the rows'."""

@@ -30,7 +30,7 @@ class Sizes(NamedTuple):
     large: int
 
 
-MODELS = {"digits": Sizes(40, 64, 512), "sd15": Sizes(8, 4, 4), "flux": Sizes(8, 4, 4)}
+MODELS = {"digits": Sizes(40, 64, 512), "sd15": Sizes(12, 4, 4), "flux": Sizes(24, 4, 4)}
 """By the name of the digits or of an architecture."""
 STUDENTS = ("LoRA", "full")
 CLOSE = 0.15

@@ -11,8 +11,10 @@ export function sentence(known) {
   const said = { absent, written, training, stopped, finished, damaged }[known.state](known);
   const error = known.error ?? known.failure;
   if (error && known.state !== "training") return `Stopped by an error: ${error}`;
-  return known.damage ? `${said} ${known.damage} Repair or delete it in the list of runs.` : said;
+  return known.damage ? `${said} ${capital(known.damage)} Repair or delete it in the list of runs.` : said;
 }
+
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 /** The same for those who hear it: said again only when something else is the case, not at every iteration. */
 export function heard(known) {

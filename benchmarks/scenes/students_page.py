@@ -16,7 +16,6 @@ from ...trainers.measures.charts import Interval, curves_chart
 from . import diversity, pages
 from .machine import RESULTS, save_picture
 from .trainings import Students, by_training, distance, in_order, over_trainings, ratio
-from .trials import LONGER
 
 Figures = dict[str, Any]
 TEACHER = "teacher, "
@@ -117,8 +116,8 @@ def order(students: Students) -> list[str]:
     """The methods in one call from the least distance to the most, each by its best student, beside the published order."""
     best: dict[str, list[float]] = {}
     for (label, calls), trainings in students.items():
-        method = next((name for name in PUBLISHED if label.startswith(name)), None)
-        if calls == 1 and method and LONGER not in label:
+        method = next((name for name in PUBLISHED if label == name or label.startswith(f"{name} in ")), None)
+        if calls == 1 and method:
             best[method] = min([best.get(method, [float("inf"), 0.0]), distance(trainings)], key=lambda pair: pair[0])
     here = sorted(best, key=lambda name: best[name][0])
     there = [name for name in PUBLISHED if name in best]

@@ -16,8 +16,6 @@ from .parts import Figures, Parts
 SCALE = 2.0
 """Guidance that is baked in."""
 STEPS = (8, 4, 2, 1)
-LONGER = "three times as long"
-"""Of a trial that is no equal of the others."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,13 +138,25 @@ TRIALS = {
         steps=(2,),
         after="progressive",
     ),
-    f"progressive {LONGER}": dataclasses.replace(
+    "half progressive": dataclasses.replace(
+        _PROGRESSIVE,
+        options={**_PROGRESSIVE.options, "iterations": 350},
+        passes="350 of 2 x 2 + 3 to 8 steps, then 1050 of 2 + 3",
+    ),
+    "half progressive then matching in 1": dataclasses.replace(
+        _IN_4,
+        options={**_THEN_MATCHING, "steps": 1, "companion_first": 100, "iterations": 540, "learning_rate": 1e-4},
+        passes="7700 of half progressive, then 640 of 1 + 2 x 3, of which 540 of 2 + 1 + 3 more",
+        steps=(1,),
+        after="half progressive",
+    ),
+    "progressive three times as long": dataclasses.replace(
         _PROGRESSIVE,
         options={**_PROGRESSIVE.options, "iterations": 2100},
         passes="2100 of 2 x 2 + 3 to 8 steps, then 6300 of 2 + 3",
     ),
 }
-"""15,400 passes each, but where a name says that it is more."""
+"""15,400 passes each, but where a name says that it is more or less."""
 
 
 class Subject(Protocol):

@@ -165,6 +165,17 @@ def test_what_went_wrong_is_said(editor, name):
     editor.errors.clear()
 
 
+def test_damage_is_a_sentence_of_its_own(editor, runs, name):
+    (runs / name).mkdir(parents=True)
+    said = {"method": "progressive_distillation", "teacher_sha256": "ab"}
+    (runs / name / "run.json").write_text(json.dumps({"run": said}))
+    (runs / name / "metrics.jsonl").write_text("null\n")
+    begin(editor, name)
+    sentence(editor, "Repair or delete it in the list of runs.", seconds=30)
+    text = panel(editor).locator(".sentence").inner_text()
+    assert f"it begins anew. The run '{name}' is damaged: line 1 of metrics.jsonl" in text
+
+
 def test_a_server_that_restarts_in_the_middle_is_told_of(chromium, tmp_path, name):
     from comfyui_fewstep.commands.server import free_port, serving
     from editing import SETTINGS, Editor
