@@ -9,6 +9,9 @@ export function make(tag, { on = {}, aria = {}, ...properties } = {}, ...childre
   return made;
 }
 
+/** Colour and dashes of up to four curves in one chart, told apart without colours too. */
+export const CURVES = [["--curve-1"], ["--curve-2", [10, 4]], ["--curve-3", [3, 3]], ["--curve-4", [10, 3, 3, 3]]];
+
 /** The host's own colours, with those of its dark theme where a host does not define one. Sizes follow its text. */
 export const STYLE = `
   :host { display: block; box-sizing: border-box; width: 100%; height: 100%; min-width: 0; min-height: 0;
@@ -16,6 +19,7 @@ export const STYLE = `
     --ink: var(--input-text, #ddd); --soft: color-mix(in srgb, var(--ink) 78%, var(--ground)); --line: var(--border-color, #4e4e4e);
     --ground: var(--comfy-input-bg, #222); --menu: var(--comfy-menu-bg, #353535);
     --failed: color-mix(in srgb, var(--error-text, #f44) 60%, var(--ink)); --student: #e8590c; --teacher: #868e96;
+    --curve-1: #3d84f7; --curve-2: #12a150; --curve-3: #c264d9; --curve-4: #e8590c;
     color: var(--ink); font: max(12px, 0.75rem)/1.4 system-ui, sans-serif; }
   :host([hidden]) { display: none; } .error, .failed { color: var(--failed); }
   * { box-sizing: border-box; }

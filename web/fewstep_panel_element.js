@@ -1,7 +1,7 @@
 // What a training run looks like while it goes on and afterwards: state, curves, pictures, and the buttons to stop and resume.
 import "./fewstep_chart.js";
 import "./fewstep_previews.js";
-import { STYLE, copied, define, make, markLaidOut } from "./fewstep_elements.js";
+import { CURVES, STYLE, copied, define, make, markLaidOut } from "./fewstep_elements.js";
 import { smoothed } from "./fewstep_chart.js";
 import { figures, heard, sentence } from "./fewstep_panel_words.js";
 import { PHASE, STATE, METRICS, cancelRun, fetchRun, isConnected, stopAfterCheckpoint, subscribe } from "./fewstep_service.js";
@@ -12,11 +12,9 @@ const SECONDS_WITHOUT_A_WORD = 5; // of a run that another process trains, the f
 const VIEWS = { loss: "Loss", bands: "Noise levels", measures: "Companion", rate: "Learning rate", pictures: "Pictures" };
 const MEASURES = ["gap", "cosine", "std", "real_std"]; // what shows a companion lagging, and contrast growing
 const COLUMNS = ["iteration", "stage", "loss", "x0_error", "gradient_norm", "learning_rate"];
-const BANDS = [["--band-1"], ["--band-2", [10, 4]], ["--band-3", [3, 3]], ["--band-4", [10, 3, 3, 3]]]; // told apart without colours too
 
 const OWN_STYLE = `
-  :host { display: flex; flex-direction: column; gap: 0.4em;
-    --band-1: #3d84f7; --band-2: #12a150; --band-3: #c264d9; --band-4: #e8590c; }
+  :host { display: flex; flex-direction: column; gap: 0.4em; }
   progress { width: 100%; height: 0.5em; accent-color: var(--student); }
   .view { flex: 1; min-height: 0; } :host([laid-out]) .view { min-height: 20em; } .sentence { font-weight: 600; }
 `;
@@ -264,18 +262,18 @@ function content(view, { curves, stages }) {
 /** The losses of those who learn besides the student. */
 function companionLines({ measures, stage }) {
   const names = Object.keys(measures).filter((name) => name.endsWith("_loss"));
-  return names.map((name, i) => ({ label: name.replace("_", " "), values: smoothed(measures[name], stage), colour: BANDS[i % 3][0], dash: BANDS[1 + (i % 3)][1] }));
+  return names.map((name, i) => ({ label: name.replace("_", " "), values: smoothed(measures[name], stage), colour: CURVES[i % 3][0], dash: CURVES[1 + (i % 3)][1] }));
 }
 
 function measureLines({ measures, stage }) {
   const known = MEASURES.filter((name) => measures[name]);
-  const look = (i) => ({ colour: BANDS[i % 4][0], dash: BANDS[i % 4][1] });
+  const look = (i) => ({ colour: CURVES[i % 4][0], dash: CURVES[i % 4][1] });
   return known.map((name, i) => ({ label: name.replace("_", " "), values: smoothed(measures[name], stage), ...look(i) }));
 }
 
 function bandLines({ band_errors, stage }) {
   const label = (i) => (i === 0 ? "least noise" : i === band_errors.length - 1 ? "most noise" : `band ${i + 1}`);
-  const look = (i) => ({ colour: BANDS[i % 4][0], dash: BANDS[i % 4][1] });
+  const look = (i) => ({ colour: CURVES[i % 4][0], dash: CURVES[i % 4][1] });
   return band_errors.map((values, i) => ({ label: label(i), values: smoothed(values, stage), ...look(i) }));
 }
 

@@ -1,13 +1,12 @@
 // Runs beside each other: their losses in one chart, the settings that differ, and their newest pictures.
 import "./fewstep_chart.js";
 import { smoothed } from "./fewstep_chart.js";
-import { STYLE, define, figure, make } from "./fewstep_elements.js";
+import { CURVES, STYLE, define, figure, make } from "./fewstep_elements.js";
 import { enlarge, previewsOf } from "./fewstep_enlarged.js";
 import { fetchRun, previewUrl } from "./fewstep_service.js";
 
-const LOOKS = [["--run-1"], ["--run-2", [10, 4]], ["--run-3", [3, 3]], ["--run-4", [10, 3, 3, 3]]]; // told apart without colours too
 const OWN_STYLE = `
-  :host { --run-1: #e8590c; --run-2: #3d84f7; --run-3: #12a150; --run-4: #c264d9; height: auto; display: grid; gap: 0.6em; }
+  :host { height: auto; display: grid; gap: 0.6em; }
   img { width: 100%; image-rendering: pixelated; display: block; } figure { margin: 0; }
   figure button { padding: 0; border: 0; width: 100%; cursor: zoom-in; }
   table { border-collapse: collapse; width: 100%; } caption { text-align: left; font-weight: 600; }
@@ -66,7 +65,7 @@ function content(told) {
   const lines = told.map(({ run, curves }, i) => {
     const at = new Map(curves.iteration.map((iteration, k) => [iteration, k]));
     const values = smoothed(curves.loss, curves.stage);
-    const [colour, dash] = LOOKS[i % LOOKS.length];
+    const [colour, dash] = CURVES[i % CURVES.length];
     return { label: run, colour, dash, values: x.map((iteration) => values[at.get(iteration)] ?? null) };
   });
   return { x, stages: x.map(() => 0), names: {}, log: true, lines };

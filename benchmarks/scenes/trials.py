@@ -91,6 +91,7 @@ TRIALS = {
     ),
     "matching in 4": _IN_4,
     "matching in 4 by landings": dataclasses.replace(_IN_4, options={**_IN_4.options, "rollout": "landings"}),
+    "matching in 4 with fresh noise": dataclasses.replace(_IN_4, options={**_IN_4.options, "rollout": "fresh_noise"}),
     "decoupled matching in 4": dataclasses.replace(
         _IN_4,
         options={**_IN_4.options, "rollout": "landings", "guidance": "decoupled", "iterations": 966},

@@ -142,7 +142,7 @@ def test_text_and_lines_stand_out_in_both_themes(editor, palette):
         palette(name)
         told = editor.page.evaluate(COLOURS, OURS)
         backgrounds.add(tuple(told["behind"]["list"]))
-        assert {"ink", "failed", "student", "band-4", "run-4"} <= told["drawn"].keys()
+        assert {"ink", "failed", "student", "curve-4"} <= told["drawn"].keys()
         for drawn, place in ((d, p) for d in told["drawn"].keys() - GROUNDS for p in told["behind"]):
             needed = 4.5 if drawn in TEXT else 3
             seen = contrast(told["drawn"][drawn], told["behind"][place])

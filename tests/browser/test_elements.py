@@ -180,7 +180,7 @@ def test_bands_are_told_apart(editor, name):
     press(editor, "Noise levels")
     editor.wait_until_drawn()
     colours = panel(editor).evaluate(
-        "panel => [1, 2, 3, 4].map(i => getComputedStyle(panel).getPropertyValue(`--band-${i}`).trim())"
+        "panel => [1, 2, 3, 4].map(i => getComputedStyle(panel).getPropertyValue(`--curve-${i}`).trim())"
     )
     parts = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in colours]
     apart = [
