@@ -169,7 +169,7 @@ def test_the_students_rows_are_means_and_intervals_over_their_seeds():
     """Of one training over its noise seeds, of several over the trainings' means, by Student's t."""
     seeds = {}
     for name, part in result("scenes_students")["parts"].items():
-        if not name.startswith("training: "):
+        if ", noise " in name:
             label, calls, training, _ = name.split(", ")
             row = seeds.setdefault((label, calls.split()[0]), {})
             row.setdefault(training, []).append(part["figures"]["frechet"][0])
