@@ -30,7 +30,7 @@ class Sizes(NamedTuple):
     large: int
 
 
-MODELS = {"digits": Sizes(40, 64, 512), "sd15": Sizes(12, 4, 4), "flux": Sizes(24, 4, 4)}
+MODELS = {"digits": Sizes(40, 64, 512), "sd15": Sizes(12, 4, 4), "flux": Sizes(24, 4, 32)}
 """By the name of the digits or of an architecture."""
 STUDENTS = ("LoRA", "full")
 CLOSE = 0.15
@@ -79,6 +79,7 @@ def page(found: Sequence[tuple[Case, Figures]], *, command: str, about: dict[str
     """Markdown."""
     times = [statistics.median(a / b for a, b in figures["times"]["pairs"]) for _, figures in found]
     memories = [figures["memory"]["planned"] / figures["memory"]["held"] for _, figures in found]
+    larger = ", ".join(f"{name} {sizes.large}" for name, sizes in MODELS.items() if sizes.large > sizes.batch)
     within = [sum(abs(ratio - 1.0) <= CLOSE for ratio in ratios) for ratios in (times, memories)]
     return "\n".join(
         [
@@ -88,7 +89,7 @@ def page(found: Sequence[tuple[Case, Figures]], *, command: str, about: dict[str
             f"({about['machine']['threads']} threads), {about['date']}, in processor time on a CPU.",
             "",
             f"Within {CLOSE:.0%}: {within[0]} of {len(found)} in time (the ratio in the middle), {within[1]} of {len(found)} in "
-            f"memory. The memory of the digits is that of batches of {MODELS[plan_parts.DIGITS].large}: the process's own "
+            f"memory. Memory is that of larger batches where a batch holds little ({larger}): the process's own "
             "accounting is in pages, which count beside little.",
             "",
             "| model | method | student | run | plan over run | least to most | MiB held | plan over held |",
