@@ -30,6 +30,7 @@ from .data_sources import PromptSource, Sample, Texts
 from .families import Family, family_of
 from .folder_sources import PictureFolder
 from .prompts_alone import PromptsAlone
+from .starting_lora import NOTHING, StartingLoRA
 
 PROMPTS = Path(__file__).parents[2] / "prompts" / "everyday.txt"
 CLOSEST, SHARPEST, CHEAPEST = "closest to my model", "sharpest", "cheapest to train"
@@ -38,6 +39,8 @@ Guided = ProgressiveOptions | ConsistencyOptions | DistributionMatchingOptions
 BATCH, RANK = 16, 64
 _DRAWN_AT_ONCE = 4
 _TRIED_STEPS = 2
+_AFTER_A_START = 400
+"""Iterations of a goal that draws its own pictures where the LoRA begins as another: few hundreds do instead of thousands."""
 
 
 # --- the goals -------------------------------------------------------------------------------------------------------
@@ -120,6 +123,7 @@ class Wishes:
     positive: Any = None
     negative: Any = None
     preset: str = NO_CARD
+    start_lora: str = NOTHING
 
     def __post_init__(self) -> None:
         if self.from_graph:
@@ -172,14 +176,20 @@ class Wishes:
 
     @functools.cached_property
     def _chosen(self) -> tuple[Guided, str]:
+        usual = _AFTER_A_START if self._begins and self.goal in _DRAWS_ITS_OWN else 0
         choose = GOALS[self.goal]
-        return choose(self.family, steps=self.steps, guidance=self._guidance, iterations=self.iterations)
+        return choose(self.family, steps=self.steps, guidance=self._guidance, iterations=self.iterations or usual)
 
     @property
+    def _begins(self) -> bool:
+        return self.start_lora != NOTHING
+
+    @functools.cached_property
     def student(self) -> LoRAOptions:
         layers = LoRALayers.LINEAR if self.steps >= 4 else LoRALayers.LINEAR_AND_CONV
         rank = self._card.rank if self._card else RANK
-        return LoRAOptions(rank=rank, alpha=float(rank), layers=layers)
+        lora = LoRAOptions(rank=rank, alpha=float(rank), layers=layers)
+        return StartingLoRA.of(lora, file=self.start_lora, strength=1.0) if self._begins else lora
 
     @property
     def options(self) -> TrainOptions:
@@ -255,6 +265,8 @@ class Wishes:
         said.append(
             f"student: a LoRA of rank {rank} on layers {layers}; guidance {self.method.guidance_scale:g} is baked in"
         )
+        if self._begins:
+            said.append(f"it begins as {self.start_lora}")
         return said
 
     # --- what it takes ---

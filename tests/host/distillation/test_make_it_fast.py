@@ -21,6 +21,8 @@ from comfyui_fewstep.nodes.distillation import (
 )
 from comfyui_fewstep.nodes.distillation.cards import cards
 from comfyui_fewstep.nodes.distillation.families import family_of
+from comfyui_fewstep.nodes.host import folders
+from comfyui_fewstep.trainers.storage.export import read_student
 from comfyui_fewstep.trainers.training import trial
 from encoders import RandomCLIP
 from test_lora import assert_whole, output, snapshot  # noqa: F401 (a fixture)
@@ -57,6 +59,17 @@ def make(model, *, steps="2", goal=choosing.CLOSEST, name="run", do=make_it_fast
     )
 
 
+def added(name):
+    """To each layer's weight by the run's student, its input's dimensions as one."""
+    tensors, *_ = read_student(folders.run_named(name).student_file)
+    ends = "lora_up.weight", "lora_down.weight", "alpha"
+    layers = {key.partition(".lora_up")[0] for key in tensors if ".lora_up" in key}
+    parts = {layer: [tensors[f"{layer}.{end}"] for end in ends] for layer in layers}
+    return {
+        layer: float(alpha) / len(down) * up.flatten(1) @ down.flatten(1) for layer, (up, down, alpha) in parts.items()
+    }
+
+
 def test_the_plan_says_what_was_chosen_and_leaves_nothing(output, monkeypatch):  # noqa: F811
     monkeypatch.setattr(choosing, "BATCH", 4)
     model = tiny("sd15")
@@ -74,6 +87,35 @@ def test_the_plan_says_what_was_chosen_and_leaves_nothing(output, monkeypatch): 
     assert_whole(model, before)
     with pytest.raises((ValueError, AttributeError, TypeError), match=r"plan only|ExecutionBlocker"):
         made["result"][0].clone()
+
+
+def test_the_sharpest_begins_as_the_closest_and_needs_fewer_iterations(output, quick, monkeypatch):  # noqa: F811
+    """It hardly learns here, so that what comes out is what it began as."""
+    asked = []
+
+    def matching(family, *, steps, guidance, iterations):
+        asked.append(iterations)
+        given = {"steps": steps, "iterations": 1, "companion_first": 1, "guidance_scale": guidance}
+        return matching_method.DistributionMatching().make(learning_rate=1e-9, **given)[0], "quick"
+
+    monkeypatch.setitem(choosing.GOALS, choosing.SHARPEST, matching)
+    model, given = tiny("sd15"), {"clip": clip_of("sd15"), **SMALL}
+    make(model, name="closest", **given)
+    file = "fewstep/closest.safetensors"
+    made = make(model, name="sharpest", goal=choosing.SHARPEST, start_lora=file, **given)
+    assert f"it begins as {file}" in made["ui"]["text"][0]
+    assert asked[-1] == 400
+    own = choosing.Wishes(model=model, steps=2, goal=choosing.SHARPEST, start_lora=file, iterations=9, **given)
+    assert (own.method.iterations, asked[-1]) == (1, 9)
+    runs = output / "fewstep" / "runs"
+    assert json.loads((runs / "sharpest" / "run.json").read_text())["run"]["student.start_lora"] == file
+    first, then = added("closest"), added("sharpest")
+    assert max(change.abs().max() for change in first.values()) > 1e-4
+    assert first.keys() == then.keys()
+    for name, change in first.items():
+        torch.testing.assert_close(then[name], change, atol=1e-5, rtol=1e-3)
+    with pytest.raises(ValueError, match=r"start_lora is 'fewstep/gone.safetensors'"):
+        make(model, name="other", do=make_it_fast.PLAN, start_lora="fewstep/gone.safetensors", **given)
 
 
 def test_the_run_is_that_of_the_nodes_by_hand(output, quick):  # noqa: F811
