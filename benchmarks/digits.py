@@ -84,6 +84,7 @@ class Teacher:
         sampling = host.models.model_sampling_of(self.model)
         self.table, self.prediction = host.models.noise_levels(sampling), host.models.prediction_type(sampling)
 
+    @torch.no_grad()
     def draw(self, model: Any, sampler: Any, sigmas: Tensor, *, cfg: float, count: int, seed: int) -> Tensor:
         """(count, 1, 8, 8) in [0, 1], the digits in turn."""
         latents = self.host.models.sample(
