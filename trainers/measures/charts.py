@@ -70,17 +70,20 @@ def curves_chart(curves: Mapping[str, Mapping[int, Interval]], *, over: str, val
     An interval that a log axis has no room for, to 0 and below, is cut at a tenth of its value; nor for a value below 0. Above,
     at twice the largest value.
     """
-    figure = _figure(width=9.0, height=5.0)
+    figure = _figure(width=12.0, height=5.0)
     from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     axis, lines = figure.subplots(), itertools.cycle(["--", "-.", ":", (0, (6, 3))])
+    looks = itertools.product("os^Dvx", [f"C{k}" for k in range(10) if k != 7])  # 7 is grey
     for label, points in curves.items():
-        grey: dict[str, Any] = (
-            {"color": COLOURS["teacher"], "linestyle": next(lines)} if beside and label.startswith(beside) else {}
-        )
+        look: dict[str, Any]
+        if beside and label.startswith(beside):
+            look = {"marker": "o", "color": COLOURS["teacher"], "linestyle": next(lines)}
+        else:
+            look = dict(zip(("marker", "color"), next(looks), strict=True))
         means, margins = zip(*points.values(), strict=True)
         below = [max(min(margin, 0.9 * mean), 0.0) for mean, margin in points.values()]
-        axis.errorbar(list(points), means, (below, margins), marker="o", markersize=4, capsize=3, label=label, **grey)
+        axis.errorbar(list(points), means, (below, margins), markersize=5, capsize=3, label=label, **look)
     places = {place for points in curves.values() for place in points}
     steps = [2**k for k in range(max(places).bit_length()) if 2**k >= min(places)]
     axis.set_xscale("log", base=2)
@@ -93,7 +96,7 @@ def curves_chart(curves: Mapping[str, Mapping[int, Interval]], *, over: str, val
     axis.set_xlabel(over)
     axis.set_ylabel(value)
     axis.grid(alpha=0.3)
-    axis.legend()
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))  # beside: it would hide curves
     return _render(figure)
 
 
