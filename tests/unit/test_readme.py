@@ -167,6 +167,22 @@ def test_what_the_choice_of_a_method_says_of_matching_is_in_the_table():
     assert (said + "for {:.2f}").format(*step, *(size / 2**30 for size in held)) in text
 
 
+def test_how_near_students_of_the_digits_came_is_what_was_measured():
+    parts = result("digits")["parts"]
+    trainings = by_training({name: part for name, part in parts.items() if not name.startswith("solver, ")})
+
+    def said(label):
+        assert [len(trainings[label, calls]) for calls in (4, 2, 1)] == [3, 3, 3]
+        values = [round(distance(trainings[label, calls])[0], 2) + 0.0 for calls in (4, 2, 1)]
+        return "{:.2f}, {:.2f} and {:.2f}".format(*values)
+
+    other = pages.plus_minus(parts["floor: the teacher, other noise"]["figures"]["frechet"])
+    assert f"other pictures of the teacher have {other})" in TEXT
+    assert f"progressive distillation {said('progressive')} in 4, 2 and 1 calls, consistency" in TEXT
+    assert f"consistency distillation {said('consistency')}, and distribution matching in 1 to 4 steps" in TEXT
+    assert f"whose settings do not suit, {said('matching in 1 to 4 by landings')}." in TEXT
+
+
 def _over_seeds(trainings):
     return [seed for seeds in trainings.values() for seed in seeds]
 
