@@ -124,6 +124,7 @@ TRAINED_AS = {
         "half progressive then matching in 1",
     ],
     "matching by `landings`, one student for 1 to 4": ["matching in 1 to 4 by landings"] * 3,
+    "the same, decoupled": ["decoupled matching in 1 to 4"] * 3,
     "rCM, one student for all": ["rCM"] * 3,
 }
 
