@@ -6,6 +6,7 @@ Spread: the mean distance of two pictures of one prompt, on what the reader of c
 from __future__ import annotations
 
 import functools
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from ...trainers.storage.run_folder import RunFolder
 from . import pages
 from .parts import Figures, Parts
 from .trainings import Students, in_order, over_trainings, ratio
-from .trials import Trial
+from .trials import Subject
 
 BEGINNING = "spread: "
 PROMPTS, EACH, SEED = 128, 8, 5000
@@ -30,12 +31,8 @@ def spread(features: Tensor, *, each: int = EACH) -> Estimate:
     return Estimate.of([float(value) for value in apart])
 
 
-class Drawn(Protocol):
+class Drawn(Subject, Protocol):
     """See students.Scenes."""
-
-    trials: Any
-
-    def trained(self, label: str, seed: int) -> RunFolder: ...
 
     def spread(self, label: str, run: RunFolder, steps: int) -> Figures: ...
 
@@ -49,7 +46,7 @@ def measure(
     said = {**SETTINGS, "setting": list(setting)}
     parts.part(f"{BEGINNING}teacher", said, lambda: scenes.spread_of_teacher(setting))
     for label in labels:
-        trial: Trial = scenes.trials[label]
+        trial = scenes.trials[label]
         for seed in range(seeds):
             run = functools.cache(functools.partial(scenes.trained, label, seed))
             for steps in trial.steps:
@@ -76,18 +73,17 @@ def table(parts: Figures, students: Students, teacher: list[Figures]) -> list[st
         "| pictures | calls | spread over the teacher's | recall over the teacher's | trainings |",
         "|---|--:|--:|--:|--:|",
     ]
-    recall = sum(seed["recall"] for seed in teacher) / len(teacher)
+    recall = statistics.mean(seed["recall"] for seed in teacher)
     for (label, calls), trainings in in_order(students):
-        values = [
-            found[name]["figures"]["spread"]
+        spreads = [
+            found[name]["figures"]
             for name in (f"{label}, {calls} calls, training {seed}" for seed in sorted(trainings))
             if name in found
         ]
-        if not values:
+        if not spreads:
             continue
-        mean = values[0] if len(values) == 1 else Estimate.of([value for value, _ in values]).written()
         recalls = [seed["recall"] / recall for seed in over_trainings(trainings)]
-        cells = [label, str(calls), pages.plus_minus(ratio(mean, own).written())]
-        cells += [pages.plus_minus(Estimate.of(recalls).written(), digits=3), str(len(values))]
+        cells = [label, str(calls), pages.plus_minus(ratio(pages.over(spreads, "spread"), own).written())]
+        cells += [pages.plus_minus(Estimate.of(recalls).written(), digits=3), str(len(spreads))]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
