@@ -130,9 +130,9 @@ class MakeItFast:
                     [starting_lora.NOTHING, *folders.lora_files()],
                     {
                         "default": starting_lora.NOTHING,
-                        "tooltip": "What the LoRA begins as. For the sharpest pictures make your model fast with the goal "
-                        "closest first, and again with the goal sharpest and that student here: 400 iterations then do "
-                        "instead of 1500. Also a published speed LoRA.",
+                        "tooltip": "What the LoRA begins as: a finished student of the same model, such as one made with the goal "
+                        "closest, or a published speed LoRA. With the goal sharpest 400 iterations are then usual instead "
+                        "of 1500.",
                     },
                 ),
                 "previews": inputs.PREVIEWS,
