@@ -130,8 +130,8 @@ class MakeItFast:
                     [starting_lora.NOTHING, *folders.lora_files()],
                     {
                         "default": starting_lora.NOTHING,
-                        "tooltip": "What the LoRA begins as: a finished student of the same model, such as one made with the goal "
-                        "closest, or a published speed LoRA. With the goal sharpest 400 iterations are then usual instead "
+                        "tooltip": "What the LoRA begins as: a finished student of the same model, such as one made with the "
+                        "goal closest, or a published speed LoRA. With the goal sharpest 400 iterations are then usual instead "
                         "of 1500.",
                     },
                 ),
