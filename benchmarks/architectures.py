@@ -40,6 +40,7 @@ ABOUT = {
     "consistency": "the same of consistency distillation",
     "checkpointing": "that of progressive distillation with gradient checkpointing",
     "held": "bytes that wait for backward with gradient checkpointing, as a share of those without, eight blocks deep",
+    "let go": "bytes that each training of a LoRA with gradient checkpointing leaves in memory for ever",
     "LoRA file": "after an iteration of the loop: every key is used by the host's loader, whose MODEL differs from the student "
     "by this share",
     "full weights": "the same of all weights, loaded by the host into a network of other weights",

@@ -213,8 +213,12 @@ class _Call:
             self._fill(len(again), tensor)
             again.append(tensor.shape)
 
+        inputs = self._inputs
+        del (
+            self._inputs
+        )  # one that the block overwrites leads to the second graph, which holds pack: a ring nobody collects
         with torch.enable_grad(), saved_tensors_hooks(pack, _no_way_back):
-            self._inputs.call(self._forward)
+            inputs.call(self._forward)
         if again != [shape for _, shape in self._saved]:
             raise RuntimeError(
                 f"a checkpointed block saved {len(self._saved)} tensors and then {len(again)}, or others; switch "

@@ -158,6 +158,21 @@ def test_less_is_held_for_backward_and_all_is_let_go():
         assert not any(len(one) for one in live), "nor after backward, without waiting for the garbage collector"
 
 
+@pytest.mark.parametrize("kind", [Careful, InPlace, TwoStreams])
+def test_backward_leaves_nothing_behind(kind):
+    """An input that a block overwrites belongs to the graph of the second pass; both were kept for ever once."""
+    network = Network(kind)
+
+    def passes(count):
+        for _ in range(count):
+            gradients(network)
+        return torch.zeros(0)
+
+    with checkpointed(network):
+        passes(1)
+        assert left_in_memory(lambda: passes(3)) == 0
+
+
 def test_without_gradient_a_block_runs_as_it_is():
     calls = []
     function = recomputed(lambda x: calls.append(torch.is_grad_enabled()) or x * 2)
