@@ -199,8 +199,9 @@ def _gradients(found: Figures) -> str:
 
 
 def _plan(found: Figures) -> str:
-    step, held = found["planned step"] / found["step"], found["planned bytes"] / found["bytes"]
-    return f"{found['step']:.2f} | {step:.2f} | {found['bytes'] / GIB:.2f} | {held:.2f}"
+    steps = ", ".join(f"{planned / step:.2f}" for planned, step in found["pairs"])
+    held = found["planned bytes"] / found["bytes"]
+    return f"{found['step']:.2f} | {steps} | {found['bytes'] / GIB:.2f} | {held:.2f}"
 
 
 def _stepping(parts: Figures, part: str) -> Iterator[str]:
@@ -251,9 +252,10 @@ def measure(wanted: list[Cell], folder: Path, *, command: str) -> None:
     card = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     settings = {"card": card, "torch": torch.__version__, "host": _host()}
     known = parts.written["parts"]
-    for label in [label for label, part in known.items() if "error" in part["figures"]]:
-        del known[label]
-    wanted = [cell for cell in wanted if cell.label not in known]
+    done = {label for label, part in known.items() if "error" not in part["figures"]}
+    wanted = [cell for cell in wanted if cell.label not in done]
+    for cell in wanted:
+        known.pop(cell.label, None)
     child, errors = Child(wanted), []
     try:
         for cell in wanted:

@@ -200,8 +200,13 @@ def matching(subject: Subject, bench: Bench, room: float) -> dict[str, float]:
     return _trained(subject, bench, room, MATCHING)
 
 
-def plan(subject: Subject, bench: Bench, room: float) -> dict[str, float]:
-    """What the plan of a run says before it, beside what the run then takes: seconds of a step, bytes beyond the MODEL."""
+def plan(subject: Subject, bench: Bench, room: float) -> dict[str, Any]:
+    """What a plan says before a run, beside what that then takes, twice. pairs: seconds of a step; bytes are the second's."""
+    rounds = [_planned_and_run(subject, bench, room) for _ in range(2)]
+    return {**rounds[-1], "pairs": [(found["planned step"], found["step"]) for found in rounds]}
+
+
+def _planned_and_run(subject: Subject, bench: Bench, room: float) -> dict[str, float]:
     from ..nodes.distillation import planning, running
 
     bench.leave(room)

@@ -65,7 +65,7 @@ def test_each_part_measures_each_shape(name, tmp_path, monkeypatch):
             assert found["sampling"].keys() == {"call", "lightning", "lcm", "euler", "rounds"}
             assert all(0.1 < found["sampling"][key] < 10.0 for key in ("lightning", "lcm", "euler"))
             assert all(found[part]["step"] > 0.0 for part in ("training", "matching", "plan"))
-            assert 0.2 < found["plan"]["planned step"] / found["plan"]["step"] < 5.0
+            assert [0.2 < planned / step < 5.0 for planned, step in found["plan"]["pairs"]] == [True] * 2
             assert found["plan"]["planned bytes"] > 0.0
             if "gradients" in found:
                 cosines = [value["cosine"] for value in found["gradients"].values() if isinstance(value, dict)]
@@ -170,7 +170,7 @@ class Feigned:
             figures = {"sampling": sampled, "gradients": gradients, "training": trained}
             figures |= {
                 "matching": {**trained, "step": 1.5},
-                "plan": {**trained, "planned step": 0.45, "planned bytes": gpu.GIB},
+                "plan": {**trained, "planned bytes": gpu.GIB, "pairs": [(0.45, 0.5), (0.5, 0.4)]},
             }
             yield "the host says something\n"
             yield gpu.MARK + json.dumps(figures[part])
@@ -199,7 +199,7 @@ def test_the_book_has_every_cell_goes_on_and_tells_errors(tmp_path, card):
     assert "| SDXL, 1024 px | bf16 | pages | 3.00 | 5.00 | 0.50 | 24.50 | 16.50 | 12.50 | 8.50 |" in page
     assert "| SDXL, 1024 px | bf16 | no pages, 2 processes | 3.00 | 5.00 | 0.50 | - | - | - | - |" in page
     assert page.count("| SDXL, 1024 px | bf16 | pages | 3.00 | 5.00 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 |") == 1
-    assert "| SDXL, 1024 px | bf16 | pages | 0.50 | 0.90 | 3.00 | 0.33 |" in page
+    assert "| SDXL, 1024 px | bf16 | pages | 0.50 | 0.90, 1.25 | 3.00 | 0.33 |" in page
     assert "| SDXL, 1024 px | bf16 | 1.000000 | 1.000000 (1.00) | 0.999910 (0.20 to 0.50) | 1.000000 (1.00) |" in page
     wan = "Wan 1.3B, 832 x 480, 81 frames"
     assert f"| {wan} | fp8 | pages | 3.00 | 5.00 | 0.50 | 24.50 | 16.50 | 12.50 | **error** |" in page
@@ -213,6 +213,9 @@ def test_a_process_goes_on_behind_the_cell_that_ended_the_one_before(tmp_path, c
     assert asked[1]["cells"][0][0].startswith("Flux")
     assert ["torch.distributed.run" in command for command in Feigned.started] == [False] * 4 + [True]
     gpu.main(["--folder", str(tmp_path), "--weights", "bf16", "--parts", "training"])
+    gpu.main(["--folder", str(tmp_path), "--models", "SDXL, 1024 px", "--weights", "bf16", "--parts", "training"])
+    told = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert sum("error" in part["figures"] for part in told.values()) == 2, "what else an error ended stays told"
     again = [json.loads(command[-1])["cells"] for command in Feigned.started[5:]]
     wan = ["Wan 1.3B, 832 x 480, 81 frames", "bf16", "training", 8]
     assert again == [[wan], [wan]], "nothing is measured twice but what an error ended, with pages and without"

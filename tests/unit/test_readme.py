@@ -77,9 +77,14 @@ def test_the_plan_came_as_near_to_the_run_as_is_said():
     assert all(abs(ratio - 1.0) <= 0.15 for ratio in times + memories)
     assert "were within 15 % of each other, in time and in memory, for five methods" in TEXT
     on_card = [on_the_card()[f"{model}, 1024 px, bf16, plan, pages"] for model in ("SDXL", "Z-Image")]
-    memory, time = ([found[f"planned {key}"] / found[key] for found in on_card] for key in ("bytes", "step"))
-    said = "the plan's memory was {:.2f} (SDXL) and {:.2f} (Z-Image) of the run's, its time {:.2f} and {:.2f}."
-    assert said.format(*memory, *time) in TEXT
+    memory = [found["planned bytes"] / found["bytes"] for found in on_card]
+    times = [planned / step for found in on_card for planned, step in found["pairs"]]
+    steps = [f["step"] for label, f in on_the_card().items() if re.match("SDXL.*(training|plan), pages", label)]
+    said = (
+        "the plan's memory was {:.2f} (SDXL) and {:.2f} (Z-Image) of the run's, its time {:.2f} and {:.2f} (SDXL, two pairs, "
+        "whose steps took from {:.1f} to {:.1f} s there) and {:.2f}."
+    )
+    assert said.format(*memory, *times[:2], min(steps), max(steps), *times[2:]) in TEXT
 
 
 def _table_of(column):
@@ -94,13 +99,23 @@ def _step(found):
     return f"{found['step']:.2f} s" if found and "step" in found else "-"
 
 
+WITHOUT_PAGES = ("SDXL, 1024 px", "Z-Image, 1024 px", "Wan 1.3B, 832 x 480, 81 frames")
+
+
 def test_gradients_on_a_card_are_what_was_measured():
-    gradients = [on_the_card()[f"{model}, 1024 px, bf16, gradients, pages"] for model in ("SDXL", "Z-Image")]
-    assert all(found["paged"] for found in gradients)
-    found = [one for model in gradients for one in model.values() if isinstance(one, dict)]
-    assert [f"{one['cosine']:.6f}" for one in found] == ["1.000000"] * 24
-    least = min(one["weights"] for one in found)
-    assert f"from all to {100 * least:.2f} %: cosine 1.000000 each time" in TEXT
+    cells = {label: found for label, found in on_the_card().items() if ", gradients, " in label}
+    assert {label.split(",")[0] for label in cells} == {"SDXL", "Z-Image", "Wan 1.3B", "Flux"}
+    assert all(found["paged"] for found in cells.values())
+    least = {
+        label: min(one["cosine"] for one in found.values() if isinstance(one, dict)) for label, found in cells.items()
+    }
+    flux = least.pop("Flux, 1024 px, bf16, gradients, pages")
+    again = cells["Flux, 1024 px, bf16, gradients, pages"]["same"]
+    assert {f"{cosine:.6f}" for cosine in least.values()} == {"1.000000"}
+    assert f"1.000000 each time, of Flux at least {flux:.6f}, where the same pass done twice has {again:.6f}" in TEXT
+    assert flux > 0.9999
+    torch_holds = [on_the_card()[f"{model}, bf16, training, no pages"]["bytes"] / 2**30 for model in WITHOUT_PAGES]
+    assert "{:.2f} GiB for SDXL in bf16, {:.2f} for Z-Image, {:.2f} for Wan".format(*torch_holds) in TEXT
 
 
 def test_the_drawn_worlds_tables_are_what_the_result_files_make():
