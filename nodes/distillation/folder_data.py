@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from ...trainers.data.listing import NOT_READ, SUBFOLDERS, content_of
 from .. import host
 from ..host import folders
+from . import option_inputs as inputs
 from .clip_sources import FIRST, PIECES, ClipFolder, SoundFolder
 from .folder_sources import CAPTION_SYNTAX, LITERAL, FolderSource, PictureFolder
 
@@ -39,6 +40,8 @@ GUIDANCE: Input = (
 )
 _WITHOUT_CAPTION = ["use caption", "stop"]
 _BROKEN = ["stop", "skip"]
+RARE = ("bucket_step", "without_caption", "flip", "broken", "pieces", "subfolders", "caption_syntax")
+"""Inputs that editors may fold."""
 
 
 def _folder(what: str) -> dict[str, Input]:
@@ -160,10 +163,11 @@ class ImageFolder(_Folder):
             "SDXL.",
             "Sides are multiples of it. UNets want 64; a finer step cuts less off.",
         )
-        return {
+        declared = {
             "required": _folder("pictures") | size | _captions("a picture") | _flip("picture") | _broken("one picture"),
             "optional": _encoders("pictures") | _reading("pictures") | {"guidance": GUIDANCE},
         }
+        return inputs.folded(declared, RARE)
 
 
 class ClipFolderNode(_Folder):
@@ -208,10 +212,11 @@ class ClipFolderNode(_Folder):
             ),
         }
         captions, flip, broken = _captions("a clip"), _flip("clip"), _broken("a clip")
-        return {
+        declared = {
             "required": _folder("clips") | length | size | captions | flip | broken | _pieces("a clip"),
             "optional": _encoders("clips") | _reading("clips") | {"guidance": GUIDANCE},
         }
+        return inputs.folded(declared, RARE)
 
 
 class SoundFolderNode(_Folder):
@@ -235,7 +240,8 @@ class SoundFolderNode(_Folder):
         }
         seconds: dict[str, Input] = {"seconds": ("FLOAT", length)}
         captions, broken = _captions("a sound"), _broken("a sound")
-        return {
+        declared = {
             "required": _folder("sounds") | seconds | captions | broken | _pieces("a sound"),
             "optional": _encoders("sounds") | _reading("sounds"),
         }
+        return inputs.folded(declared, RARE)

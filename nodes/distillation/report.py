@@ -27,6 +27,8 @@ from . import training_data
 from .judging import Asked
 
 MOST_SHOWN = 8
+RARE = ("seed", "teacher_sampler", "negative_prompt", "name")
+"""Inputs that editors may fold."""
 
 
 class StudentReport:
@@ -51,7 +53,7 @@ class StudentReport:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
+        declared = {
             "required": {
                 "teacher": ("MODEL", {"tooltip": "The model that the students were distilled from."}),
                 "vae": ("VAE", {"tooltip": "The teacher's VAE."}),
@@ -107,6 +109,7 @@ class StudentReport:
                 ),
             },
         }
+        return inputs.folded(declared, RARE)
 
     @classmethod
     def IS_CHANGED(cls, **_: Any) -> float:

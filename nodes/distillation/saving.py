@@ -67,7 +67,7 @@ class SaveStudentLoRA:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
+        declared = {
             "required": {
                 "model": ("MODEL", {"tooltip": "The teacher that the student was distilled from, its LoRAs wired in."}),
                 "student": LoadStudent.INPUT_TYPES()["required"]["student"],
@@ -95,6 +95,7 @@ class SaveStudentLoRA:
                 ),
             },
         }
+        return inputs.folded(declared, ("names", "precision"))
 
     IS_CHANGED = LoadStudent.IS_CHANGED
     VALIDATE_INPUTS = SaveStudentCheckpoint.VALIDATE_INPUTS

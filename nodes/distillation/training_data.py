@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from .. import host
+from . import option_inputs as inputs
 from .data_sources import PromptSource
 from .folder_data import CLIP, GUIDANCE, NEGATIVE
 from .prompts_alone import PromptsAlone
+
+RARE = ("sampler", "batch_size")
+"""Inputs of Teacher's Pictures that editors may fold."""
 
 
 class TeacherPictures:
@@ -25,7 +29,7 @@ class TeacherPictures:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
+        declared = {
             "required": {
                 "prompts": ("STRING", {"default": "", "multiline": True, "tooltip": "One prompt on each line."}),
                 "negative": NEGATIVE,
@@ -68,6 +72,7 @@ class TeacherPictures:
             },
             "optional": {"clip": CLIP, "guidance": GUIDANCE},
         }
+        return inputs.folded(declared, RARE)
 
     @classmethod
     def VALIDATE_INPUTS(cls, prompts: Any = None) -> bool | str:

@@ -13,11 +13,15 @@ from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import (
     choosing,
     distillation,
+    folder_data,
     latent_method,
     make_it_fast,
     matching_method,
     methods,
+    report,
+    saving,
     students,
+    training_data,
 )
 from comfyui_fewstep.nodes.distillation.cards import cards
 from comfyui_fewstep.nodes.distillation.families import family_of
@@ -260,6 +264,13 @@ def test_rare_inputs_are_folded_by_hosts_that_fold():
         (distillation.Distill, distillation.RARE),
         (methods.ConsistencyDistillation, options),
         (latent_method.ScoreDistillation, ("companion_learning_rate", "companion_rank")),
+        (folder_data.ImageFolder, set(folder_data.RARE) - {"pieces"}),
+        (folder_data.ClipFolderNode, folder_data.RARE),
+        (folder_data.SoundFolderNode, set(folder_data.RARE) - {"bucket_step", "flip"}),
+        (training_data.TeacherPictures, training_data.RARE),
+        (training_data.TrainingPrompts, ()),
+        (report.StudentReport, report.RARE),
+        (saving.SaveStudentLoRA, ("names", "precision")),
     ):
         declared = node.INPUT_TYPES()
         inputs = {**declared["required"], **declared["optional"]}
