@@ -1,5 +1,6 @@
 // Buttons that ask something before they do anything: whether, or with which words.
 import { make } from "./fewstep_elements.js";
+import { say } from "./fewstep_words.js";
 
 /** While one of these is open, its list is not drawn anew. */
 export const OPEN = ".asking:not([hidden])";
@@ -28,7 +29,7 @@ const no = (close, textContent) => make("button", { type: "button", textContent,
 /** action() runs after a second word only. */
 export function confirming(button, question, yes, action) {
   return asking(button, (close) => {
-    const stays = no(close, "No");
+    const stays = no(close, say("No"));
     const go = () => {
       close();
       action();
@@ -46,6 +47,6 @@ export function writing(button, question, { value, tag = "input" }, action) {
       action(field.value);
     };
     if (tag === "input") field.addEventListener("keydown", (event) => event.key === "Enter" && (event.preventDefault(), send()));
-    return { shown: [field, make("button", { type: "button", textContent: "Save", on: { click: send } }), no(close, "Leave")], focused: field };
+    return { shown: [field, make("button", { type: "button", textContent: say("Save"), on: { click: send } }), no(close, say("Leave"))], focused: field };
   });
 }

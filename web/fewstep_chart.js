@@ -1,6 +1,7 @@
 // A line chart over iterations, on uPlot: raw and smoothed values, stages as dashed lines, in the colours of the page.
 import uPlot from "./vendor/uplot/uPlot.esm.mjs";
 import { define, figure, make } from "./fewstep_elements.js";
+import { say } from "./fewstep_words.js";
 
 const STYLESHEET = new URL("./vendor/uplot/uPlot.min.css", import.meta.url);
 const SMOOTHING = 0.9;
@@ -37,9 +38,9 @@ export function breaks(values, stages) {
 export function described({ x, lines, xLabel = "iteration" }) {
   const said = lines.flatMap(({ label, values }) => {
     const known = values.filter((value) => value !== null && value !== undefined);
-    return known.length ? [`${label} from ${figure(known[0])} to ${figure(known.at(-1))}`] : [];
+    return known.length ? [say`${label} from ${figure(known[0])} to ${figure(known.at(-1))}`] : [];
   });
-  return said.length ? `Chart over ${xLabel} ${figure(x[0])} to ${figure(x.at(-1))}: ${said.join("; ")}.` : "Chart without values yet.";
+  return said.length ? say`Chart over ${say(xLabel)} ${figure(x[0])} to ${figure(x.at(-1))}: ${said.join("; ")}.` : say("Chart without values yet.");
 }
 
 class Chart extends HTMLElement {
@@ -137,7 +138,7 @@ class Chart extends HTMLElement {
       ...this.#size(),
       scales: { x: { time: false, ...(xLabel ? { distr: 3, log: 2 } : {}) }, y: log ? { distr: 3 } : {} },
       axes: [{ ...axis, size: 2.5 * this.#em }, { ...axis, size: 4.8 * this.#em, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : figure(tick))) }],
-      series: [{ label: xLabel ?? "iteration" }, ...lines.map((line) => this.#series(line, points))],
+      series: [{ label: say(xLabel ?? "iteration") }, ...lines.map((line) => this.#series(line, points))],
       cursor: { points: { size: 6 }, drag: { setScale: false }, move: (plot, left, top) => this.#unscaled(plot, left, top) },
       hooks: { drawClear: [(plot) => this.#drawStages(plot)] },
     };

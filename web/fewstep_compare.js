@@ -1,6 +1,7 @@
 // A preview picture, teacher above and student below: both rows, or one over the other under a slider.
 import { STYLE, define, make } from "./fewstep_elements.js";
 import { enlarge } from "./fewstep_enlarged.js";
+import { say } from "./fewstep_words.js";
 
 const OWN_STYLE = `
   :host { display: flex; flex-direction: column; gap: 0.3em; min-height: 0; }
@@ -23,18 +24,18 @@ class Compare extends HTMLElement {
   constructor() {
     super();
     this.attachShadow({ mode: "open" });
-    this.both = make("img", { className: "both", alt: "Above the teacher's pictures, below the student's, from the same noise" });
+    this.both = make("img", { className: "both", alt: say("Above the teacher's pictures, below the student's, from the same noise") });
     this.both.addEventListener("load", () => this.#fitPicture());
     this.halves = ["teacher", "student"].map((name) => make("div", { className: `half ${name}` }));
     this.line = make("div", { className: "line" });
     this.over = make("div", { className: "over", hidden: true }, ...this.halves, this.line);
     this.slider = make("input", { type: "range", min: 0, max: 100, value: 50, on: { input: () => this.#divide() },
-      aria: { label: "Where the teacher's picture ends and the student's begins" } });
+      aria: { label: say("Where the teacher's picture ends and the student's begins") } });
     this.figure = make("div", { aria: { live: "polite" } });
-    this.words = make("div", { className: "words soft" }, make("span", {}, "teacher"), make("span", {}, "student"));
+    this.words = make("div", { className: "words soft" }, make("span", {}, say("teacher")), make("span", {}, say("student")));
     this.dividing = make("div", { hidden: true }, this.slider, this.words, this.figure);
-    this.stage = make("button", { type: "button", className: "stage", title: "Enlarge", on: { click: () => this.onenlarge() },
-      aria: { label: "Enlarge: teacher and student side by side" } }, this.both, this.over);
+    this.stage = make("button", { type: "button", className: "stage", title: say("Enlarge"), on: { click: () => this.onenlarge() },
+      aria: { label: say("Enlarge: teacher and student side by side") } }, this.both, this.over);
     this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), this.stage, this.dividing);
     this.#divide();
   }

@@ -1,6 +1,7 @@
 // Preview pictures in the whole window: teacher and student of one prompt side by side, by checkpoint.
 import { STYLE, define, keepKeys, make } from "./fewstep_elements.js";
 import { fetchPreviewAbout, previewUrl } from "./fewstep_service.js";
+import { say } from "./fewstep_words.js";
 
 const OWN_STYLE = `
   :host { display: contents; }
@@ -26,16 +27,16 @@ class Enlarged extends HTMLElement {
     super();
     this.attachShadow({ mode: "open" });
     keepKeys(this);
-    const button = (textContent, click) => make("button", { type: "button", textContent, on: { click } });
+    const button = (text, click) => make("button", { type: "button", textContent: say(text), on: { click } });
     this.prompt = make("h2", { id: "prompt" });
     this.before = button("Previous", () => this.#turn(-1));
     this.after = button("Next", () => this.#turn(1));
     this.close = Object.assign(button("Close", () => this.dialog.close()), { autofocus: true });
-    this.canvases = ["teacher", "student"].map((label) => make("canvas", { role: "img", aria: { label } }));
+    this.canvases = ["teacher", "student"].map((name) => make("canvas", { role: "img", aria: { label: say(name) } }));
     const pair = this.canvases.map((canvas) => make("figure", {}, make("figcaption", { textContent: canvas.ariaLabel }), canvas));
-    this.time = make("input", { type: "range", min: 0, aria: { label: "Checkpoint" }, on: { input: () => this.#show(Number(this.time.value)) } });
+    this.time = make("input", { type: "range", min: 0, aria: { label: say("Checkpoint") }, on: { input: () => this.#show(Number(this.time.value)) } });
     this.when = make("output", { className: "soft" });
-    this.whole = make("a", { target: "_blank", textContent: "Whole picture in a tab of its own" });
+    this.whole = make("a", { target: "_blank", textContent: say("Whole picture in a tab of its own") });
     this.said = make("div", { role: "status" });
     this.timeRow = make("div", { className: "row time" }, this.time, this.when);
     this.dialog = make("dialog", { on: { close: () => this.remove(), keydown: (event) => this.#key(event) }, aria: { labelledby: "prompt" } },
@@ -82,12 +83,12 @@ class Enlarged extends HTMLElement {
   /** The column that is shown, each half in its own canvas at its full size. */
   #cut() {
     const [width, height] = [this.picture.naturalWidth / this.#columns, this.picture.naturalHeight / 2];
-    const number = `picture ${this.#column + 1} of ${this.#columns}`;
-    const prompt = this.#prompts?.[this.#column] ?? (this.#columns > 1 ? `Training samples, ${number}` : "Teacher and student");
+    const number = say`picture ${this.#column + 1} of ${this.#columns}`;
+    const prompt = this.#prompts?.[this.#column] ?? (this.#columns > 1 ? say`Training samples, ${number}` : say("Teacher and student"));
     this.canvases.forEach((canvas, i) => {
       Object.assign(canvas, { width, height });
       canvas.classList.toggle("pixels", width < 256);
-      canvas.setAttribute("aria-label", `${i ? "student" : "teacher"}: ${prompt}`);
+      canvas.setAttribute("aria-label", `${say(i ? "student" : "teacher")}: ${prompt}`);
       canvas.getContext("2d").drawImage(this.picture, this.#column * width, i * height, width, height, 0, 0, width, height);
     });
     this.prompt.textContent = prompt;
@@ -120,6 +121,6 @@ export function enlarge(pictures, at = 0) {
 /** The previews of a run at these iterations, as enlarge takes them. */
 export function previewsOf(run, iterations) {
   return iterations.map((iteration) => ({
-    address: previewUrl(run, iteration), label: `iteration ${iteration}`, about: () => fetchPreviewAbout(run, iteration),
+    address: previewUrl(run, iteration), label: say`iteration ${iteration}`, about: () => fetchPreviewAbout(run, iteration),
   }));
 }

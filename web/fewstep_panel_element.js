@@ -4,6 +4,7 @@ import "./fewstep_previews.js";
 import { CURVES, STYLE, copied, define, make, markLaidOut } from "./fewstep_elements.js";
 import { smoothed } from "./fewstep_chart.js";
 import { figures, heard, sentence } from "./fewstep_panel_words.js";
+import { say } from "./fewstep_words.js";
 import { PHASE, STATE, METRICS, cancelRun, fetchRun, isConnected, stopAfterCheckpoint, subscribe } from "./fewstep_service.js";
 
 const SECONDS_BETWEEN_LOOKS = 1;
@@ -33,10 +34,10 @@ class Panel extends HTMLElement {
     this.attachShadow({ mode: "open" });
     this.sentence = make("div", { className: "sentence", aria: { hidden: "true" } });
     this.heard = make("div", { className: "heard", role: "status" });
-    this.bar = make("progress", { max: 1, value: 0, aria: { label: "Iterations done" } });
+    this.bar = make("progress", { max: 1, value: 0, aria: { label: say("Iterations done") } });
     this.figures = make("div", { className: "row soft" });
     this.tabs = Object.entries(VIEWS).map(([view, label]) =>
-      make("button", { type: "button", textContent: label, on: { click: () => this.#choose(view) } }));
+      make("button", { type: "button", textContent: say(label), on: { click: () => this.#choose(view) } }));
     this.chart = make("fewstep-chart", { className: "view" });
     this.pictures = make("fewstep-previews", { className: "view", hidden: true });
     this.buttons = make("div", { className: "row" }, ...this.#makeButtons());
@@ -46,7 +47,7 @@ class Panel extends HTMLElement {
   }
 
   #makeButtons() {
-    const button = (textContent, title, click) => make("button", { type: "button", textContent, title, on: { click } });
+    const button = (text, title, click) => make("button", { type: "button", textContent: say(text), title: say(title), on: { click } });
     this.stop = button("Stop after this checkpoint", "Trains to the next checkpoint, saves and stops.", () => this.#stop());
     this.cancel = button("Cancel", "Saves the state of this run and stops it at once.", () => this.#cancel());
     this.resume = button("Resume", "Queues the graph again; the run goes on from its last state.", () => this.onresume?.());
@@ -183,8 +184,8 @@ class Panel extends HTMLElement {
   }
 
   async #copyCommand() {
-    this.command.textContent = (await copied(this.#known.command)) ? "Copied" : this.#known.command;
-    setTimeout(() => (this.command.textContent = "Copy command"), 3000);
+    this.command.textContent = (await copied(this.#known.command)) ? say("Copied") : this.#known.command;
+    setTimeout(() => (this.command.textContent = say("Copy command")), 3000);
   }
 
   #choose(view) {
@@ -245,15 +246,15 @@ function joined(known, came) {
 
 function content(view, { curves, stages }) {
   const common = { x: curves.iteration, stages: curves.stage, names: stages };
-  if (view === "rate") return { ...common, lines: [{ label: "learning rate", values: curves.learning_rate, colour: "--student" }] };
+  if (view === "rate") return { ...common, lines: [{ label: say("learning rate"), values: curves.learning_rate, colour: "--student" }] };
   if (view === "measures") return { ...common, lines: measureLines(curves) };
   if (view === "bands") return { ...common, log: true, lines: bandLines(curves) };
   return {
     ...common,
     log: true,
     lines: [
-      { label: "loss", values: curves.loss, colour: "--student", faint: true },
-      { label: "smoothed", values: smoothed(curves.loss, curves.stage), colour: "--student" },
+      { label: say("loss"), values: curves.loss, colour: "--student", faint: true },
+      { label: say("smoothed"), values: smoothed(curves.loss, curves.stage), colour: "--student" },
       ...companionLines(curves),
     ],
   };
@@ -262,17 +263,17 @@ function content(view, { curves, stages }) {
 /** The losses of those who learn besides the student. */
 function companionLines({ measures, stage }) {
   const names = Object.keys(measures).filter((name) => name.endsWith("_loss"));
-  return names.map((name, i) => ({ label: name.replace("_", " "), values: smoothed(measures[name], stage), colour: CURVES[i % 3][0], dash: CURVES[1 + (i % 3)][1] }));
+  return names.map((name, i) => ({ label: say`${name.replace(/_loss$/, "")} loss`, values: smoothed(measures[name], stage), colour: CURVES[i % 3][0], dash: CURVES[1 + (i % 3)][1] }));
 }
 
 function measureLines({ measures, stage }) {
   const known = MEASURES.filter((name) => measures[name]);
   const look = (i) => ({ colour: CURVES[i % 4][0], dash: CURVES[i % 4][1] });
-  return known.map((name, i) => ({ label: name.replace("_", " "), values: smoothed(measures[name], stage), ...look(i) }));
+  return known.map((name, i) => ({ label: say(name.replace("_", " ")), values: smoothed(measures[name], stage), ...look(i) }));
 }
 
 function bandLines({ band_errors, stage }) {
-  const label = (i) => (i === 0 ? "least noise" : i === band_errors.length - 1 ? "most noise" : `band ${i + 1}`);
+  const label = (i) => (i === 0 ? say("least noise") : i === band_errors.length - 1 ? say("most noise") : say`band ${i + 1}`);
   const look = (i) => ({ colour: CURVES[i % 4][0], dash: CURVES[i % 4][1] });
   return band_errors.map((values, i) => ({ label: label(i), values: smoothed(values, stage), ...look(i) }));
 }

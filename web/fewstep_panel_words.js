@@ -1,17 +1,18 @@
 // What the training panel says in words.
 import { bytes, figure, seconds } from "./fewstep_elements.js";
+import { say } from "./fewstep_words.js";
 
 /** Where a run stands, as one sentence. */
 export function sentence(known) {
   if (!known.connected)
-    return "The server does not answer. If it was restarted, training has stopped; what was saved stays, and this comes back by itself.";
+    return say("The server does not answer. If it was restarted, training has stopped; what was saved stays, and this comes back by itself.");
   if (known.refusal) return known.refusal;
   if (known.phase && !known.cancelling && !known.cancelAsked) return during(known.phase);
-  if (known.run === null) return "The training is shown here when it begins.";
+  if (known.run === null) return say("The training is shown here when it begins.");
   const said = { absent, written, training, stopped, finished, damaged }[known.state](known);
   const error = known.error ?? known.failure;
-  if (error && known.state !== "training") return `Stopped by an error: ${error}`;
-  return known.damage ? `${said} ${capital(known.damage)} Repair or delete it in the list of runs.` : said;
+  if (error && known.state !== "training") return say`Stopped by an error: ${error}`;
+  return known.damage ? say`${said} ${capital(known.damage)} Repair or delete it in the list of runs.` : said;
 }
 
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
@@ -21,8 +22,10 @@ export function heard(known) {
   const { live, phase, state } = known;
   if (phase && known.connected && !known.cancelling && !known.cancelAsked) return during({ phase: phase.phase });
   const goesOn = known.connected && !known.refusal && state === "training" && live && !known.cancelling && !known.cancelAsked;
-  return goesOn && !known.stopping ? `Training: stage ${live.stage + 1} of ${live.stages} (${live.stage_name})` : sentence(known);
+  return goesOn && !known.stopping ? say`Training: ${stageOf(live)}` : sentence(known);
 }
+
+const stageOf = (live) => say`stage ${live.stage + 1} of ${live.stages} (${live.stage_name})`;
 
 const PHASES = {
   hashing: "Reading the model's weights",
@@ -35,40 +38,40 @@ const PHASES = {
 /** What goes on before, between and after the iterations, how far it is, and how long it still takes. */
 function during({ phase, share, seconds_left }) {
   const far = share ? `: ${Math.round(100 * share)} %` : "";
-  return `${PHASES[phase] ?? phase}${far}${seconds_left === null || seconds_left === undefined ? "" : `, ${seconds(seconds_left)} left`} ...`;
+  const left = seconds_left === null || seconds_left === undefined ? "" : say`, ${seconds(seconds_left)} left`;
+  return `${say(PHASES[phase] ?? phase)}${far}${left} ...`;
 }
 
 // watching: the node trains nothing itself, so that what comes next is to be done elsewhere
-const absent = ({ watching }) => (watching ? "There is no run of this name yet. Queue Write Run first." : "Not begun. Queue the graph to train.");
+const absent = ({ watching }) => say(watching ? "There is no run of this name yet. Queue Write Run first." : "Not begun. Queue the graph to train.");
 const written = ({ watching }) =>
-  watching ? "Written, and not started yet. Start it with Write Run's command in a terminal; queue this node to wait for its student."
-    : "Nothing is saved yet. Queue the graph, and it begins anew.";
+  say(watching ? "Written, and not started yet. Start it with Write Run's command in a terminal; queue this node to wait for its student."
+    : "Nothing is saved yet. Queue the graph, and it begins anew.");
 const stopped = ({ iteration, iterations, watching }) => {
-  const far = iterations ? `Stopped at iteration ${iteration} of ${iterations}; its state is saved.` : "Stopped; its state is saved.";
-  return watching ? `${far} Start the same command again, and it goes on.` : far;
+  const far = iterations ? say`Stopped at iteration ${iteration} of ${iterations}; its state is saved.` : say("Stopped; its state is saved.");
+  return watching ? say`${far} Start the same command again, and it goes on.` : far;
 };
 const finished = ({ iteration, published, startLeft, watching }) => {
-  const beside = published ? ` A file of the run's name is not its own and was left alone; the student is ${published}.` : "";
+  const beside = published ? say` A file of the run's name is not its own and was left alone; the student is ${published}.` : "";
   const average =
-    startLeft > 0.001 ? ` Of the weights that training began with, ${figure(100 * startLeft)} percent are left in the average (ema_decay).` : "";
-  const next = watching ? " Queue this node to load its student." : "";
-  return `Finished${iteration ? ` after ${iteration} iterations` : ""}.${next}${beside}${average}`;
+    startLeft > 0.001 ? say` Of the weights that training began with, ${figure(100 * startLeft)} percent are left in the average (ema_decay).` : "";
+  const next = watching ? say(" Queue this node to load its student.") : "";
+  return `${iteration ? say`Finished after ${iteration} iterations.` : say("Finished.")}${next}${beside}${average}`;
 };
-const damaged = () => "This run cannot be read.";
+const damaged = () => say("This run cannot be read.");
 
 function training({ live, stopping, cancelling, cancelAsked, iteration }) {
-  if (cancelling || cancelAsked) return "Cancelling ... the state is saved first.";
-  if (!live) return iteration ? `Training, at iteration ${iteration}.` : "Preparing the training ...";
-  const stage = `stage ${live.stage + 1} of ${live.stages} (${live.stage_name})`;
-  const said = `${stage}, iteration ${live.iteration} of ${live.iterations}`;
-  return stopping ? `Stopping after the next checkpoint: ${said}` : `Training: ${said}`;
+  if (cancelling || cancelAsked) return say("Cancelling ... the state is saved first.");
+  if (!live) return iteration ? say`Training, at iteration ${iteration}.` : say("Preparing the training ...");
+  const said = say`${stageOf(live)}, iteration ${live.iteration} of ${live.iterations}`;
+  return stopping ? say`Stopping after the next checkpoint: ${said}` : say`Training: ${said}`;
 }
 
 /** The newest figures, each with its name. */
 export function figures({ live, curves }) {
   const newest = (name) => live?.[name] ?? curves[name].at(-1);
-  const said = [`loss ${figure(newest("loss"))}`, `x0 error ${figure(newest("x0_error"))}`, `learning rate ${figure(newest("learning_rate"))}`];
-  if (live?.seconds_left !== undefined) said.push(`${seconds(live.seconds_left)} left`);
-  if (live?.memory) said.push(`${bytes(live.memory)} on the GPU`);
+  const said = [say`loss ${figure(newest("loss"))}`, say`x0 error ${figure(newest("x0_error"))}`, say`learning rate ${figure(newest("learning_rate"))}`];
+  if (live?.seconds_left !== undefined) said.push(say`${seconds(live.seconds_left)} left`);
+  if (live?.memory) said.push(say`${bytes(live.memory)} on the GPU`);
   return said;
 }

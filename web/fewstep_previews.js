@@ -3,6 +3,7 @@ import "./fewstep_compare.js";
 import { STYLE, define, make } from "./fewstep_elements.js";
 import { enlarge, previewsOf } from "./fewstep_enlarged.js";
 import { previewUrl } from "./fewstep_service.js";
+import { say } from "./fewstep_words.js";
 
 const OWN_STYLE = `
   :host { display: flex; flex-direction: column; gap: 0.3em; min-height: 0; }
@@ -19,11 +20,11 @@ class Previews extends HTMLElement {
     this.attachShadow({ mode: "open" });
     this.picture = make("fewstep-compare", { onenlarge: () => enlarge(previewsOf(this.#run, this.#iterations), Number(this.time.value)) });
     this.time = make("input", { type: "range", min: 0, value: 0, on: { input: () => this.#show() },
-      aria: { label: "Training time: which preview is shown" } });
+      aria: { label: say("Training time: which preview is shown") } });
     this.when = make("output", { className: "soft" });
-    this.overlay = make("button", { type: "button", textContent: "One over the other", aria: { pressed: "false" },
+    this.overlay = make("button", { type: "button", textContent: say("One over the other"), aria: { pressed: "false" },
       on: { click: () => this.#toggle() } });
-    this.nothing = make("p", { className: "soft", textContent: "No pictures yet. They come with every checkpoint when a VAE is connected." });
+    this.nothing = make("p", { className: "soft", textContent: say("No pictures yet. They come with every checkpoint when a VAE is connected.") });
     this.row = make("div", { className: "row" }, this.time, this.when, this.overlay);
     this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), this.nothing, this.picture, this.row);
   }
@@ -43,8 +44,8 @@ class Previews extends HTMLElement {
   #show() {
     const iteration = this.#iterations[Number(this.time.value)];
     if (iteration === undefined) return;
-    this.when.value = `iteration ${iteration}`;
-    this.time.setAttribute("aria-valuetext", `iteration ${iteration}`);
+    this.when.value = say`iteration ${iteration}`;
+    this.time.setAttribute("aria-valuetext", this.when.value);
     this.picture.address = previewUrl(this.#run, iteration);
   }
 

@@ -3,15 +3,16 @@ import { app } from "../../scripts/app.js";
 import "./fewstep_runs_element.js";
 import { make } from "./fewstep_elements.js";
 import { fetchWorkflow } from "./fewstep_service.js";
+import { say } from "./fewstep_words.js";
 
-const NAME = "FewStep runs";
+const NAME = say("FewStep runs");
 const TITLE = 40; // of a node, in pixels, with some air
 
 /** On hosts with tabs it opens in one of its own; on others it takes the place of the graph, which the user is asked about. */
 async function openWorkflow(run) {
   const workflow = await fetchWorkflow(run);
   const tabs = Boolean(app.extensionManager);
-  if (!tabs && app.graph._nodes.length && !confirm("This takes the place of the graph in the editor. Go on?")) throw new Error("left as it is");
+  if (!tabs && app.graph._nodes.length && !confirm(say("This takes the place of the graph in the editor. Go on?"))) throw new Error(say("left as it is"));
   await app.loadGraphData(workflow);
 }
 
@@ -59,7 +60,7 @@ function addTab() {
 function addMenuEntry() {
   const dialog = make("dialog", { on: { close: () => dialog.querySelector("fewstep-runs")?.remove() } });
   dialog.style.cssText = "width: min(34rem, 95vw); height: 85vh; padding: 0; border: 1px solid var(--border-color);";
-  const close = make("button", { type: "button", textContent: "Close", on: { click: () => dialog.close() } });
+  const close = make("button", { type: "button", textContent: say("Close"), on: { click: () => dialog.close() } });
   close.style.cssText = "position: absolute; right: 0.8rem; bottom: 0.8rem; z-index: 1; font: inherit; font-size: 0.8rem;";
   dialog.append(close);
   const open = () => {

@@ -4,6 +4,7 @@ import { smoothed } from "./fewstep_chart.js";
 import { CURVES, STYLE, define, figure, make } from "./fewstep_elements.js";
 import { enlarge, previewsOf } from "./fewstep_enlarged.js";
 import { fetchRun, previewUrl } from "./fewstep_service.js";
+import { say } from "./fewstep_words.js";
 
 const OWN_STYLE = `
   :host { height: auto; display: grid; gap: 0.6em; }
@@ -25,8 +26,8 @@ class Compared extends HTMLElement {
     this.table = make("table");
     this.pictures = make("div");
     this.said = make("div", { role: "status" });
-    const scrolled = make("div", { className: "scroll", tabIndex: 0, role: "group", aria: { label: "Settings that differ" } }, this.table);
-    this.saving = make("button", { type: "button", textContent: "Save table as CSV", title: "One line for each run.", on: { click: () => this.#save() } });
+    const scrolled = make("div", { className: "scroll", tabIndex: 0, role: "group", aria: { label: say("Settings that differ") } }, this.table);
+    this.saving = make("button", { type: "button", textContent: say("Save table as CSV"), title: say("One line for each run."), on: { click: () => this.#save() } });
     const row = make("div", { className: "row" }, this.saving);
     this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), this.said, this.chart, scrolled, row, this.pictures);
   }
@@ -45,7 +46,7 @@ class Compared extends HTMLElement {
       if (signal.aborted) return;
       this.said.textContent = "";
       this.#rows = rows(runs, told);
-      this.table.replaceChildren(make("caption", { textContent: "What differs" }), ...this.#rows.map(tableRow));
+      this.table.replaceChildren(make("caption", { textContent: say("What differs") }), ...this.#rows.map(tableRow));
       this.chart.draw(content(told));
     } catch (error) {
       if (!signal.aborted) this.said.textContent = error.message;
@@ -91,7 +92,7 @@ function distance({ stages }) {
 }
 
 function tableRow([label, ...values], i) {
-  const [first, tag, scope] = i ? [make("th", { scope: "row", textContent: label }), "td", ""] : [make("td"), "th", "col"];
+  const [first, tag, scope] = i ? [make("th", { scope: "row", textContent: say(label) }), "td", ""] : [make("td"), "th", "col"];
   return make("tr", {}, first, ...values.map((textContent) => make(tag, scope ? { scope, textContent } : { textContent })));
 }
 
@@ -104,9 +105,9 @@ function csv(table) {
 const shown = (value) => (value === undefined ? "-" : typeof value === "object" ? JSON.stringify(value) : String(value));
 
 function picture({ run, preview, previews }) {
-  const alt = `${run}, iteration ${preview}: above the teacher's pictures, below the student's`;
+  const alt = say`${run}, iteration ${preview}: above the teacher's pictures, below the student's`;
   const click = () => enlarge(previewsOf(run, previews), previews.indexOf(preview));
-  const enlarging = make("button", { type: "button", title: "Enlarge", on: { click } }, make("img", { src: previewUrl(run, preview), alt }));
+  const enlarging = make("button", { type: "button", title: say("Enlarge"), on: { click } }, make("img", { src: previewUrl(run, preview), alt }));
   return make("figure", {}, make("figcaption", { textContent: run }), enlarging);
 }
 

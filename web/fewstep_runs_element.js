@@ -9,6 +9,7 @@ import { qualityContent } from "./fewstep_quality.js";
 import {
   GUIDES, METRICS, STATE, cancelRun, cloneRun, deleteRun, fetchRuns, guideUrl, keepNote, previewUrl, renameRun, repairRun, subscribe,
 } from "./fewstep_service.js";
+import { say } from "./fewstep_words.js";
 
 const SECONDS_BETWEEN_LOOKS = 3;
 const STATES = { written: "not begun", training: "training", stopped: "stopped", finished: "finished", absent: "gone", damaged: "damaged" };
@@ -35,13 +36,13 @@ class Runs extends HTMLElement {
     super();
     this.attachShadow({ mode: "open" });
     keepKeys(this);
-    const again = make("button", { type: "button", textContent: "Refresh", on: { click: () => this.#look() } });
-    this.list = make("ul", { aria: { label: "Runs, the one that changed last first" } });
+    const again = make("button", { type: "button", textContent: say("Refresh"), on: { click: () => this.#look() } });
+    this.list = make("ul", { aria: { label: say("Runs, the one that changed last first") } });
     this.said = make("p", { className: "soft", role: "status" });
-    this.compared = make("section", { hidden: true, aria: { label: "Runs beside each other" } });
+    this.compared = make("section", { hidden: true, aria: { label: say("Runs beside each other") } });
     this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }),
-      make("div", { className: "row" }, make("h2", { textContent: "FewStep runs" }), again), this.said, this.compared, this.list,
-      make("nav", { className: "row soft", aria: { label: "Guides" } }, ...Object.entries(GUIDES).map(guide)));
+      make("div", { className: "row" }, make("h2", { textContent: say("FewStep runs") }), again), this.said, this.compared, this.list,
+      make("nav", { className: "row soft", aria: { label: say("Guides") } }, ...Object.entries(GUIDES).map(guide)));
   }
 
   /** What the editor does with a run: {openWorkflow(name), loadStudent(name), resume(name)}. */
@@ -82,7 +83,7 @@ class Runs extends HTMLElement {
     const told = JSON.stringify(runs);
     if (told === this.#told || this.shadowRoot.querySelector(OPEN)) return;
     this.#told = told;
-    this.said.textContent = runs.length ? "" : "No runs yet. Distill Model and Write Run make them.";
+    this.said.textContent = runs.length ? "" : say("No runs yet. Distill Model and Write Run make them.");
     this.#chosen = new Set(runs.map(({ run }) => run).filter((name) => this.#chosen.has(name)));
     this.list.replaceChildren(...runs.map((run) => this.#card(run, runs)));
     this.#compare(runs);
@@ -103,13 +104,13 @@ class Runs extends HTMLElement {
   }
 
   #card(run, runs) {
-    const choice = make("input", { type: "checkbox", checked: this.#chosen.has(run.run), title: "Two or more that are chosen are shown beside each other.",
-      aria: { label: `Compare ${run.run}` }, on: { change: (event) => this.#choose(run.run, event.target.checked, runs) } });
+    const choice = make("input", { type: "checkbox", checked: this.#chosen.has(run.run), title: say("Two or more that are chosen are shown beside each other."),
+      aria: { label: say`Compare ${run.run}` }, on: { change: (event) => this.#choose(run.run, event.target.checked, runs) } });
     const head = make("div", { className: "row" }, choice, make("h3", { textContent: run.run }),
       make("span", { className: "state soft", textContent: progress(run) }));
     const noted = run.note ? [make("div", { className: "note", textContent: run.note })] : [];
     const shown = [head, ...noted, make("div", { className: "soft", textContent: about(run) })];
-    if (run.failure && run.state !== "training") shown.push(make("div", { className: "error", textContent: `Its last start ended with an error: ${run.failure}` }));
+    if (run.failure && run.state !== "training") shown.push(make("div", { className: "error", textContent: say`Its last start ended with an error: ${run.failure}` }));
     if (run.error) shown.push(make("div", { className: "error", textContent: run.error }));
     if (run.preview !== null) shown.push(picture(run));
     if (run.stages?.length) shown.push(make("div", { textContent: stages(run) }));
@@ -120,10 +121,11 @@ class Runs extends HTMLElement {
   #buttons(run) {
     const said = make("span", { className: "soft", role: "status" });
     const doing = (action, done) => async (...given) => {
-      said.textContent = await Promise.resolve(action(...given)).then(() => done, (error) => error.message);
+      said.textContent = await Promise.resolve(action(...given)).then(() => say(done), (error) => error.message);
     };
     const changing = (action, done) => doing((...given) => Promise.resolve(action(...given)).then(() => this.#look()), done);
-    const button = (textContent, click, options = {}) => make("button", { type: "button", textContent, on: { click }, ...options });
+    const button = (text, click, { title, ...options } = {}) =>
+      make("button", { type: "button", textContent: say(text), on: { click }, title: title ? say(title) : "", ...options });
     const training = run.state === "training";
     const { openWorkflow, loadStudent, resume } = this.editor;
     return make("div", { className: "row" },
@@ -133,34 +135,34 @@ class Runs extends HTMLElement {
       button("Cancel", changing(() => cancelRun(run.run), "cancelling"), { hidden: !training, title: "Saves the state of this run and stops it at once." }),
       button("Repair", changing(() => repairRun(run.run), "repaired"), { hidden: !run.repairable, disabled: training, title: "Keeps the lines of its metrics that are whole; the file as it was stays beside." }),
       button("Copy command", doing(() => navigator.clipboard.writeText(run.command), "copied"), { title: run.command }),
-      writing({ label: "Note", title: "Says something of this run in the list." }, `Note on ${run.run}`, { value: run.note ?? "", tag: "textarea" }, changing((text) => keepNote(run.run, text), "noted")),
-      writing({ label: "Rename", title: "Files that were published of it keep their names.", disabled: training }, `New name of ${run.run}`, { value: run.run }, changing((name) => renameRun(run.run, name), "renamed")),
-      writing({ label: "Clone", title: "Writes a new run of the same settings and data, not begun yet." }, `Name of the new run like ${run.run}`, { value: `${run.run} 2` }, changing((name) => cloneRun(run.run, name), "written")),
-      confirming({ label: "Delete", disabled: training }, `Delete ${run.run} for good?`, "Yes, delete", changing(() => deleteRun(run.run), "deleted")),
+      writing({ label: say("Note"), title: say("Says something of this run in the list.") }, say`Note on ${run.run}`, { value: run.note ?? "", tag: "textarea" }, changing((text) => keepNote(run.run, text), "noted")),
+      writing({ label: say("Rename"), title: say("Files that were published of it keep their names."), disabled: training }, say`New name of ${run.run}`, { value: run.run }, changing((name) => renameRun(run.run, name), "renamed")),
+      writing({ label: say("Clone"), title: say("Writes a new run of the same settings and data, not begun yet.") }, say`Name of the new run like ${run.run}`, { value: `${run.run} 2` }, changing((name) => cloneRun(run.run, name), "written")),
+      confirming({ label: say("Delete"), disabled: training }, say`Delete ${run.run} for good?`, say("Yes, delete"), changing(() => deleteRun(run.run), "deleted")),
       said);
   }
 }
 
-function guide([name, textContent]) {
-  return make("a", { href: guideUrl(name), target: "_blank", rel: "noopener", textContent });
+function guide([name, title]) {
+  return make("a", { href: guideUrl(name), target: "_blank", rel: "noopener", textContent: say(title) });
 }
 
 function progress({ state, iteration, iterations, error }) {
-  const far = state === "finished" || !iterations ? "" : `, ${iteration} of ${iterations}`;
-  return STATES[state] + far + (error && state !== "damaged" ? ", damaged" : "");
+  const far = state === "finished" || !iterations ? "" : say`, ${iteration} of ${iterations}`;
+  return say(STATES[state]) + far + (error && state !== "damaged" ? say(", damaged") : "");
 }
 
 function about({ method, options = {}, student = {}, teacher }) {
   if (!method) return "";
-  const steps = options.start_steps ? ` ${options.start_steps} to ${options.target_steps} steps` : "";
-  const learns = student.kind === "lora" ? `LoRA of rank ${student.rank}` : "full weights";
-  return `${method.replaceAll("_", " ")}${steps}, ${learns}, teacher ${teacher.slice(0, 8)}`;
+  const steps = options.start_steps ? say` ${options.start_steps} to ${options.target_steps} steps` : "";
+  const learns = student.kind === "lora" ? say`LoRA of rank ${student.rank}` : say("full weights");
+  return say`${method.replaceAll("_", " ")}${steps}, ${learns}, teacher ${teacher.slice(0, 8)}`;
 }
 
 function stages({ stages }) {
   const said = stages.map(({ stage, mean_squared_distance, teacher_mean_square }) =>
     `${stage}: ${figure((100 * mean_squared_distance) / teacher_mean_square)} %`);
-  return `Distance from the teacher: ${said.join("; ")}`;
+  return say`Distance from the teacher: ${said.join("; ")}`;
 }
 
 function picture(run) {
@@ -173,7 +175,7 @@ function picture(run) {
 function quality({ scores }) {
   const chart = make("fewstep-chart");
   const best = scores.filter((score) => score.model === "student").sort((one, other) => one.frechet - other.frechet)[0];
-  const said = best ? `Best student: ${best.steps} steps, Frechet distance ${figure(best.frechet)}, accuracy ${figure(best.accuracy)}` : "";
+  const said = best ? say`Best student: ${best.steps} steps, Frechet distance ${figure(best.frechet)}, accuracy ${figure(best.accuracy)}` : "";
   requestAnimationFrame(() => chart.draw(qualityContent(scores)));
   return [make("div", { textContent: said }), chart];
 }

@@ -2,6 +2,7 @@
 import { app } from "../../scripts/app.js";
 import "./fewstep_schedule_element.js";
 import { addElement, every, isLinked } from "./fewstep_elements.js";
+import { say } from "./fewstep_words.js";
 import { filesBehind, modelInput } from "./fewstep_files.js";
 
 const HEIGHTS = { schedule: 215, recipe: 215, method: 260 };
@@ -40,7 +41,7 @@ function look(node, element, { route, inputs }) {
   if (route === "recipe") values.files = filesBehind(node);
   const choosable = route !== "recipe"; // which says its kind of model itself
   if (choosable) values.model = node.properties[CHOSEN] ?? kindOf(node);
-  const note = linked.length ? `${linked.join(", ")}: comes over a link; shown with the value typed here.` : "";
+  const note = linked.length ? say`${linked.join(", ")}: comes over a link; shown with the value typed here.` : "";
   element.show(route, values, { choosable, note });
 }
 

@@ -1,6 +1,7 @@
 // The steps of a schedule, a recipe or a method's student: what the network is told at each, and a picture of how the noise falls.
 import { STYLE, define, figure, make, markLaidOut } from "./fewstep_elements.js";
 import { ask } from "./fewstep_service.js";
+import { say } from "./fewstep_words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 300;
@@ -25,15 +26,15 @@ class Schedule extends HTMLElement {
   constructor() {
     super();
     this.attachShadow({ mode: "open" });
-    this.choice = make("select", { aria: { label: "Kind of model that the schedule is shown for" }, on: { change: () => this.onchoice?.(this.choice.value) } });
+    this.choice = make("select", { aria: { label: say("Kind of model that the schedule is shown for") }, on: { change: () => this.onchoice?.(this.choice.value) } });
     this.about = make("div", { className: "soft" });
     this.picture = document.createElementNS(SVG, "svg");
     this.picture.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
     this.picture.setAttribute("preserveAspectRatio", "none");
     this.picture.setAttribute("aria-hidden", "true");
-    this.steps = make("div", { className: "steps", tabIndex: 0, aria: { label: "Timesteps and noise levels of the steps" }, role: "group" });
+    this.steps = make("div", { className: "steps", tabIndex: 0, aria: { label: say("Timesteps and noise levels of the steps") }, role: "group" });
     this.error = make("div", { className: "error", role: "status" });
-    const chosen = make("label", { className: "row soft" }, "shown for ", this.choice);
+    const chosen = make("label", { className: "row soft" }, say("shown for "), this.choice);
     this.stages = make("div");
     this.shown = [chosen, this.about, this.stages, this.picture, this.steps];
     this.choosing = chosen;
@@ -77,7 +78,7 @@ class Schedule extends HTMLElement {
     this.error.textContent = "";
     this.choosing.hidden = !choosable;
     this.#drawChoice(told);
-    this.about.textContent = [choosable ? "" : `For ${told.models[told.model]}.`, ...(told.told ?? []), note].filter(Boolean).join(" ");
+    this.about.textContent = [choosable ? "" : say`For ${told.models[told.model]}.`, ...(told.told ?? []), note].filter(Boolean).join(" ");
     this.about.title = told.source ?? "";
     this.stages.textContent = training(told.stages ?? []);
     this.#drawPicture(told.sigmas);
@@ -114,12 +115,12 @@ function svg(tag, attributes) {
 /** What a method trains, in words. */
 function training(stages) {
   const iterations = stages.reduce((sum, stage) => sum + stage.iterations, 0);
-  return stages.length ? `Trains ${stages.map(({ name }) => name).join(", ")}: ${iterations} iterations. The student's steps:` : "";
+  return stages.length ? say`Trains ${stages.map(({ name }) => name).join(", ")}: ${iterations} iterations. The student's steps:` : "";
 }
 
 function table({ sigmas, timesteps }) {
   const row = (tag, texts) => make("tr", {}, ...texts.map((text) => make(tag, { textContent: text })));
-  const head = row("th", ["step", ...(timesteps ? ["timestep"] : []), "noise from", "to"]);
+  const head = row("th", ["step", ...(timesteps ? ["timestep"] : []), "noise from", "to"].map((name) => say(name)));
   const rows = sigmas.slice(0, -1).map((sigma, i) =>
     row("td", [i + 1, ...(timesteps ? [figure(timesteps[i])] : []), figure(sigma), figure(sigmas[i + 1])]));
   return make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));

@@ -1,6 +1,7 @@
 // Shows what a node says in words, a command or a file's place, on the node itself, with a button that copies it.
 import { app } from "../../scripts/app.js";
 import { AROUND, STYLE, addElement, copied, define, fit, make, showAfterRunning, textScale } from "./fewstep_elements.js";
+import { say } from "./fewstep_words.js";
 
 const NODES = [
   ...["FewStepMakeItFast", "FewStepApplyRecipe", "FewStepWriteRun", "FewStepSaveStudent", "FewStepSaveStudentLoRA"],
@@ -21,8 +22,8 @@ class Text extends HTMLElement {
   constructor() {
     super();
     this.attachShadow({ mode: "open" });
-    this.area = make("textarea", { readOnly: true, rows: 4, aria: { label: "What this node says" } });
-    this.copy = make("button", { type: "button", textContent: "Copy", on: { click: () => this.#copy() } });
+    this.area = make("textarea", { readOnly: true, rows: 4, aria: { label: say("What this node says") } });
+    this.copy = make("button", { type: "button", textContent: say("Copy"), on: { click: () => this.#copy() } });
     this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), make("div", { className: "said" }, this.area, this.copy));
   }
 
@@ -46,8 +47,8 @@ class Text extends HTMLElement {
 
   async #copy() {
     this.area.select();
-    this.copy.textContent = (await copied(this.text)) || document.execCommand("copy") ? "Copied" : "Press Ctrl-C";
-    setTimeout(() => (this.copy.textContent = "Copy"), 1500);
+    this.copy.textContent = (await copied(this.text)) || document.execCommand("copy") ? say("Copied") : say("Press Ctrl-C");
+    setTimeout(() => (this.copy.textContent = say("Copy")), 1500);
   }
 }
 

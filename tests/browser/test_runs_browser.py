@@ -2,10 +2,12 @@
 
 import csv
 import json
+import re
 import shutil
 import time
 
 import pytest
+from editing import SETTINGS
 from hosting import demo
 from PIL import Image, ImageColor, PngImagePlugin
 
@@ -308,3 +310,29 @@ def test_the_guides_are_reached_from_the_list(editor):
     page.wait_for_load_state()
     assert page.inner_text("body").startswith("# Glossary")
     page.close()
+
+
+@pytest.fixture
+def in_chinese(editor, server):
+    server.post("/settings", {**SETTINGS, "Comfy.Locale": "zh"})
+    editor.reload()
+    yield
+    server.post("/settings", {**SETTINGS, "Comfy.Locale": "en"})
+    editor.reload()
+
+
+def test_in_an_editor_in_chinese_so_are_list_and_panel(editor, finished, in_chinese):
+    tab = editor.page.locator(".fewstep-runs-tab-button")
+    (tab if tab.count() else editor.page.get_by_role("button", name="FewStep 训练任务列表")).click()
+    shown = card(editor.page.locator("fewstep-runs"), finished)
+    shown.wait_for()
+    assert "已完成" in shown.inner_text()
+    assert re.search("与教师的距离.*最好的学生.4 步.Frechet 距离", shown.inner_text(), re.DOTALL)
+    texts = shown.locator("button").all_text_contents()
+    (tab if tab.count() else editor.page.get_by_role("button", name="关闭", exact=True)).click()
+    editor.show(editor.add("FewStepDistill", run_name=finished))
+    panel = editor.page.locator("fewstep-panel")
+    panel.locator(".sentence", has_text=re.compile("已完成.共 .* 次迭代")).wait_for()
+    texts += panel.locator("button").all_text_contents()
+    assert {"图像", "损失", "克隆"} <= {text.strip() for text in texts}
+    assert [text for text in texts if re.search("[A-Za-z]{2}", text)] == []
