@@ -23,8 +23,9 @@ from typing import Any
 import torch
 
 from . import architectures_formats
-from .architectures_parts import PARTS, Found, Subject
+from .architectures_parts import PARTS
 from .architectures_pictures import PICTURES
+from .architectures_subject import Found, Subject
 from .architectures_videos import VIDEOS
 from .scenes.machine import machine
 

@@ -13,8 +13,9 @@ from unittest import mock
 import torch
 
 from . import paging, quantised
-from .architectures_parts import LORA, Found, Subject, answer, apart, gradients, scatter, trained
+from .architectures_parts import apart, gradients, scatter
 from .architectures_setup import Architecture
+from .architectures_subject import LORA, Found, Subject, answer, trained
 
 LEAST, SAME, ROUNDED = 0.999, 1e-5, 1e-2
 """The cosine of gradients, and what the student that comes back may differ by from the one that was trained.

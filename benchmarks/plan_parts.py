@@ -28,9 +28,9 @@ from ..trainers.training.distillation import Distillation
 from ..trainers.training.options import TrainOptions
 from ..trainers.training.plan import Plan
 from ..trainers.training.stages import SAMPLES
-from .architectures_parts import Subject
 from .architectures_pictures import PICTURES
 from .architectures_setup import Architecture
+from .architectures_subject import Subject
 from .training_parts import Peak, in_a_process
 
 Figures = dict[str, Any]

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from editing import SETTINGS
-from hosting import demo
+from hosting import ROOT, demo
 from PIL import Image, ImageColor, PngImagePlugin
 
 
@@ -312,6 +312,9 @@ def test_the_guides_are_reached_from_the_list(editor):
     page.close()
 
 
+CHINESE = json.loads((ROOT / "web" / "words" / "zh.json").read_text(encoding="utf-8"))
+
+
 @pytest.fixture
 def in_chinese(editor, server):
     server.post("/settings", {**SETTINGS, "Comfy.Locale": "zh"})
@@ -322,17 +325,18 @@ def in_chinese(editor, server):
 
 
 def test_in_an_editor_in_chinese_so_are_list_and_panel(editor, finished, in_chinese):
-    tab = editor.page.locator(".fewstep-runs-tab-button")
-    (tab if tab.count() else editor.page.get_by_role("button", name="FewStep 训练任务列表")).click()
+    tab, button = editor.page.locator(".fewstep-runs-tab-button"), editor.page.get_by_role
+    (tab if tab.count() else button("button", name=CHINESE["FewStep runs"])).click()
     shown = card(editor.page.locator("fewstep-runs"), finished)
     shown.wait_for()
-    assert "已完成" in shown.inner_text()
-    assert re.search("与教师的距离.*最好的学生.4 步.Frechet 距离", shown.inner_text(), re.DOTALL)
+    told = [CHINESE[text].split("{")[0] for text in ("finished", "Distance from the teacher: {0}")]
+    assert all(text in shown.inner_text() for text in told)
     texts = shown.locator("button").all_text_contents()
-    (tab if tab.count() else editor.page.get_by_role("button", name="关闭", exact=True)).click()
+    (tab if tab.count() else button("button", name=CHINESE["Close"], exact=True)).click()
     editor.show(editor.add("FewStepDistill", run_name=finished))
     panel = editor.page.locator("fewstep-panel")
-    panel.locator(".sentence", has_text=re.compile("已完成.共 .* 次迭代")).wait_for()
+    sentence = re.compile(CHINESE["Finished after {0} iterations."].replace("{0}", "[0-9]+"))
+    panel.locator(".sentence", has_text=sentence).wait_for()
     texts += panel.locator("button").all_text_contents()
-    assert {"图像", "损失", "克隆"} <= {text.strip() for text in texts}
+    assert {CHINESE[text] for text in ("Pictures", "Loss", "Clone")} <= {text.strip() for text in texts}
     assert [text for text in texts if re.search("[A-Za-z]{2}", text)] == []

@@ -7,7 +7,8 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, conditioning, grid, kinds, noise_for, tiny
 from cancelling import cancel_at
-from comfyui_fewstep.benchmarks.architectures_parts import PARTS, Subject
+from comfyui_fewstep.benchmarks.architectures_parts import PARTS
+from comfyui_fewstep.benchmarks.architectures_subject import Subject
 from comfyui_fewstep.benchmarks.memory import left_in_memory
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import methods, running, students
