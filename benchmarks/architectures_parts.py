@@ -278,7 +278,7 @@ def lora_file(subject: Subject) -> Found:
 
 def full_weights(subject: Subject) -> Found:
     """Full weights after a step, loaded as the host loads a file, from the student. ValueError for keys left out."""
-    from ..nodes.distillation.students import FullWeights
+    from ..nodes.distillation.learning.students import FullWeights
 
     data = subject.data()
     with subject.student(FullWeights(), data) as student, tempfile.TemporaryDirectory() as folder:

@@ -78,7 +78,7 @@ class Subject:
     @contextmanager
     def student(self, options: Any, data: TensorData, **how: Any) -> Iterator[Student]:
         """What learns, as a run has it. how: of student_of."""
-        from ..nodes.distillation import students
+        from ..nodes.distillation.learning import students
         from ..nodes.host import training
 
         own = list(training.loaded(self.model).parameters())

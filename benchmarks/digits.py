@@ -69,8 +69,9 @@ class Teacher:
         import_host()
         from ..nodes import host
         from ..nodes.demo import digits, digits_model
-        from ..nodes.distillation import running, students
-        from ..nodes.distillation.data_in_graph import data_in_graph
+        from ..nodes.distillation import running
+        from ..nodes.distillation.data.data_in_graph import data_in_graph
+        from ..nodes.distillation.learning import students
 
         self.host, self.running, self.students, self._digits_model = host, running, students, digits_model
         with torch.inference_mode(False):

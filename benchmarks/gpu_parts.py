@@ -226,7 +226,8 @@ def _planned_and_run(subject: Subject, bench: Bench, room: float) -> dict[str, f
 
 
 def _trained(subject: Subject, bench: Bench, room: float, options: MethodOptions) -> dict[str, float]:
-    from ..nodes.distillation import running, students
+    from ..nodes.distillation import running
+    from ..nodes.distillation.learning import students
 
     bench.leave(room)
     method = running.method_on(subject.model, options, empty_prompt=True)
@@ -283,7 +284,7 @@ def gradients(subject: Subject, bench: Bench, room: float) -> dict[str, Any]:
 
 def _gradient(subject: Subject, model: Any, *, gradient_checkpointing: bool = False) -> Tensor:
     """Of all adapters of a LoRA that counts, by the student's answer to one noisy latent, from a teacher's."""
-    from ..nodes.distillation import students
+    from ..nodes.distillation.learning import students
 
     batch, lora = _smaller(subject), LoRAOptions(rank=4, alpha=8.0)
     with (

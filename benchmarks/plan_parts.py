@@ -90,7 +90,8 @@ class Tried:
         from ..commands.embedded import import_host
 
         import_host()
-        from ..nodes.distillation import planning, running, students
+        from ..nodes.distillation import planning, running
+        from ..nodes.distillation.learning import students
 
         self._case, self._planning, self._running = case, planning, running
         with torch.inference_mode(False):
@@ -152,7 +153,7 @@ class Tried:
 
 def _digits() -> tuple[Any, TensorData]:
     from ..nodes.demo import digits
-    from ..nodes.distillation.data_in_graph import data_in_graph
+    from ..nodes.distillation.data.data_in_graph import data_in_graph
 
     model, *_ = digits.DemoTeacher().load()
     empty = digits.DigitPrompt().encode("")[0]

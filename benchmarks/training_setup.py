@@ -103,7 +103,7 @@ def learning(setup: Setup) -> Iterator[tuple[Student, TensorData, torch.Tensor]]
 
     import_host()
     from ..nodes import host
-    from ..nodes.distillation import students
+    from ..nodes.distillation.learning import students
 
     model = random_model(setup)
     options = (

@@ -6,21 +6,11 @@ import importlib.util
 
 from . import host, routes
 from .demo import digits
-from .distillation import (
-    distillation,
-    experts_part,
-    folder_data,
-    latent_method,
-    make_it_fast,
-    matching_method,
-    methods,
-    preview_prompts,
-    report,
-    runs,
-    saving,
-    students,
-    training_data,
-)
+from .distillation import distillation, runs
+from .distillation.data import folder_data, preview_prompts, training_data
+from .distillation.fast import make_it_fast
+from .distillation.learning import experts_part, latent_method, matching_method, methods, saving, students
+from .distillation.reports import report
 from .host import folders, limits
 from .sampling import comparison, experts, guidance, model_sampling, recipes, samplers, schedules
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..samplers.noise import NoiseFamily
 from ..samplers.presets import Preset
 from . import host
-from .distillation import matching_method, methods, running
+from .distillation import running
+from .distillation.learning import matching_method, methods
 from .sampling import recipes, recognition
 from .sampling.schedules import Schedule, levels
 

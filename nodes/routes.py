@@ -15,7 +15,7 @@ from ..trainers.storage.places import is_regular
 from ..trainers.storage.run_folder import RunFolder
 from ..trainers.storage.watching import State, all_runs, curves, preview_file, stage_names, summary, whole_lines
 from . import host
-from .distillation import preview_pictures
+from .distillation.data import preview_pictures
 from .distillation.telling import MESSAGES
 from .host import folders
 from .previews import of_method, of_recipe, of_schedule

@@ -1,1 +1,1 @@
-"""Distillation nodes: methods, students, data, the trainer, runs and their watching."""
+"""Runs: Distill Model and the process elsewhere, the plan before, what is told meanwhile, and their watching."""

@@ -20,12 +20,14 @@ from ...trainers.training.optimisers import OPTIMISERS
 from ...trainers.training.options import AS_LOADED, PRECISIONS, TrainOptions
 from .. import host
 from ..host import folders, graph
-from . import option_inputs as inputs
-from . import perceptual, preview_prompts, running, starting, starting_lora, students, teacher
-from .data_in_graph import data_in_graph
-from .data_sources import DataInGraph, DataSource
+from . import perceptual, running, starting, teacher
+from .data import preview_prompts
+from .data.data_in_graph import data_in_graph
+from .data.data_sources import DataInGraph, DataSource
+from .learning import option_inputs as inputs
+from .learning import starting_lora, students
+from .learning.starting_lora import StartingLoRA
 from .observing import Show
-from .starting_lora import StartingLoRA
 from .telling import ENCODING, EXPORTING, HASHING, MESSAGES, PROBING
 
 RARE = ("weight_decay", "gradient_clip", "learning_rate_schedule", "warmup", "caption_dropout", "start_from")

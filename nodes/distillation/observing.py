@@ -19,7 +19,7 @@ from ...trainers.students.student import Student
 from ...trainers.training.distillation import Distillation
 from ...trainers.training.loop import Metrics
 from .. import host
-from . import preview_pictures, preview_prompts
+from .data import preview_pictures, preview_prompts
 from .telling import MEASURING, MESSAGES, METRICS, Messages
 
 PREVIEW_PICTURES = 10

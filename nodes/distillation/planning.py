@@ -21,7 +21,8 @@ from ...trainers.training.out_of_memory import unless_no_memory
 from ...trainers.training.plan import Needs, Plan
 from ...trainers.training.trial import Rehearsal, StageCost, most_held
 from .. import host
-from . import running, students
+from . import running
+from .learning import students
 
 ENOUGH_AT_ONCE = 4
 """Pictures at a time from which on a plan does without gradient checkpointing, which costs time."""

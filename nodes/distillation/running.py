@@ -22,10 +22,11 @@ from ...trainers.training.loop import Observer
 from ...trainers.training.options import TrainOptions
 from .. import host
 from ..host import folders
-from . import perceptual, starting_lora, students
-from .methods import STUDENT_PREDICTIONS
+from . import perceptual
+from .learning import starting_lora, students
+from .learning.methods import STUDENT_PREDICTIONS
+from .learning.starting_lora import StartingLoRA
 from .observing import Preview
-from .starting_lora import StartingLoRA
 
 ORIGIN = ("model", "vae")
 """Inputs of Distill Model whose making a run folder keeps."""

@@ -15,7 +15,8 @@ from ...trainers.storage.watching import preview_file, previews
 from ...trainers.training.distillation import Recorded
 from .. import host
 from ..host import folders, graph
-from . import distillation, perceptual, running, students, teacher
+from . import distillation, perceptual, running, teacher
+from .learning import students
 from .observing import PREVIEW_PIXELS
 from .telling import MESSAGES, METRICS
 

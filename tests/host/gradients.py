@@ -6,7 +6,7 @@ from comfyui_fewstep.commands.embedded import import_host
 import_host()
 
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import students
+from comfyui_fewstep.nodes.distillation.learning import students
 from comfyui_fewstep.trainers.data import batches
 from comfyui_fewstep.trainers.students.adapters import LowRank, product
 from comfyui_fewstep.trainers.students.saved_tensors import copied_when_overwritten

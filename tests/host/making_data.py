@@ -7,7 +7,9 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-from comfyui_fewstep.nodes.distillation import distillation, folder_data, methods, students, training_data
+from comfyui_fewstep.nodes.distillation import distillation
+from comfyui_fewstep.nodes.distillation.data import folder_data, training_data
+from comfyui_fewstep.nodes.distillation.learning import methods, students
 from comfyui_fewstep.trainers.storage.export import read_student
 from PIL import Image
 

@@ -10,7 +10,7 @@ from comfyui_fewstep.commands.embedded import import_host, node_classes
 import_host()
 
 from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS
-from comfyui_fewstep.nodes.distillation import methods, students
+from comfyui_fewstep.nodes.distillation.learning import methods, students
 from comfyui_fewstep.trainers.methods.progressive import StudentPrediction
 from comfyui_fewstep.trainers.training.micro_batches import require_equal_parts
 from comfyui_fewstep.trainers.training.options import TrainOptions

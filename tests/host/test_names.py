@@ -12,7 +12,7 @@ import_host()
 
 from architectures import conditioning, noise_for, tiny
 from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS
-from comfyui_fewstep.nodes.distillation import choosing, make_it_fast
+from comfyui_fewstep.nodes.distillation.fast import choosing, make_it_fast
 from hosting import inputs_of
 from making_data import distil, method_and_lora
 

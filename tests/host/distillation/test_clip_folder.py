@@ -12,7 +12,7 @@ import_host()
 
 from comfyui_fewstep.benchmarks.architectures import ARCHITECTURES
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import folder_data
+from comfyui_fewstep.nodes.distillation.data import folder_data
 from comfyui_fewstep.trainers.data.cache import read_data
 from comfyui_fewstep.trainers.data.listing import captioned
 from encoders import Counting, RandomCLIP, wan_vae

@@ -10,7 +10,8 @@ from test_lora import TRAINING, draw, output  # noqa: F401
 import comfy.sd  # isort: skip  # architectures made it importable
 import folder_paths  # isort: skip
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import distillation, methods, saving, students
+from comfyui_fewstep.nodes.distillation import distillation
+from comfyui_fewstep.nodes.distillation.learning import methods, saving, students
 from comfyui_fewstep.trainers.storage.files import read_metadata, read_tensors
 from comfyui_fewstep.trainers.students.adapters import LoRALayers, LowRank, adaptable_layers, lora_file
 

@@ -18,8 +18,9 @@ import_host()
 
 from architectures import conditioning, has, kinds, noise_for, tiny
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import running, students
-from comfyui_fewstep.nodes.distillation.data_in_graph import data_in_graph
+from comfyui_fewstep.nodes.distillation import running
+from comfyui_fewstep.nodes.distillation.data.data_in_graph import data_in_graph
+from comfyui_fewstep.nodes.distillation.learning import students
 from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions, StudentPrediction
 from comfyui_fewstep.trainers.objective.weighting import Weighting
 from comfyui_fewstep.trainers.processes.group import Processes

@@ -5,7 +5,8 @@ import types
 import pytest
 import torch
 from architectures import conditioning, noise_for, tiny
-from comfyui_fewstep.nodes.distillation import distillation, experts_part, methods, observing, students
+from comfyui_fewstep.nodes.distillation import distillation, observing
+from comfyui_fewstep.nodes.distillation.learning import experts_part, methods, students
 from comfyui_fewstep.nodes.host import folders
 from comfyui_fewstep.nodes.sampling import experts, recipes
 from comfyui_fewstep.samplers.noise import NoiseFamily

@@ -16,7 +16,7 @@ import_host()
 import comfy.sd1_clip
 from architectures import has, tiny
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import folder_data, folder_sources
+from comfyui_fewstep.nodes.distillation.data import folder_data, folder_sources
 from comfyui_fewstep.trainers.data.batches import Buckets
 from comfyui_fewstep.trainers.data.cache import read_data
 from comfyui_fewstep.trainers.data.listing import READ, REPEATED

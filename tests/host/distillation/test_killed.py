@@ -22,7 +22,7 @@ import_host()
 import folder_paths
 from comfyui_fewstep.nodes.demo import digits_model
 from comfyui_fewstep.nodes.distillation.distillation import Distill
-from comfyui_fewstep.nodes.distillation.students import FullWeights
+from comfyui_fewstep.nodes.distillation.learning.students import FullWeights
 from comfyui_fewstep.nodes.host import folders
 from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions
 from comfyui_fewstep.trainers.objective.weighting import Weighting

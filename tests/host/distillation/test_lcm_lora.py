@@ -14,7 +14,8 @@ import comfy.sd  # isort: skip
 import folder_paths  # isort: skip
 from diffusers import LCMScheduler, StableDiffusionPipeline  # isort: skip
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import distillation, methods, students
+from comfyui_fewstep.nodes.distillation import distillation
+from comfyui_fewstep.nodes.distillation.learning import methods, students
 from comfyui_fewstep.nodes.sampling import recipes
 from comfyui_fewstep.samplers.few_step import sample_few_step
 from comfyui_fewstep.trainers.storage.files import read_tensors

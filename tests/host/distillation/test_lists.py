@@ -12,7 +12,7 @@ from making_data import picture
 import_host()
 
 from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS
-from comfyui_fewstep.nodes.distillation.data_in_graph import data_in_graph
+from comfyui_fewstep.nodes.distillation.data.data_in_graph import data_in_graph
 from comfyui_fewstep.trainers.data.batches import Buckets
 from comfyui_fewstep.trainers.data.cache import read_data
 from comfyui_fewstep.trainers.storage.files import tensors_sha256

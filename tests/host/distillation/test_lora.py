@@ -14,7 +14,8 @@ import comfy.sample
 import comfy.sd
 import folder_paths
 from architectures import conditioning, grid, kinds, noise_for, tiny
-from comfyui_fewstep.nodes.distillation import distillation, methods, students
+from comfyui_fewstep.nodes.distillation import distillation
+from comfyui_fewstep.nodes.distillation.learning import methods, students
 from comfyui_fewstep.nodes.sampling import samplers, schedules
 from comfyui_fewstep.trainers.storage.export import LORA, read_student
 from comfyui_fewstep.trainers.storage.files import read_tensors, write_tensors

@@ -19,8 +19,9 @@ import comfy.latent_formats
 from architectures import CPU, conditioning, noise_for, tiny
 from comfyui_fewstep.launch import HOME
 from comfyui_fewstep.nodes.demo import digits_model
-from comfyui_fewstep.nodes.distillation import distillation, methods, runs, students
+from comfyui_fewstep.nodes.distillation import distillation, runs
 from comfyui_fewstep.nodes.distillation import perceptual as host_perceptual
+from comfyui_fewstep.nodes.distillation.learning import methods, students
 from comfyui_fewstep.trainers.measures import digits
 from comfyui_fewstep.trainers.objective import perceptual
 from encoders import tiny_vae

@@ -10,21 +10,13 @@ import_host()
 
 from architectures import conditioning, noise_for, tiny
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import (
-    choosing,
-    distillation,
-    folder_data,
-    latent_method,
-    make_it_fast,
-    matching_method,
-    methods,
-    report,
-    saving,
-    students,
-    training_data,
-)
-from comfyui_fewstep.nodes.distillation.cards import cards
-from comfyui_fewstep.nodes.distillation.families import family_of
+from comfyui_fewstep.nodes.distillation import distillation
+from comfyui_fewstep.nodes.distillation.data import folder_data, training_data
+from comfyui_fewstep.nodes.distillation.fast import choosing, make_it_fast
+from comfyui_fewstep.nodes.distillation.fast.cards import cards
+from comfyui_fewstep.nodes.distillation.fast.families import family_of
+from comfyui_fewstep.nodes.distillation.learning import latent_method, matching_method, methods, saving, students
+from comfyui_fewstep.nodes.distillation.reports import report
 from comfyui_fewstep.nodes.host import folders
 from comfyui_fewstep.trainers.storage.export import read_student
 from comfyui_fewstep.trainers.training import trial

@@ -12,7 +12,9 @@ import comfy.sd
 import folder_paths
 from architectures import ALL, conditioning, noise_for, tiny
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import distillation, matching_method, methods, students, training_data
+from comfyui_fewstep.nodes.distillation import distillation
+from comfyui_fewstep.nodes.distillation.data import training_data
+from comfyui_fewstep.nodes.distillation.learning import matching_method, methods, students
 from comfyui_fewstep.trainers.data.cache import read_data
 from comfyui_fewstep.trainers.storage.export import read_student
 from comfyui_fewstep.trainers.storage.files import read_tensors

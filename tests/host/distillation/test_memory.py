@@ -11,7 +11,8 @@ from comfyui_fewstep.benchmarks.architectures_parts import PARTS
 from comfyui_fewstep.benchmarks.architectures_subject import Subject
 from comfyui_fewstep.benchmarks.memory import left_in_memory
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import methods, running, students
+from comfyui_fewstep.nodes.distillation import running
+from comfyui_fewstep.nodes.distillation.learning import methods, students
 from comfyui_fewstep.trainers.data.batches import TensorData
 from comfyui_fewstep.trainers.objective.loss import loss_and_error, weighted_error
 from comfyui_fewstep.trainers.objective.method import Lesson

@@ -13,7 +13,8 @@ import comfy.sample  # isort: skip  # architectures made it importable
 import comfy.sd  # isort: skip
 import folder_paths  # isort: skip
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import distillation, matching_method, methods, running, students, worker
+from comfyui_fewstep.nodes.distillation import distillation, running, worker
+from comfyui_fewstep.nodes.distillation.learning import matching_method, methods, students
 from comfyui_fewstep.nodes.host import folders
 from comfyui_fewstep.nodes.sampling import recipes
 from comfyui_fewstep.samplers.few_step import sample_few_step

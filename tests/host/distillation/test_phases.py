@@ -12,8 +12,10 @@ import_host()
 
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits
-from comfyui_fewstep.nodes.distillation import choosing, distillation, make_it_fast, methods, students, telling
-from comfyui_fewstep.nodes.distillation.data_sources import PromptSource
+from comfyui_fewstep.nodes.distillation import distillation, telling
+from comfyui_fewstep.nodes.distillation.data.data_sources import PromptSource
+from comfyui_fewstep.nodes.distillation.fast import choosing, make_it_fast
+from comfyui_fewstep.nodes.distillation.learning import methods, students
 from comfyui_fewstep.trainers.training import trial
 from making_data import TRAINING, run_folder, same_tensors, student_of
 

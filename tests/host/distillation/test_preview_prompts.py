@@ -9,7 +9,9 @@ import_host()
 
 from architectures import conditioning, noise_for, tiny
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import observing, preview_pictures, preview_prompts, students
+from comfyui_fewstep.nodes.distillation import observing
+from comfyui_fewstep.nodes.distillation.data import preview_pictures, preview_prompts
+from comfyui_fewstep.nodes.distillation.learning import students
 from comfyui_fewstep.trainers.storage import keeping
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from encoders import RandomCLIP

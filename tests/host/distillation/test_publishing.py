@@ -8,7 +8,8 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-from comfyui_fewstep.nodes.distillation import runs, saving, students, telling
+from comfyui_fewstep.nodes.distillation import runs, telling
+from comfyui_fewstep.nodes.distillation.learning import saving, students
 from comfyui_fewstep.nodes.host import folders
 from comfyui_fewstep.trainers.storage.files import read_tensors
 from making_data import distil

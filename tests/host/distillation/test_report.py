@@ -11,7 +11,9 @@ import_host()
 
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits
-from comfyui_fewstep.nodes.distillation import distillation, methods, report, students
+from comfyui_fewstep.nodes.distillation import distillation
+from comfyui_fewstep.nodes.distillation.learning import methods, students
+from comfyui_fewstep.nodes.distillation.reports import report
 from comfyui_fewstep.samplers.schedules import trailing_sigmas
 from comfyui_fewstep.trainers.measures.report import Missing
 from making_data import TRAINING, Cancelled, cancel_at

@@ -13,7 +13,8 @@ import comfy.model_management
 import comfy.sd
 from architectures import conditioning, kinds, tiny
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import methods, observing, students
+from comfyui_fewstep.nodes.distillation import observing
+from comfyui_fewstep.nodes.distillation.learning import methods, students
 from comfyui_fewstep.samplers.few_step import sample_few_step
 from test_lora import assert_whole, distil, draw, lora_like, output, read_student_of, snapshot  # noqa: F401 (a fixture)
 from test_memory import STUDENTS

@@ -14,7 +14,7 @@ import comfy.supported_models
 import folder_paths
 from architectures import on_levels, tiny
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import saving, students
+from comfyui_fewstep.nodes.distillation.learning import saving, students
 from comfyui_fewstep.nodes.sampling import recipes
 from comfyui_fewstep.trainers.storage.files import read_metadata
 from safetensors.torch import load_file

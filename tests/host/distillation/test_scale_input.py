@@ -12,7 +12,8 @@ import comfy.sd  # isort: skip  # architectures made it importable
 import comfy.samplers  # isort: skip
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits, digits_model
-from comfyui_fewstep.nodes.distillation import distillation, methods, running, saving, students
+from comfyui_fewstep.nodes.distillation import distillation, running
+from comfyui_fewstep.nodes.distillation.learning import methods, saving, students
 from comfyui_fewstep.nodes.sampling import guidance, recipes
 from comfyui_fewstep.samplers.noise import guided
 from comfyui_fewstep.trainers.measures.digits import DIGITS, training_data

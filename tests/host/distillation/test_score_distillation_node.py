@@ -8,7 +8,7 @@ import_host()
 
 from architectures import ALL, conditioning, noise_for, tiny
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import latent_method
+from comfyui_fewstep.nodes.distillation.learning import latent_method
 from current_architectures import kinds as current
 from making_data import Cancelled, cancel_at
 from test_lora import assert_whole, snapshot

@@ -9,7 +9,8 @@ from comfyui_fewstep.commands.embedded import import_host
 import_host()
 
 from architectures import conditioning, noise_for, tiny
-from comfyui_fewstep.nodes.distillation import distillation, methods, saving, students
+from comfyui_fewstep.nodes.distillation import distillation
+from comfyui_fewstep.nodes.distillation.learning import methods, saving, students
 from comfyui_fewstep.nodes.host import folders
 from comfyui_fewstep.trainers.storage.export import read_student
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder

@@ -13,7 +13,7 @@ from comfyui_fewstep import nodes
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits_model
 from comfyui_fewstep.nodes.distillation import distillation, runs, worker
-from comfyui_fewstep.nodes.distillation.students import FullWeights
+from comfyui_fewstep.nodes.distillation.learning.students import FullWeights
 from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions
 from comfyui_fewstep.trainers.objective.weighting import Weighting
 from comfyui_fewstep.trainers.processes.group import Processes

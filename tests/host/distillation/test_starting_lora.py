@@ -12,7 +12,8 @@ from test_lora import TRAINING, output  # noqa: F401
 
 import folder_paths  # isort: skip  # architectures made it importable
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import distillation, methods, starting_lora, students
+from comfyui_fewstep.nodes.distillation import distillation
+from comfyui_fewstep.nodes.distillation.learning import methods, starting_lora, students
 from comfyui_fewstep.trainers.storage.export import read_student
 from comfyui_fewstep.trainers.storage.files import read_tensors, write_tensors
 from comfyui_fewstep.trainers.students.adapters import (

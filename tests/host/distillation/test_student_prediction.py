@@ -18,7 +18,8 @@ import folder_paths
 from architectures import conditioning, grid, kinds, noise_for, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits, digits_model
-from comfyui_fewstep.nodes.distillation import distillation, methods, running, students
+from comfyui_fewstep.nodes.distillation import distillation, running
+from comfyui_fewstep.nodes.distillation.learning import methods, students
 from comfyui_fewstep.nodes.sampling import recipes, samplers
 from comfyui_fewstep.samplers.recipe import Recipe
 from comfyui_fewstep.trainers.data.batches import TensorData

@@ -8,7 +8,7 @@ import_host()
 
 from architectures import conditioning, tiny
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import training_data
+from comfyui_fewstep.nodes.distillation.data import training_data
 from comfyui_fewstep.samplers.schedules import trailing_sigmas
 from comfyui_fewstep.trainers.data.cache import read_data
 from comfyui_fewstep.trainers.storage.files import tensors_sha256

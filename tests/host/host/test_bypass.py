@@ -14,7 +14,8 @@ import_host()
 import comfy.ops
 import comfy.sd
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import students, teacher
+from comfyui_fewstep.nodes.distillation import teacher
+from comfyui_fewstep.nodes.distillation.learning import students
 from comfyui_fewstep.trainers.students.adapters import LoRAOptions, lora_file, product
 
 LORA = LoRAOptions(rank=4, alpha=8.0)

@@ -17,7 +17,7 @@ import_host()
 import comfy.ldm.modules.attention
 from architectures import conditioning, tiny
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import students
+from comfyui_fewstep.nodes.distillation.learning import students
 from comfyui_fewstep.nodes.host.carried import CALLBACKS, OPTIONS, WRAPPERS, Part
 from comfyui_fewstep.trainers.data.batches import Batch
 from comfyui_fewstep.trainers.students.adapters import LoRALayers, LoRAOptions

@@ -15,7 +15,8 @@ import comfy.samplers
 import folder_paths
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits_model
-from comfyui_fewstep.nodes.distillation import distillation, students
+from comfyui_fewstep.nodes.distillation import distillation
+from comfyui_fewstep.nodes.distillation.learning import students
 from comfyui_fewstep.nodes.host import folders
 from comfyui_fewstep.nodes.sampling.samplers import LightningSampler
 from comfyui_fewstep.nodes.sampling.schedules import Schedule

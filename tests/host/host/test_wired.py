@@ -12,7 +12,7 @@ import_host()
 import comfy.model_sampling
 from architectures import conditioning, tiny
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation import students
+from comfyui_fewstep.nodes.distillation.learning import students
 from comfyui_fewstep.samplers.few_step import sample_few_step
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent

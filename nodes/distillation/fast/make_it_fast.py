@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ...samplers.recipe import Recipe
-from ...trainers.storage.files import read_metadata
-from .. import host
-from ..host import folders, graph
-from ..sampling.recipes import as_trained
-from . import distillation, preview_prompts, starting_lora
-from . import option_inputs as inputs
+from ....samplers.recipe import Recipe
+from ....trainers.storage.files import read_metadata
+from ... import host
+from ...host import folders, graph
+from ...sampling.recipes import as_trained
+from .. import distillation
+from ..data import preview_prompts
+from ..learning import option_inputs as inputs
+from ..learning import starting_lora
+from ..telling import MESSAGES, PROBING
 from .cards import NO_CARD, cards
 from .choosing import CARDS, GOALS, Wishes
-from .telling import MESSAGES, PROBING
 
 TRAIN, PLAN = "train", "plan only"
 STEPS = ["1", "2", "4", "8"]

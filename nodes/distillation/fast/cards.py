@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parents[2] / "cards"
+FOLDER = Path(__file__).parents[3] / "cards"
 NO_CARD = "none"
 
 

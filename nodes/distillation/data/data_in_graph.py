@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...trainers.data.batches import Condition, TensorData
-from ...trainers.data.cache import in_buckets
-from .. import host
-from ..host.inputs import Shapes
-from ..host.models import Conditioning
+from ....trainers.data.batches import Condition, TensorData
+from ....trainers.data.cache import in_buckets
+from ... import host
+from ...host.inputs import Shapes
+from ...host.models import Conditioning
 from .data_sources import DataInGraph
 
 Latent = dict[str, Tensor]

@@ -11,12 +11,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ...trainers.data.batches import Data, TensorData
-from ...trainers.data.cache import Shard, cached_data
-from ...trainers.data.listing import NOT_READ, BrokenFile, Captioned, Listing, captioned, listed
-from ...trainers.data.pictures import ENDINGS, PIXELS, Size, bucket_for, bucket_sizes, picture_size, pixels
-from ...trainers.storage.run_folder import RunFolder
-from .. import host
+from ....trainers.data.batches import Data, TensorData
+from ....trainers.data.cache import Shard, cached_data
+from ....trainers.data.listing import NOT_READ, BrokenFile, Captioned, Listing, captioned, listed
+from ....trainers.data.pictures import ENDINGS, PIXELS, Size, bucket_for, bucket_sizes, picture_size, pixels
+from ....trainers.storage.run_folder import RunFolder
+from ... import host
 from .data_sources import SHARD_SAMPLES, MadeOnce, Progress, Sample, Texts, of_guidance, of_teacher, require_connected
 
 LITERAL, PROMPT_SYNTAX = "literal", "prompt syntax"

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ...samplers.recipe import Recipe
-from ...trainers.objective.guidance_range import GuidanceRange
-from ...trainers.storage.export import (
+from ....samplers.recipe import Recipe
+from ....trainers.objective.guidance_range import GuidanceRange
+from ....trainers.storage.export import (
     FULL_WEIGHTS,
     KIND_KEY,
     LORA,
@@ -20,13 +20,13 @@ from ...trainers.storage.export import (
     read_student,
     require_finite_weights,
 )
-from ...trainers.students.adapters import Adapters, LoRALayers, LoRAOptions
-from ...trainers.students.gradient_checkpointing import checkpointed
-from ...trainers.students.student import FullWeightsStudent, LoRAStudent, Student
-from ...trainers.training.options import AS_LOADED
-from .. import host
-from ..host import folders
-from ..sampling.recipes import as_trained, require_levels
+from ....trainers.students.adapters import Adapters, LoRALayers, LoRAOptions
+from ....trainers.students.gradient_checkpointing import checkpointed
+from ....trainers.students.student import FullWeightsStudent, LoRAStudent, Student
+from ....trainers.training.options import AS_LOADED
+from ... import host
+from ...host import folders
+from ...sampling.recipes import as_trained, require_levels
 from . import option_inputs as inputs
 from . import starting_lora
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import host
-from . import option_inputs as inputs
+from ... import host
+from ..learning import option_inputs as inputs
 from .data_sources import PromptSource
 from .folder_data import CLIP, GUIDANCE, NEGATIVE
 from .prompts_alone import PromptsAlone

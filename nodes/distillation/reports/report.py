@@ -12,18 +12,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...trainers.measures import report as measures
-from ...trainers.measures.clip_score import clip_score
-from ...trainers.measures.report_page import page
-from ...trainers.objective.perceptual import lpips_distance, require_lpips
-from ...trainers.storage import places
-from ...trainers.storage.files import write_atomically
-from ...trainers.storage.reading import without_nan
-from .. import host
-from ..host import folders
-from ..sampling.comparison import stacked
-from . import option_inputs as inputs
-from . import training_data
+from ....trainers.measures import report as measures
+from ....trainers.measures.clip_score import clip_score
+from ....trainers.measures.report_page import page
+from ....trainers.objective.perceptual import lpips_distance, require_lpips
+from ....trainers.storage import places
+from ....trainers.storage.files import write_atomically
+from ....trainers.storage.reading import without_nan
+from ... import host
+from ...host import folders
+from ...sampling.comparison import stacked
+from ..data import training_data
+from ..learning import option_inputs as inputs
 from .judging import Asked
 
 MOST_SHOWN = 8

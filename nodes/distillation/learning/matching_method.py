@@ -5,8 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
-from ...trainers.methods.distribution_matching import DistributionMatchingOptions, Guidance, Rollout
-from ...trainers.objective.score import Strength
+from ....trainers.methods.distribution_matching import DistributionMatchingOptions, Guidance, Rollout
+from ....trainers.objective.score import Strength
 from . import option_inputs as inputs
 
 

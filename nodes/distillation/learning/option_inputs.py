@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-from ...trainers.objective.distance import Distance
-from ...trainers.objective.grid import Grid
-from ...trainers.objective.weighting import Weighting
-from .. import host
+from ....trainers.objective.distance import Distance
+from ....trainers.objective.grid import Grid
+from ....trainers.objective.weighting import Weighting
+from ... import host
 
 Input = tuple[Any, dict[str, Any]]
 

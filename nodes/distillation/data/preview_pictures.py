@@ -11,9 +11,9 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from ...trainers.storage import reading
-from ...trainers.storage.files import write_atomically
-from ..sampling.comparison import stacked
+from ....trainers.storage import reading
+from ....trainers.storage.files import write_atomically
+from ...sampling.comparison import stacked
 
 _SAID = "fewstep.preview"
 _ABOUT = {"columns": reading.is_count, "prompts": lambda value: value is None or reading.is_texts(value)}

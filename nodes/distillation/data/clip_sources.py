@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ...trainers.data import clips
-from ...trainers.data.listing import BrokenFile, Captioned
-from ...trainers.data.pictures import PIXELS, Size, fitted
-from .. import host
+from ....trainers.data import clips
+from ....trainers.data.listing import BrokenFile, Captioned
+from ....trainers.data.pictures import PIXELS, Size, fitted
+from ... import host
 from .folder_sources import FolderSource, Piece, SeenSource, seed_of
 
 FIRST, ALL = "the first", "all"

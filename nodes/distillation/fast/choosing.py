@@ -11,28 +11,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...samplers.schedules import trailing_sigmas
-from ...trainers.data.batches import Batch
-from ...trainers.methods.consistency import ConsistencyOptions
-from ...trainers.methods.distribution_matching import DistributionMatchingOptions
-from ...trainers.methods.progressive import ProgressiveOptions
-from ...trainers.students.adapters import LoRALayers, LoRAOptions
-from ...trainers.training.options import TrainOptions
-from ...trainers.training.plan import Plan
-from ...trainers.training.trial import seconds_of
-from .. import host
-from ..host import folders
-from . import matching_method, methods, planning, running, training_data
-from . import option_inputs as inputs
+from ....samplers.schedules import trailing_sigmas
+from ....trainers.data.batches import Batch
+from ....trainers.methods.consistency import ConsistencyOptions
+from ....trainers.methods.distribution_matching import DistributionMatchingOptions
+from ....trainers.methods.progressive import ProgressiveOptions
+from ....trainers.students.adapters import LoRALayers, LoRAOptions
+from ....trainers.training.options import TrainOptions
+from ....trainers.training.plan import Plan
+from ....trainers.training.trial import seconds_of
+from ... import host
+from ...host import folders
+from .. import planning, running
+from ..data import training_data
+from ..data.data_in_graph import data_in_graph
+from ..data.data_sources import PromptSource, Sample, Texts
+from ..data.folder_sources import PictureFolder
+from ..data.prompts_alone import PromptsAlone
+from ..learning import matching_method, methods
+from ..learning import option_inputs as inputs
+from ..learning.starting_lora import NOTHING, StartingLoRA
 from .cards import NO_CARD, Card, cards
-from .data_in_graph import data_in_graph
-from .data_sources import PromptSource, Sample, Texts
 from .families import Family, family_of
-from .folder_sources import PictureFolder
-from .prompts_alone import PromptsAlone
-from .starting_lora import NOTHING, StartingLoRA
 
-PROMPTS = Path(__file__).parents[2] / "prompts" / "everyday.txt"
+PROMPTS = Path(__file__).parents[3] / "prompts" / "everyday.txt"
 CLOSEST, SHARPEST, CHEAPEST = "closest to my model", "sharpest", "cheapest to train"
 CARDS = {"what is free now": None, **{f"{size} GB": float(size) for size in (8, 12, 16, 24, 32)}}
 Guided = ProgressiveOptions | ConsistencyOptions | DistributionMatchingOptions

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ...trainers.data.listing import NOT_READ, SUBFOLDERS, content_of
-from .. import host
-from ..host import folders
-from . import option_inputs as inputs
+from ....trainers.data.listing import NOT_READ, SUBFOLDERS, content_of
+from ... import host
+from ...host import folders
+from ..learning import option_inputs as inputs
 from .clip_sources import FIRST, PIECES, ClipFolder, SoundFolder
 from .folder_sources import CAPTION_SYNTAX, LITERAL, FolderSource, PictureFolder
 

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ...samplers.schedules import trailing_sigmas
-from ...trainers.data.batches import Buckets, Condition, Data, TensorData
-from ...trainers.data.cache import Shard, cached_data, in_buckets, write_data
-from ...trainers.data.streams import stream
-from ...trainers.objective.choices import require_at_least_one
-from ...trainers.storage.run_folder import RunFolder
-from .. import host
-from ..host.models import Conditioning
+from ....samplers.schedules import trailing_sigmas
+from ....trainers.data.batches import Buckets, Condition, Data, TensorData
+from ....trainers.data.cache import Shard, cached_data, in_buckets, write_data
+from ....trainers.data.streams import stream
+from ....trainers.objective.choices import require_at_least_one
+from ....trainers.storage.run_folder import RunFolder
+from ... import host
+from ...host.models import Conditioning
 
 SHARD_SAMPLES = 64
 """In one file of the cache: what a kill costs at most, beside the file's own overhead."""

@@ -12,19 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...samplers.recipe import Recipe
-from ...samplers.schedules import trailing_sigmas
-from ...trainers.measures import report as measures
-from ...trainers.storage import places
-from ...trainers.storage.files import read_metadata
-from ...trainers.storage.run_folder import RunFolder
-from ...trainers.storage.watching import all_runs, students_of
-from .. import host
-from ..host import folders
-from ..host.models import Conditioning
-from . import students, training_data
-from .choosing import PROMPTS
-from .families import family_of
+from ....samplers.recipe import Recipe
+from ....samplers.schedules import trailing_sigmas
+from ....trainers.measures import report as measures
+from ....trainers.storage import places
+from ....trainers.storage.files import read_metadata
+from ....trainers.storage.run_folder import RunFolder
+from ....trainers.storage.watching import all_runs, students_of
+from ... import host
+from ...host import folders
+from ...host.models import Conditioning
+from ..data import training_data
+from ..fast.choosing import PROMPTS
+from ..fast.families import family_of
+from ..learning import students
 
 _FEW = 4
 """Of the prompts that come with the pack."""

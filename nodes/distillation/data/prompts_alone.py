@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from ...trainers.data.batches import Data, TensorData
-from ...trainers.data.cache import Shard, cached_data
-from ...trainers.storage.run_folder import RunFolder
-from .. import host
+from ....trainers.data.batches import Data, TensorData
+from ....trainers.data.cache import Shard, cached_data
+from ....trainers.storage.run_folder import RunFolder
+from ... import host
 from .data_sources import (
     SHARD_SAMPLES,
     MadeOnce,

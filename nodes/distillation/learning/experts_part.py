@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ...trainers.methods.guidance import GuidanceOptions
-from ...trainers.methods.progressive import ProgressiveOptions
-from ...trainers.objective.level_range import LevelRange
+from ....trainers.methods.guidance import GuidanceOptions
+from ....trainers.methods.progressive import ProgressiveOptions
+from ....trainers.objective.level_range import LevelRange
 from . import option_inputs as inputs
 
 

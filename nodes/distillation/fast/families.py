@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ...samplers.noise import NoiseFamily
-from .. import host
+from ....samplers.noise import NoiseFamily
+from ... import host
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,18 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ...samplers.noise import Denoiser
-from ...trainers.data.batches import Condition, TensorData
-from ...trainers.students.adapters import Adapters, LoRAOptions
-from ...trainers.students.student import LoRAStudent, probe_writes_in_place
-from ...trainers.training.score_distillation import (
-    Kind,
-    LearningFake,
-    ScoreDistillationOptions,
-    Views,
-    distil_latent,
-)
-from .. import host
+from ....samplers.noise import Denoiser
+from ....trainers.data.batches import Condition, TensorData
+from ....trainers.students.adapters import Adapters, LoRAOptions
+from ....trainers.students.student import LoRAStudent, probe_writes_in_place
+from ....trainers.training.score_distillation import Kind, LearningFake, ScoreDistillationOptions, Views, distil_latent
+from ... import host
 from . import option_inputs as inputs
 
 _PROMPTS = ("positive", "negative", "empty", "source")

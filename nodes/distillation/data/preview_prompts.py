@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ...trainers.data.batches import Batch, Data
-from ...trainers.storage.files import read_tensors, write_tensors
-from ...trainers.storage.places import is_regular
-from ...trainers.storage.prefixes import below
-from ...trainers.storage.run_folder import RunFolder
-from .. import host
+from ....trainers.data.batches import Batch, Data
+from ....trainers.storage.files import read_tensors, write_tensors
+from ....trainers.storage.places import is_regular
+from ....trainers.storage.prefixes import below
+from ....trainers.storage.run_folder import RunFolder
+from ... import host
 from .training_data import lines
 
 MOST = 16

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from ...trainers.methods.consistency import ConsistencyOptions, Solver
-from ...trainers.methods.consistency_training import ConsistencyTrainingOptions, LevelChoice
-from ...trainers.methods.guidance import GuidanceOptions
-from ...trainers.methods.progressive import ProgressiveOptions, StudentPrediction
-from ...trainers.objective.distance import Distance
-from ...trainers.objective.grid import Grid
-from ...trainers.objective.weighting import Weighting
+from ....trainers.methods.consistency import ConsistencyOptions, Solver
+from ....trainers.methods.consistency_training import ConsistencyTrainingOptions, LevelChoice
+from ....trainers.methods.guidance import GuidanceOptions
+from ....trainers.methods.progressive import ProgressiveOptions, StudentPrediction
+from ....trainers.objective.distance import Distance
+from ....trainers.objective.grid import Grid
+from ....trainers.objective.weighting import Weighting
 from . import option_inputs as inputs
 
 STUDENT_PREDICTIONS = [kind.value for kind in StudentPrediction if kind is not StudentPrediction.X0_AND_EPS]

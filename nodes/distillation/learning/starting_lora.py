@@ -6,13 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ...samplers.recipe import Recipe
-from ...trainers.storage.export import TEACHER_KEY
-from ...trainers.storage.files import read_metadata
-from ...trainers.students.adapters import LoRAOptions
-from ...trainers.students.student import LoRAStudent
-from .. import host
-from ..host import folders
+from ....samplers.recipe import Recipe
+from ....trainers.storage.export import TEACHER_KEY
+from ....trainers.storage.files import read_metadata
+from ....trainers.students.adapters import LoRAOptions
+from ....trainers.students.student import LoRAStudent
+from ... import host
+from ...host import folders
 
 NOTHING = "nothing"
 FEW = 0.01

@@ -1,0 +1,1 @@
+"""Teacher and students judged on prompts of choice: pictures, figures, a report."""
