@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from . import architectures, digits, gpu, plan, samplers, templates, training
+from . import digits, samplers
+from .architectures import command as architectures
+from .gpu import command as gpu
+from .plan import command as plan
 from .scenes import command as scenes
+from .templates import command as templates
+from .training import command as training
 
 BENCHMARKS = {
     "architectures": architectures,

@@ -12,7 +12,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,8 +21,8 @@ from torch import Tensor
 from ..samplers.few_step import sample_few_step
 from ..samplers.noise import NoiseFamily
 from ..samplers.schedules import trailing_sigmas
+from .scenes.machine import RESULTS
 
-RESULTS = Path(__file__).resolve().parent / "results"
 FAMILY = NoiseFamily.VARIANCE_EXPLODING
 
 

@@ -14,8 +14,8 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-from comfyui_fewstep.benchmarks.architectures import ARCHITECTURES as ALL
-from comfyui_fewstep.benchmarks.architectures_setup import CPU, TOKENS
+from comfyui_fewstep.benchmarks.architectures.command import ARCHITECTURES as ALL
+from comfyui_fewstep.benchmarks.architectures.setup import CPU, TOKENS
 
 ARCHITECTURES = {kind: ALL[kind] for kind in ("sd15", "sd2_v", "sdxl", "sd3", "flux")}
 __all__ = ["ARCHITECTURES", "CPU", "TOKENS"]

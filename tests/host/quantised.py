@@ -1,7 +1,7 @@
 """Tiny models of a current host whose linear layers are of a quantised format, and all the bytes that they are made of."""
 
 import current_architectures
-from comfyui_fewstep.benchmarks.quantised import comfy_quant, contents, formats
+from comfyui_fewstep.benchmarks.architectures.quantised import comfy_quant, contents, formats
 
 __all__ = ["contents", "formats", "tiny"]
 

@@ -4,13 +4,11 @@ import json
 import re
 
 import pytest
-from comfyui_fewstep.benchmarks import (
-    architectures,
-    architectures_formats,
-    architectures_parts,
-    plan,
-    training,
-)
+from comfyui_fewstep.benchmarks.architectures import command as architectures
+from comfyui_fewstep.benchmarks.architectures import formats as architectures_formats
+from comfyui_fewstep.benchmarks.architectures import parts as architectures_parts
+from comfyui_fewstep.benchmarks.plan import command as plan
+from comfyui_fewstep.benchmarks.training import command as training
 from comfyui_fewstep.commands.embedded import import_host
 
 

@@ -7,7 +7,9 @@ import types
 
 import pytest
 import torch
-from comfyui_fewstep.benchmarks import gpu, gpu_parts, gpu_room
+from comfyui_fewstep.benchmarks.gpu import command as gpu
+from comfyui_fewstep.benchmarks.gpu import parts as gpu_parts
+from comfyui_fewstep.benchmarks.gpu import room as gpu_room
 from comfyui_fewstep.commands.embedded import import_host
 
 import_host()

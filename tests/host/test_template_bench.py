@@ -7,8 +7,8 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-from comfyui_fewstep.benchmarks import templates
-from comfyui_fewstep.benchmarks.templates_graph import Graph
+from comfyui_fewstep.benchmarks.templates import command as templates
+from comfyui_fewstep.benchmarks.templates.graph import Graph
 
 LIST = "1.0, 0.978453, 0.95418, 0.926626, 0.89508, 0.845148, 0.704534, 0.414568, 0"
 

@@ -18,7 +18,7 @@ import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
 import comfy.supported_models_base
-from comfyui_fewstep.benchmarks.architectures import ARCHITECTURES
+from comfyui_fewstep.benchmarks.architectures.command import ARCHITECTURES
 
 CPU = torch.device("cpu")
 CHANNELS, WIDTH = 4, 6

@@ -17,6 +17,11 @@ ROOT = Path(__file__).resolve().parents[2]
 HOST = {"comfy", "comfy_extras", "comfy_api", "folder_paths", "execution", "server", "nodes", "latent_preview"}
 FLOORS = [
     "benchmarks",
+    "benchmarks/templates",
+    "benchmarks/plan",
+    "benchmarks/gpu",
+    "benchmarks/architectures",
+    "benchmarks/training",
     "benchmarks/scenes",
     "commands",
     "nodes",

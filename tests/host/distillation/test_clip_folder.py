@@ -10,7 +10,7 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-from comfyui_fewstep.benchmarks.architectures import ARCHITECTURES
+from comfyui_fewstep.benchmarks.architectures.command import ARCHITECTURES
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation.data import folder_data
 from comfyui_fewstep.trainers.data.cache import read_data

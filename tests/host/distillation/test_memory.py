@@ -7,9 +7,9 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, conditioning, grid, kinds, noise_for, tiny
 from cancelling import cancel_at
-from comfyui_fewstep.benchmarks.architectures_parts import PARTS
-from comfyui_fewstep.benchmarks.architectures_subject import Subject
-from comfyui_fewstep.benchmarks.memory import left_in_memory
+from comfyui_fewstep.benchmarks.architectures.memory import left_in_memory
+from comfyui_fewstep.benchmarks.architectures.parts import PARTS
+from comfyui_fewstep.benchmarks.architectures.subject import Subject
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import running
 from comfyui_fewstep.nodes.distillation.learning import methods, students

@@ -7,7 +7,7 @@ from comfyui_fewstep.commands.embedded import import_host
 import_host()
 
 from architectures import tiny
-from comfyui_fewstep.benchmarks.architectures import ARCHITECTURES
+from comfyui_fewstep.benchmarks.architectures.command import ARCHITECTURES
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.samplers.schedules import trailing_sigmas
 from comfyui_fewstep.trainers.data.cache import read_data

@@ -17,7 +17,7 @@ import_host()
 import comfy.model_management
 import comfy.ops
 from architectures import kinds, tiny
-from comfyui_fewstep.benchmarks.memory import left_in_memory
+from comfyui_fewstep.benchmarks.architectures.memory import left_in_memory
 from comfyui_fewstep.nodes.distillation.learning import students
 from comfyui_fewstep.trainers.students.adapters import LoRALayers, LoRAOptions
 from test_lending import has_of_old, size_of, training

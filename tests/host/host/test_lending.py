@@ -15,7 +15,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 from architectures import conditioning, grid, kinds, model_inputs, noise_for, tiny
-from comfyui_fewstep.benchmarks import paging
+from comfyui_fewstep.benchmarks.architectures import paging
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation.learning import students
 from comfyui_fewstep.trainers.students.adapters import LoRALayers, LoRAOptions

@@ -18,7 +18,7 @@ import comfy.model_patcher
 import comfy.ops
 import comfy.sd
 from architectures import kinds, tiny
-from comfyui_fewstep.benchmarks import paging
+from comfyui_fewstep.benchmarks.architectures import paging
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import teacher
 from comfyui_fewstep.trainers.storage.files import tensors_sha256

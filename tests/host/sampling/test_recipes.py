@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comfyui_fewstep.benchmarks.templates_judge import sampling_of_family
+from comfyui_fewstep.benchmarks.templates.judge import sampling_of_family
 from comfyui_fewstep.commands.embedded import import_host
 from safetensors.torch import save_file
 

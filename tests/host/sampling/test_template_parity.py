@@ -7,7 +7,7 @@ differ.
 
 import pytest
 import torch
-from comfyui_fewstep.benchmarks.architectures_setup import Architecture
+from comfyui_fewstep.benchmarks.architectures.setup import Architecture
 from comfyui_fewstep.commands.embedded import import_host, node_classes
 
 import_host("--use-pytorch-cross-attention")

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from comfyui_fewstep.benchmarks.memory import left_in_memory
+from comfyui_fewstep.benchmarks.architectures.memory import left_in_memory
 from comfyui_fewstep.trainers.students.gradient_checkpointing import blocks_of, checkpointed, recomputed
 from comfyui_fewstep.trainers.students.saved_tensors import copied_when_overwritten
 from torch import Tensor, nn

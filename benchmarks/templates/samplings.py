@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .templates_graph import Graph, Path, Switches
+from .graph import Graph, Path, Switches
 
 _MODEL, _SIGMAS, _CONDITIONING = ("MODEL", "GUIDER"), ("SIGMAS",), ("CONDITIONING",)
 SHIFTS = ("ModelSamplingAuraFlow", "ModelSamplingSD3", "ModelSamplingFlux", "MiniMaxH3SigmaShift")
@@ -61,7 +61,7 @@ def _read(graph: Graph, path: Path, switches: Switches) -> Sampling:
 
 
 def _node(graph: Graph, path: Path, switches: Switches) -> tuple[str, tuple[tuple[str, Any], ...]]:
-    from .templates_graph import WIDGETS
+    from .graph import WIDGETS
 
     kind = graph.nodes[path]["type"]
     names = [name for name in WIDGETS.get(kind, "").split() if name not in ("seed", "noise_seed", "control")]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .architectures_pictures import COSMOS, DEEP_UNET, HUNYUAN, KANDINSKY, UNET, Network
-from .architectures_setup import TOKENS, Architecture, Noise, Numbers, Ones
+from .pictures import COSMOS, DEEP_UNET, HUNYUAN, KANDINSKY, UNET, Network
+from .setup import TOKENS, Architecture, Noise, Numbers, Ones
 
 FRAMES = (16, 3, 4, 6)
 SVD: Network = UNET | {

@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 
-from ..trainers.data.batches import Batch, TensorData
-from ..trainers.objective.loss import weighted_error
-from ..trainers.objective.method import Method, Target
-from ..trainers.storage.run_folder import RunFolder
-from ..trainers.students.student import Student
-from ..trainers.training.learner import Learning
-from ..trainers.training.loop import Metrics, train
-from ..trainers.training.options import TrainOptions
-from .training_setup import METHODS, Setup, in_one_step, learning
+from ...trainers.data.batches import Batch, TensorData
+from ...trainers.objective.loss import weighted_error
+from ...trainers.objective.method import Method, Target
+from ...trainers.storage.run_folder import RunFolder
+from ...trainers.students.student import Student
+from ...trainers.training.learner import Learning
+from ...trainers.training.loop import Metrics, train
+from ...trainers.training.options import TrainOptions
+from .setup import METHODS, Setup, in_one_step, learning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from unittest import mock
 import torch
 
 from . import paging, quantised
-from .architectures_parts import apart, gradients, scatter
-from .architectures_setup import Architecture
-from .architectures_subject import LORA, Found, Subject, answer, trained
+from .parts import apart, gradients, scatter
+from .setup import Architecture
+from .subject import LORA, Found, Subject, answer, trained
 
 LEAST, SAME, ROUNDED = 0.999, 1e-5, 1e-2
 """The cosine of gradients, and what the student that comes back may differ by from the one that was trained.
@@ -76,7 +76,7 @@ class Held(Subject):
 
 def student_back(subject: Subject) -> Found:
     """What the loader gives of a trained LoRA, from the student: largest difference, as a share of the largest value."""
-    from ..nodes.host import training
+    from ...nodes.host import training
 
     data = subject.data()
     with subject.student(LORA, data) as student, tempfile.TemporaryDirectory() as folder:

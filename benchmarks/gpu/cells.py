@@ -19,7 +19,7 @@ def start_host(options: list[str]) -> None:
     options = ["--use-pytorch-cross-attention", *options]
     path = os.environ.get("COMFYUI_PATH")
     if not path:
-        from ..commands.embedded import import_host
+        from ...commands.embedded import import_host
 
         import_host(*options)
         return
@@ -36,7 +36,7 @@ def start_host(options: list[str]) -> None:
 def main() -> None:
     asked = json.loads(sys.argv[1])
     start_host(asked["options"])
-    from .gpu_parts import Bench
+    from .parts import Bench
 
     with Bench(asked["folder"]) as bench:
         for cell in asked["cells"]:

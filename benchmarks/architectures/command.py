@@ -22,14 +22,13 @@ from typing import Any
 
 import torch
 
-from . import architectures_formats
-from .architectures_parts import PARTS
-from .architectures_pictures import PICTURES
-from .architectures_subject import Found, Subject
-from .architectures_videos import VIDEOS
-from .scenes.machine import machine
+from ..scenes.machine import RESULTS, machine
+from . import formats as architectures_formats
+from .parts import PARTS
+from .pictures import PICTURES
+from .subject import Found, Subject
+from .videos import VIDEOS
 
-RESULTS = Path(__file__).resolve().parent / "results"
 ARCHITECTURES = PICTURES | VIDEOS
 ABOUT = {
     "KSampler": "of LCM, Lightning, TCD and Consistency, those that draw in KSampler and SamplerCustom the same bits",
@@ -181,7 +180,7 @@ def _lacking(rows: dict[str, Row]) -> list[str]:
 
 def _host() -> Row:
     """What the figures depend on, beside the machine."""
-    from ..launch import ROOT
+    from ...launch import ROOT
 
     code = hashlib.sha256()
     for room in ("benchmarks", "nodes", "samplers", "trainers"):
@@ -216,12 +215,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--again", action="store_true", help="keep no rows of an earlier start")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where the results go (default: %(default)s)")
     options = parser.parse_args(arguments)
-    from ..commands.embedded import import_host
+    from ...commands.embedded import import_host
 
     import_host(
         "--use-pytorch-cross-attention"
     )  # what GPUs use; the host's own for CPUs takes no masks of several rows
-    from .. import nodes  # noqa: F401  # puts our samplers into the menus
+    from ... import nodes  # noqa: F401  # puts our samplers into the menus
 
     options.folder.mkdir(parents=True, exist_ok=True)
     file, host = options.folder / "architectures.json", _host()

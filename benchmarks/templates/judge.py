@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers.presets import PRESETS, Preset, named_by
-from .templates_samplings import Sampling, Unknown
+from ...samplers.presets import PRESETS, Preset, named_by
+from .samplings import Sampling, Unknown
 
 TOLERANCE = 1e-3
 CONFIGURATIONS = {"WAN21": "WAN21_T2V", "Lumina2": "ZImage", "Flux": "FluxSchnell"}
@@ -93,7 +93,7 @@ def _same_sampler(preset: Preset, one: Sampling) -> bool:
 
 def _levels(preset: Preset, one: Sampling) -> tuple[Tensor, Tensor]:
     """(the recipe's, the template's): (steps + 1,), on the family's own class."""
-    from ..nodes.sampling.recipes import preset_levels
+    from ...nodes.sampling.recipes import preset_levels
 
     kind, values = one.schedule
     if kind == "ManualSigmas" and not preset.models:
@@ -107,13 +107,13 @@ def _levels(preset: Preset, one: Sampling) -> tuple[Tensor, Tensor]:
 
 @cache
 def _any_flow() -> Any:
-    from ..nodes import host
+    from ...nodes import host
 
     return host.models.example_sampling(flow_shift=1.0)
 
 
 def _family(preset: Preset) -> Any:
-    from ..nodes import host
+    from ...nodes import host
 
     if preset.family.value != "flow":
         return host.models.example_sampling()
@@ -179,6 +179,6 @@ def _shifted(sampling: Any, one: Sampling) -> Any:
 
 
 def _flow(shift: float) -> Any:
-    from ..nodes import host
+    from ...nodes import host
 
     return host.models.example_sampling(flow_shift=shift)

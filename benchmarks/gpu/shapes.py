@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .training_setup import UNETS
+from ..training.setup import UNETS
 
 
 @dataclass(frozen=True)

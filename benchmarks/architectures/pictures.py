@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .architectures_setup import DEEP, TOKENS, Architecture, Noise, Ones
+from .setup import DEEP, TOKENS, Architecture, Noise, Ones
 
 Network = dict[str, Any]
 SIZE = {"width": 96, "height": 64, "crop_w": 8, "crop_h": 0, "target_width": 96, "target_height": 64}

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import plan_parts
-from .plan_parts import METHODS, PARTS, Case
-from .scenes.machine import RESULTS
-from .scenes.parts import Figures, Parts
+from ..scenes.machine import RESULTS
+from ..scenes.parts import Figures, Parts
+from . import parts as plan_parts
+from .parts import METHODS, PARTS, Case
 
 
 class Sizes(NamedTuple):
@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where the page is written")
     options = parser.parse_args(arguments)
     command = " ".join(["python launch.py bench plan", *arguments])
-    trainers = Path(__file__).resolve().parents[1] / "trainers" / "training"
+    trainers = Path(__file__).resolve().parents[2] / "trainers" / "training"
     sources = [trainers / "trial.py", trainers / "plan.py", Path(plan_parts.__file__)]
     parts = Parts(options.folder / "plan.json", command=command, sources=sources)
     found: list[tuple[Case, Figures]] = []

@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .gpu_cells import MARK
-from .gpu_parts import PARTS, PRECISIONS, ROOMS, SHAPES, STEPS
-from .gpu_room import GIB
-from .scenes.machine import RESULTS
-from .scenes.parts import Parts
+from ..scenes.machine import RESULTS
+from ..scenes.parts import Parts
+from .cells import MARK
+from .parts import PARTS, PRECISIONS, ROOMS, SHAPES, STEPS
+from .room import GIB
 
 PROCESSES = (1, 2)
 CARDS = (0, 24, 16, 12, 8)
@@ -105,7 +105,7 @@ class Child:
         coming = self._wanted[self._wanted.index(cell) :]
         mine = [list(one[:4]) for one in coming if (one.holding, one.processes) == self._kind]
         asked = {"cells": mine, "folder": self._folder.name, "options": HOLDING[cell.holding]}
-        module = ["-m", f"{__package__ or ''}.gpu_cells", json.dumps(asked)]
+        module = ["-m", f"{__package__ or ''}.cells", json.dumps(asked)]
         many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cell.processes)]
         command = [os.environ.get("COMFYUI_PYTHON", sys.executable), *(many if cell.processes > 1 else []), *module]
         self._said = ""

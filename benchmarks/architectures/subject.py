@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..samplers.noise import Denoiser
-from ..trainers.data.batches import TensorData
-from ..trainers.methods.consistency import ConsistencyOptions
-from ..trainers.methods.guidance import GuidanceOptions
-from ..trainers.methods.progressive import ProgressiveOptions
-from ..trainers.objective.method import Method, MethodOptions
-from ..trainers.objective.weighting import Weighting
-from ..trainers.storage.run_folder import RunFolder
-from ..trainers.students.adapters import LoRAOptions
-from ..trainers.students.student import Student, probe_writes_in_place
-from ..trainers.training.loop import train
-from ..trainers.training.options import TrainOptions
-from .architectures_setup import Architecture
+from ...samplers.noise import Denoiser
+from ...trainers.data.batches import TensorData
+from ...trainers.methods.consistency import ConsistencyOptions
+from ...trainers.methods.guidance import GuidanceOptions
+from ...trainers.methods.progressive import ProgressiveOptions
+from ...trainers.objective.method import Method, MethodOptions
+from ...trainers.objective.weighting import Weighting
+from ...trainers.storage.run_folder import RunFolder
+from ...trainers.students.adapters import LoRAOptions
+from ...trainers.students.student import Student, probe_writes_in_place
+from ...trainers.training.loop import train
+from ...trainers.training.options import TrainOptions
+from .setup import Architecture
 
 STEPS, BATCH, SEED, SIGMA = 4, 2, 7, 0.6
 LORA = LoRAOptions(rank=4, alpha=8.0)
@@ -57,7 +57,7 @@ class Subject:
 
     def data(self) -> TensorData:
         """Two samples of one prompt, and the empty prompt."""
-        from ..nodes.host import inputs
+        from ...nodes.host import inputs
 
         noise = self.architecture.noise(batch=BATCH)
         latent = {"samples": noise if self.architecture.streams else self.model.model.process_latent_out(noise)}
@@ -71,15 +71,15 @@ class Subject:
         return TensorData(x0=x0, condition=prompts[0], unconditional=prompts[1])
 
     def method(self, name: str) -> Method:
-        from ..nodes.distillation.running import method_on
+        from ...nodes.distillation.running import method_on
 
         return method_on(self.model, METHODS[name], empty_prompt=True)
 
     @contextmanager
     def student(self, options: Any, data: TensorData, **how: Any) -> Iterator[Student]:
         """What learns, as a run has it. how: of student_of."""
-        from ..nodes.distillation.learning import students
-        from ..nodes.host import training
+        from ...nodes.distillation.learning import students
+        from ...nodes.host import training
 
         own = list(training.loaded(self.model).parameters())
         with torch.inference_mode(False), students.student_of(self.model, options, seed=SEED, **how) as student:
@@ -90,7 +90,7 @@ class Subject:
 
     def denoiser(self, model: Any) -> Denoiser:
         """Of a MODEL as the host loads it."""
-        from ..nodes.host import training
+        from ...nodes.host import training
 
         return training.as_denoiser(training.loaded(model), model=model)
 

@@ -24,22 +24,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..samplers.few_step import sample_few_step
-from ..samplers.schedules import trailing_sigmas
-from ..trainers.data.batches import Batch, TensorData
-from ..trainers.methods.distribution_matching import DistributionMatchingOptions, Rollout
-from ..trainers.objective.method import MethodOptions
-from ..trainers.processes.group import Processes
-from ..trainers.storage.run_folder import RunFolder
-from ..trainers.students.adapters import LoRAOptions
-from ..trainers.students.student import probe_writes_in_place
-from ..trainers.training.loop import train
-from ..trainers.training.options import TrainOptions
-from . import quantised
-from .architectures_parts import scatter
-from .gpu_room import Room
-from .gpu_shapes import SHAPES, Shape
-from .training_setup import halving
+from ...samplers.few_step import sample_few_step
+from ...samplers.schedules import trailing_sigmas
+from ...trainers.data.batches import Batch, TensorData
+from ...trainers.methods.distribution_matching import DistributionMatchingOptions, Rollout
+from ...trainers.objective.method import MethodOptions
+from ...trainers.processes.group import Processes
+from ...trainers.storage.run_folder import RunFolder
+from ...trainers.students.adapters import LoRAOptions
+from ...trainers.students.student import probe_writes_in_place
+from ...trainers.training.loop import train
+from ...trainers.training.options import TrainOptions
+from ..architectures import quantised
+from ..architectures.parts import scatter
+from ..training.setup import halving
+from .room import Room
+from .shapes import SHAPES, Shape
 
 STEPS, ITERATIONS, SECONDS = 4, 3, 4.0
 """Of a drawing; of a training; of rounds in which contenders are timed, two at least."""
@@ -58,7 +58,7 @@ class Subject:
     def __init__(self, shape: Shape, precision: str, device: torch.device, *, batch: int = 1) -> None:
         import comfy.model_patcher
 
-        from ..nodes.host import inputs
+        from ...nodes.host import inputs
 
         self.device, generator = device, torch.Generator(device).manual_seed(0)
         self.network = _network(shape, precision, device=device, generator=generator)
@@ -134,7 +134,7 @@ def sampling(subject: Subject, bench: Bench, room: float) -> dict[str, float]:
     """Seconds of a bare call; ours and the host's euler over as many bare calls, medians over rounds of each round's ratio."""
     import comfy.k_diffusion.sampling as theirs
 
-    from ..nodes import host
+    from ...nodes import host
 
     bench.leave(room)
     denoiser = host.training.as_denoiser(host.training.loaded(subject.model), model=subject.model)
@@ -207,7 +207,7 @@ def plan(subject: Subject, bench: Bench, room: float) -> dict[str, Any]:
 
 
 def _planned_and_run(subject: Subject, bench: Bench, room: float) -> dict[str, float]:
-    from ..nodes.distillation import planning, running
+    from ...nodes.distillation import planning, running
 
     bench.leave(room)
     trial = planning.Trial(
@@ -226,8 +226,8 @@ def _planned_and_run(subject: Subject, bench: Bench, room: float) -> dict[str, f
 
 
 def _trained(subject: Subject, bench: Bench, room: float, options: MethodOptions) -> dict[str, float]:
-    from ..nodes.distillation import running
-    from ..nodes.distillation.learning import students
+    from ...nodes.distillation import running
+    from ...nodes.distillation.learning import students
 
     bench.leave(room)
     method = running.method_on(subject.model, options, empty_prompt=True)
@@ -284,7 +284,7 @@ def gradients(subject: Subject, bench: Bench, room: float) -> dict[str, Any]:
 
 def _gradient(subject: Subject, model: Any, *, gradient_checkpointing: bool = False) -> Tensor:
     """Of all adapters of a LoRA that counts, by the student's answer to one noisy latent, from a teacher's."""
-    from ..nodes.distillation.learning import students
+    from ...nodes.distillation.learning import students
 
     batch, lora = _smaller(subject), LoRAOptions(rank=4, alpha=8.0)
     with (
@@ -315,7 +315,7 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 @torch.inference_mode()
 def _draw(subject: Subject) -> None:
-    from ..nodes import host
+    from ...nodes import host
 
     denoiser = host.training.as_denoiser(host.training.loaded(subject.model), model=subject.model)
     one = _smaller(subject)

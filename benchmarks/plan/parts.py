@@ -14,24 +14,24 @@ from typing import Any
 
 import torch
 
-from ..trainers.data.batches import TensorData
-from ..trainers.methods.consistency import ConsistencyOptions
-from ..trainers.methods.consistency_training import ConsistencyTrainingOptions
-from ..trainers.methods.distribution_matching import DistributionMatchingOptions
-from ..trainers.methods.guidance import GuidanceOptions
-from ..trainers.methods.progressive import ProgressiveOptions
-from ..trainers.objective.method import MethodOptions
-from ..trainers.objective.weighting import Weighting
-from ..trainers.storage.run_folder import RunFolder
-from ..trainers.students.adapters import LoRALayers, LoRAOptions
-from ..trainers.training.distillation import Distillation
-from ..trainers.training.options import TrainOptions
-from ..trainers.training.plan import Plan
-from ..trainers.training.stages import SAMPLES
-from .architectures_pictures import PICTURES
-from .architectures_setup import Architecture
-from .architectures_subject import Subject
-from .training_parts import Peak, in_a_process
+from ...trainers.data.batches import TensorData
+from ...trainers.methods.consistency import ConsistencyOptions
+from ...trainers.methods.consistency_training import ConsistencyTrainingOptions
+from ...trainers.methods.distribution_matching import DistributionMatchingOptions
+from ...trainers.methods.guidance import GuidanceOptions
+from ...trainers.methods.progressive import ProgressiveOptions
+from ...trainers.objective.method import MethodOptions
+from ...trainers.objective.weighting import Weighting
+from ...trainers.storage.run_folder import RunFolder
+from ...trainers.students.adapters import LoRALayers, LoRAOptions
+from ...trainers.training.distillation import Distillation
+from ...trainers.training.options import TrainOptions
+from ...trainers.training.plan import Plan
+from ...trainers.training.stages import SAMPLES
+from ..architectures.pictures import PICTURES
+from ..architectures.setup import Architecture
+from ..architectures.subject import Subject
+from ..training.parts import Peak, in_a_process
 
 Figures = dict[str, Any]
 _FEW = {"learning_rate": 1e-4, "guidance_scale": 2.0}
@@ -87,11 +87,11 @@ class Tried:
     """A case made: its MODEL, its data, and what plans and trains it."""
 
     def __init__(self, case: Case) -> None:
-        from ..commands.embedded import import_host
+        from ...commands.embedded import import_host
 
         import_host()
-        from ..nodes.distillation import planning, running
-        from ..nodes.distillation.learning import students
+        from ...nodes.distillation import planning, running
+        from ...nodes.distillation.learning import students
 
         self._case, self._planning, self._running = case, planning, running
         with torch.inference_mode(False):
@@ -152,8 +152,8 @@ class Tried:
 
 
 def _digits() -> tuple[Any, TensorData]:
-    from ..nodes.demo import digits
-    from ..nodes.distillation.data.data_in_graph import data_in_graph
+    from ...nodes.demo import digits
+    from ...nodes.distillation.data.data_in_graph import data_in_graph
 
     model, *_ = digits.DemoTeacher().load()
     empty = digits.DigitPrompt().encode("")[0]

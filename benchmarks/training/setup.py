@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..samplers.noise import NoiseFamily
-from ..trainers.data.batches import TensorData
-from ..trainers.methods.distribution_matching import DistributionMatchingOptions
-from ..trainers.methods.progressive import ProgressiveOptions
-from ..trainers.objective.method import Method, TeacherKind
-from ..trainers.objective.weighting import Weighting
-from ..trainers.students.adapters import LoRALayers, LoRAOptions
-from ..trainers.students.student import Student, probe_writes_in_place
-from ..trainers.training.options import AS_LOADED
+from ...samplers.noise import NoiseFamily
+from ...trainers.data.batches import TensorData
+from ...trainers.methods.distribution_matching import DistributionMatchingOptions
+from ...trainers.methods.progressive import ProgressiveOptions
+from ...trainers.objective.method import Method, TeacherKind
+from ...trainers.objective.weighting import Weighting
+from ...trainers.students.adapters import LoRALayers, LoRAOptions
+from ...trainers.students.student import Student, probe_writes_in_place
+from ...trainers.training.options import AS_LOADED
 
 _UNET = {
     "image_size": 32,
@@ -99,11 +99,11 @@ def random_model(setup: Setup) -> Any:
 @contextmanager
 def learning(setup: Setup) -> Iterator[tuple[Student, TensorData, torch.Tensor]]:
     """A student of the kind, its data and its table of noise levels."""
-    from ..commands.embedded import import_host
+    from ...commands.embedded import import_host
 
     import_host()
-    from ..nodes import host
-    from ..nodes.distillation.learning import students
+    from ...nodes import host
+    from ...nodes.distillation.learning import students
 
     model = random_model(setup)
     options = (

@@ -20,14 +20,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..samplers.presets import PRESETS
-from ..samplers.presets.preset import TEMPLATES
-from .architectures import version_of_comfyui
-from .templates_graph import Graph
-from .templates_judge import covered_by
-from .templates_samplings import Sampling, samplings
+from ...samplers.presets import PRESETS
+from ...samplers.presets.preset import TEMPLATES
+from ..architectures.command import version_of_comfyui
+from ..scenes.machine import RESULTS
+from .graph import Graph
+from .judge import covered_by
+from .samplings import Sampling, samplings
 
-RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("comfyui_workflow_templates_json", "comfyui_workflow_templates")
 MOST_STEPS = 12
 
@@ -181,7 +181,7 @@ def main(arguments: list[str]) -> None:
             f"Not run: none of {' or '.join(PACKAGES)} is installed here (pip install comfyui-workflow-templates-json)."
         )
         return
-    from ..commands.embedded import import_host
+    from ...commands.embedded import import_host
 
     import_host()
     uses, read, unread = uses_in(folder)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .architectures_setup import CPU, Architecture
+from .setup import CPU, Architecture
 
 Made = tuple[Any, Any]
 """(MODEL of the format, MODEL of ordinary float32 weights that hold the same values)"""

@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers.few_step import sample_few_step
-from ..samplers.noise import Denoiser
-from ..trainers.data.batches import TensorData
-from ..trainers.objective.loss import loss_and_error
-from ..trainers.objective.method import Lesson, Method, Target
-from ..trainers.storage.files import write_tensors
-from ..trainers.storage.prefixes import below
-from ..trainers.students.adapters import LowRank, product
-from ..trainers.students.saved_tensors import copied_when_overwritten
-from ..trainers.students.student import Student
-from .architectures_subject import (
+from ...samplers.few_step import sample_few_step
+from ...samplers.noise import Denoiser
+from ...trainers.data.batches import TensorData
+from ...trainers.objective.loss import loss_and_error
+from ...trainers.objective.method import Lesson, Method, Target
+from ...trainers.storage.files import write_tensors
+from ...trainers.storage.prefixes import below
+from ...trainers.students.adapters import LowRank, product
+from ...trainers.students.saved_tensors import copied_when_overwritten
+from ...trainers.students.student import Student
+from .memory import left_in_memory
+from .subject import (
     BATCH,
     CLOSE,
     COSINE,
@@ -37,7 +38,6 @@ from .architectures_subject import (
     answer,
     trained,
 )
-from .memory import left_in_memory
 
 # --- sampling --------------------------------------------------------------------------------------------------------
 
@@ -76,7 +76,7 @@ def lcm(subject: Subject) -> Found:
 def _against(subject: Subject, name: str, gamma: float) -> Found:
     import comfy.samplers
 
-    from ..nodes.host import models
+    from ...nodes.host import models
 
     def fresh(x: Tensor) -> Callable[..., Tensor]:
         return lambda sigma, _: torch.randn(x.shape, generator=torch.Generator().manual_seed(int(1e4 * float(sigma))))
@@ -177,7 +177,7 @@ def _target(method: Method, data: TensorData, *, teacher: Denoiser, student: Den
 
 def _plainly(subject: Subject, method: Method, data: TensorData, adapters: dict[str, LowRank]) -> Any:
     """Each adapter's gradients by torch alone: it is in its layer's weight, whose own gradient is then split."""
-    from ..nodes.host import backward, training
+    from ...nodes.host import backward, training
 
     networks = [training.trainable_copy(subject.plain) for _ in range(2)]
     scale = LORA.alpha / LORA.rank
@@ -278,7 +278,7 @@ def lora_file(subject: Subject) -> Found:
 
 def full_weights(subject: Subject) -> Found:
     """Full weights after a step, loaded as the host loads a file, from the student. ValueError for keys left out."""
-    from ..nodes.distillation.learning.students import FullWeights
+    from ...nodes.distillation.learning.students import FullWeights
 
     data = subject.data()
     with subject.student(FullWeights(), data) as student, tempfile.TemporaryDirectory() as folder:
@@ -299,7 +299,7 @@ def base(subject: Subject) -> Found:
     """What is left on the MODEL, loaded and unloaded once more: changed tensors, strange objects in their places, hooks."""
     import comfy.model_management
 
-    from ..nodes.host import training
+    from ...nodes.host import training
 
     training.loaded(subject.model)
     comfy.model_management.unload_all_models()

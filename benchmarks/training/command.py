@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 
-from ..trainers.students.student import Student
-from ..trainers.training.options import PRECISIONS
-from .training_parts import bare, loop, memory
-from .training_setup import METHODS, UNETS, Setup, in_one_step, learning
+from ...trainers.students.student import Student
+from ...trainers.training.options import PRECISIONS
+from ..scenes.machine import RESULTS
+from .parts import bare, loop, memory
+from .setup import METHODS, UNETS, Setup, in_one_step, learning
 
-RESULTS = Path(__file__).resolve().parent / "results"
 MIB = 2**20
 
 

@@ -1,0 +1,1 @@
+"""The GPU book: sampler overhead, step time, memory and gradients at true shapes."""
