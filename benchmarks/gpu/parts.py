@@ -273,7 +273,8 @@ def gradients(subject: Subject, bench: Bench, room: float) -> dict[str, Any]:
     for share, sampled, checkpointing in itertools.product(ROOMS, (False, True), (False, True)):
         bench.leave(0.0)
         if share != "all":
-            bench.leave_free(1.2 * needed + ROOMS[share] * subject.size)
+            air = 0.2 * min(needed, subject.size)  # less than the weights that are to have no room
+            bench.leave_free(needed + air + ROOMS[share] * subject.size)
         if sampled:
             _draw(subject)
         gradient = _gradient(subject, subject.model, gradient_checkpointing=checkpointing)

@@ -132,6 +132,12 @@ TRIALS = {
         passes="8400 of progressive to 4 steps, then 565 of 1.5 + 1 + 2 x 3, of which 365 of 2 + 1 + 3 more",
         after="progressive",
     ),
+    "progressive then matching in 4 with fresh noise": dataclasses.replace(
+        _IN_4,
+        options={**_THEN_MATCHING, "rollout": "fresh_noise", "steps": 4, "companion_first": 200, "iterations": 365},
+        passes="8400 of progressive to 4 steps, then 565 of 1.5 + 1 + 2 x 3, of which 365 of 2 + 1 + 3 more",
+        after="progressive",
+    ),
     "progressive then matching in 2": dataclasses.replace(
         _IN_4,
         options={**_THEN_MATCHING, "steps": 2, "companion_first": 100, "iterations": 203},
