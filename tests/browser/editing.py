@@ -94,7 +94,10 @@ class Editor:
         self.page.evaluate("() => app.queuePrompt(0, 1)")
 
     def clear(self):
-        self.page.evaluate("() => app.graph.clear()")
+        """Numbers go on: editors of today keep what widgets hold by the node's number, also of nodes that are gone."""
+        self.page.evaluate(
+            "() => { const last = app.graph.last_node_id; app.graph.clear(); app.graph.last_node_id = last }"
+        )
 
     def show(self, node, *, scale=1.0):
         """Brings a node to the top left of what is seen."""

@@ -165,8 +165,18 @@ def test_what_the_choice_of_a_method_says_of_matching_is_in_the_table():
         "Better than progressive distillation alone, by the intervals, was only what began as its student, in 2 steps and in 1"
         in text
     )
-    said = f"`decoupled` with `landings` in 4 steps came to {rows['decoupled matching in 4', 4][0]:.2f}"
-    assert f"{said} ({pages.count(len(trainings['decoupled matching in 4', 4]), 'training')})" in text
+    longer = [f"{rows['progressive three times as long', calls][0]:.2f}" for calls in (4, 2, 1)]
+    count = pages.count(len(trainings["progressive three times as long", 4]), "training")
+    assert f"three times as long, came to {longer[0]}, {longer[1]} and {longer[2]} ({count})" in text
+    (start, _), (noisy, margin) = (
+        rows[label, 4] for label in ("progressive", "progressive then matching in 4 with fresh noise")
+    )
+    assert f"matched with it came to {noisy:.2f} in 4 steps, no better than it began" in text
+    assert noisy + margin > start
+    alone = ("matching in 4 with fresh noise", "matching in 4 by landings", "decoupled matching in 4")
+    said = "`fresh_noise` came to {:.2f}, `landings` to {:.2f}, `landings` with `decoupled` to {:.2f}, three trainings each"
+    assert said.format(*(rows[label, 4][0] for label in alone)) in text
+    assert {len(trainings[label, 4]) for label in alone} == {3}
     best = pages.best_of(pages.by_noise(result("scenes_solvers")["parts"]).values())
     drawn = [part["figures"] for part in best]
     kept = _mean_recall(_over_seeds(trainings["rCM", 1])) / _mean_recall(drawn)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ....samplers.schedules import trailing_sigmas
 from ....trainers.data.batches import Batch
 from ....trainers.methods.consistency import ConsistencyOptions
-from ....trainers.methods.distribution_matching import DistributionMatchingOptions
+from ....trainers.methods.distribution_matching import DistributionMatchingOptions, Rollout
 from ....trainers.methods.progressive import ProgressiveOptions
 from ....trainers.students.adapters import LoRALayers, LoRAOptions
 from ....trainers.training.options import TrainOptions
@@ -98,6 +98,7 @@ _DRAWS_ITS_OWN = (SHARPEST,)
 """Goals whose method wants prompts and no pictures."""
 _MOST_GUIDANCE = 5.0
 """In matching, where more lets the contrast grow."""
+_GOES_ON = "it draws without fresh noise, as what it begins as, and is matched where each step lands"
 
 
 # --- what is chosen --------------------------------------------------------------------------------------------------
@@ -180,7 +181,12 @@ class Wishes:
     def _chosen(self) -> tuple[Guided, str]:
         usual = _AFTER_A_START if self._begins and self.goal in _DRAWS_ITS_OWN else 0
         choose = GOALS[self.goal]
-        return choose(self.family, steps=self.steps, guidance=self._guidance, iterations=self.iterations or usual)
+        chosen, why = choose(
+            self.family, steps=self.steps, guidance=self._guidance, iterations=self.iterations or usual
+        )
+        if isinstance(chosen, DistributionMatchingOptions) and getattr(self.student, "gamma", None) == 0.0:
+            return dataclasses.replace(chosen, rollout=Rollout.LANDINGS), f"{why}; {_GOES_ON}"
+        return chosen, why
 
     @property
     def _begins(self) -> bool:

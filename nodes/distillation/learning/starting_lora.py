@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
-from ....samplers.recipe import Recipe
+from ....samplers.recipe import METADATA_KEY, Recipe
 from ....trainers.storage.export import TEACHER_KEY
 from ....trainers.storage.files import read_metadata
 from ....trainers.students.adapters import LoRAOptions
@@ -44,14 +45,23 @@ class StartingLoRA(LoRAOptions):
             raise ValueError(f"start_lora: {self.start_lora} is another file now than when the run was described.")
         return found
 
+    @functools.cached_property
+    def gamma(self) -> float | None:
+        """With which it draws, if it is a student of ours; None for others' files. ValueError where it cannot be read."""
+        metadata = _metadata(self.file())
+        return Recipe.from_metadata(metadata, source=self.start_lora).gamma if METADATA_KEY in metadata else None
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    return read_metadata(file) if file.suffix == ".safetensors" else {}
+
 
 def require_suits(options: StartingLoRA, *, teacher_sha256: str, prediction: str) -> None:
     """ValueError for a student of ours that nobody knows the effect of here: another teacher's, or one that predicts otherwise.
 
     prediction: what the run's student does. A LoRA of the same weights that makes them predict v says nothing of eps.
     """
-    file = options.file()
-    metadata = read_metadata(file) if file.suffix == ".safetensors" else {}
+    metadata = _metadata(options.file())
     said = metadata.get(TEACHER_KEY)
     if said is None:
         return

@@ -18,7 +18,9 @@ from comfyui_fewstep.nodes.distillation.fast.families import family_of
 from comfyui_fewstep.nodes.distillation.learning import latent_method, matching_method, methods, saving, students
 from comfyui_fewstep.nodes.distillation.reports import report
 from comfyui_fewstep.nodes.host import folders
+from comfyui_fewstep.samplers.recipe import Recipe
 from comfyui_fewstep.trainers.storage.export import read_student
+from comfyui_fewstep.trainers.storage.files import write_tensors
 from comfyui_fewstep.trainers.training import trial
 from encoders import RandomCLIP
 from test_lora import assert_whole, output, snapshot  # noqa: F401 (a fixture)
@@ -100,11 +102,16 @@ def test_the_sharpest_begins_as_the_closest_and_needs_fewer_iterations(output, q
     file = "fewstep/closest.safetensors"
     made = make(model, name="sharpest", goal=choosing.SHARPEST, start_lora=file, **given)
     assert f"it begins as {file}" in made["ui"]["text"][0]
+    assert "is matched where each step lands" in made["ui"]["text"][0]
     assert asked[-1] == 400
     own = choosing.Wishes(model=model, steps=2, goal=choosing.SHARPEST, start_lora=file, iterations=9, **given)
     assert (own.method.iterations, asked[-1]) == (1, 9)
     runs = output / "fewstep" / "runs"
-    assert json.loads((runs / "sharpest" / "run.json").read_text())["run"]["student.start_lora"] == file
+    described = json.loads((runs / "sharpest" / "run.json").read_text())["run"]
+    assert described["student.start_lora"] == file
+    assert described["method.rollout"] == "landings", (
+        "as the student that it begins as, which progressive distillation made"
+    )
     first, then = added("closest"), added("sharpest")
     assert max(change.abs().max() for change in first.values()) > 1e-4
     assert first.keys() == then.keys()
@@ -112,6 +119,23 @@ def test_the_sharpest_begins_as_the_closest_and_needs_fewer_iterations(output, q
         torch.testing.assert_close(then[name], change, atol=1e-5, rtol=1e-3)
     with pytest.raises(ValueError, match=r"start_lora is 'fewstep/gone.safetensors'"):
         make(model, name="other", do=make_it_fast.PLAN, start_lora="fewstep/gone.safetensors", **given)
+
+
+def test_what_begins_as_an_lcm_lora_or_as_others_files_matches_with_fresh_noise(output):  # noqa: F811
+    """As such students draw; only one of ours that draws without is matched so."""
+    model, given = tiny("sd15"), {"clip": clip_of("sd15"), **SMALL}
+    loras = output / "loras" / "fewstep"
+    loras.mkdir(parents=True)
+    recipe = {"method": "consistency_distillation", "steps": 2, "sigmas": (9.0, 1.0, 0.0), "schedule": "lcm"}
+    told = {**recipe, "prediction_type": "eps", "noise_family": "variance_exploding", "guidance_scale": 7.5}
+    ours = {gamma: Recipe(**told, gamma=gamma).to_metadata() for gamma in (0.0, 1.0)}
+    for gamma, metadata in {**ours, None: {}}.items():
+        write_tensors(loras / f"{gamma}.safetensors", {"lora": torch.zeros(1)}, metadata=metadata)
+        folders.list_own_models()
+        file = f"fewstep/{gamma}.safetensors"
+        wishes = choosing.Wishes(model=model, steps=2, goal=choosing.SHARPEST, start_lora=file, **given)
+        assert wishes.student.gamma == gamma
+        assert wishes.method.rollout.value == ("landings" if gamma == 0.0 else "fresh_noise")
 
 
 def test_the_run_is_that_of_the_nodes_by_hand(output, quick):  # noqa: F811
