@@ -68,6 +68,12 @@ _IN_1_TO_4 = Trial(
     steps=(4, 2, 1),
 )
 _THEN_MATCHING = {**_MATCHING, "rollout": "landings", "learning_rate": 5e-5}
+_THEN_IN_4 = dataclasses.replace(
+    _IN_4,
+    options={**_THEN_MATCHING, "steps": 4, "companion_first": 200, "iterations": 365},
+    passes="8400 of progressive to 4 steps, then 565 of 1.5 + 1 + 2 x 3, of which 365 of 2 + 1 + 3 more",
+    after="progressive",
+)
 TRIALS = {
     "progressive": _PROGRESSIVE,
     "guidance": Trial(
@@ -126,17 +132,9 @@ TRIALS = {
         options={**_IN_1_TO_4.options, "rollout": "landings", "guidance": "decoupled", "iterations": 1018},
         passes="1068 of 0.75 + 1 + 2 x 3, of which 1018 of 3 + 1 + 3 more",
     ),
-    "progressive then matching in 4": dataclasses.replace(
-        _IN_4,
-        options={**_THEN_MATCHING, "steps": 4, "companion_first": 200, "iterations": 365},
-        passes="8400 of progressive to 4 steps, then 565 of 1.5 + 1 + 2 x 3, of which 365 of 2 + 1 + 3 more",
-        after="progressive",
-    ),
+    "progressive then matching in 4": _THEN_IN_4,
     "progressive then matching in 4 with fresh noise": dataclasses.replace(
-        _IN_4,
-        options={**_THEN_MATCHING, "rollout": "fresh_noise", "steps": 4, "companion_first": 200, "iterations": 365},
-        passes="8400 of progressive to 4 steps, then 565 of 1.5 + 1 + 2 x 3, of which 365 of 2 + 1 + 3 more",
-        after="progressive",
+        _THEN_IN_4, options={**_THEN_IN_4.options, "rollout": "fresh_noise"}
     ),
     "progressive then matching in 2": dataclasses.replace(
         _IN_4,

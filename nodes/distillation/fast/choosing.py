@@ -184,7 +184,8 @@ class Wishes:
         chosen, why = choose(
             self.family, steps=self.steps, guidance=self._guidance, iterations=self.iterations or usual
         )
-        if isinstance(chosen, DistributionMatchingOptions) and getattr(self.student, "gamma", None) == 0.0:
+        start = self.student
+        if isinstance(chosen, DistributionMatchingOptions) and isinstance(start, StartingLoRA) and start.gamma == 0.0:
             return dataclasses.replace(chosen, rollout=Rollout.LANDINGS), f"{why}; {_GOES_ON}"
         return chosen, why
 
