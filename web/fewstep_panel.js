@@ -24,6 +24,7 @@ function addPanel(node) {
   let tall = 0;
   let told = null; // the run that the node itself said it began
   panel.watching = node.comfyClass === "FewStepWatchRun";
+  panel.planning = node.comfyClass === "FewStepMakeItFast";
   if (!panel.watching) panel.onresume = () => app.queuePrompt(0, 1);
   panel.onsize = () => {
     const needed = height();

@@ -60,6 +60,8 @@ class Panel extends HTMLElement {
   onresume = null;
   /** Whether another process trains the run, which is started by its command. */
   watching = false;
+  /** Whether the node may be told to plan only, and the graph then queued without training. */
+  planning = false;
 
   connectedCallback() {
     // Nodes 2.0 lays nodes out as elements and gives each widget the room that its content asks for, not what we name
@@ -194,7 +196,7 @@ class Panel extends HTMLElement {
   }
 
   #draw() {
-    const known = { ...this.#known, connected: isConnected(), run: this.#run, watching: this.watching };
+    const known = { ...this.#known, connected: isConnected(), run: this.#run, watching: this.watching, planning: this.planning };
     this.sentence.textContent = sentence(known);
     if (this.heard.textContent !== heard(known)) this.heard.textContent = heard(known);
     this.sentence.classList.toggle("failed", Boolean(known.error || known.failure || known.refusal || known.damage || !known.connected));

@@ -42,8 +42,10 @@ function during({ phase, share, seconds_left }) {
   return `${say(PHASES[phase] ?? phase)}${far}${left} ...`;
 }
 
-// watching: the node trains nothing itself, so that what comes next is to be done elsewhere
-const absent = ({ watching }) => say(watching ? "There is no run of this name yet. Queue Write Run first." : "Not begun. Queue the graph to train.");
+// watching: the node trains nothing itself, so that what comes next is to be done elsewhere; planning: it may only plan
+const absent = ({ watching, planning }) =>
+  say(watching ? "There is no run of this name yet. Queue Write Run first."
+    : planning ? "Not begun. Set do to train and queue the graph." : "Not begun. Queue the graph to train.");
 const written = ({ watching }) =>
   say(watching ? "Written, and not started yet. Start it with Write Run's command in a terminal; queue this node to wait for its student."
     : "Nothing is saved yet. Queue the graph, and it begins anew.");

@@ -78,6 +78,15 @@ def has_frames(model: Any) -> bool:
     return getattr(model.get_model_object("latent_format"), "latent_dimensions", 2) == 3
 
 
+def require_sides(model: Any, **sides: int) -> int:
+    """How many pixels in a row the model's latents hold in one. ValueError, naming the input, for a side that they cannot."""
+    factor: int = getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8)
+    for name, side in sides.items():
+        if side < factor or side % factor:
+            raise ValueError(f"{name} is {side}; this model wants multiples of {factor}: {64 * factor}, for example.")
+    return factor
+
+
 def latent_shape(model: Any, *, width: int, height: int) -> tuple[int, ...]:
     """(C, h, w) of the model's latents for a picture of so many pixels, (C, 1, h, w) where it works on frames.
 
@@ -89,8 +98,6 @@ def latent_shape(model: Any, *, width: int, height: int) -> tuple[int, ...]:
             f"this model's latents ({type(latent_format).__name__}) are no pictures; the teacher's pictures are for models of "
             "pictures, and of video with one frame."
         )
-    factor = getattr(latent_format, "spacial_downscale_ratio", 8)
-    if width % factor or height % factor:
-        raise ValueError(f"width is {width} and height is {height}; this model wants multiples of {factor}.")
+    factor = require_sides(model, width=width, height=height)
     frames = (1,) if has_frames(model) else ()
     return (latent_format.latent_channels, *frames, height // factor, width // factor)

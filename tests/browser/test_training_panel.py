@@ -67,6 +67,11 @@ def wait_for_points(editor, more_than):
     )
 
 
+def test_a_node_that_may_only_plan_says_how_to_train(editor, name):
+    editor.show(editor.add("FewStepMakeItFast", run_name=name, do="plan only"))
+    sentence(editor, "Not begun. Set do to train and queue the graph.")
+
+
 def test_a_run_is_watched_cancelled_reloaded_resumed_and_finished(editor, runs, name):
     begin(editor, name, iterations=200)
     sentence(editor, "Not begun")

@@ -96,6 +96,8 @@ class Asked:
             raise ValueError("positive is connected and prompts are given too; give the prompts in one way.")
         if not host.data.makes_pictures(self.teacher):
             raise ValueError("teacher draws no pictures, so there is nothing that a report could show.")
+        if self.side and self.latent is None:
+            host.data.require_sides(self.teacher, side=self.side)
         _ = self._negative
 
     @functools.cached_property

@@ -1,6 +1,7 @@
 """Make It Fast: the run of the nodes by hand, chosen by family and memory, and refused before it begins where nothing fits."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -303,3 +304,19 @@ def test_what_is_missing_is_named(output):  # noqa: F811
         make(model, folder="pictures", clip=clip_of("sd15"))
     with pytest.raises(ValueError, match="folder is 'pictures' and prompts are given too; give one of the two"):
         make(model, folder="pictures", prompts="a fox", clip=clip_of("sd15"))
+
+
+@pytest.mark.parametrize(
+    ("wishes", "said"),
+    [
+        ({"side": 36}, "side is 36; this model wants multiples of 8"),
+        ({"side": 4}, "side is 4; this model wants multiples of 8"),
+        ({"side": 32, "folder": "pictures", "vae": "any"}, "side is 32; pictures of a folder want 64 or more"),
+        ({"guidance": 0.5}, "guidance is 0.5; allowed are 1 (none) to 100, and 0 for what is usual"),
+    ],
+)
+def test_bad_numbers_are_named_as_the_node_names_them(wishes, said, output):  # noqa: F811
+    """Not as the training data and methods do that are made of them."""
+    with pytest.raises(ValueError, match=re.escape(said)):
+        make(tiny("sd15"), clip=clip_of("sd15"), **wishes)
+    assert not (output / "fewstep" / "runs").exists()

@@ -97,11 +97,13 @@ def test_a_connected_student_that_is_the_teacher_draws_what_the_teacher_draws(de
 
 
 def test_what_cannot_be_reported_is_refused_before_anything_is_drawn(demo, output):
+    wired = {"student": demo["teacher"], "sampler": host.models.hosts_sampler("euler"), "sigmas": torch.zeros(2)}
     for changed, message in (
         ({"runs": "gone"}, r"runs names 'gone', which is no finished run or student"),
         ({}, "name is empty, and runs begins with no run"),
         ({"name": "mine"}, "runs is empty and no student is connected"),
         ({"name": "mine", "student": demo["teacher"]}, "sampler and sigmas is missing"),
+        ({"name": "mine", **wired, "side": 36}, "side is 36; this model wants multiples of 8"),
     ):
         with pytest.raises(ValueError, match=message):
             written(demo, **{"runs": "", **changed})
