@@ -26,6 +26,7 @@ RARE = ("negative_prompt", "guidance", "side", "pictures", "iterations", "memory
 """Inputs that few people need."""
 
 
+@host.signals.asked_whether_changed
 class MakeItFast:
     RETURN_TYPES = ("MODEL", "SAMPLER", "SIGMAS", "STRING", "STRING")
     RETURN_NAMES = ("student", "sampler", "sigmas", "run_name", "plan")
@@ -149,7 +150,7 @@ class MakeItFast:
 
     @classmethod
     def IS_CHANGED(cls, run_name: str | None = None, **_: Any) -> float:
-        return distillation.Distill.IS_CHANGED(run_name)
+        return distillation.Distill.IS_CHANGED(run_name=run_name)  # which may be wrapped, and then takes names alone
 
     def make(
         self,
