@@ -99,7 +99,7 @@ def execute(
             starting_lora.begin(learner, student, model=model)
         shown = vae is not None and host.data.makes_pictures(model)
         preview = Preview(distillation, learner, model=model, vae=vae) if shown else None
-        stack.enter_context(host.signals.heard_between_iterations())
+        stack.enter_context(host.backward.heard_between_iterations())
         distillation.execute(learner, observers=[show(preview)], perceptual=measure, heed=heed)
 
 

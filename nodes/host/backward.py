@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
 
 import comfy.ldm.modules.attention
 import comfy.model_management
+import comfy.ops
 import torch
 
 _FUSED = ("rope", "adaln")
@@ -33,6 +34,14 @@ def possible() -> Iterator[None]:
     """
     with _set(comfy.model_management, "in_training", True), _plain_forms(), _plain_attention():
         yield
+
+
+def heard_between_iterations() -> AbstractContextManager[None]:
+    """Inside, a cancel is heard by signals.check_cancelled alone.
+
+    Hosts of today look for one in every operation of a network too; an iteration that is left halfway cannot be saved.
+    """
+    return _set(comfy.ops, "run_every_op", lambda: None)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management
-import comfy.ops
 import comfy.utils
 
 from .models import log
@@ -54,23 +53,6 @@ def check_cancelled() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
     if any(cancelled() for cancelled in _heeded):
         raise Cancelled
-
-
-@contextmanager
-def heard_between_iterations() -> Iterator[None]:
-    """Inside, a cancel is heard by check_cancelled alone.
-
-    Hosts of today look for one in every operation of a network too; an iteration that is left halfway cannot be saved.
-    """
-    look = getattr(comfy.ops, "run_every_op", None)
-    if look is None:
-        yield
-        return
-    comfy.ops.run_every_op = lambda: None
-    try:
-        yield
-    finally:
-        comfy.ops.run_every_op = look
 
 
 _followers: list[Callable[[float], None]] = []
