@@ -12,7 +12,7 @@ from comfyui_fewstep.trainers.storage.export import read_student
 from comfyui_fewstep.trainers.storage.files import read_tensors
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.training.micro_batches import in_pieces, on_share, require_equal_parts
-from several import alone, assert_same_metrics, checkpoints, ended, greatest_difference, linux, result
+from several import ROUNDING, alone, assert_same_metrics, checkpoints, ended, greatest_difference, linux, result
 from thorough import first_then_thorough
 
 KINDS = ["lora", "full"]
@@ -37,7 +37,7 @@ def two(tmp_path_factory, finish):
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_are_one(kind, one, two):
     """After 8 steps in two stages, with accumulation, clipping, average, guidance and decay."""
-    assert greatest_difference(result(one[kind]), result(two[kind])) < 1e-6
+    assert greatest_difference(result(one[kind]), result(two[kind])) < ROUNDING
     start = process_worker.student_of(kind).exported()
     first = {name.removeprefix("model.diffusion_model."): value for name, value in start.items()}
     moved = [float((value - first[name]).abs().max()) for name, value in result(two[kind]).items()]
@@ -45,7 +45,7 @@ def test_two_processes_are_one(kind, one, two):
     assert_same_metrics(one[kind], two[kind])
     assert one[kind].metrics()[0]["gradient_norm"] > 2 * process_worker.TRAINING["gradient_clip"]
     mine, theirs = (read_tensors(of[kind].checkpoints()[-1])[0] for of in (one, two))
-    assert greatest_difference(mine, theirs) < 1e-6, "a checkpoint is the same, with the teacher in it"
+    assert greatest_difference(mine, theirs) < ROUNDING, "a checkpoint is the same, with the teacher in it"
 
 
 @linux
@@ -63,7 +63,7 @@ def test_a_run_begun_on_one_process_ends_on_two(kind, finish, tmp_path):
     expected = result(alone(tmp_path / "a", kind=kind, consistency=True))
     with pytest.raises(process_worker.Cancelled):
         alone(tmp_path / "b", kind=kind, consistency=True, cancel_at=3)
-    assert greatest_difference(result(finish(tmp_path / "b", kind=kind, consistency=True)), expected) < 1e-5
+    assert greatest_difference(result(finish(tmp_path / "b", kind=kind, consistency=True)), expected) < ROUNDING
 
 
 @linux
@@ -71,7 +71,7 @@ def test_a_run_begun_on_one_process_ends_on_two(kind, finish, tmp_path):
 def test_the_students_of_the_stages_are_those_of_one_process(kind, one, two):
     for steps in (8, 4):
         first, second = (read_student(of[kind].stage_file(steps))[0] for of in (one, two))
-        assert greatest_difference(first, second) < 1e-6
+        assert greatest_difference(first, second) < ROUNDING
     for mine, theirs in zip(one[kind].comparisons(), two[kind].comparisons(), strict=True):
         assert mine.pop("stage") == theirs.pop("stage")
         assert mine == pytest.approx(theirs, rel=1e-4)
@@ -84,7 +84,7 @@ def test_a_run_of_one_process_is_extended_on_two_from_its_student_alone(kind, on
     """Whole weights from the file become divided ones."""
     run = alone(tmp_path, kind=kind, target_steps=8)
     shutil.rmtree(run.path / "checkpoints")
-    assert greatest_difference(result(finish(tmp_path, kind=kind)), result(one[kind])) < 1e-6
+    assert greatest_difference(result(finish(tmp_path, kind=kind)), result(one[kind])) < ROUNDING
     assert run.metrics()[-1]["iteration"] == process_worker.ITERATIONS
 
 
@@ -93,7 +93,7 @@ def test_a_run_of_one_process_is_extended_on_two_from_its_student_alone(kind, on
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_average_of_the_student_teaches_on_two_processes_as_on_one(kind, finish, tmp_path):
     expected = result(alone(tmp_path / "a", kind=kind, consistency=True))
-    assert greatest_difference(result(finish(tmp_path / "b", kind=kind, consistency=True)), expected) < 1e-5
+    assert greatest_difference(result(finish(tmp_path / "b", kind=kind, consistency=True)), expected) < ROUNDING
 
 
 @linux
@@ -102,7 +102,7 @@ def test_schedule_free_steps_divided_weights(finish, tmp_path):
     training = {"optimiser": "schedule_free", "learning_rate_schedule": "constant", "ema_decay": 0.0}
     chosen = {"kind": "full", "training": training, "target_steps": 8}
     expected = result(alone(tmp_path / "a", **chosen))
-    assert greatest_difference(result(finish(tmp_path / "b", **chosen)), expected) < 1e-6
+    assert greatest_difference(result(finish(tmp_path / "b", **chosen)), expected) < ROUNDING
 
 
 # --- stopping --------------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_when_one_is_killed_the_others_stop_and_the_run_goes_on(kind, rank, one,
     (killed.path / "checkpoints" / ".half.safetensors.1.part").write_bytes(b"half written")
     shutil.copytree(tmp_path / "two", tmp_path / "one")
     assert greatest_difference(result(finish(tmp_path / "two", kind=kind)), result(two[kind])) == 0.0
-    assert greatest_difference(result(alone(tmp_path / "one", kind=kind)), result(one[kind])) < 1e-6
+    assert greatest_difference(result(alone(tmp_path / "one", kind=kind)), result(one[kind])) < ROUNDING
     for root in ("one", "two"):
         assert not list((tmp_path / root).rglob("*.part"))
     assert (killed.path / "metrics.jsonl").read_bytes() == (two[kind].path / "metrics.jsonl").read_bytes()
@@ -151,7 +151,7 @@ def test_a_cancel_saves_and_stops_all_and_one_or_two_go_on(kind, one, two, stop,
     shutil.copytree(tmp_path / "two", tmp_path / "one")
     previewed = finish(tmp_path / "two", kind=kind, preview_at=6)
     assert greatest_difference(result(previewed), result(two[kind])) == 0.0
-    assert greatest_difference(result(alone(tmp_path / "one", kind=kind)), result(one[kind])) < 1e-6
+    assert greatest_difference(result(alone(tmp_path / "one", kind=kind)), result(one[kind])) < ROUNDING
 
 
 @linux
