@@ -18,7 +18,7 @@ from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.student import probe_writes_in_place
 from ...trainers.training.options import TrainOptions
 from ...trainers.training.out_of_memory import unless_no_memory
-from ...trainers.training.plan import Needs, Plan
+from ...trainers.training.plan import Needs, Plan, size
 from ...trainers.training.trial import Rehearsal, StageCost, most_held
 from .. import host
 from . import running
@@ -161,8 +161,8 @@ def _planned(
 def _too_large(student: students.StudentOptions, needs: Needs, room: float) -> str:
     smaller = "train a LoRA" if isinstance(student, students.FullWeights) else "lower the LoRA's rank"
     one = needs.at(1)
-    wanted = "more than there is" if math.isinf(one) else f"{one / 1e9:.2f} GB"
+    wanted = "more than there is" if math.isinf(one) else size(one)
     return (
         f"one picture at a time, with gradient checkpointing, wants {wanted} beside the model, and "
-        f"{max(room, 0.0) / 1e9:.2f} GB are free. Take smaller pictures, {smaller}, or load the model in fewer bits (fp8)."
+        f"{size(room)} are free. Take smaller pictures, {smaller}, or load the model in fewer bits (fp8)."
     )

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from .options import TrainOptions
 from .trial import StageCost
 
-GIGABYTE = 1e9
-
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
@@ -92,7 +90,7 @@ class Plan:
             )
         lines.append(f"in all: {duration(self.seconds)}, {self.forwards:,} forwards of the network in training")
         lines.append(
-            f"memory beside the model: {self.held / GIGABYTE:.2f} GB of {self.room / GIGABYTE:.2f} GB that are free, with "
+            f"memory beside the model: {size(self.held)} of {size(self.room)} that are free, with "
             f"{self.rows} of {self.options.batch_size} pictures at a time"
         )
         return lines
@@ -106,3 +104,9 @@ def duration(seconds: float) -> str:
         return f"{seconds / 60:.0f} min"
     hours = seconds / 3600
     return f"{hours:.1f} h" if hours < 10 else f"{hours:.0f} h"
+
+
+def size(held: float) -> str:
+    """Bytes, as people say them; below 0 is nothing."""
+    held = max(held, 0.0)
+    return f"{held / 1e9:.2f} GB" if held >= 1e8 else f"{held / 1e6:.1f} MB"

@@ -1,5 +1,6 @@
 """What a run will take: forwards and memory counted in closed cases, and what fits."""
 
+import dataclasses
 import math
 
 import pytest
@@ -12,7 +13,7 @@ from comfyui_fewstep.trainers.objective.method import TeacherKind
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.options import TrainOptions
-from comfyui_fewstep.trainers.training.plan import Needs, Plan, duration
+from comfyui_fewstep.trainers.training.plan import Needs, Plan, duration, size
 from comfyui_fewstep.trainers.training.trial import Iteration, Rehearsal, StageCost, most_held
 from gaussian import table
 from test_progressive import TinyNetwork, as_denoiser, options
@@ -211,6 +212,11 @@ def test_a_plan_sums_its_stages():
     assert plan.forwards == 16 * 10 * (5 + 3)
     assert plan.told()[0] == "drawing: 60 s"
     assert "16 to 8 steps: 10 iterations of 8 s, 83 s" in plan.told()
+    millions = dataclasses.replace(plan, needs=Needs({1: 10e6, 2: 12e6}), room=16e9)
+    assert (
+        millions.told()[-1]
+        == "memory beside the model: 16.0 MB of 16.00 GB that are free, with 4 of 16 pictures at a time"
+    )
 
 
 @pytest.mark.parametrize(
@@ -219,4 +225,11 @@ def test_a_plan_sums_its_stages():
 )
 def test_durations_are_said_as_people_do(seconds, said):
     assert duration(seconds) == said
-    assert math.isfinite(seconds)
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [(-3.0, "0.0 MB"), (2.34e6, "2.3 MB"), (9.9e7, "99.0 MB"), (1e8, "0.10 GB"), (6.543e9, "6.54 GB")],
+)
+def test_memory_is_said_as_people_do(held, said):
+    assert size(held) == said
