@@ -2,7 +2,7 @@
 import { app } from "../../scripts/app.js";
 import "./fewstep_panel_element.js";
 import { AROUND, addElement, atRemoval, every, fit, isLinked, textScale } from "./fewstep_elements.js";
-import { STATE, begin, subscribe } from "./fewstep_service.js";
+import { STATE, begin, isOf, subscribe } from "./fewstep_service.js";
 
 const NODES = ["FewStepMakeItFast", "FewStepDistill", "FewStepWatchRun"];
 const LARGE = 400;
@@ -35,7 +35,7 @@ function addPanel(node) {
   addElement(node, "training", panel, { height });
   new ResizeObserver(panel.onsize).observe(panel); // a narrower node has its sentence in more lines
   const unsubscribe = subscribe("", (kind, data) => {
-    if (kind === STATE && String(data.node).split(":").at(-1) === String(node.id)) told = data.run;
+    if (kind === STATE && isOf(data, node)) told = data.run;
   });
   every(MILLISECONDS_BETWEEN_LOOKS, node, () => (panel.run = runNamed(node) ?? told));
   atRemoval(node, unsubscribe);

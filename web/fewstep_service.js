@@ -4,6 +4,7 @@ import { api } from "../../scripts/api.js";
 export const METRICS = "fewstep.metrics";
 export const STATE = "fewstep.state";
 export const PHASE = "fewstep.phase";
+export const PLAN = "fewstep.plan";
 export const CONNECTION = "connection";
 
 /** run name -> set of listeners (kind, data); listeners of "" hear of every run. */
@@ -15,7 +16,7 @@ let begun = false;
 export function begin() {
   if (begun) return;
   begun = true;
-  for (const kind of [METRICS, STATE, PHASE]) api.addEventListener(kind, (event) => tell(event.detail.run, kind, event.detail));
+  for (const kind of [METRICS, STATE, PHASE, PLAN]) api.addEventListener(kind, (event) => tell(event.detail.run, kind, event.detail));
   api.addEventListener("reconnecting", () => connect(false));
   api.addEventListener("reconnected", () => connect(true));
 }
@@ -40,6 +41,11 @@ export function subscribe(run, listener) {
     listeners.get(run)?.delete(listener);
     if (!listeners.get(run)?.size) listeners.delete(run);
   };
+}
+
+/** Whether what is told is of this node, which may be inside a subgraph. */
+export function isOf(data, node) {
+  return String(data.node).split(":").at(-1) === String(node.id);
 }
 
 /** How many elements listen now. */

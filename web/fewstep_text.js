@@ -1,6 +1,7 @@
 // Shows what a node says in words, a command or a file's place, on the node itself, with a button that copies it.
 import { app } from "../../scripts/app.js";
-import { AROUND, STYLE, addElement, copied, define, fit, make, showAfterRunning, textScale } from "./fewstep_elements.js";
+import { AROUND, STYLE, addElement, atRemoval, copied, define, fit, make, showAfterRunning, textScale } from "./fewstep_elements.js";
+import { PLAN, isOf, subscribe } from "./fewstep_service.js";
 import { say } from "./fewstep_words.js";
 
 const NODES = [
@@ -75,4 +76,10 @@ function show(node, { text }) {
 }
 
 define("fewstep-text", Text);
-app.registerExtension(showAfterRunning("comfyuifewstep.Text", NODES, show));
+app.registerExtension({
+  ...showAfterRunning("comfyuifewstep.Text", NODES, show),
+  nodeCreated(node) {
+    // what trains for hours says beforehand what it will take
+    if (node.comfyClass === "FewStepMakeItFast") atRemoval(node, subscribe("", (kind, data) => kind === PLAN && isOf(data, node) && show(node, { text: data.plan })));
+  },
+});

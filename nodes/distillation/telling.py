@@ -14,7 +14,7 @@ from .. import host
 
 SECONDS_BETWEEN_MESSAGES = 0.25
 MOST_IN_A_SECOND = 5
-METRICS, STATE, PHASE = "fewstep.metrics", "fewstep.state", "fewstep.phase"
+METRICS, STATE, PHASE, PLAN = "fewstep.metrics", "fewstep.state", "fewstep.phase", "fewstep.plan"
 HASHING, ENCODING, PROBING, MEASURING, EXPORTING = "hashing", "encoding", "probing", "measuring", "exporting"
 """What comes before, between and after the iterations of a run, as it is told. The training itself tells its metrics."""
 _PARTS = 1000
@@ -79,6 +79,10 @@ class Messages:
             self._about = None
             self.newest.pop(run.name, None)
             self.offer(STATE, {**about, **ended}, important=True)
+
+    def plan(self, lines: list[str], *, run: RunFolder, node: str | None) -> None:
+        """What a run will be and take, for its node to show before it begins: the host shows a node's text when it ends."""
+        self.offer(PLAN, {"run": run.name, "node": node, "plan": lines}, important=True)
 
     def begin(self, phase: str) -> None:
         """Says that the run that goes on is in a phase, of which nobody knows how far it is. Nothing where none goes on."""

@@ -260,6 +260,23 @@ def test_a_long_command_is_seen_whole_with_its_button(editor):
     )
 
 
+def test_a_plan_is_on_its_node_before_the_node_ends(editor):
+    """Of the node inside a subgraph too, whose id is told behind that of the subgraph."""
+    node, other = (editor.add("FewStepMakeItFast", run_name=name) for name in ("mine", "another"))
+    editor.show(node)
+    for of in (f"{other}", f"3:{node}"):
+        told = {"run": "mine", "node": of, "plan": [f"plan of {of}", "in all: 2 h"]}
+        editor.page.evaluate(
+            "async detail => (await import('/scripts/api.js')).api.dispatchEvent(new CustomEvent('fewstep.plan', { detail }))",
+            told,
+        )
+    said = "(id) => app.graph.getNodeById(id).fewstepText?.text"
+    assert [editor.page.evaluate(said, of) for of in (node, other)] == [
+        f"plan of {of}\nin all: 2 h" for of in (f"3:{node}", other)
+    ]
+    editor.page.locator("fewstep-text").first.get_by_role("button", name="Copy").wait_for()
+
+
 def test_elements_are_as_wide_as_their_node_and_stay_on_it(editor):
     node = editor.add("FewStepSchedule")
     shown = editor.page.locator("fewstep-schedule")

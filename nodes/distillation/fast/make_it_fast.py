@@ -176,6 +176,7 @@ class MakeItFast:
                 options, plan = wanted.planned(run)
             told = [*wanted.told(), *plan.told()]
             host.models.log.info("FewStep plan for %r: %s", run_name, "; ".join(told))
+            MESSAGES.plan(told, run=run, node=unique_id)
         if do == PLAN and not run.finished:
             nothing = graph.nothing_yet("do is 'plan only'; set it to 'train' for a student.")
             return {"ui": {"text": ["\n".join(told)]}, "result": (nothing, nothing, nothing, run_name, "\n".join(told))}

@@ -89,11 +89,42 @@ def test_a_cancel_is_heard_in_every_phase_and_the_next_start_gives_what_an_unbro
     assert one == other
 
 
-def test_probing_is_told_and_heeds_a_cancel(told, monkeypatch):
+@pytest.fixture
+def quick(monkeypatch):
     monkeypatch.setattr(trial, "LEAST_TIMED", 1)
     monkeypatch.setattr(trial, "ENOUGH_SECONDS", 0.0)
     monkeypatch.setattr(choosing, "BATCH", 1)
+
+
+@torch.inference_mode()
+def make_fast(**inputs):
     teacher, _, clip = digits.DemoTeacher().load()
+    return make_it_fast.MakeItFast().make(
+        teacher,
+        steps="4",
+        goal=choosing.CHEAPEST,
+        run_name="run",
+        clip=clip,
+        prompts="3",
+        side=32,
+        pictures=1,
+        unique_id="7",
+        **inputs,
+    )
+
+
+def test_the_plan_is_told_before_the_training_begins(told, quick):
+    """A node's own text comes when it ends, which may be hours later."""
+    made = make_fast(do=make_it_fast.TRAIN, iterations=1)
+    events = [event for event, _ in told]
+    ((at, plan),) = [(i, message) for i, (event, message) in enumerate(told) if event == telling.PLAN]
+    assert at < events.index(telling.STATE)
+    assert (plan["run"], plan["node"]) == ("run", "7")
+    assert any(line.startswith("in all: ") for line in plan["plan"])
+    assert made["ui"]["text"] == ["\n".join(plan["plan"])]
+
+
+def test_probing_is_told_and_heeds_a_cancel(told, quick, monkeypatch):
     asked = []
 
     def check():
@@ -103,19 +134,8 @@ def test_probing_is_told_and_heeds_a_cancel(told, monkeypatch):
             raise host.signals.Cancelled
 
     monkeypatch.setattr(host.signals, "check_cancelled", check)
-    with torch.inference_mode(), pytest.raises(host.signals.Cancelled):
-        make_it_fast.MakeItFast().make(
-            teacher,
-            steps="4",
-            goal=choosing.CHEAPEST,
-            run_name="run",
-            do=make_it_fast.PLAN,
-            clip=clip,
-            prompts="3",
-            side=32,
-            pictures=1,
-            unique_id="7",
-        )
+    with pytest.raises(host.signals.Cancelled):
+        make_fast(do=make_it_fast.PLAN)
     assert {(message["run"], message["node"]) for _, message in told} == {("run", "7")}
     assert [(message["phase"], message["share"]) for _, message in told] == [
         ("probing", 0.0),
