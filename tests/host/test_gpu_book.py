@@ -11,6 +11,7 @@ from comfyui_fewstep.benchmarks.gpu import command as gpu
 from comfyui_fewstep.benchmarks.gpu import parts as gpu_parts
 from comfyui_fewstep.benchmarks.gpu import room as gpu_room
 from comfyui_fewstep.commands.embedded import import_host
+from thorough import first_then_thorough
 
 import_host()
 
@@ -51,7 +52,7 @@ def precisions():
     ]
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", first_then_thorough([name for name in SMALL if name != "SD1.5, 512 px"], SMALL))
 def test_each_part_measures_each_shape(name, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_parts, "SECONDS", 0.0)
     monkeypatch.setattr(gpu_parts, "ROOMS", {"all": 1.0})  # without a card there are no others

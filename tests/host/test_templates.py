@@ -67,6 +67,7 @@ def pictures(base):
 
 SMALL_DATA = {
     "FewStepMakeItFast": {"prompts": "7\n3", "side": 32, "pictures": 4, "iterations": 3},
+    "FewStepEvaluateDigits": {"teacher_steps": "8, 4", "count": 100},
     "FewStepImageFolder": {"resolution": 32, "bucket_step": 8, "caption": "7"},
     "FewStepTrainingPrompts": {"prompts": "7\n3", "width": 32, "height": 32},
     "FewStepPreviewPrompts": {"prompts": "7\n3"},
