@@ -8,7 +8,7 @@ import pytest
 from contrast import contrast
 from PIL import Image
 from test_elements import SHOWING
-from test_runs_browser import card, open_runs, seen_soon, shown_run  # noqa: F401 (a fixture)
+from test_runs_browser import card, close_runs, open_runs, seen_soon, shown_run  # noqa: F401 (a fixture)
 from test_training_panel import panel, press, wait_for_points
 
 RUN = {"method": "m", "teacher_sha256": "ab", "method.learning_rate": 0.1}
@@ -154,9 +154,7 @@ def test_text_and_lines_stand_out_in_both_themes(editor, palette):
 
 def test_what_is_drawn_around_a_focused_button_is_whole(editor, two_runs):
     """On all four sides, for the button at the panel's edge too."""
-    tab = editor.page.locator(".fewstep-runs-tab-button")
-    if tab.count() and editor.page.locator("fewstep-runs").is_visible():
-        tab.click()  # the list, which a test before this one opened, lies over the node
+    close_runs(editor)  # a test before this one opened it, and it lies over the node
     editor.show(editor.add("FewStepDistill", run_name=two_runs[0]))
     wait_for_points(editor, 2)
     first = panel(editor).get_by_role("button", name="Loss")

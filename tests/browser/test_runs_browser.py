@@ -32,15 +32,23 @@ def another(runs, finished):
     return name
 
 
-def open_runs(editor):
-    """Anew, so that the list is asked for: in the sidebar, or in a dialog of editors that have none."""
-    tab, shown = editor.page.locator(".fewstep-runs-tab-button"), editor.page.locator("fewstep-runs")
-    button = tab if tab.count() else editor.page.get_by_role("button", name="FewStep runs")
+def open_runs(editor, say=str):
+    """Anew, so that the list is asked for: in the sidebar, or in a dialog of editors that have none. say: in its language."""
+    close_runs(editor, say)
+    _button(editor, say("FewStep runs")).click()
+    return editor.page.locator("fewstep-runs")
+
+
+def close_runs(editor, say=str):
+    shown = editor.page.locator("fewstep-runs")
     if shown.is_visible():
-        (tab if tab.count() else editor.page.get_by_role("button", name="Close", exact=True)).click()
+        _button(editor, say("Close")).click()
         shown.wait_for(state="hidden")
-    button.click()
-    return shown
+
+
+def _button(editor, name):
+    tab = editor.page.locator(".fewstep-runs-tab-button")
+    return tab if tab.count() else editor.page.get_by_role("button", name=name, exact=True)
 
 
 def card(runs_list, name):
@@ -325,14 +333,13 @@ def in_chinese(editor, server):
 
 
 def test_in_an_editor_in_chinese_so_are_list_and_panel(editor, finished, in_chinese):
-    tab, button = editor.page.locator(".fewstep-runs-tab-button"), editor.page.get_by_role
-    (tab if tab.count() else button("button", name=CHINESE["FewStep runs"])).click()
-    shown = card(editor.page.locator("fewstep-runs"), finished)
+    say = CHINESE.__getitem__
+    shown = card(open_runs(editor, say), finished)
     shown.wait_for()
     told = [CHINESE[text].split("{")[0] for text in ("finished", "Distance from the teacher: {0}")]
     assert all(text in shown.inner_text() for text in told)
     texts = shown.locator("button").all_text_contents()
-    (tab if tab.count() else button("button", name=CHINESE["Close"], exact=True)).click()
+    close_runs(editor, say)
     editor.show(editor.add("FewStepDistill", run_name=finished))
     panel = editor.page.locator("fewstep-panel")
     sentence = re.compile(CHINESE["Finished after {0} iterations."].replace("{0}", "[0-9]+"))
