@@ -29,7 +29,7 @@ from ...trainers.training.loop import train
 from ...trainers.training.tally import NonFiniteLoss
 from . import curves, judges, pages, students, teacher
 from .judged import PICTURES, Jury, Row
-from .machine import RESULTS, ROOT, device
+from .machine import RESULTS, ROOT, device, learning_precision
 from .network import PREDICTIONS, SceneNetwork, as_denoiser, noise_levels
 from .parts import Parts
 from .solvers import Setting
@@ -66,7 +66,7 @@ def trained(prediction: str, weighting: str, seed: int) -> Denoiser:
         weighting=Weighting(weighting),
     )
     torch.manual_seed(seed)
-    as_trained = functools.partial(as_denoiser, prediction=prediction, precision=students.COMPUTED_IN)
+    as_trained = functools.partial(as_denoiser, prediction=prediction, precision=learning_precision())
     student = FullWeightsStudent(*(network(prediction) for _ in range(2)), as_denoiser=as_trained)
     run = RunFolder(HOME, f"{prediction} {weighting} {seed}")
     run.path.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,31 @@ def device() -> torch.device:
 
 def machine() -> dict[str, Any]:
     said = {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if learning_precision() is torch.float32:
+        said["learning_in"] = "float32"  # bfloat16 goes without saying
     return said | ({"card": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+
+
+@functools.cache
+def learning_precision() -> torch.dtype:
+    """What networks compute in while they learn: bfloat16 takes half of float32's time where the processor has instructions
+    for it, and ten times as long where it has none."""
+    return min((torch.bfloat16, torch.float32), key=_seconds_of_a_layer)
+
+
+def _seconds_of_a_layer(precision: torch.dtype) -> float:
+    """Forward and backward, the best of three after one that is not counted."""
+    x = torch.ones(64, 64, 8, 8, device=device(), requires_grad=True)
+    weight = torch.ones(64, 64, 3, 3, device=device())
+    took = []
+    for _ in range(4):
+        began = time.perf_counter()
+        with torch.autocast(x.device.type, precision, enabled=precision is not torch.float32):
+            torch.nn.functional.conv2d(x, weight, padding=1).sum().backward()
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        took.append(time.perf_counter() - began)
+    return min(took[1:])
 
 
 def save_picture(picture: Tensor, path: Path) -> None:

@@ -81,9 +81,10 @@ def made(written: Figures) -> str:
     )
 
 
-def _machine(platform: str, cores: int, threads: int, *, card: str = "", torch: str = "") -> str:
-    """torch: of another version than the others'."""
+def _machine(platform: str, cores: int, threads: int, *, card: str = "", torch: str = "", learning_in: str = "") -> str:
+    """torch: of another version than the others'. learning_in: where it is not bfloat16."""
     said = [platform, count(cores, "core"), count(threads, "thread"), f"torch {torch}" if torch else "", card]
+    said.append(f"learning in {learning_in}" if learning_in else "")
     return ", ".join(filter(None, said))
 
 

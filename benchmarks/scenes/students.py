@@ -30,7 +30,7 @@ from ...trainers.training.loop import Metrics
 from ...trainers.training.options import TrainOptions
 from . import diversity, judges, students_page, teacher
 from .judged import PICTURES, Jury, Row
-from .machine import RESULTS, ROOT, device
+from .machine import RESULTS, ROOT, device, learning_precision
 from .network import SceneNetwork, as_denoiser, noise_levels
 from .parts import Figures, Parts
 from .solvers import CHUNK, FAMILY, Setting, draw, noise
@@ -41,8 +41,6 @@ HOME = ROOT / ".fewstep" / "scenes" / "students"
 LEARNT, BATCH = 2**14, 64
 """The first scenes of the teacher's own that all students learn from."""
 PREDICTION = "v_prediction"
-COMPUTED_IN = torch.bfloat16
-"""While students learn, as their teacher did: in half of the time. Pictures are drawn in float32."""
 
 
 @functools.cache
@@ -76,7 +74,7 @@ class Scenes:
         begun = teacher.load_teacher()
         if trial.after:
             begun = self._network(trial.after, self.trained(trial.after, seed), trial.steps[0])
-        as_trained = functools.partial(as_denoiser, precision=COMPUTED_IN)
+        as_trained = functools.partial(as_denoiser, precision=learning_precision())
         student = FullWeightsStudent(begun, teacher.load_teacher(), as_denoiser=as_trained)
         run.path.mkdir(parents=True, exist_ok=True)
         with run.locked():

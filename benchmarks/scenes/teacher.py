@@ -29,7 +29,7 @@ from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.student import FullWeightsStudent
 from ...trainers.training.loop import Metrics, train
 from ...trainers.training.options import TrainOptions
-from .machine import RESULTS, ROOT, device, machine
+from .machine import RESULTS, ROOT, device, learning_precision, machine
 from .network import SIGMA_MAX, SIGMA_MIN, SceneNetwork, as_denoiser, noise_levels
 from .world import KINDS, Split, drawn, to_latents
 
@@ -169,7 +169,7 @@ def _run(
     student = FullWeightsStudent(
         network.to(device(), memory_format=torch.channels_last),
         SceneNetwork().to(device()),
-        as_denoiser=lambda module: as_denoiser(module, precision=torch.bfloat16),
+        as_denoiser=lambda module: as_denoiser(module, precision=learning_precision()),
     )
     options = dataclasses.replace(OPTIONS, learning_rate_schedule=SCHEDULES[name])
     run = RunFolder(HOME, name)
