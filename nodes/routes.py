@@ -88,6 +88,7 @@ def run_now(request: web.Request) -> dict[str, Any]:
         "failure": None if training else told["failure"],
         "iteration": lines[-1]["iteration"] if lines else 0,
         "iterations": lines[-1]["iterations"] if lines else None,
+        "saved": told["saved"],
         "stages": stage_names(lines),
         "curves": curves([line for line in lines if line["iteration"] > after]),
         "previews": told["previews"],

@@ -5,7 +5,7 @@ import { CURVES, STYLE, copied, define, make, markLaidOut } from "./fewstep_elem
 import { smoothed } from "./fewstep_chart.js";
 import { figures, heard, sentence } from "./fewstep_panel_words.js";
 import { say } from "./fewstep_words.js";
-import { PHASE, STATE, METRICS, cancelRun, fetchRun, isConnected, stopAfterCheckpoint, subscribe } from "./fewstep_service.js";
+import { PHASE, STATE, METRICS, cancelRun, fetchRun, isConnected, reached, stopAfterCheckpoint, subscribe } from "./fewstep_service.js";
 
 const SECONDS_BETWEEN_LOOKS = 1;
 const GAP = 8; // at least what is between two rows
@@ -196,7 +196,7 @@ class Panel extends HTMLElement {
   }
 
   #draw() {
-    const known = { ...this.#known, connected: isConnected(), run: this.#run, watching: this.watching, planning: this.planning };
+    const known = { ...this.#known, iteration: reached(this.#known), connected: isConnected(), run: this.#run, watching: this.watching, planning: this.planning };
     this.sentence.textContent = sentence(known);
     if (this.heard.textContent !== heard(known)) this.heard.textContent = heard(known);
     this.sentence.classList.toggle("failed", Boolean(known.error || known.failure || known.refusal || known.damage || !known.connected));

@@ -7,7 +7,8 @@ import { OPEN, confirming, writing } from "./fewstep_asking.js";
 import "./fewstep_runs_compared.js";
 import { qualityContent } from "./fewstep_quality.js";
 import {
-  GUIDES, METRICS, STATE, cancelRun, cloneRun, deleteRun, fetchRuns, guideUrl, keepNote, previewUrl, renameRun, repairRun, subscribe,
+  GUIDES, METRICS, STATE, cancelRun, cloneRun, deleteRun, fetchRuns, guideUrl, keepNote, previewUrl, reached, renameRun, repairRun,
+  subscribe,
 } from "./fewstep_service.js";
 import { say } from "./fewstep_words.js";
 
@@ -147,8 +148,9 @@ function guide([name, title]) {
   return make("a", { href: guideUrl(name), target: "_blank", rel: "noopener", textContent: say(title) });
 }
 
-function progress({ state, iteration, iterations, error }) {
-  const far = state === "finished" || !iterations ? "" : say`, ${iteration} of ${iterations}`;
+function progress(run) {
+  const { state, iterations, error } = run;
+  const far = state === "finished" || !iterations ? "" : say`, ${reached(run)} of ${iterations}`;
   return say(STATES[state]) + far + (error && state !== "damaged" ? say(", damaged") : "");
 }
 

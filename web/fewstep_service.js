@@ -48,6 +48,11 @@ export function isOf(data, node) {
   return String(data.node).split(":").at(-1) === String(node.id);
 }
 
+/** The iteration that a run is at: a stopped one goes on where it was saved, before or after the newest of its metrics. */
+export function reached({ state, iteration, saved }) {
+  return state === "stopped" ? saved ?? iteration : iteration;
+}
+
 /** How many elements listen now. */
 export function subscribers() {
   return [...listeners.values()].reduce((count, set) => count + set.size, 0);

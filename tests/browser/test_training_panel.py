@@ -84,6 +84,7 @@ def test_a_run_is_watched_cancelled_reloaded_resumed_and_finished(editor, runs, 
     wait_for_points(editor, first)
     press(editor, "Cancel")
     sentence(editor, "Stopped at iteration")
+    sentence(editor, f"Stopped at iteration {RunFolder(runs, name).saved} of 200; its state is saved.")
     seen = points(editor)
     assert seen == len(RunFolder(runs, name).metrics()), "the chart has every logged point"
     assert len(asked) <= 2 + (asked[-1] - asked[0]), (

@@ -105,7 +105,7 @@ def test_stop_after_this_checkpoint(client, server, runs, name):
     saved = [int(path.stem) for path in RunFolder(runs, name).checkpoints()]
     assert saved[-1] % 50 == 0
     assert asked[0] <= saved[-1] < 2000
-    assert (told["state"], told["iteration"], told["stopping"]) == ("stopped", saved[-1], False)
+    assert (told["state"], told["saved"], told["stopping"]) == ("stopped", saved[-1], False)
     assert told["previews"][-1] == saved[-1], "the picture of that checkpoint is drawn first"
     assert states == ["begun", "stopped"]
     shutil.rmtree(runs / name)

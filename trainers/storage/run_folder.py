@@ -271,6 +271,16 @@ class RunFolder:
         """Newest last."""
         return self.files("checkpoints", ".safetensors")
 
+    @property
+    def saved(self) -> int | None:
+        """The iteration at which it goes on, counted over all stages: that of the newest checkpoint. None without one.
+
+        The newest metrics are of an earlier iteration where it was stopped between two of them, and of a later one where it
+        was killed.
+        """
+        numbers = [path.stem for path in self.checkpoints()]
+        return int(numbers[-1]) if numbers and numbers[-1].isdecimal() else None
+
     def save_checkpoint(self, iteration: int, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
         """iteration: counted over all stages, it names the file. position: JSON values, where to go on."""
         path = self.place("checkpoints", f"{iteration:08d}.safetensors")

@@ -139,7 +139,8 @@ def _changed(run: RunFolder) -> float:
 def summary(run: RunFolder) -> dict[str, Any]:
     """What a list of runs says of one: of a damaged one what can be read of it, and in `error` all that is wrong with it.
 
-    repairable: whether RunFolder.repair mends its metrics. failure: what ended its last start, where that was an error.
+    iteration, iterations, loss: of the newest metrics. saved: the iteration at which it goes on, or None. repairable: whether
+    RunFolder.repair mends its metrics. failure: what ended its last start, where that was an error.
     """
     found = _Found()
     newest, wrong = found.read(lambda: _newest_and_wrong(run.path.parent, run.name, *_version(run))) or ({}, [])
@@ -151,6 +152,7 @@ def summary(run: RunFolder) -> dict[str, Any]:
         "changed": _changed(run),
         "iteration": newest.get("iteration", 0),
         "iterations": newest.get("iterations"),
+        "saved": found.read(lambda: run.saved),
         "loss": newest.get("loss"),
         "preview": max(pictures, default=None),
         "previews": pictures,

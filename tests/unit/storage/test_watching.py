@@ -4,6 +4,7 @@ import os
 import threading
 
 import pytest
+import torch
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.storage.watching import State, all_runs, curves, previews, stage_names, state_of, summary
 
@@ -148,6 +149,17 @@ def test_runs_are_listed_with_what_they_are(tmp_path):
     assert (told["method"], told["options"], told["student"]) == ("progressive", {"start_steps": 8}, {"kind": "lora"})
     assert (told["state"], told["iteration"], told["iterations"], told["loss"]) == ("written", 10, 20, 10.0)
     assert (told["stages"], told["scores"], told["preview"], told["has_workflow"]) == ([], [], None, False)
+
+
+@pytest.mark.parametrize("logged", [10, 30], ids=["stopped between two logs", "killed after its checkpoint"])
+def test_a_run_goes_on_where_it_was_saved(logged, tmp_path):
+    run = described(tmp_path, "run")
+    assert summary(run)["saved"] is None
+    run.log({**line(logged), "iterations": 40})
+    for iteration in (8, 17):
+        run.save_checkpoint(iteration, {"weight": torch.zeros(1)}, {})
+    told = summary(run)
+    assert (told["state"], told["saved"], told["iteration"]) == ("stopped", 17, logged)
 
 
 def test_a_damaged_run_is_listed_with_its_damage(tmp_path):
