@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import os
 import sys
@@ -60,6 +61,7 @@ def import_host(*options: str, base: Path | None = None, output: Path | None = N
         sys.modules["folder_paths"] = importlib.import_module("folder_paths" if path else "comfy.cmd.folder_paths")
         if output:
             sys.modules["folder_paths"].set_output_directory(str(output))
+        _read_extra_model_paths(path)
         import comfy.samplers
     finally:
         sys.argv = arguments
@@ -71,8 +73,6 @@ def node_classes(*, custom: bool = False) -> dict[str, Any]:
         from comfy.nodes.package import import_all_nodes_in_workspace
 
         return dict(import_all_nodes_in_workspace(vanilla_custom_nodes=custom).NODE_CLASS_MAPPINGS)
-    if "nodes" not in sys.modules:  # which hides the `utils` that this needs
-        _read_extra_model_paths()
     nodes = importlib.import_module("nodes")  # the host's, not the room of ours
     _have_a_server()
     asyncio.run(nodes.init_extra_nodes(init_custom_nodes=custom, init_api_nodes=False))
@@ -87,15 +87,19 @@ def _have_a_server() -> None:
         server.PromptServer(asyncio.new_event_loop())
 
 
-def _read_extra_model_paths() -> None:
-    """What ComfyUI's main.py does before it starts: model folders elsewhere."""
-    from comfy.cli_args import args
-    from utils.extra_config import load_extra_path_config
+@functools.cache
+def _read_extra_model_paths(path: str | None) -> None:
+    """What ComfyUI's main.py does before it starts: model folders elsewhere. path: as in COMFYUI_PATH.
 
-    usual = Path(os.environ["COMFYUI_PATH"]) / "extra_model_paths.yaml"
+    Also as early as there: some hosts' `nodes`, which this pack imports, put a module before the package `utils`.
+    """
+    from comfy.cli_args import args
+
+    reading = importlib.import_module("utils.extra_config" if path else "comfy.cmd.extra_model_paths")
+    usual = [Path(path) / "extra_model_paths.yaml"] if path else []
     given = [Path(file) for files in args.extra_model_paths_config or [] for file in files]
-    for file in ([usual] if usual.is_file() else []) + given:
-        load_extra_path_config(str(file))
+    for file in [*(file for file in usual if file.is_file()), *given]:
+        reading.load_extra_path_config(str(file))
 
 
 def serve() -> None:

@@ -44,6 +44,24 @@ def test_the_command_works_as_shown_where_output_lies_elsewhere(client, runs, na
         assert alarming == []
 
 
+def test_models_are_found_where_extra_model_paths_says(tmp_path):
+    """In a process that trains: the pack is imported before the host's node classes, which needs what the pack hides."""
+    (tmp_path / "shared loras").mkdir()
+    config = tmp_path / "extra_model_paths.yaml"
+    config.write_text(f"shared:\n    base_path: {tmp_path}\n    loras: shared loras\n")
+    code = (
+        "import pathlib, sys; from comfyui_fewstep.commands.embedded import import_host, node_classes;"
+        " import_host('--extra-model-paths-config', sys.argv[1], base=pathlib.Path(sys.argv[2]));"
+        " import comfyui_fewstep.nodes, folder_paths; assert 'LoraLoader' in node_classes();"
+        " print(*folder_paths.get_folder_paths('loras'), sep='\\n')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(config), str(tmp_path)], capture_output=True, text=True, timeout=SECONDS
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert str(tmp_path / "shared loras") in done.stdout.splitlines()
+
+
 @pytest.fixture
 def linked(base, tmp_path, monkeypatch):
     """A ComfyUI whose output and models are links."""
