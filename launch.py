@@ -211,7 +211,7 @@ def command_train(rest: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="launch.py train", description="Trains a run folder that Write Run made.")
     _of_a_run(parser)
     parser.add_argument("--processes", type=int, default=1, help="one for each GPU of this machine (default: 1)")
-    arguments = parser.parse_args(rest)
+    arguments = parsed_with_host_options(parser, rest)
     if arguments.processes < 1:
         raise Stop(f"--processes is {arguments.processes}; give at least 1.")
     if arguments.comfyui:
@@ -227,7 +227,7 @@ def command_plan(rest: list[str]) -> int:
         prog="launch.py plan", description="Says what a run that Write Run made will take."
     )
     _of_a_run(parser)
-    arguments = parser.parse_args(rest)
+    arguments = parsed_with_host_options(parser, rest)
     if arguments.comfyui:
         os.environ["COMFYUI_PATH"] = str(arguments.comfyui)
     return run_in_environment(environment_python(), "-m", f"{PACKAGE}.commands.plan", *_of_run(arguments))
@@ -239,12 +239,19 @@ def _of_a_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base", type=Path, help="folder with models/ and custom_nodes/ (default: the run's own ComfyUI)"
     )
-    parser.add_argument("options", nargs="*", help="what follows -- goes to the process; -- --help lists it")
 
 
 def _of_run(arguments: argparse.Namespace) -> list[str]:
     base = ["--base", str(Path.cwd() / arguments.base)] if arguments.base else []
-    return [str(Path.cwd() / arguments.run), *base, *arguments.options]
+    host = ["--", *arguments.host_options] if arguments.host_options else []
+    return [str(Path.cwd() / arguments.run), *base, *host]
+
+
+def parsed_with_host_options(parser: argparse.ArgumentParser, given: list[str]) -> argparse.Namespace:
+    """With host_options: what follows --. argparse alone does not find it where an option of ours stands before it."""
+    parser.epilog = "what follows -- are options of ComfyUI, as its own main.py takes them"
+    at = given.index("--") if "--" in given else len(given)
+    return argparse.Namespace(**vars(parser.parse_args(given[:at])), host_options=given[at + 1 :])
 
 
 def command_clean(_rest: list[str]) -> int:

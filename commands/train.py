@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..launch import parsed_with_host_options
 from ..trainers.processes.group import Processes
 from ..trainers.storage.run_folder import RunFolder
 from ..trainers.training.distillation import Recorded
@@ -66,8 +67,7 @@ def arguments_of(command: str, about: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--base", type=Path, help="folder with models/ and custom_nodes/ (default: the run's own ComfyUI)"
     )
-    parser.add_argument("host_options", nargs="*", metavar="-- HOST OPTION", help="options of ComfyUI, after --")
-    return parser.parse_args()
+    return parsed_with_host_options(parser, sys.argv[1:])
 
 
 def main() -> None:

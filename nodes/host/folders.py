@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
+from comfy.cli_args import args
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
@@ -131,12 +132,15 @@ def error_of_name(name: Any, *, what: str) -> bool | str:
 def command_for(run: Path) -> str:
     """What trains a run folder from a terminal, with this very Python and, where it is no embedded one, this ComfyUI.
 
-    For this system's shell, whatever is in the paths. With the folder of the models where that is not the run's own.
+    For this system's shell, whatever is in the paths. With the folder of the models where that is not the run's own, and with
+    the files of further such folders that this ComfyUI was started with.
     """
     host, base = Path(folder_paths.__file__).parent, Path(folder_paths.models_dir).parent
     words = [sys.executable, _LAUNCHER, "train", run]
     words += ["--comfyui", host] if (host / "nodes.py").is_file() else []
     words += ["--base", base] if run.parents[2] != base / "output" else []
+    config = [Path(file).absolute() for files in args.extra_model_paths_config or [] for file in files]
+    words += ["--", "--extra-model-paths-config", *config] if config else []
     return in_shell([str(word) for word in words], windows=os.name == "nt")
 
 

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 from comfyui_fewstep.commands.embedded import import_host
@@ -14,6 +15,7 @@ from comfyui_fewstep.commands.embedded import import_host
 import_host()
 
 import folder_paths
+from comfyui_fewstep import launch
 from comfyui_fewstep.commands import train as commands_train
 from comfyui_fewstep.nodes import host
 from test_runs import SECONDS, style, words_for, workflow  # noqa: F401 (a fixture)
@@ -60,6 +62,26 @@ def test_models_are_found_where_extra_model_paths_says(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert str(tmp_path / "shared loras") in done.stdout.splitlines()
+
+
+def test_the_command_names_further_model_folders_and_is_read_as_meant(tmp_path, monkeypatch):
+    """ComfyUI's desktop application is started with such a file."""
+    given = types.SimpleNamespace(extra_model_paths_config=[["/a b/one.yaml"], ["/two.yaml"]])
+    monkeypatch.setattr(host.folders, "args", given)
+    run, found = tmp_path / "output" / "fewstep" / "runs" / "run", []
+    command = shlex.split(host.folders.command_for(run))
+    assert command[-4:] == ["--", "--extra-model-paths-config", "/a b/one.yaml", "/two.yaml"]
+    assert "--base" in command, "an option before them"
+    monkeypatch.setattr(launch, "environment_python", lambda: "python")
+    monkeypatch.setattr(launch, "run_in_environment", lambda *words, **_: found.append(words) or 0)
+    monkeypatch.setenv("COMFYUI_PATH", os.environ.get("COMFYUI_PATH", ""))  # put back after launch's own
+    launch.command_train(command[3:])
+    launch.command_plan(command[3:])
+    for words in found:
+        monkeypatch.setattr(sys, "argv", ["python", *words[words.index(str(run)) :]])
+        read = commands_train.arguments_of("launch.py train", None)
+        assert (read.run, read.host_options) == (run, command[-3:])
+        assert read.base is not None
 
 
 @pytest.fixture
