@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from ...trainers.measures.fidelity import Estimate, share
 from ...trainers.storage.files import read_tensors, write_atomically, write_tensors
 from ...trainers.storage.prefixes import below
-from .machine import RESULTS, ROOT, learning_precision, machine
+from .machine import RESULTS, ROOT, computing_in, faster_precision, machine
 from .world import KINDS, Split, drawn
 
 FILE = ROOT / "assets" / "scenes_judges.safetensors"
+CPU = torch.device("cpu")
 FEATURES, MOST = 32, 2
 """Of both kinds of features; the most things of one kind in a scene."""
 SEED, LEARNT, TESTED, BATCH = 0, 40_000, 10_000, 128
@@ -133,7 +134,7 @@ def _learn(reader: Reader, pictures: Tensor, captions: Tensor, *, iterations: in
     for k in range(iterations):
         index = torch.randint(len(pictures), (BATCH,), generator=generator)
         noisy = pictures[index] + 0.02 * torch.randn(pictures[index].shape, generator=generator)
-        with torch.autocast("cpu", learning_precision(), enabled=learning_precision() is not torch.float32):
+        with computing_in(faster_precision(CPU), on=CPU):
             loss = F.cross_entropy(reader(noisy).flatten(0, 1), captions[index].long().flatten())
         optimiser.zero_grad()
         loss.backward()

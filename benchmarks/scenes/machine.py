@@ -28,21 +28,30 @@ def machine() -> dict[str, Any]:
     return said | ({"card": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
-@functools.cache
+def computing_in(precision: torch.dtype, *, on: torch.device) -> torch.autocast:
+    """Inside, convolutions and products are computed in it."""
+    return torch.autocast(on.type, precision, enabled=precision is not torch.float32)
+
+
 def learning_precision() -> torch.dtype:
-    """What networks compute in while they learn: bfloat16 takes half of float32's time where the processor has instructions
-    for it, and ten times as long where it has none."""
-    return min((torch.bfloat16, torch.float32), key=_seconds_of_a_layer)
+    """What the scenes' networks compute in while they learn."""
+    return faster_precision(device())
 
 
-def _seconds_of_a_layer(precision: torch.dtype) -> float:
+@functools.cache
+def faster_precision(on: torch.device) -> torch.dtype:
+    """bfloat16 takes half of float32's time where the processor has instructions for it, and ten times as long where not."""
+    return min((torch.bfloat16, torch.float32), key=lambda precision: _seconds_of_a_layer(precision, on))
+
+
+def _seconds_of_a_layer(precision: torch.dtype, on: torch.device) -> float:
     """Forward and backward, the best of three after one that is not counted."""
-    x = torch.ones(64, 64, 8, 8, device=device(), requires_grad=True)
-    weight = torch.ones(64, 64, 3, 3, device=device())
+    x = torch.ones(64, 64, 8, 8, device=on, requires_grad=True)
+    weight = torch.ones(64, 64, 3, 3, device=on)
     took = []
     for _ in range(4):
         began = time.perf_counter()
-        with torch.autocast(x.device.type, precision, enabled=precision is not torch.float32):
+        with computing_in(precision, on=on):
             torch.nn.functional.conv2d(x, weight, padding=1).sum().backward()
         if x.is_cuda:
             torch.cuda.synchronize()

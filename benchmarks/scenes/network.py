@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...samplers.noise import Denoiser, expand_like
 from ...trainers.students.x0_and_eps import combined_x0
+from .machine import computing_in
 from .world import CHANNELS, KINDS
 
 WIDTH = 64
@@ -138,7 +139,7 @@ def as_denoiser(
     def denoise(x: Tensor, sigma: Tensor, *, y: Tensor) -> Tensor:
         place = (sigma.atan() - low) / (high - low)
         alpha = expand_like((1.0 + sigma**2).rsqrt(), x)
-        with torch.autocast(x.device.type, precision, enabled=precision is not torch.float32):
+        with computing_in(precision, on=x.device):
             found = network(x * alpha, place, y)
         return PREDICTIONS[prediction](x, found.float(), sigma)
 

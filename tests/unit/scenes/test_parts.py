@@ -100,18 +100,21 @@ def test_a_page_names_its_command_its_days_and_its_machine():
     ("bfloat16", "chosen", "said"), [(1.0, torch.bfloat16, ""), (20.0, torch.float32, ", learning in float32")]
 )
 def test_networks_learn_in_what_this_machine_is_fast_in_and_its_page_says_so(bfloat16, chosen, said, monkeypatch):
-    monkeypatch.setattr(machine, "_seconds_of_a_layer", {torch.bfloat16: bfloat16, torch.float32: 2.0}.get)
-    machine.learning_precision.cache_clear()
+    seconds = {torch.bfloat16: bfloat16, torch.float32: 2.0}
+    monkeypatch.setattr(machine, "_seconds_of_a_layer", lambda precision, on: seconds[precision])
+    machine.faster_precision.cache_clear()
     try:
         assert machine.learning_precision() is chosen
         made = {"command": "x", "parts": {"one": {"machine": machine.machine(), "date": "2026-01-01"}}}
         assert pages.made(made).endswith(f"thread{'s' * (torch.get_num_threads() > 1)}{said}.")
     finally:
-        machine.learning_precision.cache_clear()
+        machine.faster_precision.cache_clear()
 
 
 def test_a_layer_is_timed_in_either_precision():
-    assert all(0.0 < machine._seconds_of_a_layer(one) < 60.0 for one in (torch.float32, torch.bfloat16))
+    assert all(
+        0.0 < machine._seconds_of_a_layer(one, torch.device("cpu")) < 60.0 for one in (torch.float32, torch.bfloat16)
+    )
 
 
 def _book():
