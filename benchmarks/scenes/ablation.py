@@ -178,6 +178,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of training")
     options = parser.parse_args(arguments)
     command = " ".join(["python launch.py bench scenes ablation", *arguments])
-    parts = Parts(RESULTS / "scenes_ablation.json", command=command, sources=[judges.FILE])
+    parts = Parts(
+        RESULTS / "scenes_ablation.json", command=command, sources=[judges.FILE], learning_in=learning_precision()
+    )
     for _ in measure(parts, seeds=options.seeds):
         (RESULTS / "scenes_ablation.md").write_text(page(parts.written), encoding="utf-8")

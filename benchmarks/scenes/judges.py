@@ -156,7 +156,7 @@ def train_judges(iterations: int) -> None:
     report = {
         "command": command,
         "date": datetime.date.today().isoformat(),
-        "machine": machine(),
+        "machine": machine(faster_precision(CPU)),
         "seed": SEED,
         "seconds": time.monotonic() - begun,
         "learnt": LEARNT,

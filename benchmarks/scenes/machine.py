@@ -21,9 +21,10 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def machine() -> dict[str, Any]:
+def machine(learning_in: torch.dtype | None = None) -> dict[str, Any]:
+    """learning_in: what the scenes' networks of this table are trained in; None where it trains none of them."""
     said = {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    if learning_precision() is torch.float32:
+    if learning_in is torch.float32:
         said["learning_in"] = "float32"  # bfloat16 goes without saying
     return said | ({"card": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 

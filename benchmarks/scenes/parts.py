@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...trainers.storage.files import write_atomically
 from .machine import machine
 
@@ -20,11 +22,13 @@ class Parts:
     """The figures of one table in a JSON file, by the names of their parts.
 
     command: what regenerates it. sources: the files that the figures depend on; figures of others are made again, and so are
-    those of a part whose settings are others now.
+    those of a part whose settings are others now. learning_in: as in machine.
     """
 
-    def __init__(self, file: Path, *, command: str, sources: list[Path]) -> None:
-        self._file = file
+    def __init__(
+        self, file: Path, *, command: str, sources: list[Path], learning_in: torch.dtype | None = None
+    ) -> None:
+        self._file, self._learning_in = file, learning_in
         made_of = {source.name: self.sha256(source)[:16] for source in sources}
         earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         kept = earlier.get("parts", {}) if earlier.get("made of") == made_of else {}
@@ -46,7 +50,7 @@ class Parts:
             "figures": figures,
             "seconds": round(time.monotonic() - begun, 1),
             "date": datetime.date.today().isoformat(),
-            "machine": machine(),
+            "machine": machine(self._learning_in),
         }
         self._file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._file, (json.dumps(self.written, indent=1) + "\n").encode())

@@ -151,7 +151,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--noise-seeds", type=int, default=3)
     options = parser.parse_args(arguments)
     command = " ".join(["python launch.py bench scenes students", *arguments])
-    parts = Parts(RESULTS / "scenes_students.json", command=command, sources=[teacher.FILE, judges.FILE])
+    sources = [teacher.FILE, judges.FILE]
+    parts = Parts(RESULTS / "scenes_students.json", command=command, sources=sources, learning_in=learning_precision())
     scenes, best = Scenes(), students_page.best_setting()
     for _ in itertools.chain(
         measure(parts, scenes, options.methods, seeds=options.seeds, noise_seeds=options.noise_seeds),

@@ -136,7 +136,7 @@ def write_report(report: dict[str, Any]) -> None:
 def train_teacher(iterations: int, falling: int) -> None:
     """Goes on from what was trained before. A steady run that was cut later than iterations counts as it is."""
     report = {
-        "machine": machine(),
+        "machine": machine(learning_precision()),
         "seed": SEED,
         "pictures": PICTURES,
         "batch": OPTIONS.batch_size,

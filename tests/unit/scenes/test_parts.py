@@ -32,6 +32,15 @@ def test_a_part_is_made_once_and_written_before_the_next(tmp_path, source):
     assert written["parts"]["one"].keys() == {"settings", "figures", "seconds", "date", "machine"}
 
 
+def test_a_table_says_what_its_networks_learn_in_and_one_that_trains_none_times_nothing(tmp_path, source, monkeypatch):
+    monkeypatch.setattr(machine, "_seconds_of_a_layer", pytest.fail)
+    said = {"command": "x", "sources": [source]}
+    for learning_in, told in ((None, None), (torch.bfloat16, None), (torch.float32, "float32")):
+        parts = Parts(tmp_path / f"{learning_in}.json", **said, learning_in=learning_in)
+        parts.part("one", {}, dict)
+        assert parts.written["parts"]["one"]["machine"].get("learning_in") == told
+
+
 def test_other_settings_or_another_source_are_made_again(tmp_path, source):
     table(tmp_path, source).part("one", {"pictures": 1}, lambda: {"distance": 2.0})
     assert table(tmp_path, source).part("one", {"pictures": 2}, lambda: {"distance": 3.0}) == {"distance": 3.0}
@@ -105,7 +114,7 @@ def test_networks_learn_in_what_this_machine_is_fast_in_and_its_page_says_so(bfl
     machine.faster_precision.cache_clear()
     try:
         assert machine.learning_precision() is chosen
-        made = {"command": "x", "parts": {"one": {"machine": machine.machine(), "date": "2026-01-01"}}}
+        made = {"command": "x", "parts": {"one": {"machine": machine.machine(chosen), "date": "2026-01-01"}}}
         assert pages.made(made).endswith(f"thread{'s' * (torch.get_num_threads() > 1)}{said}.")
     finally:
         machine.faster_precision.cache_clear()
