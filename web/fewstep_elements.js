@@ -9,8 +9,8 @@ export function make(tag, { on = {}, aria = {}, ...properties } = {}, ...childre
   return made;
 }
 
-/** Colour and dashes of up to four curves in one chart, told apart without colours too. */
-export const CURVES = [["--curve-1"], ["--curve-2", [10, 4]], ["--curve-3", [3, 3]], ["--curve-4", [10, 3, 3, 3]]];
+/** Colour and dashes of up to five curves in one chart, told apart without colours too. */
+export const CURVES = [["--curve-1"], ["--curve-2", [10, 4]], ["--curve-3", [3, 3]], ["--curve-4", [10, 3, 3, 3]], ["--curve-1", [1, 5]]];
 
 /** The host's own colours, with those of its dark theme where a host does not define one. Sizes follow its text. */
 export const STYLE = `

@@ -11,7 +11,8 @@ const SECONDS_BETWEEN_LOOKS = 1;
 const GAP = 8; // at least what is between two rows
 const SECONDS_WITHOUT_A_WORD = 5; // of a run that another process trains, the folder is looked at
 const VIEWS = { loss: "Loss", bands: "Noise levels", measures: "Companion", rate: "Learning rate", pictures: "Pictures" };
-const MEASURES = ["gap", "cosine", "std", "real_std"]; // what shows a companion lagging, and contrast growing
+// what shows a companion lagging, contrast growing, and a critic that has the say
+const MEASURES = ["gap", "cosine", "std", "real_std", "adversarial"];
 const COLUMNS = ["iteration", "stage", "loss", "x0_error", "gradient_norm", "learning_rate"];
 
 const OWN_STYLE = `
@@ -270,7 +271,7 @@ function companionLines({ measures, stage }) {
 
 function measureLines({ measures, stage }) {
   const known = MEASURES.filter((name) => measures[name]);
-  const look = (i) => ({ colour: CURVES[i % 4][0], dash: CURVES[i % 4][1] });
+  const look = (i) => ({ colour: CURVES[i][0], dash: CURVES[i][1] });
   return known.map((name, i) => ({ label: say(name.replace("_", " ")), values: smoothed(measures[name], stage), ...look(i) }));
 }
 

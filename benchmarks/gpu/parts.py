@@ -27,7 +27,8 @@ from torch import Tensor
 from ...samplers.few_step import sample_few_step
 from ...samplers.schedules import trailing_sigmas
 from ...trainers.data.batches import Batch, TensorData
-from ...trainers.methods.distribution_matching import DistributionMatchingOptions, Rollout
+from ...trainers.methods.distribution_matching import DistributionMatchingOptions
+from ...trainers.methods.rollout import Rollout
 from ...trainers.objective.method import MethodOptions
 from ...trainers.processes.group import Processes
 from ...trainers.storage.run_folder import RunFolder

@@ -342,7 +342,8 @@ def _require_pictures(method: Method, source: DataSource) -> None:
     if method.needs_pictures and not source.has_pictures:
         raise ValueError(
             f"data is Training Prompts (No Pictures), but {method.name.replace('_', ' ')} learns from pictures; connect Training "
-            "Prompts (Teacher's Pictures) or Training Images (Folder), or take Distribution Matching without consistency_levels."
+            "Prompts (Teacher's Pictures) or Training Images (Folder), or take Distribution Matching with consistency_levels and "
+            "adversarial_weight at 0."
         )
 
 

@@ -205,20 +205,21 @@ def test_a_server_that_restarts_in_the_middle_is_told_of(chromium, tmp_path, nam
             assert panel(editor).get_by_role("button", name="Resume").is_visible()
 
 
-def test_a_companions_loss_stands_beside_the_students_and_its_gauges_apart(editor, runs, name):
-    """What a method tells of its companion; a run without one has no such view."""
+def test_companions_losses_stand_beside_the_students_and_their_gauges_apart(editor, runs, name):
+    """What a method tells of its companion and its critic; a run without either has no such view."""
     folder = runs / name
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({"run": {"method": "m", "teacher_sha256": "ab"}}))
     line = {"iterations": 9, "stage": 0, "stage_name": "s", "x0_error": 0.25, "gradient_norm": 1.0}
     line |= {"learning_rate": 0.1, "band_errors": [None]}
-    measures = {"gap": 0.5, "cosine": 0.75, "std": 1.25, "real_std": 1.0, "fake_loss": 0.125}
+    measures = {"gap": 0.5, "cosine": 0.75, "std": 1.25, "real_std": 1.0, "adversarial": 0.25}
+    measures |= {"fake_loss": 0.125, "critic_loss": 1.5}
     lines = [line | {"iteration": i, "loss": 2.0, "measures": measures} for i in (1, 2)]
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in lines))
     node = begin(editor, name)
     wait_for_points(editor, 1)
     shown = "() => document.querySelector('fewstep-panel').shadowRoot.querySelector('fewstep-chart').data"
-    assert editor.page.evaluate(shown) == [[1, 2], [2.0, 2.0], [2.0, 2.0], [0.125, 0.125]]
+    assert editor.page.evaluate(shown) == [[1, 2], [2.0, 2.0], [2.0, 2.0], [0.125, 0.125], [1.5, 1.5]]
     colours = (
         panel(editor)
         .locator("fewstep-chart")
@@ -227,9 +228,9 @@ def test_a_companions_loss_stands_beside_the_students_and_its_gauges_apart(edito
             " [row.querySelector('.u-label').textContent, getComputedStyle(row.querySelector('.u-marker')).borderTopColor])"
         )
     )
-    assert len({colour for label, colour in colours if label in ("smoothed", "fake loss")}) == 2
+    assert len({colour for label, colour in colours if label in ("smoothed", "fake loss", "critic loss")}) == 3
     press(editor, "Companion")
-    assert editor.page.evaluate(shown) == [[1, 2], *([value] * 2 for value in (0.5, 0.75, 1.25, 1.0))]
+    assert editor.page.evaluate(shown) == [[1, 2], *([value] * 2 for value in (0.5, 0.75, 1.25, 1.0, 0.25))]
     editor.set(node, run_name="another run")
     panel(editor).get_by_role("button", name="Companion").wait_for(state="hidden")
 

@@ -7,6 +7,7 @@ agree. So the student need not go the teacher's way, only draw from where it dra
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from enum import Enum
 from itertools import pairwise
@@ -15,18 +16,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from ...samplers.noise import Denoiser, solved_x0, unconditioned
+from ...samplers.noise import Denoiser, expand_like, solved_x0, unconditioned
 from ...samplers.recipe import Recipe
 from ..data.batches import Batch
 from ..objective import choices
 from ..objective.grid import Grid
 from ..objective.guidance_range import GuidanceRange
 from ..objective.method import Companion, Lesson, OnTeacher, Stage, Target, TeacherKind
-from ..objective.score import Strength, noised, seen_in, weight_of_seen
+from ..objective.score import Strength, seen_in, weight_of_seen
 from .consistency import ConsistencyOptions
+from .rollout import Rollout, StudentsSamples
 
 FAKE = "fake"
 """The companion: the denoiser of what the student draws."""
+CRITIC = "critic"
+"""The other one: who tells what the student draws from pictures."""
+SHAKEN = 0.1
+"""Of unit noise: what makes a picture a little noisier, on which the critic must not turn."""
 BETAS = (0.0, 0.99)
 """Of the student's Adam and the companion's: gradients of a while ago are those of another companion (Self-Forcing, rCM)."""
 
@@ -42,29 +48,6 @@ class Guidance(Enum):
     DECOUPLED = "decoupled"
 
 
-class Rollout(Enum):
-    """How the student draws what is matched. FRESH_NOISE: each step's x0 is noised afresh, gamma 1 (DMD2).
-
-    DETERMINISTIC: gamma 0. SEGMENTS: gamma 0, and of each step it is what it lands on that is matched, on the levels that the
-    step spans (TDM: arXiv 2503.06674). LANDINGS: the same on all levels above, where a teacher tells pictures from what is none;
-    low levels alone let the last steps drift (our own, seen on the drawn world).
-    """
-
-    FRESH_NOISE = "fresh_noise"
-    DETERMINISTIC = "deterministic"
-    SEGMENTS = "segments"
-    LANDINGS = "landings"
-
-    @property
-    def matches_landings(self) -> bool:
-        """Whether a step is matched where it lands, not at its x0."""
-        return self in (Rollout.SEGMENTS, Rollout.LANDINGS)
-
-    @property
-    def gamma(self) -> float:
-        return 1.0 if self is Rollout.FRESH_NOISE else 0.0
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistributionMatchingOptions(choices.Choices):
     """What a user chooses. ValueError, naming the input, for values that no run could use.
@@ -78,7 +61,9 @@ class DistributionMatchingOptions(choices.Choices):
     anchor_steps: where it is not 0, the student's first step is also taught to go as so many of the teacher's, which are half
     of its way, weighted by anchor_weight; this keeps seeds apart (DP-DMD: arXiv 2602.03139). consistency_levels: where it is
     not 0, the student also learns consistency along so many levels, from pictures, and what is matched counts matching_weight
-    times (the discrete form of rCM: arXiv 2510.08431).
+    times (the discrete form of rCM: arXiv 2510.08431). adversarial_weight: where it is not 0, a critic learns to tell the samples
+    from pictures, critic_learning_rate fast, and what would make them look real pulls too, from iteration adversarial_from of
+    the student's on (DMD2, section 4.3).
     """
 
     steps: int
@@ -100,6 +85,9 @@ class DistributionMatchingOptions(choices.Choices):
     anchor_weight: float = 0.05
     consistency_levels: int = 0
     matching_weight: float = 1.0
+    adversarial_weight: float = 0.0
+    adversarial_from: int = 0
+    critic_learning_rate: float = 1e-4
     grid: Grid = Grid.TRAILING
 
     def __post_init__(self) -> None:
@@ -107,7 +95,9 @@ class DistributionMatchingOptions(choices.Choices):
         choices.require_at_least_one(self, "steps", "iterations", "companion_updates")
         choices.require_learning_rate(self.learning_rate)
         choices.require_learning_rate(self.companion_learning_rate, name="companion_learning_rate")
+        choices.require_learning_rate(self.critic_learning_rate, name="critic_learning_rate")
         choices.require_not_negative(self, "companion_first", "companion_rank", "fewest_steps", "anchor_steps")
+        choices.require_not_negative(self, "adversarial_weight", "adversarial_from")
         if self.fewest_steps > self.steps:
             raise ValueError(
                 f"fewest_steps is {self.fewest_steps} and steps is {self.steps}; samples are drawn in no more steps than the "
@@ -133,6 +123,11 @@ class DistributionMatchingOptions(choices.Choices):
             )
         if self.consistency_levels:
             self.consistency()
+        if self.adversarial_weight and self.adversarial_from >= self.iterations:
+            raise ValueError(
+                f"adversarial_from is {self.adversarial_from} and iterations is {self.iterations}, so that the critic would "
+                "never pull; allowed is less than iterations."
+            )
 
     @property
     def scales(self) -> GuidanceRange:
@@ -181,11 +176,22 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
         super().__init__(options, teacher)
         self._table = teacher.table
         self._sigmas = options.schedule(options.steps, table=teacher.table)
+        self._samples = StudentsSamples(
+            rollout=options.rollout,
+            steps=options.steps,
+            fewest_steps=options.fewest_steps,
+            anchored=options.anchor_steps > 0,
+            renoise_from=options.renoise_from,
+            renoise_to=options.renoise_to,
+            schedule=functools.partial(options.schedule, table=teacher.table),
+            table=teacher.table,
+            family=self.family,
+        )
         self._consistency = options.consistency().on(teacher) if options.consistency_levels else None
 
     @property
     def needs_pictures(self) -> bool:
-        return self._consistency is not None
+        return self._consistency is not None or self._options.adversarial_weight > 0.0
 
     def stages(self) -> list[Stage]:
         return [
@@ -201,80 +207,42 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
         ]
 
     def companions(self, *, stage: int) -> list[Companion]:
-        return [
-            Companion(
-                name=FAKE,
-                learning_rate=self._options.companion_learning_rate,
-                updates=self._options.companion_updates,
-                rank=self._options.companion_rank,
-                betas=BETAS,
-            )
-        ]
+        options = self._options
+        fake = Companion(
+            name=FAKE,
+            learning_rate=options.companion_learning_rate,
+            updates=options.companion_updates,
+            rank=options.companion_rank,
+            betas=BETAS,
+        )
+        critic = Companion(name=CRITIC, learning_rate=options.critic_learning_rate, betas=BETAS, is_critic=True)
+        return [fake, critic] if options.adversarial_weight else [fake]
 
-    # --- the student's samples ---------------------------------------------------------------------------------------
-
-    @torch.no_grad()
     def examples(self, lesson: Lesson) -> Mapping[str, Tensor]:
-        """A step of the student and what it lands on, from pure noise through the steps before (DMD2, section 4.5).
-
-        x_t (B, ...), sigma (B,): where the step begins; x0 (B, ...): what the student says there; x_s (B, ...), sigma_s (B,):
-        what is matched, and its level. noise (B, ...): that the walk began at. One step for all samples, drawn anew each time.
-        """
-        sigmas, step = self._drawn_step(lesson)
-        start = x = self.family.initial(lesson.noise(), sigma=sigmas[0])
-        for i in range(step):
-            x = self._walked(lesson, x, sigmas[i], sigmas[i + 1])
-        sigma, sigma_next = (sigmas[step + i].expand(len(x)) for i in range(2))
-        x0 = lesson.student(x, sigma, **lesson.batch.condition).float()
-        x_s, sigma_s = x0, torch.zeros_like(sigma)
-        if self._options.rollout.matches_landings:
-            x_s, sigma_s = self.family.jump(x, x0, sigma=sigma, sigma_next=sigma_next), sigma_next
-        return {"x_t": x, "sigma": sigma, "x0": x0, "x_s": x_s, "sigma_s": sigma_s, "start": start}
-
-    def _drawn_step(self, lesson: Lesson) -> tuple[Tensor, int]:
-        """(levels (n + 1,), which of the n steps). With an anchor the first step is the anchor's, where there is another."""
-        steps = self._options.steps
-        if self._options.fewest_steps:
-            steps = _drawn(lesson, self._options.fewest_steps, steps + 1)
-        sigmas = self._options.schedule(steps, table=self._table).to(lesson.batch.x0)
-        return sigmas, _drawn(lesson, 1 if self._options.anchor_steps and steps > 1 else 0, steps)
-
-    def _walked(self, lesson: Lesson, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        x0 = lesson.student(x, sigma.expand(len(x)), **lesson.batch.condition).float()
-        gamma = self._options.gamma
-        noise = lesson.noise() if gamma else None
-        return self.family.jump(x, x0, sigma=sigma, sigma_next=sigma_next, gamma=gamma, noise=noise)
-
-    def _noised(self, lesson: Lesson, example: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """(x (B, ...), sigma (B,), the noise in it): what is matched, noised to a random level, of the step's own in segments."""
-        low, high = float(example["sigma_s"][0]), float("inf")
-        if self._options.rollout is Rollout.SEGMENTS:
-            high = float(example["sigma"][0])
-        sigma, noise = self._levels(lesson, low, high), lesson.noise()
-        x = noised(example["x_s"], noise, sigma_s=example["sigma_s"], sigma=sigma, family=self.family)
-        return x, sigma, noise
-
-    def _levels(self, lesson: Lesson, low: float, high: float) -> Tensor:
-        """(B,) of the model's levels above low and below high, within renoise_from and renoise_to, all alike."""
-        count = len(self._table)
-        first, last = (round(share * count) for share in (self._options.renoise_from, self._options.renoise_to))
-        first = max(first, int(torch.searchsorted(self._table, low, right=True)))
-        last = min(last, int(torch.searchsorted(self._table, high)))
-        first = min(first, count - 1)
-        index = first + lesson.numbers(max(last - first, 1))
-        return self._table[index].to(lesson.batch.x0)
+        """See StudentsSamples."""
+        return self._samples.examples(lesson)
 
     # --- targets -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def companion_target(self, name: str, lesson: Lesson) -> Target:
-        """What the student drew is what the companion shall see in it, noised to any level."""
+        """What the student drew is what the companion shall see in it, noised to any level; the critic shall see that it drew."""
         example = lesson.examples if self._options.share_samples else self.examples(lesson)
-        x, sigma, noise = self._noised(lesson, example)
+        x, sigma, noise = self._samples.noised(lesson, example)
+        if name == CRITIC:
+            return self._told_apart(lesson, x, sigma)
         sigma_s = example["sigma_s"]
         x0 = seen_in(example["x_s"], noise, sigma_s=sigma_s, sigma=sigma, family=self.family)
         weight = weight_of_seen(sigma_s, sigma, family=self.family)
         return Target(x, sigma, lesson.batch.condition, x0, weight)
+
+    def _told_apart(self, lesson: Lesson, drawn: Tensor, sigma: Tensor) -> Target:
+        """drawn (B, ...) at sigma (B,) against as many pictures, noised to the same levels."""
+        x0, noise = lesson.batch.x0, lesson.noise()
+        real, near = (
+            self.family.add_noise(picture, noise, sigma=sigma) for picture in (x0, x0 + SHAKEN * lesson.noise())
+        )
+        return Target(drawn, sigma, lesson.batch.condition, real, torch.ones_like(sigma), near=near)
 
     @torch.no_grad()
     def target(self, lesson: Lesson) -> Target:
@@ -288,7 +256,7 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
 
     def _matching(self, lesson: Lesson) -> Target:
         example, condition = lesson.examples, lesson.batch.condition
-        x, sigma, _ = self._noised(lesson, example)
+        x, sigma, _ = self._samples.noised(lesson, example)
         fake = lesson.companions[FAKE](x, sigma, **condition).float()
         decoupled = self._options.guidance is Guidance.DECOUPLED
         teacher = lesson.teacher if decoupled else self._guided(lesson.teacher, lesson.batch)
@@ -297,14 +265,33 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
         pull = (fake - real) * self._options.strength.of(x0, real, sigma=sigma, family=self.family)
         if decoupled:
             pull = pull + self._guiding(lesson)
-        weight = torch.full_like(sigma, self._options.matching_weight)
         measures = _measures(x0, fake=fake, real=real)
+        if self._options.adversarial_weight:
+            added = self._looking_real(lesson, x, sigma)
+            measures["adversarial"] = _rms(added.flatten(1)) / _rms(pull.flatten(1)).clamp(min=1e-12)
+            pull = pull + added
+        weight = torch.full_like(sigma, self._options.matching_weight)
         return Target(example["x_t"], example["sigma"], condition, x0 - pull, weight, pull=pull, measures=measures)
+
+    def _looking_real(self, lesson: Lesson, x: Tensor, sigma: Tensor) -> Tensor:
+        """(B, ...) the critic's pull on the samples, by what it says of them in x (B, ...) at sigma (B,).
+
+        The gradient of its loss on the samples, times the root of how many values each has: then it is as large as the gradient
+        is long, in pictures of any size (DMD2's weights are for one).
+        """
+        if lesson.iteration < self._options.companion_first + self._options.adversarial_from:
+            return torch.zeros_like(x)
+        example = lesson.examples
+        found = lesson.companions[CRITIC](x, sigma, **lesson.batch.condition)
+        landing = 1.0 - example["sigma_s"] / example["sigma"]  # of the step's x0, what arrives where it lands
+        left = self.family.signal(sigma) / self.family.signal(example["sigma_s"])
+        strength = self._options.adversarial_weight * x[0].numel() ** 0.5
+        return expand_like(strength * landing * left, x) * found
 
     def _guiding(self, lesson: Lesson) -> Tensor:
         """(B, ...) what guidance adds, at levels cleaner than the student's own (Decoupled DMD, section 3)."""
         x0, condition = lesson.examples["x0"], lesson.batch.condition
-        sigma = self._levels(lesson, 0.0, float(lesson.examples["sigma"][0]))
+        sigma = self._samples.levels(lesson, 0.0, float(lesson.examples["sigma"][0]))
         x = self.family.add_noise(x0, lesson.noise(), sigma=sigma)
         real = lesson.teacher(x, sigma, **condition).float()
         without = unconditioned(lesson.teacher, lesson.batch.empty_prompt())(x, sigma).float()
@@ -335,17 +322,13 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
         return self._sampled(self._sigmas, prediction_type=prediction_type, guidance_scale=self._options.guidance_scale)
 
 
-def _drawn(lesson: Lesson, first: int, end: int) -> int:
-    """From first to end - 1, one for all samples."""
-    return first + int(torch.randint(end - first, (), generator=lesson.generator))
-
-
 def _measures(x0: Tensor, *, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
     """(B,) each, of the student's samples x0 (B, ...) and what companion and teacher see in them.
 
     gap: of both views, over how far the teacher's is from the sample; where it keeps growing the student goes astray, and where
     it has arrived and that distance is none, it is noise. cosine: of where both pull the sample; near 1 they agree. mean, std: of
     the samples; real_mean, real_std: of what the teacher sees in them, which stay above or below where contrast creeps.
+    adversarial, where there is a critic: its pull over theirs.
     """
     sample, seen, known = (value.flatten(1) for value in (x0, real, fake))
     from_sample = _rms(seen - sample).clamp(min=1e-12)

@@ -30,7 +30,8 @@ class Target(NamedTuple):
     skipped (B, ...), c_out (B, 1, ...): a consistency function's, where pictures of skipped + c_out x0 are to be compared.
     pull (B, ...): where it is given, it times weight is the gradient on the student's x0, over the number of its elements, and
     x0 is what the student says less the pull, of which nothing else is asked. measures: (B,) each, told by name beside the loss.
-    beside: a further target of the same student, of as many samples, whose loss is added.
+    beside: a further target of the same student, of as many samples, whose loss is added. near (B, ...): of a critic's target,
+    whose x_t is what the student drew and x0 a picture, both noised to sigma: the picture made a little noisier before.
     """
 
     x_t: Tensor
@@ -44,6 +45,7 @@ class Target(NamedTuple):
     pull: Tensor | None = None
     measures: Mapping[str, Tensor] = types.MappingProxyType({})
     beside: Target | None = None
+    near: Tensor | None = None
 
     def compared(self, x0: Tensor) -> Tensor:
         """(B, ...) what a distance between pictures decodes: x0 (B, ...), or the consistency function's word."""
@@ -54,9 +56,9 @@ class Target(NamedTuple):
 class Lesson:
     """What a method makes a target of: a batch, the networks by name, and where in the training they stand.
 
-    iteration: how many of the stage are done. generator: on the CPU, where all that is random comes from. companions: the
-    denoisers of those that the method has, by name. examples: what the method drew of the student in this iteration, see
-    Method.examples.
+    iteration: how many of the stage are done. generator: on the CPU, where all that is random comes from. companions: of those
+    that the method has, by name, the denoisers, or a critic's gradient. examples: what the method drew of the student in this
+    iteration, see Method.examples.
     """
 
     batch: Batch
@@ -83,6 +85,7 @@ class Companion:
 
     learning_rate: the same from start to end. updates: in each iteration, before the student's. rank: of its adapters; 0 is the
     student's, or 32 where that has none. betas: of its Adam; it has no weight decay, which would draw it to the teacher.
+    is_critic: it tells what the student draws from pictures, by heads on what the teacher's blocks say, and has no adapters.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Companion:
     updates: int = 1
     rank: int = 0
     betas: tuple[float, float] = (0.0, 0.99)
+    is_critic: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

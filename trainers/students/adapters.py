@@ -96,6 +96,7 @@ class Adapters:
 
     def __init__(self, network: nn.Module, options: LoRAOptions, *, device: torch.device | None = None) -> None:
         """device: where adapters live; None for where their layers' weights do, which may be elsewhere than they compute."""
+        self.network = network
         self._layers, self._device = adaptable_layers(network, options.layers), device
         self._scale, self._rank = options.alpha / options.rank, options.rank
         self._active: AdapterSet = {}

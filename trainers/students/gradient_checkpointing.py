@@ -27,12 +27,9 @@ def blocks_of(network: nn.Module) -> dict[str, nn.Module]:
     """The members of the network's chains by path, none inside another: each is recomputed as one.
 
     A chain is a ModuleList or a Sequential; members without layers of their own are too small to count. A member that is
-    little more than a chain itself, as SDXL's spatial transformers are, is taken apart. ValueError when there is no chain.
+    little more than a chain itself, as SDXL's spatial transformers are, is taken apart. Empty where there is no chain.
     """
-    found = _blocks_below(network, "")
-    if not found:
-        raise ValueError("gradient_checkpointing is on, but this model has no chain of blocks; switch it off.")
-    return found
+    return _blocks_below(network, "")
 
 
 def _blocks_below(module: nn.Module, path: str) -> dict[str, nn.Module]:
@@ -74,6 +71,8 @@ def checkpointed(network: nn.Module) -> Iterator[None]:
     must be the same in backward. ValueError when the network has no blocks.
     """
     blocks = list(blocks_of(network).values())
+    if not blocks:
+        raise ValueError("gradient_checkpointing is on, but this model has no chain of blocks; switch it off.")
     own = [block.__dict__.get("forward") for block in blocks]
     try:
         for block in blocks:

@@ -30,6 +30,8 @@ from .adapters import (
     require_same_shapes,
 )
 from .companion import CompanionNetwork
+from .critic import Critic
+from .features import Features
 from .probing import require_gradients, require_gradients_of_weights
 from .saved_tensors import copied_when_overwritten
 
@@ -86,6 +88,9 @@ class Student(Protocol):
 
         rank: of its adapters; 0 is the student's own, or 32. ValueError where that network carries none.
         """
+
+    def critic(self, sample: Batch, *, seed: int) -> Critic:
+        """A new critic on the teacher's network as it is. sample: for a trial pass. ValueError where it sees through no block."""
 
     def divide_over(self, processes: Channel, batch: Batch) -> None:
         """Divides over the processes what is too large for each to have whole; before anything asks for parameters().
@@ -187,16 +192,26 @@ class FullWeightsStudent:
 
         ValueError where that copy is divided over processes.
         """
-        if self._joined:
-            raise ValueError(
-                "full weights are divided over several processes, and this method's companion wants its network whole; train a "
-                "LoRA, or use one process."
-            )
+        self._require_whole()
         if self._adapters is None:  # they stay on this object's own copy, which ends with it
             self._adapters = Adapters(self._adapted(self._teacher_module), EVERY_LAYER).__enter__()
         return CompanionNetwork(
             self._adapters, self._later, rank=rank, seed=seed, around=lambda: _autograd(self.writes_in_place)
         )
+
+    def critic(self, sample: Batch, *, seed: int) -> Critic:
+        """On the teacher's copy. ValueError where that is divided over processes."""
+        self._require_whole()
+        network = self._adapted(self._teacher_module)
+        features = Features(network, self._later, bare=contextlib.nullcontext, sample=sample)
+        return Critic(features, device=sample.x0.device, seed=seed, around=lambda: _autograd(self.writes_in_place))
+
+    def _require_whole(self) -> None:
+        if self._joined:
+            raise ValueError(
+                "full weights are divided over several processes, and this method's companion wants its network whole; train a "
+                "LoRA, or use one process."
+            )
 
     def divide_over(self, processes: Channel, batch: Batch) -> None:
         def trial(module: nn.Module) -> Tensor:
@@ -298,6 +313,13 @@ class LoRAStudent:
         return CompanionNetwork(
             self._adapters, self._denoise, rank=rank, seed=seed, around=lambda: _autograd(self.writes_in_place)
         )
+
+    def critic(self, sample: Batch, *, seed: int) -> Critic:
+        """On the network that all share, with all adapters off."""
+        features = Features(
+            self._adapters.network, self._denoise, bare=lambda: self._adapters.active({}), sample=sample
+        )
+        return Critic(features, device=sample.x0.device, seed=seed, around=lambda: _autograd(self.writes_in_place))
 
     def divide_over(self, processes: Channel, batch: Batch) -> None:
         """Nothing: adapters are small, and each process has the network that they are on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -11,12 +12,16 @@ import torch
 from torch import Tensor
 
 from ...samplers.noise import Denoiser
+from ..data.batches import Data
+from ..objective.loss import loss_and_error
 from ..objective.method import Companion, Lesson, Method
 from ..processes.group import Processes
 from ..storage.prefixes import below
+from ..students.companion import CompanionNetwork
+from ..students.critic import Critic
 from ..students.student import Student
 from .bands import NoiseBands
-from .learner import Learner
+from .learner import Learner, Loss
 from .optimisers import load_optimiser_state, new_optimiser, optimiser_state
 from .options import TrainOptions
 from .tally import Tally
@@ -29,18 +34,19 @@ class Companions:
         self,
         plans: Iterable[Companion],
         student: Student,
+        data: Data,
         *,
         options: TrainOptions,
         processes: Processes,
         bands: NoiseBands,
     ) -> None:
         self._all = {
-            plan.name: _One(plan, student, options=options, processes=processes, bands=bands) for plan in plans
+            plan.name: _One(plan, student, data, options=options, processes=processes, bands=bands) for plan in plans
         }
 
-    def denoisers(self, shared: Callable[[Denoiser], Denoiser]) -> dict[str, Denoiser]:
-        """By name, as a method is given them. shared: makes of a denoiser the one of this process's rows."""
-        return {name: shared(one.network.denoiser) for name, one in self._all.items()}
+    def answers(self, shared: Callable[[Denoiser], Denoiser]) -> dict[str, Denoiser]:
+        """By name, as a method is given them, see Lesson. shared: makes of a denoiser the one of this process's rows."""
+        return {name: shared(one.answer) for name, one in self._all.items()}
 
     def learn(self, method: Method, lesson: Lesson, *, iteration: int) -> None:
         """Their updates of an iteration, counted from 1 over all stages."""
@@ -89,14 +95,31 @@ _PREFIX = "companion."
 
 class _One:
     def __init__(
-        self, plan: Companion, student: Student, *, options: TrainOptions, processes: Processes, bands: NoiseBands
+        self,
+        plan: Companion,
+        student: Student,
+        data: Data,
+        *,
+        options: TrainOptions,
+        processes: Processes,
+        bands: NoiseBands,
     ) -> None:
         self._plan, self._seed = plan, options.seed
-        self.network = student.companion(rank=plan.rank, seed=_seed(options.seed, plan.name))
+        seed = _seed(options.seed, plan.name)
+        self.network: CompanionNetwork | Critic
+        self.answer: Denoiser
+        loss: Loss
+        if plan.is_critic:
+            critic = self.network = student.critic(data.first(1), seed=seed)
+            self.answer, loss = critic.gradient, critic.loss
+        else:
+            companion = self.network = student.companion(rank=plan.rank, seed=seed)
+            self.answer, loss = companion.denoiser, functools.partial(loss_and_error, companion.denoiser)
         self.tally = Tally(f"the {plan.name}'s")
         self.learner = Learner(
             self.network,
             new_optimiser("adam", self.network.parameters(), weight_decay=0.0, betas=plan.betas),
+            loss=loss,
             gradient_clip=options.gradient_clip,
             accumulation=options.accumulation,
             processes=processes,

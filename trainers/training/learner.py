@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ...samplers.noise import Denoiser
-from ..objective.loss import loss_and_error, loss_scale
+from ..objective.loss import loss_scale
 from ..objective.method import Target
-from ..objective.perceptual import Perceptual
 from ..processes.group import Processes
 from ..processes.sharding import whole
 from .bands import NoiseBands
 from .micro_batches import split
 
+Loss = Callable[[Target], tuple[Tensor, Tensor]]
+"""(the mean over the target's samples, its squared error (B, ...)), with a graph."""
+
 
 class Learning(Protocol):
     """What learns, the student say; see Student."""
-
-    @property
-    def denoiser(self) -> Denoiser: ...
 
     def parameters(self) -> list[Tensor]: ...
 
@@ -30,9 +29,9 @@ class Learning(Protocol):
 
 
 class Learner:
-    """network: whose weights the optimiser steps. gradient_clip: largest norm. accumulation: pieces of a process's share.
+    """network: whose weights the optimiser steps. loss: of its targets. gradient_clip: largest norm.
 
-    bands: in which errors are told. perceptual: for targets whose distance is LPIPS.
+    accumulation: pieces of a process's share. bands: in which errors are told.
     """
 
     def __init__(
@@ -40,14 +39,14 @@ class Learner:
         network: Learning,
         optimiser: torch.optim.Optimizer,
         *,
+        loss: Loss,
         gradient_clip: float,
         accumulation: int,
         processes: Processes,
         bands: NoiseBands,
-        perceptual: Perceptual | None = None,
     ) -> None:
         self.optimiser, self.bands = optimiser, bands
-        self._network, self._processes, self._perceptual = network, processes, perceptual
+        self._network, self._processes, self._loss = network, processes, loss
         self._gradient_clip, self._accumulation = gradient_clip, accumulation
 
     def update(self, target: Target, *, rate: float) -> Tensor:
@@ -78,7 +77,7 @@ class Learner:
     def _pass(self, piece: Target, *, scale: float) -> tuple[Tensor, Tensor]:
         """(a share of the batch's loss, the piece's squared error (B, ...)), after the way back; nothing of the graph is left."""
         with self._network.autograd():
-            loss, error = loss_and_error(self._network.denoiser, piece, perceptual=self._perceptual)
+            loss, error = self._loss(piece)
             loss = (1.0 / self._accumulation) * loss
             (scale * loss).backward()
         return loss.detach(), error.detach()

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...samplers.noise import Denoiser
 from ..data.batches import Data
 from ..data.streams import stream
+from ..objective.loss import loss_and_error
 from ..objective.method import Lesson, Method, Stage
 from ..objective.perceptual import Perceptual
 from ..processes.group import Processes
@@ -177,7 +178,7 @@ class _Training:
 
     def _lesson(self) -> Lesson:
         """On the whole batch: how it is split must not change what is drawn. Only this process's rows of an x0 are true."""
-        generator = torch.Generator().manual_seed(self._iteration_seed())
+        generator = torch.Generator().manual_seed(stream(self._options.seed, self._iteration))
         batch = self._data.batch(
             self._options.batch_size, generator=generator, caption_dropout=self._options.caption_dropout
         )
@@ -188,7 +189,7 @@ class _Training:
             teacher=self._shared(self._student.teacher),
             student=self._shared(self._averages.given(self._student.denoiser)),
             generator=generator,
-            companions=self._companions.denoisers(self._shared),
+            companions=self._companions.answers(self._shared),
         )
         return dataclasses.replace(lesson, examples=self._method.examples(lesson))
 
@@ -239,15 +240,16 @@ class _Training:
         self._learner = Learner(
             self._student,
             new_optimiser(self._options.optimiser, weights, weight_decay=self._options.weight_decay, betas=stage.betas),
+            loss=functools.partial(loss_and_error, self._student.denoiser, perceptual=self._perceptual),
             gradient_clip=self._options.gradient_clip,
             accumulation=self._options.accumulation,
             processes=self._processes,
             bands=bands,
-            perceptual=self._perceptual,
         )
         self._companions = Companions(
             self._method.companions(stage=number),
             self._student,
+            self._data,
             options=self._options,
             processes=self._processes,
             bands=bands,
@@ -349,9 +351,6 @@ class _Training:
     @property
     def _iteration(self) -> int:
         return sum(s.iterations for s in self._stages[: self._stage]) + self._stage_iteration
-
-    def _iteration_seed(self) -> int:
-        return stream(self._options.seed, self._iteration)
 
     def _save(self) -> None:
         """The state between two iterations: weights, their average, the optimisers' moments and the position.

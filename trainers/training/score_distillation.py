@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from enum import Enum
@@ -16,6 +17,7 @@ from ...samplers.noise import Denoiser, NoiseFamily, expand_like, guided, uncond
 from ..data.batches import Condition
 from ..data.streams import stream
 from ..objective import choices
+from ..objective.loss import loss_and_error
 from ..objective.method import Target
 from ..objective.score import Strength, weight_of_seen
 from ..processes.group import Processes
@@ -117,8 +119,9 @@ class LearningFake:
         self._network, self._rate, self._family = network, learning_rate, views.family
         optimiser = new_optimiser("adam", network.parameters(), weight_decay=0.0)
         bands = NoiseBands(views.table, device=start.device)
+        loss = functools.partial(loss_and_error, network.denoiser)
         self._learner = Learner(
-            network, optimiser, gradient_clip=1.0, accumulation=1, processes=Processes(), bands=bands
+            network, optimiser, loss=loss, gradient_clip=1.0, accumulation=1, processes=Processes(), bands=bands
         )
 
     def denoiser(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...samplers.noise import Denoiser
 from ..data.batches import Batch, TensorData
-from ..objective.method import Lesson, Method, Stage
+from ..objective.method import Lesson, Method, Stage, Target
 from ..objective.perceptual import Perceptual
 from ..storage.run_folder import RunFolder
 from ..students.student import Student
@@ -102,8 +102,8 @@ class Rehearsal:
         return [
             StageCost(
                 stage=stage,
-                iteration=self._timed(counted, number, functools.partial(iterate, stage.lead), leads=False),
-                leading=self._timed(counted, number, functools.partial(iterate, 0), leads=True) if stage.lead else None,
+                iteration=self._timed(counted, number, iterate, at=_last(stage)),
+                leading=self._timed(counted, number, iterate, at=0) if stage.lead else None,
                 measuring=self._measuring(number) if stage.teacher_sigmas is not None else 0.0,
             )
             for number, (stage, iterate) in enumerate(self._stages(cast(Student, counted)))
@@ -116,30 +116,33 @@ class Rehearsal:
         """
         for stage, iterate in itertools.islice(self._stages(self.student), 2):
             for _ in range(2):
-                iterate(stage.lead)
+                iterate(_last(stage))
 
-    def _timed(self, counted: _Counted, stage: int, iterate: Callable[[], None], *, leads: bool) -> Iteration:
-        """Of one and the same iteration, corrected by what it draws more or less than the mean."""
-        iterate()
+    def _timed(self, counted: _Counted, number: int, iterate: Callable[[int], None], *, at: int) -> Iteration:
+        """Of one and the same iteration of the stage of that number, corrected by what it draws more or less than the mean."""
+        once = functools.partial(iterate, at)
+        once()
         counted.drawn = counted.learning = 0
-        found = [self._seconds_of(iterate)]
+        found = [self._seconds_of(once)]
         drawn, learning = (count / self._batch_size for count in (counted.drawn, counted.learning))
         while len(found) < LEAST_TIMED or (len(found) < MOST_TIMED and sum(found) < ENOUGH_SECONDS):
-            found.append(self._seconds_of(iterate))
-        usual = self._usually_drawn(stage, leads=leads)
+            found.append(self._seconds_of(once))
+        usual = self._usually_drawn(number, at=at)
         seconds = statistics.median(found)
         if usual != drawn:
             seconds += (usual - drawn) * self.pieces * self._seconds_of_a_forward(self.rows)
         return Iteration(seconds=seconds, forwards=usual + learning)
 
-    def _usually_drawn(self, stage: int, *, leads: bool) -> float:
-        """Forwards without gradient for one sample, in the mean of many iterations, counted on networks that do nothing."""
+    def _usually_drawn(self, stage: int, *, at: int) -> float:
+        """Forwards without gradient for one sample, in the mean of many such iterations, counted on networks that do nothing."""
         counted = _Nothing()
         plans = self.method.companions(stage=stage)
+        leads = at < self.method.stages()[stage].lead
         for number in range(DRAWS):
             lesson = Lesson(
                 batch=self.sample,
                 stage=stage,
+                iteration=at,
                 teacher=counted,
                 student=counted,
                 generator=torch.Generator().manual_seed(number),
@@ -194,6 +197,11 @@ class Rehearsal:
         return self.sample.x0.device
 
 
+def _last(stage: Stage) -> int:
+    """The iteration in which all takes part that ever does: some of it begins later than the others."""
+    return stage.iterations - 1
+
+
 class _Nothing:
     """A network that says what it is given, and notes how many samples it is asked for."""
 
@@ -236,6 +244,9 @@ class _Counted:
     def companion(self, **options: Any) -> _Counted:
         return _Counted(self._network.companion(**options), by=self)
 
+    def critic(self, *sample: Batch, **options: Any) -> _CountedCritic:
+        return _CountedCritic(self._network.critic(*sample, **options), by=self)
+
     def _noting(self, denoiser: Denoiser, *, learns: bool) -> Denoiser:
         def denoise(x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
             if learns and torch.is_grad_enabled():
@@ -245,6 +256,18 @@ class _Counted:
             return denoiser(x, sigma, **condition)
 
         return denoise
+
+
+class _CountedCritic(_Counted):
+    """Sees what was drawn, and the picture twice."""
+
+    @property
+    def gradient(self) -> Denoiser:
+        return self._noting(self._network.gradient, learns=False)
+
+    def loss(self, target: Target) -> tuple[Tensor, Tensor]:
+        self._by.learning += 3 * len(target.x_t)
+        return cast(tuple[Tensor, Tensor], self._network.loss(target))
 
 
 def seconds_of(

@@ -14,8 +14,9 @@ from torch import Tensor
 from ....samplers.schedules import trailing_sigmas
 from ....trainers.data.batches import Batch
 from ....trainers.methods.consistency import ConsistencyOptions
-from ....trainers.methods.distribution_matching import DistributionMatchingOptions, Rollout
+from ....trainers.methods.distribution_matching import DistributionMatchingOptions
 from ....trainers.methods.progressive import ProgressiveOptions
+from ....trainers.methods.rollout import Rollout
 from ....trainers.students.adapters import LoRALayers, LoRAOptions
 from ....trainers.training.options import TrainOptions
 from ....trainers.training.plan import Plan

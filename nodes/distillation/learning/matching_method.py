@@ -5,7 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
-from ....trainers.methods.distribution_matching import DistributionMatchingOptions, Guidance, Rollout
+from ....trainers.methods.distribution_matching import DistributionMatchingOptions, Guidance
+from ....trainers.methods.rollout import Rollout
 from ....trainers.objective.score import Strength
 from . import option_inputs as inputs
 
@@ -25,13 +26,17 @@ class DistributionMatching:
         "swiftbrush",
         "diff-instruct",
         "rcm",
+        "gan",
+        "adversarial",
+        "ladd",
         "few step",
         "from prompts",
     ]
     DESCRIPTION = (
         "Distribution matching (DMD2: Yin et al. 2024), the method behind most of today's fast models: the student's own "
         "samples are pulled to where its teacher would draw them, guidance included. Prompts alone are enough. A companion, a "
-        "second LoRA on the same weights, learns what the student draws; it is kept in the run and in no file that comes out."
+        "second LoRA on the same weights, learns what the student draws; it is kept in the run and in no file that comes out. "
+        "With pictures, a critic can pull beside it."
     )
 
     @classmethod
@@ -124,6 +129,16 @@ class DistributionMatching:
                 "grid": inputs.grid(
                     "Spacing of the student's levels. trailing: even in the model's own time. Flow models: trailing only."
                 ),
+                "adversarial_weight": inputs.number(
+                    0.0,
+                    "Above 0: a critic learns to tell what the student draws from your pictures, and what would make them look "
+                    "real pulls as well. Needs pictures.",
+                    most=100.0,
+                ),
+                "adversarial_from": inputs.count(
+                    0, "Updates of the student after which the critic pulls; it learns from the beginning on."
+                ),
+                "critic_learning_rate": inputs.learning_rate(1e-4, "Of the critic."),
             },
         }
         return inputs.options_folded(declared, but=("guidance",))

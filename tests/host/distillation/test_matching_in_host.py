@@ -15,11 +15,16 @@ from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import distillation
 from comfyui_fewstep.nodes.distillation.data import training_data
 from comfyui_fewstep.nodes.distillation.learning import matching_method, methods, students
+from comfyui_fewstep.trainers.data.batches import TensorData
 from comfyui_fewstep.trainers.data.cache import read_data
 from comfyui_fewstep.trainers.storage.export import read_student
 from comfyui_fewstep.trainers.storage.files import read_tensors
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.students.adapters import LoRAOptions
+from comfyui_fewstep.trainers.students.student import probe_writes_in_place
+from current_architectures import REFUSED
 from current_architectures import kinds as current
+from current_architectures import tiny as tiny_of_today
 from making_data import TRAINING
 from test_lora import assert_whole, snapshot
 
@@ -90,6 +95,41 @@ def test_the_file_draws_what_the_training_nodes_model_draws(kind, output):
     assert not any("companion" in name for name in file)
 
 
+@pytest.mark.parametrize(("kind", "which"), [("sd15", "LoRA"), ("sd3", "full")])
+def test_a_critic_pulls_through_the_hosts_network_and_leaves_it_as_it_was(kind, which, output):
+    """On UNet and transformer, with checkpointing; it is in the checkpoint and in no file."""
+    model = tiny(kind)
+    before = snapshot(model)
+    chosen = {"adversarial_weight": 1.0, "adversarial_from": 1, "critic_learning_rate": 1e-2}
+    student = students.FullWeights() if which == "full" else None
+    wired = in_graph(kind, model) | {"latents": {"samples": noise_for(model, seed=7, batch=2)}}
+    matched(model, name="run", student=student, changed=chosen, gradient_checkpointing=True, log_every=1, **wired)
+    assert_whole(model, before)
+    run = RunFolder(output / "fewstep" / "runs", "run")
+    told = [line["measures"] for line in run.metrics()]
+    assert [measures["adversarial"] > 0.0 for measures in told if "adversarial" in measures] == [False] + [True] * 5
+    assert all(abs(measures["critic_loss"]) < 10.0 for measures in told)
+    kept = read_tensors(run.checkpoints()[-1])[0]
+    assert any(key.startswith("companion.critic.") for key in kept)
+    assert not any("critic" in key for key in read_tensors(run.student_file)[0])
+
+
+@pytest.mark.parametrize("kind", current(*(kind for kind in ALL if kind not in REFUSED)))
+def test_a_critic_sees_through_every_architecture(kind):
+    """Its gradient comes back through what blocks of any shape say, and each sample's is its own."""
+    model, x, condition = tiny_of_today(kind)
+    with students.student_of(model, LoRAOptions(rank=2, alpha=2.0), seed=0) as student:
+        data = TensorData(x0=x, condition=condition)
+        student.writes_in_place = probe_writes_in_place(student, data.first(1))
+        critic = student.critic(data.first(1), seed=1)
+        sigma = torch.full((2,), 0.7)
+        found = critic.gradient(x, sigma, **condition)
+        assert found.isfinite().all()
+        assert all(row.abs().max() > 0.0 for row in found)
+        another = torch.cat([x[:1], x[1:] + 1.0])
+        torch.testing.assert_close(critic.gradient(another, sigma, **condition)[0], found[0], rtol=1e-3, atol=1e-9)
+
+
 def test_prompts_alone_are_enough(output, clip):
     """Nothing is drawn beforehand: what the run keeps is zeros and prompts, and it goes on without the text encoder."""
     model = tiny("sd15")
@@ -135,7 +175,11 @@ def test_full_weights_learn_beside_a_companion_on_their_teachers_copy(output, cl
         ),
         (
             lambda: matching_method.DistributionMatching().make(**CHOSEN, consistency_levels=20),
-            "but distribution matching learns from pictures; .* Distribution Matching without consistency_levels",
+            "but distribution matching learns from pictures; .* Matching with consistency_levels and adversarial_weight at 0",
+        ),
+        (
+            lambda: matching_method.DistributionMatching().make(**CHOSEN, adversarial_weight=0.5),
+            "but distribution matching learns from pictures; .* Matching with consistency_levels and adversarial_weight at 0",
         ),
     ],
 )

@@ -142,7 +142,7 @@ class Halving(Faulty, Progressive):
 
 
 class Matching(Faulty, DistributionMatching):
-    """The same faults, in a method that has a companion."""
+    """The same faults, in a method that has a companion and a critic."""
 
 
 class Agreeing(Consistency):
@@ -214,6 +214,9 @@ def run(
             companion_learning_rate=3e-3,
             learning_rate=3e-3,
             guidance_scale=2.0,
+            adversarial_weight=1.0,
+            adversarial_from=1,
+            critic_learning_rate=3e-3,
         )
     made_of = Matching if matching else Agreeing if consistency else Halving
     method = made_of(options, TeacherKind(family=FAMILY, table=table(FAMILY), empty_prompt=True))

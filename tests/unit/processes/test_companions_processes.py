@@ -13,12 +13,12 @@ def test_a_companion_learns_on_two_processes_as_on_one(finish, tmp_path):
     """Its weights and moments too, and what it and the student told."""
     one, two = alone(tmp_path / "a", kind="lora", matching=True), finish(tmp_path / "b", kind="lora", matching=True)
     mine, theirs = (read_tensors(of.checkpoints()[-2])[0] for of in (one, two))
-    assert sum(name.startswith("companion.fake.") for name in mine) > 10
+    assert all(sum(key.startswith(f"companion.{name}.") for key in mine) > 10 for name in ("fake", "critic"))
     assert greatest_difference(mine, theirs) < 1e-5
     assert_same_metrics(one, two)
     for a, b in zip(one.metrics(), two.metrics(), strict=True):
         assert a["measures"] == pytest.approx(b["measures"], rel=1e-3, abs=1e-6)
-    assert {"gap", "cosine", "fake_loss"} <= one.metrics()[-1]["measures"].keys()
+    assert {"gap", "cosine", "adversarial", "fake_loss", "critic_loss"} <= one.metrics()[-1]["measures"].keys()
 
 
 @linux

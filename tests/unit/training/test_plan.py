@@ -79,6 +79,45 @@ def test_what_a_method_draws_counts_in_the_mean_of_many_iterations(tmp_path):
     assert cost.forwards == 5 * cost.leading.forwards + 10 * cost.iteration.forwards
 
 
+class Whole(torch.nn.Module):
+    """A network that is one block."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+def test_a_critics_looks_are_counted(tmp_path):
+    """It sees samples and pictures twice to learn, and the samples once more, with a gradient, to pull."""
+    chosen = DistributionMatchingOptions(
+        steps=1,
+        iterations=10,
+        learning_rate=1e-3,
+        guidance_scale=1.0,
+        companion_updates=1,
+        adversarial_weight=1.0,
+        adversarial_from=4,
+    )
+    calls = []
+
+    def as_denoiser(network):
+        def denoise(x, sigma, y):
+            calls.append(len(x))
+            return network(x.flatten(1)).reshape(x.shape)
+
+        return denoise
+
+    student = FullWeightsStudent(Whole(), Whole(), as_denoiser=as_denoiser, adapted=torch.nn.Sequential)
+    (cost,) = costs(tmp_path, chosen.on(KIND), rows=3, student=student, clock=lambda: sum(calls) / 3)
+    assert cost.leading.forwards == 1 + 1 + 3
+    assert cost.iteration.forwards == 1 + 1 + 3 + 1 + 1 + 1 + 1, "from where it pulls"
+    assert cost.leading.seconds == pytest.approx(cost.leading.forwards)
+    assert cost.iteration.seconds == pytest.approx(cost.iteration.forwards)
+
+
 def test_what_is_held_at_once_is_counted():
     """In float32: 1000 and 500 numbers together, though 1000 more came and went, and views hold nothing."""
     outside = torch.zeros(10**6)

@@ -1,0 +1,112 @@
+"""What distribution matching is about: samples that the student draws in training as it will be sampled, and noises anew."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from ...samplers.noise import NoiseFamily
+from ..objective.method import Lesson
+from ..objective.score import noised
+
+
+class Rollout(Enum):
+    """How the student draws what is matched. FRESH_NOISE: each step's x0 is noised afresh, gamma 1 (DMD2).
+
+    DETERMINISTIC: gamma 0. SEGMENTS: gamma 0, and of each step it is what it lands on that is matched, on the levels that the
+    step spans (TDM: arXiv 2503.06674). LANDINGS: the same on all levels above, where a teacher tells pictures from what is none;
+    low levels alone let the last steps drift (our own, seen on the drawn world).
+    """
+
+    FRESH_NOISE = "fresh_noise"
+    DETERMINISTIC = "deterministic"
+    SEGMENTS = "segments"
+    LANDINGS = "landings"
+
+    @property
+    def matches_landings(self) -> bool:
+        """Whether a step is matched where it lands, not at its x0."""
+        return self in (Rollout.SEGMENTS, Rollout.LANDINGS)
+
+    @property
+    def gamma(self) -> float:
+        return 1.0 if self is Rollout.FRESH_NOISE else 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class StudentsSamples:
+    """steps, fewest_steps, renoise_from, renoise_to: of DistributionMatchingOptions.
+
+    anchored: whether the first step is an anchor's. schedule: (n + 1,) levels of n steps. table: (T,) the model's noise
+    levels, ascending.
+    """
+
+    rollout: Rollout
+    steps: int
+    fewest_steps: int
+    anchored: bool
+    renoise_from: float
+    renoise_to: float
+    schedule: Callable[[int], Tensor]
+    table: Tensor
+    family: NoiseFamily
+
+    @torch.no_grad()
+    def examples(self, lesson: Lesson) -> Mapping[str, Tensor]:
+        """A step of the student and what it lands on, from pure noise through the steps before (DMD2, section 4.5).
+
+        x_t (B, ...), sigma (B,): where the step begins; x0 (B, ...): what the student says there; x_s (B, ...), sigma_s (B,):
+        what is matched, and its level. noise (B, ...): that the walk began at. One step for all samples, drawn anew each time.
+        """
+        sigmas, step = self._drawn_step(lesson)
+        start = x = self.family.initial(lesson.noise(), sigma=sigmas[0])
+        for i in range(step):
+            x = self._walked(lesson, x, sigmas[i], sigmas[i + 1])
+        sigma, sigma_next = (sigmas[step + i].expand(len(x)) for i in range(2))
+        x0 = lesson.student(x, sigma, **lesson.batch.condition).float()
+        x_s, sigma_s = x0, torch.zeros_like(sigma)
+        if self.rollout.matches_landings:
+            x_s, sigma_s = self.family.jump(x, x0, sigma=sigma, sigma_next=sigma_next), sigma_next
+        return {"x_t": x, "sigma": sigma, "x0": x0, "x_s": x_s, "sigma_s": sigma_s, "start": start}
+
+    def _drawn_step(self, lesson: Lesson) -> tuple[Tensor, int]:
+        """(levels (n + 1,), which of the n steps). With an anchor the first step is the anchor's, where there is another."""
+        steps = self.steps
+        if self.fewest_steps:
+            steps = _drawn(lesson, self.fewest_steps, steps + 1)
+        sigmas = self.schedule(steps).to(lesson.batch.x0)
+        return sigmas, _drawn(lesson, 1 if self.anchored and steps > 1 else 0, steps)
+
+    def _walked(self, lesson: Lesson, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        x0 = lesson.student(x, sigma.expand(len(x)), **lesson.batch.condition).float()
+        gamma = self.rollout.gamma
+        noise = lesson.noise() if gamma else None
+        return self.family.jump(x, x0, sigma=sigma, sigma_next=sigma_next, gamma=gamma, noise=noise)
+
+    def noised(self, lesson: Lesson, example: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """(x (B, ...), sigma (B,), the noise in it): what is matched, noised to a random level, of the step's own in segments."""
+        low, high = float(example["sigma_s"][0]), float("inf")
+        if self.rollout is Rollout.SEGMENTS:
+            high = float(example["sigma"][0])
+        sigma, noise = self.levels(lesson, low, high), lesson.noise()
+        x = noised(example["x_s"], noise, sigma_s=example["sigma_s"], sigma=sigma, family=self.family)
+        return x, sigma, noise
+
+    def levels(self, lesson: Lesson, low: float, high: float) -> Tensor:
+        """(B,) of the model's levels above low and below high, within renoise_from and renoise_to, all alike."""
+        count = len(self.table)
+        first, last = (round(share * count) for share in (self.renoise_from, self.renoise_to))
+        first = max(first, int(torch.searchsorted(self.table, low, right=True)))
+        last = min(last, int(torch.searchsorted(self.table, high)))
+        first = min(first, count - 1)
+        index = first + lesson.numbers(max(last - first, 1))
+        return self.table[index].to(lesson.batch.x0)
+
+
+def _drawn(lesson: Lesson, first: int, end: int) -> int:
+    """From first to end - 1, one for all samples."""
+    return first + int(torch.randint(end - first, (), generator=lesson.generator))

@@ -1,0 +1,110 @@
+"""Who tells what a student draws from pictures: small heads on what the teacher's own blocks say of either.
+
+The discriminator of DMD2 (Yin et al. 2024, arXiv 2405.14867, section 4.3), with heads for any architecture: as in LADD (Sauer et
+al. 2024, arXiv 2403.12015) the teacher's network is left as it is, and each place of its feature maps is judged by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from ..objective.method import Target
+from .adapters import require_same_shapes
+from .features import Features
+
+WIDTH = 128
+"""Of a head's hidden layer."""
+SMOOTHNESS = 100.0
+"""What the squared difference of the logits of a picture and of one a little noisier counts beside the loss (the approximate R1
+of Lin et al. 2025, arXiv 2501.08316, section 3.2). Without it heads grow steep, and what they pull at is noise."""
+
+
+class _Head(nn.Module):
+    """(B, places, channels) to the logits of real (B, places)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, elementwise_affine=False)
+        self.take, self.give = nn.Linear(channels, WIDTH), nn.Linear(WIDTH, 1)
+
+    def forward(self, seen: Tensor) -> Tensor:
+        found: Tensor = self.give(nn.functional.silu(self.take(self.norm(seen)))).squeeze(-1)
+        return found
+
+
+class Critic:
+    """seed: of the heads' initial values. around: of CompanionNetwork."""
+
+    def __init__(
+        self,
+        features: Features,
+        *,
+        device: torch.device,
+        seed: int,
+        around: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        self._features, self._around = features, around
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            self._heads = nn.ModuleList([_Head(tap.channels) for tap in features.taps])
+        self._heads.to(device)
+
+    def gradient(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+        """(B, ...) where x (B, ...) at sigma would have to go to look less real: that of softplus(-logit) on each sample alone.
+
+        Nothing learns by it, and nothing else has a gradient of it.
+        """
+        scale = 2.0 ** int(math.log2(x[0].numel()))  # as of loss_scale: 16 bits have no room for so small a gradient
+        with torch.enable_grad(), self._around():
+            x = x.detach().requires_grad_()
+            loss = _mean([softplus(-logits) for logits in self._logits(x, sigma, condition, through=True)]).sum()
+            (found,) = torch.autograd.grad(scale * loss, x)
+        return found.float() / scale
+
+    def loss(self, target: Target) -> tuple[Tensor, Tensor]:
+        """(weighted mean, (B, 1) of each pair) for pairs of what was drawn, x_t, and a picture, x0, noised to one level.
+
+        softplus(-logit) of the picture and softplus(logit) of what was drawn, 2 log 2 where they are not told apart, and
+        the smoothness between the picture and `near`. The network below is asked without gradient.
+        """
+        if target.near is None:
+            raise ValueError("a critic's target has no picture that is a little noisier.")
+        places = target.sigma, dict(target.condition)
+        drawn, real, near = (self._logits(x, *places, through=False) for x in (target.x_t, target.x0, target.near))
+        told = _mean([softplus(-a) + softplus(b) for a, b in zip(real, drawn, strict=True)])
+        steep = _mean([(a - b).square() for a, b in zip(real, near, strict=True)])
+        return (target.weight * (told + SMOOTHNESS * steep)).mean(), told.detach()[:, None]
+
+    def _logits(self, x: Tensor, sigma: Tensor, condition: dict[str, Tensor], *, through: bool) -> list[Tensor]:
+        """(B, places) of each tap. through: whether a gradient goes through the network below."""
+        with torch.set_grad_enabled(through):
+            seen = self._features(x, sigma, **condition)
+        return [head(value) for head, value in zip(self._heads, seen, strict=True)]
+
+    def parameters(self) -> list[Tensor]:
+        return list(self._heads.parameters())
+
+    @contextlib.contextmanager
+    def autograd(self) -> Iterator[None]:
+        """Nothing to enter: the way back ends in the heads."""
+        yield
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self._heads.state_dict())
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of state_dict. ValueError when names or shapes differ."""
+        require_same_shapes(self.state_dict(), tensors, what="heads")
+        self._heads.load_state_dict(tensors)
+
+
+def _mean(of_taps: list[Tensor]) -> Tensor:
+    """(B,) over the places of each tap and then over the taps."""
+    return torch.stack([value.mean(dim=1) for value in of_taps]).mean(dim=0)
