@@ -31,8 +31,9 @@ FAKE = "fake"
 """The companion: the denoiser of what the student draws."""
 CRITIC = "critic"
 """The other one: who tells what the student draws from pictures."""
-SHAKEN = 0.1
-"""Of unit noise: what makes a picture a little noisier, on which the critic must not turn."""
+SHAKEN = 0.01
+"""Of unit noise: what makes a picture a little noisier, on which the critic must not turn. With ten times as much it was half as
+steep on the drawn world, and hardly better than blind."""
 BETAS = (0.0, 0.99)
 """Of the student's Adam and the companion's: gradients of a while ago are those of another companion (Self-Forcing, rCM)."""
 
@@ -53,17 +54,17 @@ class DistributionMatchingOptions(choices.Choices):
     """What a user chooses. ValueError, naming the input, for values that no run could use.
 
     steps: in which the student is sampled and trained. iterations: updates of the student. guidance_scale: of the teacher,
-    baked in. companion_learning_rate, companion_updates: of the companion, the latter for each of the student's.
-    companion_first: iterations before the student's first in which it learns alone. companion_rank: of its adapters; 0 is the
-    student's. share_samples: its updates see the samples of the student's own update, noised anew; otherwise each draws its
-    own. renoise_from, renoise_to: of the levels that samples are noised to, as shares of the model's time. fewest_steps: where
-    it is not 0, each iteration draws in a number of steps from this to `steps`, and the student is for all of them.
-    anchor_steps: where it is not 0, the student's first step is also taught to go as so many of the teacher's, which are half
-    of its way, weighted by anchor_weight; this keeps seeds apart (DP-DMD: arXiv 2602.03139). consistency_levels: where it is
-    not 0, the student also learns consistency along so many levels, from pictures, and what is matched counts matching_weight
-    times (the discrete form of rCM: arXiv 2510.08431). adversarial_weight: where it is not 0, a critic learns to tell the samples
-    from pictures, critic_learning_rate fast, and what would make them look real pulls too, from iteration adversarial_from of
-    the student's on (DMD2, section 4.3).
+    baked in. companion_learning_rate, companion_updates: of the companion, the latter for each of the student's; a critic has
+    as many. companion_first: iterations before the student's first in which they learn alone. companion_rank: of the
+    companion's adapters; 0 is the student's. share_samples: their updates see the samples of the student's own update, noised
+    anew; otherwise each draws its own. renoise_from, renoise_to: of the levels that samples are noised to, as shares of the
+    model's time. fewest_steps: where it is not 0, each iteration draws in a number of steps from this to `steps`, and the
+    student is for all of them. anchor_steps: where it is not 0, the student's first step is also taught to go as so many of the
+    teacher's, which are half of its way, weighted by anchor_weight; this keeps seeds apart (DP-DMD: arXiv 2602.03139).
+    consistency_levels: where it is not 0, the student also learns consistency along so many levels, from pictures, and what is
+    matched counts matching_weight times (the discrete form of rCM: arXiv 2510.08431). adversarial_weight: where it is not 0, a
+    critic learns to tell the samples from pictures, at critic_learning_rate, and what would make them look real pulls too, from
+    the student's iteration adversarial_from on (DMD2, section 4.3).
     """
 
     steps: int
@@ -215,7 +216,9 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
             rank=options.companion_rank,
             betas=BETAS,
         )
-        critic = Companion(name=CRITIC, learning_rate=options.critic_learning_rate, betas=BETAS, is_critic=True)
+        critic = dataclasses.replace(
+            fake, name=CRITIC, learning_rate=options.critic_learning_rate, rank=0, is_critic=True
+        )
         return [fake, critic] if options.adversarial_weight else [fake]
 
     def examples(self, lesson: Lesson) -> Mapping[str, Tensor]:

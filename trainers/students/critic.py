@@ -62,7 +62,7 @@ class Critic:
         Nothing learns by it, and nothing else has a gradient of it.
         """
         scale = 2.0 ** int(math.log2(x[0].numel()))  # as of loss_scale: 16 bits have no room for so small a gradient
-        with torch.enable_grad(), self._around():
+        with torch.enable_grad(), self._features.bare(), self._around():
             x = x.detach().requires_grad_()
             loss = _mean([softplus(-logits) for logits in self._logits(x, sigma, condition, through=True)]).sum()
             (found,) = torch.autograd.grad(scale * loss, x)

@@ -31,7 +31,8 @@ class Features:
     """(x (B, ...), sigma (B,), **condition) to what the taps see, (B, places, channels) each, in float32.
 
     network: whose blocks these are. denoise: the same as D(x, sigma, **condition), of which only that it runs is used. bare:
-    entered around each pass, so that the network is nobody's student. sample: for a trial pass, which finds the taps.
+    entered around each pass, and the way back through it, so that the network is nobody's student. sample: for a trial pass,
+    which finds the taps.
     ValueError where the network has no blocks that could be seen through.
     """
 
@@ -43,50 +44,54 @@ class Features:
         bare: Callable[[], AbstractContextManager[object]],
         sample: Batch,
     ) -> None:
-        self._blocks, self._denoise, self._bare = blocks_of(network), denoise, bare
-        self.taps = self._found(sample)
+        self._denoise, self.bare = denoise, bare
+        self.taps, self._blocks = self._found(blocks_of(network), sample)
 
     @torch.no_grad()
-    def _found(self, sample: Batch) -> list[Tap]:
-        """Of the blocks that ran and say something of each sample, those at DEPTHS."""
+    def _found(self, blocks: dict[str, nn.Module], sample: Batch) -> tuple[list[Tap], dict[str, nn.Module]]:
+        """Of the blocks that ran and say something of each sample, those at DEPTHS; and these blocks by path."""
         order: dict[str, list[Tap]] = {}
         rows = len(sample.x0)
 
         def seen(path: str, said: list[Tensor]) -> None:
-            taps = [_tap(path, which, value, self._blocks[path], rows=rows) for which, value in enumerate(said)]
+            taps = [_tap(path, which, value, blocks[path], rows=rows) for which, value in enumerate(said)]
             order.setdefault(path, [tap for tap in taps if tap])
 
-        self._run(seen, sample.x0, sample.x0.new_ones(rows), sample.condition)
+        self._run(blocks, seen, sample.x0, sample.x0.new_ones(rows), sample.condition)
         found = [taps for taps in order.values() if taps]
         if not found:
             raise ValueError(
                 "adversarial_weight is above 0, but this model has no blocks that a critic could see a picture through; set it "
                 "to 0."
             )
-        return [tap for index in sorted({int(depth * len(found)) for depth in DEPTHS}) for tap in found[index]]
+        taps = [tap for index in sorted({int(depth * len(found)) for depth in DEPTHS}) for tap in found[index]]
+        return taps, {tap.path: blocks[tap.path] for tap in taps}
 
     def __call__(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> list[Tensor]:
         found: dict[str, list[Tensor]] = {}
-        last = {tap.path for tap in self.taps}
 
         def seen(path: str, said: list[Tensor]) -> None:
-            if path in last:
-                found.setdefault(path, said)
-                if len(found) == len(last):
-                    raise _Enough
+            found.setdefault(path, said)
+            if len(found) == len(self._blocks):
+                raise _Enough
 
-        self._run(seen, x, sigma, condition)
+        self._run(self._blocks, seen, x, sigma, condition)
         return [_by_place(found[tap.path][tap.which], tap, rows=len(x)) for tap in self.taps]
 
     def _run(
-        self, seen: Callable[[str, list[Tensor]], None], x: Tensor, sigma: Tensor, condition: dict[str, Tensor]
+        self,
+        blocks: dict[str, nn.Module],
+        seen: Callable[[str, list[Tensor]], None],
+        x: Tensor,
+        sigma: Tensor,
+        condition: dict[str, Tensor],
     ) -> None:
         def hook(path: str) -> Any:
             # a copy: hosts go on writing into what a block said
             return lambda block, args, output: seen(path, [value.clone() for value in _tensors(output)])
 
-        with ExitStack() as hooks, self._bare(), suppress(_Enough):
-            for path, block in self._blocks.items():
+        with ExitStack() as hooks, self.bare(), suppress(_Enough):
+            for path, block in blocks.items():
                 hooks.callback(block.register_forward_hook(hook(path)).remove)
             self._denoise(x, sigma, **condition)
 
