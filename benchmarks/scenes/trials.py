@@ -155,6 +155,21 @@ TRIALS = {
         steps=(1,),
         after="half progressive",
     ),
+    "half progressive then matching with a critic in 1": dataclasses.replace(
+        _IN_4,
+        options={
+            **_THEN_MATCHING,
+            "steps": 1,
+            "companion_first": 60,
+            "iterations": 369,
+            "learning_rate": 1e-4,
+            "adversarial_weight": 10.0,
+            "critic_learning_rate": 3e-3,
+        },
+        passes="7700 of half progressive, then 429 of 1 + 2 x 3 + 2 x 2.25, of which 369 of 2 + 1 + 1.5 + 3 more",
+        steps=(1,),
+        after="half progressive",
+    ),
     "progressive three times as long": dataclasses.replace(
         _PROGRESSIVE,
         options={**_PROGRESSIVE.options, "iterations": 2100},

@@ -32,7 +32,7 @@ class Features:
 
     network: whose blocks these are. denoise: the same as D(x, sigma, **condition), of which only that it runs is used. bare:
     entered around each pass, and the way back through it, so that the network is nobody's student. sample: for a trial pass,
-    which finds the taps.
+    which finds the taps; of two samples, if there are so many, it tells what is said of each from what is said of all.
     ValueError where the network has no blocks that could be seen through.
     """
 
@@ -123,5 +123,10 @@ def _sizes(layer: nn.Module) -> list[Any]:
 
 
 def _by_place(value: Tensor, tap: Tap, *, rows: int) -> Tensor:
-    """(rows, places, channels)."""
+    """(rows, places, channels). RuntimeError where it is not of each sample, as a trial with one sample cannot know."""
+    if len(value) % rows:
+        raise RuntimeError(
+            f"{tap.path} says {tuple(value.shape)} of {rows} samples, through which no critic can see; set adversarial_weight "
+            "to 0, or give the data at least two samples."
+        )
     return value.float().movedim(tap.axis, -1).reshape(rows, -1, tap.channels)

@@ -90,7 +90,7 @@ class Student(Protocol):
         """
 
     def critic(self, sample: Batch, *, seed: int) -> Critic:
-        """A new critic on the teacher's network as it is. sample: for a trial pass. ValueError where it sees through no block."""
+        """A new critic on the teacher's network as it is. sample: of Features. ValueError where it sees through no block."""
 
     def divide_over(self, processes: Channel, batch: Batch) -> None:
         """Divides over the processes what is too large for each to have whole; before anything asks for parameters().

@@ -121,7 +121,7 @@ def test_a_critic_sees_through_every_architecture(kind):
     with students.student_of(model, LoRAOptions(rank=2, alpha=2.0), seed=0) as student:
         data = TensorData(x0=x, condition=condition)
         student.writes_in_place = probe_writes_in_place(student, data.first(1))
-        critic = student.critic(data.first(1), seed=1)
+        critic = student.critic(data.first(2), seed=1)
         sigma = torch.full((2,), 0.7)
         found = critic.gradient(x, sigma, **condition)
         assert found.isfinite().all()

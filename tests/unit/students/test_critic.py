@@ -47,13 +47,11 @@ class Network(nn.Module):
         return x
 
 
-def sample(network, x=None):
-    return Batch(torch.randn(1, PLACES, CHANNELS) if x is None else x, {})
-
-
 def features_of(network, *, x=None, denoise=None):
+    """x: the samples of the trial pass."""
     denoise = denoise or (lambda x, sigma: network(x))
-    return Features(network, denoise, bare=contextlib.nullcontext, sample=sample(network, x))
+    sample = Batch(torch.randn(2, PLACES, CHANNELS) if x is None else x, {})
+    return Features(network, denoise, bare=contextlib.nullcontext, sample=sample)
 
 
 def critic_of(network, **changed):
@@ -277,7 +275,7 @@ class Kinds(nn.Module):
 
     class Shared(Streams):
         def forward(self, x):
-            return self.linear(x).mean(dim=0)[0, 0]
+            return self.linear(x)[:1]
 
     def __init__(self, kinds):
         super().__init__()
@@ -299,7 +297,7 @@ def test_maps_tokens_and_several_streams_are_seen_place_by_place():
     """A map is (B, channels, height, width), tokens are (B, places, channels); what is not of each sample is not seen."""
     network = Kinds(["Maps", "Streams", "Last", "Shared"]).requires_grad_(False)
     x = torch.randn(3, 4, 4, 6)
-    features = features_of(network, x=x[:1])
+    features = features_of(network, x=x[:2])
     taps = [(tap.path, tap.which, tap.axis, tap.channels) for tap in features.taps]
     assert taps == [("blocks.0", 0, 1, 8), ("blocks.1", 0, -1, 8), ("blocks.1", 1, -1, 8), ("blocks.2", 0, -1, 8)]
     maps, picture, text, last = features(x, torch.ones(3))
@@ -308,9 +306,14 @@ def test_maps_tokens_and_several_streams_are_seen_place_by_place():
     torch.testing.assert_close(maps[2, 7], expected[2, :, 1, 1])
 
 
-def test_a_network_that_shows_nothing_of_a_sample_is_refused():
+def test_what_is_said_of_all_samples_at_once_is_refused():
+    """Before the training where the data have two samples, and else with the first batch."""
+    network = Kinds(["Shared"]).requires_grad_(False)
     with pytest.raises(ValueError, match="adversarial_weight is above 0, but this model has no blocks"):
-        features_of(Kinds(["Shared"]), x=torch.randn(1, 2, 2, 8))
+        features_of(network, x=torch.randn(2, 5, 8))
+    features = features_of(network, x=torch.randn(1, 5, 8))
+    with pytest.raises(RuntimeError, match=r"blocks\.0 says \(1, 5, 8\) of 3 samples, through which no critic can see"):
+        features(torch.randn(3, 5, 8), torch.ones(3))
 
 
 def test_state_comes_back_and_others_state_is_refused():
