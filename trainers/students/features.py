@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any, NamedTuple
 
@@ -19,10 +19,11 @@ only turns that into a picture again, and is not run at all."""
 
 
 class Tap(NamedTuple):
-    """One tensor of what a block says: its path, which of its tensors, the axis of its channels and how many they are."""
+    """One tensor of what a block says: its path, which of its tensors, the axes of samples and channels, how many channels."""
 
     path: str
     which: int
+    samples: int
     axis: int
     channels: int
 
@@ -31,9 +32,8 @@ class Features:
     """(x (B, ...), sigma (B,), **condition) to what the taps see, (B, places, channels) each, in float32.
 
     network: whose blocks these are. denoise: the same as D(x, sigma, **condition), of which only that it runs is used. bare:
-    entered around each pass, and the way back through it, so that the network is nobody's student. sample: for a trial pass,
-    which finds the taps; of two samples, if there are so many, it tells what is said of each from what is said of all.
-    ValueError where the network has no blocks that could be seen through.
+    entered around each pass, and the way back through it, so that the network is nobody's student. sample: one, for two trial
+    passes, which find the taps. ValueError where the network has no blocks that could be seen through.
     """
 
     def __init__(
@@ -47,18 +47,11 @@ class Features:
         self._denoise, self.bare = denoise, bare
         self.taps, self._blocks = self._found(blocks_of(network), sample)
 
-    @torch.no_grad()
     def _found(self, blocks: dict[str, nn.Module], sample: Batch) -> tuple[list[Tap], dict[str, nn.Module]]:
         """Of the blocks that ran and say something of each sample, those at DEPTHS; and these blocks by path."""
-        order: dict[str, list[Tap]] = {}
-        rows = len(sample.x0)
-
-        def seen(path: str, said: list[Tensor]) -> None:
-            taps = [_tap(path, which, value, blocks[path], rows=rows) for which, value in enumerate(said)]
-            order.setdefault(path, [tap for tap in taps if tap])
-
-        self._run(blocks, seen, sample.x0, sample.x0.new_ones(rows), sample.condition)
-        found = [taps for taps in order.values() if taps]
+        one, two = (self._said(blocks, sample, rows=rows) for rows in (1, 2))
+        order = [_taps(path, blocks[path], zip(one[path], two[path], strict=True)) for path in one]
+        found = [taps for taps in order if taps]
         if not found:
             raise ValueError(
                 "adversarial_weight is above 0, but this model has no blocks that a critic could see a picture through; set it "
@@ -66,6 +59,19 @@ class Features:
             )
         taps = [tap for index in sorted({int(depth * len(found)) for depth in DEPTHS}) for tap in found[index]]
         return taps, {tap.path: blocks[tap.path] for tap in taps}
+
+    def _said(self, blocks: dict[str, nn.Module], sample: Batch, *, rows: int) -> dict[str, list[_Shape]]:
+        """By path, in the order in which they run: the shape of each tensor of a block's; None for what does not hang on x."""
+        order: dict[str, list[_Shape]] = {}
+
+        def seen(path: str, said: list[Tensor]) -> None:
+            order.setdefault(path, [value.shape if value.requires_grad else None for value in said])
+
+        x = torch.cat([sample.x0] * rows).detach().requires_grad_()
+        condition = {name: value.expand(rows, *value.shape[1:]) for name, value in sample.condition.items()}
+        with torch.enable_grad():
+            self._run(blocks, seen, x, x.new_ones(rows), condition)
+        return order
 
     def __call__(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> list[Tensor]:
         found: dict[str, list[Tensor]] = {}
@@ -106,14 +112,27 @@ def _tensors(output: Any) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
-def _tap(path: str, which: int, value: Tensor, block: nn.Module, *, rows: int) -> Tap | None:
-    """None for what is not of floating point, or not of each sample. Video blocks may have a row for each frame."""
-    if not value.is_floating_point() or value.ndim < 2 or not len(value) or len(value) % rows:
+_Shape = torch.Size | None
+
+
+def _taps(path: str, block: nn.Module, shapes: Iterable[tuple[_Shape, _Shape]]) -> list[Tap]:
+    """shapes: of each tensor of the block's, for one sample and for two."""
+    channels = {size for layer in block.modules() for size in _sizes(layer)}
+    axes = [_axes(one, two, channels) if one and two else None for one, two in shapes]
+    return [Tap(path, which, *found) for which, found in enumerate(axes) if found]
+
+
+def _axes(one: torch.Size, two: torch.Size, channels: set[Any]) -> tuple[int, int, int] | None:
+    """Of a tap. None for what does not grow with the samples along one axis, or has no channels that a layer knows."""
+    if len(one) < 2 or len(one) != len(two):
         return None
-    known = {size for layer in block.modules() for size in _sizes(layer)}
-    for axis in (1, -1) if value.ndim > 3 else (-1, 1):  # tokens have their channels last, maps their places
-        if value.shape[axis] in known:
-            return Tap(path, which, axis, value.shape[axis])
+    grown = [axis for axis, (size, other) in enumerate(zip(one, two, strict=True)) if size != other]
+    if len(grown) != 1 or two[grown[0]] != 2 * one[grown[0]]:  # video blocks may have a row for each frame
+        return None
+    last, maps = len(one) - 1, len(one) > 3 and grown == [0]
+    for axis in (1, last) if maps else (last, 1):  # tokens have their channels last, maps their places
+        if axis != grown[0] and one[axis] in channels:
+            return grown[0], axis, one[axis]
     return None
 
 
@@ -123,10 +142,5 @@ def _sizes(layer: nn.Module) -> list[Any]:
 
 
 def _by_place(value: Tensor, tap: Tap, *, rows: int) -> Tensor:
-    """(rows, places, channels). RuntimeError where it is not of each sample, as a trial with one sample cannot know."""
-    if len(value) % rows:
-        raise RuntimeError(
-            f"{tap.path} says {tuple(value.shape)} of {rows} samples, through which no critic can see; set adversarial_weight "
-            "to 0, or give the data at least two samples."
-        )
-    return value.float().movedim(tap.axis, -1).reshape(rows, -1, tap.channels)
+    """(rows, places, channels)."""
+    return value.float().movedim((tap.samples, tap.axis), (0, -1)).reshape(rows, -1, tap.channels)

@@ -110,7 +110,7 @@ class _One:
         self.answer: Denoiser
         loss: Loss
         if plan.is_critic:
-            critic = self.network = student.critic(data.first(2), seed=seed)
+            critic = self.network = student.critic(data.first(1), seed=seed)
             self.answer, loss = critic.gradient, critic.loss
         else:
             companion = self.network = student.companion(rank=plan.rank, seed=seed)

@@ -121,12 +121,17 @@ def test_a_critic_sees_through_every_architecture(kind):
     with students.student_of(model, LoRAOptions(rank=2, alpha=2.0), seed=0) as student:
         data = TensorData(x0=x, condition=condition)
         student.writes_in_place = probe_writes_in_place(student, data.first(1))
-        critic = student.critic(data.first(2), seed=1)
+        critic = student.critic(data.first(1), seed=1)
         sigma = torch.full((2,), 0.7)
         found = critic.gradient(x, sigma, **condition)
         assert found.isfinite().all()
         assert all(row.abs().max() > 0.0 for row in found)
         another = torch.cat([x[:1], x[1:] + 1.0])
+        with torch.no_grad():
+            pairs = zip(*(critic._features(value, sigma, **condition) for value in (x, another)), strict=True)
+        for seen, changed in pairs:
+            torch.testing.assert_close(changed[0], seen[0], rtol=1e-3, atol=1e-5)
+            assert not torch.allclose(changed[1], seen[1], rtol=1e-3, atol=1e-5), "its own rows say it"
         torch.testing.assert_close(critic.gradient(another, sigma, **condition)[0], found[0], rtol=1e-3, atol=1e-9)
 
 

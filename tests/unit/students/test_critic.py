@@ -8,6 +8,7 @@ import torch
 from comfyui_fewstep.trainers.data.batches import Batch
 from comfyui_fewstep.trainers.objective.method import Target
 from comfyui_fewstep.trainers.students import critic as critics
+from comfyui_fewstep.trainers.students import features as seeing
 from comfyui_fewstep.trainers.students.critic import Critic
 from comfyui_fewstep.trainers.students.features import Features
 from comfyui_fewstep.trainers.students.gradient_checkpointing import checkpointed
@@ -48,9 +49,9 @@ class Network(nn.Module):
 
 
 def features_of(network, *, x=None, denoise=None):
-    """x: the samples of the trial pass."""
+    """x: the sample of the trial passes."""
     denoise = denoise or (lambda x, sigma: network(x))
-    sample = Batch(torch.randn(2, PLACES, CHANNELS) if x is None else x, {})
+    sample = Batch(torch.randn(1, PLACES, CHANNELS) if x is None else x, {})
     return Features(network, denoise, bare=contextlib.nullcontext, sample=sample)
 
 
@@ -251,7 +252,7 @@ def test_no_hook_stays_behind_even_where_the_network_fails():
 
 
 class Kinds(nn.Module):
-    """A block of maps, one of two streams of tokens, one of maps with the channels last, one that says no sample's word."""
+    """Blocks that speak in many shapes, whatever the rest of the network makes of it."""
 
     class Maps(nn.Module):
         def __init__(self):
@@ -273,9 +274,27 @@ class Kinds(nn.Module):
         def forward(self, x):
             return self.linear(x.reshape(len(x), 4, 6, 8))
 
+    class Frames(Streams):
+        """(B x frames, places, channels)."""
+
+        def forward(self, x):
+            return self.linear(x.reshape(2 * len(x), 12, 8))
+
+    class Behind(Streams):
+        """(height, width, B, channels)."""
+
+        def forward(self, x):
+            return self.linear(x.reshape(len(x), 4, 6, 8).permute(1, 2, 0, 3))
+
     class Shared(Streams):
         def forward(self, x):
             return self.linear(x)[:1]
+
+    class Timed(Streams):
+        """Of the time alone."""
+
+        def forward(self, x):
+            return self.linear(torch.ones_like(x))
 
     def __init__(self, kinds):
         super().__init__()
@@ -293,27 +312,34 @@ class Kinds(nn.Module):
         return x
 
 
-def test_maps_tokens_and_several_streams_are_seen_place_by_place():
-    """A map is (B, channels, height, width), tokens are (B, places, channels); what is not of each sample is not seen."""
-    network = Kinds(["Maps", "Streams", "Last", "Shared"]).requires_grad_(False)
+def test_maps_tokens_and_several_streams_are_seen_place_by_place(monkeypatch):
+    """A map is (B, channels, height, width), tokens are (B, places, channels); frames may be rows, and rows not come first."""
+    network = Kinds(["Maps", "Streams", "Last", "Frames", "Behind", "Shared", "Timed"]).requires_grad_(False)
     x = torch.randn(3, 4, 4, 6)
-    features = features_of(network, x=x[:2])
-    taps = [(tap.path, tap.which, tap.axis, tap.channels) for tap in features.taps]
-    assert taps == [("blocks.0", 0, 1, 8), ("blocks.1", 0, -1, 8), ("blocks.1", 1, -1, 8), ("blocks.2", 0, -1, 8)]
-    maps, picture, text, last = features(x, torch.ones(3))
-    assert (maps.shape, picture.shape, text.shape, last.shape) == ((3, 24, 8), (3, 24, 8), (3, 3, 8), (3, 24, 8))
+    monkeypatch.setattr(seeing, "DEPTHS", (0.0, 0.2, 0.4, 0.6, 0.8))
+    found = Features(network, lambda x, sigma: network(x), bare=contextlib.nullcontext, sample=Batch(x[:1], {}))
+    assert [(tap.path, tap.which, tap.samples, tap.axis, tap.channels) for tap in found.taps] == [
+        ("blocks.0", 0, 0, 1, 8),
+        ("blocks.1", 0, 0, 2, 8),
+        ("blocks.1", 1, 0, 2, 8),
+        ("blocks.2", 0, 0, 3, 8),
+        ("blocks.3", 0, 0, 2, 8),
+        ("blocks.4", 0, 2, 3, 8),
+    ]
+    maps, picture, text, last, frames, behind = found(x, torch.ones(3))
+    assert [value.shape[1] for value in (maps, picture, text, last, frames, behind)] == [24, 24, 3, 24, 24, 24]
     expected = network.blocks[0](x)
     torch.testing.assert_close(maps[2, 7], expected[2, :, 1, 1])
+    tokens = network.blocks[1](expected.flatten(2).transpose(1, 2))[0]
+    torch.testing.assert_close(frames[2, 17], network.blocks[3].linear(tokens)[2, 17])
+    torch.testing.assert_close(behind[2, 17], network.blocks[4].linear(tokens)[2, 17])
 
 
-def test_what_is_said_of_all_samples_at_once_is_refused():
-    """Before the training where the data have two samples, and else with the first batch."""
-    network = Kinds(["Shared"]).requires_grad_(False)
+@pytest.mark.parametrize("kind", ["Shared", "Timed"])
+def test_what_is_said_of_all_samples_or_of_none_is_not_seen(kind):
+    network = Kinds([kind]).requires_grad_(False)
     with pytest.raises(ValueError, match="adversarial_weight is above 0, but this model has no blocks"):
-        features_of(network, x=torch.randn(2, 5, 8))
-    features = features_of(network, x=torch.randn(1, 5, 8))
-    with pytest.raises(RuntimeError, match=r"blocks\.0 says \(1, 5, 8\) of 3 samples, through which no critic can see"):
-        features(torch.randn(3, 5, 8), torch.ones(3))
+        features_of(network, x=torch.randn(1, 5, 8))
 
 
 def test_state_comes_back_and_others_state_is_refused():
