@@ -68,6 +68,7 @@ _IN_1_TO_4 = Trial(
     steps=(4, 2, 1),
 )
 _THEN_MATCHING = {**_MATCHING, "rollout": "landings", "learning_rate": 5e-5}
+_CRITIC = {"adversarial_weight": 10.0, "critic_learning_rate": 3e-3}
 _THEN_IN_4 = dataclasses.replace(
     _IN_4,
     options={**_THEN_MATCHING, "steps": 4, "companion_first": 200, "iterations": 365},
@@ -155,16 +156,20 @@ TRIALS = {
         steps=(1,),
         after="half progressive",
     ),
+    "progressive then matching with a critic in 4": dataclasses.replace(
+        _THEN_IN_4,
+        options={**_THEN_MATCHING, **_CRITIC, "steps": 4, "companion_first": 100, "iterations": 278},
+        passes="8400 of progressive to 4 steps, then 378 of 1.5 + 1 + 2 x 3 + 2 x 2.25, of which 278 of 2 + 1 + 1.5 + 3 more",
+    ),
     "half progressive then matching with a critic in 1": dataclasses.replace(
         _IN_4,
         options={
             **_THEN_MATCHING,
+            **_CRITIC,
             "steps": 1,
             "companion_first": 60,
             "iterations": 369,
             "learning_rate": 1e-4,
-            "adversarial_weight": 10.0,
-            "critic_learning_rate": 3e-3,
         },
         passes="7700 of half progressive, then 429 of 1 + 2 x 3 + 2 x 2.25, of which 369 of 2 + 1 + 1.5 + 3 more",
         steps=(1,),
