@@ -39,10 +39,10 @@ class Rollout(Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class StudentsSamples:
-    """steps, fewest_steps, renoise_from, renoise_to: of DistributionMatchingOptions.
+    """Of one student on one model's levels.
 
-    anchored: whether the first step is an anchor's. schedule: (n + 1,) levels of n steps. table: (T,) the model's noise
-    levels, ascending.
+    steps, fewest_steps, renoise_from, renoise_to: of DistributionMatchingOptions. anchored: whether the first step is an
+    anchor's. schedule: (n + 1,) levels of n steps. table: (T,) the model's noise levels, ascending.
     """
 
     rollout: Rollout
@@ -60,7 +60,7 @@ class StudentsSamples:
         """A step of the student and what it lands on, from pure noise through the steps before (DMD2, section 4.5).
 
         x_t (B, ...), sigma (B,): where the step begins; x0 (B, ...): what the student says there; x_s (B, ...), sigma_s (B,):
-        what is matched, and its level. noise (B, ...): that the walk began at. One step for all samples, drawn anew each time.
+        what is matched, and its level. start (B, ...): where the walk began. One step for all samples, drawn anew each time.
         """
         sigmas, step = self._drawn_step(lesson)
         start = x = self.family.initial(lesson.noise(), sigma=sigmas[0])
