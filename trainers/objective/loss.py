@@ -46,13 +46,14 @@ def weighted_error(
     return loss, error.mean()
 
 
-def loss_scale(target: Target) -> float:
+def loss_scale(values: Tensor) -> float:
     """What the loss is multiplied with on its way back through the network, and its gradient divided by afterwards.
 
-    A mean over all elements has gradients near 1 / elements, which float16 rounds to nothing; times about their number
-    they are of the error's own size. A power of two, so that in float32 not a bit of the result changes.
+    values: what the loss is a mean over. A mean over all elements has gradients near 1 / elements, which float16 rounds to
+    nothing; times about their number they are of the error's own size. A power of two, so that in float32 not a bit of the
+    result changes.
     """
-    return 2.0 ** int(math.log2(target.x0.numel()))
+    return 2.0 ** int(math.log2(values.numel()))
 
 
 def _weighted_mean(distance: Tensor, target: Target) -> Tensor:

@@ -6,15 +6,14 @@ al. 2024, arXiv 2403.12015) the teacher's network is left as it is, and each pla
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ..objective.loss import loss_scale
 from ..objective.method import Target
 from .adapters import require_same_shapes
 from .features import Features
@@ -61,7 +60,7 @@ class Critic:
 
         Nothing learns by it, and nothing else has a gradient of it.
         """
-        scale = 2.0 ** int(math.log2(x[0].numel()))  # as of loss_scale: 16 bits have no room for so small a gradient
+        scale = loss_scale(x[0])
         with torch.enable_grad(), self._features.bare(), self._around():
             x = x.detach().requires_grad_()
             loss = _mean([softplus(-logits) for logits in self._logits(x, sigma, condition, through=True)]).sum()
@@ -91,10 +90,9 @@ class Critic:
     def parameters(self) -> list[Tensor]:
         return list(self._heads.parameters())
 
-    @contextlib.contextmanager
-    def autograd(self) -> Iterator[None]:
+    def autograd(self) -> AbstractContextManager[object]:
         """Nothing to enter: the way back ends in the heads."""
-        yield
+        return nullcontext()
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self._heads.state_dict())

@@ -61,15 +61,19 @@ class Features:
         return taps, {tap.path: blocks[tap.path] for tap in taps}
 
     def _said(self, blocks: dict[str, nn.Module], sample: Batch, *, rows: int) -> dict[str, list[_Shape]]:
-        """By path, in the order in which they run: the shape of each tensor of a block's; None for what does not hang on x."""
+        """By path, in the order in which they run: the shape of each tensor of a block's.
+
+        Of one sample None for what does not hang on x, which its graph tells; that of two would take twice the memory.
+        """
         order: dict[str, list[_Shape]] = {}
 
         def seen(path: str, said: list[Tensor]) -> None:
-            order.setdefault(path, [value.shape if value.requires_grad else None for value in said])
+            order.setdefault(path, [value.shape if value.requires_grad == graph else None for value in said])
 
-        x = torch.cat([sample.x0] * rows).detach().requires_grad_()
+        graph = rows == 1
+        x = torch.cat([sample.x0] * rows).detach().requires_grad_(graph)
         condition = {name: value.expand(rows, *value.shape[1:]) for name, value in sample.condition.items()}
-        with torch.enable_grad():
+        with torch.set_grad_enabled(graph):
             self._run(blocks, seen, x, x.new_ones(rows), condition)
         return order
 

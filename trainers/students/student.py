@@ -195,16 +195,14 @@ class FullWeightsStudent:
         self._require_whole()
         if self._adapters is None:  # they stay on this object's own copy, which ends with it
             self._adapters = Adapters(self._adapted(self._teacher_module), EVERY_LAYER).__enter__()
-        return CompanionNetwork(
-            self._adapters, self._later, rank=rank, seed=seed, around=lambda: _autograd(self.writes_in_place)
-        )
+        return CompanionNetwork(self._adapters, self._later, rank=rank, seed=seed, around=self.autograd)
 
     def critic(self, sample: Batch, *, seed: int) -> Critic:
         """On the teacher's copy. ValueError where that is divided over processes."""
         self._require_whole()
         network = self._adapted(self._teacher_module)
         features = Features(network, self._later, bare=contextlib.nullcontext, sample=sample)
-        return Critic(features, device=sample.x0.device, seed=seed, around=lambda: _autograd(self.writes_in_place))
+        return Critic(features, device=sample.x0.device, seed=seed, around=self.autograd)
 
     def _require_whole(self) -> None:
         if self._joined:

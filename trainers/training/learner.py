@@ -54,7 +54,7 @@ class Learner:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.zero_grad(set_to_none=True)
-        scale, weights = loss_scale(target), self._network.parameters()
+        scale, weights = loss_scale(target.x0), self._network.parameters()
         own = split(target, self._processes.count)[self._processes.rank]
         figures = [self._backward(piece, scale=scale) for piece in split(own, self._accumulation)]
         self._processes.mean_gradients(weights)
