@@ -36,9 +36,10 @@ def start_host(options: list[str]) -> None:
 def main() -> None:
     asked = json.loads(sys.argv[1])
     start_host(asked["options"])
-    from .parts import Bench
+    from .bench import Bench
+    from .parts import PARTS
 
-    with Bench(asked["folder"]) as bench:
+    with Bench(asked["folder"], PARTS) as bench:
         for cell in asked["cells"]:
             figures = bench.measured(*cell)
             if bench.is_first:

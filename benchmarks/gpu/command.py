@@ -26,8 +26,11 @@ import torch
 from ..scenes.machine import RESULTS
 from ..scenes.parts import Parts
 from .cells import MARK
-from .parts import PARTS, PRECISIONS, ROOMS, SHAPES, STEPS
+from .gradients import ROOMS
+from .parts import PARTS, STEPS
 from .room import GIB
+from .shapes import SHAPES
+from .subject import PRECISIONS
 
 PROCESSES = (1, 2)
 CARDS = (0, 24, 16, 12, 8)
@@ -35,8 +38,11 @@ CARDS = (0, 24, 16, 12, 8)
 STEPPING = {
     "training": "progressive distillation",
     "matching": "distribution matching, with an update of the companion and the teacher's guidance",
+    "critic": "the same with a critic, and an update of it",
 }
 """Parts of which the page has a table over cards, and what an optimiser step is one of."""
+GRADIENTS = {"gradients": "a LoRA", "pulls": "a critic"}
+"""Parts that hold gradients against those of weights on the card, and whose."""
 HOLDING = {"pages": [], "no pages": ["--disable-dynamic-vram"]}
 """Options of the host by how it holds weights."""
 FIRST = 3
@@ -70,7 +76,7 @@ def cells() -> list[Cell]:
     found = []
     for holding, model, precision in itertools.product(HOLDING, SHAPES, PRECISIONS):
         if holding == "pages":
-            found += [Cell(model, precision, part, 0, holding) for part in ("gradients", "plan")]
+            found += [Cell(model, precision, part, 0, holding) for part in (*GRADIENTS, "plan")]
         found += [Cell(model, precision, part, card, holding) for part in STEPPING for card in CARDS]
         found += [Cell(model, precision, "sampling", 0, holding)]
     found += [Cell(model, precision, "training", 0, "no pages", 2) for model in SHAPES for precision in PRECISIONS]
@@ -135,13 +141,14 @@ def _last_words(text: str) -> str:
 
 
 def page(written: Figures) -> str:
-    parts = {name: part["figures"] for name, part in written["parts"].items()}
-    settings = next(iter(written["parts"].values()))["settings"]
+    marks = _marks(written)
+    parts = {name: {**part["figures"], "mark": marks[_where(part)]} for name, part in written["parts"].items()}
+    first, *others = (f"{where}{f', marked {mark}' if mark else ''}" for where, mark in marks.items())
     lines = [
         "# GPU book",
         "",
-        f"`{written['command']}` on {settings['card']}, torch {settings['torch']}, {settings['host']}. Random weights at true "
-        "shapes; batch 1 a process. *Pages*: the host's dynamic VRAM, its default; *no pages*: `--disable-dynamic-vram`.",
+        f"`{written['command']}` on {'; on '.join([first, *others])}. Random weights at true shapes; batch 1 a process. *Pages*: "
+        "the host's dynamic VRAM, its default; *no pages*: `--disable-dynamic-vram`.",
         "",
         f"| model | weights | held in | ms a call | our Lightning over {STEPS} bare calls | our LCM | the host's euler |",
         "|---|---|---|--:|--:|--:|--:|",
@@ -157,12 +164,13 @@ def page(written: Figures) -> str:
         "|---|---|---|--:|--:|--:|--:|",
         *_rows(parts, "plan", _plan),
         "",
-        "The least cosine of a LoRA's gradients with those of weights that lie on the card whole, with checkpointing and "
-        "without, just loaded and after a drawing; and the share of the weights that was on the card.",
+        "The least cosine of the gradients of a LoRA, and of a critic on what it sees, with those of weights that lie on the "
+        "card whole, with checkpointing and without, just loaded and after a drawing (a critic's: just loaded); and the share of "
+        "the weights that was on the card.",
         "",
-        "| model | weights | the same again | " + " | ".join(f"room for {room}" for room in ROOMS) + " |",
-        "|---|---|--:|" + "--:|" * len(ROOMS),
-        *_rows(parts, "gradients", _gradients),
+        "| model | weights | of | the same again | " + " | ".join(f"room for {room}" for room in ROOMS) + " |",
+        "|---|---|---|--:|" + "--:|" * len(ROOMS),
+        *itertools.chain.from_iterable(_rows(parts, part, _gradients) for part in GRADIENTS),
         "",
         *(f"- {name}: {found['error']}" for name, found in parts.items() if "error" in found),
         "",
@@ -170,6 +178,16 @@ def page(written: Figures) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _marks(written: Figures) -> dict[str, str]:
+    """By where parts were measured, in the order in which they are written: nothing, then * and so on."""
+    return {where: "*" * number for number, where in enumerate(dict.fromkeys(map(_where, written["parts"].values())))}
+
+
+def _where(part: Figures) -> str:
+    settings = part["settings"]
+    return f"{settings['card']}, torch {settings['torch']}, {settings['host']}"
 
 
 def _card(card: int) -> str:
@@ -180,9 +198,8 @@ def _rows(parts: Figures, part: str, said: Any) -> Iterator[str]:
     for cell in cells():
         found = parts.get(cell.label)
         if cell.part == part and found is not None:
-            holding = f" {cell.holding} |" if part != "gradients" else ""
             told = "**error**" if "error" in found else said(found)
-            yield f"| {cell.model} | {cell.precision} |{holding} {told} |"
+            yield f"| {cell.model} | {cell.precision} | {GRADIENTS.get(part, cell.holding)}{found['mark']} | {told} |"
 
 
 def _sampling(found: Figures) -> str:
@@ -193,6 +210,9 @@ def _gradients(found: Figures) -> str:
     told = [f"{found['same']:.6f}"]
     for room in ROOMS:
         mine = [value for name, value in found.items() if name.split(", ")[0] == room]
+        if not mine:
+            told.append("-")
+            continue
         shares = [f"{bound(value['weights'] for value in mine):.2f}" for bound in (min, max)]
         told.append(f"{min(value['cosine'] for value in mine):.6f} ({' to '.join(dict.fromkeys(shares))})")
     return " | ".join(told)
@@ -214,7 +234,9 @@ def _stepping(parts: Figures, part: str) -> Iterator[str]:
         row = [parts.get(Cell(model, precision, part, card, holding, processes).label) for card in CARDS]
         if any(row):
             whole = row[0] or {}
-            held = " | ".join(f"{whole[key] / GIB:.2f}" if key in whole else "-" for key in ("bytes", "weights"))
+            held = " | ".join(
+                f"{whole[key] / GIB:.2f}{whole['mark']}" if key in whole else "-" for key in ("bytes", "weights")
+            )
             many = f", {processes} processes" if processes > 1 else ""
             yield f"| {model} | {precision} | {holding}{many} | {held} | {' | '.join(map(_seconds, row))} |"
     yield ""
@@ -223,7 +245,7 @@ def _stepping(parts: Figures, part: str) -> Iterator[str]:
 def _seconds(found: Figures | None) -> str:
     if not found:
         return "-"
-    return "**error**" if "error" in found else f"{found['step']:.2f}"
+    return ("**error**" if "error" in found else f"{found['step']:.2f}") + found["mark"]
 
 
 def main(arguments: list[str]) -> None:

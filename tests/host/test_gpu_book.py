@@ -8,8 +8,12 @@ import types
 import pytest
 import torch
 from comfyui_fewstep.benchmarks.gpu import command as gpu
+from comfyui_fewstep.benchmarks.gpu import gradients as gpu_gradients
 from comfyui_fewstep.benchmarks.gpu import parts as gpu_parts
 from comfyui_fewstep.benchmarks.gpu import room as gpu_room
+from comfyui_fewstep.benchmarks.gpu.bench import Bench
+from comfyui_fewstep.benchmarks.gpu.shapes import SHAPES
+from comfyui_fewstep.benchmarks.gpu.subject import PRECISIONS, SCALED
 from comfyui_fewstep.commands.embedded import import_host
 from thorough import first_then_thorough
 
@@ -39,41 +43,40 @@ SMALL = {
 def small(name):
     import comfy.supported_models
 
-    shape = gpu_parts.SHAPES[name]
+    shape = SHAPES[name]
     if not hasattr(comfy.supported_models, shape.config):
         pytest.skip(f"this ComfyUI has no {shape.config}")
     latent = (*shape.latent[:-2], 8, 8) if len(shape.latent) == 3 else (shape.latent[0], 3, 8, 8)
-    return dataclasses.replace(shape, network={**shape.network, **SMALL[name]}, latent=latent)
+    return dataclasses.replace(shape, network={**shape.network, **SMALL[name]}, latent=latent, tokens=32)
 
 
 def precisions():
-    return [
-        name for name in gpu_parts.PRECISIONS if name != gpu_parts.SCALED or importlib.util.find_spec("comfy.quant_ops")
-    ]
+    return [name for name in PRECISIONS if name != SCALED or importlib.util.find_spec("comfy.quant_ops")]
 
 
 @pytest.mark.parametrize("name", first_then_thorough([name for name in SMALL if name != "SD1.5, 512 px"], SMALL))
 def test_each_part_measures_each_shape(name, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_parts, "SECONDS", 0.0)
-    monkeypatch.setattr(gpu_parts, "ROOMS", {"all": 1.0})  # without a card there are no others
-    monkeypatch.setitem(gpu_parts.SHAPES, name, small(name))
-    with gpu_parts.Bench(str(tmp_path)) as bench:
+    monkeypatch.setattr(gpu_parts, "PLANNED", 4)
+    monkeypatch.setattr(gpu_gradients, "ROOMS", {"all": 1.0})  # without a card there are no others
+    monkeypatch.setitem(SHAPES, name, small(name))
+    with Bench(str(tmp_path), gpu_parts.PARTS) as bench:
         for precision in precisions():
             parts = [part for part in gpu_parts.PARTS if part != "gradients" or precision != "fp8"]  # for time
             found = {part: bench.measured(name, precision, part, 0.0) for part in parts}
             held = list(bench._subject[1].network.diffusion_model.parameters())
             quantised = any(hasattr(value, "__tensor_flatten__") for value in held)
-            assert quantised == (precision == gpu_parts.SCALED)
-            assert quantised or gpu_parts.PRECISIONS[precision][0] in {value.dtype for value in held}
+            assert quantised == (precision == SCALED)
+            assert quantised or PRECISIONS[precision][0] in {value.dtype for value in held}
             assert found["sampling"].keys() == {"call", "lightning", "lcm", "euler", "rounds"}
             assert all(0.1 < found["sampling"][key] < 10.0 for key in ("lightning", "lcm", "euler"))
-            assert all(found[part]["step"] > 0.0 for part in ("training", "matching", "plan"))
+            assert all(found[part]["step"] > 0.0 for part in ("training", "matching", "critic", "plan"))
             assert [0.2 < planned / step < 5.0 for planned, step in found["plan"]["pairs"]] == [True] * 2
             assert found["plan"]["planned bytes"] > 0.0
-            if "gradients" in found:
-                cosines = [value["cosine"] for value in found["gradients"].values() if isinstance(value, dict)]
-                assert len(cosines) == 4
-                assert min(cosines) > 0.9999
+            for part, count in {"gradients": 4, "pulls": 2}.items():
+                cosines = [value["cosine"] for value in found.get(part, {}).values() if isinstance(value, dict)]
+                assert len(cosines) == (count if part in found else 0)
+                assert min(cosines, default=1.0) > 0.9999
 
 
 def test_gradients_of_other_weights_are_seen(tmp_path, monkeypatch):
@@ -81,7 +84,7 @@ def test_gradients_of_other_weights_are_seen(tmp_path, monkeypatch):
     from comfyui_fewstep.nodes.host import lending
 
     name = "SD1.5, 512 px"
-    monkeypatch.setitem(gpu_parts.SHAPES, name, small(name))
+    monkeypatch.setitem(SHAPES, name, small(name))
     own, passes = lending._linear_gradient, []
 
     def wrong(layer, grad, shape):
@@ -89,22 +92,22 @@ def test_gradients_of_other_weights_are_seen(tmp_path, monkeypatch):
         return own(layer, grad, shape).flip(-1) if len(passes) > 30 else own(layer, grad, shape)
 
     monkeypatch.setattr(lending, "_linear_gradient", wrong)
-    monkeypatch.setattr(gpu_parts, "ROOMS", {"all": 1.0})
-    with gpu_parts.Bench(str(tmp_path)) as bench:
+    monkeypatch.setattr(gpu_gradients, "ROOMS", {"all": 1.0})
+    with Bench(str(tmp_path), gpu_parts.PARTS) as bench:
         found = bench.measured(name, "bf16", "gradients", 0.0)
     assert min(value["cosine"] for value in found.values() if isinstance(value, dict)) < 0.99
 
 
 def test_a_cell_that_an_error_ends_tells_it_and_the_next_goes_on(tmp_path, monkeypatch):
     name = "SD1.5, 512 px"
-    monkeypatch.setitem(gpu_parts.SHAPES, name, small(name))
+    monkeypatch.setitem(SHAPES, name, small(name))
 
     def no_room(*_):
         raise torch.OutOfMemoryError("80 GiB")
 
     monkeypatch.setitem(gpu_parts.PARTS, "training", no_room)
     monkeypatch.setattr(gpu_parts, "SECONDS", 0.0)
-    with gpu_parts.Bench(str(tmp_path)) as bench:
+    with Bench(str(tmp_path), gpu_parts.PARTS) as bench:
         assert bench.measured(name, "bf16", "training", 8.0) == {"error": "OutOfMemoryError: 80 GiB"}
         assert "call" in bench.measured(name, "bf16", "sampling", 0.0)
 
@@ -112,8 +115,8 @@ def test_a_cell_that_an_error_ends_tells_it_and_the_next_goes_on(tmp_path, monke
 def test_nothing_of_a_model_is_left_on_the_card_for_the_next_cell(tmp_path, monkeypatch):
     """A student's clone had loaded it, of which the host knows nothing any more."""
     name = "SD1.5, 512 px"
-    monkeypatch.setitem(gpu_parts.SHAPES, name, small(name))
-    with gpu_parts.Bench(str(tmp_path)) as bench:
+    monkeypatch.setitem(SHAPES, name, small(name))
+    with Bench(str(tmp_path), gpu_parts.PARTS) as bench:
         bench.measured(name, "bf16", "training", 0.0)
         model, left = bench._subject[1].model, []
         monkeypatch.setattr(model, "detach", lambda *_: left.append(model), raising=False)
@@ -125,12 +128,12 @@ PUBLISHED = {"SD1.5": 859.5, "SDXL": 2567.5, "Z-Image": 6155.0, "Wan 1.3B": 1419
 """Millions of weights of the released networks."""
 
 
-@pytest.mark.parametrize("name", gpu_parts.SHAPES)
+@pytest.mark.parametrize("name", SHAPES)
 def test_shapes_are_true(name):
     import comfy.supported_models
 
     small(name)  # skips what this host lacks
-    shape = gpu_parts.SHAPES[name]
+    shape = SHAPES[name]
     config = getattr(comfy.supported_models, shape.config)(dict(shape.network))
     config.set_inference_dtype(torch.bfloat16, None)
     network = config.get_model({}, "", torch.device("meta")).diffusion_model
@@ -173,6 +176,8 @@ class Feigned:
             figures = {"sampling": sampled, "gradients": gradients, "training": trained}
             figures |= {
                 "matching": {**trained, "step": 1.5},
+                "critic": {**trained, "step": 2.5},
+                "pulls": {"same": 1.0, "hardly any": {"cosine": 0.99992, "weights": 0.1}},
                 "plan": {**trained, "planned bytes": gpu.GIB, "pairs": [(0.45, 0.5), (0.5, 0.4)]},
             }
             yield "the host says something\n"
@@ -203,10 +208,36 @@ def test_the_book_has_every_cell_goes_on_and_tells_errors(tmp_path, card):
     assert "| SDXL, 1024 px | bf16 | no pages, 2 processes | 3.00 | 5.00 | 0.50 | - | - | - | - |" in page
     assert page.count("| SDXL, 1024 px | bf16 | pages | 3.00 | 5.00 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 |") == 1
     assert "| SDXL, 1024 px | bf16 | pages | 0.50 | 0.90, 1.25 | 3.00 | 0.33 |" in page
-    assert "| SDXL, 1024 px | bf16 | 1.000000 | 1.000000 (1.00) | 0.999910 (0.20 to 0.50) | 1.000000 (1.00) |" in page
+    assert page.count("| SDXL, 1024 px | bf16 | pages | 3.00 | 5.00 | 2.50 | 2.50 | 2.50 | 2.50 | 2.50 |") == 1
+    assert "| SDXL, 1024 px | bf16 | a critic | 1.000000 | - | - | 0.999920 (0.10) |" in page
+    assert (
+        "| SDXL, 1024 px | bf16 | a LoRA | 1.000000 | 1.000000 (1.00) | 0.999910 (0.20 to 0.50) | 1.000000 (1.00) |"
+        in page
+    )
     wan = "Wan 1.3B, 832 x 480, 81 frames"
     assert f"| {wan} | fp8 | pages | 3.00 | 5.00 | 0.50 | 24.50 | 16.50 | 12.50 | **error** |" in page
     assert f"- {wan}, fp8, training, pages, 8 GiB: torch.OutOfMemoryError: 80 GiB" in page
+
+
+def test_what_another_card_measured_is_marked(tmp_path, card, monkeypatch):
+    sdxl = ["--folder", str(tmp_path), "--models", "SDXL, 1024 px", "--weights", "bf16", "--holding", "pages"]
+    gpu.main([*sdxl, "--parts", "training", "gradients", "--cards", "0", "8"])
+    assert (
+        "*"
+        not in (tmp_path / "gpu.md")
+        .read_text()
+        .replace("*Pages*", "")
+        .replace("*no pages*", "")
+        .split("\n\n", 2)[1][:99]
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Another")
+    gpu.main([*sdxl, "--parts", "training", "pulls", "--cards", "0", "8", "12"])
+    page = (tmp_path / "gpu.md").read_text()
+    assert f"on 2 x Feigned, torch {torch.__version__}, " in page
+    assert f"; on 2 x Another, torch {torch.__version__}, {gpu._host()}, marked *." in page
+    assert "| SDXL, 1024 px | bf16 | pages | 3.00 | 5.00 | 0.50 | - | - | 12.50* | 8.50 |" in page
+    assert "| SDXL, 1024 px | bf16 | a LoRA | 1.000000 |" in page
+    assert "| SDXL, 1024 px | bf16 | a critic* | 1.000000 |" in page
 
 
 def test_a_process_goes_on_behind_the_cell_that_ended_the_one_before(tmp_path, card):

@@ -52,18 +52,28 @@ def on_the_card():
     return {name: part["figures"] for name, part in result("gpu")["parts"].items()}
 
 
-METHODS_ON_THE_CARD = {"training": "progressive", "matching": "matching"}
+def starred():
+    """What was measured on another card than the first."""
+    parts = result("gpu")["parts"]
+    first = next(iter(parts.values()))["settings"]["card"]
+    assert "H100" in first
+    assert {part["settings"]["card"] for part in parts.values()} == {first, "1 x NVIDIA H200"}
+    return {label for label, part in parts.items() if part["settings"]["card"] != first}
+
+
+METHODS_ON_THE_CARD = {"training": "progressive", "matching": "matching", "critic": "matching with a critic"}
 
 
 def test_what_a_card_held_is_what_was_measured():
     """Every model, precision and method of which the whole card was measured has its row."""
-    parts, rows = on_the_card(), 0
+    parts, stars, rows = on_the_card(), starred(), 0
     for label in parts:
         found = re.fullmatch(rf"(.*), (.*), ({'|'.join(METHODS_ON_THE_CARD)}), pages", label)
         if found:
             (model, precision, part), whole, rows = found.groups(), parts[label], rows + 1
-            held = [f"{whole[key] / 2**30:.2f} GiB" for key in ("weights", "bytes")]
-            steps = [_step(parts.get(label + card)) for card in ("", ", 24 GiB", ", 16 GiB", ", 12 GiB", ", 8 GiB")]
+            held = [f"{whole[key] / 2**30:.2f} GiB{'*' * (label in stars)}" for key in ("weights", "bytes")]
+            cells = [label + card for card in ("", ", 24 GiB", ", 16 GiB", ", 12 GiB", ", 8 GiB")]
+            steps = [_step(parts.get(cell)) + "*" * (cell in stars) for cell in cells]
             name = f"{model.split(',')[0]}, {precision}, {METHODS_ON_THE_CARD[part]}"
             assert f"| {name} | {' | '.join(held + steps)} |" in TEXT
     assert rows == sum("beside them" not in line for line in _table_of("held beside them"))
@@ -99,7 +109,14 @@ def _step(found):
     return f"{found['step']:.2f} s" if found and "step" in found else "-"
 
 
-WITHOUT_PAGES = ("SDXL, 1024 px", "Z-Image, 1024 px", "Wan 1.3B, 832 x 480, 81 frames")
+WITHOUT_PAGES = {
+    "SDXL, 1024 px, bf16": 8,
+    "SDXL, 1024 px, fp8": 8,
+    "Z-Image, 1024 px, bf16": 8,
+    "Z-Image, 1024 px, fp8 scaled": 12,
+    "Wan 1.3B, 832 x 480, 81 frames, bf16": 0,
+}
+"""GiB of the least card on which a step was measured; 0 for the whole."""
 
 
 def test_gradients_on_a_card_are_what_was_measured():
@@ -114,8 +131,26 @@ def test_gradients_on_a_card_are_what_was_measured():
     assert {f"{cosine:.6f}" for cosine in least.values()} == {"1.000000"}
     assert f"1.000000 each time, of Flux at least {flux:.6f}, where the same pass done twice has {again:.6f}" in TEXT
     assert flux > 0.9999
-    torch_holds = [on_the_card()[f"{model}, bf16, training, no pages"]["bytes"] / 2**30 for model in WITHOUT_PAGES]
-    assert "{:.2f} GiB for SDXL in bf16, {:.2f} for Z-Image, {:.2f} for Wan".format(*torch_holds) in TEXT
+    pulls = [found for label, found in on_the_card().items() if ", pulls, " in label]
+    assert all(found["paged"] for found in pulls)
+    least = [min(one["cosine"] for one in found.values() if isinstance(one, dict)) for found in pulls]
+    assert "SDXL {:.6f}, Z-Image {:.6f}, as the same pass done twice".format(*least) in TEXT
+    assert [f"{found['same']:.6f}" for found in pulls] == [f"{cosine:.6f}" for cosine in least]
+
+
+def test_what_torch_held_without_pages_is_what_was_measured():
+    parts = {label: found for label, found in on_the_card().items() if ", training, no pages" in label}
+    held = [parts[f"{model}, training, no pages"]["bytes"] / 2**30 for model in WITHOUT_PAGES]
+    said = "{:.2f} GiB for SDXL in bf16 and {:.2f} in fp8, {:.2f} for Z-Image in bf16 and {:.2f} in scaled fp8, {:.2f} for Wan"
+    assert said.format(*held) in TEXT
+    for model, least in WITHOUT_PAGES.items():
+        rooms = [
+            card for card in (8, 12, 16, 24) if "step" in parts.get(f"{model}, training, no pages, {card} GiB", {})
+        ]
+        assert min(rooms, default=0) == least
+    assert parts["Z-Image, 1024 px, bf16, training, no pages, 8 GiB"]["weights"] < 4 * 2**30  # of 11.5
+    assert "OutOfMemoryError" in parts["Z-Image, 1024 px, fp8 scaled, training, no pages, 8 GiB"]["error"]
+    assert "OutOfMemoryError" in parts["Wan 1.3B, 832 x 480, 81 frames, bf16, training, no pages, 12 GiB"]["error"]
 
 
 def test_the_drawn_worlds_tables_are_what_the_result_files_make():
