@@ -39,8 +39,7 @@ class Distill:
     RETURN_TYPES: tuple[str, ...] = ("MODEL", "LOSS_MAP", "STRING", "LORA_MODEL")
     RETURN_NAMES: tuple[str, ...] = ("student", "loss", "run_name", "lora")
     OUTPUT_TOOLTIPS: tuple[str, ...] = (
-        "The finished student: sample it at cfg 1, with the Lightning Sampler and the trailing schedule, or for consistency "
-        "methods with the LCM Sampler and the lcm schedule.",
+        "The finished student: sample it at cfg 1, with the sampler and sigmas that Load Distilled Student gives.",
         "The loss of every logged iteration, for Loss Chart and the host's own loss nodes.",
         "The run's name, for Evaluate Digits.",
         "The LoRA's weights, for the host's own LoRA nodes; the file is in output/loras/fewstep already.",
@@ -73,7 +72,7 @@ class Distill:
                     },
                 ),
                 "seed": host.limits.seed("Drives every random draw: order of the data, noise, noise levels."),
-                "batch_size": ("INT", {"default": 64, "min": 1, "max": 4096, "tooltip": "Pictures in each iteration."}),
+                "batch_size": ("INT", {"default": 16, "min": 1, "max": 4096, "tooltip": "Pictures in each iteration."}),
                 "optimiser": (
                     list(OPTIMISERS),
                     {
@@ -133,7 +132,7 @@ class Distill:
                 "accumulation": (
                     "INT",
                     {
-                        "default": 1,
+                        "default": 4,
                         "min": 1,
                         "max": 4096,
                         "tooltip": "Pieces that a batch passes the network in, one after another: more need less memory "
@@ -173,7 +172,7 @@ class Distill:
                     "FEWSTEP_DATA",
                     {
                         "tooltip": "Training data from Training Images, Clips or Sounds (Folder), or Training Prompts "
-                        "(Teacher's Pictures), in place of latents, positive and negative."
+                        "(Teacher's Pictures, or none for Distribution Matching), in place of latents, positive and negative."
                     },
                 ),
                 "caption_dropout": (

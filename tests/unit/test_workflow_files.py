@@ -96,6 +96,17 @@ def test_no_model_of_ones_own_is_trained_on_pictures_of_one_prompt(path):
         if node["type"] == "FewStepProgressiveDistillation":
             start, _, _, _, rate, guidance, *_ = node["widgets_values"]
             assert (start <= 32, rate <= 1e-4, guidance >= 3) == (True, True, True)
+        if node["type"] == "FewStepDistributionMatching":
+            said = dict(zip(MATCHING, node["widgets_values"], strict=False))
+            assert said["learning_rate"] <= 1e-5, "more than its help page has for a LoRA"
+            assert 2 <= said["companion_learning_rate"] / said["learning_rate"] <= 5, "as its help page has it"
+
+
+MATCHING = (
+    *("steps", "iterations", "learning_rate", "guidance_scale", "guidance", "rollout", "strength"),
+    "companion_learning_rate",
+)
+"""Inputs of Distribution Matching in their order, the first."""
 
 
 CANVASES = {"light": (214, 214, 214), "dark": (27, 27, 27)}

@@ -12,6 +12,16 @@ from .prompts_alone import PromptsAlone
 
 RARE = ("sampler", "batch_size")
 """Inputs of Teacher's Pictures that editors may fold."""
+SIDE = (
+    "INT",
+    {
+        "default": 512,
+        "min": 8,
+        "max": 8192,
+        "step": 8,
+        "tooltip": "Of the pictures in pixels: 512 for SD1.5, 1024 for SDXL and most flow models.",
+    },
+)
 
 
 class TeacherPictures:
@@ -33,8 +43,8 @@ class TeacherPictures:
             "required": {
                 "prompts": ("STRING", {"default": "", "multiline": True, "tooltip": "One prompt on each line."}),
                 "negative": NEGATIVE,
-                "width": ("INT", {"default": 512, "min": 8, "max": 8192, "step": 8, "tooltip": "Of the pictures."}),
-                "height": ("INT", {"default": 512, "min": 8, "max": 8192, "step": 8, "tooltip": "Of the pictures."}),
+                "width": SIDE,
+                "height": SIDE,
                 "pictures_per_prompt": (
                     "INT",
                     {"default": 16, "min": 1, "max": 100000, "tooltip": "Each from a noise of its own."},
@@ -50,7 +60,7 @@ class TeacherPictures:
                         "min": 1.0,
                         "max": 100.0,
                         "step": 0.1,
-                        "tooltip": "The teacher's guidance; 1 is none.",
+                        "tooltip": "The teacher's guidance: 7 for SD1.5 and SDXL, 2.5 to 4.5 for most flow models; 1 is none.",
                     },
                 ),
                 "sampler": (

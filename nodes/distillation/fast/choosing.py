@@ -271,9 +271,10 @@ class Wishes:
         said = [f"your model: {self.family.name}", self._chosen[1]]
         if isinstance(drawn, PromptSource):
             count = len(drawn.prompts) * drawn.pictures_per_prompt
+            left = len(self._lines) - len(drawn.prompts)
             said.append(
                 f"data: {count} pictures of {drawn.width} x {drawn.height} that your model draws from {len(drawn.prompts)} "
-                "prompts"
+                f"prompts{f'; {left} more are left out, for pictures is {self.pictures}' if left else ''}"
             )
         elif isinstance(drawn, PromptsAlone):
             said.append(f"data: {len(drawn.prompts)} prompts, for pictures of {drawn.width} x {drawn.height}")

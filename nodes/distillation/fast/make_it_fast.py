@@ -106,7 +106,11 @@ class MakeItFast:
                     0, "Of the training pictures, about, in pixels. 0: what is usual for the model's family.", most=8192
                 ),
                 "pictures": inputs.count(
-                    480, "That the model draws from the prompts, if there is no folder.", least=1, most=100000
+                    480,
+                    "That the model draws from the prompts, if there is no folder: the same number of each prompt, and of no "
+                    "more prompts than this.",
+                    least=1,
+                    most=100000,
                 ),
                 "iterations": inputs.count(
                     0, "Optimiser steps, of each halving where there are several. 0: what is usual for the goal."

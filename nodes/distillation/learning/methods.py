@@ -36,7 +36,7 @@ class ProgressiveDistillation:
             "required": {
                 "start_steps": (
                     "INT",
-                    {"default": 64, "min": 2, "max": 1000, "tooltip": "Steps at which the teacher still samples well."},
+                    {"default": 32, "min": 2, "max": 1000, "tooltip": "Steps at which the teacher still samples well."},
                 ),
                 "target_steps": (
                     "INT",
@@ -49,7 +49,7 @@ class ProgressiveDistillation:
                 ),
                 "iterations": (
                     "INT",
-                    {"default": 500, "min": 1, "max": 1000000, "tooltip": "Optimiser steps in each halving."},
+                    {"default": 1000, "min": 1, "max": 1000000, "tooltip": "Optimiser steps in each halving."},
                 ),
                 "weighting": (
                     [weighting.value for weighting in Weighting],
@@ -62,23 +62,23 @@ class ProgressiveDistillation:
                 "learning_rate": (
                     "FLOAT",
                     {
-                        "default": 5e-4,
+                        "default": 1e-4,
                         "min": 0.0,
                         "max": 1.0,
                         "step": 0.000001,
                         "round": False,
-                        "tooltip": "At the start of each halving; it falls linearly to 0 within the halving.",
+                        "tooltip": "At the start of each halving; it falls linearly to 0 within the halving. 1e-4 for a LoRA.",
                     },
                 ),
                 "guidance_scale": (
                     "FLOAT",
                     {
-                        "default": 1.5,
+                        "default": 5.0,
                         "min": 1.0,
                         "max": 100.0,
                         "step": 0.1,
-                        "tooltip": "Classifier-free guidance baked in during the first halving. The student is then "
-                        "sampled at cfg 1, at half the cost of a step. 1 bakes in none.",
+                        "tooltip": "Classifier-free guidance baked in during the first halving, the cfg at which you draw. The "
+                        "student is then sampled at cfg 1, at half the cost of a step. 1 bakes in none.",
                     },
                 ),
             },
@@ -177,7 +177,9 @@ class GuidanceDistillation:
         declared = {
             "required": {
                 "guidance_scale": inputs.guidance_scale(
-                    7.5, "The cfg that is baked in, with the negative prompt of Distill Model. Above 1."
+                    7.5,
+                    "The cfg that is baked in, the one at which you draw, with the negative prompt of Distill Model. Above 1; "
+                    "for flow models usually 2.5 to 4.5.",
                 ),
                 "iterations": inputs.count(1000, "Optimiser steps.", least=1),
                 "learning_rate": inputs.learning_rate(
@@ -248,7 +250,8 @@ class ConsistencyDistillation:
                 ),
                 "guidance_scale": inputs.guidance_scale(
                     7.5,
-                    "Classifier-free guidance of the teacher, baked in; the student is sampled at cfg 1. 1 bakes in none.",
+                    "Classifier-free guidance of the teacher, baked in: the cfg at which you draw, for flow models usually "
+                    "2.5 to 4.5. The student is sampled at cfg 1. 1 bakes in none.",
                 ),
             },
             "optional": {
@@ -362,7 +365,7 @@ class ConsistencyTraining:
                 ),
                 "target_decay": inputs.number(
                     0.0,
-                    "What the student learns from: 0 is itself, iCT's choice; 0.95 its moving average, CT's.",
+                    "What the student learns from: 0 is itself, iCT's choice; 0.9 its moving average, CT's.",
                     most=0.9999,
                     step=0.0001,
                 ),

@@ -77,7 +77,9 @@ def test_the_plan_says_what_was_chosen_and_leaves_nothing(output, monkeypatch): 
     told = made["ui"]["text"][0].splitlines()
     assert told[0] == "your model: Stable Diffusion 1 or 2"
     assert "progressive distillation from 32 steps to 8" in told[1]
-    assert told[2] == "data: 4 pictures of 32 x 32 that your model draws from 4 prompts"
+    assert told[2] == (
+        "data: 4 pictures of 32 x 32 that your model draws from 4 prompts; 236 more are left out, for pictures is 4"
+    )
     assert "guidance 7 is baked in" in told[3]
     assert [line.split(":")[0] for line in told[5:7]] == ["32 to 16 steps", "16 to 8 steps"]
     assert f"{4 * 400 * (5 + 3):,} forwards" in told[7]
