@@ -20,7 +20,7 @@ function proposal(node) {
 function purpose(node) {
   const value = (name) => node.widgets.find((widget) => widget.name === name)?.value;
   if (value("goal")) return `in ${value("steps")} steps${value("goal") === USUAL_GOAL ? "" : ` ${value("goal").split(" ")[0]}`}`;
-  const method = node.getInputNode(node.findInputSlot("method"))?.comfyClass.replace("FewStep", "") ?? "Student";
+  const method = node.getInputNode(node.findInputSlot("method"))?.comfyClass?.replace("FewStep", "") ?? "Student";
   return method.replace(/(?!^)[A-Z]/g, " $&").toLowerCase();
 }
 

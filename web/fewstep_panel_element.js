@@ -142,6 +142,7 @@ class Panel extends HTMLElement {
       if (asking.signal.aborted) return;
       this.#known = { ...this.#known, refusal: isConnected() ? error.message : null };
       this.#draw();
+      if (this.watching || this.#known.state === "training") this.#lookSoon(SECONDS_WITHOUT_A_WORD);
     }
   }
 

@@ -1,7 +1,7 @@
 // The runs browser: every run with what it is, how far it is, how good it is, and what can be done with it.
 import "./fewstep_compare.js";
 import "./fewstep_chart.js";
-import { STYLE, define, figure, keepKeys, make } from "./fewstep_elements.js";
+import { STYLE, copied, define, figure, keepKeys, make } from "./fewstep_elements.js";
 import { enlarge, previewsOf } from "./fewstep_enlarged.js";
 import { OPEN, confirming, writing } from "./fewstep_asking.js";
 import "./fewstep_runs_compared.js";
@@ -122,7 +122,7 @@ class Runs extends HTMLElement {
   #buttons(run) {
     const said = make("span", { className: "soft", role: "status" });
     const doing = (action, done) => async (...given) => {
-      said.textContent = await Promise.resolve(action(...given)).then(() => say(done), (error) => error.message);
+      said.textContent = await Promise.resolve().then(() => action(...given)).then((text) => (typeof text === "string" ? text : say(done)), (error) => error.message);
     };
     const changing = (action, done) => doing((...given) => Promise.resolve(action(...given)).then(() => this.#look()), done);
     const button = (text, click, { title, ...options } = {}) =>
@@ -135,7 +135,7 @@ class Runs extends HTMLElement {
       button("Resume", doing(() => resume(run.run), "queued"), { hidden: !["stopped", "written"].includes(run.state), disabled: !run.has_workflow, title: "Opens its workflow and queues it: the run goes on from its last state." }),
       button("Cancel", changing(() => cancelRun(run.run), "cancelling"), { hidden: !training, title: "Saves the state of this run and stops it at once." }),
       button("Repair", changing(() => repairRun(run.run), "repaired"), { hidden: !run.repairable, disabled: training, title: "Keeps the lines of its metrics that are whole; the file as it was stays beside." }),
-      button("Copy command", doing(() => navigator.clipboard.writeText(run.command), "copied"), { title: run.command }),
+      button("Copy command", doing(async () => ((await copied(run.command)) ? say("copied") : run.command), "copied"), { title: run.command }),
       writing({ label: say("Note"), title: say("Says something of this run in the list.") }, say`Note on ${run.run}`, { value: run.note ?? "", tag: "textarea" }, changing((text) => keepNote(run.run, text), "noted")),
       writing({ label: say("Rename"), title: say("Files that were published of it keep their names."), disabled: training }, say`New name of ${run.run}`, { value: run.run }, changing((name) => renameRun(run.run, name), "renamed")),
       writing({ label: say("Clone"), title: say("Writes a new run of the same settings and data, not begun yet.") }, say`Name of the new run like ${run.run}`, { value: `${run.run} 2` }, changing((name) => cloneRun(run.run, name), "written")),

@@ -294,6 +294,9 @@ def prepared(
         _require_pictures(resolved, source)
         host.precision.require(model, train_options.precision)
         students.require_scale_input(model, student or LoRAOptions(), resolved.scale_input)
+        if not run.begun:  # before hours go into its data
+            train_options.require_suit(resolved.stages())
+            starting.require_there(start_from)
         with (
             run.gone_if_refused(keep_data=not isinstance(source, DataInGraph)),
             run.locked(),

@@ -7,10 +7,22 @@ from typing import Any
 
 from ...trainers.methods import read_method
 from ...trainers.storage.places import require_name
+from ...trainers.storage.run_folder import RunFolder
 from ...trainers.training.distillation import Distillation, Recorded
 from ...trainers.training.starting import Start, require_started_from, start_from
 from ..host import folders
 from . import running
+
+
+def require_there(name: str) -> None:
+    """ValueError where there is no run of that name to begin at; "" is none."""
+    if name:
+        _recorded(name)
+
+
+def _recorded(name: str) -> tuple[RunFolder, Recorded]:
+    source = folders.run_named(require_name(name, what="start_from"))
+    return source, Recorded.of(source)
 
 
 def started(new: Distillation, name: str, *, model: Any) -> tuple[Distillation, Start | None]:
@@ -26,8 +38,7 @@ def started(new: Distillation, name: str, *, model: Any) -> tuple[Distillation, 
         return new, None
     if not name:
         return new, None
-    source = folders.run_named(require_name(name, what="start_from"))
-    recorded = Recorded.of(source)
+    source, recorded = _recorded(name)
     there = read_method(recorded.method, recorded.method_options)
     method = running.method_on(model, there, empty_prompt=new.data.unconditional is not None)
     start = start_from(source, new, method=method)

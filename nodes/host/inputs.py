@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import comfy.conds
+import comfy.sampler_helpers
 import torch
 from torch import Tensor
 
@@ -61,6 +62,20 @@ def latents_for_training(model: Any, latent: dict[str, Any]) -> Tensor:
 def latents_for_host(model: Any, latents: Tensor) -> Tensor:
     """The inverse of latents_for_training, without a device: what a VAE decodes."""
     return model.model.process_latent_out(noise_scale(model_sampling_of(model)) * latents)
+
+
+def mask_for_training(mask: Tensor, *, like: Tensor) -> Tensor:
+    """A MASK or a latent's noise_mask as latents `like` (B, C, ..., h, w), read as the host's samplers read it."""
+    return comfy.sampler_helpers.prepare_mask(mask.clone().to(like), like.shape, like.device)
+
+
+def as_given(found: Tensor, latent: dict[str, Any]) -> Any:
+    """Latents (N, ...) in the form of latent's samples: those that were packed are nested again."""
+    streams = _streams(latent)
+    if len(streams) == 1:
+        return found
+    parts = found.flatten(1).split([stream[0].numel() for stream in streams], dim=1)
+    return type(latent["samples"])([part.unflatten(1, one.shape[1:]) for part, one in zip(parts, streams, strict=True)])
 
 
 def stream_shapes(latent: dict[str, Any]) -> Shapes | None:

@@ -379,9 +379,13 @@ def sample(
     positive: Conditioning,
     negative: Conditioning,
     cfg: float,
+    seed: int = 0,
 ) -> Tensor:
-    """Latents (B, ...) from unit noise (B, ...) through the host's own sampling, as SamplerCustom does it."""
+    """Latents (B, ...) from unit noise (B, ...) through the host's own sampling, as SamplerCustom does it.
+
+    seed: that the noise is of, and with it all that the sampler draws.
+    """
     empty = torch.zeros_like(noise)
     return comfy.sample.sample_custom(
-        model, noise, cfg, sampler, sigmas, positive, negative, empty, disable_pbar=True, seed=0
+        model, noise, cfg, sampler, sigmas, positive, negative, empty, disable_pbar=True, seed=seed
     )

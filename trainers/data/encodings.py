@@ -33,7 +33,8 @@ class Encodings:
     """The files below folder, at most most_bytes of them."""
 
     def __init__(self, folder: Path, *, most_bytes: int = MOST_BYTES) -> None:
-        self._folder, self._most, self._written = folder, most_bytes, 0
+        self._folder, self._most = folder, most_bytes
+        self._written = most_bytes  # by others, for all that is known: the first look is at the first file
 
     def get(
         self,

@@ -205,11 +205,14 @@ def read_metadata(path: Path) -> dict[str, str]:
 def read_tensors(path: Path, *, heed: Callable[[], None] = lambda: None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata. ValueError, naming the file, when it is truncated or its checksum does not match.
 
+    The tensors are copies: one that is a view of the file would keep it on the disk after it was deleted, and Windows would not
+    delete it at all.
+
     heed: called before each tensor is checked, which it stops by raising.
     """
     metadata = read_metadata(path)
     with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     if CHECKSUM_KEY in metadata and metadata[CHECKSUM_KEY] != tensors_sha256(tensors, heard=lambda *_: heed()):
         raise ValueError(f"{path.name} is damaged: its content does not match its checksum.")
     return tensors, metadata

@@ -78,10 +78,12 @@ class Companions:
         """The inverse of state_dict; other names are left alone. ValueError when names or shapes differ.
 
         values: None for another run's tensors. Their weights come along, since companions that begin anew beside a trained
-        student would lead it astray; their optimisers begin anew.
+        student would lead it astray; their optimisers begin anew, and so does one that the other run had not, a critic.
         """
         for name, one in self._all.items():
             own = below(tensors, f"{_PREFIX}{name}.")
+            if values is None and not own:
+                continue
             try:
                 one.network.load_state_dict({key: own[key] for key in one.network.state_dict().keys() & own.keys()})
             except ValueError as error:

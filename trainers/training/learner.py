@@ -68,8 +68,9 @@ class Learner:
         bands' sums, its shares of the measures."""
         share = 1.0 / self._accumulation
         loss, error = self._pass(piece, scale=scale)
-        if piece.beside is not None:
-            loss = loss + self._pass(piece.beside, scale=scale)[0]
+        beside = piece.beside
+        while beside is not None:  # consistency has the pull beside it, and that the anchor
+            loss, beside = loss + self._pass(beside, scale=scale)[0], beside.beside
         means = torch.stack([loss, share * error.mean()])
         measures = [share * value.float().mean().reshape(1) for value in piece.measures.values()]
         return torch.cat([means, self.bands.sums(error.flatten(1).mean(dim=1), sigma=piece.sigma), *measures])

@@ -26,7 +26,7 @@ from .average import Averages
 from .bands import NoiseBands
 from .companions import Companions
 from .learner import Learner
-from .learning_rates import learning_rate, require_room_for_warmup
+from .learning_rates import learning_rate
 from .micro_batches import in_pieces, on_share, require_equal_parts
 from .optimisers import keeps_its_result_apart, load_optimiser_state, new_optimiser, optimiser_state, result_to_weights
 from .options import TrainOptions
@@ -132,8 +132,7 @@ class _Training:
             data.require_droppable()
         self._stages = method.stages()
         require_equal_parts(options.batch_size, accumulation=options.accumulation, processes=processes.count)
-        for stage in self._stages:
-            require_room_for_warmup(stage, warmup=options.warmup)
+        options.require_suit(self._stages)
         self._stage, self._stage_iteration = 0, 0
         if processes.count > 1:
             processes.require_equal(student.parameters(), what="the student's first weights")

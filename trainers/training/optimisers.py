@@ -14,30 +14,48 @@ from ..processes.sharding import is_divided, part
 STATE_PREFIX = "optimiser."
 
 
-def _optional(name: str, *, module: str, package: str, kind: str) -> Callable[..., torch.optim.Optimizer]:
-    """An optimiser from a library imported only now. ValueError, naming the package, when it is missing."""
-
-    def make(*args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        try:
-            library = importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(
-                f"optimiser is {name!r}, which needs the Python package {package} ({error}). Install it into ComfyUI's "
-                f"Python (pip install {package}), or choose another optimiser: adam or adamw."
-            ) from error
-        return getattr(library, kind)(*args, **kwargs)
-
-    return make
-
-
 SCHEDULE_FREE, EIGHT_BIT = "schedule_free", "adamw8bit"
+_LIBRARIES = {
+    EIGHT_BIT: ("bitsandbytes.optim", "bitsandbytes", "AdamW8bit"),
+    SCHEDULE_FREE: ("schedulefree", "schedulefree", "AdamWScheduleFree"),
+}
+"""(module, package, class) by optimiser."""
+
+
+def _from_library(name: str) -> Callable[..., torch.optim.Optimizer]:
+    """The class, from a library imported only now. ValueError, naming the package, when it is missing."""
+    module, package, kind = _LIBRARIES[name]
+    try:
+        return getattr(importlib.import_module(module), kind)
+    except ImportError as error:
+        raise ValueError(
+            f"optimiser is {name!r}, which needs the Python package {package} ({error}). Install it into ComfyUI's "
+            f"Python (pip install {package}), or choose another optimiser: adam or adamw."
+        ) from error
+
+
+def _optional(name: str) -> Callable[..., torch.optim.Optimizer]:
+    return lambda *args, **kwargs: _from_library(name)(*args, **kwargs)
+
+
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "adam": torch.optim.Adam,
-    EIGHT_BIT: _optional(EIGHT_BIT, module="bitsandbytes.optim", package="bitsandbytes", kind="AdamW8bit"),
-    SCHEDULE_FREE: _optional(SCHEDULE_FREE, module="schedulefree", package="schedulefree", kind="AdamWScheduleFree"),
+    EIGHT_BIT: _optional(EIGHT_BIT),
+    SCHEDULE_FREE: _optional(SCHEDULE_FREE),
 }
 """schedule_free: Defazio et al. 2024, "The Road Less Scheduled"; its weights during training are not its result."""
+
+
+def require_optimiser(name: str, *, betas: tuple[float, float] | None) -> None:
+    """ValueError when its library is missing, or it cannot do without the momentum that a stage does without."""
+    if name == SCHEDULE_FREE and betas is not None and betas[0] == 0.0:
+        raise ValueError(
+            f"optimiser is {SCHEDULE_FREE!r}, which goes by momentum, but this method's students learn without any; choose adam, "
+            f"adamw or {EIGHT_BIT}."
+        )
+    if name in _LIBRARIES:
+        _from_library(name)
 
 
 def new_optimiser(

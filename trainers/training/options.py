@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from ..objective.choices import require_at_least_one, require_finite
-from .learning_rates import SCHEDULES
-from .optimisers import OPTIMISERS, SCHEDULE_FREE
+from ..objective.method import Stage
+from .learning_rates import SCHEDULES, require_room_for_warmup
+from .optimisers import OPTIMISERS, SCHEDULE_FREE, require_optimiser
 
 AS_LOADED = "as_loaded"
 PRECISIONS = (AS_LOADED, "float32", "bfloat16", "float16")
@@ -47,6 +48,12 @@ class TrainOptions:
     precision: str = AS_LOADED
     gradient_checkpointing: bool = False
     ema_warms_up: bool = False
+
+    def require_suit(self, stages: Sequence[Stage]) -> None:
+        """ValueError, naming the input, where no run of these stages could use them on this machine."""
+        for stage in stages:
+            require_room_for_warmup(stage, warmup=self.warmup)
+            require_optimiser(self.optimiser, betas=stage.betas)
 
     def __post_init__(self) -> None:
         require_finite(self)

@@ -144,8 +144,8 @@ def distil_latent(
 ) -> Tensor:
     """The latents (B, ...) that the start (B, ...) is moved to. Every draw comes from the options' seed and the iteration.
 
-    mask: broadcasts to start; 0 leaves it as it is, to the bit. observe: told after every iteration how many are done and the
-    latents; what it raises ends this. fake: VSD's.
+    mask: broadcasts to start; the share of each step that is gone: 0 leaves it as it is, to the bit. observe: told after every
+    iteration how many are done and the latents; what it raises ends this. fake: VSD's.
     """
     views.require_for(options)
     if options.kind is Kind.VSD and fake is None:
@@ -158,9 +158,11 @@ def distil_latent(
         if views.source is not None:
             own = dataclasses.replace(views, condition=views.source)
             pull = pull - _pull(start, sigma, noise, options, own, fake)
-        x.grad = pull if mask is None else pull * mask
+        before, x.grad = x.clone(), pull
         optimiser.param_groups[0]["lr"] = options.learning_rate * (1.0 - done / options.iterations)
         optimiser.step()
+        if mask is not None:  # of the step: Adam's is as long for a small gradient
+            x.copy_(before + mask * (x - before))
         if fake is not None:
             sigma, noise = _drawn(start, options, views, done, of_companion=True)
             fake.learn(x.detach(), noise, sigma, views.condition)

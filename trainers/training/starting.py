@@ -43,6 +43,7 @@ def start_from(source: RunFolder, new: Distillation, *, method: Method) -> Start
     start = {name: position[name] for name in ("stage", "stage_iteration")}
     _require_place(source, start, there=method, here=new.method)
     _require_meaning(source, there=method, here=new.method, prediction_type=new.prediction_type)
+    _require_companions(source, start["stage"], there=method, here=new.method)
     kept = {name: value for name, value in tensors.items() if not name.startswith(STATE_PREFIX)}
     said = {"run": source.name, "checkpoint": file.stem, "sha256": position[CHECKSUM_KEY], **start}
     return Start(tensors=kept, position=start, said=said)
@@ -118,6 +119,17 @@ def _require_meaning(source: RunFolder, *, there: Method, here: Method, predicti
         raise _unfit(source, f"its student predicts {one}, and here {other}.")
     if (there.scale_input is None) != (here.scale_input is None):
         raise _unfit(source, "one of the two students takes its guidance scale as an input, and the other does not.")
+
+
+def _require_companions(source: RunFolder, stage: int, *, there: Method, here: Method) -> None:
+    """Those that both have are of one size."""
+    ranks = {one.name: one.rank for one in there.companions(stage=stage)}
+    for one in here.companions(stage=stage):
+        if ranks.get(one.name, one.rank) != one.rank:
+            raise _unfit(
+                source,
+                f"companion_rank is {ranks[one.name]} there and {one.rank} here. Restore that, or leave start_from empty.",
+            )
 
 
 def _unfit(source: RunFolder, why: str) -> ValueError:

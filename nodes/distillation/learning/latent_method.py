@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from ....samplers.noise import Denoiser
 from ....trainers.data.batches import Condition, TensorData
@@ -97,16 +96,22 @@ class ScoreDistillation:
         with torch.inference_mode(False), torch.enable_grad(), host.training.memory_given_back():
             bare = {name: value for name, value in latent.items() if name != "noise_mask"}
             start = host.inputs.latents_for_training(model, bare).to(model.load_device)
-            masks = [_mask(one, like=start) for one in (mask, latent.get("noise_mask")) if one is not None]
+            masks = [one for one in (mask, latent.get("noise_mask")) if one is not None]
+            if masks and host.inputs.stream_shapes(latent):
+                raise ValueError(
+                    "a mask is connected, but latent has several streams, of video and of sound; leave the mask out."
+                )
+            whole = [host.inputs.mask_for_training(one, like=start) for one in masks]
             show = host.latent_previews.watching(model, options.iterations)
 
             def observe(done: int, x: Tensor) -> None:
                 host.signals.check_cancelled()
-                show(done, x)
+                show(done, host.inputs.as_given(x, latent))
 
             with _looking(model, prompts, latent, start, options) as (views, fake):
-                found = distil_latent(start, options, views, fake=fake, mask=_product(masks), observe=observe)
-            return ({**latent, "samples": host.inputs.latents_for_host(model, found).cpu()},)
+                found = distil_latent(start, options, views, fake=fake, mask=_product(whole), observe=observe)
+            found = host.inputs.latents_for_host(model, found).cpu()
+            return ({**latent, "samples": host.inputs.as_given(found, latent)},)
 
 
 @contextlib.contextmanager
@@ -152,12 +157,5 @@ def _companion(
         yield LearningFake(companion, learning_rate=options.companion_learning_rate, views=views, start=start)
 
 
-def _mask(mask: Tensor, *, like: Tensor) -> Tensor:
-    """(B or 1, 1, .., h, w) on the latents' own grid, from the host's (B, H, W) or (B, 1, H, W)."""
-    flat = mask.clone().reshape(-1, 1, *mask.shape[-2:]).to(like)
-    small = interpolate(flat, size=like.shape[-2:], mode="bilinear")
-    return small.reshape(len(small), *(1,) * (like.ndim - 3), *like.shape[-2:])
-
-
 def _product(masks: list[Tensor]) -> Tensor | None:
-    return torch.stack(torch.broadcast_tensors(*masks)).prod(dim=0) if masks else None
+    return torch.stack(masks).prod(dim=0) if masks else None

@@ -204,9 +204,17 @@ class Asked:
         )
 
     def _picture(self, one: Model, counting: Any, conditioning: Conditioning, seed: int) -> Tensor:
-        noise = torch.randn(1, *self._shape, generator=torch.Generator().manual_seed(seed % 2**63))
+        seed %= 2**64  # as KSampler has it
+        noise = torch.randn(1, *self._shape, generator=torch.Generator().manual_seed(seed))
         return host.models.sample(
-            counting, one.sampler, one.sigmas, noise=noise, positive=conditioning, negative=self._negative, cfg=one.cfg
+            counting,
+            one.sampler,
+            one.sigmas,
+            noise=noise,
+            positive=conditioning,
+            negative=self._negative,
+            cfg=one.cfg,
+            seed=seed,
         )
 
     def _decoded(self, latents: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import shutil
+import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ import_host()
 import comfy.sd1_clip
 from architectures import has, tiny
 from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.distillation import running
 from comfyui_fewstep.nodes.distillation.data import folder_data, folder_sources
 from comfyui_fewstep.trainers.data.batches import Buckets
 from comfyui_fewstep.trainers.data.cache import read_data
@@ -118,10 +121,30 @@ def test_a_cancel_while_encoding_costs_one_picture_at_most(call, output, folder,
 
 def encoded(output, vae, clip, name, *, model=None, **changed):
     """How many pictures and texts a new run has the encoders encode, and its data."""
-    counted = Counting(vae), Counting(clip)
-    with pytest.raises(ValueError, match="warmup is 99"):  # a reason that is known after encoding
-        distil(model or tiny("sd15"), name=name, data=images(*counted, **changed), warmup=99)
+    counted, full = (Counting(vae), Counting(clip)), ValueError("no more than the data was wanted")
+    with mock.patch.object(running, "execute", side_effect=full), pytest.raises(ValueError, match="no more than"):
+        distil(model or tiny("sd15"), name=name, data=images(*counted, **changed))
     return *(len(each.seen) for each in counted), read_data(run_folder(output, name) / "data")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"warmup": 99}, "warmup is 99, but the stage"),
+        ({"start_from": "nobody's"}, "nobody's"),
+        ({"optimiser": "adamw8bit"}, "needs the Python package bitsandbytes"),
+    ],
+)
+def test_what_no_run_could_use_is_refused_before_anything_is_encoded(
+    given, said, output, folder, vae, clip, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    counted = Counting(vae), Counting(clip)
+    with pytest.raises(ValueError, match=said):
+        distil(tiny("sd15"), name="refused", data=images(*counted), **given)
+    assert [len(each.seen) for each in counted] == [0, 0]
+    assert not run_folder(output, "refused").exists()
 
 
 def test_only_what_is_new_is_encoded_whatever_the_run(output, folder, vae, clip):

@@ -9,11 +9,13 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
+import comfy.sample
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits
 from comfyui_fewstep.nodes.distillation import distillation
 from comfyui_fewstep.nodes.distillation.learning import methods, students
 from comfyui_fewstep.nodes.distillation.reports import report
+from comfyui_fewstep.nodes.sampling import samplers
 from comfyui_fewstep.samplers.schedules import trailing_sigmas
 from comfyui_fewstep.trainers.measures.report import Missing
 from making_data import TRAINING, Cancelled, cancel_at
@@ -94,6 +96,25 @@ def test_a_connected_student_that_is_the_teacher_draws_what_the_teacher_draws(de
     assert rows[1]["psnr"] == "inf"
     assert rows[0]["diversity"] == rows[1]["diversity"]
     assert json.loads((folder / "report.json").read_text())["prompts"] == ["prompt 1", "prompt 2"]
+
+
+@torch.inference_mode()
+def test_fresh_noise_is_that_of_each_pictures_own_seed(demo, output):
+    """What KSampler draws at that seed, so that pictures of two seeds share none."""
+    model, sampler = demo["teacher"], samplers.LCMSampler().make()[0]
+    sigmas = trailing_sigmas(4, table=host.models.noise_levels(host.models.model_sampling_of(model)))
+    prompt = demo["clip"].encode_from_tokens_scheduled("3")
+    wired = {"student": model, "sampler": sampler, "sigmas": sigmas, "name": "mine", "positive": [prompt]}
+    given = {"prompts": "", "clip": None, "teacher_cfg": 1.0, "seed": 2**64 - 1}
+    picture = written(demo, "", **wired, **given)["result"][0]
+    empty = torch.zeros(1, *host.data.latent_shape(model, width=32, height=32))
+    for column, seed in enumerate((2**64 - 1, 0)):
+        noise = comfy.sample.prepare_noise(empty, seed)
+        latents = comfy.sample.sample_custom(
+            model, noise, 1.0, sampler, sigmas, prompt, prompt, empty, disable_pbar=True, seed=seed
+        )
+        found = picture[0, 32:64, 32 * column : 32 * (column + 1)]
+        torch.testing.assert_close(found, demo["vae"].decode(latents)[0].clamp(0.0, 1.0), atol=2e-3, rtol=0.0)
 
 
 def test_what_cannot_be_reported_is_refused_before_anything_is_drawn(demo, output):

@@ -71,6 +71,24 @@ def test_masks_of_both_kinds_hold():
     assert "noise_mask" in found
 
 
+def test_fewer_masks_than_latents_are_taken_again_as_the_hosts_samplers_do():
+    model, start = tiny("sd15"), noise_for(tiny("sd15"), batch=4)
+    masks = torch.stack([torch.zeros(32, 48), torch.ones(32, 48)])
+    found = (moved(model, latent={"samples": start}, mask=masks)["samples"] - start).abs().amax(dim=(1, 2, 3))
+    assert (found > 1e-3).tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize("kind", current("wan"))
+def test_a_mask_of_frames_holds(kind):
+    model = ALL[kind].model(seed=0)
+    start = ALL[kind].noise(seed=1, batch=1)
+    mask = torch.zeros(1, 1, start.shape[2], *start.shape[3:])
+    mask[:, :, 1:] = 1.0
+    found = moved(model, kind, latent={"samples": start, "noise_mask": mask}, iterations=2)["samples"]
+    assert (found - start)[:, :, 0].abs().max() < 1e-6
+    assert (found - start)[:, :, 1:].abs().amax(dim=(0, 1, 3, 4)).min() > 0.02
+
+
 def test_the_prompt_of_the_start_is_subtracted():
     model = tiny("sd15")
     same = conditioning("sd15", seed=2)

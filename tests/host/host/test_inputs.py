@@ -161,7 +161,7 @@ class Nested:
 
     is_nested = True
 
-    def __init__(self, *streams):
+    def __init__(self, streams):
         self.streams = streams
 
     def unbind(self):
@@ -172,7 +172,7 @@ def test_the_streams_of_a_nested_latent_are_trained_packed(output):
     """Video (2, 4, 3, 2, 2) and sound (2, 8, 5): one row of 48 + 40 values for each, and the network told their shapes."""
     video, sound = noise(2, 4, 3, 2, 2), noise(2, 8, 5, seed=1)
     model = stand_in(Frames, channels=1)
-    latent = {"samples": Nested(video, sound)}
+    latent = {"samples": Nested([video, sound])}
     x0 = host.inputs.latents_for_training(model, latent)
     assert torch.equal(x0, 0.5 * torch.cat([video.reshape(2, 1, -1), sound.reshape(2, 1, -1)], dim=-1))
     distil(model, name="run", latents=latent, positive=text(3), negative=text(3, seed=1))
@@ -183,6 +183,16 @@ def test_the_streams_of_a_nested_latent_are_trained_packed(output):
     heard = denoised(model, x0, data.first(2).condition)
     deaf = denoised(model, x0, {k: v for k, v in data.first(2).condition.items() if "=" not in k})
     assert torch.equal(heard[..., :48], deaf[..., :48]) and not torch.allclose(heard[..., 48:], deaf[..., 48:])
+
+
+def test_what_was_packed_comes_back_nested():
+    video, sound = noise(2, 4, 3, 2, 2), noise(2, 8, 5, seed=1)
+    latent = {"samples": Nested([video, sound])}
+    packed = host.inputs.latents_for_training(stand_in(Frames, channels=1), latent)
+    back = host.inputs.as_given(2.0 * packed, latent)
+    assert isinstance(back, Nested)
+    assert all(torch.equal(one, other) for one, other in zip(back.unbind(), (video, sound), strict=True))
+    assert host.inputs.as_given(video, {"samples": sound}) is video
 
 
 def test_what_a_network_writes_into_its_inputs_stays_in_it():

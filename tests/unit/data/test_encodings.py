@@ -81,3 +81,10 @@ def test_a_link_among_the_files_is_not_followed(tmp_path):
     file.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="is a link"):
         get(kept, {"a": 1}, Maker())
+
+
+def test_what_others_wrote_counts_too(tmp_path):
+    """Each run has an object of its own, which writes less than would make it look."""
+    for i in range(30):
+        get(Encodings(tmp_path, most_bytes=100_000), {"a": i}, Maker())
+    assert 90_000 < sum(file.stat().st_size for file in tmp_path.glob("*/*")) <= 100_000

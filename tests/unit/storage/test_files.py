@@ -3,6 +3,7 @@
 import json
 import os
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,3 +85,13 @@ def test_what_is_no_file_is_said_and_never_waited_for(tmp_path):
         for read in (read_metadata, read_tensors):
             with pytest.raises(ValueError, match=f"{name}.safetensors is no file"):
                 read(tmp_path / f"{name}.safetensors")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="what is mapped is told by Linux alone")
+def test_what_was_read_does_not_hold_the_file(tmp_path):
+    """Else the blocks of a checkpoint that is deleted stay on the disk, and Windows would not delete it."""
+    path = tmp_path / "held.safetensors"
+    write_tensors(path, {"a": torch.ones(2**18)}, metadata={})
+    read, _ = read_tensors(path)
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    assert float(read["a"].sum()) == 2**18

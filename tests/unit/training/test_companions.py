@@ -1,6 +1,8 @@
 """Who learns besides the student: with its own target, pace and draws, in the checkpoint, and never in anybody's way."""
 
+import contextlib
 import dataclasses
+import types
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from comfyui_fewstep.trainers.storage.files import read_tensors
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.gradient_checkpointing import checkpointed
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
+from comfyui_fewstep.trainers.training.bands import NoiseBands
+from comfyui_fewstep.trainers.training.learner import Learner
 from comfyui_fewstep.trainers.training.loop import _Training, train
 from comfyui_fewstep.trainers.training.options import TrainOptions
 from comfyui_fewstep.trainers.training.tally import NonFiniteLoss
@@ -287,3 +291,44 @@ def stop_at(iteration):
             raise Stopped
 
     return stop
+
+
+def test_every_target_beside_another_is_learnt_from():
+    """Consistency has the pull beside it, and that the anchor: the gradient is the sum of all three."""
+    weight = torch.zeros(1, requires_grad=True)
+    network = types.SimpleNamespace(parameters=lambda: [weight], autograd=contextlib.nullcontext)
+    learner = Learner(
+        network,
+        torch.optim.SGD([weight], lr=1.0),
+        loss=lambda piece: ((piece.weight * weight).mean(), torch.zeros_like(piece.x0)),
+        gradient_clip=1e9,
+        accumulation=2,
+        processes=Processes(),
+        bands=NoiseBands(table(FAMILY), device=torch.device("cpu")),
+    )
+    x, ones, target = torch.ones(4, 1), torch.ones(4), None
+    for factor in (100.0, 10.0, 1.0):
+        target = Target(x, ones, {}, x, factor * ones, beside=target)
+    learner.update(target, rate=1.0)
+    assert weight.item() == pytest.approx(-111.0)
+
+
+def test_a_companion_that_the_other_run_had_not_begins_anew(tmp_path):
+    """A critic that a run is to go on with, say."""
+    with pytest.raises(Stopped):
+        trained(tmp_path / "old", "lora", observers=[stop_at(4)])
+    tensors = checkpoint(RunFolder(tmp_path / "old", "run"))
+    new, followed = RunFolder(tmp_path / "new", "run"), method()
+    bare = {name: value for name, value in tensors.items() if not name.startswith("optimiser.")}
+    new.save_checkpoint(4, bare, {"stage": 0, "stage_iteration": 4, "started": True})
+    followed.companions = lambda stage: [
+        Companion(name=name, learning_rate=1e-2, rank=rank) for name, rank in (("fake", 5), ("other", 3))
+    ]
+    loop = _Training(new, followed, learning("lora"), data(), options(), [], Processes())
+    before = snapshot(loop._companions._all["other"].network.state_dict().values())
+    loop._restore()
+    both = loop._companions._all
+    assert equal(both["other"].network.state_dict().values(), before)
+    assert all(
+        torch.equal(value, bare[f"companion.fake.{key}"]) for key, value in both["fake"].network.state_dict().items()
+    )

@@ -1,10 +1,11 @@
 """Optimisers whose weights during training are not their result, and those whose library may be missing."""
 
+import dataclasses
 import sys
 
 import pytest
 import torch
-from comfyui_fewstep.trainers.objective.method import Lesson
+from comfyui_fewstep.trainers.objective.method import Lesson, Stage
 from comfyui_fewstep.trainers.training.optimisers import load_optimiser_state, optimiser_state
 from comfyui_fewstep.trainers.training.options import TrainOptions
 from test_progressive import TinyNetwork
@@ -116,3 +117,13 @@ def test_counts_and_nested_states_come_back_as_they_were():
         assert torch.equal(after["qmap1"], before["qmap1"])
         for name, value in before["quantised"].items():
             assert torch.equal(after["quantised"][name], value)
+
+
+def test_what_has_no_momentum_is_refused_where_the_optimiser_lives_by_it():
+    """Schedule-free divides by it when it tells its result."""
+    stage = Stage(name="matching", iterations=10, learning_rate=1e-3, sigmas=[1.0, 0.0], betas=(0.0, 0.99))
+    chosen = TrainOptions(**SCHEDULE_FREE)
+    with pytest.raises(ValueError, match="optimiser is 'schedule_free', which goes by momentum"):
+        chosen.require_suit([stage])
+    chosen.require_suit([dataclasses.replace(stage, betas=None)])
+    TrainOptions().require_suit([stage])

@@ -170,3 +170,13 @@ def test_a_prompt_that_is_missing_is_named_before_work(changed, prompts, named):
 def test_bad_options_are_named(changed, named):
     with pytest.raises(ValueError, match=named):
         chosen(**changed)
+
+
+def test_a_grey_mask_lets_its_share_of_each_step_go():
+    """Adam's step is as long for a small gradient, so that a mask of the gradient would let all of it go."""
+    begin = start(4)
+    whole = distil_latent(begin, chosen(iterations=1), views(VE)) - begin
+    share = torch.tensor([0.0, 0.01, 0.5, 1.0]).reshape(-1, 1, 1, 1)
+    found = distil_latent(begin, chosen(iterations=1), views(VE), mask=share) - begin
+    torch.testing.assert_close(found, share * whole, atol=1e-6, rtol=1e-5)
+    assert whole.abs().min() > 1e-3

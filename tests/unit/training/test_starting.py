@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from comfyui_fewstep.trainers.methods.progressive import Progressive
+from comfyui_fewstep.trainers.objective.method import Companion
 from comfyui_fewstep.trainers.storage.export import read_student
 from comfyui_fewstep.trainers.storage.files import read_metadata, read_tensors
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
@@ -194,3 +196,15 @@ def test_a_started_run_knows_where_from(tmp_path):
     assert not distillation(tmp_path, name="new").finished()
     said = json.loads(new.run.place("run.json").read_text())
     assert said["started_from"]["run"] == "old", "which a start without it does not forget"
+
+
+def test_a_companion_of_another_size_is_named_before_anything_is_saved(tmp_path, monkeypatch):
+    old = stopped(tmp_path, 8)
+    ranks = iter((4, 8))
+
+    def companions(self, *, stage):
+        return [Companion(name="fake", learning_rate=1e-3, rank=next(ranks))]
+
+    monkeypatch.setattr(Progressive, "companions", companions)
+    with pytest.raises(ValueError, match="companion_rank is 4 there and 8 here"):
+        started(old)
