@@ -46,3 +46,16 @@ def test_a_name_that_was_typed_or_saved_stays(editor, behind):
     editor.load(saved)
     editor.page.wait_for_timeout(700)
     wait_for_name(editor, editor.find("FewStepMakeItFast"), "my fast model")
+
+
+def test_a_method_behind_a_reroute_does_not_keep_it_from_being_named(editor, behind):
+    node = behind("FewStepDistill")
+    wait_for_name(editor, node, "dreamy v3 student")
+    editor.page.evaluate(
+        "(id) => { const [reroute, method] = ['Reroute', 'FewStepGuidanceDistillation'].map(k => LiteGraph.createNode(k));"
+        " app.graph.add(reroute); app.graph.add(method); const node = app.graph.getNodeById(id);"
+        " method.connect(0, reroute, 0); reroute.connect(0, node, node.findInputSlot('method'));"
+        " app.graph._nodes.find(n => n.type === 'CheckpointLoaderSimple').widgets[0].value = 'another.safetensors' }",
+        node,
+    )
+    wait_for_name(editor, node, "another student")

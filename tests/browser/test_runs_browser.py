@@ -110,6 +110,20 @@ def test_its_workflow_opens_again(editor, runs, another):
     editor.page.wait_for_function("() => app.graph._nodes.some(node => node.type === 'FewStepDemoTeacher')")
 
 
+def test_a_command_that_the_clipboard_refuses_is_said(editor, another):
+    """Over plain HTTP from another machine pages have none."""
+    shown = card(open_runs(editor), another)
+    editor.page.evaluate("() => Object.defineProperty(navigator, 'clipboard', {value: undefined, configurable: true})")
+    try:
+        button = shown.get_by_role("button", name="Copy command")
+        command = button.get_attribute("title")
+        assert "train" in command
+        button.click()
+        shown.get_by_role("status").filter(has_text=command).wait_for()
+    finally:
+        editor.page.evaluate("() => delete navigator.clipboard")
+
+
 def test_deleting_wants_a_second_word(editor, runs, another):
     shown = card(open_runs(editor), another)
     shown.get_by_role("button", name="Delete", exact=True).click()

@@ -277,3 +277,22 @@ def test_watch_run_says_what_to_do_next(editor, runs, name):
     )
     assert not panel(editor).get_by_role("button", name="Resume").is_visible()
     shutil.rmtree(folder)
+
+
+def test_one_failed_answer_does_not_end_the_watching(editor, runs, name):
+    """A disk that refuses once, a proxy: nobody sends messages about a run that another process trains."""
+    node = editor.add("FewStepWatchRun", run_name=name)
+    asked = []
+
+    def refuse_once(route):
+        asked.append(route.request.url)
+        route.fulfill(status=500, json={"error": "the disk refuses"}) if len(asked) == 1 else route.continue_()
+
+    editor.page.route("**/fewstep/runs/*", refuse_once)
+    try:
+        editor.show(node)
+        sentence(editor, "the disk refuses", seconds=30)
+        sentence(editor, "There is no run of this name yet. Queue Write Run first.", seconds=30)
+    finally:
+        editor.page.unroute("**/fewstep/runs/*")
+    editor.errors[:] = [error for error in editor.errors if "status of 500" not in error]  # the browser's own word
