@@ -272,12 +272,16 @@ def prepared(
     start_from: str = "",
     previews: preview_prompts.Previews | None = None,
     has_vae: bool = False,
+    elsewhere: bool = False,
     prompt: Mapping[str, Any] | None = None,
     unique_id: str | None = None,
     extra_pnginfo: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Iterator[Distillation]:
-    """The run of these inputs, its folder locked and its data in it. Tensors made inside may be trained on, unlike in nodes."""
+    """The run of these inputs, its folder locked and its data in it. Tensors made inside may be trained on, unlike in nodes.
+
+    elsewhere: another process trains it, perhaps another Python's.
+    """
     with torch.inference_mode(False), torch.enable_grad():
         run = folders.run_named(run_name)
         preview_prompts.require_shown(previews, model, vae=has_vae)
@@ -295,7 +299,7 @@ def prepared(
         host.precision.require(model, train_options.precision)
         students.require_scale_input(model, student or LoRAOptions(), resolved.scale_input)
         if not run.begun:  # before hours go into its data
-            train_options.require_suit(resolved.stages())
+            train_options.require_suit(resolved.stages(), elsewhere=elsewhere)
             starting.require_there(start_from)
         with (
             run.gone_if_refused(keep_data=not isinstance(source, DataInGraph)),

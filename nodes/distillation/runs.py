@@ -50,7 +50,7 @@ class WriteRun(distillation.Distill):
                 "teacher; connect a loader and plain nodes, or use Distill Model."
             )
         with distillation.prepared(
-            model, run_name, inputs.pop("student", None), has_vae=vae is not None, **inputs
+            model, run_name, inputs.pop("student", None), has_vae=vae is not None, elsewhere=True, **inputs
         ) as prepared:
             run = prepared.run
         command = folders.command_for(run.path)

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 from unittest import mock
 
 import pytest
@@ -125,26 +124,6 @@ def encoded(output, vae, clip, name, *, model=None, **changed):
     with mock.patch.object(running, "execute", side_effect=full), pytest.raises(ValueError, match="no more than"):
         distil(model or tiny("sd15"), name=name, data=images(*counted, **changed))
     return *(len(each.seen) for each in counted), read_data(run_folder(output, name) / "data")
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"warmup": 99}, "warmup is 99, but the stage"),
-        ({"start_from": "nobody's"}, "nobody's"),
-        ({"optimiser": "adamw8bit"}, "needs the Python package bitsandbytes"),
-    ],
-)
-def test_what_no_run_could_use_is_refused_before_anything_is_encoded(
-    given, said, output, folder, vae, clip, monkeypatch
-):
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    counted = Counting(vae), Counting(clip)
-    with pytest.raises(ValueError, match=said):
-        distil(tiny("sd15"), name="refused", data=images(*counted), **given)
-    assert [len(each.seen) for each in counted] == [0, 0]
-    assert not run_folder(output, "refused").exists()
 
 
 def test_only_what_is_new_is_encoded_whatever_the_run(output, folder, vae, clip):

@@ -127,3 +127,13 @@ def test_what_has_no_momentum_is_refused_where_the_optimiser_lives_by_it():
         chosen.require_suit([stage])
     chosen.require_suit([dataclasses.replace(stage, betas=None)])
     TrainOptions().require_suit([stage])
+
+
+def test_a_run_that_is_trained_elsewhere_needs_no_library_here(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    stage = Stage(name="matching", iterations=10, learning_rate=1e-3, sigmas=[1.0, 0.0])
+    chosen = TrainOptions(optimiser="adamw8bit")
+    chosen.require_suit([stage], elsewhere=True)
+    with pytest.raises(ValueError, match="needs the Python package bitsandbytes"):
+        chosen.require_suit([stage])
