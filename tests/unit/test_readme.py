@@ -97,6 +97,30 @@ def test_the_plan_came_as_near_to_the_run_as_is_said():
     assert said.format(*memory, *times[:2], min(steps), max(steps), *times[2:]) in TEXT
 
 
+def test_the_forwards_of_make_it_fast_are_its_methods():
+    """For one picture in one iteration as the tests of plans have them: (forwards, backward passes)."""
+    guided, halving, consistency, matching, lead = (5, 1), (3, 1), (4, 1), (10.5, 5), (6.5, 4)
+    runs = {
+        "closest to my model": (480 * 32 * 2, [(400, guided), (800, halving)]),
+        "cheapest to train": (480 * 32 * 2, [(1500, consistency)]),
+        "sharpest": (0, [(1500, matching), (100, lead)]),
+    }
+    for goal, (drawn, parts) in runs.items():
+        forwards, backwards = (sum(16 * count * one[which] for count, one in parts) for which in (0, 1))
+        assert f"| {goal} | {drawn:,} | {forwards:,.0f} | {backwards:,} |" in TEXT
+        assert (
+            f"about {_hours(drawn, forwards, backwards)} hours" in TEXT
+            or f" {_hours(drawn, forwards, backwards)} for the" in TEXT
+        )
+    more = [sum(16 * count * one[which] for count, one in ((400, matching), (100, lead))) for which in (0, 1)]
+    assert f"400 iterations, about {_hours(0, *more)} hours more" in TEXT
+
+
+def _hours(drawn, forwards, backwards):
+    """At five pictures a second."""
+    return round((drawn + forwards + 2 * backwards) / 5 / 3600)
+
+
 def _table_of(column):
     """The lines of README's table that has such a column, without the one below its head."""
     (table,) = [block for block in README.split("\n\n") if f"| {column} |" in block]
