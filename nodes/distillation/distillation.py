@@ -299,7 +299,7 @@ def prepared(
         host.precision.require(model, train_options.precision)
         students.require_scale_input(model, student or LoRAOptions(), resolved.scale_input)
         if not run.begun:  # before hours go into its data
-            train_options.require_suit(resolved.stages(), elsewhere=elsewhere)
+            train_options.require_suit(resolved.stages(), libraries=not elsewhere)
             starting.require_there(start_from)
         with (
             run.gone_if_refused(keep_data=not isinstance(source, DataInGraph)),

@@ -99,7 +99,7 @@ def test_a_recipe_says_its_kind_of_model_itself(editor):
 def test_a_method_shows_its_halvings_and_its_students_steps(editor):
     method = editor.add("FewStepProgressiveDistillation", start_steps=16)
     wait_for(editor, "timestep", [999, 749, 499, 249])
-    said = preview(editor).get_by_text("Trains 16 to 8 steps, 8 to 4 steps: 1000 iterations.")
+    said = preview(editor).get_by_text("Trains 16 to 8 steps, 8 to 4 steps: 2000 iterations.")
     said.wait_for()
     editor.set(method, target_steps=2, iterations=100)
     wait_for(editor, "timestep", [999, 499])

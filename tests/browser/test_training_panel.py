@@ -166,6 +166,8 @@ def test_a_second_tab_shows_the_same_run(editor, chromium, server, name):
 def test_what_went_wrong_is_said(editor, name):
     begin(editor, name, iterations=20)
     editor.set(editor.find("FewStepDistill"), warmup=20)
+    # it is refused at once, perhaps before the panel has heard of the name
+    editor.page.wait_for_function("name => document.querySelector('fewstep-panel').run === name", arg=name)
     editor.queue()
     sentence(editor, "Stopped by an error: ")
     editor.errors.clear()

@@ -47,14 +47,14 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 """schedule_free: Defazio et al. 2024, "The Road Less Scheduled"; its weights during training are not its result."""
 
 
-def require_optimiser(name: str, *, betas: tuple[float, float] | None, elsewhere: bool) -> None:
-    """ValueError when its library is missing here, or it cannot do without the momentum that a stage does without."""
+def require_optimiser(name: str, *, betas: tuple[float, float] | None, library: bool) -> None:
+    """ValueError when it cannot do without the momentum that a stage does without, or its library, if asked for, is missing."""
     if name == SCHEDULE_FREE and betas is not None and betas[0] == 0.0:
         raise ValueError(
             f"optimiser is {SCHEDULE_FREE!r}, which goes by momentum, but this method's students learn without any; choose adam, "
             f"adamw or {EIGHT_BIT}."
         )
-    if name in _LIBRARIES and not elsewhere:
+    if library and name in _LIBRARIES:
         _from_library(name)
 
 

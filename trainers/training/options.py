@@ -49,11 +49,11 @@ class TrainOptions:
     gradient_checkpointing: bool = False
     ema_warms_up: bool = False
 
-    def require_suit(self, stages: Sequence[Stage], *, elsewhere: bool = False) -> None:
-        """ValueError, naming the input, where no run of these stages could use them. elsewhere: with libraries of its own."""
+    def require_suit(self, stages: Sequence[Stage], *, libraries: bool = True) -> None:
+        """ValueError, naming the input, where no run of these stages could use them. libraries: these are asked for too."""
         for stage in stages:
             require_room_for_warmup(stage, warmup=self.warmup)
-            require_optimiser(self.optimiser, betas=stage.betas, elsewhere=elsewhere)
+            require_optimiser(self.optimiser, betas=stage.betas, library=libraries)
 
     def __post_init__(self) -> None:
         require_finite(self)

@@ -134,6 +134,6 @@ def test_a_run_that_is_trained_elsewhere_needs_no_library_here(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     stage = Stage(name="matching", iterations=10, learning_rate=1e-3, sigmas=[1.0, 0.0])
     chosen = TrainOptions(optimiser="adamw8bit")
-    chosen.require_suit([stage], elsewhere=True)
+    chosen.require_suit([stage], libraries=False)
     with pytest.raises(ValueError, match="needs the Python package bitsandbytes"):
         chosen.require_suit([stage])
