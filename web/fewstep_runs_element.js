@@ -122,7 +122,7 @@ class Runs extends HTMLElement {
   #buttons(run) {
     const said = make("span", { className: "soft", role: "status" });
     const doing = (action, done) => async (...given) => {
-      said.textContent = await Promise.resolve().then(() => action(...given)).then((text) => (typeof text === "string" ? text : say(done)), (error) => error.message);
+      said.textContent = await Promise.resolve().then(() => action(...given)).then(() => say(done), (error) => error.message);
     };
     const changing = (action, done) => doing((...given) => Promise.resolve(action(...given)).then(() => this.#look()), done);
     const button = (text, click, { title, ...options } = {}) =>
@@ -135,13 +135,17 @@ class Runs extends HTMLElement {
       button("Resume", doing(() => resume(run.run), "queued"), { hidden: !["stopped", "written"].includes(run.state), disabled: !run.has_workflow, title: "Opens its workflow and queues it: the run goes on from its last state." }),
       button("Cancel", changing(() => cancelRun(run.run), "cancelling"), { hidden: !training, title: "Saves the state of this run and stops it at once." }),
       button("Repair", changing(() => repairRun(run.run), "repaired"), { hidden: !run.repairable, disabled: training, title: "Keeps the lines of its metrics that are whole; the file as it was stays beside." }),
-      button("Copy command", doing(async () => ((await copied(run.command)) ? say("copied") : run.command), "copied"), { title: run.command }),
+      button("Copy command", doing(() => copyOrSay(run.command), "copied"), { title: run.command }),
       writing({ label: say("Note"), title: say("Says something of this run in the list.") }, say`Note on ${run.run}`, { value: run.note ?? "", tag: "textarea" }, changing((text) => keepNote(run.run, text), "noted")),
       writing({ label: say("Rename"), title: say("Files that were published of it keep their names."), disabled: training }, say`New name of ${run.run}`, { value: run.run }, changing((name) => renameRun(run.run, name), "renamed")),
       writing({ label: say("Clone"), title: say("Writes a new run of the same settings and data, not begun yet.") }, say`Name of the new run like ${run.run}`, { value: `${run.run} 2` }, changing((name) => cloneRun(run.run, name), "written")),
       confirming({ label: say("Delete"), disabled: training }, say`Delete ${run.run} for good?`, say("Yes, delete"), changing(() => deleteRun(run.run), "deleted")),
       said);
   }
+}
+
+async function copyOrSay(command) {
+  if (!(await copied(command))) throw new Error(command); // which is said in place of "copied"
 }
 
 function guide([name, title]) {

@@ -143,11 +143,11 @@ def _last_words(text: str) -> str:
 def page(written: Figures) -> str:
     marks = _marks(written)
     parts = {name: {**part["figures"], "mark": marks[_where(part)]} for name, part in written["parts"].items()}
-    first, *others = (f"{where}{f', marked {mark}' if mark else ''}" for where, mark in marks.items())
+    places = "; on ".join(f"{where}{f', marked {mark}' if mark else ''}" for where, mark in marks.items())
     lines = [
         "# GPU book",
         "",
-        f"`{written['command']}` on {'; on '.join([first, *others])}. Random weights at true shapes; batch 1 a process. *Pages*: "
+        f"`{written['command']}` on {places}. Random weights at true shapes; batch 1 a process. *Pages*: "
         "the host's dynamic VRAM, its default; *no pages*: `--disable-dynamic-vram`.",
         "",
         f"| model | weights | held in | ms a call | our Lightning over {STEPS} bare calls | our LCM | the host's euler |",

@@ -132,7 +132,7 @@ class _Training:
             data.require_droppable()
         self._stages = method.stages()
         require_equal_parts(options.batch_size, accumulation=options.accumulation, processes=processes.count)
-        options.require_suit(self._stages, libraries=False)  # as the optimisers are made
+        options.require_suit(self._stages, libraries=False)  # new_optimiser asks for its own
         self._stage, self._stage_iteration = 0, 0
         if processes.count > 1:
             processes.require_equal(student.parameters(), what="the student's first weights")
