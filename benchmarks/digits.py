@@ -96,6 +96,7 @@ class Teacher:
             positive=self._digits_model.condition(asked(count)),
             negative=self._digits_model.prompt(""),
             cfg=cfg,
+            seed=seed,
         )
         return to_pictures(latents)
 

@@ -161,6 +161,21 @@ TRIALS = {
         options={**_THEN_MATCHING, **_CRITIC, "steps": 4, "companion_first": 100, "iterations": 278},
         passes="8400 of progressive to 4 steps, then 378 of 1.5 + 1 + 2 x 3 + 2 x 2.25, of which 278 of 2 + 1 + 1.5 + 3 more",
     ),
+    "half progressive then matching with a critic in 2": dataclasses.replace(
+        _IN_4,
+        options={
+            **_THEN_MATCHING,
+            **_CRITIC,
+            "steps": 2,
+            "companion_first": 60,
+            "iterations": 447,
+            "learning_rate": 1e-4,
+        },
+        passes="5950 of half progressive to 2 steps, "
+        "then 507 of 0.5 + 1 + 2 x 3 + 2 x 2.25, of which 447 of 2 + 1 + 1.5 + 3 more",
+        steps=(2,),
+        after="half progressive",
+    ),
     "half progressive then matching with a critic in 1": dataclasses.replace(
         _IN_4,
         options={

@@ -183,7 +183,7 @@ class _Judged:
     def __init__(self, *, count: int, seed: int) -> None:
         self.scores: list[Score] = []
         self.rows: dict[str, Tensor] = {}
-        self._labels = torch.arange(count) % DIGITS
+        self._labels, self._seed = torch.arange(count) % DIGITS, seed
         self._noise = torch.randn(count, 4, 4, 4, generator=torch.Generator().manual_seed(seed))
         self._reference: Tensor | None = None
         self._judge = load_judge()
@@ -200,6 +200,7 @@ class _Judged:
             positive=digits_model.condition(self._labels),
             negative=digits_model.prompt(""),
             cfg=cfg,
+            seed=self._seed,
         )
         seconds = time.perf_counter() - start
         pictures = to_pictures(latents)

@@ -311,6 +311,7 @@ def prepared(
             if isinstance(student, StartingLoRA) and not run.begun:
                 starting_lora.require_suits(
                     student,
+                    model=model,
                     teacher_sha256=hashes.sha256,
                     prediction=student_prediction(resolved, prediction_type=predicts),
                 )

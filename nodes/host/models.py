@@ -379,7 +379,7 @@ def sample(
     positive: Conditioning,
     negative: Conditioning,
     cfg: float,
-    seed: int = 0,
+    seed: int,
 ) -> Tensor:
     """Latents (B, ...) from unit noise (B, ...) through the host's own sampling, as SamplerCustom does it.
 

@@ -206,11 +206,11 @@ def lora_in_one(model: Any, *, rank: int) -> tuple[AdapterSet, float]:
         adapters[path] = nearest(change, rank=rank)
         return product(adapters[path])
 
-    return adapters, share_lost(_changes(model, what="the MODEL's patches"), save)
+    return adapters, share_lost(Changes(model, what="the MODEL's patches").items(), save)
 
 
-def changes_of(model: Any, file: Path, *, strength: float) -> Iterator[tuple[str, Tensor]]:
-    """(path of a layer, change of its weight) of a LoRA file, one by one, by the host's own loader of whatever form it has.
+def changes_of(model: Any, file: Path, *, strength: float) -> Changes:
+    """Of the MODEL's layers by a LoRA file, by the host's own loader of whatever form it has.
 
     ValueError, naming the file, for one that is for another model, changes what is no layer's weight, or holds NaN.
     """
@@ -223,7 +223,7 @@ def changes_of(model: Any, file: Path, *, strength: float) -> Iterator[tuple[str
     parts = {_PART_OF_LAYER.split(name)[0] for name in tensors if not name.startswith(_OF_TEXT_ENCODER)}
     if found < len(parts):
         raise ValueError(f"{len(parts) - found} of the {len(parts)} layers of {file.name} are not in this model.")
-    return _changes(loaded, what=file.name)
+    return Changes(loaded, what=file.name)
 
 
 _OF_TEXT_ENCODER = ("lora_te", "text_encoder", "te.")
@@ -232,13 +232,27 @@ _PART_OF_LAYER = re.compile(
 )
 
 
-def _changes(model: Any, *, what: str) -> Iterator[tuple[str, Tensor]]:
-    """(path, change) of each layer that the MODEL's patches change, one at a time. ValueError for what is no layer's weight."""
-    for key in model.patches:
-        change = _change(model, key)
-        if change.ndim not in (2, 4) or not key.endswith(".weight"):
-            raise ValueError(f"{what} change {key}, which is no layer that such a LoRA can hold.")
-        yield key.removeprefix("diffusion_model.").removesuffix(".weight"), change
+class Changes(Mapping[str, Tensor]):
+    """What a MODEL's patches add to its layers' weights, by the layer's path, each computed as it is asked for.
+
+    ValueError for what is no layer's weight, before anything is computed.
+    """
+
+    def __init__(self, model: Any, *, what: str) -> None:
+        self._model, self._keys = model, dict[str, str]()
+        for key in model.patches:
+            if len(comfy.utils.get_attr(model.model, key).shape) not in (2, 4) or not key.endswith(".weight"):
+                raise ValueError(f"{what} change {key}, which is no layer that such a LoRA can hold.")
+            self._keys[key.removeprefix("diffusion_model.").removesuffix(".weight")] = key
+
+    def __getitem__(self, path: str) -> Tensor:
+        return _change(self._model, self._keys[path])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 def _change(model: Any, key: str) -> Tensor:

@@ -51,7 +51,7 @@ def method_and_lora(*, iterations=4, layers="linear"):
 def distil(model, *, name, layers="linear", iterations=2, **inputs):
     """As the graph runs it."""
     method, lora = method_and_lora(iterations=iterations, layers=layers)
-    return distillation.Distill().distil(model, method=method, run_name=name, student=lora, **{**TRAINING, **inputs})
+    return distillation.Distill().distil(model, method=method, run_name=name, **{**TRAINING, "student": lora, **inputs})
 
 
 def images(vae, clip, **changed):

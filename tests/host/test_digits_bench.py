@@ -67,6 +67,17 @@ def test_a_solver_takes_the_calls_that_it_may(teacher, monkeypatch, calls):
         assert rows == evaluations * (1 if setting.guidance_scale == 1.0 else 2) <= calls
 
 
+def test_noise_between_steps_is_of_the_rows_seed(teacher, monkeypatch):
+    """As KSampler draws it: rows of several seeds would else share all but their first noise."""
+    sampler, sigmas = teacher.host.models.sampler(digits.sample_few_step, gamma=1.0), teacher.levels(4)
+    sample, first = teacher.host.models.sample, torch.randn(10, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(
+        teacher.host.models, "sample", lambda *given, noise, **more: sample(*given, noise=first, **more)
+    )
+    one, other = (teacher.draw(teacher.model, sampler, sigmas, cfg=1.0, count=10, seed=seed) for seed in (0, 1))
+    assert (one - other).abs().max() > 0.1
+
+
 def test_students_are_trained_and_drawn_once_and_stand_beside_the_solvers(teacher, judge, tmp_path, monkeypatch):
     """Two iterations each: the page has every row, and a second start does nothing again."""
     monkeypatch.setattr(digits, "HOME", tmp_path)

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -215,8 +215,7 @@ def begin_as(adapters: AdapterSet, changes: Iterable[tuple[str, Tensor]], *, sca
     """
 
     def become(path: str, change: Tensor) -> Tensor:
-        if path not in adapters:
-            raise ValueError(f"it changes {path}, on which the student has no adapter; set layers to linear_and_conv.")
+        require_adapters([path], on=adapters)
         own, found = adapters[path], nearest(change / scale, rank=len(adapters[path].down))
         strength = found.up.flatten(1).square().sum(dim=0)
         needed = int((strength > 1e-6 * strength.max().clamp(min=1e-30)).sum())
@@ -224,6 +223,13 @@ def begin_as(adapters: AdapterSet, changes: Iterable[tuple[str, Tensor]], *, sca
         return scale * product(own).to(change)
 
     return share_lost(changes, become)
+
+
+def require_adapters(changed: Iterable[str], *, on: Container[str]) -> None:
+    """ValueError naming the first changed layer, by path, that is not among those with an adapter."""
+    for path in changed:
+        if path not in on:
+            raise ValueError(f"it changes {path}, on which the student has no adapter; set layers to linear_and_conv.")
 
 
 def share_lost(changes: Iterable[tuple[str, Tensor]], keep: Callable[[str, Tensor], Tensor]) -> float:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ....samplers.recipe import METADATA_KEY, Recipe
 from ....trainers.storage.export import TEACHER_KEY
 from ....trainers.storage.files import read_metadata
-from ....trainers.students.adapters import LoRAOptions
+from ....trainers.students.adapters import LoRAOptions, adaptable_layers, require_adapters
 from ....trainers.students.student import LoRAStudent
 from ... import host
 from ...host import folders
@@ -56,11 +58,19 @@ def _metadata(file: Path) -> dict[str, str]:
     return read_metadata(file) if file.suffix == ".safetensors" else {}
 
 
-def require_suits(options: StartingLoRA, *, teacher_sha256: str, prediction: str) -> None:
-    """ValueError for a student of ours that nobody knows the effect of here: another teacher's, or one that predicts otherwise.
+def require_suits(options: StartingLoRA, *, model: Any, teacher_sha256: str, prediction: str) -> None:
+    """ValueError, naming the file, for one that the run could not begin as, by all that is known before its data are made.
 
-    prediction: what the run's student does. A LoRA of the same weights that makes them predict v says nothing of eps.
+    Of a student of ours also for another teacher's, or one that predicts otherwise: nobody knows its effect here. A LoRA of the
+    same weights that makes them predict v says nothing of eps. prediction: what the run's student does.
     """
+    _require_known_effect(options, teacher_sha256=teacher_sha256, prediction=prediction)
+    layers = adaptable_layers(model.model.diffusion_model, options.layers)
+    with _named(options):
+        require_adapters(_changes(model, options), on=layers)
+
+
+def _require_known_effect(options: StartingLoRA, *, teacher_sha256: str, prediction: str) -> None:
     metadata = _metadata(options.file())
     said = metadata.get(TEACHER_KEY)
     if said is None:
@@ -81,10 +91,8 @@ def require_suits(options: StartingLoRA, *, teacher_sha256: str, prediction: str
 
 def begin(student: LoRAStudent, options: StartingLoRA, *, model: Any) -> None:
     """Before its first iteration. ValueError, naming the file, for one that does not fit the MODEL or the student's layers."""
-    try:
-        lost = student.begin_as(host.training.changes_of(model, options.file(), strength=options.start_strength))
-    except ValueError as error:
-        raise ValueError(f"start_lora is {options.start_lora}: {error}") from error
+    with _named(options):
+        lost = student.begin_as(_changes(model, options).items())
     if lost > FEW:
         host.models.log.warning(
             "start_lora: of what %s changes, %.3g percent is lost at rank %d",
@@ -92,3 +100,15 @@ def begin(student: LoRAStudent, options: StartingLoRA, *, model: Any) -> None:
             100.0 * lost,
             options.rank,
         )
+
+
+def _changes(model: Any, options: StartingLoRA) -> host.training.Changes:
+    return host.training.changes_of(model, options.file(), strength=options.start_strength)
+
+
+@contextmanager
+def _named(options: StartingLoRA) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"start_lora is {options.start_lora}: {error}") from error

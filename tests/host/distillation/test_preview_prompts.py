@@ -63,7 +63,7 @@ def test_each_column_is_what_a_sampler_draws_of_its_prompt_from_seed_0(output):
         positive = [[*clip.encode_from_tokens(prompt, return_pooled=True)]]
         positive = [[positive[0][0], {"pooled_output": positive[0][1]}]]
         latents = host.models.sample(
-            drawer, sampler, sigmas, noise=noise, positive=positive, negative=positive, cfg=1.0
+            drawer, sampler, sigmas, noise=noise, positive=positive, negative=positive, cfg=1.0, seed=0
         )
         wanted = Colours().decode(latents)[0].mul(255)
         assert np.abs(column - wanted.numpy()).max() < 1.5

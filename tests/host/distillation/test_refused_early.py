@@ -10,6 +10,7 @@ import_host()
 from architectures import tiny
 from encoders import Counting
 from making_data import distil, images, run_folder
+from test_starting_lora import LoRALayers, speed_lora, student
 
 
 @pytest.mark.parametrize(
@@ -28,5 +29,23 @@ def test_what_no_run_could_use_is_refused_before_anything_is_encoded(
     counted = Counting(vae), Counting(clip)
     with pytest.raises(ValueError, match=said):
         distil(tiny("sd15"), name="refused", data=images(*counted), **given)
+    assert [len(each.seen) for each in counted] == [0, 0]
+    assert not run_folder(output, "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layers", "said"),
+    [
+        ("sd3", LoRALayers.LINEAR, r"of the \d+ layers of speed .* are not in this model"),
+        ("sd15", LoRALayers.LINEAR_AND_CONV, "has no adapter; set layers to linear_and_conv"),
+    ],
+)
+def test_a_lora_of_which_no_run_could_begin_is_refused_before_anything_is_encoded(
+    architecture, layers, said, output, folder, vae, clip
+):
+    file, _ = speed_lora(tiny(architecture), layers=layers)
+    counted = Counting(vae), Counting(clip)
+    with pytest.raises(ValueError, match=rf"start_lora is {file}: .*{said}"):
+        distil(tiny("sd15"), name="refused", data=images(*counted), student=student(start_lora=file))
     assert [len(each.seen) for each in counted] == [0, 0]
     assert not run_folder(output, "refused").exists()

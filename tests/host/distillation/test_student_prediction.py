@@ -287,7 +287,7 @@ def test_the_nodes_options_reach_the_training(output):  # noqa: F811
 
 def test_evaluate_digits_samples_on_the_grid_of_the_run(output, monkeypatch):  # noqa: F811
     """The student on every second level of its start_steps, which an EDM grid of its own steps would not be."""
-    model, sampled = digits_model.load_teacher(), []
+    model, sampled, seeds = digits_model.load_teacher(), [], set()
     values = {"start_steps": 8, "target_steps": 2, "iterations": 1, "weighting": "snr", "learning_rate": 1e-3}
     options = ProgressiveOptions.read({**values, "guidance_scale": 1.0, "grid": "edm"})
     made = Distillation(
@@ -300,14 +300,17 @@ def test_evaluate_digits_samples_on_the_grid_of_the_run(output, monkeypatch):  #
     )
     made.run.claim(made.description())
     monkeypatch.setattr(
-        host.models, "sample", lambda model, sampler, sigmas, *, noise, **_: sampled.append(sigmas) or noise
+        host.models,
+        "sample",
+        lambda model, sampler, sigmas, *, noise, seed, **_: (sampled.append(sigmas), seeds.add(seed)) and noise,
     )
-    digits.EvaluateDigits().evaluate(model, model, "8, 3", "2, 4", 1.0, 100, 0, "digits")
+    digits.EvaluateDigits().evaluate(model, model, "8, 3", "2, 4", 1.0, 100, 7, "digits")
     levels = host.models.noise_levels(host.models.model_sampling_of(model))
     fine = Grid.EDM.sigmas(8, table=levels)
     expected = [fine, Grid.EDM.sigmas(3, table=levels), fine[::4], fine[::2]]
     assert all(torch.equal(one, other) for one, other in zip(sampled, expected, strict=True))
     assert torch.equal(made.method.stages()[-1].sigmas, sampled[2])
+    assert seeds == {7}, "of what students draw that add noise between steps"
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

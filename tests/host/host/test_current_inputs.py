@@ -82,7 +82,7 @@ def test_lightning_is_the_hosts_euler_on_cosmos():
     sigmas = torch.tensor([80.0, 5.0, 1.0, 0.2, 0.0])
     drawn = [
         host.models.sample(
-            model, sampler, sigmas, noise=noise(1, 16, 1, 8, 8), positive=prompt, negative=prompt, cfg=1.0
+            model, sampler, sigmas, noise=noise(1, 16, 1, 8, 8), positive=prompt, negative=prompt, cfg=1.0, seed=0
         )
         for sampler in (
             host.data.comfy.samplers.sampler_object("euler"),
