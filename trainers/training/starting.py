@@ -14,6 +14,7 @@ from ..objective.method import Method, student_prediction
 from ..storage.files import CHECKSUM_KEY, read_tensors
 from ..storage.identity import another_teacher
 from ..storage.run_folder import RunFolder
+from ..students.student import EVERY_LAYER
 from .distillation import Distillation
 from .optimisers import STATE_PREFIX
 
@@ -43,7 +44,8 @@ def start_from(source: RunFolder, new: Distillation, *, method: Method) -> Start
     start = {name: position[name] for name in ("stage", "stage_iteration")}
     _require_place(source, start, there=method, here=new.method)
     _require_meaning(source, there=method, here=new.method, prediction_type=new.prediction_type)
-    _require_companions(source, start["stage"], there=method, here=new.method)
+    own = new.student.get("rank", EVERY_LAYER.rank)
+    _require_companions(source, start["stage"], there=method, here=new.method, own=own)
     kept = {name: value for name, value in tensors.items() if not name.startswith(STATE_PREFIX)}
     said = {"run": source.name, "checkpoint": file.stem, "sha256": position[CHECKSUM_KEY], **start}
     return Start(tensors=kept, position=start, said=said)
@@ -121,14 +123,15 @@ def _require_meaning(source: RunFolder, *, there: Method, here: Method, predicti
         raise _unfit(source, "one of the two students takes its guidance scale as an input, and the other does not.")
 
 
-def _require_companions(source: RunFolder, stage: int, *, there: Method, here: Method) -> None:
-    """Those that both have are of one size."""
-    ranks = {one.name: one.rank for one in there.companions(stage=stage)}
+def _require_companions(source: RunFolder, stage: int, *, there: Method, here: Method, own: int) -> None:
+    """Those that both have are of one size. own: the rank of one that is given as 0, see Student.companion."""
+    ranks = {one.name: one.rank or own for one in there.companions(stage=stage)}
     for one in here.companions(stage=stage):
-        if ranks.get(one.name, one.rank) != one.rank:
+        rank = one.rank or own
+        if ranks.get(one.name, rank) != rank:
             raise _unfit(
                 source,
-                f"companion_rank is {ranks[one.name]} there and {one.rank} here. Restore that, or leave start_from empty.",
+                f"companion_rank is {ranks[one.name]} there and {rank} here. Restore that, or leave start_from empty.",
             )
 
 

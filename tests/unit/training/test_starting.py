@@ -198,13 +198,25 @@ def test_a_started_run_knows_where_from(tmp_path):
     assert said["started_from"]["run"] == "old", "which a start without it does not forget"
 
 
-def test_a_companion_of_another_size_is_named_before_anything_is_saved(tmp_path, monkeypatch):
-    old = stopped(tmp_path, 8)
-    ranks = iter((4, 8))
+def of_ranks(monkeypatch, *ranks):
+    """A companion of the run there, and one of that here."""
+    given = iter(ranks)
 
     def companions(self, *, stage):
-        return [Companion(name="fake", learning_rate=1e-3, rank=next(ranks))]
+        return [Companion(name="fake", learning_rate=1e-3, rank=next(given))]
 
     monkeypatch.setattr(Progressive, "companions", companions)
-    with pytest.raises(ValueError, match="companion_rank is 4 there and 8 here"):
+
+
+@pytest.mark.parametrize(("there", "here", "said"), [(4, 8, "4 there and 8"), (0, 8, "32 there and 8")])
+def test_a_companion_of_another_size_is_named_before_anything_is_saved(there, here, said, tmp_path, monkeypatch):
+    old = stopped(tmp_path, 8)
+    of_ranks(monkeypatch, there, here)
+    with pytest.raises(ValueError, match=f"companion_rank is {said} here"):
         started(old)
+
+
+def test_the_students_own_rank_is_the_same_by_either_name(tmp_path, monkeypatch):
+    old = stopped(tmp_path, 8)
+    of_ranks(monkeypatch, 0, 32)
+    started(old)
