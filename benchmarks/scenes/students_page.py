@@ -15,6 +15,7 @@ from torch import Tensor
 from ...trainers.measures.charts import Interval, curves_chart
 from . import diversity, pages
 from .machine import RESULTS, save_picture
+from .solvers import CHUNK
 from .trainings import Students, by_training, distance, in_order, over_trainings, ratio
 
 Figures = dict[str, Any]
@@ -32,9 +33,14 @@ AIMS = {4: Aim(1.05, 0.75), 2: Aim(1.1, 0.55), 1: Aim(1.2, 0.15)}
 PUBLISHED = {"matching": 2.62, "consistency": 6.20, "progressive": 15.39}
 """FID on ImageNet of 64 x 64, with classes, in one step, by how our labels begin (Yin et al. 2024, table 1)."""
 
+FRESH_NOISE = (
+    "What a student adds between its steps, where it does, is the noise of one seed in all rows, the same for every "
+    f"{CHUNK} pictures; its first noise is the row's own."
+)
+
 
 def page(written: Figures, solvers: Figures) -> str:
-    lines = ["# Students of the scenes' teacher", "", pages.made(written), "", pages.ABOUT, ""]
+    lines = ["# Students of the scenes' teacher", "", pages.made(written), "", f"{pages.ABOUT} {FRESH_NOISE}", ""]
     lines += ["![Distance over network calls](scenes_students.png)", ""]
     lines += [*pages.header("pictures"), *pages.floors(solvers["parts"])]
     rows = pages.by_noise(solvers["parts"])
