@@ -286,13 +286,7 @@ def prepared(
         run = folders.run_named(run_name)
         preview_prompts.require_shown(previews, model, vae=has_vae)
         train_options = TrainOptions(ema_warms_up=True, **options)
-        _require_one_kind_of_data(
-            latents=latents is not None,
-            positive=positive is not None,
-            data=data is not None,
-            negative=negative is not None,
-        )
-        source = data or data_in_graph(model, latents, positive, negative, dropout=train_options.caption_dropout)
+        source = _source(model, data, latents, positive, negative, dropout=train_options.caption_dropout)
         resolved = running.method_on(model, method, empty_prompt=source.unconditional is not None)
         predicts = host.models.prediction_type(host.models.model_sampling_of(model))
         _require_pictures(resolved, source)
@@ -354,18 +348,23 @@ def _require_pictures(method: Method, source: DataSource) -> None:
         )
 
 
-def _require_one_kind_of_data(*, latents: bool, positive: bool, data: bool, negative: bool = False) -> None:
-    """Whether each is connected. ValueError for neither, half of one, or both."""
-    if data and (latents or positive or negative):
+def _source(
+    model: Any, data: DataSource | None, latents: Any, positive: Any, negative: Any, *, dropout: float
+) -> DataSource:
+    """Of what is connected, as `prepared` takes it. ValueError for neither kind of data, half of one, or both."""
+    by_hand = {"latents": latents, "positive": positive, "negative": negative}
+    connected = [name for name, given in by_hand.items() if given is not None]
+    if data is not None and connected:
         raise ValueError(
-            "data is connected, and so is latents, positive or negative; connect data alone (its node has the negative "
-            "prompt), or latents and positive."
+            f"data is connected, and so is {' and '.join(connected)}; connect data alone (its node has the negative prompt), or "
+            "latents and positive."
         )
-    if not data and not (latents and positive):
-        have = [name for name, given in (("latents", latents), ("positive", positive)) if given]
+    if data is None and not {"latents", "positive"} <= {*connected}:
+        have = [name for name in connected if name != "negative"]
         raise ValueError(
             f"of the training data {' and '.join(have) or 'nothing'} is connected; connect latents and positive, or data."
         )
+    return data or data_in_graph(model, latents, positive, negative, dropout=dropout)
 
 
 class LossChart:
