@@ -13,6 +13,7 @@ import_host()
 from architectures import conditioning, noise_for, tiny
 from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS
 from comfyui_fewstep.nodes.distillation.fast import choosing, make_it_fast
+from comfyui_fewstep.trainers.storage import keeping
 from hosting import inputs_of
 from making_data import distil, method_and_lora
 
@@ -58,6 +59,25 @@ TEXTS = [
 
 def test_what_becomes_of_every_text_is_known():
     assert {name for _, name in TEXTS} - OTHERS == {name for names in NAMES.values() for name in names}
+
+
+def test_a_rename_knows_the_widgets_that_name_a_run():
+    """By their place in what the editor keeps, and no widget before them brings another."""
+    found = {}
+    for node, made in NODE_CLASS_MAPPINGS.items():
+        inputs = inputs_of(made)
+        widgets = [name for name, kind in inputs.items() if _is_widget(kind)]
+        if "run_name" in widgets:
+            found[node] = widgets.index("run_name")
+            assert "seed" not in widgets[: found[node]], "which has a second"
+    assert found == keeping.NAMING
+
+
+def _is_widget(kind):
+    words = kind[1] if len(kind) > 1 else {}
+    return not words.get("forceInput") and (
+        isinstance(kind[0], list) or kind[0] in ("STRING", "INT", "FLOAT", "BOOLEAN")
+    )
 
 
 class Watch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from . import reading
@@ -14,6 +14,12 @@ from .run_folder import RunFolder
 
 LONGEST_NOTE = 4000
 """Characters."""
+NAMING = {"FewStepDistill": 0, "FewStepWriteRun": 0, "FewStepWatchRun": 0, "FewStepMakeItFast": 2}
+"""Nodes whose run_name is a widget, and which of theirs it is."""
+_NAME, _INTO_SUBGRAPH = "run_name", -10
+"""The input of theirs; what the editor calls the place in a subgraph that its inputs come out of."""
+Widget = tuple[int, str]
+"""Its place among a node's, and its name."""
 _PROPOSED = "FewStep run name proposed"
 """Of a node in the editor's graph, while its name is not one that somebody chose: see web/fewstep_naming.js."""
 
@@ -86,25 +92,91 @@ def _require_run(run: RunFolder) -> None:
 
 
 def _workflow_calling(run: RunFolder, *, name: str) -> dict[str, Any]:
-    """Its workflow, in which nodes of ours that name the run name it so; empty where it has none."""
+    """Its workflow, in which what names the run names it so; empty where it has none.
+
+    That is a node's own widget, the primitive or subgraph that it comes from, and the run in a menu of students. Other texts
+    may be the same by chance.
+    """
     if not is_regular(run.place("workflow.json")):
         return {}
     workflow = run.workflow()
-    now = {run.name: name, f"{run.name} (run)": f"{name} (run)"}
-    for node in _nodes(workflow):
-        values = node.get("widgets_values")
-        if str(node.get("type")).startswith("FewStep") and isinstance(values, list):
-            node["widgets_values"] = [now.get(value, value) if isinstance(value, str) else value for value in values]
-            _object(node.get("properties")).pop(_PROPOSED, None)
+    graphs = list(_graphs(workflow))
+    for graph in graphs:
+        for node in _nodes(graph):
+            kind = str(node.get("type"))
+            if kind in NAMING:
+                _replace(node, run.name, name, widget=(NAMING[kind], _NAME))
+                _object(node.get("properties")).pop(_PROPOSED, None)
+            if kind.startswith("FewStep"):
+                _replace(node, f"{run.name} (run)", f"{name} (run)")
+                for source, widget in _sources(node, graph, graphs):
+                    _replace(source, run.name, name, widget=widget)
     return workflow
 
 
-def _nodes(workflow: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Of an editor's graph and of the subgraphs in it; of one that is something else, none."""
-    subgraphs = _object(workflow.get("definitions")).get("subgraphs")
-    for graph in [workflow, *(subgraphs if isinstance(subgraphs, list) else [])]:
-        nodes = _object(graph).get("nodes")
-        yield from (node for node in nodes if isinstance(node, dict)) if isinstance(nodes, list) else ()
+def _replace(node: Mapping[str, Any], value: str, by: str, *, widget: Widget | None = None) -> None:
+    """In the node's widgets, or in that one of them, which editors keep by place and some by name too."""
+    kept = node.get("widgets_values")
+    values: list[Any] = kept if isinstance(kept, list) else []
+    for i, found in enumerate(values):
+        if found == value and (widget is None or widget[0] == i):
+            values[i] = by
+    named = _object(node.get("widgets_values_named"))
+    for key, found in named.items():
+        if found == value and (widget is None or widget[1] == key):
+            named[key] = by
+
+
+def _sources(
+    node: Mapping[str, Any], graph: Mapping[str, Any], graphs: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[Mapping[str, Any], Widget]]:
+    """(a node, one of its widgets) that the node's run_name comes from over a link: a primitive, or a subgraph around it."""
+    for link in (slot.get("link") for slot in _dicts(node.get("inputs")) if slot.get("name") == _NAME):
+        for origin, place in _origins(graph, link):
+            for other in _nodes(graph):
+                if other.get("id") == origin and not _makes_names(other):
+                    yield other, (0, "value")
+            if origin == _INTO_SUBGRAPH:
+                around = (other for whole in graphs for other in _nodes(whole) if other.get("type") == graph.get("id"))
+                yield from ((other, _widget_of(other, place)) for other in around)
+
+
+def _makes_names(node: Mapping[str, Any]) -> bool:
+    """Whether its outputs are made of more than its widgets."""
+    return str(node.get("type")).startswith("FewStep")
+
+
+def _origins(graph: Mapping[str, Any], link: Any) -> Iterator[tuple[Any, Any]]:
+    """(node, output) of a link, which the whole graph has as a list and subgraphs as an object."""
+    links = graph.get("links")
+    for each in links if isinstance(links, list) and link is not None else []:
+        if isinstance(each, dict) and each.get("id") == link:
+            yield each.get("origin_id"), each.get("origin_slot")
+        if isinstance(each, list) and len(each) > 2 and each[0] == link:
+            yield each[1], each[2]
+
+
+def _widget_of(node: Mapping[str, Any], place: Any) -> Widget:
+    """Which of a subgraph's widgets is that input's."""
+    slots = _dicts(node.get("inputs"))
+    if not isinstance(place, int) or not 0 <= place < len(slots):
+        return -1, ""
+    return sum("widget" in slot for slot in slots[:place]), str(slots[place].get("name"))
+
+
+def _graphs(workflow: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """An editor's graph and the subgraphs in it."""
+    yield workflow
+    yield from _dicts(_object(workflow.get("definitions")).get("subgraphs"))
+
+
+def _nodes(graph: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of a graph; of what is something else, none."""
+    return _dicts(graph.get("nodes"))
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -6,7 +6,10 @@ import dataclasses
 from typing import Any
 
 from ....samplers.recipe import Recipe
+from ....trainers.objective.method import MethodOptions
 from ....trainers.storage.files import read_metadata
+from ....trainers.storage.run_folder import RunFolder
+from ....trainers.training.distillation import Recorded
 from ... import host
 from ...host import folders, graph
 from ...sampling.recipes import as_trained
@@ -175,13 +178,13 @@ class MakeItFast:
         told: list[str] = []
         run = folders.run_named(run_name)
         options = wanted.options
-        if not run.finished:
+        if not (done := _is_done(run, wanted.method)):
             with MESSAGES.phase(PROBING, run=run_name, node=unique_id):
                 options, plan = wanted.planned(run)
             told = [*wanted.told(), *plan.told()]
             host.models.log.info("FewStep plan for %r: %s", run_name, "; ".join(told))
             MESSAGES.plan(told, run=run, node=unique_id)
-        if do == PLAN and not run.finished:
+        if do == PLAN and not done:
             nothing = graph.nothing_yet("do is 'plan only'; set it to 'train' for a student.")
             return {"ui": {"text": ["\n".join(told)]}, "result": (nothing, nothing, nothing, run_name, "\n".join(told))}
         trained = dataclasses.asdict(options)
@@ -202,3 +205,11 @@ class MakeItFast:
         recipe = Recipe.from_metadata(read_metadata(run.student_file), source=run.name)
         text = "\n".join(told) or f"the run {run_name!r} is finished; its student is loaded."
         return {"ui": {"text": [text]}, "result": (student, *as_trained(recipe), run_name, text)}
+
+
+def _is_done(run: RunFolder, method: MethodOptions) -> bool:
+    """Whether the run is finished with all that is asked: fewer steps than its own are further stages of it."""
+    if not run.finished:
+        return False
+    asked, there = (options.get("target_steps", 0) for options in (method.written(), Recorded.of(run).method_options))
+    return not 0 < asked < there

@@ -1,7 +1,9 @@
 """Make It Fast: the run of the nodes by hand, chosen by family and memory, and refused before it begins where nothing fits."""
 
+import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from comfyui_fewstep.samplers.recipe import Recipe
 from comfyui_fewstep.trainers.storage.export import read_student
 from comfyui_fewstep.trainers.storage.files import write_tensors
 from comfyui_fewstep.trainers.training import trial
+from comfyui_fewstep.trainers.training.distillation import Recorded
 from encoders import RandomCLIP
 from test_lora import assert_whole, output, snapshot  # noqa: F401 (a fixture)
 
@@ -88,6 +91,25 @@ def test_the_plan_says_what_was_chosen_and_leaves_nothing(output, monkeypatch): 
     assert_whole(model, before)
     with pytest.raises((ValueError, AttributeError, TypeError), match=r"plan only|ExecutionBlocker"):
         made["result"][0].clone()
+
+
+def test_fewer_steps_of_a_finished_run_are_planned_and_fitted_as_any(output, quick, monkeypatch):  # noqa: F811
+    """It goes on from its last stage: "plan only" trains nothing, and what is left fits into the memory as a whole run does."""
+    fitted = dataclasses.replace(choosing.Wishes.options.fget(SimpleNamespace(_card=None, seed=0)), accumulation=8)
+    plan = SimpleNamespace(told=lambda: ["so many forwards"])
+    monkeypatch.setattr(choosing.Wishes, "planned", lambda self, run: (fitted, plan))
+    model, given = tiny("sd15"), {"clip": clip_of("sd15"), **SMALL}
+    make(model, **given)
+    run = folders.run_named("run")
+    students, iterations = run.students(), len(run.metrics())
+    made = make(model, do=make_it_fast.PLAN, steps="1", **given)
+    assert made["ui"]["text"][0].endswith("so many forwards")
+    assert (run.students(), len(run.metrics())) == (students, iterations)
+    make(model, steps="1", **given)
+    assert Recorded.of(run).options.accumulation == 8
+    assert run.stage_file(1).exists() and run.finished
+    told = make(model, do=make_it_fast.PLAN, steps="1", **given)["ui"]["text"][0]
+    assert told == "the run 'run' is finished; its student is loaded."
 
 
 def test_the_sharpest_begins_as_the_closest_and_needs_fewer_iterations(output, quick, monkeypatch):  # noqa: F811

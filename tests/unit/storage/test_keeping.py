@@ -14,15 +14,43 @@ SAID = {"run": {"method": "m", "teacher_sha256": "ab"}}
 PROPOSED = "FewStep run name proposed"
 
 
+def node(kind, *values, **more):
+    return {"type": kind, "widgets_values": list(values), **more}
+
+
+def linked(**more):
+    """A node whose run_name comes over a link, and which keeps what its widget was."""
+    return node("FewStepDistill", "", inputs=[{"name": "model", "link": 3}, {"name": "run_name", "link": 4}], **more)
+
+
 def workflow(name):
-    ours = {"type": "FewStepDistill", "widgets_values": [name, 0, f"{name} (run)"], "properties": {PROPOSED: name}}
+    """All that names the run, and texts that are the same by chance."""
+    named = {"run_name": name, "caption": "one"}
+    ours = node("FewStepDistill", name, 0, f"{name} (run)", widgets_values_named=named, properties={PROPOSED: name})
+    chance = [
+        node("Note", "one"),
+        node("FewStepImageFolder", "one", 512, "one"),
+        node("FewStepPreviewPrompts", "one"),
+        node("PrimitiveString", "one", id=8),
+        {"type": "FewStepMakeItFast", "widgets_values": None},
+    ]
+    folded = [{"name": "clip"}, {"name": "caption", "widget": {}}, {"name": "name", "widget": {}}]
     return {
         "nodes": [
             ours,
-            {"type": "Note", "widgets_values": [name]},
-            {"type": "FewStepMakeItFast", "widgets_values": None},
+            node("FewStepMakeItFast", "4", "closest", name, "train"),
+            linked(),
+            node("PrimitiveString", name, id=7, widgets_values_named={"value": name}),
+            node("9f1c", "one", name, inputs=folded, widgets_values_named={"caption": "one", "name": name}),
+            *chance,
         ],
-        "definitions": {"subgraphs": [{"nodes": [{"type": "FewStepWatchRun", "widgets_values": [name]}]}]},
+        "links": [[3, 8, 0, 1, 0, "STRING"], [4, 7, 0, 1, 1, "STRING"]],
+        "definitions": {
+            "subgraphs": [
+                {"nodes": [node("FewStepWatchRun", name)]},
+                {"id": "9f1c", "nodes": [linked()], "links": [{"id": 4, "origin_id": -10, "origin_slot": 2}]},
+            ]
+        },
     }
 
 
@@ -40,17 +68,17 @@ def run(tmp_path):
 
 
 def called(run):
-    """What its workflow's nodes call it: at the top, in the note, in the subgraph."""
-    ours, note, _ = run.workflow()["nodes"]
-    (inside,) = run.workflow()["definitions"]["subgraphs"]
-    return [ours["widgets_values"], note["widgets_values"], inside["nodes"][0]["widgets_values"], ours["properties"]]
+    """What its workflow calls it, as `workflow` makes one: of its own names, but for who has proposed it."""
+    wanted = workflow(run.name)
+    wanted["nodes"][0]["properties"] = {}
+    return run.workflow() == wanted
 
 
 def test_a_renamed_run_is_the_same_run(run):
     now = keeping.renamed(run, "two")
     assert not run.path.exists()
     assert state_of(now) is State.STOPPED
-    assert called(now) == [["two", 0, "two (run)"], ["one"], ["two"], {}]
+    assert called(now)
 
 
 def test_a_clone_has_the_settings_and_data_and_has_not_begun(run):
@@ -59,7 +87,7 @@ def test_a_clone_has_the_settings_and_data_and_has_not_begun(run):
     assert now.description() == SAID
     assert (now.data_folder / "cache.safetensors").read_bytes() == b"data"
     assert (state_of(now), state_of(run)) == (State.WRITTEN, State.STOPPED)
-    assert called(now) == [["two", 0, "two (run)"], ["one"], ["two"], {}]
+    assert called(now)
     assert {path: path.read_bytes() for path in before} == before
 
 
