@@ -132,15 +132,18 @@ def error_of_name(name: Any, *, what: str) -> bool | str:
 def command_for(run: Path) -> str:
     """What trains a run folder from a terminal, with this very Python and, where it is no embedded one, this ComfyUI.
 
-    For this system's shell, whatever is in the paths. With the folder of the models where that is not the run's own, and with
-    the files of further such folders that this ComfyUI was started with.
+    For this system's shell, whatever is in the paths. With the folders of the models where those are not the run's own
+    ComfyUI's, and with the files of further such folders that this ComfyUI was started with.
     """
-    host, base = Path(folder_paths.__file__).parent, Path(folder_paths.models_dir).parent
+    host = Path(folder_paths.__file__).parent
+    base, models = map(Path, (folder_paths.base_path, folder_paths.models_dir))
     words = [sys.executable, _LAUNCHER, "train", run]
     words += ["--comfyui", host] if (host / "nodes.py").is_file() else []
     words += ["--base", base] if run.parents[2] != base / "output" else []
     config = [Path(file).absolute() for files in args.extra_model_paths_config or [] for file in files]
-    words += ["--", "--extra-model-paths-config", *config] if config else []
+    host_options = ["--models-directory", models] if models != base / "models" else []
+    host_options += ["--extra-model-paths-config", *config] if config else []
+    words += ["--", *host_options] if host_options else []
     return in_shell([str(word) for word in words], windows=os.name == "nt")
 
 

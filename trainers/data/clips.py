@@ -159,7 +159,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
     require_file(path)
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:  # old tags are in any encoding
             yield container
     except av.error.FFmpegError as error:
         raise BrokenFile(f"it cannot be decoded ({error.strerror or error})") from error

@@ -29,13 +29,18 @@ def as_shown(command):
     )
 
 
+def started_in(base, monkeypatch):
+    monkeypatch.setattr(folder_paths, "base_path", str(base))
+    monkeypatch.setattr(folder_paths, "models_dir", str(base / "models"))
+
+
 @pytest.mark.usefixtures("style")
 def test_the_command_works_as_shown_where_output_lies_elsewhere(client, runs, name, base, tmp_path, monkeypatch):
     """ComfyUI started with --output-directory: the folder has any name, with what a shell reads in it."""
     client.run(workflow(name, "FewStepWriteRun"))
     elsewhere = tmp_path / "what is $HOME 'made'"
     shutil.copytree(runs / name, elsewhere / "fewstep" / "runs" / name)
-    monkeypatch.setattr(folder_paths, "models_dir", str(base / "models"))
+    started_in(base, monkeypatch)
     command = host.folders.command_for(elsewhere / "fewstep" / "runs" / name)
     assert shlex.split(command) == words_for(elsewhere / "fewstep" / "runs" / name, "--base", str(base))
     done = as_shown(command)
@@ -84,6 +89,15 @@ def test_the_command_names_further_model_folders_and_is_read_as_meant(tmp_path, 
         assert read.base is not None
 
 
+def test_the_command_names_a_folder_of_models_that_is_elsewhere(tmp_path, monkeypatch):
+    """ComfyUI started with --models-directory: packs are still where ComfyUI is."""
+    started_in(tmp_path, monkeypatch)
+    monkeypatch.setattr(folder_paths, "models_dir", "/mnt/my models")
+    command = shlex.split(host.folders.command_for(tmp_path / "output" / "fewstep" / "runs" / "run"))
+    assert command[-3:] == ["--", "--models-directory", "/mnt/my models"]
+    assert "--base" not in command
+
+
 @pytest.fixture
 def linked(base, tmp_path, monkeypatch):
     """A ComfyUI whose output and models are links."""
@@ -92,7 +106,7 @@ def linked(base, tmp_path, monkeypatch):
     made.mkdir()
     (made / "output").symlink_to(tmp_path / "disk")
     (made / "models").symlink_to(base / "models")
-    monkeypatch.setattr(folder_paths, "models_dir", str(made / "models"))
+    started_in(made, monkeypatch)
     return made
 
 

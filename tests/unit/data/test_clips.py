@@ -1,6 +1,7 @@
 """Clips and sounds: frames at an even rate by their times, pieces of one length, and what cannot be decoded."""
 
 import itertools
+import struct
 import sys
 import types
 from fractions import Fraction
@@ -101,6 +102,16 @@ def test_a_sound_is_its_samples_at_the_rate_that_is_asked_for(channels, made, as
     expected = 0.5 * torch.sin(2 * torch.pi * 100 * torch.arange(len(heard)) / asked)
     for channel in range(channels):
         torch.testing.assert_close(heard[100:-100, channel], expected[100:-100], atol=5e-3, rtol=0.0)
+
+
+@needs_av
+def test_a_tag_in_an_old_encoding_is_no_fault(tmp_path):
+    """Of many sound files: only the sound is asked for."""
+    sound = write_sound(tmp_path / "a.wav", seconds=0.1, rate=8000)
+    title = b"INFOINAM" + struct.pack("<I", 8) + b"M\xfcller\0\0"
+    content = sound.read_bytes() + b"LIST" + struct.pack("<I", len(title)) + title
+    sound.write_bytes(content[:4] + struct.pack("<I", len(content) - 8) + content[8:])
+    assert sample_count(sound, rate=8000) == 800
 
 
 @needs_av
