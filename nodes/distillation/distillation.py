@@ -47,7 +47,7 @@ class Distill:
     FUNCTION = "distil"
     OUTPUT_NODE = True
     INPUT_IS_LIST = True
-    GATHERED = ("latents", "positive")
+    GATHERED = ("latents", "positive", "negative")
     CATEGORY = "few-step/distillation"
     SEARCH_ALIASES = ["train", "train lora", "training", "few step", "fast", "make lcm", "student", "resume"]
     DESCRIPTION = (
@@ -116,7 +116,10 @@ class Distill:
                 ),
                 "negative": (
                     "CONDITIONING",
-                    {"tooltip": "The empty or negative prompt, needed when the method bakes guidance in."},
+                    {
+                        "tooltip": "The empty or negative prompt, needed when the method bakes guidance in. One for all, or one "
+                        "for each latent: for editing models each with the picture of its positive."
+                    },
                 ),
                 "vae": (
                     "VAE",

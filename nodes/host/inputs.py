@@ -149,6 +149,14 @@ def conditions_for_training(
     ]
 
 
+def is_picture(key: str) -> bool:
+    """Whether a network's input of that name is what it is to edit, to go on from or to keep, and no text."""
+    return key.partition("[")[0] in _PICTURES
+
+
+_PICTURES = ("c_concat", "ref_latents", "ref_latent", "reference_latent", "image_cond", "clip_fea", "time_dim_concat")
+
+
 def shape_of_inputs(condition: Condition) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """What prompts have in common that may stand in one batch: the inputs' names, constants and shapes."""
     return tuple((key, tuple(condition[key].shape[1:])) for key in sorted(condition))

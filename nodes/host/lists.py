@@ -21,6 +21,6 @@ def _only(name: str, values: Any, node: Any) -> Any:
     if len(values) != 1:
         raise ValueError(
             f"{name} comes as a list of {len(values)}, of which there can be one alone; as one data set are taken lists of "
-            f"{' and '.join(node.GATHERED)}. Choose one of them."
+            f"{', '.join(node.GATHERED)}. Choose one of them."
         )
     return values[0]

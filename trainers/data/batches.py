@@ -24,7 +24,7 @@ class Batch:
     """x0: (B, ...) clean samples in the model's own latent scale. condition: (B, ...) each.
 
     noise: (B, ...) the unit noise from which the teacher drew x0, of data that are such pairs. unconditional: the empty
-    prompt's inputs for samples of this shape, (1, ...) each.
+    prompt's inputs for samples of this shape, (1, ...) or (B, ...) each.
     """
 
     x0: Tensor
@@ -72,7 +72,7 @@ class Data(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorData:
-    """Samples of one shape. x0: (N, ...), condition: (N, ...) or (1, ...) each, unconditional: (1, ...) each, or None.
+    """Samples of one shape. x0: (N, ...), condition and unconditional: (N, ...) or (1, ...) each; the latter may be None.
 
     noise: (N, ...) of pairs, see Batch. batch_device: where batches go, None for where x0 is. repeats: (N,) whole numbers, as
     how many samples each is drawn; None for once each. prompts: (N,) the row of condition (P, ...) that describes each, where
@@ -100,8 +100,11 @@ class TensorData:
                 )
             _require_finite(value, name=f"conditioning ({name})")
         for name, value in (self.unconditional or {}).items():
-            if len(value) != 1:
-                raise ValueError(f"the negative conditioning holds {len(value)} entries ({name}); give exactly one.")
+            if len(value) not in (1, len(self.x0)):
+                raise ValueError(
+                    f"the negative conditioning holds {len(value)} entries ({name}) but there are {len(self.x0)} latents; give "
+                    "a single one for all, or one for each latent in the same order."
+                )
             _require_finite(value, name=f"negative conditioning ({name})")
         if self.noise is not None:
             if self.noise.shape != self.x0.shape:
@@ -165,7 +168,10 @@ class TensorData:
         noise = None if self.noise is None else self.noise[index].to(self.device)
         unconditional = self.unconditional
         if unconditional is not None:
-            unconditional = {name: value.to(self.device) for name, value in unconditional.items()}
+            unconditional = {
+                name: (value[index] if len(value) > 1 else value).to(self.device)
+                for name, value in unconditional.items()
+            }
         return Batch(self.x0[index].to(self.device), condition, noise, unconditional)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -184,9 +184,11 @@ def _slice(data: TensorData, start: int) -> TensorData:
     if prompts is not None:
         kept, prompts = prompts.unique(return_inverse=True)
     condition = {name: value[kept] if len(value) > 1 else value for name, value in data.condition.items()}
-    return dataclasses.replace(
-        data, x0=data.x0[chosen], condition=condition, noise=noise, repeats=repeats, prompts=prompts
-    )
+    empty = data.unconditional and {
+        name: value[chosen] if len(value) > 1 else value for name, value in data.unconditional.items()
+    }
+    beside = {"noise": noise, "repeats": repeats, "prompts": prompts}
+    return dataclasses.replace(data, x0=data.x0[chosen], condition=condition, unconditional=empty, **beside)  # type: ignore[arg-type]
 
 
 def _named(parts: Iterable[TensorData]) -> dict[str, Tensor]:
@@ -243,19 +245,31 @@ def in_buckets(parts: Iterable[TensorData], device: torch.device | None = None) 
 
 def joined(parts: Sequence[TensorData], device: torch.device | None = None) -> TensorData:
     """Data of one shape as one, each prompt once. device: where batches go. ValueError when the parts do not belong together."""
-    empty = [part.unconditional for part in parts]
-    if any(not _equal(one, empty[0]) for one in empty):
-        raise ValueError("the training data hold samples of one shape with different empty prompts.")
     condition, prompts = _joined_condition(parts)
     return TensorData(
         x0=torch.cat([part.x0 for part in parts]),
         condition=condition,
-        unconditional=empty[0],
+        unconditional=_joined_empty(parts),
         noise=None if parts[0].noise is None else torch.cat([part.noise for part in parts if part.noise is not None]),
         batch_device=device,
         repeats=_joined_repeats(parts),
         prompts=prompts,
     )
+
+
+def _joined_empty(parts: Sequence[TensorData]) -> Condition | None:
+    """What all share once; else each sample's own. ValueError where they are of several shapes."""
+    empty = [part.unconditional or {} for part in parts]
+    shapes = [{name: value.shape[1:] for name, value in one.items()} for one in empty]
+    if any(one != shapes[0] for one in shapes):
+        raise ValueError("the training data hold samples of one shape with empty prompts of several.")
+    if all(len(value) == 1 for one in empty for value in one.values()) and all(_equal(one, empty[0]) for one in empty):
+        return empty[0] or None
+    counts = [len(part.x0) for part in parts]
+    return {
+        name: torch.cat([one[name].expand(n, *one[name].shape[1:]) for one, n in zip(empty, counts, strict=True)])
+        for name in empty[0]
+    }
 
 
 def _joined_repeats(parts: Sequence[TensorData]) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,24 +25,26 @@ def data_in_graph(
     model: Any,
     latents: Latent | Sequence[Latent] | None,
     positive: Conditioning | Sequence[Conditioning] | None,
-    negative: Conditioning | None,
+    negative: Conditioning | Sequence[Conditioning] | None,
     *,
     dropout: float,
 ) -> DataInGraph:
     """What is connected, samples and prompts of one shape together; dropout: of captions.
 
-    Lists of latents are one data set, of positive with one for each latent in the same order, or one for all. ValueError
-    when they do not pair up.
+    Lists of latents are one data set, of positive and of negative with one for each latent in the same order, or one for all.
+    ValueError when they do not pair up.
     """
     given = [latents] if isinstance(latents, dict) else latents
     if not given or not positive:
         raise ValueError("latents or positive is empty; connect at least one picture and one prompt.")
     samples = [(host.inputs.latents_for_training(model, one), host.inputs.stream_shapes(one)) for one in given]
-    prompts = _prompts(positive, [len(x0) for x0, _ in samples])
+    counts = [len(x0) for x0, _ in samples]
+    prompts = _prompts(positive, counts, name="positive")
+    empty = _prompts(negative, counts, name="negative") if negative is not None else None
     parts = [
         part
-        for x0, shapes, prompt in _of_one_shape(samples, prompts)
-        for part in _parts(model, x0, shapes, prompt, negative, dropout=dropout)
+        for x0, shapes, prompt, without in _of_one_shape(samples, prompts, empty)
+        for part in _parts(model, x0, shapes, prompt, without, dropout=dropout)
     ]
     data = parts[0] if len(parts) == 1 else in_buckets(parts)
     if dropout:
@@ -52,9 +55,9 @@ def data_in_graph(
 # --- lists -----------------------------------------------------------------------------------------------------------
 
 
-def _prompts(positive: Conditioning | Sequence[Conditioning], counts: Sequence[int]) -> list[Conditioning]:
-    """One CONDITIONING for each LATENT, or one for all of them alike. counts: samples of each LATENT."""
-    several: list[Any] = list(positive) if _is_list_of_conditioning(positive) else [positive]
+def _prompts(given: Conditioning | Sequence[Conditioning], counts: Sequence[int], *, name: str) -> list[Conditioning]:
+    """One CONDITIONING for each LATENT, or one for all of them alike. counts: samples of each LATENT. name: of the input."""
+    several: list[Any] = list(given) if _is_list_of_conditioning(given) else [given]
     if len(several) == len(counts) == 1:
         return several
     rows = [host.inputs.prompts_of(one) for one in several]
@@ -66,16 +69,16 @@ def _prompts(positive: Conditioning | Sequence[Conditioning], counts: Sequence[i
     if len(flat) != sum(counts):
         prompts, pictures = _listed(several, len(flat), "prompts"), _listed(counts, sum(counts), "pictures")
         raise ValueError(
-            f"positive is {prompts}, and latents are {pictures}; give one prompt for each latent in the same order, or a single "
+            f"{name} is {prompts}, and latents are {pictures}; give one prompt for each latent in the same order, or a single "
             "one for all."
         )
     ends = torch.tensor(counts).cumsum(0).tolist()
     return [flat[end - n : end] for end, n in zip(ends, counts, strict=True)]
 
 
-def _is_list_of_conditioning(positive: Any) -> bool:
+def _is_list_of_conditioning(given: Any) -> bool:
     """A CONDITIONING is a list too: of entries [tensor, options]."""
-    return bool(positive) and not (len(positive[0]) == 2 and isinstance(positive[0][1], dict))
+    return bool(given) and not (len(given[0]) == 2 and isinstance(given[0][1], dict))
 
 
 def _listed(several: Sequence[Any], whole: int, what: str) -> str:
@@ -83,16 +86,19 @@ def _listed(several: Sequence[Any], whole: int, what: str) -> str:
 
 
 def _of_one_shape(
-    samples: Sequence[Samples], prompts: Sequence[Conditioning]
-) -> Iterator[tuple[Tensor, Shapes | None, Conditioning]]:
-    """Samples of one shape as one, in the order of the first of each, with their prompts."""
+    samples: Sequence[Samples], prompts: Sequence[Conditioning], empty: Sequence[Conditioning] | None
+) -> Iterator[tuple[Tensor, Shapes | None, Conditioning, Conditioning | None]]:
+    """Samples of one shape as one, in the order of the first of each, with their prompts and negative ones."""
+
+    def own(of: Sequence[Conditioning], alike: Sequence[int]) -> Conditioning:
+        return of[0] if len(of) == 1 else [entry for i in alike for entry in of[i]]
+
     groups: dict[Any, list[int]] = {}
     for i, (x0, shapes) in enumerate(samples):
         groups.setdefault((x0.shape[1:], repr(shapes)), []).append(i)
     for alike in groups.values():
         x0 = torch.cat([samples[i][0] for i in alike]) if len(alike) > 1 else samples[alike[0]][0]
-        own = prompts[0] if len(prompts) == 1 else [entry for i in alike for entry in prompts[i]]
-        yield x0, samples[alike[0]][1], own
+        yield x0, samples[alike[0]][1], own(prompts, alike), None if empty is None else own(empty, alike)
 
 
 # --- samples of one shape --------------------------------------------------------------------------------------------
@@ -112,18 +118,36 @@ def _parts(
     if negative is not None:
         empty = host.inputs.condition_for_training(model, negative, latents=x0, name="negative", shapes=shapes)
     prompts = host.inputs.conditions_for_training(model, positive, latents=x0, name="positive", shapes=shapes)
+    if empty is not None:
+        _require_own_pictures(prompts, empty)
 
-    def made(samples: Tensor, condition: Condition) -> TensorData:
+    def made(samples: Tensor, condition: Condition, own: Condition | None) -> TensorData:
         """With prompts in one length where captions are dropped."""
-        own = empty
         if dropout and own is not None:
             condition, own = host.inputs.in_one_length(model, positive, condition, own, latents=x0)
         return TensorData(x0=samples, condition=condition, unconditional=own)
 
     if len({host.inputs.shape_of_inputs(prompt) for prompt in prompts}) == 1:
-        yield made(x0, host.inputs.joined_inputs(prompts))
+        yield made(x0, host.inputs.joined_inputs(prompts), empty)
     else:
-        yield from (made(one, prompt) for one, prompt in _pairs(x0, prompts))
+        without = itertools.repeat(None) if empty is None else itertools.cycle(host.inputs.rows_of(empty))
+        yield from (made(one, prompt, own) for (one, prompt), own in zip(_pairs(x0, prompts), without, strict=False))
+
+
+def _require_own_pictures(prompts: Sequence[Condition], empty: Condition) -> None:
+    """ValueError where prompts have pictures of their own, and one negative prompt has one for all.
+
+    Guidance would then lead away from the pictures' difference too, and a dropped caption bring another's picture.
+    """
+    for key, value in empty.items():
+        if len(value) == 1 and host.inputs.is_picture(key):
+            found = [row for prompt in prompts if key in prompt for row in prompt[key]]
+            if any(row.shape != found[0].shape or not torch.equal(row, found[0]) for row in found):
+                raise ValueError(
+                    f"negative is one prompt with one picture for all ({key}), but the positive prompts have pictures of their "
+                    "own; give one negative for each latent in the same order, with the picture of its positive, or one "
+                    "without a picture."
+                )
 
 
 def _pairs(x0: Tensor, prompts: Sequence[Condition]) -> Iterator[tuple[Tensor, Condition]]:

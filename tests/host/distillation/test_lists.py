@@ -130,8 +130,8 @@ def test_a_list_of_anything_else_is_refused_by_name():
         NODE_CLASS_MAPPINGS["FewStepDistill"],
         {"run_name": ["list"], "latents": [latents(1)], "model": [None]},
     )
-    with pytest.raises(ValueError, match=r"negative comes as a list of 2, .* latents and positive"):
-        node().distil(**given, negative=[prompts(1)[0], prompts(1)[0]])
+    with pytest.raises(ValueError, match=r"vae comes as a list of 2, .* latents, positive, negative"):
+        node().distil(**given, vae=[None, None])
     assert node.VALIDATE_INPUTS(run_name=["list"]) is True
     assert "no path may be in it" in node.VALIDATE_INPUTS(run_name=["../list"])
 

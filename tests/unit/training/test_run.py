@@ -351,7 +351,7 @@ def test_bad_training_options_are_named(changed, named):
         (torch.tensor([[math.nan], [1.0]]), {}, None, "1 values that are NaN or infinite"),
         (torch.zeros(3, 4), {"y": torch.zeros(2, 1)}, None, "2 entries .* 3 latents"),
         (torch.zeros(3, 4), {"y": torch.full((3, 1), math.inf)}, None, "conditioning"),
-        (torch.zeros(3, 4), {}, {"y": torch.zeros(2, 1)}, "exactly one"),
+        (torch.zeros(3, 4), {}, {"y": torch.zeros(2, 1)}, "negative conditioning holds 2 entries"),
     ],
 )
 def test_bad_data_is_named(x0, condition, unconditional, named):

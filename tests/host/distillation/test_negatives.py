@@ -1,0 +1,48 @@
+"""Negative prompts of editing models: each with the picture of its positive, or refused before anything is learnt."""
+
+import pytest
+import torch
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+from comfyui_fewstep.nodes.distillation.data.data_in_graph import data_in_graph
+from todays_inputs import CHANNELS, noise, stand_in, text
+
+COUNT = 3
+LATENTS = {"samples": noise(COUNT, CHANNELS, 4, 6)}
+
+
+def prompts(seed, *, count=COUNT, picture=True):
+    """Of one text, each with a picture of its own."""
+    pictures = [{"reference_latents": [noise(1, CHANNELS, 2, 2, seed=i)]} if picture else {} for i in range(count)]
+    return [text(4, seed=seed, **own) for own in pictures]
+
+
+def made(negative, *, latents=LATENTS):
+    return data_in_graph(stand_in(), latents, prompts(1), negative, dropout=0.0).data
+
+
+@pytest.mark.parametrize("latents", [LATENTS, [{"samples": one} for one in LATENTS["samples"].split(1)]])
+@pytest.mark.parametrize("listed", [True, False])
+def test_each_has_the_picture_of_its_positive(listed, latents):
+    """As a list, or as one conditioning of as many entries."""
+    negative = prompts(2)
+    data = made(negative if listed else [entry for one in negative for entry in one], latents=latents)
+    batch = data.take(torch.tensor([2, 0]))
+    assert torch.equal(batch.empty_prompt()["ref_latents[0]"], batch.condition["ref_latents[0]"])
+    assert not torch.equal(batch.empty_prompt()["c_crossattn"], batch.condition["c_crossattn"])
+
+
+def test_one_without_a_picture_is_for_all():
+    assert made(prompts(2, count=1, picture=False)).unconditional.keys() == {"c_crossattn"}
+
+
+def test_one_picture_for_several_is_refused():
+    with pytest.raises(ValueError, match=r"negative is one prompt with one picture for all \(ref_latents\[0\]\)"):
+        made(prompts(2, count=1))
+
+
+def test_negatives_that_do_not_pair_up_are_refused():
+    with pytest.raises(ValueError, match="negative is a list of 2 with 2 prompts, and latents are 3 pictures"):
+        made(prompts(2, count=2))
