@@ -102,10 +102,11 @@ class Stage:
 
     sigmas: (steps + 1,) the schedule that the student of this stage is sampled with. teacher_sigmas: the schedule that its
     teacher is sampled with, to draw what the student should draw; None where the stage has no such teacher. gamma: of the
-    student's sampling, see NoiseFamily.jump; the teacher's is 0. target_decay: of the moving average of the student that the
-    method is given in place of the student itself, anew in each stage, or what it is after so many steps; 0 is none. top,
-    bottom: the levels between which an expert's student walks; beyond them its partner does. lead: of the iterations, how
-    many at the beginning are the companions' alone. betas: of the student's optimiser; None for its own.
+    student's sampling, see NoiseFamily.jump; the teacher's is 0, but for one on the student's own schedule. target_decay: of
+    the moving average of the student that the method is given in place of the student itself, anew in each stage, or what it
+    is after so many steps; 0 is none. top, bottom: the levels between which an expert's student walks; beyond them its partner
+    does. lead: of the iterations, how many at the beginning are the companions' alone. betas: of the student's optimiser; None
+    for its own.
     """
 
     name: str
@@ -132,6 +133,22 @@ class Stage:
     def walked(self, sigmas: Tensor) -> Tensor:
         """The part of a schedule (n + 1,), the student's or its teacher's, that an expert walks; all of it for others."""
         return sigmas[(sigmas <= self.top) & (sigmas >= self.bottom)]
+
+    @property
+    def compared(self) -> tuple[Tensor, Tensor, float]:
+        """The schedules on which the student and its teacher should draw the same, and the gamma of both.
+
+        Fresh noise leads a student elsewhere than a teacher on finer levels goes: of such a one only the first jump, to where
+        the teacher's whole walk leads, is the teacher's.
+        """
+        if self.teacher_sigmas is None:
+            raise ValueError(
+                f"the stage {self.name!r} has no schedule for its teacher, so there is nothing to compare."
+            )
+        own, teachers = self.walked(self.sigmas), self.walked(self.teacher_sigmas)
+        if not self.gamma or torch.equal(own, teachers):
+            return own, teachers, self.gamma
+        return torch.cat([own[:1], own.new_zeros(1)]), teachers, 0.0
 
     @property
     def shown(self) -> Tensor:

@@ -101,13 +101,13 @@ def compared(
 ) -> dict[str, Any]:
     """How far a stage's student lands from its teacher, both sampled from the same noise for the conditions of batch.
 
-    Of an expert on its own part of the levels: from the data in noise where that begins below the top, and to where it ends.
-    mean_squared_distance: of their latents, the student's in its steps and the teacher's in its own, which are more.
+    As Stage.compared has it: one that adds noise between its steps is asked for its first jump, to the end. Of an expert on
+    its own part of the levels: from the data in noise where that begins below the top, and to where it ends.
+    mean_squared_distance: of their latents.
     teacher_mean_square: of the teacher's latents, to measure the distance by.
     """
     trained = method.stages()[stage]
-    if trained.teacher_sigmas is None:
-        raise ValueError(f"the stage {trained.name!r} has no schedule for its teacher, so there is nothing to compare.")
+    own, teachers, gamma = trained.compared
     noise = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(0)).to(batch.x0)
     teacher = method.teaching(student.teacher, stage=stage, batch=batch)
     drawn, wanted = (
@@ -120,15 +120,12 @@ def compared(
             gamma=gamma,
             x0=None if trained.from_noise else batch.x0,
         ).double()
-        for denoiser, sigmas, gamma in (
-            (student.denoiser, trained.walked(trained.sigmas), trained.gamma),
-            (teacher, trained.walked(trained.teacher_sigmas), 0.0),
-        )
+        for denoiser, sigmas in ((student.denoiser, own), (teacher, teachers))
     )
     return {
         "stage": trained.name,
         "steps": trained.steps,
-        "teacher_steps": len(trained.teacher_sigmas) - 1,
+        "teacher_steps": len(teachers) - 1,
         "samples": len(noise),
         "mean_squared_distance": float((drawn - wanted).square().mean()),
         "teacher_mean_square": float(wanted.square().mean()),

@@ -2,13 +2,15 @@
 
 import dataclasses
 import functools
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from comfyui_fewstep.samplers.few_step import draw_from_noise, sample_few_step, seeded_noise_sampler
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.methods.progressive import Progressive
-from comfyui_fewstep.trainers.objective.method import TeacherKind
+from comfyui_fewstep.trainers.objective.method import Stage, TeacherKind
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.options import TrainOptions
 from comfyui_fewstep.trainers.training.stages import compared
@@ -110,20 +112,50 @@ def test_both_averages_live_side_by_side(tmp_path):
     assert {name.split(".")[0] for name in made.run.load_checkpoint()[0]} - held == {"target"}
 
 
+class Stages:
+    """As much of a method as a comparison asks for: one stage, and a teacher without guidance."""
+
+    def __init__(self, stage, family):
+        self.stages, self.family = lambda: [stage], family
+
+    def teaching(self, teacher, **_):
+        return teacher
+
+
+def distance(stage, student, *, family, teacher, at_once=4):
+    answers = SimpleNamespace(denoiser=student, teacher=teacher)
+    found = compared(Stages(stage, family), answers, batch(4), stage=0, at_once=at_once)
+    return found["mean_squared_distance"] / found["teacher_mean_square"]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_stages_gamma_is_how_its_student_is_drawn(family):
-    """The teacher stays deterministic; the student's fresh noise is the same in every comparison."""
+def test_a_student_that_adds_noise_is_compared_with_a_teacher_that_adds_the_same(family):
+    """On the same schedule, as of guidance distillation: one that answers as its teacher is 0 away, and one that does not is."""
+    levels = table(family).flip(0)[::250]
+    stage = Stage(name="", iterations=1, learning_rate=1e-3, sigmas=levels, teacher_sigmas=levels, gamma=1.0)
+    teacher = gaussian_denoiser(family)
+    assert distance(stage, teacher, family=family, teacher=teacher) == 0.0
+    half = [
+        distance(stage, lambda x, s, **_: 0.5 * teacher(x, s), family=family, teacher=teacher, at_once=n)
+        for n in (4, 2)
+    ]
+    assert half[0] == pytest.approx(half[1]) and half[0] > 0.05
 
-    class Answers:
-        denoiser = teacher = staticmethod(gaussian_denoiser(family))
 
-    made = Watching(options(), TeacherKind(family=family, table=table(family)))
-    still = compared(made, Answers, batch(4), stage=0, at_once=4)
-    made.gamma = 1.0
-    found = [compared(made, Answers, batch(4), stage=0, at_once=at_once) for at_once in (4, 2)]
-    assert found[0]["mean_squared_distance"] == pytest.approx(found[1]["mean_squared_distance"])
-    assert found[0]["teacher_mean_square"] == still["teacher_mean_square"]
-    assert found[0]["mean_squared_distance"] > 2 * still["mean_squared_distance"]
+def test_a_consistency_student_is_compared_by_its_first_jump():
+    """To where the teacher's whole walk leads: nothing else of one that adds noise is its teacher's. Gaussian data, by hand."""
+    deviation, fine = 0.5, torch.cat([torch.linspace(math.log(10.0), math.log(1e-3), 400).exp(), torch.zeros(1)])
+    own = torch.cat([fine[:400:100], fine[-1:]])
+    stage = Stage(name="", iterations=1, learning_rate=1e-3, sigmas=own, teacher_sigmas=fine, gamma=1.0)
+
+    def teacher(x, sigma, **_):
+        return x * deviation**2 / (deviation**2 + sigma.reshape(-1, *[1] * (x.ndim - 1)) ** 2)
+
+    def exact(x, sigma, **_):
+        return x * deviation / (deviation**2 + sigma.reshape(-1, *[1] * (x.ndim - 1)) ** 2).sqrt()
+
+    assert distance(stage, exact, family=FAMILY, teacher=teacher) < 1e-3
+    assert distance(stage, teacher, family=FAMILY, teacher=teacher) > 0.5
 
 
 @pytest.mark.parametrize("family", FAMILIES)
