@@ -188,6 +188,7 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
             table=teacher.table,
             family=self.family,
         )
+        self._samples.require_levels(below=options.guidance is Guidance.DECOUPLED)
         self._consistency = options.consistency().on(teacher) if options.consistency_levels else None
 
     @property

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from enum import Enum
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -89,22 +91,44 @@ class StudentsSamples:
 
     def noised(self, lesson: Lesson, example: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(x (B, ...), sigma (B,), the noise in it): what is matched, noised to a random level, of the step's own in segments."""
-        low, high = float(example["sigma_s"][0]), float("inf")
-        if self.rollout is Rollout.SEGMENTS:
-            high = float(example["sigma"][0])
+        low, high = self._around(float(example["sigma"][0]), float(example["sigma_s"][0]))
         sigma, noise = self.levels(lesson, low, high), lesson.noise()
         x = noised(example["x_s"], noise, sigma_s=example["sigma_s"], sigma=sigma, family=self.family)
         return x, sigma, noise
 
     def levels(self, lesson: Lesson, low: float, high: float) -> Tensor:
         """(B,) of the model's levels above low and below high, within renoise_from and renoise_to, all alike."""
-        count = len(self.table)
-        first, last = (round(share * count) for share in (self.renoise_from, self.renoise_to))
-        first = max(first, int(torch.searchsorted(self.table, low, right=True)))
-        last = min(last, int(torch.searchsorted(self.table, high)))
-        first = min(first, count - 1)
-        index = first + lesson.numbers(max(last - first, 1))
+        within = self._within(low, high)
+        index = within.start + lesson.numbers(len(within))
         return self.table[index].to(lesson.batch.x0)
+
+    def _around(self, sigma: float, sigma_s: float) -> tuple[float, float]:
+        """Between which levels a step's samples are noised to. sigma, sigma_s: where it begins, and where what is matched is."""
+        return sigma_s, sigma if self.rollout is Rollout.SEGMENTS else math.inf
+
+    def _within(self, low: float, high: float) -> range:
+        """Of the model's levels."""
+        first, last = (round(share * len(self.table)) for share in (self.renoise_from, self.renoise_to))
+        first = max(first, int(torch.searchsorted(self.table, low, right=True)))
+        return range(first, min(last, int(torch.searchsorted(self.table, high))))
+
+    def require_levels(self, *, below: bool) -> None:
+        """ValueError, naming what to change, where a step has no level to be noised to.
+
+        below: whether guidance wants some below the step's own too.
+        """
+        for steps in range(self.fewest_steps or self.steps, self.steps + 1):
+            for i, (sigma, sigma_next) in enumerate(pairwise(self.schedule(steps).tolist())):
+                if i == 0 and self.anchored and steps > 1:
+                    continue
+                spans = [self._around(sigma, sigma_next if self.rollout.matches_landings else 0.0)]
+                spans += [(0.0, sigma)] if below else []
+                if any(not self._within(*span) for span in spans):
+                    raise ValueError(
+                        f"renoise_from is {self.renoise_from:g} and renoise_to is {self.renoise_to:g}, which leave step {i + 1} "
+                        f"of {steps} no noise level of its own ({self.rollout.value}); allowed are a lower renoise_from, a "
+                        "higher renoise_to or fewer steps."
+                    )
 
 
 def _drawn(lesson: Lesson, first: int, end: int) -> int:

@@ -1,11 +1,13 @@
 """What distribution matching costs, by its options, and which options there are not."""
 
+import dataclasses
+
 import pytest
 import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.methods.distribution_matching import DistributionMatchingOptions
 from comfyui_fewstep.trainers.objective.method import TeacherKind
-from gaussian import table
+from gaussian import FAMILIES, table
 from test_distribution_matching import lesson_of, method, options
 from torch import Tensor
 
@@ -81,6 +83,44 @@ def test_samples_of_its_own_are_drawn_for_each_update_where_they_are_not_shared(
 def test_bad_options_are_named(changed, named):
     with pytest.raises(ValueError, match=named):
         options(**changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "step"),
+    [
+        ({"rollout": "segments", "renoise_from": 0.3}, "step 4 of 4"),
+        ({"rollout": "landings", "renoise_to": 0.7}, "step 1 of 4"),
+        ({"rollout": "segments", "renoise_to": 0.6, "fewest_steps": 2}, "step 1 of 3"),
+        (
+            {"rollout": "fresh_noise", "renoise_from": 0.3, "guidance": "decoupled", "guidance_scale": 3.0},
+            "step 4 of 4",
+        ),
+    ],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_without_a_level_to_be_noised_to_is_named(family, changed, step):
+    """Levels beside those that are asked for would be taken without a word."""
+    with pytest.raises(ValueError, match=rf"which leave {step} no noise level of its own .*; allowed are a lower"):
+        method(family, steps=4, **changed)
+
+
+@pytest.mark.parametrize("rollout", ["fresh_noise", "deterministic", "landings", "segments"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_levels_are_the_steps_own_and_within_what_is_asked_for(family, rollout):
+    """The first step's of an anchor are the anchor's: where it alone has none, nothing is refused."""
+    made = method(family, steps=4, rollout=rollout, renoise_from=0.1, renoise_to=0.76, anchor_steps=1)
+    levels, own = table(family), made.stages()[0].sigmas
+    seen = {float(sigma) for seed in range(40) for sigma in noised_to(made, seed=seed)}
+    asked = set(levels[round(0.1 * len(levels)) : round(0.76 * len(levels))].tolist())
+    assert seen <= asked
+    if rollout == "segments":
+        assert max(seen) < float(own[1])
+    assert len(seen) > 20
+
+
+def noised_to(made, *, seed):
+    lesson = lesson_of(made.family, count=4, seed=seed, student=lambda x, sigma, y: 0.5 * x)
+    return made.companion_target("fake", dataclasses.replace(lesson, examples=made.examples(lesson))).sigma
 
 
 def test_guidance_without_an_empty_prompt_is_refused():
