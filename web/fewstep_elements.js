@@ -54,9 +54,27 @@ export function addElement(node, name, element, { height }) {
   return widget;
 }
 
-/** Keys that are pressed in an element do nothing to the graph: the editor sees no field through our shadow. */
+/** Keys that are pressed in an element do nothing to the graph, and what is undone, copied or pasted in a text of it is that
+ *  text: the editor sees no field through our shadow, and takes an element whose type is so for one. */
 export function keepKeys(element) {
-  element.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.stopPropagation());
+  element.addEventListener("keydown", (event) => {
+    const theEditors = (event.ctrlKey || event.metaKey) && !(isText(event) && EDITING.includes(event.key.toLowerCase()));
+    if (!theEditors) event.stopPropagation();
+  });
+  for (const kind of ["copy", "cut", "paste"]) {
+    element.addEventListener(kind, (event) => isText(event) && event.stopPropagation());
+  }
+  Object.defineProperty(element, "type", { get: () => (isField(element.shadowRoot?.activeElement) ? "textarea" : undefined) });
+}
+
+const EDITING = ["a", "c", "v", "x", "y", "z"];
+
+function isText(event) {
+  return isField(event.composedPath()[0]);
+}
+
+function isField(element) {
+  return element?.localName === "textarea" || (element?.localName === "input" && ["text", "search"].includes(element.type));
 }
 
 /** Marks an element on a node that an editor lays out as elements, Nodes 2.0: there a node grows with what is on it. */

@@ -219,6 +219,39 @@ def test_what_is_being_typed_is_not_drawn_away(editor, runs, another):
     card(shown, f"{another} besides").wait_for()
 
 
+CHANGED = """() => {
+  const node = LiteGraph.createNode("FewStepGamma") ?? LiteGraph.createNode("KSampler");
+  app.graph.add(node);
+  const workflows = app.extensionManager?.workflow ?? app.workflowManager;
+  const tracker = workflows?.activeWorkflow?.changeTracker;
+  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
+  app.canvas.copyToClipboard([node]);
+  return app.graph._nodes.length;
+}"""
+
+
+def pressed(editor, field, *keys):
+    """With time for the editor to do something too."""
+    for each in keys:
+        field.press(each)
+        editor.page.wait_for_timeout(300)
+
+
+def test_what_is_undone_and_pasted_in_a_note_is_the_note(editor, another):
+    """The graph has a change that could be undone, and a node that could be pasted."""
+    shown, nodes = open_runs(editor), editor.page.evaluate(CHANGED)
+    card(shown, another).get_by_role("button", name="Note", exact=True).click()
+    field = card(shown, another).get_by_label(f"Note on {another}")
+    field.press_sequentially("a tpyo")
+    pressed(editor, field, "Control+z")
+    assert field.input_value() != "a tpyo"
+    field.fill("ab")
+    pressed(editor, field, "Control+a", "Control+c", "Control+v", "Control+v")
+    assert field.input_value() == "abab"
+    assert editor.page.evaluate("() => app.graph._nodes.length") == nodes
+    field.press("Escape")
+
+
 def test_two_runs_are_shown_beside_each_other(editor, runs, finished, another):
     said = json.loads((runs / another / "run.json").read_text())
     (rate,) = [name for name in said["run"] if name.startswith("method.") and name.endswith("learning_rate")]
