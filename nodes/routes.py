@@ -16,7 +16,7 @@ from ..trainers.storage.run_folder import RunFolder
 from ..trainers.storage.watching import State, all_runs, curves, preview_file, stage_names, summary, whole_lines
 from . import host
 from .distillation.data import preview_pictures
-from .distillation.telling import MESSAGES
+from .distillation.telling import MESSAGES, STATE
 from .host import folders
 from .previews import of_method, of_recipe, of_schedule
 
@@ -164,23 +164,37 @@ def delete(request: web.Request) -> dict[str, Any]:
     run.delete()
     for file in in_vain:
         file.unlink()
+    _tell_changed(run.name)
     return {"run": run.name, "deleted": True}
 
 
 def repair(request: web.Request) -> dict[str, Any]:
     """Keeps of a damaged run's metrics the lines that are whole."""
     run = _run_of(request)
-    return {"run": run.name, "lines": run.repair()}
+    lines = run.repair()
+    _tell_changed(run.name)
+    return {"run": run.name, "lines": lines}
 
 
 def rename(request: web.Request) -> dict[str, Any]:
     """given: name, of the run from now on. What was published of it keeps its file's name."""
-    return {"run": keeping.renamed(_run_of(request), request["given"].get("name")).name}
+    run = _run_of(request)
+    now = keeping.renamed(run, request["given"].get("name"))
+    _tell_changed(run.name, now.name)
+    return {"run": now.name}
 
 
 def clone(request: web.Request) -> dict[str, Any]:
     """given: name, of a run with the same settings, data and workflow that is not begun yet."""
-    return {"run": keeping.cloned(_run_of(request), request["given"].get("name")).name}
+    now = keeping.cloned(_run_of(request), request["given"].get("name"))
+    _tell_changed(now.name)
+    return {"run": now.name}
+
+
+def _tell_changed(*names: str) -> None:
+    """To every tab, that these runs are others now, or gone."""
+    for name in names:
+        host.signals.send(STATE, {"run": name, "node": None, "state": "changed"})
 
 
 def note(request: web.Request) -> dict[str, Any]:

@@ -100,8 +100,14 @@ export function isLinked(node, name) {
 
 /** Calls look again and again while the node is there: editors differ in whom they tell of changes, and by whom. */
 export function every(milliseconds, node, look) {
-  const timer = setInterval(look, milliseconds);
+  const timer = setInterval(() => (isLost(node) ? node.onRemoved() : look()), milliseconds);
   atRemoval(node, () => clearInterval(timer));
+}
+
+/** Whether a node was in a subgraph that is no more: an editor that loads another graph tells only nodes outside of it. */
+function isLost({ graph }) {
+  const root = graph?.rootGraph;
+  return Boolean(root && root !== graph && root.subgraphs?.get(graph.id) !== graph);
 }
 
 /** Calls leave when the node is removed, after what others do then. */

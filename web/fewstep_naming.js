@@ -7,13 +7,22 @@ const NODES = ["FewStepMakeItFast", "FewStepDistill", "FewStepWriteRun"];
 const PROPOSED = "FewStep run name proposed"; // in the node's properties: a graph that was saved without one keeps its name
 const USUAL_GOAL = "closest to my model";
 const MOST_LETTERS = 60; // of 100 that a name may have
+const MOST_BYTES = 150; // of 200
+const DEVICE = /^(con|prn|aux|nul|com[1-9]|lpt[1-9])\./i; // Windows opens one, whatever ending follows
 const MILLISECONDS_BETWEEN_LOOKS = 300;
 
 /** "dreamy_v3 in 4 steps", or "dreamy_v3 progressive distillation"; null where no file is behind the node. */
 function proposal(node) {
   const stems = filesOfModel(node).map((file) => file.split(/[\\/]/).at(-1).replace(/\.[^.]+$/, ""));
-  const name = stems.join(" with ").replace(/[^\p{L}\p{M}\p{N} ._-]/gu, "-").replace(/^[^\p{L}\p{N}]+/u, "");
-  return name ? `${name.slice(0, MOST_LETTERS)} ${purpose(node)}` : null;
+  const name = stems.join(" with ").replace(/[^\p{L}\p{M}\p{N} ._-]/gu, "-").replace(/^[^\p{L}\p{N}]+/u, "").replace(DEVICE, "$1-");
+  return name ? `${cut(name)} ${purpose(node)}` : null;
+}
+
+/** Its first letters. */
+function cut(name) {
+  const letters = [...name].slice(0, MOST_LETTERS);
+  while (new TextEncoder().encode(letters.join("")).length > MOST_BYTES) letters.pop();
+  return letters.join("");
 }
 
 /** Two runs of one file that differ in it are two runs. */

@@ -1,22 +1,13 @@
 // Puts the training panel on the nodes that train or watch a run.
 import { app } from "../../scripts/app.js";
 import "./fewstep_panel_element.js";
-import { AROUND, addElement, atRemoval, every, fit, isLinked, textScale } from "./fewstep_elements.js";
-import { STATE, begin, isOf, subscribe } from "./fewstep_service.js";
+import { AROUND, addElement, atRemoval, every, fit, textScale } from "./fewstep_elements.js";
+import { STATE, begin, isOf, runNamed, subscribe } from "./fewstep_service.js";
 
 const NODES = ["FewStepMakeItFast", "FewStepDistill", "FewStepWatchRun"];
 const LARGE = 400;
 const SMALL = 60;
 const MILLISECONDS_BETWEEN_LOOKS = 300;
-
-/** The run that a node names, through Write Run where that comes before; null when it comes over another link. */
-function runNamed(node) {
-  if (isLinked(node, "written")) {
-    const before = node.getInputNode(node.findInputSlot("written"));
-    return before && before.type === "FewStepWriteRun" ? runNamed(before) : null;
-  }
-  return isLinked(node, "run_name") ? null : node.widgets?.find((widget) => widget.name === "run_name")?.value ?? null;
-}
 
 function addPanel(node) {
   const panel = document.createElement("fewstep-panel");

@@ -5,11 +5,12 @@ import { CURVES, STYLE, copied, define, make, markLaidOut } from "./fewstep_elem
 import { smoothed } from "./fewstep_chart.js";
 import { figures, heard, sentence } from "./fewstep_panel_words.js";
 import { say } from "./fewstep_words.js";
-import { PHASE, STATE, METRICS, cancelRun, fetchRun, isConnected, reached, stopAfterCheckpoint, subscribe } from "./fewstep_service.js";
+import { PHASE, STATE, METRICS, cancelRun, fetchRun, isAnother, isConnected, reached, stopAfterCheckpoint, subscribe } from "./fewstep_service.js";
 
 const SECONDS_BETWEEN_LOOKS = 1;
 const GAP = 8; // at least what is between two rows
 const SECONDS_WITHOUT_A_WORD = 5; // of a run that another process trains, the folder is looked at
+const SECONDS_OF_A_REFUSAL = 6; // that somebody may read it
 const VIEWS = { loss: "Loss", bands: "Noise levels", measures: "Companion", rate: "Learning rate", pictures: "Pictures" };
 // what shows a companion lagging, contrast growing, and a critic that has the say
 const MEASURES = ["gap", "cosine", "std", "real_std", "adversarial"];
@@ -27,6 +28,7 @@ class Panel extends HTMLElement {
   #asking = null;
   #timer = 0;
   #looked = 0;
+  #refused = -Infinity;
   #known = {};
   #view = "loss";
 
@@ -149,6 +151,7 @@ class Panel extends HTMLElement {
   #learn(told) {
     const last = this.#known.curves.iteration.at(-1) ?? -1;
     if (told.iteration < last) {
+      isAnother(this.#run);
       this.#forget(); // the run was begun anew, or goes on from before what was shown
       this.#lookSoon(0);
       return;
@@ -156,7 +159,9 @@ class Panel extends HTMLElement {
     const curves = joined(this.#known.curves, told.curves);
     const live = told.state === "training" ? this.#newer(told.live) : null;
     const cancelAsked = this.#known.cancelAsked && told.state === "training";
-    this.#known = { ...this.#known, ...told, curves, live, cancelAsked, refusal: null };
+    const error = told.state === "training" ? null : this.#known.error; // of the start before
+    const refusal = performance.now() < this.#refused + 1000 * SECONDS_OF_A_REFUSAL ? this.#known.refusal : null;
+    this.#known = { ...this.#known, ...told, curves, live, cancelAsked, error, refusal };
     this.#draw();
     // what another process does is told by nobody
     if (told.state === "training" || (this.watching && told.state !== "finished")) this.#lookSoon(SECONDS_WITHOUT_A_WORD);
@@ -171,9 +176,17 @@ class Panel extends HTMLElement {
     try {
       await stopAfterCheckpoint(this.#run);
     } catch (error) {
-      this.#known = { ...this.#known, refusal: error.message };
+      return this.#refuse(error.message);
     }
     this.#lookSoon(0);
+  }
+
+  /** Says for some seconds what the server answered. */
+  #refuse(refusal) {
+    this.#refused = performance.now();
+    this.#known = { ...this.#known, cancelAsked: false, refusal };
+    this.#draw();
+    this.#lookSoon(SECONDS_OF_A_REFUSAL);
   }
 
   async #cancel() {
@@ -182,7 +195,7 @@ class Panel extends HTMLElement {
     try {
       await cancelRun(this.#run);
     } catch (error) {
-      this.#known = { ...this.#known, cancelAsked: false, refusal: error.message };
+      return this.#refuse(error.message);
     }
     this.#lookSoon(0);
   }

@@ -25,17 +25,18 @@ async function resume(run) {
 /** A Load Distilled Student node with this run, in the middle of what is seen but over no other node, and selected. */
 function loadStudent(run) {
   const node = LiteGraph.createNode("FewStepLoadStudent");
+  const graph = app.canvas.graph ?? app.graph; // the one that is seen, which may be a subgraph
   const { offset, scale } = app.canvas.ds;
   const { clientWidth, clientHeight } = app.canvas.canvas;
   node.pos = [clientWidth / 2 / scale - offset[0] - 150, clientHeight / 2 / scale - offset[1] - 50];
-  while (app.graph._nodes.some((other) => over(node, other))) node.pos = [node.pos[0], node.pos[1] + TITLE];
-  app.graph.add(node);
+  while (graph._nodes.some((other) => over(node, other))) node.pos = [node.pos[0], node.pos[1] + TITLE];
+  graph.add(node);
   const widget = node.widgets.find(({ name }) => name === "student");
   const value = `${run} (run)`;
   if (!widget.options.values.includes(value)) widget.options.values.push(value); // the page is older than the run
   widget.value = value;
   app.canvas.selectNode(node);
-  app.graph.setDirtyCanvas(true, true);
+  graph.setDirtyCanvas(true, true);
 }
 
 /** Whether two nodes lie on each other, each with the title above it. */

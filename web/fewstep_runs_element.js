@@ -7,7 +7,7 @@ import { OPEN, confirming, writing } from "./fewstep_asking.js";
 import "./fewstep_runs_compared.js";
 import { qualityContent } from "./fewstep_quality.js";
 import {
-  GUIDES, METRICS, STATE, cancelRun, cloneRun, deleteRun, fetchRuns, guideUrl, keepNote, previewUrl, reached, renameRun, repairRun,
+  CONNECTION, GUIDES, METRICS, STATE, cancelRun, cloneRun, deleteRun, fetchRuns, guideUrl, keepNote, previewUrl, reached, renameRun, repairRun,
   subscribe,
 } from "./fewstep_service.js";
 import { say } from "./fewstep_words.js";
@@ -32,13 +32,16 @@ class Runs extends HTMLElement {
   #asking = null;
   #told = "";
   #chosen = new Set();
+  #waiting = false;
 
   constructor() {
     super();
     this.attachShadow({ mode: "open" });
     keepKeys(this);
     const again = make("button", { type: "button", textContent: say("Refresh"), on: { click: () => this.#look() } });
-    this.list = make("ul", { aria: { label: say("Runs, the one that changed last first") } });
+    // what was not drawn because somebody was writing
+    const closed = () => this.#waiting && !this.shadowRoot.querySelector(OPEN) && this.#lookSoon();
+    this.list = make("ul", { on: { click: closed, keydown: closed }, aria: { label: say("Runs, the one that changed last first") } });
     this.said = make("p", { className: "soft", role: "status" });
     this.compared = make("section", { hidden: true, aria: { label: say("Runs beside each other") } });
     this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }),
@@ -50,7 +53,7 @@ class Runs extends HTMLElement {
   editor = {};
 
   connectedCallback() {
-    this.#leave = subscribe("", (kind) => (kind === METRICS || kind === STATE) && this.#lookSoon());
+    this.#leave = subscribe("", (kind) => [METRICS, STATE, CONNECTION].includes(kind) && this.#lookSoon());
     this.#look();
   }
 
@@ -82,7 +85,8 @@ class Runs extends HTMLElement {
   /** Only what is new: whoever is about to press a button keeps it. */
   #draw(runs) {
     const told = JSON.stringify(runs);
-    if (told === this.#told || this.shadowRoot.querySelector(OPEN)) return;
+    this.#waiting = told !== this.#told && this.shadowRoot.querySelector(OPEN) !== null;
+    if (told === this.#told || this.#waiting) return;
     this.#told = told;
     this.said.textContent = runs.length ? "" : say("No runs yet. Distill Model and Write Run make them.");
     this.#chosen = new Set(runs.map(({ run }) => run).filter((name) => this.#chosen.has(name)));

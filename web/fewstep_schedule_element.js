@@ -7,6 +7,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 300;
 const HEIGHT = 70;
 const MARGIN = 8;
+const MILLISECONDS_TO_ASK_AGAIN = 5000;
 
 const OWN_STYLE = `
   :host { display: flex; flex-direction: column; gap: 0.3em; }
@@ -20,7 +21,7 @@ const OWN_STYLE = `
 `;
 
 class Schedule extends HTMLElement {
-  #question = null;
+  #asked = null;
   #asking = null;
 
   constructor() {
@@ -50,14 +51,15 @@ class Schedule extends HTMLElement {
 
   disconnectedCallback() {
     this.#asking?.abort();
-    this.#question = null;
+    this.#asked = null;
   }
 
   /** Shows what a route answers to these inputs; asks only when they have changed. choosable: whether the kind of model is free. */
   async show(route, inputs, { choosable, note = "" }) {
     const question = `${route}?${new URLSearchParams(inputs)}`;
-    if (question === this.#question) return;
-    this.#question = question;
+    const asked = JSON.stringify([question, choosable, note]);
+    if (asked === this.#asked) return;
+    this.#asked = asked;
     this.#asking?.abort();
     const { signal } = (this.#asking = new AbortController());
     try {
@@ -65,6 +67,7 @@ class Schedule extends HTMLElement {
       if (!signal.aborted) this.#draw(told, { choosable, note });
     } catch (error) {
       if (!signal.aborted) this.#refuse(error.message, choosable);
+      setTimeout(() => signal.aborted || (this.#asked = null), MILLISECONDS_TO_ASK_AGAIN); // the server may be back
     }
   }
 

@@ -1,5 +1,6 @@
 // Between the host's socket and the elements: who shows a run subscribes here, and asks the server's routes here.
 import { api } from "../../scripts/api.js";
+import { isLinked } from "./fewstep_elements.js";
 
 export const METRICS = "fewstep.metrics";
 export const STATE = "fewstep.state";
@@ -43,9 +44,20 @@ export function subscribe(run, listener) {
   };
 }
 
-/** Whether what is told is of this node, which may be inside a subgraph. */
+/** The run that a node names, through Write Run where that comes before; null when it comes over another link. */
+export function runNamed(node) {
+  if (isLinked(node, "written")) {
+    const before = node.getInputNode(node.findInputSlot("written"));
+    return before && before.type === "FewStepWriteRun" ? runNamed(before) : null;
+  }
+  return isLinked(node, "run_name") ? null : node.widgets?.find((widget) => widget.name === "run_name")?.value ?? null;
+}
+
+/** Whether what is told is of this node, which may be inside a subgraph, and of the run that it names: another tab's graph has
+ *  the same nodes when both come from one template. */
 export function isOf(data, node) {
-  return String(data.node).split(":").at(-1) === String(node.id);
+  const named = runNamed(node);
+  return String(data.node).split(":").at(-1) === String(node.id) && (named === null || named === data.run);
 }
 
 /** The iteration that a run is at: a stopped one goes on where it was saved, before or after the newest of its metrics. */
@@ -80,7 +92,16 @@ export function fetchRun(run, { after = -1, signal } = {}) {
 }
 
 export function previewUrl(run, iteration) {
-  return api.apiURL(`/fewstep/${place(run)}/preview?iteration=${iteration}`);
+  const again = anew.has(run) ? `&anew=${anew.get(run)}` : "";
+  return api.apiURL(`/fewstep/${place(run)}/preview?iteration=${iteration}${again}`);
+}
+
+/** run name -> how often another run has got it: a page keeps pictures by their address. */
+const anew = new Map();
+
+/** Pictures of a run of this name are others from now on. */
+export function isAnother(run) {
+  anew.set(run, (anew.get(run) ?? 0) + 1);
 }
 
 /** Pages of the pack's documentation, by name. */
@@ -116,6 +137,7 @@ export function fetchWorkflow(run) {
 
 /** Removes a run's folder for good. */
 export function deleteRun(run) {
+  isAnother(run);
   return post(`${place(run)}/delete`);
 }
 

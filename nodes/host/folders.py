@@ -149,7 +149,16 @@ def command_for(run: Path) -> str:
 
 def in_shell(words: list[str], *, windows: bool) -> str:
     """One line of cmd.exe or of a POSIX shell that means these words."""
-    return subprocess.list2cmdline(words) if windows else shlex.join(words)
+    return " ".join(map(_in_cmd, words)) if windows else shlex.join(words)
+
+
+def _in_cmd(word: str) -> str:
+    """What list2cmdline leaves bare is cut by cmd.exe at its own marks, which stand in folders' names."""
+    said = subprocess.list2cmdline([word])
+    if said.startswith('"') or not any(mark in said for mark in "&|<>^();,="):
+        return said
+    ending = len(said) - len(said.rstrip("\\"))  # which would make the quote after it one of the word's
+    return f'"{said}{said[len(said) - ending :]}"'
 
 
 def students_root() -> Path:

@@ -15,7 +15,9 @@ from hosting import ROOT, Failed, demo
 
 import_host()
 
+from comfyui_fewstep.nodes import host, routes
 from comfyui_fewstep.nodes.distillation.distillation import Distill
+from comfyui_fewstep.nodes.host import folders
 
 
 def ask(server, path, *, data=None):
@@ -78,6 +80,30 @@ def test_what_is_no_number_is_refused_by_name(number, server, name):
         status, body = ask(server, f"/fewstep/runs/{name}/{what}?iteration={urllib.parse.quote(number)}")
         assert status == 400
         assert "iteration" in json.loads(body)["error"]
+
+
+class Request(dict):
+    """As much of one as a route asks for."""
+
+    def __init__(self, run, **given):
+        super().__init__(given=given)
+        self.match_info = {"run": run}
+
+
+def test_what_becomes_of_a_run_is_told_to_every_tab(server, runs, name, monkeypatch):
+    """Those that show it ask anew: nothing else would tell them."""
+    told = []
+    monkeypatch.setattr(host.signals, "send", lambda event, data: told.append((event, data["run"], data["state"])))
+    monkeypatch.setattr(folders, "runs_root", lambda: runs)
+    made = RunFolder(runs, name)
+    made.path.mkdir(parents=True)
+    made.place("run.json").write_text('{"run": {}}')
+
+    routes.clone(Request(name, name=f"{name} like"))
+    routes.rename(Request(name, name=f"{name} now"))
+    routes.delete(Request(f"{name} now"))
+    states = [(event, run.removeprefix(name), state) for event, run, state in told]
+    assert states == [("fewstep.state", run, "changed") for run in (" like", "", " now", " now")]
 
 
 def test_a_stop_needs_a_run_that_goes_on(server, name):

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ def writing(path: Path) -> Iterator[Path]:
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+        unfinished = path.with_name(f"{_begun_here(path)}{threading.get_ident()}.part")
         try:
             yield unfinished
             unfinished.replace(path)
@@ -48,6 +49,11 @@ def writing(path: Path) -> Iterator[Path]:
             unfinished.unlink(missing_ok=True)
             raise
         _sync_directory(path.parent)
+
+
+def _begun_here(path: Path) -> str:
+    """How the names of what this process writes in begin, before it becomes path."""
+    return f".{path.name}.{os.getpid()}-"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -69,7 +75,8 @@ def copy_atomically(source: Path, target: Path, *, heed: Callable[[], None] = la
     """
     with writing(target) as unfinished:
         for left in target.parent.glob(f".{target.name}.*.part"):
-            left.unlink(missing_ok=True)  # of a process that was killed here
+            if not left.name.startswith(_begun_here(target)):  # but of a process that was killed
+                left.unlink(missing_ok=True)
         try:
             os.link(source, unfinished)
         except OSError:  # another disk, or one without links

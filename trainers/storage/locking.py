@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from .places import is_regular
 
 _LOOK_SECONDS = 1.0
 """How long the lock is waited for: whoever only looks whether a run is trained holds it for less than a millisecond."""
+
+
+_LOOKING = threading.Lock()
+"""Two looks of this process at once would each take the other for whoever trains."""
 
 
 class Lock:
@@ -50,9 +55,10 @@ class Lock:
         """Whether a process holds it now. To know, it is taken for a moment, which `held` waits for."""
         if not is_regular(self._file):
             return False
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            return True
-        self._lock.release()
-        return False
+        with _LOOKING:
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                return True
+            self._lock.release()
+            return False

@@ -13,7 +13,13 @@ _MOST_LETTERS, _MOST_BYTES = 100, 200
 """Of a name. File systems take 255 bytes of UTF-8, and our files add endings to it."""
 _JOINERS = "\u200c\u200d"
 """Invisible, and part of words in Persian and in many scripts of India."""
-_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(1, 10))}
+_DEVICES = {
+    "CON",
+    "PRN",
+    "AUX",
+    "NUL",
+    *(f"{port}{number}" for port in ("COM", "LPT") for number in "123456789\u00b9\u00b2\u00b3"),
+}
 """Windows opens a device for these names, whatever ending follows."""
 
 

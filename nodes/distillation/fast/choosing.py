@@ -130,6 +130,10 @@ class Wishes:
     start_lora: str = NOTHING
 
     def __post_init__(self) -> None:
+        if 0.0 < self.guidance < 1.0:
+            raise ValueError(
+                f"guidance is {self.guidance:g}; allowed are 1 (none) to 100, and 0 for what is usual for the model's family."
+            )
         if self.from_graph:
             both = [name for name in ("prompts", "folder") if getattr(self, name).strip()]
             if both:
@@ -150,15 +154,11 @@ class Wishes:
                 "this is a model of video, whose training data are clips. Connect latents of clips and positive, or use Training "
                 "Clips (Folder) with Distill Model."
             )
-        self._require_numbers()
+        self._require_side()
         _ = self._source  # which names a folder or prompts of no use
 
-    def _require_numbers(self) -> None:
-        """By the names that they have here; the sources and methods made of them have their own."""
-        if 0.0 < self.guidance < 1.0:
-            raise ValueError(
-                f"guidance is {self.guidance:g}; allowed are 1 (none) to 100, and 0 for what is usual for the model's family."
-            )
+    def _require_side(self) -> None:
+        """By the name that it has here; the sources made of it have their own."""
         if self.side:
             host.data.require_sides(self.model, side=self.side)
             if self.folder.strip() and self.side < PictureFolder.bucket_step:

@@ -340,7 +340,10 @@ def test_what_is_missing_is_named(output):  # noqa: F811
     ],
 )
 def test_bad_numbers_are_named_as_the_node_names_them(wishes, said, output):  # noqa: F811
-    """Not as the training data and methods do that are made of them."""
+    """Not as the training data and methods do that are made of them; of latents out of the graph as of prompts."""
+    if "guidance" in wishes:
+        with pytest.raises(ValueError, match=re.escape(said)):
+            make(tiny("sd15"), latents={"samples": torch.zeros(1, 4, 4, 4)}, positive=conditioning("sd15"), **wishes)
     with pytest.raises(ValueError, match=re.escape(said)):
         make(tiny("sd15"), clip=clip_of("sd15"), **wishes)
     assert not (output / "fewstep" / "runs").exists()

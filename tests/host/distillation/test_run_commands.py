@@ -141,3 +141,17 @@ def test_a_command_is_quoted_for_its_shell(windows, line):
     path = "C:\\a b\\$x" if windows else "/a b/$x"
     made = host.folders.in_shell(["python", path, "it's"], windows=windows)
     assert made == line if windows else shlex.split(made) == ["python", path, "it's"]
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("C:\\R&D\\python.exe", '"C:\\R&D\\python.exe"'),
+        ("D:\\a^b\\", '"D:\\a^b\\\\"'),
+        ("C:\\plain", "C:\\plain"),
+        ("C:\\a & b", '"C:\\a & b"'),
+    ],
+)
+def test_marks_of_windows_shell_are_inside_quotes(word, said):
+    """It would end the command at an ampersand."""
+    assert host.folders.in_shell(["python", word], windows=True) == f"python {said}"

@@ -2,12 +2,20 @@
 
 import json
 import os
+import threading
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from comfyui_fewstep.trainers.storage.files import _TYPES, read_metadata, read_tensors, tensors_sha256, write_tensors
+from comfyui_fewstep.trainers.storage.files import (
+    _TYPES,
+    read_metadata,
+    read_tensors,
+    tensors_sha256,
+    write_atomically,
+    write_tensors,
+)
 from safetensors.torch import load_file, save_file
 
 
@@ -22,6 +30,28 @@ def tensors():
         "learns": torch.ones(2, requires_grad=True),
         '\u00fcml"aut': torch.ones(1, dtype=torch.uint8),
     }
+
+
+def test_two_threads_that_write_one_file_do_not_meet(tmp_path):
+    """Two tabs that save one note, say: one of both is there afterwards, whole, and neither was refused."""
+    together, refused = threading.Barrier(2), []
+
+    def write(content):
+        for _ in range(50):
+            together.wait()
+            try:
+                write_atomically(tmp_path / "note.txt", content)
+            except OSError as error:
+                refused.append(error)
+
+    threads = [threading.Thread(target=write, args=(letter * 10**5,)) for letter in (b"a", b"b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert refused == []
+    assert (tmp_path / "note.txt").read_bytes() in (b"a" * 10**5, b"b" * 10**5)
+    assert [file.name for file in tmp_path.iterdir()] == ["note.txt"]
 
 
 def bits(tensor):

@@ -43,6 +43,7 @@ HOSTILE += [
     ".hidden",
     "-x",
     "CON",
+    "COM\u00b9",
     "con",
     "nul.txt",
     "Aux .png",

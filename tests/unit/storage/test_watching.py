@@ -76,6 +76,20 @@ def test_states_of_a_run_in_order(tmp_path):
         assert in_another_thread(lambda: state_of(RunFolder(tmp_path, "run"))) is State.TRAINING
 
 
+def test_several_that_look_at_once_see_nobody_training(tmp_path):
+    """Each takes the lock for a moment, and none may take another for whoever trains."""
+    run, found = RunFolder(tmp_path, "run"), []
+    with run.locked():
+        pass
+    looks = [lambda: [found.append(RunFolder(tmp_path, "run").busy) for _ in range(500)]] * 3
+    threads = [threading.Thread(target=look) for look in looks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 1500 and not any(found)
+
+
 def test_looking_never_keeps_a_run_from_its_trainer(tmp_path):
     run, stop = RunFolder(tmp_path, "run"), threading.Event()
     with run.locked():
