@@ -100,18 +100,36 @@ export function isLinked(node, name) {
 
 /** Calls look again and again while the node is there: editors differ in whom they tell of changes, and by whom. */
 export function every(milliseconds, node, look) {
-  const timer = setInterval(() => (isLost(node) ? node.onRemoved() : look()), milliseconds);
-  atRemoval(node, () => clearInterval(timer));
+  whileThere(node, () => {
+    const timer = setInterval(() => (isLost(node) ? node.onRemoved() : look()), milliseconds);
+    return () => clearInterval(timer);
+  });
+}
+
+/** Calls begin when the node is in a graph, and what it returned when it is no more: of nodes that are copied, editors make others
+ *  that never are in one. */
+export function whileThere(node, begin) {
+  const onAdded = node.onAdded;
+  let leave = null;
+  node.onAdded = function () {
+    onAdded?.apply(this, arguments);
+    leave ??= begin();
+  };
+  if (node.graph) leave = begin();
+  atRemoval(node, () => {
+    leave?.();
+    leave = null;
+  });
 }
 
 /** Whether a node was in a subgraph that is no more: an editor that loads another graph tells only nodes outside of it. */
 function isLost({ graph }) {
   const root = graph?.rootGraph;
-  return Boolean(root && root !== graph && root.subgraphs?.get(graph.id) !== graph);
+  return !graph || Boolean(root && root !== graph && root.subgraphs?.get(graph.id) !== graph);
 }
 
 /** Calls leave when the node is removed, after what others do then. */
-export function atRemoval(node, leave) {
+function atRemoval(node, leave) {
   const onRemoved = node.onRemoved;
   node.onRemoved = function () {
     onRemoved?.apply(this, arguments);

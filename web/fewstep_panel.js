@@ -1,7 +1,7 @@
 // Puts the training panel on the nodes that train or watch a run.
 import { app } from "../../scripts/app.js";
 import "./fewstep_panel_element.js";
-import { AROUND, addElement, atRemoval, every, fit, textScale } from "./fewstep_elements.js";
+import { AROUND, addElement, every, fit, textScale, whileThere } from "./fewstep_elements.js";
 import { STATE, begin, isOf, runNamed, subscribe } from "./fewstep_service.js";
 
 const NODES = ["FewStepMakeItFast", "FewStepDistill", "FewStepWatchRun"];
@@ -25,11 +25,10 @@ function addPanel(node) {
   };
   addElement(node, "training", panel, { height });
   new ResizeObserver(panel.onsize).observe(panel); // a narrower node has its sentence in more lines
-  const unsubscribe = subscribe("", (kind, data) => {
+  whileThere(node, () => subscribe("", (kind, data) => {
     if (kind === STATE && isOf(data, node)) told = data.run;
-  });
+  }));
   every(MILLISECONDS_BETWEEN_LOOKS, node, () => (panel.run = runNamed(node) ?? told));
-  atRemoval(node, unsubscribe);
 }
 
 app.registerExtension({

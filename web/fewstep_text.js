@@ -1,6 +1,6 @@
 // Shows what a node says in words, a command or a file's place, on the node itself, with a button that copies it.
 import { app } from "../../scripts/app.js";
-import { AROUND, STYLE, addElement, atRemoval, copied, define, fit, make, showAfterRunning, textScale } from "./fewstep_elements.js";
+import { AROUND, STYLE, addElement, copied, define, fit, make, showAfterRunning, textScale, whileThere } from "./fewstep_elements.js";
 import { PLAN, isOf, subscribe } from "./fewstep_service.js";
 import { say } from "./fewstep_words.js";
 
@@ -80,6 +80,7 @@ app.registerExtension({
   ...showAfterRunning("comfyuifewstep.Text", NODES, show),
   nodeCreated(node) {
     // what trains for hours says beforehand what it will take
-    if (node.comfyClass === "FewStepMakeItFast") atRemoval(node, subscribe("", (kind, data) => kind === PLAN && isOf(data, node) && show(node, { text: data.plan })));
+    if (node.comfyClass !== "FewStepMakeItFast") return;
+    whileThere(node, () => subscribe("", (kind, data) => kind === PLAN && isOf(data, node) && show(node, { text: data.plan })));
   },
 });

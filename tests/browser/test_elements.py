@@ -67,6 +67,19 @@ def test_nothing_is_left_of_removed_nodes(chromium, server):
         assert editor.errors == []
 
 
+def test_nothing_is_left_of_a_node_in_a_subgraph_that_is_no_more(editor):
+    """An editor that loads another graph tells only nodes outside of subgraphs that they are gone."""
+    node = editor.add("FewStepDistill")
+    if not editor.page.evaluate("() => Boolean(app.graph.convertToSubgraph)"):
+        pytest.skip("this editor has no subgraphs")
+    editor.page.evaluate(f"async () => {{ window.service = await import('{EXTENSION}/fewstep_service.js') }}")
+    editor.page.evaluate("id => { app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)])) }", node)
+    editor.page.wait_for_timeout(700)
+    assert editor.page.evaluate("() => service.subscribers()") >= 1
+    editor.clear()
+    editor.page.wait_for_function("() => service.subscribers() === 0")
+
+
 @pytest.fixture
 def drawn(editor):
     """Draws on a chart of 600 pixels. Returns how many red pixels each place (0 to 1) between the first and last x has."""
@@ -261,11 +274,15 @@ def test_a_long_command_is_seen_whole_with_its_button(editor):
 
 
 def test_a_plan_is_on_its_node_before_the_node_ends(editor):
-    """Of the node inside a subgraph too, whose id is told behind that of the subgraph."""
+    """Of the node inside a subgraph too, whose id is told behind that of the subgraph; of another tab's run not."""
     node, other = (editor.add("FewStepMakeItFast", run_name=name) for name in ("mine", "another"))
     editor.show(node)
-    for of in (f"{other}", f"3:{node}"):
-        told = {"run": "mine", "node": of, "plan": [f"plan of {of}", "in all: 2 h"]}
+    for of, run in ((f"{other}", "another"), (f"3:{node}", "mine"), (f"{other}", "of another tab")):
+        told = {
+            "run": run,
+            "node": of,
+            "plan": [f"plan of {of}" if run != "of another tab" else "wrong", "in all: 2 h"],
+        }
         editor.page.evaluate(
             "async detail => (await import('/scripts/api.js')).api.dispatchEvent(new CustomEvent('fewstep.plan', { detail }))",
             told,

@@ -1,6 +1,7 @@
 """Runs are named with their teacher's file, until the user names them; a saved graph keeps its own."""
 
 import pytest
+from comfyui_fewstep.trainers.storage.places import is_name
 
 FILE = "models/dreamy v3.safetensors"
 
@@ -31,6 +32,24 @@ def test_a_run_is_named_with_the_file_and_what_is_made_of_it(editor, behind):
     editor.set(node, steps="2", goal="sharpest")
     wait_for_name(editor, node, "dreamy v3 in 2 steps sharpest")
     wait_for_name(editor, behind("FewStepDistill"), "dreamy v3 student")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("aux.v2.safetensors", "aux-v2 in 4 steps"),
+        ("\u5b66" * 60 + ".safetensors", "\u5b66" * 50 + " in 4 steps"),
+        ("\U00020000" * 60 + ".safetensors", "\U00020000" * 37 + " in 4 steps"),
+    ],
+    ids=["a device of Windows", "many bytes", "letters of two halves"],
+)
+def test_a_proposal_is_a_name_that_is_allowed(editor, behind, file, name):
+    node = behind("FewStepMakeItFast")
+    editor.page.evaluate(
+        "file => { app.graph._nodes.find(n => n.type === 'CheckpointLoaderSimple').widgets[0].value = file }", file
+    )
+    wait_for_name(editor, node, name)
+    assert is_name(name)
 
 
 def test_a_name_that_was_typed_or_saved_stays(editor, behind):

@@ -281,6 +281,44 @@ def test_watch_run_says_what_to_do_next(editor, runs, name):
     shutil.rmtree(folder)
 
 
+def stopped_run(runs, name):
+    line = {"iterations": 9, "stage": 0, "stage_name": "s", "x0_error": 0.25, "gradient_norm": 1.0, "loss": 1.0}
+    line |= {"learning_rate": 0.1, "band_errors": [None], "iteration": 3}
+    (runs / name / "checkpoints").mkdir(parents=True)
+    (runs / name / "run.json").write_text(json.dumps({"run": {"method": "m", "teacher_sha256": "ab"}}))
+    (runs / name / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (runs / name / "checkpoints" / "00000003.safetensors").touch()
+
+
+def test_a_run_that_is_deleted_elsewhere_is_one_no_longer(editor, server, runs, name):
+    """Its node would go on offering to resume it."""
+    stopped_run(runs, name)
+    node = editor.add("FewStepDistill", run_name=name)
+    editor.show(node)
+    sentence(editor, "Stopped at iteration 3 of 9", seconds=30)
+    server.post(f"/fewstep/runs/{name}/delete", {})
+    panel(editor).locator(".sentence", has_text="Stopped").wait_for(state="detached", timeout=30000)
+    assert not panel(editor).get_by_role("button", name="Resume").is_visible()
+
+
+def test_a_refused_stop_is_said_until_it_was_read(editor, runs, name):
+    begin(editor, name, iterations=4000)
+    editor.queue()
+    wait_for_points(editor, 2)
+    editor.page.route("**/stop", lambda route: route.fulfill(status=500, json={"error": "the disk refuses: full"}))
+    try:
+        press(editor, "Stop after this checkpoint")
+        sentence(editor, "the disk refuses: full", seconds=30)
+        editor.page.wait_for_timeout(3000)
+        assert "full" in panel(editor).locator(".sentence").inner_text()
+        sentence(editor, "Training", seconds=30)
+    finally:
+        editor.page.unroute("**/stop")
+        press(editor, "Cancel")
+    sentence(editor, "Stopped at iteration")
+    editor.errors.clear()
+
+
 def test_one_failed_answer_does_not_end_the_watching(editor, runs, name):
     """A disk that refuses once, a proxy: nobody sends messages about a run that another process trains."""
     node = editor.add("FewStepWatchRun", run_name=name)
