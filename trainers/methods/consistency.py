@@ -126,7 +126,7 @@ class Consistency(OnTeacher[ConsistencyOptions]):
     def __init__(self, options: ConsistencyOptions, teacher: TeacherKind) -> None:
         teacher.require_guided(options.scales, as_input=options.scale_input)
         super().__init__(options, teacher)
-        options.weighting.require_for(teacher.family)
+        options.weighting.require_for(teacher.family, table=teacher.table)
         self._takes_scale = teacher.takes_scale
         self._levels = options.trained_levels(table=teacher.table)
         self._sigmas = options.schedule(options.steps, table=teacher.table)

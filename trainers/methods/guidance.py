@@ -82,7 +82,7 @@ class GuidanceDistillation(OnTeacher[GuidanceOptions]):
             )
         teacher.require_guided(options.scales, as_input=options.guidance_scale_max > 0.0)
         super().__init__(options, teacher)
-        options.weighting.require_for(teacher.family)
+        options.weighting.require_for(teacher.family, table=teacher.table)
         self.levels = LevelRange(options.level_from, options.level_to)
         self._trained = teacher.table[self.levels.holds(teacher.table, family=teacher.family, table=teacher.table)]
         self._sigmas = options.schedule(options.steps, table=teacher.table)

@@ -137,7 +137,7 @@ class Progressive(OnTeacher[ProgressiveOptions]):
     def __init__(self, options: ProgressiveOptions, teacher: TeacherKind) -> None:
         teacher.require_guided(options.scales, as_input=options.guidance_scale_max > 0.0)
         super().__init__(options, teacher)
-        options.weighting.require_for(teacher.family)
+        options.weighting.require_for(teacher.family, table=teacher.table)
         self._takes_scale = teacher.takes_scale
         self._converts = _converts(options.student_prediction, teacher=teacher.prediction_type)
         self._finest = options.schedule(options.start_steps, table=teacher.table)

@@ -18,6 +18,9 @@ from torch import Tensor
 
 from ...samplers.noise import NoiseFamily
 
+NO_SIGNAL = 1e-4
+"""SNR. Stable Diffusion begins at 5e-3, rescaled to zero terminal SNR at 5e-8."""
+
 
 class Weighting(Enum):
     """CONSTANT: 1. SNR: the eps-error. SNR_PLUS_ONE: the v-error.
@@ -30,13 +33,17 @@ class Weighting(Enum):
     SNR = "snr"
     CONSTANT = "constant"
 
-    def require_for(self, family: NoiseFamily) -> None:
-        """ValueError where a model of the family would never learn its first level: pure noise, without signal."""
-        if self is Weighting.SNR and family is NoiseFamily.FLOW:
+    def require_for(self, family: NoiseFamily, *, table: Tensor) -> None:
+        """ValueError where a model would never learn its first level: pure noise, with next to no signal.
+
+        table: (T,) its noise levels, ascending. Flow models begin so, and those of zero terminal SNR.
+        """
+        top = table[-1:]
+        if self is Weighting.SNR and float(self(top, family=family)) < NO_SIGNAL:
             others = ", ".join(weighting.value for weighting in Weighting if weighting is not Weighting.SNR)
             raise ValueError(
-                f"weighting is {self.value}, which is 0 at the first noise level of a flow model, where students begin; allowed "
-                f"are {others}."
+                f"weighting is {self.value}, which is {float(self(top, family=family)):.2g} at this model's first noise level, "
+                f"where students begin; allowed are {others}."
             )
 
     def __call__(self, sigma: Tensor, *, family: NoiseFamily) -> Tensor:

@@ -51,7 +51,7 @@ class Critic:
     ) -> None:
         self._features, self._around = features, around
         with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # of the CPU alone: devices' own streams go on
             self._heads = nn.ModuleList([_Head(tap.channels) for tap in features.taps])
         self._heads.to(device)
 

@@ -79,13 +79,21 @@ def test_a_flow_models_velocity_is_weighed_between_once_and_twice_snr_plus_one()
     assert float(share[2]) == pytest.approx(2.0), "at sigma 1/2"
 
 
-def test_a_flow_model_is_not_weighted_by_its_signal_which_it_has_none_of_at_the_start():
-    assert float(Weighting.SNR(torch.ones(1), family=NoiseFamily.FLOW)) == 0.0
+@pytest.mark.parametrize(
+    ("family", "top"), [(NoiseFamily.FLOW, 1.0), (NoiseFamily.VARIANCE_EXPLODING, 4518.8)], ids=["flow", "zero snr"]
+)
+def test_a_model_is_not_weighted_by_its_signal_which_it_has_none_of_at_the_start(family, top):
+    """4518.8 is the host's for models whose levels were rescaled to zero terminal SNR."""
+    table = torch.tensor([0.1, top])
     with pytest.raises(ValueError, match=r"weighting is snr, .* allowed are truncated_snr, snr_plus_one, constant\."):
-        Weighting.SNR.require_for(NoiseFamily.FLOW)
-    Weighting.SNR.require_for(NoiseFamily.VARIANCE_EXPLODING)
+        Weighting.SNR.require_for(family, table=table)
     for other in set(Weighting) - {Weighting.SNR}:
-        other.require_for(NoiseFamily.FLOW)
+        other.require_for(family, table=table)
+
+
+@pytest.mark.parametrize("top", [14.61, 80.0], ids=["stable diffusion", "edm"])
+def test_models_that_begin_with_some_signal_may_be_weighted_by_it(top):
+    Weighting.SNR.require_for(NoiseFamily.VARIANCE_EXPLODING, table=torch.tensor([0.1, top]))
 
 
 USUAL = {"iterations": 1, "learning_rate": 1e-3, "guidance_scale": 2.0}
