@@ -66,7 +66,9 @@ def seen_in(x_s: Tensor, noise: Tensor, *, sigma_s: Tensor, sigma: Tensor, famil
 def weight_of_seen(sigma_s: Tensor, sigma: Tensor, *, family: NoiseFamily) -> Tensor:
     """(B,) for squared errors to `seen_in`: the eps-loss, the flow's v-loss, where samples are clean, at most 100.
 
-    Of noised samples less by the share of the noise that came on top, with which the noise in the target grows.
+    Of noised samples less by the share of the noise that came on top, with which the noise in the target grows. That bounds
+    the weighted noise of variance-exploding models; of flow models landings near the top, where little signal is, still have
+    most of it.
     """
     _, added = _path(sigma_s, sigma, family=family)
     return (1.0 / sigma**2).clamp(max=100.0) * (added / sigma) ** 2
