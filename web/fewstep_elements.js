@@ -64,7 +64,7 @@ export function keepKeys(element) {
   for (const kind of ["copy", "cut", "paste"]) {
     element.addEventListener(kind, (event) => isText(event) && event.stopPropagation());
   }
-  Object.defineProperty(element, "type", { get: () => (isField(element.shadowRoot?.activeElement) ? "textarea" : undefined) });
+  Object.defineProperty(element, "type", { configurable: true, get: () => (isField(element.shadowRoot?.activeElement) ? "textarea" : undefined) });
 }
 
 const EDITING = ["a", "c", "v", "x", "y", "z"];
