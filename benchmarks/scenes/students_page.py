@@ -35,7 +35,7 @@ PUBLISHED = {"matching": 2.62, "consistency": 6.20, "progressive": 15.39}
 
 FRESH_NOISE = (
     "What a student adds between its steps, where it does, is the noise of one seed in all rows, the same for every "
-    f"{CHUNK} pictures; its first noise is the row's own."
+    f"{CHUNK} pictures, which its intervals leave out; its first noise is the row's own."
 )
 
 
