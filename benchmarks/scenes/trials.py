@@ -69,6 +69,7 @@ _IN_1_TO_4 = Trial(
 )
 _THEN_MATCHING = {**_MATCHING, "rollout": "landings", "learning_rate": 5e-5}
 _CRITIC = {"adversarial_weight": 10.0, "critic_learning_rate": 3e-3}
+_CRITIC_AFTER_HALF = {**_THEN_MATCHING, **_CRITIC, "companion_first": 60, "learning_rate": 1e-4}
 _THEN_IN_4 = dataclasses.replace(
     _IN_4,
     options={**_THEN_MATCHING, "steps": 4, "companion_first": 200, "iterations": 365},
@@ -163,14 +164,7 @@ TRIALS = {
     ),
     "half progressive then matching with a critic in 2": dataclasses.replace(
         _IN_4,
-        options={
-            **_THEN_MATCHING,
-            **_CRITIC,
-            "steps": 2,
-            "companion_first": 60,
-            "iterations": 447,
-            "learning_rate": 1e-4,
-        },
+        options={**_CRITIC_AFTER_HALF, "steps": 2, "iterations": 447},
         passes="5950 of half progressive to 2 steps, "
         "then 507 of 0.5 + 1 + 2 x 3 + 2 x 2.25, of which 447 of 2 + 1 + 1.5 + 3 more",
         steps=(2,),
@@ -178,14 +172,7 @@ TRIALS = {
     ),
     "half progressive then matching with a critic in 1": dataclasses.replace(
         _IN_4,
-        options={
-            **_THEN_MATCHING,
-            **_CRITIC,
-            "steps": 1,
-            "companion_first": 60,
-            "iterations": 369,
-            "learning_rate": 1e-4,
-        },
+        options={**_CRITIC_AFTER_HALF, "steps": 1, "iterations": 369},
         passes="7700 of half progressive, then 429 of 1 + 2 x 3 + 2 x 2.25, of which 369 of 2 + 1 + 1.5 + 3 more",
         steps=(1,),
         after="half progressive",

@@ -47,8 +47,16 @@ def draw(
     """The teacher's latents (B, C, h, w) in the host's scale, on the CPU, from unit noise of that shape."""
     with torch.inference_mode():
         made = comfy.samplers.sampler_object(sampler)
-        inputs: dict[str, Any] = {"noise": noise, "positive": positive, "negative": negative, "cfg": cfg}
-        latents = models.sample(model, made, sigmas, **inputs, seed=0)  # of which none of the SAMPLERS makes use
+        latents = models.sample(
+            model,
+            made,
+            sigmas,
+            noise=noise,
+            positive=positive,
+            negative=negative,
+            cfg=cfg,
+            seed=0,  # of which none of the SAMPLERS makes use
+        )
     return plain(latents).float()
 
 

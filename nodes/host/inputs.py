@@ -18,7 +18,7 @@ import comfy.sampler_helpers
 import torch
 from torch import Tensor
 
-from ...trainers.data.batches import Condition
+from ...trainers.data.batches import Condition, chosen
 from .models import Conditioning, model_sampling_of, noise_scale
 
 Shapes = list[list[int]]
@@ -175,7 +175,7 @@ def prompts_of(conditioning: Conditioning) -> Conditioning:
 def rows_of(condition: Condition) -> list[Condition]:
     """Its prompts one by one, what all share with each."""
     count = max(len(value) for value in condition.values())
-    return [{key: v[i : i + 1] if len(v) > 1 else v for key, v in condition.items()} for i in range(count)]
+    return [chosen(condition, slice(i, i + 1)) for i in range(count)]
 
 
 def in_one_length(

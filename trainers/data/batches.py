@@ -19,6 +19,11 @@ What samples of one batch must have in common, and is no tensor, may stand in a 
 """
 
 
+def chosen(condition: Condition, rows: Tensor | slice) -> Condition:
+    """Of these rows, in which what all share stays (1, ...)."""
+    return {name: value[rows] if len(value) > 1 else value for name, value in condition.items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class Batch:
     """x0: (B, ...) clean samples in the model's own latent scale. condition: (B, ...) each.
@@ -162,16 +167,13 @@ class TensorData:
         """The samples at index (B,), each with its own condition or the one that all share."""
         rows = index if self.prompts is None else self.prompts[index]
         condition = {
-            name: (value[rows] if len(value) > 1 else value.expand(len(rows), *value.shape[1:])).to(self.device)
-            for name, value in self.condition.items()
+            name: value.expand(len(rows), *value.shape[1:]).to(self.device)
+            for name, value in chosen(self.condition, rows).items()
         }
         noise = None if self.noise is None else self.noise[index].to(self.device)
         unconditional = self.unconditional
         if unconditional is not None:
-            unconditional = {
-                name: (value[index] if len(value) > 1 else value).to(self.device)
-                for name, value in unconditional.items()
-            }
+            unconditional = {name: value.to(self.device) for name, value in chosen(unconditional, index).items()}
         return Batch(self.x0[index].to(self.device), condition, noise, unconditional)
 
     def tensors(self) -> dict[str, Tensor]:

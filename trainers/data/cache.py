@@ -23,7 +23,7 @@ from ..storage.files import CHECKSUM_KEY, read_metadata, read_tensors, some_of, 
 from ..storage.places import place
 from ..storage.prefixes import below
 from ..storage.reading import read_json, require
-from .batches import Batch, Buckets, Condition, Data, Shape, TensorData, shape_of
+from .batches import Batch, Buckets, Condition, Data, Shape, TensorData, chosen, shape_of
 
 SHARD_SAMPLES = 256
 """In one file of data that are in memory already."""
@@ -176,19 +176,22 @@ def _slices(data: Data) -> list[Shard]:
 
 
 def _slice(data: TensorData, start: int) -> TensorData:
-    chosen = slice(start, start + SHARD_SAMPLES)
+    samples = slice(start, start + SHARD_SAMPLES)
     noise, repeats, prompts = (
-        None if each is None else each[chosen] for each in (data.noise, data.repeats, data.prompts)
+        None if each is None else each[samples] for each in (data.noise, data.repeats, data.prompts)
     )
-    kept: slice | Tensor = chosen
+    kept: slice | Tensor = samples
     if prompts is not None:
         kept, prompts = prompts.unique(return_inverse=True)
-    condition = {name: value[kept] if len(value) > 1 else value for name, value in data.condition.items()}
-    empty = data.unconditional and {
-        name: value[chosen] if len(value) > 1 else value for name, value in data.unconditional.items()
-    }
-    beside = {"noise": noise, "repeats": repeats, "prompts": prompts}
-    return dataclasses.replace(data, x0=data.x0[chosen], condition=condition, unconditional=empty, **beside)  # type: ignore[arg-type]
+    return dataclasses.replace(
+        data,
+        x0=data.x0[samples],
+        condition=chosen(data.condition, kept),
+        unconditional=data.unconditional and chosen(data.unconditional, samples),
+        noise=noise,
+        repeats=repeats,
+        prompts=prompts,
+    )
 
 
 def _named(parts: Iterable[TensorData]) -> dict[str, Tensor]:

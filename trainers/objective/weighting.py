@@ -38,12 +38,12 @@ class Weighting(Enum):
 
         table: (T,) its noise levels, ascending. Flow models begin so, and those of zero terminal SNR.
         """
-        top = table[-1:]
-        if self is Weighting.SNR and float(self(top, family=family)) < NO_SIGNAL:
+        first = float(self(table[-1:], family=family))
+        if self is Weighting.SNR and first < NO_SIGNAL:
             others = ", ".join(weighting.value for weighting in Weighting if weighting is not Weighting.SNR)
             raise ValueError(
-                f"weighting is {self.value}, which is {float(self(top, family=family)):.2g} at this model's first noise level, "
-                f"where students begin; allowed are {others}."
+                f"weighting is {self.value}, which is {first:.2g} at this model's first noise level, where "
+                f"students begin; allowed are {others}."
             )
 
     def __call__(self, sigma: Tensor, *, family: NoiseFamily) -> Tensor:

@@ -107,7 +107,7 @@ def _workflow_calling(run: RunFolder, *, name: str) -> dict[str, Any]:
             if kind in NAMING:
                 _replace(node, run.name, name, widget=(NAMING[kind], _NAME))
                 _object(node.get("properties")).pop(_PROPOSED, None)
-            if kind.startswith("FewStep"):
+            if _is_ours(node):
                 _replace(node, f"{run.name} (run)", f"{name} (run)")
                 for source, widget in _sources(node, graph, graphs):
                     _replace(source, run.name, name, widget=widget)
@@ -134,15 +134,14 @@ def _sources(
     for link in (slot.get("link") for slot in _dicts(node.get("inputs")) if slot.get("name") == _NAME):
         for origin, place in _origins(graph, link):
             for other in _nodes(graph):
-                if other.get("id") == origin and not _makes_names(other):
+                if other.get("id") == origin and not _is_ours(other):
                     yield other, (0, "value")
             if origin == _INTO_SUBGRAPH:
                 around = (other for whole in graphs for other in _nodes(whole) if other.get("type") == graph.get("id"))
                 yield from ((other, _widget_of(other, place)) for other in around)
 
 
-def _makes_names(node: Mapping[str, Any]) -> bool:
-    """Whether its outputs are made of more than its widgets."""
+def _is_ours(node: Mapping[str, Any]) -> bool:
     return str(node.get("type")).startswith("FewStep")
 
 

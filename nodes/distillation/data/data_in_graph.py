@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -130,8 +129,9 @@ def _parts(
     if len({host.inputs.shape_of_inputs(prompt) for prompt in prompts}) == 1:
         yield made(x0, host.inputs.joined_inputs(prompts), empty)
     else:
-        without = itertools.repeat(None) if empty is None else itertools.cycle(host.inputs.rows_of(empty))
-        yield from (made(one, prompt, own) for (one, prompt), own in zip(_pairs(x0, prompts), without, strict=False))
+        each = _one_each(prompts, len(x0), what="prompts of several lengths")
+        without = [None] * len(x0) if empty is None else _one_each([empty], len(x0), what="negative prompts")
+        yield from map(made, x0.split(1), each, without)
 
 
 def _require_own_pictures(prompts: Sequence[Condition], empty: Condition) -> None:
@@ -150,12 +150,13 @@ def _require_own_pictures(prompts: Sequence[Condition], empty: Condition) -> Non
                 )
 
 
-def _pairs(x0: Tensor, prompts: Sequence[Condition]) -> Iterator[tuple[Tensor, Condition]]:
-    """Each latent (1, ...) with its prompt, of prompts of several shapes. ValueError when their counts differ."""
+def _one_each(prompts: Sequence[Condition], count: int, *, what: str) -> list[Condition]:
+    """A prompt for each latent, or one for all of them. ValueError when their counts differ. what: they are."""
     rows = [prompt for several in prompts for prompt in host.inputs.rows_of(several)]
-    if len(rows) != len(x0):
+    rows = rows * count if len(rows) == 1 else rows
+    if len(rows) != count:
         raise ValueError(
-            f"the conditioning holds {len(rows)} prompts of several lengths but there are {len(x0)} latents; give one prompt for "
-            "each latent in the same order, or a single one for all."
+            f"the conditioning holds {len(rows)} {what} but there are {count} latents; give one prompt for each latent in the "
+            "same order, or a single one for all."
         )
-    return zip(x0.split(1), rows, strict=True)
+    return rows

@@ -19,8 +19,8 @@ def prompts(seed, *, count=COUNT, picture=True):
     return [text(4, seed=seed, **own) for own in pictures]
 
 
-def made(negative, *, latents=LATENTS):
-    return data_in_graph(stand_in(), latents, prompts(1), negative, dropout=0.0).data
+def made(negative, *, latents=LATENTS, positive=None):
+    return data_in_graph(stand_in(), latents, positive or prompts(1), negative, dropout=0.0).data
 
 
 @pytest.mark.parametrize("latents", [LATENTS, [{"samples": one} for one in LATENTS["samples"].split(1)]])
@@ -46,3 +46,18 @@ def test_one_picture_for_several_is_refused():
 def test_negatives_that_do_not_pair_up_are_refused():
     with pytest.raises(ValueError, match="negative is a list of 2 with 2 prompts, and latents are 3 pictures"):
         made(prompts(2, count=2))
+
+
+def of_several_lengths():
+    return [entry for tokens in (4, 4, 8) for entry in text(tokens, seed=tokens)]
+
+
+def test_beside_prompts_of_several_lengths_they_pair_up_too():
+    negative = [entry for seed in range(COUNT) for entry in text(4, seed=seed)]
+    data = made(negative, positive=of_several_lengths())
+    given = [
+        row for bucket in data.buckets for row in bucket.take(torch.arange(bucket.size)).empty_prompt()["c_crossattn"]
+    ]
+    assert [torch.equal(row, entry[0][0]) for row, entry in zip(given, negative, strict=True)] == [True] * COUNT
+    with pytest.raises(ValueError, match="the conditioning holds 2 negative prompts but there are 3 latents"):
+        made(negative[:2], positive=of_several_lengths())
