@@ -139,17 +139,19 @@ def draw_from_noise(
     condition: dict[str, Tensor] | None = None,
     *,
     family: NoiseFamily,
+    seed: int,
     gamma: float = 0.0,
     x0: Tensor | None = None,
 ) -> Tensor:
     """What a few-step model makes of unit noise (B, ...): `sample_few_step` from `initial`, the same every time.
 
-    sigmas: (n + 1,), moved to the noise. condition: the model's further inputs. gamma: of every step; its fresh noise is
-    that of seed 0. x0: (B, ...) what the noise is added to, where the levels begin below the top.
+    sigmas: (n + 1,), moved to the noise. condition: the model's further inputs. gamma: of every step. seed: of the fresh
+    noise, hashed, so that it may be the noise's own. x0: (B, ...) what the noise is added to, where the levels begin
+    below the top.
     """
     sigmas = sigmas.to(noise)
     start = family.initial(noise, sigma=sigmas[0]) if x0 is None else family.add_noise(x0, noise, sigma=sigmas[0])
-    fresh = seeded_noise_sampler(noise, seed=0) if gamma else None
+    fresh = seeded_noise_sampler(noise, seed=seed) if gamma else None
     return sample_few_step(
         model, start, sigmas, condition, disable=True, family=family, gamma=gamma, noise_sampler=fresh
     )

@@ -131,11 +131,12 @@ def drawn_row(jury: Jury, denoiser: Denoiser, chosen: MethodOptions, steps: int,
 
 @torch.no_grad()
 def draw_student(denoiser: Denoiser, chosen: MethodOptions, steps: int, prompts: Tensor, *, seed: int) -> Tensor:
-    """Latents (N, 12, 8, 8) of prompts (N, 30)."""
+    """Latents (N, 12, 8, 8) of prompts (N, 30). What is added between steps is new for each picture and seed, too."""
     sigmas, noises = chosen.schedule(steps, table=noise_levels()), noise(len(prompts), seed=seed)
+    draw_part = functools.partial(draw_from_noise, denoiser, family=FAMILY, gamma=chosen.gamma)
     latents = [
-        draw_from_noise(denoiser, part.to(device()), sigmas, {"y": y.to(device())}, family=FAMILY, gamma=chosen.gamma)
-        for part, y in zip(noises.split(CHUNK), prompts.split(CHUNK), strict=True)
+        draw_part(part.to(device()), sigmas, {"y": y.to(device())}, seed=seed * 2**16 + i)
+        for i, (part, y) in enumerate(zip(noises.split(CHUNK), prompts.split(CHUNK), strict=True))
     ]
     return torch.cat(latents).cpu()
 

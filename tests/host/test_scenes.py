@@ -20,6 +20,7 @@ from comfyui_fewstep.benchmarks.scenes import (
 from comfyui_fewstep.benchmarks.scenes.network import noise_levels
 from comfyui_fewstep.benchmarks.scenes.parts import Parts
 from comfyui_fewstep.benchmarks.scenes.solvers import CALLS, Setting, draw, noise, setting, solvers
+from comfyui_fewstep.trainers.methods import read_method
 from PIL import Image
 
 NAMES = ("DDIM", "Heun", "DPM++ 2M", "UniPC")
@@ -143,6 +144,20 @@ def few(trial):
 
 
 FEW = {name: few(trial) for name, trial in trials.TRIALS.items()}
+
+
+def test_what_a_student_adds_between_its_steps_is_new_for_each_picture_and_seed(monkeypatch):
+    """Of a model that answers what it sees and one first noise, pictures differ by the fresh noise alone."""
+    monkeypatch.setattr(students, "CHUNK", 2)
+    monkeypatch.setattr(students, "noise", lambda count, seed: torch.ones(count, 12, 8, 8))
+    chosen = read_method(FEW["consistency"].method, FEW["consistency"].options)
+    prompts = torch.zeros(4, 30)
+    first, again, other = (
+        students.draw_student(lambda x, sigma, y: x, chosen, 4, prompts, seed=seed) for seed in (1000, 1000, 1001)
+    )
+    assert torch.equal(first, again)
+    drawn = torch.cat([first, other]).flatten(1)
+    assert torch.pdist(drawn).min() > drawn.std(), "all eight are apart"
 
 
 @pytest.mark.thorough

@@ -117,6 +117,7 @@ def compared(
             sigmas,
             batch.condition,
             family=method.family,
+            seed=0,
             gamma=gamma,
             x0=None if trained.from_noise else batch.x0,
         ).double()

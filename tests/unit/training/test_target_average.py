@@ -159,10 +159,10 @@ def test_a_consistency_student_is_compared_by_its_first_jump():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_drawing_with_fresh_noise_is_the_sampler_at_seed_0(family):
+def test_drawing_with_fresh_noise_is_the_sampler_at_its_seed(family):
     sigmas, noise = table(family)[[999, 499, 99]], torch.randn(3, 2, generator=torch.Generator().manual_seed(1))
     sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
-    drawn = draw_from_noise(gaussian_denoiser(family), noise, sigmas, family=family, gamma=0.6)
+    drawn = draw_from_noise(gaussian_denoiser(family), noise, sigmas, family=family, seed=7, gamma=0.6)
     start = family.initial(noise, sigma=sigmas[0])
     sample = functools.partial(sample_few_step, gaussian_denoiser(family), start, sigmas, disable=True, family=family)
-    assert torch.equal(drawn, sample(gamma=0.6, noise_sampler=seeded_noise_sampler(noise, seed=0)))
+    assert torch.equal(drawn, sample(gamma=0.6, noise_sampler=seeded_noise_sampler(noise, seed=7)))
