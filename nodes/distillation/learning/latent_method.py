@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -103,10 +104,13 @@ class ScoreDistillation:
                 )
             whole = [host.inputs.mask_for_training(one, like=start) for one in masks]
             show = host.latent_previews.watching(model, options.iterations)
+            # where latents are told in units of the model's noise, the step is as long in the latent's own
+            unit = host.models.noise_scale(host.models.model_sampling_of(model))
+            options = dataclasses.replace(options, learning_rate=options.learning_rate / unit)
 
             def observe(done: int, x: Tensor) -> None:
                 host.signals.check_cancelled()
-                show(done, host.inputs.as_given(x, latent))
+                show(done, host.inputs.as_given(unit * x, latent))
 
             with _looking(model, prompts, latent, start, options) as (views, fake):
                 found = distil_latent(start, options, views, fake=fake, mask=_product(whole), observe=observe)

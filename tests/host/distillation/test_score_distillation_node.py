@@ -117,6 +117,21 @@ def test_progress_is_told_step_by_step(monkeypatch):
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_a_step_is_as_long_as_said_in_the_latents_own_units(scale, monkeypatch):
+    """Also of a model whose noise has another deviation, in units of which it is trained. Adam's first is the learning rate."""
+    model, start, told = tiny("sd3"), ALL["sd3"].noise(seed=1, batch=2), []
+    sampling = host.models.model_sampling_of(model)
+    with torch.inference_mode():
+        sampling.noise_scale = scale
+    sampling.noise_scaling = lambda sigma, noise, latent, *_: sigma * scale * noise + (1.0 - sigma) * latent
+    monkeypatch.setattr(host.latent_previews, "watching", lambda *_: lambda done, x: told.append(x.clone()))
+    found = moved(model, "sd3", latent={"samples": start}, iterations=1, learning_rate=0.1)["samples"]
+    before, after = (model.model.process_latent_in(x) for x in (start, found))
+    torch.testing.assert_close((after - before).abs(), torch.full_like(before, 0.1), atol=1e-4, rtol=0.0)
+    torch.testing.assert_close(told[-1].cpu(), after, atol=1e-4, rtol=0.0)
+
+
 def test_what_is_missing_is_named_before_work():
     for given, said in (
         (
