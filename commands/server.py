@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 from ..launch import HOME, PACKAGE, ROOT, link
@@ -126,7 +127,10 @@ class Server:
 def serving(
     *, base: Path, listen: str = LOOPBACK, port: int | None = None, own_models: bool = False
 ) -> Iterator[Server]:
-    """Starts a server, waits until it answers, and stops it at the end. Its Ctrl-C is ours to handle."""
+    """Starts a server, waits until it answers, and stops it at the end. Its Ctrl-C is ours to handle.
+
+    What ends this process, or closes its terminal, is a Ctrl-C here: the server is apart, and would stay.
+    """
     base.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     log = base / "server.log"
@@ -139,10 +143,30 @@ def serving(
     address = f"http://{LOOPBACK if listen in ('0.0.0.0', '') else listen}:{port}"  # noqa: S104 (compared only)
     server = Server(process, address=address, log=log)
     try:
-        server.wait_until_ready()
-        yield server
+        with _ended_as_by_ctrl_c():
+            server.wait_until_ready()
+            yield server
     finally:
         server.stop()
+
+
+@contextlib.contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    def end(number: int, _: FrameType | None) -> None:
+        if number != signal.SIGTERM:  # there is no terminal any more, and writing to it is an error
+            sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        raise KeyboardInterrupt
+
+    names = ("SIGTERM", "SIGHUP")  # Windows has no second
+    before = {number: signal.getsignal(number) for number in (getattr(signal, n) for n in names if hasattr(signal, n))}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]  # nohup's stays
+    for number in heard:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
 
 
 def refusal(text: str) -> str:

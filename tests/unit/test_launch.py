@@ -1,4 +1,4 @@
-"""What launch.py starts ends with it."""
+"""What launch.py and its commands start ends with them."""
 
 import os
 import signal
@@ -28,3 +28,28 @@ def test_sigterm_ends_the_command_which_may_save_first():
     launcher.send_signal(signal.SIGTERM)
     said, _ = launcher.communicate(timeout=30)
     assert (launcher.returncode, said) == (130, "state saved\n")
+
+
+SERVING = """
+import sys, time
+from pathlib import Path
+from comfyui_fewstep.commands import server
+server.command = lambda **_: [sys.executable, "-c", "import time; time.sleep(60)"]
+server.Server.wait_until_ready = lambda self: None
+with server.serving(base=Path(sys.argv[1])) as running:
+    print(running.process.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends processes without asking them")
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_no_server_stays_when_its_command_is_ended_or_the_terminal_closed(how, tmp_path):
+    command = subprocess.Popen(
+        [sys.executable, "-c", SERVING, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    server = int(command.stdout.readline())
+    command.send_signal(getattr(signal, how))
+    assert command.wait(30) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(server, 0)
