@@ -153,7 +153,9 @@ def serving(
 @contextlib.contextmanager
 def _ended_as_by_ctrl_c() -> Iterator[None]:
     def end(number: int, _: FrameType | None) -> None:
-        if number != signal.SIGTERM:  # there is no terminal any more, and writing to it is an error
+        if number != signal.SIGTERM:
+            # there is no terminal any more: writing to it is an error, and the shell tells it again
+            signal.signal(number, signal.SIG_IGN)
             sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
         raise KeyboardInterrupt
 

@@ -99,7 +99,9 @@ class Preview:
         noise = torch.randn(sample.x0.shape, generator=torch.Generator().manual_seed(0)).to(sample.x0)
         x0 = None if stage.from_noise else sample.x0
         family = self._distillation.method.family
-        return draw_from_noise(denoiser, noise, stage.shown, sample.condition, family=family, seed=0, gamma=gamma, x0=x0)
+        return draw_from_noise(
+            denoiser, noise, stage.shown, sample.condition, family=family, seed=0, gamma=gamma, x0=x0
+        )
 
     def _decoded(self, drawn: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """The row of the teacher, and that of the student."""

@@ -31,7 +31,9 @@ T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """For the others to wait while the first writes a large checkpoint. A process that dies is noticed at once, by its sockets."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ASKING = (signal.SIGINT, signal.SIGTERM)
+_CLOSED = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+"""What comes when the terminal is closed or its connection breaks, often twice: from the system and from the shell."""
 _REASON = "reason"
 
 
@@ -90,7 +92,9 @@ class Processes:
 
     def __enter__(self) -> Processes:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._on_signal) or signal.SIG_DFL for number in _SIGNALS}
+            closed = [number for number in _CLOSED if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's stays
+            heard = [*_ASKING, *closed]
+            self._before = {number: signal.signal(number, self._on_signal) or signal.SIG_DFL for number in heard}
         if self.count == 1:
             return self
         import torch.distributed.nn  # before there is a group: its defaults hold whatever is there, and its threads, for ever
@@ -124,9 +128,10 @@ class Processes:
             self._tell_reason(error)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        """Kept for the next agreement, since a process that left amid an iteration could not save. A second one acts at once."""
+        """Kept for the next agreement: a process that left amid an iteration could not save. Asked again it acts at once."""
         self._signal = number
-        signal.signal(number, self._before[number])
+        if number in _ASKING:
+            signal.signal(number, self._before[number])
 
     def _tell_reason(self, error: BaseException) -> None:
         text = f"process {self.rank} failed: {type(error).__name__}: {error}"

@@ -155,7 +155,7 @@ def test_a_cancel_saves_and_stops_all_and_one_or_two_go_on(kind, one, two, stop,
 
 
 @linux
-@pytest.mark.parametrize(("what", "named"), [("interrupt", "SIGINT"), ("terminate", "SIGTERM")])
+@pytest.mark.parametrize(("what", "named"), [("interrupt", "SIGINT"), ("terminate", "SIGTERM"), ("hang_up", "SIGHUP")])
 def test_a_signal_to_one_saves_and_stops_all(what, named, stop, tmp_path):
     first, second = stop(tmp_path, kind="lora", fault={"rank": 1, "at": 2, "what": what})
     assert second == f"KeyboardInterrupt: stopped by {named}"

@@ -230,7 +230,9 @@ def test_a_picture_from_unit_noise_begins_at_the_familys_own_scale(family, level
         seen.append(y)
         return torch.zeros_like(x)
 
-    drawn = draw_from_noise(model, noise, torch.tensor(levels, dtype=torch.float64), {"y": noise}, family=family, seed=0)
+    drawn = draw_from_noise(
+        model, noise, torch.tensor(levels, dtype=torch.float64), {"y": noise}, family=family, seed=0
+    )
     assert drawn.dtype == torch.float32
     torch.testing.assert_close(drawn, left * noise)
     assert seen[0] is noise

@@ -140,6 +140,18 @@ def test_a_signal_between_two_stages_waits_for_the_next_iteration(whole, tmp_pat
     assert_equal_students(students(broken.run), students(whole.run))
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has none")
+def test_what_nohup_started_outlives_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Processes() as processes:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert processes.agree() is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_damaged_checkpoint_says_that_the_stage_is_kept(tmp_path):
     made = distillation(tmp_path)
     with pytest.raises(Stopped):
