@@ -18,7 +18,7 @@ export const STYLE = `
     overflow: clip; overflow-clip-margin: 3px; /* as wide as what is drawn around a focused button */
     --ink: var(--input-text, #ddd); --soft: color-mix(in srgb, var(--ink) 78%, var(--ground)); --line: var(--border-color, #4e4e4e);
     --ground: var(--comfy-input-bg, #222); --menu: var(--comfy-menu-bg, #353535);
-    --failed: color-mix(in srgb, var(--error-text, #f44) 60%, var(--ink)); --student: #e8590c; --teacher: #868e96;
+    --failed: color-mix(in srgb, var(--error-text, #f44) 40%, var(--ink)); --student: #e8590c; --teacher: #868e96;
     --curve-1: #3d84f7; --curve-2: #12a150; --curve-3: #c264d9; --curve-4: #e8590c;
     color: var(--ink); font: max(12px, 0.75rem)/1.4 system-ui, sans-serif; }
   :host([hidden]) { display: none; } .error, .failed { color: var(--failed); }

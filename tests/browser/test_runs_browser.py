@@ -47,7 +47,7 @@ def close_runs(editor, say=str):
 
 
 def _button(editor, name):
-    tab = editor.page.locator(".fewstep-runs-tab-button")
+    tab = editor.page.locator(".side-bar-button:has(.pi-bolt)")  # by our icon, in every editor that has tabs
     return tab if tab.count() else editor.page.get_by_role("button", name=name, exact=True)
 
 
