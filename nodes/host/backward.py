@@ -6,6 +6,8 @@ kernels that give no gradient, or a wrong one.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -16,9 +18,11 @@ import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.ops
 import torch
+from torch import Tensor
 
-_FUSED = ("rope", "adaln")
-"""Modules of the fused operators' library whose operators stand between a network's layers; others quantise weights."""
+_QUANTISING = ("quantization", "awq", "convrot_w4a4", "svdquant", "w4a8_int8")
+"""Modules of the fused operators' library that are about quantised weights, which layers ask for; see lending. The others'
+operators stand between a network's layers."""
 _WITH_BACKWARD = ("attention_basic", "attention_split", "attention_sub_quad", "attention_xformers", "attention_pytorch")
 _CHOSEN = ("optimized_attention", "optimized_attention_masked")
 """Names under which the host's modules have what was chosen."""
@@ -68,11 +72,36 @@ def _plain_forms() -> Iterator[None]:
 
 
 def _plain(library: ModuleType | None) -> dict[str, Callable[..., Any]]:
-    """By the names that the library exports; empty in a host without it."""
+    """By the names that the library exports, of those that are called alike; empty in a host without it."""
     if library is None:
         return {}
-    modules = [sys.modules.get(f"{library.__name__}.backends.eager.{name}") for name in _FUSED]
-    return {name: getattr(module, name) for name in library.__all__ for module in modules if hasattr(module, name)}
+    beginning = f"{library.__name__}.backends.eager."
+    quantising = {beginning + name for name in _QUANTISING}
+    modules = [sys.modules[name] for name in list(sys.modules) if name.startswith(beginning) and name not in quantising]
+    found = {name: getattr(module, name) for name in library.__all__ for module in modules if hasattr(module, name)}
+    alike = {name: plain for name, plain in found.items() if _inputs(plain) == _inputs(getattr(library, name))}
+    return {name: _in_place(alike[name[:-1]]) if name[:-1] in alike else plain for name, plain in alike.items()}
+
+
+def _inputs(function: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def _in_place(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The form, named with a final _, that writes what `plain` returns into as many of its first inputs.
+
+    The library's own refuses autograd, which may have kept what is written over: plain sees copies.
+    """
+
+    @functools.wraps(plain)
+    def written(*given: Any, **named: Any) -> Any:
+        arguments = inspect.signature(plain).bind(*given, **named).arguments
+        found = plain(**{name: x.clone() if isinstance(x, Tensor) else x for name, x in arguments.items()})
+        results = found if isinstance(found, tuple) else (found,)
+        into = tuple(x.copy_(result) for x, result in zip(arguments.values(), results, strict=False))
+        return into if isinstance(found, tuple) else into[0]
+
+    return written
 
 
 @contextmanager

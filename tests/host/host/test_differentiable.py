@@ -35,20 +35,31 @@ def quantised(x):
     return x.round()
 
 
+def refusing(x, angle):
+    """In place: for inference alone."""
+    raise RuntimeError("inference-only")
+
+
 @pytest.fixture
 def library(monkeypatch):
     """A stand-in for the kernel library, with an operator that networks ask it for by name, and one that is not for them."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "comfy_kitchen"]:
+        monkeypatch.delitem(sys.modules, name)
     kernels = types.ModuleType("comfy_kitchen")
-    kernels.turned, kernels.quantised, kernels.__all__ = (
+    kernels.turned, kernels.quantised, kernels.turned_, kernels.__all__ = (
         (lambda x, angle: turned(x, angle)),
         quantised,
-        ["turned", "quantised"],
+        refusing,
+        ["turned", "quantised", "turned_", "otherwise"],
     )
-    rope = types.ModuleType("comfy_kitchen.backends.eager.rope")
-    rope.turned = plainly_turned
+    kernels.otherwise = refusing
+    plain = {name: types.ModuleType(f"comfy_kitchen.backends.eager.{name}") for name in ("lately", "quantization")}
+    plain["lately"].turned, plain["lately"].turned_ = plainly_turned, refusing
+    plain["lately"].otherwise = lambda x: x
+    plain["quantization"].quantised = refusing
     monkeypatch.setitem(sys.modules, "comfy_kitchen", kernels)
-    monkeypatch.setitem(sys.modules, "comfy_kitchen.backends.eager.rope", rope)
-    monkeypatch.setitem(sys.modules, "comfy_kitchen.backends.eager.adaln", None)
+    for module in plain.values():
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     return kernels
 
 
@@ -77,6 +88,21 @@ def test_a_fused_operator_without_a_formula_gets_its_plain_form(library):
         network.second(plainly_turned(network.first(x), torch.tensor(0.3))).square().sum(), network.first.weight
     )
     torch.testing.assert_close(network.first.weight.grad, wanted[0])
+
+
+def test_an_operator_in_place_writes_and_has_a_backward(library):
+    """Also where what is written over is kept for the way back, here by the square before and in the operator."""
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    angle = torch.randn(3, 4, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    with host.backward.possible():
+        assert library.otherwise is refusing, "what is called otherwise than its plain form stays"
+        hidden = x.square() + 1.0
+        assert library.turned_(hidden, angle=angle) is hidden
+    assert library.turned_ is refusing
+    wanted = plainly_turned(x.square() + 1.0, angle)
+    torch.testing.assert_close(hidden, wanted)
+    found, expected = (torch.autograd.grad(y.square().sum(), (x, angle)) for y in (hidden, wanted))
+    torch.testing.assert_close(found, expected)
 
 
 def test_all_is_put_back_when_a_run_fails(library, monkeypatch):
