@@ -55,7 +55,8 @@ export function addElement(node, name, element, { height }) {
 }
 
 /** Keys that are pressed in an element do nothing to the graph, and what is undone, copied or pasted in a text of it is that
- *  text: the editor sees no field through our shadow, and takes an element whose type is so for one. */
+ *  text: the editor sees no field through our shadow, and takes an element for one whose type is so, or
+ *  (later ones) that says of itself that it is edited. */
 export function keepKeys(element) {
   element.addEventListener("keydown", (event) => {
     const theEditors = (event.ctrlKey || event.metaKey) && !(isText(event) && EDITING.includes(event.key.toLowerCase()));
@@ -64,7 +65,9 @@ export function keepKeys(element) {
   for (const kind of ["copy", "cut", "paste"]) {
     element.addEventListener(kind, (event) => isText(event) && event.stopPropagation());
   }
-  Object.defineProperty(element, "type", { configurable: true, get: () => (isField(element.shadowRoot?.activeElement) ? "textarea" : undefined) });
+  const edited = () => isField(element.shadowRoot?.activeElement);
+  Object.defineProperty(element, "type", { configurable: true, get: () => (edited() ? "textarea" : undefined) });
+  Object.defineProperty(element, "isContentEditable", { configurable: true, get: edited });
 }
 
 const EDITING = ["a", "c", "v", "x", "y", "z"];

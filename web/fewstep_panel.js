@@ -2,7 +2,7 @@
 import { app } from "../../scripts/app.js";
 import "./fewstep_panel_element.js";
 import { AROUND, addElement, every, fit, textScale, whileThere } from "./fewstep_elements.js";
-import { STATE, begin, isOf, runNamed, subscribe } from "./fewstep_service.js";
+import { STATE, isOf, runNamed, subscribe } from "./fewstep_service.js";
 
 const NODES = ["FewStepMakeItFast", "FewStepDistill", "FewStepWatchRun"];
 const LARGE = 400;
@@ -33,7 +33,6 @@ function addPanel(node) {
 
 app.registerExtension({
   name: "comfyuifewstep.TrainingPanel",
-  setup: begin,
   nodeCreated(node) {
     if (NODES.includes(node.comfyClass)) addPanel(node);
   },
