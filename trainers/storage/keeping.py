@@ -45,7 +45,7 @@ def renamed(run: RunFolder, name: Any) -> RunFolder:
     """
     _require_run(run)
     to = RunFolder(run.path.parent, name)
-    if os.path.lexists(to.path):
+    if os.path.lexists(to.path) and not _in_another_case(run, to):
         raise _taken(to)
     lock = run.lock
     with lock.held():
@@ -79,6 +79,11 @@ def cloned(run: RunFolder, name: Any) -> RunFolder:
             if is_regular(run.place(file)):
                 shutil.copyfile(run.place(file), to.place(file))
     return to
+
+
+def _in_another_case(run: RunFolder, to: RunFolder) -> bool:
+    """Whether that is the same folder, on systems where names may be written in either case."""
+    return run.name != to.name and not is_link(to.path) and to.path.samefile(run.path)
 
 
 def _taken(to: RunFolder) -> ValueError:

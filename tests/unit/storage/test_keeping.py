@@ -98,6 +98,26 @@ def test_a_damaged_run_has_no_clone(run):
     assert not (run.path.parent / "two").exists()
 
 
+def test_a_name_may_be_written_in_another_case_where_that_is_the_same_folder(run, monkeypatch):
+    """As on Windows and macOS, whose answers these are."""
+
+    def names():
+        return [path.name for path in run.path.parent.iterdir()]
+
+    monkeypatch.setattr(os.path, "lexists", lambda path: pathlib.Path(path).name.lower() in names())
+    monkeypatch.setattr(pathlib.Path, "samefile", lambda path, other: str(path).lower() == str(other).lower())
+    now = keeping.renamed(run, "ONE")
+    monkeypatch.undo()
+    assert (now.name, names()) == ("ONE", ["ONE"])
+
+
+def test_a_link_to_the_run_is_another_name(run):
+    (run.path.parent / "two").symlink_to(run.path)
+    with pytest.raises(ValueError, match="there is a run 'two' already"):
+        keeping.renamed(run, "two")
+    assert run.path.is_dir()
+
+
 @pytest.mark.parametrize("change", [keeping.renamed, keeping.cloned])
 @pytest.mark.parametrize("name", ["../two", "", "CON", None, 3, "a/b", "two.", "one"])
 def test_names_that_lead_elsewhere_or_are_taken_are_refused(change, name, run, tmp_path):
