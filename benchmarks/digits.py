@@ -24,7 +24,6 @@ from torch import Tensor
 from ..samplers.few_step import sample_few_step
 from ..trainers.measures.digits import DIGITS, to_pictures
 from ..trainers.measures.fidelity import frechet_at_infinity, jackknife, neighbourhoods, share
-from ..trainers.methods import read_method
 from ..trainers.objective.grid import Grid
 from ..trainers.storage.export import read_student
 from ..trainers.storage.run_folder import RunFolder
@@ -189,9 +188,7 @@ class Digits:
         with run.locked(), torch.inference_mode(False):
             distillation = Distillation(
                 run=run,
-                method=teacher.running.method_on(
-                    teacher.model, read_method(trial.method, trial.options), empty_prompt=True
-                ),
+                method=teacher.running.method_on(teacher.model, trial.chosen, empty_prompt=True),
                 data=teacher.data,
                 options=TrainOptions(batch_size=BATCH, seed=seed, checkpoint_every=100),
                 teacher_sha256=Parts.sha256(teacher.file),
@@ -205,7 +202,7 @@ class Digits:
 
     def row(self, label: str, run: RunFolder, steps: int, *, seed: int) -> Figures:
         trial, teacher = self.trials[label], self._teacher
-        chosen = read_method(trial.method, trial.options)
+        chosen = trial.chosen
         tensors, recipe, _ = read_student(trial.file(run, steps))
         student = teacher.students.with_student(teacher.model, tensors, lora=False, recipe=recipe)
         sampler = teacher.host.models.sampler(sample_few_step, gamma=chosen.gamma)

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ...samplers.few_step import draw_from_noise
 from ...samplers.noise import Denoiser
-from ...trainers.methods import read_method
 from ...trainers.objective.method import MethodOptions, TeacherKind
 from ...trainers.storage.export import read_student
 from ...trainers.storage.run_folder import RunFolder
@@ -61,11 +60,10 @@ class Scenes:
 
     def trained(self, label: str, seed: int) -> RunFolder:
         trial = self.trials[label]
-        chosen = read_method(trial.method, trial.options)
         run = RunFolder(HOME, f"{label} {seed}")
         distillation = Distillation(
             run=run,
-            method=chosen.on(kind()),
+            method=trial.chosen.on(kind()),
             data=data(),
             options=TrainOptions(batch_size=BATCH, seed=seed, ema_decay=trial.ema_decay, checkpoint_every=100),
             teacher_sha256=Parts.sha256(teacher.FILE),
@@ -82,15 +80,13 @@ class Scenes:
         return run
 
     def row(self, label: str, run: RunFolder, steps: int, *, seed: int) -> Row:
-        trial = self.trials[label]
-        chosen = read_method(trial.method, trial.options)
+        chosen = self.trials[label].chosen
         return drawn_row(self._jury, as_denoiser(self._network(label, run, steps)), chosen, steps, seed=seed)
 
     def spread(self, label: str, run: RunFolder, steps: int) -> Figures:
         """Of pictures of a few prompts, many of each."""
-        trial, prompts = self.trials[label], self._few_prompts
-        chosen = read_method(trial.method, trial.options)
-        drawn = draw_student(as_denoiser(self._network(label, run, steps)), chosen, steps, prompts, seed=diversity.SEED)
+        chosen, network = self.trials[label].chosen, as_denoiser(self._network(label, run, steps))
+        drawn = draw_student(network, chosen, steps, self._few_prompts, seed=diversity.SEED)
         return self._spread(drawn)
 
     def spread_of_teacher(self, setting: Sequence[Any]) -> Figures:

@@ -17,6 +17,7 @@ from . import diversity, pages
 from .machine import RESULTS, save_picture
 from .solvers import CHUNK
 from .trainings import Students, by_training, distance, in_order, over_trainings, ratio
+from .trials import ADDED, adds_noise
 
 Figures = dict[str, Any]
 TEACHER = "teacher, "
@@ -33,14 +34,16 @@ AIMS = {4: Aim(1.05, 0.75), 2: Aim(1.1, 0.55), 1: Aim(1.2, 0.15)}
 PUBLISHED = {"matching": 2.62, "consistency": 6.20, "progressive": 15.39}
 """FID on ImageNet of 64 x 64, with classes, in one step, by how our labels begin (Yin et al. 2024, table 1)."""
 
-FRESH_NOISE = (
-    "What a student adds between its steps, where it does, is the noise of one seed in all rows, the same for every "
-    f"{CHUNK} pictures, which its intervals leave out; its first noise is the row's own."
-)
-
 
 def page(written: Figures, solvers: Figures) -> str:
-    lines = ["# Students of the scenes' teacher", "", pages.made(written), "", f"{pages.ABOUT} {FRESH_NOISE}", ""]
+    lines = [
+        "# Students of the scenes' teacher",
+        "",
+        pages.made(written),
+        "",
+        " ".join([pages.ABOUT, *of_one_noise(written["parts"])]),
+        "",
+    ]
     lines += ["![Distance over network calls](scenes_students.png)", ""]
     lines += [*pages.header("pictures"), *pages.floors(solvers["parts"])]
     rows = pages.by_noise(solvers["parts"])
@@ -56,6 +59,18 @@ def page(written: Figures, solvers: Figures) -> str:
         lines += diversity.table(written["parts"], students, best)
     lines += uneven(students)
     return "\n".join([*lines, *order(students), ""])
+
+
+def of_one_noise(parts: Figures) -> list[str]:
+    """A sentence on the rows that are older than ADDED."""
+    settings = {name: part["settings"] for name, part in parts.items()}
+    old = [name for name, said in settings.items() if adds_noise(said) and not ADDED.items() <= said.items()]
+    labels = ", ".join(sorted({name.partition(", ")[0] for name in old}))
+    said = (
+        f"What these students add between their steps is the noise of one seed in all rows, the same for every {CHUNK} pictures, "
+        f"which their intervals leave out: {labels}."
+    )
+    return [said] if old else []
 
 
 def _calls(seeds: list[Figures]) -> int:

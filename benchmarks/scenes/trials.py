@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...trainers.methods import Consistency, DistributionMatching, GuidanceDistillation, Progressive
+from ...trainers.methods import (
+    Consistency,
+    DistributionMatching,
+    GuidanceDistillation,
+    Progressive,
+    read_method,
+)
+from ...trainers.objective.method import MethodOptions
 from ...trainers.storage.run_folder import RunFolder
 from .curves import TEST_SEED
 from .parts import Figures, Parts
@@ -16,6 +23,8 @@ from .parts import Figures, Parts
 SCALE = 2.0
 """Guidance that is baked in."""
 STEPS = (8, 4, 2, 1)
+ADDED = {"noise between steps": "new for each picture and seed"}
+"""In the settings of a row whose student adds some. Where it is missing, the row is older, and its noise was that of one seed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +40,10 @@ class Trial:
     ema_decay: float = 0.0
     steps: tuple[int, ...] = STEPS
     after: str = ""
+
+    @property
+    def chosen(self) -> MethodOptions:
+        return read_method(self.method, self.options)
 
     def settings(self) -> dict[str, Any]:
         """As JSON values; without an entry that is newer than results which lack it, where it says nothing."""
@@ -186,6 +199,11 @@ TRIALS = {
 """15,400 passes each, but where a name says that it is more or less."""
 
 
+def adds_noise(settings: Figures) -> bool:
+    """Whether the student of a row, or of a part without any, adds noise between its steps."""
+    return settings.get("calls", 1) > 1 and read_method(settings["method"], settings["options"]).gamma > 0.0
+
+
 class Subject(Protocol):
     """A teacher, and what judges its students. pictures: in a row. about: of all trainings, as JSON values."""
 
@@ -217,6 +235,7 @@ def measure(parts: Parts, subject: Subject, labels: Sequence[str], *, seeds: int
                         "pictures": subject.pictures,
                         "noise seed": TEST_SEED + k,
                     }
+                    said |= ADDED if adds_noise(said) else {}
                     work = functools.partial(_drawn, subject, label, run, steps, seed=TEST_SEED + k)
                     parts.part(f"{label}, {steps} calls, training {seed}, noise {k}", said, work)
                     yield

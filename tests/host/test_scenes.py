@@ -160,6 +160,23 @@ def test_what_a_student_adds_between_its_steps_is_new_for_each_picture_and_seed(
     assert torch.pdist(drawn).min() > drawn.std(), "all eight are apart"
 
 
+def test_rows_of_students_that_added_one_seeds_noise_are_named():
+    """Of those that add some at so many calls, and were drawn before it was new for each picture; they are drawn again."""
+    rows = {}
+    for label, calls, more in (
+        ("consistency", 4, {}),
+        ("consistency", 1, {}),
+        ("matching in 4 with fresh noise", 4, trials.ADDED),
+        ("guidance", 4, {}),
+        ("matching in 4 by landings", 4, {}),
+    ):
+        settings = {**trials.TRIALS[label].settings(), "calls": calls, "steps": calls, **more}
+        rows[f"{label}, {calls} calls, training 0, noise 0"] = {"settings": settings}
+    (said,) = students_page.of_one_noise(rows)
+    assert said.endswith("leave out: consistency.")
+    assert students_page.of_one_noise({name: rows[name] for name in list(rows)[1:]}) == []
+
+
 @pytest.mark.thorough
 def test_students_are_trained_once_and_stand_beside_the_solvers(small, monkeypatch):
     """Every method at every number of calls; a second start trains and draws nothing."""
