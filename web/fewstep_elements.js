@@ -97,8 +97,8 @@ export function textScale() {
 
 /** Whether a widget's value comes over a link: the editor of 2024 turns the widget itself into an input. */
 export function isLinked(node, name) {
-  const input = node.inputs?.find((slot) => (slot.widget?.name ?? slot.name) === name);
-  return input !== undefined && input.link !== null && input.link !== undefined;
+  const slot = node.inputs?.findIndex((input) => (input.widget?.name ?? input.name) === name) ?? -1;
+  return slot >= 0 && node.isInputConnected(slot);
 }
 
 /** Calls look again and again while the node is there: editors differ in whom they tell of changes, and by whom. */
