@@ -31,9 +31,10 @@ def test_sigterm_ends_the_command_which_may_save_first():
 
 
 SERVING = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from comfyui_fewstep.commands import server
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
 server.command = lambda **_: [sys.executable, "-c", "import time; time.sleep(60)"]
 server.Server.wait_until_ready = lambda self: None
 with server.serving(base=Path(sys.argv[1])) as running:

@@ -265,4 +265,5 @@ def process(environment, log, arguments):
     with log.open("w") as file:
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     run(**arguments)
