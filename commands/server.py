@@ -142,21 +142,25 @@ def serving(
         )
     address = f"http://{LOOPBACK if listen in ('0.0.0.0', '') else listen}:{port}"  # noqa: S104 (compared only)
     server = Server(process, address=address, log=log)
-    try:
-        with _ended_as_by_ctrl_c():
+    with _ended_as_by_ctrl_c():
+        try:
             server.wait_until_ready()
             yield server
-    finally:
-        server.stop()
+        finally:
+            server.stop()
 
 
 @contextlib.contextmanager
 def _ended_as_by_ctrl_c() -> Iterator[None]:
+    closed = False
+
     def end(number: int, _: FrameType | None) -> None:
+        nonlocal closed
+        if closed and number != signal.SIGTERM:
+            return  # the system and the shell both tell of a closed terminal
         if number != signal.SIGTERM:
-            # there is no terminal any more: writing to it is an error, and the shell tells it again
-            signal.signal(number, signal.SIG_IGN)
-            sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+            closed = True
+            sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (writing to it fails)
         raise KeyboardInterrupt
 
     names = ("SIGTERM", "SIGHUP")  # Windows has no second

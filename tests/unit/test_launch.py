@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,24 @@ SERVING = """
 import signal, sys, time
 from pathlib import Path
 from comfyui_fewstep.commands import server
+ready = Path(sys.argv[1]) / "ready"
+SLOW = '''
+import signal, sys, time
+from pathlib import Path
+def end(number, frame):
+    time.sleep(0.5)
+    sys.exit()
+signal.signal(signal.SIGINT, end)
+Path(sys.argv[1]).touch()
+time.sleep(60)
+'''
+def wait(self):
+    while not ready.exists():
+        time.sleep(0.01)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
-server.command = lambda **_: [sys.executable, "-c", "import time; time.sleep(60)"]
-server.Server.wait_until_ready = lambda self: None
-with server.serving(base=Path(sys.argv[1])) as running:
+server.command = lambda **_: [sys.executable, "-c", SLOW, str(ready)]
+server.Server.wait_until_ready = wait
+with server.serving(base=ready.parent) as running:
     print(running.process.pid, flush=True)
     time.sleep(60)
 """
@@ -50,8 +65,10 @@ def test_no_server_stays_when_its_command_is_ended_or_the_terminal_closed(how, t
         [sys.executable, "-c", SERVING, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     server = int(command.stdout.readline())
-    for _ in range(1 + (how == "SIGHUP")):  # of a closed terminal: from the system and from the shell
-        command.send_signal(getattr(signal, how))
+    command.send_signal(getattr(signal, how))
+    if how == "SIGHUP":  # a closed terminal is told of by the system and by the shell, here while the server ends
+        time.sleep(0.2)
+        command.send_signal(signal.SIGHUP)
     assert command.wait(30) != 0
     with pytest.raises(ProcessLookupError):
         os.kill(server, 0)
