@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, cast
 
 from ..launch import HOME, PACKAGE, ROOT, link
+from ..trainers.processes.terminal import closing_signals
 from .embedded import cpu_options
 
 LOOPBACK = "127.0.0.1"
@@ -152,27 +153,21 @@ def serving(
 
 @contextlib.contextmanager
 def _ended_as_by_ctrl_c() -> Iterator[None]:
-    closed = False
-
     def end(number: int, _: FrameType | None) -> None:
-        nonlocal closed
-        if closed and number != signal.SIGTERM:
-            return  # the system and the shell both tell of a closed terminal
         if number != signal.SIGTERM:
-            closed = True
+            signal.signal(number, lambda *_: None)  # which comes again
             sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (writing to it fails)
         raise KeyboardInterrupt
 
-    names = ("SIGTERM", "SIGHUP")  # Windows has no second
-    before = {number: signal.getsignal(number) for number in (getattr(signal, n) for n in names if hasattr(signal, n))}
-    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]  # nohup's stays
+    heard = [signal.SIGTERM, *closing_signals()]
+    before = {number: signal.getsignal(number) for number in heard}
     for number in heard:
         signal.signal(number, end)
     try:
         yield
     finally:
-        for number in heard:
-            signal.signal(number, before[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def refusal(text: str) -> str:

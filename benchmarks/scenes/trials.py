@@ -8,13 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...trainers.methods import (
-    Consistency,
-    DistributionMatching,
-    GuidanceDistillation,
-    Progressive,
-    read_method,
-)
+from ...trainers.methods import Consistency, DistributionMatching, GuidanceDistillation, Progressive, read_method
 from ...trainers.objective.method import MethodOptions
 from ...trainers.storage.run_folder import RunFolder
 from .curves import TEST_SEED

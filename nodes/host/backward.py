@@ -93,9 +93,11 @@ def _in_place(plain: Callable[..., Any]) -> Callable[..., Any]:
     The library's own refuses autograd, which may have kept what is written over: plain sees copies.
     """
 
+    signature = inspect.signature(plain)
+
     @functools.wraps(plain)
     def written(*given: Any, **named: Any) -> Any:
-        arguments = inspect.signature(plain).bind(*given, **named).arguments
+        arguments = signature.bind(*given, **named).arguments
         found = plain(**{name: x.clone() if isinstance(x, Tensor) else x for name, x in arguments.items()})
         results = found if isinstance(found, tuple) else (found,)
         into = tuple(x.copy_(result) for x, result in zip(arguments.values(), results, strict=False))

@@ -20,7 +20,6 @@ from comfyui_fewstep.benchmarks.scenes import (
 from comfyui_fewstep.benchmarks.scenes.network import noise_levels
 from comfyui_fewstep.benchmarks.scenes.parts import Parts
 from comfyui_fewstep.benchmarks.scenes.solvers import CALLS, Setting, draw, noise, setting, solvers
-from comfyui_fewstep.trainers.methods import read_method
 from PIL import Image
 
 NAMES = ("DDIM", "Heun", "DPM++ 2M", "UniPC")
@@ -150,8 +149,7 @@ def test_what_a_student_adds_between_its_steps_is_new_for_each_picture_and_seed(
     """Of a model that answers what it sees and one first noise, pictures differ by the fresh noise alone."""
     monkeypatch.setattr(students, "CHUNK", 2)
     monkeypatch.setattr(students, "noise", lambda count, seed: torch.ones(count, 12, 8, 8))
-    chosen = read_method(FEW["consistency"].method, FEW["consistency"].options)
-    prompts = torch.zeros(4, 30)
+    chosen, prompts = FEW["consistency"].chosen, torch.zeros(4, 30)
     first, again, other = (
         students.draw_student(lambda x, sigma, y: x, chosen, 4, prompts, seed=seed) for seed in (1000, 1000, 1001)
     )

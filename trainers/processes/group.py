@@ -26,14 +26,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .sharding import is_divided
+from .terminal import closing_signals
 
 T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """For the others to wait while the first writes a large checkpoint. A process that dies is noticed at once, by its sockets."""
 _ASKING = (signal.SIGINT, signal.SIGTERM)
-_CLOSED = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
-"""What comes when the terminal is closed or its connection breaks, often twice: from the system and from the shell."""
 _REASON = "reason"
 
 
@@ -92,8 +91,7 @@ class Processes:
 
     def __enter__(self) -> Processes:
         if threading.current_thread() is threading.main_thread():
-            closed = [number for number in _CLOSED if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's stays
-            heard = [*_ASKING, *closed]
+            heard = [*_ASKING, *closing_signals()]
             self._before = {number: signal.signal(number, self._on_signal) or signal.SIG_DFL for number in heard}
         if self.count == 1:
             return self
