@@ -66,12 +66,13 @@ def seen_in(x_s: Tensor, noise: Tensor, *, sigma_s: Tensor, sigma: Tensor, famil
 def weight_of_seen(sigma_s: Tensor, sigma: Tensor, *, family: NoiseFamily) -> Tensor:
     """(B,) for squared errors to `seen_in`: the eps-loss, the flow's v-loss, where samples are clean, at most 100.
 
-    Of noised samples less by the share of the noise that came on top, with which the noise in the target grows. That bounds
-    the weighted noise of variance-exploding models; of flow models landings near the top, where little signal is, still have
-    most of it.
+    Of noised samples it is less, by b^2 / (b^2 + sigma_s^2) with b = alpha_s * added, since the noise in the target grows as
+    sigma_s / b does: weighted, it stays within (alpha sigma_s / (alpha_s sigma))^2, so at most 1. Without this the landings near
+    the top of a flow model, where little signal is left, drown all others. In variance-exploding models it is (added / sigma)^2.
     """
     _, added = _path(sigma_s, sigma, family=family)
-    return (1.0 / sigma**2).clamp(max=100.0) * (added / sigma) ** 2
+    told = (family.signal(sigma_s) * added) ** 2
+    return (1.0 / sigma**2).clamp(max=100.0) * told / (told + sigma_s**2)
 
 
 def _path(sigma_s: Tensor, sigma: Tensor, *, family: NoiseFamily) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from comfyui_fewstep.trainers.data.batches import Batch
 from comfyui_fewstep.trainers.methods.consistency import ConsistencyOptions
 from comfyui_fewstep.trainers.methods.distribution_matching import DistributionMatchingOptions
 from comfyui_fewstep.trainers.objective.method import Lesson, TeacherKind
-from comfyui_fewstep.trainers.objective.score import FLOOR, Strength, noised, seen_in
+from comfyui_fewstep.trainers.objective.score import FLOOR, Strength, noised, seen_in, weight_of_seen
 from gaussian import FAMILIES, Mixture, gaussian_denoiser, table
 
 VE, FLOW = NoiseFamily
@@ -208,6 +208,24 @@ def test_a_companion_of_noised_samples_learns_their_denoiser(family):
         low_value, high_value = exact(x, sigma.expand(2))
         torch.testing.assert_close(gain, (high_value - low_value).reshape(1))
         torch.testing.assert_close(signal**2 * variance + added**2, _variance(sigma, family))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_noise_in_what_a_companion_is_taught_is_weighted_to_at_most_one(family):
+    """However little signal a landing has: beside it the errors of all other landings still count."""
+    levels, one = table(family).double(), torch.ones(1, dtype=torch.float64)
+    for low, high in itertools.combinations(range(0, 990, 37), 2):
+        walk = {"sigma_s": levels[low].reshape(1), "sigma": levels[high].reshape(1), "family": family}
+        weight, (signal, added) = (
+            weight_of_seen(**walk),
+            (noised(*of, **walk) for of in ((one, 0 * one), (0 * one, one))),
+        )
+        noise = float(weight.sqrt() * seen_in(0 * one, one, **walk).abs())
+        assert 0.0 < noise <= float(signal * walk["sigma_s"] / walk["sigma"]) < 1.0
+        clean = weight_of_seen(0 * one, walk["sigma"], family=family)
+        torch.testing.assert_close(clean, (1 / walk["sigma"] ** 2).clamp(max=100.0))
+        if family is VE:
+            torch.testing.assert_close(weight, clean * (added / walk["sigma"]) ** 2)
 
 
 def _variance(sigma, family):
