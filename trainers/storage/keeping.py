@@ -87,6 +87,11 @@ def _in_another_case(run: RunFolder, to: RunFolder) -> bool:
 
 
 def _taken(to: RunFolder) -> ValueError:
+    """Also by what no list of runs shows: somebody's own folder, or a clone whose process was killed."""
+    if to.path.is_dir() and not is_link(to.path) and not is_regular(to.place("run.json")):
+        return ValueError(
+            f"there is a folder {to.path} already, without a run.json; choose another name, or move it away."
+        )
     return ValueError(f"there is a run {to.name!r} already; choose another name.")
 
 

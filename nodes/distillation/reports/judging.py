@@ -100,17 +100,22 @@ class Asked:
             host.data.require_sides(self.teacher, side=self.side)
         _ = self._negative
 
-    @functools.cached_property
+    @property
     def folder(self) -> Path:
-        if self.name.strip():
-            named = places.require_name(self.name.strip(), what="name of the report")
-            return places.place(folders.runs_root().parent, "reports", named)
+        """Where the report goes now: of a run that was renamed or deleted meanwhile, beside those that have names."""
+        if not self.name.strip() and self._home.path.is_dir():
+            return self._home.place("report")
+        named = places.require_name(self.name.strip() or self._home.name, what="name of the report")
+        return places.place(folders.runs_root().parent, "reports", named)
+
+    @functools.cached_property
+    def _home(self) -> RunFolder:
         run = _run_of(self.runs[0]) if self.runs else None
         if run is None:
             raise ValueError(
                 "name is empty, and runs begins with no run whose folder the report could go to; give one of the two."
             )
-        return run.place("report")
+        return run
 
     @property
     def texts(self) -> list[str] | None:

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -141,26 +142,27 @@ def _shown(asked: Asked, drawn: Sequence[measures.Drawn]) -> dict[str, Any]:
     judges = _judges(asked.teacher.load_device)
     figures = judges.of(drawn, asked.texts)
     notes = judges.told(asked.texts)
-    _written(asked, drawn, figures, notes)
-    text = "\n".join([measures.as_markdown(figures), "", *notes, "", str(asked.folder / "report.html")])
+    written = _written(asked, drawn, figures, notes)
+    text = "\n".join([measures.as_markdown(figures), "", *notes, "", str(written)])
     picture = stacked([one.flat[:MOST_SHOWN] for one in drawn])
     shown = folders.keep_for_view(picture)
     return {
         "ui": {"text": [text], "images": [shown]},
-        "result": (picture[None], measures.as_markdown(figures), str(asked.folder / "report.html")),
+        "result": (picture[None], measures.as_markdown(figures), str(written)),
     }
 
 
 def _written(
     asked: Asked, drawn: Sequence[measures.Drawn], figures: Sequence[measures.Figures], notes: Sequence[str]
-) -> None:
-    """report.html, report.json, figures.csv and the pictures in full size."""
+) -> Path:
+    """report.html, which is returned, report.json, figures.csv and the pictures in full size."""
+    folder = asked.folder
     seeds = [asked.seed + number for number in range(asked.seeds)]
     files = {}
     for m, one in enumerate(drawn):
         for p, s in ((p, s) for p in range(len(asked.labels)) for s in range(asked.seeds)):
             name = f"{m:02d}-{p:03d}-{s:02d}.png"
-            write_atomically(places.place(asked.folder, "pictures", name), _png(one.pictures[p, s]))
+            write_atomically(places.place(folder, "pictures", name), _png(one.pictures[p, s]))
             files[m, p, s] = f"pictures/{name}"
     title = f"Teacher and {', '.join(one.name for one in drawn[1:])}"
     html = page(figures, drawn, title=title, prompts=asked.labels, seeds=seeds, files=files, notes=notes)
@@ -179,7 +181,8 @@ def _written(
         ("report.json", json.dumps(without_nan(report), indent=2) + "\n"),
         ("figures.csv", measures.as_csv(figures)),
     ):
-        write_atomically(places.place(asked.folder, name), content.encode())
+        write_atomically(places.place(folder, name), content.encode())
+    return folder / "report.html"
 
 
 def _png(picture: Tensor) -> bytes:

@@ -18,6 +18,8 @@ from comfyui_fewstep.nodes.distillation.reports import report
 from comfyui_fewstep.nodes.sampling import samplers
 from comfyui_fewstep.samplers.schedules import trailing_sigmas
 from comfyui_fewstep.trainers.measures.report import Missing
+from comfyui_fewstep.trainers.storage import keeping
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from making_data import TRAINING, Cancelled, cancel_at
 
 GIVEN = {"prompts": "3\n7", "side": 32, "seeds": 2, "seed": 5, "teacher_steps": 4, "teacher_cfg": 1.5}
@@ -80,6 +82,24 @@ def test_several_runs_are_compared_in_one_table(demo, output):
     assert picture.shape == (1, 3 * 32, 4 * 32, 3)
     again = written(demo, "one\ntwo")
     assert torch.equal(again["result"][0], picture)
+
+
+@pytest.mark.parametrize(
+    "gone", [lambda run: keeping.renamed(run, "later"), RunFolder.delete], ids=["renamed", "deleted"]
+)
+def test_a_run_that_goes_while_its_report_is_drawn_is_not_there_again(demo, output, monkeypatch, gone):
+    train(demo["teacher"], "one", rank=4)
+    runs, judges = output / "fewstep" / "runs", report._judges
+
+    def meanwhile(device):
+        gone(RunFolder(runs, "one"))
+        return judges(device)
+
+    monkeypatch.setattr(report, "_judges", meanwhile)
+    page = written(demo, "one")["result"][2]
+    assert page == str(output / "fewstep" / "reports" / "one" / "report.html")
+    assert json.loads((output / "fewstep" / "reports" / "one" / "report.json").read_text())["prompts"] == ["3", "7"]
+    assert not (runs / "one").exists()
 
 
 def test_a_connected_student_that_is_the_teacher_draws_what_the_teacher_draws(demo, output):

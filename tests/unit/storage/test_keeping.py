@@ -119,6 +119,16 @@ def test_a_link_to_the_run_is_another_name(run):
 
 
 @pytest.mark.parametrize("change", [keeping.renamed, keeping.cloned])
+def test_a_folder_that_no_list_shows_is_told_of_and_left_alone(change, run, tmp_path):
+    """Somebody's own, or a clone whose process was killed."""
+    (tmp_path / "two").mkdir()
+    with pytest.raises(ValueError, match=r"there is a folder \S*two already, without a run.json"):
+        change(run, "two")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    assert not list((tmp_path / "two").iterdir())
+
+
+@pytest.mark.parametrize("change", [keeping.renamed, keeping.cloned])
 @pytest.mark.parametrize("name", ["../two", "", "CON", None, 3, "a/b", "two.", "one"])
 def test_names_that_lead_elsewhere_or_are_taken_are_refused(change, name, run, tmp_path):
     with pytest.raises(ValueError, match="name"):
