@@ -142,7 +142,7 @@ class FullWeightsStudent:
         return list(self.module.parameters())
 
     def promote(self) -> None:
-        self._teacher_module.load_state_dict(self.module.state_dict())
+        _copy_into(self._teacher_module, self.module.state_dict())
         self._promoted = True
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -152,12 +152,7 @@ class FullWeightsStudent:
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         for role, module in (("student.", self.module), ("teacher.", self._teacher_module)):
-            try:
-                own = module.state_dict()
-                given = below(tensors, role)
-                module.load_state_dict({k: part(v, like=own[k]) if k in own else v for k, v in given.items()})
-            except RuntimeError as error:
-                raise ValueError(f"these weights do not fit the model: {error}") from error
+            _copy_into(module, below(tensors, role))
         if self._first:
             self._promoted = bool(tensors[_PROMOTED])
 
@@ -168,12 +163,8 @@ class FullWeightsStudent:
     def exported(self, *, teacher: bool = False) -> dict[str, Tensor]:
         return self._named_weights(self._teacher_module if teacher else self.module)
 
-    @torch.no_grad()
     def load_exported(self, tensors: Mapping[str, Tensor]) -> None:
-        own = self._named_weights(self.module)  # on the module's own memory
-        require_same_shapes(own, tensors, what="weights")
-        for name, value in own.items():
-            value.copy_(part(tensors[name], like=value))
+        _copy(tensors, into=self._named_weights(self.module))  # on the module's own memory
 
     def autograd(self) -> AbstractContextManager[object]:
         return _autograd(self.writes_in_place)
@@ -324,6 +315,19 @@ class LoRAStudent:
 
     def first_alone(self) -> AbstractContextManager[object]:
         return contextlib.nullcontext()
+
+
+def _copy_into(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """By value: layers of hosts take what load_state_dict gives them in the place of their own, which then learn no more."""
+    _copy(tensors, into=module.state_dict())
+
+
+@torch.no_grad()
+def _copy(tensors: Mapping[str, Tensor], *, into: Mapping[str, Tensor]) -> None:
+    """Into a module's own memory. ValueError when names or shapes differ, before anything is written."""
+    require_same_shapes(into, tensors, what="weights")
+    for name, value in into.items():
+        value.copy_(part(tensors[name], like=value))
 
 
 def probe_writes_in_place(student: Student, batch: Batch) -> bool:

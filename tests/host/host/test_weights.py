@@ -21,6 +21,7 @@ from architectures import kinds, tiny
 from comfyui_fewstep.benchmarks.architectures import paging
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import teacher
+from comfyui_fewstep.nodes.distillation.learning import students
 from comfyui_fewstep.trainers.storage.files import tensors_sha256
 from test_lending import PAGING, size_of, training
 from test_lora import distil, lora_like, output, read_student_of  # noqa: F401 (a fixture)
@@ -272,3 +273,24 @@ def test_a_patch_of_an_unknown_kind_is_refused_by_name():
         ValueError, match=r"change diffusion_model.out.2.weight by a object, which FewStep cannot identify"
     ):
         host.identity.patches_sha256(patched)
+
+
+def in_todays(form):
+    """A MODEL of today's host: its layers quantised, or lent as under dynamic VRAM."""
+    return current_architectures.tiny("flux")[0] if form == "lent" else quantised.tiny("flux", form)[0]
+
+
+@pytest.mark.skipif(not current_architectures.ALL, reason="of today's host")
+@pytest.mark.parametrize("form", ["lent", *quantised.formats()])
+def test_full_weights_learn_on_after_a_resume_and_a_stage(form, monkeypatch):
+    """The host's layers would take what is loaded in the place of their own weights, or be given another's memory."""
+    model = in_todays(form)
+    if form == "lent":
+        monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
+    with torch.inference_mode(False), students.student_of(model, students.FullWeights(), seed=0) as student:
+        learning = student.parameters()
+        student.promote()
+        student.load_state_dict({name: value.clone() for name, value in student.state_dict().items()})
+        assert all(one is two and one.requires_grad for one, two in zip(learning, student.parameters(), strict=True))
+        memory = {value.data_ptr() for value in learning}
+        assert not memory & {value.data_ptr() for value in student._teacher_module.parameters()}
