@@ -142,7 +142,7 @@ class FullWeightsStudent:
         return list(self.module.parameters())
 
     def promote(self) -> None:
-        _copy_into(self._teacher_module, self.module.state_dict())
+        copy_weights(self.module.state_dict(), into=self._teacher_module)
         self._promoted = True
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -152,7 +152,7 @@ class FullWeightsStudent:
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         for role, module in (("student.", self.module), ("teacher.", self._teacher_module)):
-            _copy_into(module, below(tensors, role))
+            copy_weights(below(tensors, role), into=module)
         if self._first:
             self._promoted = bool(tensors[_PROMOTED])
 
@@ -317,9 +317,12 @@ class LoRAStudent:
         return contextlib.nullcontext()
 
 
-def _copy_into(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """By value: layers of hosts take what load_state_dict gives them in the place of their own, which then learn no more."""
-    _copy(tensors, into=module.state_dict())
+def copy_weights(tensors: Mapping[str, Tensor], *, into: nn.Module) -> None:
+    """By value: layers of hosts take what load_state_dict gives them in the place of their own, which then learn no more.
+
+    ValueError as of _copy.
+    """
+    _copy(tensors, into=into.state_dict())
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from ....trainers.storage.export import (
 )
 from ....trainers.students.adapters import Adapters, LoRALayers, LoRAOptions
 from ....trainers.students.gradient_checkpointing import checkpointed
-from ....trainers.students.student import FullWeightsStudent, LoRAStudent, Student
+from ....trainers.students.student import FullWeightsStudent, LoRAStudent, Student, copy_weights
 from ....trainers.training.options import AS_LOADED
 from ... import host
 from ...host import folders
@@ -288,7 +288,8 @@ def with_student(model: Any, tensors: dict[str, Tensor], *, lora: bool, recipe: 
         made = host.training.with_lora(model, tensors, merged=merged)
     else:
         network, cond_proj = _copy(model, None), host.guidance.learnt_cond_proj(tensors)
-        network.diffusion_model.load_state_dict({name: value for name, value in tensors.items() if name != cond_proj})
+        own = {name: value for name, value in tensors.items() if name != cond_proj}
+        copy_weights(own, into=network.diffusion_model)
         made = host.training.model_from(network, like=model)
         if cond_proj:
             scale = recipe.guidance_scale

@@ -280,7 +280,7 @@ def in_todays(form):
     return current_architectures.tiny("flux")[0] if form == "lent" else quantised.tiny("flux", form)[0]
 
 
-@pytest.mark.skipif(not current_architectures.ALL, reason="of today's host")
+@PAGING
 @pytest.mark.parametrize("form", ["lent", *quantised.formats()])
 def test_full_weights_learn_on_after_a_resume_and_a_stage(form, monkeypatch):
     """The host's layers would take what is loaded in the place of their own weights, or be given another's memory."""
