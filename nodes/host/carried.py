@@ -74,7 +74,7 @@ _DATA = ("model_sampling", "latent_format", "manual_cast_dtype")
 
 def require_supported(model: Any) -> None:
     """ValueError naming what a training step has no place for, and whose it is."""
-    options = {k: v for k, v in model.model_options.items() if v and OPTIONS.get(k) is Part.REFUSED}
+    options = {k: v for k, v in model.model_options.items() if OPTIONS.get(k) is Part.REFUSED and v}
     if options:
         raise ValueError(f"the MODEL carries {_listed(options)}, which training does not support; remove that node.")
     around = {kind: keyed for kind, keyed in wrappers(model).items() if WRAPPERS.get(kind) is not Part.HONOURED}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -35,7 +36,8 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A place to write in, which becomes path when the block ends well: a crash at any moment leaves the old file or the new.
+    """A place to write in, which becomes path when the block ends well and all is on the disk: a crash at any moment leaves the
+    old file or the new.
 
     OSError, of a full disk say, names path.
     """
@@ -44,6 +46,8 @@ def writing(path: Path) -> Iterator[Path]:
         unfinished = path.with_name(f"{_begun_here(path)}{threading.get_ident()}.part")
         try:
             yield unfinished
+            with unfinished.open("r+b") as file:  # which Windows wants to be writable
+                os.fsync(file.fileno())
             unfinished.replace(path)
         except BaseException:
             unfinished.unlink(missing_ok=True)
@@ -64,8 +68,6 @@ def write_atomically(path: Path, content: bytes) -> None:
 def _write(path: Path, content: Iterable[bytes | memoryview]) -> None:
     with writing(path) as unfinished, unfinished.open("wb") as file:
         file.writelines(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def copy_atomically(source: Path, target: Path, *, heed: Callable[[], None] = lambda: None) -> None:
@@ -93,12 +95,15 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Makes a rename in directory durable; Windows neither needs nor allows it."""
+    """Makes a rename in directory durable; Windows neither needs nor allows it, and some network disks do not know it."""
     if os.name == "nt":
         return
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
 

@@ -35,12 +35,17 @@ class Lock:
             raise ValueError(
                 f"the run {self._name!r} is being trained by another process; stop it, wait, or choose another name."
             ) from error
+        except FileNotFoundError as error:
+            raise self._gone() from error
         try:
             if not is_regular(self._file):  # what is locked is in the folder of another name, or in none
-                raise ValueError(f"the run {self._name!r} was just renamed or deleted.")
+                raise self._gone()
             yield
         finally:
             self._lock.release()
+
+    def _gone(self) -> ValueError:
+        return ValueError(f"the run {self._name!r} was just renamed or deleted.")
 
     def let_go_to_move(self) -> None:
         """Before the folder is renamed, or the file removed, while it is held.

@@ -228,25 +228,31 @@ class RunFolder:
     def gone_if_refused(self, *, keep_data: bool) -> Iterator[None]:
         """Around a start and its lock: one that an error ends before anything came of it leaves no run behind.
 
-        What was a run before stays as it is. keep_data: so do data that were made, which may have taken hours.
+        What was in the folder before stays as it is: a run, data of a start before, somebody's own files. keep_data: so do data
+        that were made, which may have taken hours.
         """
-        before = os.path.lexists(self.place("run.json"))
+        before = self._contents()
         try:
             yield
         except BaseException:
-            if not before and self.path.is_dir() and not self.busy:
-                self._forget_start(keep_data=keep_data)
+            if "run.json" not in before and self.path.is_dir() and not self.busy:
+                self._forget_start(before, keep_data=keep_data)
             raise
 
-    def _forget_start(self, *, keep_data: bool) -> None:
+    def _contents(self) -> set[str]:
+        """Names of what is in the folder, beside the lock."""
+        return {path.name for path in self.path.iterdir()} - {".lock"} if self.path.is_dir() else set()
+
+    def _forget_start(self, before: Collection[str], *, keep_data: bool) -> None:
         if self.begun or os.path.lexists(self.place("metrics.jsonl")):
-            return None
-        if not (keep_data and self.files("data", ".safetensors")):
-            return self.delete()
+            return
+        stays = {*before, *(["data"] if keep_data and self.files("data", ".safetensors") else [])}
+        if not stays:
+            self.delete()
+            return
         with self.lock.held():
-            for name in ("run.json", "workflow.json", "error.txt"):
-                self.place(name).unlink(missing_ok=True)
-        return None
+            for name in self._contents() - stays:
+                remove(self.path / name)
 
     @contextlib.contextmanager
     def keeping_error(self, *, unless: type[Exception]) -> Iterator[None]:

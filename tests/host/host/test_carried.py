@@ -66,6 +66,13 @@ def test_the_table_has_every_wrapper_and_callback_of_the_host():
     assert kinds(CallbacksMP) == CALLBACKS.keys()
 
 
+def test_what_packs_keep_on_a_model_is_never_asked_whether_it_is_true():
+    """Several numbers are neither."""
+    model = tiny("sd15")
+    model.model_options["a_packs_own"] = torch.ones(2)
+    host.carried.require_supported(model)
+
+
 @CURRENT
 @pytest.mark.parametrize("kind", [kind for kind, part in CALLBACKS.items() if part is Part.REFUSED])
 def test_callbacks_of_a_sampling_are_refused_by_name_and_others_are_not(kind):

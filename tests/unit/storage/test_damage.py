@@ -240,6 +240,21 @@ def test_what_is_of_worth_stays(kept, tmp_path):
     assert kept != "data" or run.files("data", ".safetensors")
 
 
+@pytest.mark.parametrize("keep_data", [True, False])
+def test_what_was_there_before_a_refused_start_stays(keep_data, tmp_path):
+    """Data of a start before, which took hours, or a folder that is no run at all."""
+    run = RunFolder(tmp_path, "run")
+    write_tensors(run.data_folder / "00000.safetensors", {}, metadata={})
+    run.place("note.txt").write_text("mine")
+    with pytest.raises(ValueError, match="refused"), run.gone_if_refused(keep_data=keep_data), run.locked():
+        run.claim({"run": {}})
+        run.keep_workflow({})
+        raise ValueError("refused")
+    assert sorted(path.name for path in run.path.iterdir()) == [".lock", "data", "note.txt"]
+    assert run.place("note.txt").read_text() == "mine"
+    assert run.files("data", ".safetensors")
+
+
 def test_a_start_beside_another_one_takes_nothing_from_it(tmp_path):
     run = RunFolder(tmp_path, "run")
     with run.locked():

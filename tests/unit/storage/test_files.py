@@ -1,7 +1,10 @@
 """Tensors in files: what is written is what the format's own library reads and would have written."""
 
+import errno
+import functools
 import json
 import os
+import stat
 import threading
 import weakref
 from pathlib import Path
@@ -10,6 +13,7 @@ import pytest
 import torch
 from comfyui_fewstep.trainers.storage.files import (
     _TYPES,
+    copy_atomically,
     read_metadata,
     read_tensors,
     tensors_sha256,
@@ -30,6 +34,45 @@ def tensors():
         "learns": torch.ones(2, requires_grad=True),
         '\u00fcml"aut': torch.ones(1, dtype=torch.uint8),
     }
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_what_is_in_place_is_on_the_disk(links, tmp_path, monkeypatch):
+    """Also what was copied, where the disk has no second names: a power cut leaves no empty student."""
+    synced, fsync, replace = [], os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_ino), fsync(handle)))
+
+    def replaced(unfinished, path):
+        assert unfinished.stat().st_ino in synced
+        return replace(unfinished, path)
+
+    def no_link(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "replace", replaced)
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
+    write_atomically(tmp_path / "one", b"content")
+    copy_atomically(tmp_path / "one", tmp_path / "two")
+    write_tensors(tmp_path / "three", {"a": torch.ones(2)}, metadata={})
+    assert (tmp_path / "two").read_bytes() == b"content"
+    assert tmp_path.stat().st_ino in synced
+
+
+def test_a_disk_that_cannot_sync_a_folder_is_written_to(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def files_alone(handle, number=errno.EINVAL):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", files_alone)
+    write_atomically(tmp_path / "one", b"content")
+    assert (tmp_path / "one").read_bytes() == b"content"
+    monkeypatch.setattr(os, "fsync", functools.partial(files_alone, number=errno.EIO))
+    with pytest.raises(OSError, match="two could not be written"):
+        write_atomically(tmp_path / "two", b"content")
 
 
 def test_two_threads_that_write_one_file_do_not_meet(tmp_path):

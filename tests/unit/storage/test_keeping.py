@@ -210,6 +210,14 @@ def test_a_start_that_waits_while_its_run_is_renamed_trains_no_other(run):
         pytest.fail("it trains")
 
 
+def test_a_run_that_goes_before_its_lock_is_opened_is_told_so(run):
+    """As while it is waited for."""
+    lock = run.lock
+    run.delete()
+    with pytest.raises(ValueError, match="'one' was just renamed or deleted"), lock.held():
+        pytest.fail("it trains")
+
+
 def test_nobody_comes_to_a_clone_before_it_is_whole(run, monkeypatch):
     """And one that fails leaves none behind."""
 
