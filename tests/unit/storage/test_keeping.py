@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 
 import pytest
 from comfyui_fewstep.trainers.storage import keeping
@@ -210,12 +211,19 @@ def test_a_start_that_waits_while_its_run_is_renamed_trains_no_other(run):
         pytest.fail("it trains")
 
 
-def test_a_run_that_goes_before_its_lock_is_opened_is_told_so(run):
-    """As while it is waited for."""
-    lock = run.lock
-    run.delete()
-    with pytest.raises(ValueError, match="'one' was just renamed or deleted"), lock.held():
-        pytest.fail("it trains")
+def test_a_run_that_goes_while_its_lock_is_waited_for_is_told_of(run, monkeypatch):
+    """Its folder is no more when the lock is tried once more."""
+    with run.lock.held():
+        waits = run.lock
+        tried = waits._lock._acquire
+
+        def tried_later():
+            tried()
+            shutil.rmtree(run.path, ignore_errors=True)
+
+        monkeypatch.setattr(waits._lock, "_acquire", tried_later)
+        with pytest.raises(ValueError, match="'one' was just renamed or deleted"), waits.held():
+            pytest.fail("it trains")
 
 
 def test_nobody_comes_to_a_clone_before_it_is_whole(run, monkeypatch):
