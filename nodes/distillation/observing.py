@@ -105,11 +105,13 @@ class Preview:
 
     def _decoded(self, drawn: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """The row of the teacher, and that of the student."""
+        if self._student.kind == LORA:  # which learns on the MODEL itself
+            host.training.may_go(self._model)
         try:
             with torch.inference_mode():  # the host's VAE holds inference tensors, which autograd refuses to save
                 return [torch.cat([self._decode(latents) for latents in row]) for row in zip(*drawn, strict=True)]
         finally:
-            if self._student.kind == LORA:  # which learns on the MODEL itself
+            if self._student.kind == LORA:
                 host.training.loaded(self._model)
 
     def _decode(self, latents: Tensor) -> Tensor:

@@ -58,6 +58,12 @@ def aliased(network: nn.Module) -> Iterator[None]:
         aliases.take_off()
 
 
+def lay_aside(network: nn.Module) -> None:
+    """Before the host may put a network away, which may be aliased, until `renew`: an alias would hold what it moves."""
+    if id(network) in _present:
+        _present[id(network)].take_off()
+
+
 def renew(network: nn.Module) -> None:
     """After the host has loaded a network again, which may be aliased: what it put there anew gets aliases too."""
     if id(network) in _present:

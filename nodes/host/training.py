@@ -23,7 +23,7 @@ from ...samplers.noise import Denoiser
 from ...trainers.storage.export import require_finite_weights
 from ...trainers.students.adapters import AdapterSet, nearest, product, share_lost
 from . import bypass, carried, weights
-from .aliases import aliased, renew
+from .aliases import aliased, lay_aside, renew
 from .backward import ATTENTION_OVERRIDE, attention
 from .guidance import taking_scale
 from .inputs import host_inputs
@@ -56,6 +56,11 @@ def loaded(model: Any) -> Network:
         _load(model)
     renew(model.model)
     return model.model
+
+
+def may_go(model: Any) -> None:
+    """Before the host may put the MODEL away for another one, the VAE of a preview say. `loaded` brings it back to train on."""
+    lay_aside(model.model)
 
 
 def _load(model: Any) -> None:

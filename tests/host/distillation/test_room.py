@@ -1,7 +1,9 @@
 """Memory by the host's own management: other models make room, an error or a VAE in between leaves everything right."""
 
 import functools
+import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import observing
 from comfyui_fewstep.nodes.distillation.learning import methods, students
 from comfyui_fewstep.samplers.few_step import sample_few_step
+from comfyui_fewstep.trainers.storage.export import LORA
 from test_lora import assert_whole, distil, draw, lora_like, output, read_student_of, snapshot  # noqa: F401 (a fixture)
 from test_memory import STUDENTS
 
@@ -182,6 +185,25 @@ def test_a_vae_that_drives_the_model_out_changes_nothing(kind, output):  # noqa:
     comfy.model_management.unload_all_models()
     after = snapshot(styled)[1]
     assert all(torch.equal(after[name], value) for name, value in before[1].items()), "the LoRA is off again"
+
+
+def test_a_model_that_goes_for_a_vae_leaves_nothing_behind():
+    """The weights with a user's LoRA in them, which the host makes anew at every load, a preview each."""
+    model = tiny("sd15")
+    with torch.inference_mode():
+        style = {name: 0.5 * torch.randn_like(value) for name, value in lora_like(model).items()}
+        styled, _ = comfy.sd.load_lora_for_models(model, None, style, 1.0, 0.0)
+    vae = Pictures(before=comfy.model_management.unload_all_models)
+    with torch.inference_mode(False), host.training.shared_network(styled) as network:
+        preview = object.__new__(observing.Preview)
+        preview._student, preview._model, preview._vae = SimpleNamespace(kind=LORA), styled, vae
+        held = {name: weakref.ref(value) for name, value in network.named_parameters()}
+        preview._decoded([(torch.ones(1, 4, 8, 8), torch.ones(1, 4, 8, 8))])
+        gc.collect()
+        now = dict(network.named_parameters())
+        assert not any(value.is_inference() for value in now.values()), "what autograd may save"
+        left = [name for name, one in held.items() if one() is not None and one() is not now[name]]
+        assert not left
 
 
 @pytest.mark.parametrize("ema_decay", [pytest.param(0.0, marks=pytest.mark.thorough), 0.9])
