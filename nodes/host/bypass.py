@@ -97,12 +97,16 @@ def require_none(model: Any) -> None:
 
 @contextmanager
 def over(model: Any, beneath: AbstractContextManager[object]) -> Iterator[None]:
-    """Enters a context that changes the layers' forward beneath what the MODEL carries beside them, not above it."""
+    """Enters a context that changes the layers' forward beneath what the MODEL carries beside them, not above it.
+
+    A MODEL that the host has put away meanwhile is left without: nobody would take that off its layers, which others share.
+    """
     if not getattr(model, "injections", None):
         with beneath:
             yield
         return
     model.eject_model()
+    stays = True
     try:
         with beneath:
             model.inject_model()
@@ -110,9 +114,11 @@ def over(model: Any, beneath: AbstractContextManager[object]) -> Iterator[None]:
                 with _learnable_through(model.model):
                     yield
             finally:
+                stays = model.is_injected
                 model.eject_model()
     finally:
-        model.inject_model()
+        if stays:
+            model.inject_model()
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:

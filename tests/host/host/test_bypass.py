@@ -11,6 +11,7 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
+import comfy.model_management
 import comfy.ops
 import comfy.sd
 from comfyui_fewstep.nodes import host
@@ -109,3 +110,19 @@ def test_a_teacher_may_carry_loras_beside_its_layers():
         host.training.lora_in_one(styled, rank=4)
     with pytest.raises(ValueError, match=r"carries bypass_lora beside its weights.*Load LoRA"):
         host.training.trainable_copy(styled)
+
+
+def test_a_run_that_ends_while_its_model_is_away_leaves_nothing_on_others():
+    """A preview's VAE has driven it out, and ran out of memory itself."""
+    model, x, inputs, _ = quantised.tiny("flux", "float8_e4m3fn")
+    bare = drawn(model, x, inputs)
+    styled = host.training.with_lora(model, trained(model, x, inputs)[-1])
+    picture = drawn(styled, x, inputs)
+    assert not torch.equal(picture, bare)
+    with torch.inference_mode(False), pytest.raises(RuntimeError), students.student_of(styled, LORA, seed=0):
+        with torch.inference_mode():
+            comfy.model_management.unload_all_models()
+        raise RuntimeError
+    assert torch.equal(drawn(model, x, inputs), bare)
+    assert torch.equal(drawn(styled, x, inputs), picture)
+    assert torch.equal(drawn(model, x, inputs), bare)
