@@ -91,14 +91,20 @@ class Execution:
     """Executes nodes of a kept graph, each once. classes: the host's node classes by name.
 
     ValueError, naming the node, for a class that this host does not have or a file that it does not list, before any
-    node runs.
+    node runs; of nodes that another may not ask for, such as those behind a switch, when it does.
     """
 
     def __init__(self, graph: Graph, *, classes: Mapping[str, Any]) -> None:
         self._graph, self._classes = graph, classes
         self._done: dict[str, tuple[Any, ...]] = {}
-        for name in graph:
-            self._require(name)
+        self._required: set[str] = set()
+        linked = {link[0] for entry in graph.values() for link in entry["inputs"].values() if _is_link(link)}
+        waiting = [name for name in graph if name not in linked]
+        while waiting:
+            name = waiting.pop()
+            if name in graph and name not in self._required:
+                self._require(name)
+                waiting += self._surely_behind(name)
 
     def output(self, link: tuple[str, int] | list[Any]) -> Any:
         """The value of a node's output, (node id, slot). ValueError for one that there is none of."""
@@ -114,14 +120,21 @@ class Execution:
             )
         return self._done[name][slot]
 
+    def _surely_behind(self, name: str) -> list[str]:
+        """The nodes of a node's inputs, without those that it may not ask for."""
+        inputs = self._graph[name]["inputs"]
+        lazily = _lazy(self._classes[self._graph[name]["class_type"]], inputs)
+        return [value[0] for key, value in inputs.items() if _is_link(value) and key not in lazily]
+
     def _require(self, name: str) -> None:
+        self._required.add(name)
         kind, inputs = self._graph[name]["class_type"], self._graph[name]["inputs"]
         if kind not in self._classes:
             raise ValueError(f"the run's teacher was made with a node {kind!r}, which this ComfyUI does not have.")
         made = self._classes[kind]
         if any(getattr(made, "OUTPUT_IS_LIST", None) or ()):
             raise ValueError(f"the run's teacher was made with {kind}, which gives lists; only plain nodes are kept.")
-        for input_name, allowed in _choices(made).items():
+        for input_name, allowed in _choices(made, inputs).items():
             given = inputs.get(input_name)
             if input_name in inputs and not _is_link(given) and given not in allowed:
                 shown = ", ".join(map(str, allowed[:10])) or "none"
@@ -130,18 +143,14 @@ class Execution:
                 )
 
     def _execute(self, name: str) -> tuple[Any, ...]:
+        if name not in self._required:
+            self._require(name)
         made = self._classes[self._graph[name]["class_type"]]
-        inputs = {
-            key: self.output(value) if _is_link(value) else value for key, value in self._graph[name]["inputs"].items()
-        }
-        hidden = made.INPUT_TYPES().get("hidden", {})
-        known = {"PROMPT": self._graph, "UNIQUE_ID": name}
-        inputs |= {key: known.get(kind) for key, kind in hidden.items()}
+        node = made() if not _is_v3(made) else made.PREPARE_CLASS_CLONE({"hidden_inputs": self._hidden_of_v3(name)})
+        inputs = self._asked_for(name, made, node) | ({} if _is_v3(made) else self._hidden(name, made))
         if getattr(made, "INPUT_IS_LIST", False):
             inputs = {key: [value] for key, value in inputs.items()}
-        result = getattr(made(), made.FUNCTION)(**inputs)
-        if inspect.iscoroutine(result):
-            result = asyncio.run(result)
+        result = _awaited(getattr(node, made.FUNCTION)(**_nested(made, inputs)))
         result = getattr(result, "result", result)  # of nodes in ComfyUI's V3 schema
         if isinstance(result, dict):
             result = result.get("result")
@@ -151,12 +160,81 @@ class Execution:
             )
         return tuple(result)
 
+    def _asked_for(self, name: str, made: Any, node: Any) -> dict[str, Any]:
+        """A node's inputs, of the lazy ones those that it asks for, the others None: as the host has it."""
+        given, lazily = self._graph[name]["inputs"], _lazy(made, self._graph[name]["inputs"])
+        waits = {key for key, value in given.items() if key in lazily and _is_link(value)}
+        inputs = {
+            key: None if key in waits else self.output(value) if _is_link(value) else value
+            for key, value in given.items()
+        }
+        while waits and hasattr(node, "check_lazy_status"):
+            asked = _awaited(node.check_lazy_status(**_nested(made, inputs, lazily=True))) or []
+            wanted = waits.intersection(key for key in asked if isinstance(key, str))
+            if not wanted:
+                break
+            inputs |= {key: self.output(given[key]) for key in wanted}
+            waits -= wanted
+        return inputs
 
-def _choices(made: Any) -> dict[str, list[Any]]:
-    """The allowed values of a node's menus, by input."""
+    def _hidden(self, name: str, made: Any) -> dict[str, Any]:
+        known = {"PROMPT": self._graph, "UNIQUE_ID": name}
+        return {key: known.get(kind) for key, kind in made.INPUT_TYPES().get("hidden", {}).items()}
+
+    def _hidden_of_v3(self, name: str) -> dict[Any, Any]:
+        from comfy_api.latest import io
+
+        return {io.Hidden.prompt: self._graph, io.Hidden.unique_id: name}
+
+
+def _awaited(result: Any) -> Any:
+    return asyncio.run(result) if inspect.iscoroutine(result) else result
+
+
+def _is_v3(made: Any) -> bool:
+    return hasattr(made, "PREPARE_CLASS_CLONE")
+
+
+def _finalised(made: Any, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what a node declares, how V3 nodes of today nest inputs that come and go, by what they are given)"""
     declared = made.INPUT_TYPES()
-    inputs = {**declared.get("required", {}), **declared.get("optional", {})}
-    menus = {name: menu_of(*kind) for name, kind in inputs.items()}
+    if not _is_v3(made):
+        return declared, {}
+    from comfy_api.latest import _io
+
+    if not hasattr(_io, "get_finalized_class_inputs"):
+        return declared, {}
+    declared, _, nesting = _io.get_finalized_class_inputs(declared, inputs)
+    return declared, nesting
+
+
+def _nested(made: Any, inputs: dict[str, Any], *, lazily: bool = False) -> dict[str, Any]:
+    """As the node's function takes them. lazily: for check_lazy_status, which is told their flat names too."""
+    _, nesting = _finalised(made, inputs)
+    if not nesting:
+        return inputs
+    from comfy_api.latest import _io
+
+    return dict(_io.build_nested_inputs(inputs, {**nesting, "create_dynamic_tuple": lazily}))
+
+
+def _declared(made: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    declared, _ = _finalised(made, inputs)
+    return {**declared.get("required", {}), **declared.get("optional", {})}
+
+
+def _lazy(made: Any, inputs: Mapping[str, Any]) -> set[str]:
+    """Inputs that a node may not ask for."""
+    return {
+        name
+        for name, declared in _declared(made, inputs).items()
+        if len(declared) > 1 and isinstance(declared[1], dict) and declared[1].get("lazy")
+    }
+
+
+def _choices(made: Any, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The allowed values of a node's menus, by input."""
+    menus = {name: menu_of(*kind) for name, kind in _declared(made, inputs).items()}
     return {name: menu for name, menu in menus.items() if menu is not None}
 
 

@@ -29,6 +29,24 @@ class V3Output:
         self.result = args
 
 
+class Either:
+    """As the host's switches: of two inputs it asks for one."""
+
+    FUNCTION = "go"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        lazy = ("INT", {"lazy": True})
+        return {"required": {"first": ("BOOLEAN",), "one": lazy}, "optional": {"other": lazy}}
+
+    def check_lazy_status(self, first, one=None, other=None):
+        return [name for name, value in (("one", one), ("other", other)) if first == (name == "one") and value is None]
+
+    def go(self, first, one=None, other=None):
+        return ((one, other),)
+
+
+CLASSES["Either"] = Either
 calls = []
 node("Count", lambda value: (calls.append(value) or len(calls), value))
 node("Add", lambda value, other=0: (value + other,))
@@ -97,6 +115,34 @@ def test_what_cannot_be_made_is_named_before_anything_runs(kind, value, message)
     with pytest.raises(ValueError, match=message):
         graph.Execution({"1": entry("Count", value=1), "2": entry(kind, value=value)}, classes=CLASSES)
     assert not calls
+
+
+def test_what_a_switch_does_not_ask_for_is_neither_run_nor_required():
+    """Also what is behind that; of what it does ask for, all that is missing is named."""
+    calls.clear()
+    kept = {
+        "1": entry("Count", value=5),
+        "2": entry("Unheard", value=1),
+        "3": entry("Add", value=["2", 0]),
+        "4": entry("Either", first=True, one=["1", 1], other=["3", 0]),
+    }
+    assert graph.Execution(kept, classes=CLASSES).output(["4", 0]) == (5, None)
+    kept["4"]["inputs"]["first"] = False
+    execution = graph.Execution(kept, classes=CLASSES)
+    with pytest.raises(ValueError, match="node 'Unheard', which this ComfyUI does not have"):
+        execution.output(["4", 0])
+    assert calls == [5]
+
+
+@pytest.mark.skipif("ComfySwitchNode" not in node_classes(), reason="this host has no such nodes")
+def test_todays_nodes_whose_inputs_come_and_go():
+    """The host's own formula and switch."""
+    kept = {
+        "1": entry("ComfyMathExpression", expression="a * 2 + b", **{"values.a": 0.25, "values.b": 1.0}),
+        "2": entry("Unheard", value=1),
+        "3": entry("ComfySwitchNode", switch=False, on_false=["1", 0], on_true=["2", 0]),
+    }
+    assert graph.Execution(kept, classes=node_classes()).output(["3", 0]) == 1.5
 
 
 def test_a_node_without_values_is_named():
