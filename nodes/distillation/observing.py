@@ -18,6 +18,8 @@ from ...trainers.storage.watching import preview_file
 from ...trainers.students.student import Student
 from ...trainers.training.distillation import Distillation
 from ...trainers.training.loop import Metrics
+from ...trainers.training.micro_batches import in_pieces
+from ...trainers.training.stages import heeding
 from .. import host
 from .data import preview_pictures, preview_prompts
 from .telling import MEASURING, MESSAGES, METRICS, Messages
@@ -94,14 +96,16 @@ class Preview:
         )
 
     def _draw(self, denoiser: Any, sample: Batch, stage: Stage, *, gamma: float) -> Tensor:
-        """Of one of two experts what it sees at the end of its own levels, from the data in noise where these begin below."""
-        host.signals.check_cancelled()
+        """Of one of two experts what it sees at the end of its own levels, from the data in noise where these begin below.
+
+        As many samples pass at a time as in training, which the memory was found to hold.
+        """
         noise = torch.randn(sample.x0.shape, generator=torch.Generator().manual_seed(0)).to(sample.x0)
         x0 = None if stage.from_noise else sample.x0
         family = self._distillation.method.family
-        return draw_from_noise(
-            denoiser, noise, stage.shown, sample.condition, family=family, seed=0, gamma=gamma, x0=x0
-        )
+        pieces = -(-len(noise) // self._distillation.at_once)
+        heeded = in_pieces(heeding(denoiser, host.signals.check_cancelled), pieces)
+        return draw_from_noise(heeded, noise, stage.shown, sample.condition, family=family, seed=0, gamma=gamma, x0=x0)
 
     def _decoded(self, drawn: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """The row of the teacher, and that of the student."""

@@ -100,6 +100,11 @@ def hosts_class(model: Any) -> str | None:
     return next((base.__name__ for base in known if base is not comfy.model_base.BaseModel), None)
 
 
+def takes_guidance(model: Any) -> bool:
+    """Whether the network has a guidance scale among its inputs, as those distilled from guided ones do."""
+    return bool(getattr(getattr(model.model.diffusion_model, "params", None), "guidance_embed", False))
+
+
 def model_sampling_of(model: Any) -> Any:
     """The MODEL's own sampling object, patches included."""
     return model.get_model_object("model_sampling")

@@ -49,12 +49,16 @@ class Listing:
     files: tuple[Found, ...]
     passed_over: Mapping[str, int]
 
+    @property
+    def described(self) -> int:
+        """How many have a caption file."""
+        return sum(file.caption_file is not None for file in self.files)
+
     def said(self) -> str:
         """For the user, before any file is opened."""
-        described = sum(file.caption_file is not None for file in self.files)
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.passed_over.items()))
         passed = f" Passed over: {kinds}." if kinds else ""
-        return f"{len(self.files)} {self.what} in {self.folder}, {described} with a caption file.{passed}"
+        return f"{len(self.files)} {self.what} in {self.folder}, {self.described} with a caption file.{passed}"
 
 
 @dataclasses.dataclass(frozen=True)

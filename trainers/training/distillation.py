@@ -99,6 +99,11 @@ class Distillation:
         return max(start_left(decay, stage.updates, warms_up=warms_up) for stage in self.method.stages())
 
     @property
+    def at_once(self) -> int:
+        """Samples that pass a network together, in training and so in all that is drawn beside it."""
+        return max(1, self.options.batch_size // (self.options.accumulation * self.processes.count))
+
+    @property
     def student_prediction(self) -> str:
         """What the student's network predicts: what the teacher's does, unless the method has it otherwise."""
         return student_prediction(self.method, prediction_type=self.prediction_type)
@@ -173,7 +178,7 @@ class Distillation:
             student=student,
             data=self.data,
             processes=self.processes,
-            at_once=max(1, self.options.batch_size // (self.options.accumulation * self.processes.count)),
+            at_once=self.at_once,
             export=functools.partial(self._export, kind=student.kind),
             heed=heed,
         )

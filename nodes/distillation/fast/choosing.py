@@ -85,7 +85,7 @@ def _matching(family: Family, *, steps: int, guidance: float, iterations: int) -
             **inputs.defaults(matching_method.DistributionMatching),
             "steps": steps,
             "iterations": iterations or 1500,
-            "guidance_scale": min(guidance, _MOST_GUIDANCE),
+            "guidance_scale": guidance,
         }
     )
     return chosen, (
@@ -98,7 +98,7 @@ GOALS = {CLOSEST: _progressive, SHARPEST: _matching, CHEAPEST: _consistency}
 _DRAWS_ITS_OWN = (SHARPEST,)
 """Goals whose method wants prompts and no pictures."""
 _MOST_GUIDANCE = 5.0
-"""In matching, where more lets the contrast grow."""
+"""That is chosen for matching, where more lets the contrast grow."""
 _GOES_ON = "it draws without fresh noise, as what it begins as, and is matched where each step lands"
 
 
@@ -176,7 +176,8 @@ class Wishes:
     def _guidance(self) -> float:
         if self.from_graph and self.negative is None and not self.guidance:
             return 1.0  # nothing to guide away from
-        return self.guidance or self.family.guidance
+        usual = self.family.guidance
+        return self.guidance or (min(usual, _MOST_GUIDANCE) if self.goal == SHARPEST else usual)
 
     @property
     def _side(self) -> int:
@@ -234,13 +235,21 @@ class Wishes:
         return self._prompts_alone() if self.goal in _DRAWS_ITS_OWN else self._prompts()
 
     def _folder(self) -> PictureFolder:
-        return PictureFolder(
+        """ValueError where no picture has a caption: the student would learn no prompts, and guidance from them is none."""
+        made = PictureFolder(
             folder=folders.training_folder(self.folder),
             resolution=self._side,
             negative=self.negative_prompt,
             vae=self.vae,
             clip=self.clip,
         )
+        if not (listing := made.listing()).described:
+            raise ValueError(
+                f"folder is {self.folder!r}, of whose {len(listing.files)} pictures none has a caption beside it: a text file of "
+                "the picture's name, such as fox.txt for fox.png, with the prompt that would draw it. Give captions, or take "
+                "Training Images (Folder), which has one for all, with Distill Model."
+            )
+        return made
 
     @property
     def _lines(self) -> tuple[str, ...]:
@@ -279,11 +288,10 @@ class Wishes:
         elif isinstance(drawn, PromptsAlone):
             said.append(f"data: {len(drawn.prompts)} prompts, for pictures of {drawn.width} x {drawn.height}")
         elif drawn is not None:
-            said.append(f"data: the pictures of {drawn.folder}, at about {drawn.resolution} x {drawn.resolution}")
+            said.append(self._told_of_folder(drawn))
         if self._card:
-            said.append(
-                f"preset {self.preset}: batches of {self._card.batch_size}, pictures of {self._card.most_side} at most"
-            )
+            largest = f"pictures of {self._card.most_side} at most where side is 0"
+            said.append(f"preset {self.preset}: batches of {self._card.batch_size}, {largest}")
         rank, layers = self.student.rank, self.student.layers.value
         said.append(
             f"student: a LoRA of rank {rank} on layers {layers}; guidance {self.method.guidance_scale:g} is baked in"
@@ -291,6 +299,15 @@ class Wishes:
         if self._begins:
             said.append(f"it begins as {self.start_lora}")
         return said
+
+    def _told_of_folder(self, drawn: PictureFolder) -> str:
+        listing = drawn.listing()
+        count, left = len(listing.files), len(listing.files) - listing.described
+        without = f"; {left} have no caption and count as pictures of the empty prompt" if left else ""
+        only = "; of them only captions and sizes count for this goal" if self.goal in _DRAWS_ITS_OWN else ""
+        return (
+            f"data: {count} pictures of {drawn.folder}, at about {drawn.resolution} x {drawn.resolution}{without}{only}"
+        )
 
     # --- what it takes ---
 

@@ -13,21 +13,29 @@ from ... import host
 class Family:
     """classes: of the host. side: of a square picture in pixels. guidance: the cfg that its pictures are usually drawn with.
 
-    start_steps: at which the teacher draws well. flow_guided: it was distilled to take its guidance as an input, at cfg 1.
+    untold: the same of those of its models whose network takes no guidance as an input; 0 where that is no difference.
+    start_steps: at which the teacher draws well. video: its data are clips.
     """
 
     name: str
     classes: tuple[str, ...] = ()
     side: int = 1024
     guidance: float = 4.0
+    untold: float = 0.0
     start_steps: int = 32
     video: bool = False
 
 
+_STABLE_DIFFUSION = Family(
+    name="Stable Diffusion 1 or 2", classes=("SD15_instructpix2pix", "SD21UNCLIP"), side=512, guidance=7.0
+)
 _FAMILIES = (
+    _STABLE_DIFFUSION,
     Family(name="SDXL", classes=("SDXL", "SDXLRefiner"), guidance=7.0),
     Family(name="Stable Diffusion 3", classes=("SD3",), guidance=4.5),
-    Family(name="Flux", classes=("Flux", "Flux2"), guidance=1.0),
+    Family(name="Flux", classes=("Flux",), guidance=1.0),
+    Family(name="FLUX.2", classes=("Flux2",), guidance=1.0, untold=5.0),
+    Family(name="LongCat-Image", classes=("LongCatImage",), guidance=4.5),
     Family(name="Chroma", classes=("Chroma", "ChromaRadiance")),
     Family(name="Qwen-Image", classes=("QwenImage",), guidance=2.5),
     Family(name="Z-Image or Lumina 2", classes=("ZImage", "Lumina2")),
@@ -36,9 +44,12 @@ _FAMILIES = (
         name="Anima, Krea 2 or another picture DiT", classes=("Anima", "Krea2", "ErnieImage", "HiDream", "Omnigen2")
     ),
     Family(name="PixArt or HunyuanDiT", classes=("PixArt", "HunyuanDiT"), guidance=4.5),
+    Family(name="Stable Cascade", classes=("StableCascade_C", "StableCascade_B")),
+    Family(name="HunyuanVideo", classes=("HunyuanVideo",), guidance=1.0, untold=6.0, video=True),
+    Family(name="CogVideoX", classes=("CogVideoX",), guidance=6.0, video=True),
 )
 _OTHERS = {
-    NoiseFamily.VARIANCE_EXPLODING: Family(name="Stable Diffusion 1 or 2", side=512, guidance=7.0),
+    NoiseFamily.VARIANCE_EXPLODING: Family(name="another model that is no flow model", guidance=7.0),
     NoiseFamily.FLOW: Family(name="another flow model"),
 }
 
@@ -47,5 +58,16 @@ def family_of(model: Any) -> Family:
     """By the classes of the host that the MODEL is of; otherwise by how it mixes sample and noise."""
     classes = host.models.classes_of(model)
     named = [family for name in classes for family in _FAMILIES if name in family.classes]
-    family = named[0] if named else _OTHERS[host.models.noise_family(host.models.model_sampling_of(model))]
-    return dataclasses.replace(family, video=host.data.has_frames(model) and not named)
+    family = named[0] if named else _unnamed(model)
+    guidance = family.guidance if not family.untold or host.models.takes_guidance(model) else family.untold
+    video = family.video or (host.data.has_frames(model) and not named)
+    return dataclasses.replace(family, guidance=guidance, video=video)
+
+
+def _unnamed(model: Any) -> Family:
+    sampling = host.models.model_sampling_of(model)
+    noise_family = host.models.noise_family(sampling)
+    if noise_family is NoiseFamily.FLOW or host.models.hosts_class(model):
+        return _OTHERS[noise_family]
+    large = host.models.prediction_type(sampling) == "v_prediction"  # SD2's own is of 768 pixels
+    return dataclasses.replace(_STABLE_DIFFUSION, side=768) if large else _STABLE_DIFFUSION

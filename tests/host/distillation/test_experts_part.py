@@ -88,6 +88,7 @@ def test_a_preview_shows_what_an_expert_sees_at_the_end_of_its_part(tmp_path):
         method=part.on(kind),
         data=types.SimpleNamespace(first=lambda _: sample),
         run=RunFolder(tmp_path, "run"),
+        at_once=2,
     )
     preview = observing.Preview(run, None, model=None, vae=None)
     preview._draw(denoiser, sample, run.method.stages()[0], gamma=0.0)

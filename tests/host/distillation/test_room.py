@@ -210,20 +210,40 @@ def test_a_model_that_goes_for_a_vae_leaves_nothing_behind():
 def test_previews_show_what_the_stage_would_result_in(ema_decay, output, monkeypatch):  # noqa: F811
     """The student's row of the last preview is drawn with the weights that are exported."""
     model, vae, drawn_with = tiny("sd15"), Pictures(), []
-    drawing = observing.draw_from_noise
+    drawing = observing.Preview._draw
 
-    def watched(denoiser, *args, **kwargs):
+    def watched(preview, denoiser, *args, **kwargs):
         student = getattr(denoiser, "__self__", None)
         if student:  # not the guided teacher
             drawn_with.append({name: value.clone() for name, value in student.exported().items()})
-        return drawing(denoiser, *args, **kwargs)
+        return drawing(preview, denoiser, *args, **kwargs)
 
-    monkeypatch.setattr(observing, "draw_from_noise", watched)
+    monkeypatch.setattr(observing.Preview, "_draw", watched)
     name = distil(model, "sd15", iterations=3, vae=vae, ema_decay=ema_decay)[2]
     exported = read_student_of(output, name)
     assert all(torch.equal(drawn_with[-1][key], value) for key, value in exported.items())
     blind = read_student_of(output, distil(model, "sd15", iterations=3, ema_decay=ema_decay)[2])
     assert all(torch.equal(blind[key], value) for key, value in exported.items())
+
+
+def test_a_preview_sends_no_more_through_the_network_than_training_does(output, monkeypatch):  # noqa: F811
+    """So that a run that fits goes on fitting: ten samples are shown, and one passes at a time."""
+    rows, reading = [], host.training.as_denoiser
+
+    def counted(*args, **kwargs):
+        denoiser = reading(*args, **kwargs)
+
+        def denoise(x, sigma, **condition):
+            rows.append(len(x))
+            return denoiser(x, sigma, **condition)
+
+        return denoise
+
+    monkeypatch.setattr(host.training, "as_denoiser", counted)
+    vae = Pictures()
+    distil(tiny("sd15"), "sd15", iterations=1, checkpoint_every=1, batch_size=4, accumulation=4, vae=vae)
+    assert sum(map(len, vae.seen)) > 4, "several samples are shown"
+    assert set(rows) == {1}
 
 
 GUIDED = [

@@ -1,0 +1,75 @@
+"""What Make It Fast chooses by a model's family and says of the data, and the folder that it does not take."""
+
+import current_architectures
+import pytest
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+from architectures import tiny
+from comfyui_fewstep.nodes.distillation.fast import choosing
+from comfyui_fewstep.nodes.distillation.fast.families import family_of
+from encoders import RandomCLIP
+from PIL import Image
+
+FAMILIES = [
+    ("sd15", "Stable Diffusion 1 or 2", 512, 7.0),
+    ("sd2_v", "Stable Diffusion 1 or 2", 768, 7.0),
+    ("sdxl", "SDXL", 1024, 7.0),
+    ("sd3", "Stable Diffusion 3", 1024, 4.5),
+]
+TODAYS_FAMILIES = {
+    "flux": ("Flux", 1.0),
+    "flux2": ("FLUX.2", 1.0),
+    "flux2_klein": ("FLUX.2", 5.0),
+    "cascade_c": ("Stable Cascade", 4.0),
+    "hunyuan_video": ("HunyuanVideo", 1.0),
+    "hunyuan_video15": ("HunyuanVideo", 6.0),
+    "cogvideox": ("CogVideoX", 6.0),
+    "wan": ("another flow model", 4.0),
+}
+
+
+@pytest.mark.parametrize(("kind", "name", "side", "guidance"), FAMILIES)
+def test_families(kind, name, side, guidance):
+    found = family_of(tiny(kind))
+    assert (found.name, found.side, found.guidance) == (name, side, guidance)
+
+
+@pytest.mark.parametrize("kind", current_architectures.kinds(*TODAYS_FAMILIES))
+def test_families_of_today(kind):
+    """A network that is told its guidance was distilled from a guided one, and is drawn with at cfg 1; its base is guided."""
+    found = family_of(current_architectures.tiny(kind)[0])
+    assert (found.name, found.guidance) == TODAYS_FAMILIES[kind]
+    assert found.video == (kind in ("hunyuan_video", "hunyuan_video15", "cogvideox", "wan"))
+
+
+def wished(tmp_path, captions, **changed):
+    """Of a folder of three pictures, those named with captions."""
+    for number in range(3):
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{number}.png")
+    for number in captions:
+        (tmp_path / f"{number}.txt").write_text("a fox")
+    given = {"model": tiny("sd15"), "steps": 4, "goal": choosing.CLOSEST, "clip": RandomCLIP(768, 768), "vae": object()}
+    return choosing.Wishes(**{**given, "folder": str(tmp_path), "side": 64, **changed})
+
+
+def test_a_folder_without_any_caption_is_refused_before_anything_is_tried(tmp_path):
+    """Its student would learn no prompts, and guidance between two empty ones is none."""
+    with pytest.raises(ValueError, match=r"folder is '.*', of whose 3 pictures none has a caption beside it"):
+        wished(tmp_path, ())
+
+
+def test_the_plan_says_what_counts_of_a_folder(tmp_path):
+    place = f"data: 3 pictures of {tmp_path}, at about 64 x 64"
+    assert f"{place}; 2 have no caption and count as pictures of the empty prompt" in wished(tmp_path, (1,)).told()
+    assert place in wished(tmp_path, range(3)).told()
+    sharpest = wished(tmp_path, range(3), goal=choosing.SHARPEST)
+    assert f"{place}; of them only captions and sizes count for this goal" in sharpest.told()
+
+
+def test_guidance_that_is_chosen_is_taken_and_what_is_usual_is_capped_for_matching():
+    given = {"model": tiny("sdxl"), "steps": 4, "clip": RandomCLIP(2048, 1280), "goal": choosing.SHARPEST}
+    found = [choosing.Wishes(**given, guidance=guidance).method.guidance_scale for guidance in (0.0, 7.5, 2.0)]
+    assert found == [5.0, 7.5, 2.0]
+    assert choosing.Wishes(**{**given, "goal": choosing.CLOSEST}).method.guidance_scale == 7.0
