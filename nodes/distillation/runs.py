@@ -120,22 +120,53 @@ class WatchRun:
 
 
 def _wait(run: RunFolder, *, patience: float) -> None:
-    """Until another process has finished the run. ValueError when for so many seconds none trains it."""
-    look = _Look(run)
+    """Until another process has finished the run.
+
+    ValueError when its training ends otherwise, and when for so many seconds none trains it.
+    """
+    look, end = _Look(run), _End(run)
     began = time.time()
     while not run.finished:
         host.signals.check_cancelled()
         silent = time.time() - max(began, look())
-        if silent > patience:
-            raise ValueError(f"{_silence(run, silent)} Start one: {folders.command_for(run.path)}")
+        said = end.otherwise() or (f"{_silence(run, silent)} Start one:" if silent > patience else "")
+        if said:
+            raise ValueError(f"{said} {folders.command_for(run.path)}")
         time.sleep(SECONDS_BETWEEN_LOOKS)
     look()
 
 
 def _silence(run: RunFolder, seconds: float) -> str:
+    failure = run.error()
+    if failure:
+        return f"the run {run.name!r} ended with an error, and nobody has started it again: {failure}"
     begun = run.newest_metrics() or run.checkpoints()
     past = f"no process has trained the run {run.name!r} for {seconds:.0f} seconds."
     return past if begun else f"the run {run.name!r} was never started: no process has trained it since it was written."
+
+
+class _End:
+    """How a training ends while it is watched, of the process that trains it now or of one that comes."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run, self._seen = run, run.busy
+        self._before = self._failed_at()
+
+    def otherwise(self) -> str:
+        """In words, where it ended and is not finished; nothing as long as it may be."""
+        if self._run.busy:
+            self._seen = True
+            return ""
+        if self._failed_at() not in (None, self._before):
+            return f"the training of {self._run.name!r} ended with an error: {self._run.error()} To go on, when that is mended:"
+        asked = self._run.cancel_asked or self._run.stop_asked
+        if not (self._seen and asked) or self._run.finished:
+            return ""
+        return f"the training of {self._run.name!r} was stopped at iteration {self._run.saved or 0}. To go on with it:"
+
+    def _failed_at(self) -> int | None:
+        file = self._run.place("error.txt")
+        return file.stat().st_mtime_ns if is_regular(file) else None
 
 
 class _Look:

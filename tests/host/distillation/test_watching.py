@@ -1,0 +1,68 @@
+"""Watch Run, when the training that it watches ends otherwise than finished. A process that trains is a lock that is held."""
+
+import pytest
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+from comfyui_fewstep.nodes.distillation import runs
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunFolder(tmp_path, "mine")
+    run.claim({"run": {}})
+    return run
+
+
+def watching(monkeypatch, run, *between, patience=60.0):
+    """Waits for the run; of `between` one thing happens from each look to the next."""
+    left = list(between)
+
+    def sleep(seconds):
+        assert left, "it still waits"
+        left.pop(0)()
+
+    monkeypatch.setattr(runs.time, "sleep", sleep)
+    runs._wait(run, patience=patience)
+
+
+def fail(run):
+    with pytest.raises(RuntimeError), run.locked(), run.keeping_error(unless=KeyboardInterrupt):
+        raise RuntimeError("training ran out of memory")
+
+
+def nothing():
+    pass
+
+
+def test_an_error_there_is_told_at_once(run, monkeypatch):
+    message = r"training of 'mine' ended with an error: training ran out of memory To go on.*launch.py'? train .*mine"
+    with pytest.raises(ValueError, match=message):
+        watching(monkeypatch, run, nothing, lambda: fail(run))
+
+
+def test_an_error_of_a_start_before_is_no_end_of_this_one(run, monkeypatch):
+    """Somebody watches for the next start. Where none comes, it is named."""
+    fail(run)
+    with pytest.raises(AssertionError, match="it still waits"):
+        watching(monkeypatch, run, nothing, nothing)
+    with pytest.raises(ValueError, match="ended with an error, and nobody has started it again: training ran out"):
+        watching(monkeypatch, run, patience=-1.0)
+
+
+def test_a_training_that_is_stopped_is_over_for_who_watches_it(run, monkeypatch):
+    """And one that waits for its first start is not, whatever was asked of a process before."""
+    held = run.lock.held()
+    with pytest.raises(ValueError, match=r"training of 'mine' was stopped at iteration 0\. To go on with it: .*mine"):
+        watching(
+            monkeypatch,
+            run,
+            held.__enter__,
+            lambda: run.ask_to_stop(now=True),
+            lambda: held.__exit__(None, None, None),
+        )
+    assert run.cancel_asked
+    with pytest.raises(AssertionError, match="it still waits"):
+        watching(monkeypatch, run, nothing)
