@@ -10,6 +10,9 @@ from .preset import TEMPLATES, Preset, flow, in_steps, listed
 
 _FLUX = "huggingface.co/black-forest-labs/FLUX.1-schnell; github.com/black-forest-labs/flux"
 _HYPER = "huggingface.co/ByteDance/Hyper-SD; arXiv 2404.13686"
+_HYPER_SD3 = ((4, 3.0), (8, 5.0), (16, 7.0))
+"""Steps and cfg."""
+_SIMPLE = "ComfyUI: euler with the scheduler simple at the model's shift of 3"
 _QWEN = "github.com/ModelTC/Qwen-Image-Lightning, generate_with_diffusers.py"
 _QWEN21 = "huggingface.co/Qwen/Qwen-Image-2.1-Turbo, model_index.json: sample_sigmas"
 _Z = "huggingface.co/Tongyi-MAI/Z-Image-Turbo, discussion 158; diffusers ZImagePipeline"
@@ -45,9 +48,18 @@ def _hyper_flux(steps: int) -> Preset:
     return flow(steps, "Flux", source=_HYPER, guidance_scale=3.5, lora_strength=0.125, files=files)
 
 
-def _hyper_sd3(steps: int, *, cfg: float) -> Preset:
-    files = f"hyper-sd3-{steps}steps"
-    return flow(steps, "SD3", source=_HYPER, absolute_shift=3.0, cfg=cfg, lora_strength=0.125, files=files)
+def _hyper_sd3(steps: int, *, cfg: float, even: bool = False) -> Preset:
+    """The authors' code is diffusers' pipeline with its own scheduler, which shifts twice; even is what SD3's shift means."""
+    return flow(
+        steps,
+        "SD3",
+        source=_SIMPLE if even else f"{_HYPER}; diffusers StableDiffusion3Pipeline",
+        schedule="trailing" if even else "twice_shifted",
+        absolute_shift=3.0,
+        cfg=cfg,
+        lora_strength=0.125,
+        files=f"hyper-sd3-{steps}steps",
+    )
 
 
 def _hidream(steps: int, kind: str, *, shift: float) -> Preset:
@@ -72,7 +84,8 @@ _FLUX2 = listed(_FLUX2_SIGMAS, "Flux2", source=_FLUX2_TURBO, guidance_scale=2.5,
 PICTURES: dict[str, Preset] = {
     **{f"FLUX.1 schnell, {in_steps(n)}": flow(n, "Flux", source=_FLUX, files="flux1-schnell") for n in (4, 1)},
     **{f"Hyper-FLUX LoRA, {in_steps(n)}": _hyper_flux(n) for n in (8, 16)},
-    **{f"Hyper-SD3 LoRA, {in_steps(n)}": _hyper_sd3(n, cfg=cfg) for n, cfg in ((4, 3.0), (8, 5.0), (16, 7.0))},
+    **{f"Hyper-SD3 LoRA, {in_steps(n)}": _hyper_sd3(n, cfg=cfg) for n, cfg in _HYPER_SD3},
+    **{f"Hyper-SD3 LoRA, {in_steps(n)} (even)": _hyper_sd3(n, cfg=cfg, even=True) for n, cfg in _HYPER_SD3},
     "SD3.5-Large-Turbo, 4 steps": flow(
         4, "SD3", source=_SD35, schedule="twice_shifted", absolute_shift=3.0, files="sd3-5-large-turbo"
     ),

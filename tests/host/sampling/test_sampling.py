@@ -185,6 +185,13 @@ def test_flow_schedules_bend_with_shift():
         ("EPS", "sigmas", 4, {"values": "14, -1"}, "none of them negative"),
         ("EPS", "sigmas", 4, {"values": "0"}, "leaves no step"),
         ("EPS", "sigmas", 4, {"values": "nan"}, "values is 'nan'"),
+        (
+            "EPS",
+            "sigmas",
+            3,
+            {"values": "80, 20, 5"},
+            r"values is '80, 20, 5', but this model's noise levels end at 14\.6",
+        ),
     ],
 )
 def test_bad_schedules_are_named(kind, name, steps, options, said):

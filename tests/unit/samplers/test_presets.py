@@ -130,7 +130,7 @@ TOO_RARE = {
     *(f"PCM small-CFG LoRA, {n} steps" for n in (2, 8, 16)),
     *(f"PCM normal-CFG LoRA, {n} steps" for n in (4, 16)),
     "Hyper-FLUX LoRA, 16 steps",
-    *(f"Hyper-SD3 LoRA, {n} steps" for n in (4, 8)),
+    *(f"Hyper-SD3 LoRA, {n} steps{way}" for n in (4, 8) for way in ("", " (even)")),
     *(f"HunyuanVideo 1.5 super-resolution, {n} steps" for n in (6, 8)),
     "HunyuanVideo 1.5 lightx2v, 4 steps",
 }
