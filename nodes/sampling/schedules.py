@@ -335,8 +335,8 @@ def _typed_sigmas(found: Levels, _: int, asked: _Asked) -> Tensor:
         )
     if found.flow is None and numbers[0] > 1.001 * (largest := float(found.table[-1])):  # lists are rounded
         raise ValueError(
-            f"values is {asked.values!r}, but this model's noise levels end at {largest:g}: give that or less, or the model whose "
-            "list it is."
+            f"values is {asked.values!r}, but this model's noise levels end at {largest:g}: give that or less, or connect the "
+            "model whose list it is."
         )
     sigmas = torch.tensor(numbers if numbers[-1] == 0.0 else [*numbers, 0.0])
     return sigmas if found.flow is None else found.at(sigmas)

@@ -25,17 +25,27 @@ def clip_score(folder: Path, *, device: torch.device) -> Agreement | Missing:
     try:
         model = CLIPModel.from_pretrained(place, local_files_only=True, use_safetensors=True)
         processor = CLIPProcessor.from_pretrained(place, local_files_only=True)
-    except OSError:
-        return Missing(f"no weights: there is no folder {folder}, nor {MODEL} in the cache of transformers")
+    except Exception as error:  # of many kinds
+        if not folder.is_dir() and isinstance(error, OSError):
+            return Missing(f"no weights: there is no folder {folder}, nor {MODEL} in the cache of transformers")
+        return Missing(f"the weights of {place} cannot be read ({type(error).__name__}: {error})")
     return _Scorer(model.eval().requires_grad_(False).to(device), processor)
+
+
+_AT_ONCE = 16
+"""Pictures that pass the network together."""
 
 
 class _Scorer:
     def __init__(self, model: Any, processor: Any) -> None:
         self._model, self._processor = model, processor
 
-    @torch.no_grad()
     def __call__(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:
+        starts = range(0, len(pictures), _AT_ONCE)
+        return torch.cat([self._of(pictures[i : i + _AT_ONCE], texts[i : i + _AT_ONCE]) for i in starts])
+
+    @torch.no_grad()
+    def _of(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:
         given = self._processor(
             text=list(texts),
             images=[picture.mul(255).round().byte().cpu().numpy() for picture in pictures],

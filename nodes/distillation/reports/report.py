@@ -132,17 +132,19 @@ def _judges(device: torch.device) -> measures.Judges:
 def _lpips(device: torch.device) -> measures.Distance | measures.Missing:
     try:
         require_lpips()
-    except ValueError as error:
+        found = lpips_distance(lambda pictures: pictures.movedim(-1, 1), device=device)
+    except ValueError as error:  # also of a damaged file
         return measures.Missing(str(error).replace("distance is 'lpips', which", "it").split(", or choose")[0])
-    found = lpips_distance(lambda pictures: pictures.movedim(-1, 1), device=device)
     return lambda one, other: torch.cat([found(a[None], b[None]).cpu() for a, b in zip(one, other, strict=True)])
 
 
 def _shown(asked: Asked, drawn: Sequence[measures.Drawn]) -> dict[str, Any]:
+    folder = asked.folder
+    files = _kept(asked, drawn, folder=folder)  # first: a judge that fails loses none
     judges = _judges(asked.teacher.load_device)
     figures = judges.of(drawn, asked.texts)
     notes = judges.told(asked.texts)
-    written = _written(asked, drawn, figures, notes)
+    written = _written(asked, drawn, figures, notes, folder=folder, files=files)
     text = "\n".join([measures.as_markdown(figures), "", *notes, "", str(written)])
     picture = stacked([one.flat[:MOST_SHOWN] for one in drawn])
     shown = folders.keep_for_view(picture)
@@ -152,18 +154,28 @@ def _shown(asked: Asked, drawn: Sequence[measures.Drawn]) -> dict[str, Any]:
     }
 
 
-def _written(
-    asked: Asked, drawn: Sequence[measures.Drawn], figures: Sequence[measures.Figures], notes: Sequence[str]
-) -> Path:
-    """report.html, which is returned, report.json, figures.csv and the pictures in full size."""
-    folder = asked.folder
-    seeds = [asked.seed + number for number in range(asked.seeds)]
+def _kept(asked: Asked, drawn: Sequence[measures.Drawn], *, folder: Path) -> dict[tuple[int, int, int], str]:
+    """The pictures in full size: their places in the folder by model, prompt and seed."""
     files = {}
     for m, one in enumerate(drawn):
         for p, s in ((p, s) for p in range(len(asked.labels)) for s in range(asked.seeds)):
             name = f"{m:02d}-{p:03d}-{s:02d}.png"
             write_atomically(places.place(folder, "pictures", name), _png(one.pictures[p, s]))
             files[m, p, s] = f"pictures/{name}"
+    return files
+
+
+def _written(
+    asked: Asked,
+    drawn: Sequence[measures.Drawn],
+    figures: Sequence[measures.Figures],
+    notes: Sequence[str],
+    *,
+    folder: Path,
+    files: dict[tuple[int, int, int], str],
+) -> Path:
+    """report.html, which is returned, report.json and figures.csv."""
+    seeds = [asked.seed + number for number in range(asked.seeds)]
     title = f"Teacher and {', '.join(one.name for one in drawn[1:])}"
     html = page(figures, drawn, title=title, prompts=asked.labels, seeds=seeds, files=files, notes=notes)
     report = {

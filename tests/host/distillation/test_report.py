@@ -15,13 +15,19 @@ from comfyui_fewstep.nodes.demo import digits
 from comfyui_fewstep.nodes.distillation import distillation
 from comfyui_fewstep.nodes.distillation.learning import methods, students
 from comfyui_fewstep.nodes.distillation.reports import report
+from comfyui_fewstep.nodes.distillation.reports.judging import Asked
+from comfyui_fewstep.nodes.host import folders
 from comfyui_fewstep.nodes.sampling import samplers
 from comfyui_fewstep.samplers.schedules import trailing_sigmas
+from comfyui_fewstep.trainers.measures.clip_score import clip_score
 from comfyui_fewstep.trainers.measures.report import Missing
+from comfyui_fewstep.trainers.objective import perceptual
 from comfyui_fewstep.trainers.storage import keeping
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from making_data import TRAINING, Cancelled, cancel_at
+from transformers import CLIPConfig, CLIPModel
 
+LPIPS = report._lpips
 GIVEN = {"prompts": "3\n7", "side": 32, "seeds": 2, "seed": 5, "teacher_steps": 4, "teacher_cfg": 1.5}
 
 
@@ -89,13 +95,14 @@ def test_several_runs_are_compared_in_one_table(demo, output):
 )
 def test_a_run_that_goes_while_its_report_is_drawn_is_not_there_again(demo, output, monkeypatch, gone):
     train(demo["teacher"], "one", rank=4)
-    runs, judges = output / "fewstep" / "runs", report._judges
+    runs, drawing = output / "fewstep" / "runs", Asked.drawn
 
-    def meanwhile(device):
+    def meanwhile(asked):
+        drawn = drawing(asked)
         gone(RunFolder(runs, "one"))
-        return judges(device)
+        return drawn
 
-    monkeypatch.setattr(report, "_judges", meanwhile)
+    monkeypatch.setattr(Asked, "drawn", meanwhile)
     page = written(demo, "one")["result"][2]
     assert page == str(output / "fewstep" / "reports" / "one" / "report.html")
     assert json.loads((output / "fewstep" / "reports" / "one" / "report.json").read_text())["prompts"] == ["3", "7"]
@@ -116,6 +123,48 @@ def test_a_connected_student_that_is_the_teacher_draws_what_the_teacher_draws(de
     assert rows[1]["psnr"] == "inf"
     assert rows[0]["diversity"] == rows[1]["diversity"]
     assert json.loads((folder / "report.json").read_text())["prompts"] == ["prompt 1", "prompt 2"]
+
+
+def wired_teacher(demo):
+    sigmas = trailing_sigmas(2, table=host.models.noise_levels(host.models.model_sampling_of(demo["teacher"])))
+    return {"student": demo["teacher"], "sampler": host.models.hosts_sampler("euler"), "sigmas": sigmas}
+
+
+@pytest.mark.parametrize("broken", ["truncated", "no processor", "vgg"])
+def test_weights_of_a_judge_that_cannot_be_read_are_named_and_the_report_is_written(broken, demo, output, monkeypatch):
+    place = output / "clip"
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    monkeypatch.setattr(report, "clip_score", clip_score)
+    monkeypatch.setattr(folders, "clip_score_folder", lambda: place)
+    if broken == "vgg":
+        monkeypatch.setattr(report, "require_lpips", lambda: None)
+        monkeypatch.setattr(report, "_lpips", LPIPS)
+        monkeypatch.setattr(report, "lpips_distance", lambda *_, **__: perceptual._read(place / "vgg.pth"))
+    else:
+        config = CLIPConfig(
+            text_config={**sizes, "vocab_size": 64}, vision_config={**sizes, "image_size": 32, "patch_size": 16}
+        )
+        CLIPModel(config).save_pretrained(place)
+        if broken == "truncated":
+            (place / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    written(demo, "", name="mine", **wired_teacher(demo))
+    notes = json.loads((output / "fewstep" / "reports" / "mine" / "report.json").read_text())["notes"]
+    if broken == "vgg":
+        assert any(note.startswith(f"LPIPS: not measured: {place / 'vgg.pth'} is damaged") for note in notes)
+    else:
+        assert any(
+            note.startswith(f"CLIP score: not measured: the weights of {place} cannot be read") for note in notes
+        )
+
+
+def test_a_judge_that_fails_loses_no_picture(demo, output, monkeypatch):
+    def failing(device):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(report, "_judges", failing)
+    with pytest.raises(torch.OutOfMemoryError):
+        written(demo, "", name="mine", **wired_teacher(demo))
+    assert len(list((output / "fewstep" / "reports" / "mine" / "pictures").glob("*.png"))) == 2 * 2 * 2
 
 
 @torch.inference_mode()
