@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ...trainers.data.batches import Batch
-from ...trainers.measures.answers import answers
 from ...trainers.storage.identity import another_teacher
 from ...trainers.storage.reading import identity_in
 from ...trainers.storage.run_folder import RunFolder
@@ -18,8 +16,6 @@ from .. import host
 
 _LEVELS = 9
 """Of the model's own table, from its first to its last, that are kept."""
-_ASKED_AT = (0.5, 0.75)
-"""Shares of that table at which the teacher is asked: 1.6 and 4.1 of SD1.5's 0.03 to 14.6."""
 
 
 class Hashes(NamedTuple):
@@ -42,18 +38,8 @@ def described(model: Any, first: Batch | None, *, parts: Mapping[str, str]) -> d
             float(f"{level:.6g}") for level in table[torch.linspace(0, len(table) - 1, _LEVELS).long()].tolist()
         ],
         "changes": host.identity.changes(model),
-        "answers": {} if first is None else {host.identity.computes_in(model): _answers(model, first, table)},
+        "answers": {} if first is None else host.identity.answers_of(model, first),
     }
-
-
-def _answers(model: Any, first: Batch, table: Tensor) -> list[dict[str, Any]]:
-    """To the sample in fixed noise."""
-    sigmas = [float(table[int(share * (len(table) - 1))]) for share in _ASKED_AT]
-    family = host.models.noise_family(host.models.model_sampling_of(model))
-    with torch.inference_mode(False), host.training.shared_network(model) as network:
-        denoiser = host.training.as_denoiser(network, model=model)
-        found = answers(denoiser, first, sigmas=sigmas, family=family)
-    return [{"sigma": sigma, "numbers": numbers} for sigma, numbers in zip(sigmas, found, strict=True)]
 
 
 def hashed(model: Any, *, begun_with: str | None = None) -> Hashes:

@@ -1,4 +1,5 @@
-"""What identifies a MODEL: its bare weights and its patches, hashed apart, for it does not matter where the host keeps them."""
+"""What identifies a MODEL: its bare weights and its patches, hashed apart, for it does not matter where the host keeps them; and
+what it answers, for much changes that and is in no weight."""
 
 from __future__ import annotations
 
@@ -12,9 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...trainers.data.batches import Batch
+from ...trainers.measures.answers import answers
 from ...trainers.storage.files import some_of, tensors_sha256
 from ...trainers.storage.kept_hashes import kept
-from . import bypass, carried, folders, guidance, signals, weights
+from . import bypass, carried, folders, guidance, signals, training, weights
+from .models import model_sampling_of, noise_family, noise_levels
 
 _NETWORK = "diffusion_model."
 
@@ -181,3 +185,24 @@ def computes_in(model: Any) -> str:
     """What the MODEL's network computes in and where: "bfloat16 on cuda"."""
     network = model.model
     return f"{network.manual_cast_dtype or network.get_dtype()} on {model.load_device.type}".removeprefix("torch.")
+
+
+# --- what it answers -------------------------------------------------------------------------------------------------
+
+_ASKED_AT = (0.5, 0.75)
+"""Shares of the MODEL's table of noise levels at which it is asked: 1.6 and 4.1 of SD1.5's 0.03 to 14.6."""
+
+
+def answers_of(model: Any, first: Batch) -> dict[str, list[dict[str, Any]]]:
+    """What a loaded MODEL answers to the sample in fixed noise, by what it computes in; see storage's identity."""
+    table = noise_levels(model_sampling_of(model))
+    return {computes_in(model): _answers(model, first, table)}
+
+
+def _answers(model: Any, first: Batch, table: Tensor) -> list[dict[str, Any]]:
+    sigmas = [float(table[int(share * (len(table) - 1))]) for share in _ASKED_AT]
+    family = noise_family(model_sampling_of(model))
+    with torch.inference_mode(False), training.shared_network(model) as network:
+        denoiser = training.as_denoiser(network, model=model)
+        found = answers(denoiser, first, sigmas=sigmas, family=family)
+    return [{"sigma": sigma, "numbers": numbers} for sigma, numbers in zip(sigmas, found, strict=True)]

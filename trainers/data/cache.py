@@ -27,6 +27,8 @@ from .batches import Batch, Buckets, Condition, Data, Shape, TensorData, chosen,
 
 SHARD_SAMPLES = 256
 """In one file of data that are in memory already."""
+_FILE = "{:05d}.safetensors"
+_FIRST = _FILE.format(0)
 _NAMED_DIFFERENCES = 5
 
 Shard = Callable[[], Sequence[TensorData]]
@@ -77,7 +79,7 @@ def fill(
     shards = plan()
     if not (folder / "source.json").exists():
         _write_json(folder / "source.json", source)
-    files = [folder / f"{number:05d}.safetensors" for number in range(len(shards))]
+    files = [folder / _FILE.format(number) for number in range(len(shards))]
     for file, make in zip(files, shards, strict=True):
         if not file.exists():
             write_tensors(file, _named(make()), metadata={})
@@ -97,6 +99,18 @@ def read_first(folder: Path, *, device: torch.device | None = None) -> Batch | N
     """The first sample of the data, for which only the first file is read; None and ValueError as read_data."""
     first = next(_shards(folder), None)
     return in_buckets(first, device).first(1) if first else None
+
+
+def first_made(folder: Path, *, device: torch.device | None = None) -> Batch | None:
+    """As read_first, of data that need not be whole yet."""
+    file = folder / _FIRST
+    return in_buckets(_read_shard(file, _checksum(file)), device).first(1) if file.exists() else None
+
+
+def forget(folder: Path) -> None:
+    """All that was made, and from what."""
+    for path in (folder / "index.json", *folder.glob("*.safetensors"), folder / "source.json"):
+        path.unlink(missing_ok=True)
 
 
 def _shards(folder: Path) -> Iterator[list[TensorData]]:
@@ -124,8 +138,7 @@ def _require_same_source(
             f"data. What differs: {'; '.join(lines[:_NAMED_DIFFERENCES])}{more}."
         )
     if lines or there is None:  # without its source no shard says what it is
-        for path in (folder / "index.json", *folder.glob("*.safetensors"), file):
-            path.unlink(missing_ok=True)
+        forget(folder)
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -77,8 +77,9 @@ def another_teacher(found: Mapping[str, Any] | None, wanted: Mapping[str, Any] |
     """What differs between two teachers, by their "teacher_is"; nothing where one is of a run older than that."""
     if not found or not wanted:
         return []
-    kinds = (_other_hashes, _other_levels, _other_changes, _other_answers)
-    return [line for kind in kinds for line in kind(found, wanted)]
+    kinds = (_other_hashes, _other_levels, _other_changes)
+    lines = [line for kind in kinds for line in kind(found, wanted)]
+    return [*lines, *other_answers(found["answers"], wanted["answers"])]
 
 
 def _known_of_teacher(found: Mapping[str, Any] | None, wanted: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -121,8 +122,8 @@ def _names(names: Sequence[str]) -> str:
     return " and ".join(names) or "none"
 
 
-def _other_answers(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
-    answered, answers = found["answers"], wanted["answers"]
+def other_answers(answered: Mapping[str, Any], answers: Mapping[str, Any]) -> Iterator[str]:
+    """What differs between two teachers' answers to one question, beyond rounding."""
     for there, here in itertools.product(sorted(answered), sorted(answers)):
         dtype, *_ = here.split(" ")
         if there.split(" ")[0] == dtype:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -12,9 +14,12 @@ from torch import Tensor
 
 from ....samplers.schedules import trailing_sigmas
 from ....trainers.data.batches import Buckets, Condition, Data, TensorData
-from ....trainers.data.cache import Shard, cached_data, in_buckets, write_data
+from ....trainers.data.cache import Shard, cached_data, first_made, forget, in_buckets, write_data
 from ....trainers.data.streams import stream
 from ....trainers.objective.choices import require_at_least_one
+from ....trainers.storage.files import write_atomically
+from ....trainers.storage.identity import other_answers
+from ....trainers.storage.reading import read_json, without_nan
 from ....trainers.storage.run_folder import RunFolder
 from ... import host
 from ...host.models import Conditioning
@@ -162,6 +167,8 @@ class PromptSource(MadeOnce):
     def build(self, model: Any, run: RunFolder, *, teacher_sha256: str) -> Data:
         sigmas = trailing_sigmas(self.steps, table=host.models.noise_levels(host.models.model_sampling_of(model)))
         shape = host.data.latent_shape(model, width=self.width, height=self.height)
+        if not run.begun:
+            _forget_anothers(model, run.data_folder)
         return cached_data(
             run.data_folder,
             source=self._source()
@@ -169,7 +176,7 @@ class PromptSource(MadeOnce):
             | of_teacher(model, teacher_sha256)
             | _patches_of(model, run)
             | ({"batch_size": None} if run.begun else {}),  # its pictures are there, drawn as they were
-            plan=lambda: self._plan(model, sigmas, shape),
+            plan=lambda: self._plan(model, sigmas, shape, folder=run.data_folder),
             replace=not run.begun,
             device=model.load_device,
         )
@@ -180,14 +187,21 @@ class PromptSource(MadeOnce):
         clip = None if self.clip is None else host.encoding.weights_sha256(self.clip)
         return {"kind": "prompts", **options, "clip": clip}
 
-    def _plan(self, model: Any, sigmas: Tensor, shape: tuple[int, ...]) -> list[Shard]:
+    def _plan(self, model: Any, sigmas: Tensor, shape: tuple[int, ...], *, folder: Path) -> list[Shard]:
         """A shard is what the teacher draws at once, so that a resumed cache is drawn in the same batches."""
+
+        def first(make: Shard) -> Sequence[TensorData]:
+            parts = make()
+            _keep_answers(model, parts, folder)
+            return parts
+
         require_connected("Training Prompts (Teacher's Pictures)", clip=self.clip)
         count = len(self.prompts) * self.pictures_per_prompt
         texts, progress = Texts(model, self.clip, self.negative, told=self.told()), Progress(count)
         starts = range(0, count, self.batch_size)
         batches = [range(start, min(start + self.batch_size, count)) for start in starts]
-        return [functools.partial(self._shard, model, texts, progress, sigmas, shape, batch) for batch in batches]
+        shards = [functools.partial(self._shard, model, texts, progress, sigmas, shape, batch) for batch in batches]
+        return [functools.partial(first, shards[0]), *shards[1:]]
 
     def _shard(
         self, model: Any, texts: Texts, progress: Progress, sigmas: Tensor, shape: tuple[int, ...], batch: range
@@ -265,6 +279,30 @@ def of_guidance(guidance: float) -> dict[str, float]:
 def _patches_of(model: Any, run: RunFolder) -> dict[str, Any]:
     """What changes the pictures that the MODEL draws and is in no weight; of a run that has begun its own identity tells."""
     return {"changes": None if run.begun else {kind: len(made) for kind, made in host.identity.changes(model).items()}}
+
+
+_ANSWERS = "teacher.json"
+
+
+def _keep_answers(model: Any, parts: Sequence[TensorData], folder: Path) -> None:
+    """What the teacher says of the first picture that it drew: much changes what a MODEL draws and is in no weight."""
+    asked = in_buckets(parts, model.load_device).first(1)
+    host.training.loaded(model)
+    write_atomically(folder / _ANSWERS, json.dumps(without_nan(host.identity.answers_of(model, asked))).encode())
+
+
+def _forget_anothers(model: Any, folder: Path) -> None:
+    """Pictures of a start that came to nothing, where this MODEL would draw others: it is asked the same once more."""
+    asked = first_made(folder, device=model.load_device) if (folder / _ANSWERS).exists() else None
+    if asked is None:
+        return
+    host.training.loaded(model)
+    differing = list(other_answers(read_json(folder / _ANSWERS), without_nan(host.identity.answers_of(model, asked))))
+    if differing:
+        host.signals.say(
+            f"the pictures in {folder} were drawn by another teacher ({differing[0]}); they are drawn anew."
+        )
+        forget(folder)
 
 
 def require_connected(node: str, **inputs: Any) -> None:

@@ -9,6 +9,7 @@ import_host()
 from architectures import conditioning, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation.data import training_data
+from comfyui_fewstep.nodes.sampling import model_sampling
 from comfyui_fewstep.samplers.schedules import trailing_sigmas
 from comfyui_fewstep.trainers.data.cache import read_data
 from comfyui_fewstep.trainers.storage.files import tensors_sha256
@@ -74,6 +75,33 @@ def test_a_cancel_while_drawing_goes_on_where_it_was(call, output, clip, monkeyp
     distil(model, name="part", data=prompts(None, batch_size=3), checkpoint_every=7)
     assert drawn == [2, 2, 2]
     one, other = (read_data(run_folder(output, name) / "data").tensors() for name in ("whole", "part"))
+    assert same_tensors(one, other)
+
+
+def scaled(by):
+    """As FreeU: what it changes by is in no weight, and in no name."""
+    model = tiny("sd15").clone()
+    model.set_model_output_block_patch(lambda h, skip, options: (h * by, skip))
+    return model
+
+
+@pytest.mark.parametrize("call", [4, 6])
+@pytest.mark.parametrize("change", ["patch", "prediction", "none"])
+def test_pictures_of_a_start_that_came_to_nothing_are_those_of_this_model(change, call, output, clip, monkeypatch):
+    """Whether some were drawn before the cancel or all: another MODEL draws its own, the same goes on with them."""
+    before = scaled(1.0)
+    now = {"patch": scaled(0.5), "prediction": before, "none": scaled(1.0)}[change]
+    if change == "prediction":
+        (now,) = model_sampling.PredictionType().patch(before, "v_prediction")
+    with monkeypatch.context() as patched, pytest.raises(Cancelled):
+        cancel_at(patched, call)
+        distil(before, name="run", data=prompts(clip))
+    there = run_folder(output, "run") / "data" / "00000.safetensors"
+    kept = there.stat().st_ino
+    distil(now, name="run", data=prompts(clip))
+    assert (there.stat().st_ino == kept) == (change == "none")
+    distil(now, name="fresh", data=prompts(clip))
+    one, other = (read_data(run_folder(output, name) / "data").tensors() for name in ("run", "fresh"))
     assert same_tensors(one, other)
 
 
