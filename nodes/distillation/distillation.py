@@ -14,7 +14,7 @@ from ...trainers.objective.method import Method, MethodOptions, student_predicti
 from ...trainers.storage.places import is_link
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.adapters import LoRAOptions
-from ...trainers.training.distillation import Distillation, as_begun
+from ...trainers.training.distillation import Distillation, as_begun, require_goes_on
 from ...trainers.training.learning_rates import SCHEDULES
 from ...trainers.training.optimisers import OPTIMISERS
 from ...trainers.training.options import AS_LOADED, PRECISIONS, TrainOptions
@@ -295,6 +295,9 @@ def prepared(
         _require_pictures(resolved, source)
         host.precision.require(model, train_options.precision)
         students.require_scale_input(model, student or LoRAOptions(), resolved.scale_input)
+        require_goes_on(
+            run, method=resolved, options=train_options, student=students.description(student or LoRAOptions())
+        )
         if not run.begun:  # before hours go into its data
             train_options.require_suit(resolved.stages(), libraries=not elsewhere)
             starting.require_there(start_from)

@@ -236,14 +236,16 @@ class Progressive(OnTeacher[ProgressiveOptions]):
     def continues(self, options: Mapping[str, Any]) -> bool:
         """With a larger target_steps, all else equal: the schedules are those of start_steps, and so the same.
 
-        Not of an expert: which steps are its own depends on the last.
+        Iterations of the last halvings may be others where it had none of them. Not of an expert: which steps are its own
+        depends on the last.
         """
         if options.keys() != self.options().keys() or not self.levels.is_whole:
             return False
         earlier = copy.copy(self)
         earlier._options = ProgressiveOptions.read(options)
         earlier._last_steps = range(earlier._options.target_steps)
-        if {**earlier.options(), "target_steps": self._options.target_steps} != self.options():
+        further = ("target_steps", "last_stages_iterations")
+        if {**earlier.options(), **{name: getattr(self._options, name) for name in further}} != self.options():
             return False
         first, own = ([(s.name, s.iterations, s.learning_rate) for s in of.stages()] for of in (earlier, self))
         return own[: len(first)] == first

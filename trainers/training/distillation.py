@@ -19,6 +19,7 @@ from ..objective.perceptual import Perceptual
 from ..processes.group import Processes
 from ..storage.export import FULL_WEIGHTS, LORA, SCALE_INPUT_KEY, TEACHER_PREDICTION_KEY, write_student
 from ..storage.files import copy_atomically
+from ..storage.identity import gone_on_with
 from ..storage.prefixes import below
 from ..storage.reading import identity_in
 from ..storage.run_folder import RunFolder
@@ -62,15 +63,10 @@ class Distillation:
 
     def description(self) -> dict[str, Any]:
         """run.json: "run" identifies it and is compared on resume; the rest says how to execute it, and with what it was."""
-        options = dataclasses.asdict(self.options)
-        free = {key: options.pop(key) for key in _FREE}
         return {
             "run": {
                 "format": 1,
-                "method": self.method.name,
-                **{f"method.{key}": value for key, value in self.method.options().items()},
-                **{f"training.{key}": value for key, value in options.items()},
-                **{f"student.{key}": value for key, value in self.student.items()},
+                **_settings(self.method, self.options, self.student),
                 "teacher_sha256": self.teacher_sha256,
                 "data_sha256": self._data_sha256,
                 "prediction_type": self.prediction_type,
@@ -78,7 +74,7 @@ class Distillation:
             },
             "teacher": self.origin,
             "teacher_is": self.teacher_is,
-            "free": free,
+            "free": {key: getattr(self.options, key) for key in _FREE},
             **({"started_from": self.started_from} if self.started_from else {}),
             "made_with": {
                 "torch": torch.__version__,
@@ -87,10 +83,6 @@ class Distillation:
                 "processes": self.processes.count,
             },
         }
-
-    def _options_of_old(self) -> dict[str, Any]:
-        """What a run does whose run.json is older than an option."""
-        return _OPTIONS_OF_OLD | {f"method.{key}": value for key, value in self.method.options_of_old().items()}
 
     @property
     def start_left(self) -> float:
@@ -122,17 +114,10 @@ class Distillation:
         self.processes.on_first(
             lambda: self.run.claim(
                 self.description(),
-                absent=self._options_of_old(),
-                free=[f"training.{name}" for name in _FREE],
-                extends=self._extends,
+                **_compared(self.method),
             )
         )
         return self.processes.on_first(lambda: self.run.finished)
-
-    def _extends(self, found: Mapping[str, Any], differing: Sequence[str]) -> bool:
-        """Whether this run is one with the entries found and further stages."""
-        of_the_method = all(key.startswith("method.") for key in differing)
-        return of_the_method and self.method.continues(below(found, "method."))
 
     def execute(
         self,
@@ -211,6 +196,45 @@ class Distillation:
             return facts
         rank, alpha = str(self.student["rank"]), str(self.student["alpha"])
         return {**facts, "ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": alpha}
+
+
+def require_goes_on(run: RunFolder, *, method: Method, options: TrainOptions, student: Mapping[str, Any]) -> None:
+    """Of a run that has begun, before anything is made for it: ValueError, naming what differs, where these are not its settings.
+
+    Its teacher and its data are asked for later. student: see Distillation.
+    """
+    if not run.begun:
+        return
+    found = run.description()
+    others = {key: value for key, value in identity_in(found).items() if not key.startswith(_SETTINGS)}
+    own = json.loads(json.dumps(_settings(method, as_begun(options, run), student)))
+    gone_on_with(run.name, found, {"run": others | own}, finished=run.finished, **_compared(method))
+
+
+_SETTINGS = ("method", "training.", "student.")
+
+
+def _settings(method: Method, options: TrainOptions, student: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json's "run" says of all but teacher and data, JSON values."""
+    compared = {key: value for key, value in dataclasses.asdict(options).items() if key not in _FREE}
+    return {
+        "method": method.name,
+        **{f"method.{key}": value for key, value in method.options().items()},
+        **{f"training.{key}": value for key, value in compared.items()},
+        **{f"student.{key}": value for key, value in student.items()},
+    }
+
+
+def _compared(method: Method) -> dict[str, Any]:
+    """How a run that has begun is compared with one of this method; see RunFolder.claim."""
+
+    def extends(found: Mapping[str, Any], differing: Sequence[str]) -> bool:
+        """Whether this run is one with the entries found and further stages."""
+        of_the_method = all(key.startswith("method.") for key in differing)
+        return of_the_method and method.continues(below(found, "method."))
+
+    old = {f"method.{key}": value for key, value in method.options_of_old().items()}
+    return {"absent": _OPTIONS_OF_OLD | old, "free": [f"training.{name}" for name in _FREE], "extends": extends}
 
 
 _OPTIONS_OF_OLD = {

@@ -17,21 +17,24 @@ from ....trainers.methods.consistency import ConsistencyOptions
 from ....trainers.methods.distribution_matching import DistributionMatchingOptions
 from ....trainers.methods.progressive import ProgressiveOptions
 from ....trainers.methods.rollout import Rollout
+from ....trainers.objective.method import Method, student_prediction
+from ....trainers.storage.run_folder import RunFolder
 from ....trainers.students.adapters import LoRALayers, LoRAOptions
+from ....trainers.training.distillation import require_goes_on
 from ....trainers.training.options import TrainOptions
 from ....trainers.training.plan import Plan
 from ....trainers.training.trial import seconds_of
 from ... import host
 from ...host import folders
-from .. import planning, running
+from .. import planning, running, teacher
 from ..data import training_data
 from ..data.data_in_graph import data_in_graph
 from ..data.data_sources import PromptSource, Sample, Texts
 from ..data.folder_sources import PictureFolder
 from ..data.prompts_alone import PromptsAlone
-from ..learning import matching_method, methods
+from ..learning import matching_method, methods, students
 from ..learning import option_inputs as inputs
-from ..learning.starting_lora import NOTHING, StartingLoRA
+from ..learning.starting_lora import NOTHING, StartingLoRA, require_suits
 from .cards import NO_CARD, Card, cards
 from .families import Family, family_of
 
@@ -128,6 +131,8 @@ class Wishes:
     negative: Any = None
     preset: str = NO_CARD
     start_lora: str = NOTHING
+    layers: LoRALayers | None = None
+    """Of a run that has begun."""
 
     def __post_init__(self) -> None:
         if 0.0 < self.guidance < 1.0:
@@ -209,7 +214,7 @@ class Wishes:
 
     @functools.cached_property
     def student(self) -> LoRAOptions:
-        layers = LoRALayers.LINEAR if self.steps >= 4 else LoRALayers.LINEAR_AND_CONV
+        layers = self.layers or (LoRALayers.LINEAR if self.steps >= 4 else LoRALayers.LINEAR_AND_CONV)
         rank = self._card.rank if self._card else RANK
         lora = LoRAOptions(rank=rank, alpha=float(rank), layers=layers)
         return StartingLoRA.of(lora, file=self.start_lora, strength=1.0) if self._begins else lora
@@ -217,7 +222,7 @@ class Wishes:
     @property
     def options(self) -> TrainOptions:
         batch_size = self._card.batch_size if self._card else BATCH
-        return TrainOptions(batch_size=batch_size, checkpoint_every=100, seed=self.seed)
+        return TrainOptions(batch_size=batch_size, checkpoint_every=100, seed=self.seed, ema_warms_up=True)
 
     def data(self) -> dict[str, Any]:
         """As Distill Model takes it."""
@@ -310,6 +315,26 @@ class Wishes:
         )
 
     # --- what it takes ---
+
+    @property
+    def _resolved(self) -> Method:
+        guided = not self.from_graph or self.negative is not None
+        return running.method_on(self.model, self.method, empty_prompt=guided)
+
+    def require_goes_on(self, run: RunFolder) -> None:
+        """ValueError, before anything is tried, where the run has begun with other settings."""
+        require_goes_on(run, method=self._resolved, options=self.options, student=students.description(self.student))
+
+    def require_start(self) -> None:
+        """ValueError, naming the file, for a LoRA that a run cannot begin as. Hashes the MODEL for it."""
+        if isinstance(self.student, StartingLoRA):
+            predicts = host.models.prediction_type(host.models.model_sampling_of(self.model))
+            require_suits(
+                self.student,
+                model=self.model,
+                teacher_sha256=teacher.hashed(self.model).sha256,
+                prediction=student_prediction(self._resolved, prediction_type=predicts),
+            )
 
     def planned(self, run: Any) -> tuple[TrainOptions, Plan]:
         """The options as they fit into the memory, and what they take. ValueError where nothing does."""

@@ -9,6 +9,7 @@ from ....samplers.recipe import Recipe
 from ....trainers.objective.method import MethodOptions
 from ....trainers.storage.files import read_metadata
 from ....trainers.storage.run_folder import RunFolder
+from ....trainers.students.adapters import LoRALayers
 from ....trainers.training.distillation import Recorded
 from ... import host
 from ...host import folders, graph
@@ -17,7 +18,7 @@ from .. import distillation
 from ..data import preview_prompts
 from ..learning import option_inputs as inputs
 from ..learning import starting_lora
-from ..telling import MESSAGES, PROBING
+from ..telling import HASHING, MESSAGES, PROBING
 from .cards import NO_CARD, cards
 from .choosing import CARDS, GOALS, Wishes
 
@@ -173,10 +174,14 @@ class MakeItFast:
         extra_pnginfo: Any = None,
         **wishes: Any,
     ) -> dict[str, Any]:
-        wanted = Wishes(model=model, vae=vae, steps=int(steps), goal=goal, **wishes)
-        preview_prompts.require_shown(previews, model, vae=vae is not None)
-        told: list[str] = []
         run = folders.run_named(run_name)
+        wanted = Wishes(model=model, vae=vae, steps=int(steps), goal=goal, layers=_layers_of(run), **wishes)
+        preview_prompts.require_shown(previews, model, vae=vae is not None)
+        wanted.require_goes_on(run)
+        if wanted.start_lora != starting_lora.NOTHING and not run.begun:
+            with MESSAGES.phase(HASHING, run=run_name, node=unique_id):
+                wanted.require_start()
+        told: list[str] = []
         options = wanted.options
         if not (done := _is_done(run, wanted.method)):
             with MESSAGES.phase(PROBING, run=run_name, node=unique_id):
@@ -205,6 +210,12 @@ class MakeItFast:
         recipe = Recipe.from_metadata(read_metadata(run.student_file), source=run.name)
         text = "\n".join(told) or f"the run {run_name!r} is finished; its student is loaded."
         return {"ui": {"text": [text]}, "result": (student, *as_trained(recipe), run_name, text)}
+
+
+def _layers_of(run: RunFolder) -> LoRALayers | None:
+    """On which a run that has begun learns: to fewer steps it goes on with the student that it has."""
+    known = Recorded.of(run).student.get("layers") if run.begun else None
+    return LoRALayers(known) if known else None
 
 
 def _is_done(run: RunFolder, method: MethodOptions) -> bool:

@@ -49,6 +49,16 @@ def quick(monkeypatch):
     monkeypatch.setitem(choosing.GOALS, choosing.CLOSEST, halvings)
 
 
+def halvings_of(choose):
+    """The goal's own, with fewer steps and iterations."""
+
+    def chosen(family, *, steps, guidance, iterations):
+        small = dataclasses.replace(family, start_steps=8)
+        return choose(small, steps=steps, guidance=guidance, iterations=1)
+
+    return chosen
+
+
 def clip_of(kind):
     return RandomCLIP(*{"sd15": (768, 768), "sdxl": (2048, 1280)}[kind])
 
@@ -109,6 +119,34 @@ def test_fewer_steps_of_a_finished_run_are_planned_and_fitted_as_any(output, qui
     assert run.stage_file(1).exists() and run.finished
     told = make(model, do=make_it_fast.PLAN, steps="1", **given)["ui"]["text"][0]
     assert told == "the run 'run' is finished; its student is loaded."
+
+
+def test_a_run_of_four_steps_goes_on_to_two(output, monkeypatch):  # noqa: F811
+    """With the layers that its student has, though a new run of two steps takes more; the plan says which."""
+    monkeypatch.setitem(choosing.GOALS, choosing.CLOSEST, halvings_of(choosing.GOALS[choosing.CLOSEST]))
+    model, given = tiny("sd15"), {"clip": clip_of("sd15"), **SMALL}
+    make(model, steps="4", **given)
+    run = folders.run_named("run")
+    told = make(model, steps="2", do=make_it_fast.PLAN, **given)["ui"]["text"][0]
+    assert "on layers linear;" in told
+    make(model, steps="2", **given)
+    recorded = Recorded.of(run)
+    assert (recorded.student["layers"], recorded.method_options["last_stages_iterations"]) == ("linear", 2)
+    assert run.stage_file(2).exists() and run.finished
+    assert "on layers linear_and_conv" in make(model, name="new", do=make_it_fast.PLAN, **given)["ui"]["text"][0]
+
+
+@pytest.mark.parametrize("do", [make_it_fast.TRAIN, make_it_fast.PLAN])
+def test_what_cannot_be_trained_is_refused_before_anything_is_tried(do, output, quick, monkeypatch):  # noqa: F811
+    """Also where only the plan is asked for: one that nobody could follow says less than why."""
+    model, given = tiny("sd15"), {"clip": clip_of("sd15"), **SMALL}
+    make(model, **given)
+    monkeypatch.setattr(choosing.planning, "fitted", lambda *_, **__: pytest.fail("it was tried"))
+    with pytest.raises(ValueError, match=r"'run' holds another run.*training.batch_size: there 16, here"):
+        make(model, do=do, preset="8 GB card", **given)
+    with pytest.raises(ValueError, match=r"start_lora is fewstep/run\.safetensors, a student of another teacher"):
+        make(tiny("sd15", seed=1), name="other", do=do, start_lora="fewstep/run.safetensors", **given)
+    assert not (output / "fewstep" / "runs" / "other").exists()
 
 
 def test_the_sharpest_begins_as_the_closest_and_needs_fewer_iterations(output, quick, monkeypatch):  # noqa: F811

@@ -309,3 +309,12 @@ def test_a_run_that_is_older_than_the_options_goes_on(tmp_path):
 @pytest.mark.parametrize(("changed", "expected"), [({}, "eps"), (TO_V, "v_prediction")])
 def test_a_distillation_knows_what_its_student_predicts(changed, expected, tmp_path):
     assert distillation(tmp_path, **changed).student_prediction == expected
+
+
+def test_iterations_of_last_halvings_may_be_chosen_when_a_run_gets_to_them():
+    """Of a run that had none of them; the others were trained as they were."""
+    longer = method(start_steps=16, target_steps=1, last_stages_iterations=7)
+    assert longer.continues(method(start_steps=16, target_steps=4).options())
+    assert not longer.continues(method(start_steps=16, target_steps=2).options())
+    assert longer.continues(method(start_steps=16, target_steps=2, last_stages_iterations=7).options())
+    assert not longer.continues(method(start_steps=16, target_steps=4, learning_rate=0.5).options())
