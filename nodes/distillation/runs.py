@@ -158,7 +158,8 @@ class _End:
             self._seen = True
             return ""
         if self._failed_at() not in (None, self._before):
-            return f"the training of {self._run.name!r} ended with an error: {self._run.error()} To go on, when that is mended:"
+            said = (self._run.error() or "it is not known which").rstrip(".")
+            return f"the training of {self._run.name!r} ended with an error: {said}. To go on, when that is mended:"
         asked = self._run.cancel_asked or self._run.stop_asked
         if not (self._seen and asked) or self._run.finished:
             return ""

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,9 @@ _AT_ONCE = 16
 """Rows that are put together to be hashed."""
 _COPIED_AT_ONCE = 2**24
 """Bytes."""
+_WINDOWS = os.name == "nt"
+_WAITS = (0.01, 0.05, 0.2, 0.5, 1.0)
+"""Seconds between tries to replace a file that somebody reads."""
 
 
 @contextlib.contextmanager
@@ -48,11 +52,21 @@ def writing(path: Path) -> Iterator[Path]:
             yield unfinished
             with unfinished.open("r+b") as file:  # which Windows wants to be writable
                 os.fsync(file.fileno())
-            unfinished.replace(path)
+            _replace(unfinished, path)
         except BaseException:
             unfinished.unlink(missing_ok=True)
             raise
         _sync_directory(path.parent)
+
+
+def _replace(unfinished: Path, path: Path) -> None:
+    """On Windows whoever reads path at that moment, a list of runs or a virus scanner, keeps it from being replaced."""
+    for wait in _WAITS if _WINDOWS else ():
+        with contextlib.suppress(PermissionError):
+            unfinished.replace(path)
+            return
+        time.sleep(wait)
+    unfinished.replace(path)
 
 
 def _begun_here(path: Path) -> str:

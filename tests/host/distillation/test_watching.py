@@ -38,7 +38,7 @@ def nothing():
 
 
 def test_an_error_there_is_told_at_once(run, monkeypatch):
-    message = r"training of 'mine' ended with an error: training ran out of memory To go on.*launch.py'? train .*mine"
+    message = r"training of 'mine' ended with an error: training ran out of memory\. To go on.*launch.py'? train .*mine"
     with pytest.raises(ValueError, match=message):
         watching(monkeypatch, run, nothing, lambda: fail(run))
 

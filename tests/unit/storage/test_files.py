@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from comfyui_fewstep.trainers.storage import files
 from comfyui_fewstep.trainers.storage.files import (
     _TYPES,
     copy_atomically,
@@ -73,6 +74,30 @@ def test_a_disk_that_cannot_sync_a_folder_is_written_to(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", functools.partial(files_alone, number=errno.EIO))
     with pytest.raises(OSError, match="two could not be written"):
         write_atomically(tmp_path / "two", b"content")
+
+
+@pytest.mark.parametrize("windows", [True, False])
+def test_a_file_that_somebody_reads_on_windows_is_replaced_when_that_ends(windows, tmp_path, monkeypatch):
+    """Elsewhere it is no hindrance, and missing rights are told of at once."""
+    replace, tried = Path.replace, []
+
+    def read_meanwhile(unfinished, path):
+        tried.append(path.name)
+        if len(tried) < 3:
+            raise PermissionError(errno.EACCES, "somebody reads it")
+        return replace(unfinished, path)
+
+    monkeypatch.setattr(files, "_WINDOWS", windows)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(Path, "replace", read_meanwhile)
+    if windows:
+        write_atomically(tmp_path / "one", b"content")
+        assert (tmp_path / "one").read_bytes() == b"content"
+    else:
+        with pytest.raises(PermissionError, match="one could not be written"):
+            write_atomically(tmp_path / "one", b"content")
+    assert len(tried) == (3 if windows else 1)
+    assert [path.name for path in tmp_path.iterdir()] == (["one"] if windows else [])
 
 
 def test_two_threads_that_write_one_file_do_not_meet(tmp_path):
