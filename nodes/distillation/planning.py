@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -155,7 +156,16 @@ def _planned(
     """Where what passes together is more than is free here, the time is that of one sample after another."""
     rows = options.batch_size // options.accumulation
     costs = trial.costs(options, rows=rows if needs.at(rows) <= free else 1)
-    return Plan(costs=costs, options=options, needs=needs, room=room, preparing=preparing)
+    done = _done(trial)
+    return Plan(costs=costs, options=options, needs=needs, room=room, preparing=preparing, done=done)
+
+
+def _done(trial: Trial) -> int:
+    """Iterations of the run that are saved, of one that has lost its checkpoints those of the stages that it has."""
+    if trial.run.saved is not None:
+        return trial.run.saved
+    there = itertools.takewhile(lambda stage: trial.run.stage_file(stage.steps).exists(), trial.method.stages())
+    return sum(stage.iterations for stage in there)
 
 
 def _too_large(student: students.StudentOptions, needs: Needs, room: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 from .options import TrainOptions
@@ -44,7 +45,8 @@ def _divisors(number: int) -> list[int]:
 class Plan:
     """costs: of each stage, with whole batches. needs: of the stage that holds most. room: bytes for it.
 
-    preparing: (what, seconds) of all that comes before the training.
+    preparing: (what, seconds) of all that comes before the training. done: iterations, counted over all stages, of a run that
+    goes on.
     """
 
     costs: Sequence[StageCost]
@@ -52,6 +54,7 @@ class Plan:
     needs: Needs
     room: float
     preparing: Sequence[tuple[str, float]] = ()
+    done: int = 0
 
     @property
     def rows(self) -> int:
@@ -80,6 +83,15 @@ class Plan:
     def seconds(self) -> float:
         return self.training + sum(seconds for _, seconds in self.preparing)
 
+    @property
+    def left(self) -> float:
+        """Seconds, of what is not done yet."""
+        before = itertools.accumulate((cost.stage.iterations for cost in self.costs), initial=0)
+        training = sum(
+            cost.left(after=max(0, self.done - first)) for cost, first in zip(self.costs, before, strict=False)
+        )
+        return training + sum(seconds for _, seconds in self.preparing)
+
     def told(self) -> list[str]:
         """For the one who is to decide, a line each."""
         lines = [f"{what}: {duration(seconds)}" for what, seconds in self.preparing]
@@ -89,6 +101,8 @@ class Plan:
                 f"{cost.stage.name}: {cost.stage.iterations} iterations of {each:.2g} s, {duration(cost.seconds)}"
             )
         lines.append(f"in all: {duration(self.seconds)}, {self.forwards:,} forwards of the network in training")
+        if self.done:
+            lines.append(f"of these {self.done} iterations are done: {duration(self.left)} are left")
         lines.append(
             f"memory beside the model: {size(self.held)} of {size(self.room)} that are free, with "
             f"{self.rows} of {self.options.batch_size} pictures at a time"

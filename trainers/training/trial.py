@@ -71,7 +71,17 @@ class StageCost:
     @property
     def seconds(self) -> float:
         """Of the whole stage."""
-        return self.measuring + sum(count * one.seconds for count, one in self._parts)
+        return self.left(after=0)
+
+    def left(self, *, after: int) -> float:
+        """Seconds of the stage after so many of its iterations; 0 after all, when it is measured too."""
+        if after >= self.stage.iterations:
+            return 0.0
+        seconds = self.measuring
+        for count, one in self._parts:
+            seconds += max(0, count - after) * one.seconds
+            after = max(0, after - count)
+        return seconds
 
     @property
     def forwards(self) -> float:

@@ -18,6 +18,7 @@ from ....trainers.methods.distribution_matching import DistributionMatchingOptio
 from ....trainers.methods.progressive import ProgressiveOptions
 from ....trainers.methods.rollout import Rollout
 from ....trainers.objective.method import Method, student_prediction
+from ....trainers.storage.places import is_regular
 from ....trainers.storage.run_folder import RunFolder
 from ....trainers.students.adapters import LoRALayers, LoRAOptions
 from ....trainers.training.distillation import require_goes_on
@@ -343,7 +344,8 @@ class Wishes:
         trial = planning.Trial(model=self.model, run=run, method=method, student=self.student, sample=sample)
         card = CARDS[self.memory] or (self._card.gigabytes if self._card else None)
         room = None if card is None else host.training.beside_on_card(self.model, gigabytes=card)
-        return planning.fitted(trial, self.options, room=room, preparing=self._preparing(sample))
+        preparing = [] if is_regular(run.place("data", "index.json")) else self._preparing(sample)
+        return planning.fitted(trial, self.options, room=room, preparing=preparing)
 
     def _sample(self) -> Batch:
         """One of the run's own, or noise of the shape with the first prompt."""

@@ -129,6 +129,7 @@ def test_a_run_of_four_steps_goes_on_to_two(output, monkeypatch):  # noqa: F811
     run = folders.run_named("run")
     told = make(model, steps="2", do=make_it_fast.PLAN, **given)["ui"]["text"][0]
     assert "on layers linear;" in told
+    assert "of these 1 iterations are done" in told
     make(model, steps="2", **given)
     recorded = Recorded.of(run)
     assert (recorded.student["layers"], recorded.method_options["last_stages_iterations"]) == ("linear", 2)

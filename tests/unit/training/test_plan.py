@@ -250,6 +250,11 @@ def test_a_plan_sums_its_stages():
     assert plan.seconds == plan.training + 60.0
     assert plan.forwards == 16 * 10 * (5 + 3)
     assert plan.told()[0] == "drawing: 60 s"
+    assert plan.left == plan.seconds
+    assert dataclasses.replace(plan, done=4, preparing=[]).left == 6 * 8.0 + 10 * 4.0 + 2 * 3.0
+    assert dataclasses.replace(plan, done=10, preparing=[]).left == 10 * 4.0 + 3.0
+    assert "of these 13 iterations are done: 31 s are left" in dataclasses.replace(plan, done=13, preparing=[]).told()
+    assert not any("are left" in line for line in plan.told())
     assert "16 to 8 steps: 10 iterations of 8 s, 83 s" in plan.told()
     millions = dataclasses.replace(plan, needs=Needs({1: 10e6, 2: 12e6}), room=16e9)
     assert (
