@@ -118,6 +118,9 @@ def _shown(kind: str, sigmas: Tensor) -> dict[str, Any]:
 def _read(declared: Mapping[str, Mapping[str, Any]], given: Mapping[str, str]) -> dict[str, Any]:
     """The inputs of a node that are no connections, from text, each in its declared type and range."""
     types = {**declared["required"], **declared["optional"]}
+    missing = [name for name in declared["required"] if name not in given and name != "model"]
+    if missing:
+        raise ValueError(f"{missing[0]} is not given; allowed is what its input on the node takes.")
     return {name: _value(name, given[name], types[name]) for name in types if name in given and name != "model"}
 
 

@@ -2,7 +2,7 @@
 import { app } from "../../scripts/app.js";
 import "./fewstep_panel_element.js";
 import { AROUND, addElement, every, fit, textScale, whileThere } from "./fewstep_elements.js";
-import { STATE, isOf, runNamed, subscribe } from "./fewstep_service.js";
+import { EVERY, STATE, isOf, runNamed, subscribe } from "./fewstep_service.js";
 
 const NODES = ["FewStepMakeItFast", "FewStepDistill", "FewStepWatchRun"];
 const LARGE = 400;
@@ -25,10 +25,10 @@ function addPanel(node) {
   };
   addElement(node, "training", panel, { height });
   new ResizeObserver(panel.onsize).observe(panel); // a narrower node has its sentence in more lines
-  whileThere(node, () => subscribe("", (kind, data) => {
+  whileThere(node, () => subscribe(EVERY, (kind, data) => {
     if (kind === STATE && isOf(data, node)) told = data.run;
   }));
-  every(MILLISECONDS_BETWEEN_LOOKS, node, () => (panel.run = runNamed(node) ?? told));
+  every(MILLISECONDS_BETWEEN_LOOKS, node, () => (panel.run = runNamed(node) || told));
 }
 
 app.registerExtension({

@@ -5,7 +5,7 @@ import { CURVES, STYLE, copied, define, make, markLaidOut } from "./fewstep_elem
 import { smoothed } from "./fewstep_chart.js";
 import { figures, heard, sentence } from "./fewstep_panel_words.js";
 import { say } from "./fewstep_words.js";
-import { PHASE, STATE, METRICS, cancelRun, fetchRun, isAnother, isConnected, reached, stopAfterCheckpoint, subscribe } from "./fewstep_service.js";
+import { CONNECTION, PHASE, STATE, METRICS, cancelRun, fetchRun, isAnother, isConnected, reached, stopAfterCheckpoint, subscribe } from "./fewstep_service.js";
 
 const SECONDS_BETWEEN_LOOKS = 1;
 const GAP = 8; // at least what is between two rows
@@ -26,6 +26,7 @@ class Panel extends HTMLElement {
   #run = null;
   #unsubscribe = () => {};
   #asking = null;
+  #again = false;
   #timer = 0;
   #looked = 0;
   #refused = -Infinity;
@@ -73,10 +74,20 @@ class Panel extends HTMLElement {
   }
 
   disconnectedCallback() {
+    this.#leave();
+  }
+
+  #leave() {
     this.#unsubscribe();
     this.#unsubscribe = () => {};
-    this.#asking?.abort();
+    this.#givenUp();
     clearTimeout(this.#timer);
+  }
+
+  /** What is asked now is of no use any more. */
+  #givenUp() {
+    this.#asking?.abort();
+    this.#asking = null;
   }
 
   /** The name of the run that is shown; null while it is not known. */
@@ -108,8 +119,7 @@ class Panel extends HTMLElement {
   }
 
   #follow() {
-    this.#unsubscribe();
-    this.#unsubscribe = () => {};
+    this.#leave(); // an answer of the run before is not this one's
     if (!this.isConnected || this.#run === null) return;
     this.#unsubscribe = subscribe(this.#run, (kind, data) => this.#heard(kind, data));
     this.#lookSoon(0);
@@ -118,7 +128,10 @@ class Panel extends HTMLElement {
   #heard(kind, data) {
     if (kind === METRICS) this.#known = { ...this.#known, live: data, phase: null, state: "training" };
     if (kind === PHASE) this.#known = { ...this.#known, phase: data.phase ? data : null };
-    if (kind === STATE) this.#known = { ...this.#known, phase: null };
+    if (kind === STATE && data.state === "changed") this.#forget(); // another run may have its name now
+    if (kind === CONNECTION) this.#givenUp();
+    // what was under way when the connection broke may have ended unheard
+    if (kind === STATE || kind === CONNECTION) this.#known = { ...this.#known, phase: null };
     if (kind === STATE) this.#known = { ...this.#known, error: data.error ?? null, published: data.published ?? null, startLeft: data.start_left };
     this.#draw();
     this.#lookSoon(kind === METRICS ? SECONDS_BETWEEN_LOOKS : 0);
@@ -133,9 +146,10 @@ class Panel extends HTMLElement {
   }
 
   async #look() {
+    if (this.#asking) return (this.#again = true); // a slow server would else never be heard to the end
     this.#looked = performance.now();
-    this.#asking?.abort();
     const asking = (this.#asking = new AbortController());
+    this.#again = false;
     try {
       const iterations = this.#known.curves.iteration;
       const told = await fetchRun(this.#run, { after: iterations.at(-1) ?? -1, signal: asking.signal });
@@ -145,6 +159,9 @@ class Panel extends HTMLElement {
       this.#known = { ...this.#known, refusal: isConnected() ? error.message : null };
       this.#draw();
       if (this.watching || this.#known.state === "training") this.#lookSoon(SECONDS_WITHOUT_A_WORD);
+    } finally {
+      if (this.#asking === asking) this.#asking = null;
+      if (this.#again && !asking.signal.aborted) this.#lookSoon(0);
     }
   }
 

@@ -1,7 +1,7 @@
 // Runs beside each other: their losses in one chart, the settings that differ, and their newest pictures.
 import "./fewstep_chart.js";
 import { smoothed } from "./fewstep_chart.js";
-import { CURVES, STYLE, define, figure, make } from "./fewstep_elements.js";
+import { CURVES, STYLE, define, distance as apart, figure, make } from "./fewstep_elements.js";
 import { enlarge, previewsOf } from "./fewstep_enlarged.js";
 import { fetchRun, previewUrl } from "./fewstep_service.js";
 import { say } from "./fewstep_words.js";
@@ -88,7 +88,7 @@ function rows(runs, told) {
 /** Of the last stage that was compared. */
 function distance({ stages }) {
   const last = stages?.at(-1);
-  return last ? figure((100 * last.mean_squared_distance) / last.teacher_mean_square) : "-";
+  return last ? apart(last).replace(" %", "") : "-";
 }
 
 function tableRow([label, ...values], i) {

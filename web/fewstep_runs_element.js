@@ -1,13 +1,13 @@
 // The runs browser: every run with what it is, how far it is, how good it is, and what can be done with it.
 import "./fewstep_compare.js";
 import "./fewstep_chart.js";
-import { STYLE, copied, define, figure, keepKeys, make } from "./fewstep_elements.js";
+import { STYLE, copied, define, distance, figure, keepKeys, make } from "./fewstep_elements.js";
 import { enlarge, previewsOf } from "./fewstep_enlarged.js";
 import { OPEN, confirming, writing } from "./fewstep_asking.js";
 import "./fewstep_runs_compared.js";
 import { qualityContent } from "./fewstep_quality.js";
 import {
-  CONNECTION, GUIDES, METRICS, STATE, cancelRun, cloneRun, deleteRun, fetchRuns, guideUrl, keepNote, previewUrl, reached, renameRun, repairRun,
+  CONNECTION, EVERY, GUIDES, METRICS, STATE, cancelRun, cloneRun, deleteRun, fetchRuns, guideUrl, keepNote, previewUrl, reached, renameRun, repairRun,
   subscribe,
 } from "./fewstep_service.js";
 import { say } from "./fewstep_words.js";
@@ -31,6 +31,8 @@ class Runs extends HTMLElement {
   #looked = 0;
   #asking = null;
   #told = "";
+  #runs = [];
+  #cards = new Map(); // run name -> {told, card}
   #chosen = new Set();
   #waiting = false;
 
@@ -53,7 +55,7 @@ class Runs extends HTMLElement {
   editor = {};
 
   connectedCallback() {
-    this.#leave = subscribe("", (kind) => [METRICS, STATE, CONNECTION].includes(kind) && this.#lookSoon());
+    this.#leave = subscribe(EVERY, (kind) => [METRICS, STATE, CONNECTION].includes(kind) && this.#lookSoon());
     this.#look();
   }
 
@@ -90,13 +92,23 @@ class Runs extends HTMLElement {
     this.#told = told;
     this.said.textContent = runs.length ? "" : say("No runs yet. Distill Model and Write Run make them.");
     this.#chosen = new Set(runs.map(({ run }) => run).filter((name) => this.#chosen.has(name)));
-    this.list.replaceChildren(...runs.map((run) => this.#card(run, runs)));
+    this.#runs = runs;
+    const cards = runs.map((run) => this.#kept(run));
+    for (const card of [...this.list.children]) if (!cards.includes(card)) card.remove();
+    cards.forEach((card, i) => this.list.children[i] !== card && this.list.insertBefore(card, this.list.children[i] ?? null));
     this.#compare(runs);
   }
 
-  #choose(run, chosen, runs) {
+  /** The card that is there where the run is as it was, with the focus and the answers that are on it. */
+  #kept(run) {
+    const told = JSON.stringify(run);
+    if (this.#cards.get(run.run)?.told !== told) this.#cards.set(run.run, { told, card: this.#card(run) });
+    return this.#cards.get(run.run).card;
+  }
+
+  #choose(run, chosen) {
     this.#chosen[chosen ? "add" : "delete"](run);
-    this.#compare(runs);
+    this.#compare(this.#runs);
   }
 
   /** Those that are chosen, from two on. */
@@ -108,9 +120,9 @@ class Runs extends HTMLElement {
     shown.show(chosen);
   }
 
-  #card(run, runs) {
+  #card(run) {
     const choice = make("input", { type: "checkbox", checked: this.#chosen.has(run.run), title: say("Two or more that are chosen are shown beside each other."),
-      aria: { label: say`Compare ${run.run}` }, on: { change: (event) => this.#choose(run.run, event.target.checked, runs) } });
+      aria: { label: say`Compare ${run.run}` }, on: { change: (event) => this.#choose(run.run, event.target.checked) } });
     const head = make("div", { className: "row" }, choice, make("h3", { textContent: run.run }),
       make("span", { className: "state soft", textContent: progress(run) }));
     const noted = run.note ? [make("div", { className: "note", textContent: run.note })] : [];
@@ -170,8 +182,7 @@ function about({ method, options = {}, student = {}, teacher }) {
 }
 
 function stages({ stages }) {
-  const said = stages.map(({ stage, mean_squared_distance, teacher_mean_square }) =>
-    `${stage}: ${figure((100 * mean_squared_distance) / teacher_mean_square)} %`);
+  const said = stages.map((one) => `${one.stage}: ${distance(one)}`);
   return say`Distance from the teacher: ${said.join("; ")}`;
 }
 
@@ -184,7 +195,7 @@ function picture(run) {
 
 function quality({ scores }) {
   const chart = make("fewstep-chart");
-  const best = scores.filter((score) => score.model === "student").sort((one, other) => one.frechet - other.frechet)[0];
+  const best = scores.filter((score) => score.model === "student" && score.frechet !== null).sort((one, other) => one.frechet - other.frechet)[0];
   const said = best ? say`Best student: ${best.steps} steps, Frechet distance ${figure(best.frechet)}, accuracy ${figure(best.accuracy)}` : "";
   requestAnimationFrame(() => chart.draw(qualityContent(scores)));
   return [make("div", { textContent: said }), chart];

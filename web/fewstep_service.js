@@ -8,12 +8,17 @@ export const PHASE = "fewstep.phase";
 export const PLAN = "fewstep.plan";
 export const CONNECTION = "connection";
 
-/** run name -> set of listeners (kind, data); listeners of "" hear of every run. */
+/** For who listens to every run: no name is this one. */
+export const EVERY = Symbol("every run");
+/** run name, or EVERY -> set of listeners (kind, data). */
 const listeners = new Map();
 let connected = true;
 
 // at once: editors of today complain of a message that nobody listens for
-for (const kind of [METRICS, STATE, PHASE, PLAN]) api.addEventListener(kind, (event) => tell(event.detail.run, kind, event.detail));
+for (const kind of [METRICS, STATE, PHASE, PLAN]) api.addEventListener(kind, ({ detail }) => {
+  if (kind === STATE && detail.state === "changed") isAnother(detail.run); // renamed, deleted, or new under that name
+  tell(detail.run, kind, detail);
+});
 api.addEventListener("reconnecting", () => connect(false));
 api.addEventListener("reconnected", () => connect(true));
 
@@ -24,7 +29,7 @@ function connect(now) {
 
 function tell(run, kind, data) {
   const own = [...(listeners.get(run) ?? [])];
-  const all = run === "" ? [] : [...(listeners.get("") ?? [])];
+  const all = run === EVERY ? [] : [...(listeners.get(EVERY) ?? [])];
   for (const listener of [...own, ...all]) listener(kind, data);
 }
 

@@ -1,7 +1,7 @@
 // Shows what a node says in words, a command or a file's place, on the node itself, with a button that copies it.
 import { app } from "../../scripts/app.js";
 import { AROUND, STYLE, addElement, copied, define, fit, make, showAfterRunning, textScale, whileThere } from "./fewstep_elements.js";
-import { PLAN, isOf, subscribe } from "./fewstep_service.js";
+import { EVERY, PLAN, isOf, subscribe } from "./fewstep_service.js";
 import { say } from "./fewstep_words.js";
 
 const NODES = [
@@ -81,6 +81,6 @@ app.registerExtension({
   nodeCreated(node) {
     // what trains for hours says beforehand what it will take
     if (node.comfyClass !== "FewStepMakeItFast") return;
-    whileThere(node, () => subscribe("", (kind, data) => kind === PLAN && isOf(data, node) && show(node, { text: data.plan })));
+    whileThere(node, () => subscribe(EVERY, (kind, data) => kind === PLAN && isOf(data, node) && show(node, { text: data.plan })));
   },
 });

@@ -13,8 +13,12 @@ export function say(text, ...values) {
 
 async function load(name) {
   if (!LANGUAGES.includes(name)) return {};
-  const answer = await fetch(new URL(`./words/${name}.json`, import.meta.url));
-  if (answer.ok) return answer.json();
-  console.warn(`ComfyUI-FewStep: its words in "${name}" did not come (${answer.status}); they are English.`);
-  return {};
+  try {
+    const answer = await fetch(new URL(`./words/${name}.json`, import.meta.url));
+    if (answer.ok) return await answer.json();
+    throw new Error(answer.status);
+  } catch (error) {
+    console.warn(`ComfyUI-FewStep: its words in "${name}" did not come (${error.message}); they are English.`);
+    return {};
+  }
 }

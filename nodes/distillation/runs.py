@@ -125,10 +125,13 @@ def _wait(run: RunFolder, *, patience: float) -> None:
     ValueError when its training ends otherwise, and when for so many seconds none trains it.
     """
     look, end = _Look(run), _End(run)
-    began = time.time()
+    alive = time.time()
     while not run.finished:
         host.signals.check_cancelled()
-        silent = time.time() - max(began, look())
+        if not run.path.is_dir():
+            raise ValueError(f"the run {run.name!r} was renamed or deleted while it was watched.")
+        alive = time.time() if run.busy else max(alive, look())
+        silent = time.time() - alive
         said = end.otherwise() or (f"{_silence(run, silent)} Start one:" if silent > patience else "")
         if said:
             raise ValueError(f"{said} {folders.command_for(run.path)}")

@@ -49,7 +49,8 @@ def proposal(files: Iterable[str], *, fits: Callable[[Preset], str | None]) -> P
 def _listed(file: str) -> str:
     """A file as the menu has it, of one that a loader names without its folder."""
     listed = folders.recipe_files()
-    return file if file in listed else next(name for name in listed if name.partition("/")[2] == file)
+    plain = file.replace("\\", "/")
+    return next((name for name in listed if plain in (name.replace("\\", "/"), name.partition("/")[2])), file)
 
 
 def _why(recipes: list[str], *, file: str, said: str) -> str:

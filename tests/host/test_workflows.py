@@ -297,13 +297,15 @@ def test_the_lcm_sampler_and_schedule_run_in_the_host(client, name):
 def test_importing_the_nodes_is_quick():
     """Beyond torch and the host, which are loaded before any pack is."""
     code = (
-        "import importlib.util, sys, time; from comfyui_fewstep.commands.embedded import import_host; import_host(); "
+        "import importlib.util, sys, time; begun = time.process_time(); "
+        "from comfyui_fewstep.commands.embedded import import_host; import_host(); "
         "import safetensors.torch, PIL.Image, tqdm, numpy, comfy.sd; "
         "[__import__(name) for name in ('execution', 'server') if importlib.util.find_spec(name)]; start = time.process_time(); "
         "import comfyui_fewstep as p; "
-        "p.NODE_CLASS_MAPPINGS; print(time.process_time() - start, 'matplotlib' in sys.modules, 'sklearn' in sys.modules)"
+        "p.NODE_CLASS_MAPPINGS; ours = (time.process_time() - start) / (start - begun); "
+        "print(ours, 'matplotlib' in sys.modules, 'sklearn' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, charts, data = done.stdout.split()[-3:]
-    assert float(seconds) < 1.0
+    share, charts, data = done.stdout.split()[-3:]
+    assert float(share) < 0.3, "of what torch and the host take"
     assert (charts, data) == ("False", "False"), "optional libraries are imported where they are used"

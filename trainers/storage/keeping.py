@@ -118,10 +118,18 @@ def _workflow_calling(run: RunFolder, *, name: str) -> dict[str, Any]:
                 _replace(node, run.name, name, widget=(NAMING[kind], _NAME))
                 _object(node.get("properties")).pop(_PROPOSED, None)
             if _is_ours(node):
-                _replace(node, f"{run.name} (run)", f"{name} (run)")
+                for listed in _students_in(node, run.name):
+                    _replace(node, listed, f"{name}{listed.removeprefix(run.name)}")
                 for source, widget in _sources(node, graph, graphs):
                     _replace(source, run.name, name, widget=widget)
     return workflow
+
+
+def _students_in(node: Mapping[str, Any], name: str) -> set[str]:
+    """What the node's widgets hold of a menu of students, as the run's: "name (run)", "name, 4 steps (run)"."""
+    kept, named = node.get("widgets_values"), _object(node.get("widgets_values_named"))
+    texts = [value for value in [*(kept if isinstance(kept, list) else []), *named.values()] if isinstance(value, str)]
+    return {text for text in texts if text.endswith(" (run)") and text.startswith((f"{name} (", f"{name}, "))}
 
 
 def _replace(node: Mapping[str, Any], value: str, by: str, *, widget: Widget | None = None) -> None:

@@ -110,6 +110,10 @@ def remove(path: Path) -> None:
 
 
 def last_change(folder: Path) -> float:
-    """When folder or anything directly in it changed last, in seconds of the clock; links are not followed."""
+    """When anything directly in folder changed last, in seconds of the clock, or an empty one itself; links are not followed.
+
+    But its lock, whose file some versions of filelock write or remove whenever somebody looks at it.
+    """
     with os.scandir(folder) as entries:
-        return max([folder.stat().st_mtime, *(entry.stat(follow_symlinks=False).st_mtime for entry in entries)])
+        times = [entry.stat(follow_symlinks=False).st_mtime for entry in entries if entry.name != ".lock"]
+    return max(times, default=folder.stat().st_mtime)

@@ -211,16 +211,15 @@ def test_one_scale_of_such_a_teacher_can_be_distilled(learns, output):  # noqa: 
     guided_model = at(distil(model, "sd15", "guidance")[0], 4.0)
     (method,) = methods.ConsistencyDistillation().make(**{**RANGE, "guidance_scale_max": 0.0}, steps=2, levels=8)
     (lora,) = students.LoRAStudentNode().make(rank=4, alpha=4.0, layers="linear")
-    student, name = distil(
-        guided_model, "sd15", method, student=lora if learns == "lora" else students.FullWeights(), negative=None
-    )
+    chosen = {"lora": lora, "full": students.FullWeights()}[learns]
+    student, name = distil(guided_model, "sd15", method, student=chosen, negative=None)
     with torch.inference_mode():
         onto = guided_model if learns == "lora" else model
         loaded, *_ = students.LoadStudent().load(onto, f"{name} (run)")
     same(draw(loaded, "sd15"), draw(student, "sd15"))
     assert (host.guidance.embedding_of(student) is None) == (learns == "full")
     with pytest.raises(ValueError, match="teacher_sha256"):
-        distil(at(guided_model, 2.0), "sd15", method, student=lora, negative=None, name=name)
+        distil(at(guided_model, 2.0), "sd15", method, student=chosen, negative=None, name=name)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

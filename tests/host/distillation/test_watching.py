@@ -1,11 +1,16 @@
 """Watch Run, when the training that it watches ends otherwise than finished. A process that trains is a lock that is held."""
 
+import itertools
+import os
+import time
+
 import pytest
 from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
 from comfyui_fewstep.nodes.distillation import runs
+from comfyui_fewstep.trainers.storage import keeping, places
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 
 
@@ -66,3 +71,30 @@ def test_a_training_that_is_stopped_is_over_for_who_watches_it(run, monkeypatch)
     assert run.cancel_asked
     with pytest.raises(AssertionError, match="it still waits"):
         watching(monkeypatch, run, nothing)
+
+
+def test_looking_is_no_sign_of_life_and_a_held_lock_is_one(run, monkeypatch):
+    """Some versions of filelock write the lock's file when somebody looks whether it is held."""
+    then = time.time() - 1000.0
+
+    def aged():
+        for path in [*run.path.iterdir(), run.path]:
+            os.utime(path, (then, then))
+        run.place(".lock").touch()
+
+    aged()
+    assert places.last_change(run.path) == then
+    now = itertools.count(time.time(), 100.0)
+    monkeypatch.setattr(runs.time, "time", lambda: next(now))
+    with run.lock.held(), pytest.raises(AssertionError, match="it still waits"):
+        watching(monkeypatch, run, *5 * [aged], patience=250.0)
+    with pytest.raises(ValueError, match="was never started"):
+        watching(monkeypatch, run, *5 * [aged], patience=250.0)
+
+
+@pytest.mark.parametrize(
+    "gone", [RunFolder.delete, lambda run: keeping.renamed(run, "later")], ids=["deleted", "renamed"]
+)
+def test_a_run_that_goes_while_it_is_watched_is_named(gone, run, monkeypatch):
+    with pytest.raises(ValueError, match="the run 'mine' was renamed or deleted while it was watched"):
+        watching(monkeypatch, run, lambda: gone(run))

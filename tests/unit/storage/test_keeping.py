@@ -276,3 +276,12 @@ def test_a_note_goes_through_no_link(run, tmp_path):
         with pytest.raises(ValueError, match="link"):
             what()
     assert not (tmp_path / "secret").exists()
+
+
+def test_students_of_single_stages_are_called_by_the_new_name_too(run):
+    """In the menu of students; another run whose name begins alike is another."""
+    listed = ["one (run)", "one, 4 steps (run)", "one more (run)", "one, 4 steps"]
+    nodes = [{"id": i, "type": "FewStepLoadStudent", "widgets_values": [text]} for i, text in enumerate(listed)]
+    run.keep_workflow({"nodes": nodes})
+    found = [node["widgets_values"][0] for node in keeping.renamed(run, "two").workflow()["nodes"]]
+    assert found == ["two (run)", "two, 4 steps (run)", "one more (run)", "one, 4 steps"]
