@@ -12,7 +12,7 @@ from ..trainers.storage.run_folder import RunFolder
 from ..trainers.training.distillation import Recorded
 from ..trainers.training.plan import Plan
 from .embedded import import_host
-from .train import arguments_of, base_of, classes_for, output_of
+from .train import FOR_THE_USER, arguments_of, base_of, classes_for, output_of
 
 
 def plan(run: RunFolder, *, base: Path, host_options: list[str]) -> Plan:
@@ -30,7 +30,7 @@ def main() -> None:
     try:
         base = (arguments.base or base_of(path)).resolve()
         found = plan(RunFolder(path.parent, path.name), base=base, host_options=arguments.host_options)
-    except (ValueError, OSError) as error:
+    except FOR_THE_USER as error:
         sys.exit(f"launch.py plan: {error}")
     print("\n".join(found.told()))
     if not found.fits:

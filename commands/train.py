@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from ..launch import parsed_with_host_options
-from ..trainers.processes.group import Processes
+from ..trainers.processes.group import Processes, ProcessLost, StoppedElsewhere
 from ..trainers.storage.run_folder import RunFolder
 from ..trainers.training.distillation import Recorded
 from ..trainers.training.loop import Metrics
+from ..trainers.training.out_of_memory import OutOfMemory
+from ..trainers.training.tally import NonFiniteLoss
 from .demo import Terminal
 from .embedded import import_host, node_classes
+
+FOR_THE_USER = (ValueError, OSError, NonFiniteLoss, OutOfMemory, ProcessLost)
+"""What says in words what to do: a traceback would hide them."""
 
 
 def base_of(run: Path) -> Path:
@@ -81,7 +86,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\nStopped; the same command goes on from here.")
         sys.exit(130)
-    except (ValueError, OSError) as error:
+    except StoppedElsewhere:
+        sys.exit(130)  # the process that was asked says so
+    except FOR_THE_USER as error:
         sys.exit(f"launch.py train: {error}")
     if student:
         print(f"\nThe student: {student}")

@@ -131,12 +131,18 @@ def sample_count(path: Path, *, rate: int) -> int:
 
 def sound_pieces(path: Path, *, samples: int, rate: int) -> Iterator[Tensor]:
     """The pieces of a sound one after another, (1, samples, channels) each in [-1, 1]; what is left at the end is left out."""
-    held = torch.empty(0, 0)
+    blocks: list[Tensor] = []
+    count = 0  # put together once they are enough: a reader gives a thousand samples at a time
     for block in _blocks(path, rate=rate):
-        held = torch.cat([held, block], dim=1) if held.numel() else block
+        blocks.append(block)
+        count += block.shape[1]
+        if count < samples:
+            continue
+        held = torch.cat(blocks, dim=1)
         while held.shape[1] >= samples:
             yield held[:, :samples].t()[None].contiguous()
             held = held[:, samples:]
+        blocks, count = [held], held.shape[1]
 
 
 def _blocks(path: Path, *, rate: int) -> Iterator[Tensor]:
@@ -161,5 +167,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with av.open(str(path), metadata_errors="replace") as container:  # old tags are in any encoding
             yield container
-    except av.error.FFmpegError as error:
-        raise BrokenFile(f"it cannot be decoded ({error.strerror or error})") from error
+    except BrokenFile:
+        raise
+    except (av.error.FFmpegError, ValueError) as error:  # the latter where a sound's channels become others
+        raise BrokenFile(f"it cannot be decoded ({getattr(error, 'strerror', None) or error})") from error

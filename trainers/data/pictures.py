@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 
 from .listing import BrokenFile, content
@@ -107,11 +107,32 @@ def _upright(path: Path) -> Image.Image:
                 if picture.mode == "F":
                     raise BrokenFile("it holds floating-point values, of which nothing says what is black and white")
                 picture.load()
-                return ImageOps.exif_transpose(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, BrokenFile):
-            raise
-        raise BrokenFile(str(error)) from error
+                turn = _TURNS.get(_orientation(picture))
+                return picture.copy() if turn is None else picture.transpose(turn)
+    except (BrokenFile, MemoryError):
+        raise
+    except Exception as error:  # of many kinds, by what is broken
+        raise BrokenFile(str(error) or type(error).__name__) from error
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF's orientation. ImageOps.exif_transpose writes all of EXIF anew, and fails at any tag of an odd type."""
+
+
+def _orientation(picture: Image.Image) -> int:
+    """1, as it is, where the file does not say it legibly."""
+    try:
+        return int(picture.getexif().get(0x0112, 1))
+    except Exception:  # of many kinds; the picture itself is whole
+        return 1
 
 
 def _opened(path: Path) -> Image.Image:

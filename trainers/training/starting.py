@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..objective.method import Method, student_prediction
@@ -44,6 +45,7 @@ def start_from(source: RunFolder, new: Distillation, *, method: Method) -> Start
     start = {name: position[name] for name in ("stage", "stage_iteration")}
     _require_place(source, start, there=method, here=new.method)
     _require_meaning(source, there=method, here=new.method, prediction_type=new.prediction_type)
+    _require_taught(source, start["stage"], there=method, here=new.method, prediction_type=new.prediction_type)
     own = new.student.get("rank", EVERY_LAYER.rank)
     _require_companions(source, start["stage"], there=method, here=new.method, own=own)
     kept = {name: value for name, value in tensors.items() if not name.startswith(STATE_PREFIX)}
@@ -121,6 +123,31 @@ def _require_meaning(source: RunFolder, *, there: Method, here: Method, predicti
         raise _unfit(source, f"its student predicts {one}, and here {other}.")
     if (there.scale_input is None) != (here.scale_input is None):
         raise _unfit(source, "one of the two students takes its guidance scale as an input, and the other does not.")
+
+
+def _require_taught(source: RunFolder, stage: int, *, there: Method, here: Method, prediction_type: str) -> None:
+    """The teacher of a later stage is the student of the one before: what that learnt is baked in, on its levels alone."""
+    for number in range(stage):
+        one, other = (method.stages()[number] for method in (there, here))
+        if not _same(one.sigmas, other.sigmas) or not _same(one.teacher_sigmas, other.teacher_sigmas):
+            raise _unfit(
+                source,
+                f"it is in its stage {stage + 1}, whose teacher learnt stage {number + 1} on other noise levels than are asked "
+                "for here: restore grid, start_steps, merged_steps and level range.",
+            )
+        scales = [
+            method.recipe(stage=number, prediction_type=prediction_type).guidance_scale for method in (there, here)
+        ]
+        if scales[0] != scales[1]:
+            raise _unfit(
+                source,
+                f"it is in its stage {stage + 1}, whose teacher has a guidance_scale of {scales[0]:g} baked in, and here that is "
+                f"{scales[1]:g}: restore it.",
+            )
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.equal(one, other)
 
 
 def _require_companions(source: RunFolder, stage: int, *, there: Method, here: Method, own: int) -> None:

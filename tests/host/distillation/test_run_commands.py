@@ -18,6 +18,9 @@ import folder_paths
 from comfyui_fewstep import launch
 from comfyui_fewstep.commands import train as commands_train
 from comfyui_fewstep.nodes import host
+from comfyui_fewstep.trainers.processes.group import ProcessLost, StoppedElsewhere
+from comfyui_fewstep.trainers.training.out_of_memory import OutOfMemory
+from comfyui_fewstep.trainers.training.tally import NonFiniteLoss
 from test_runs import SECONDS, style, words_for, workflow  # noqa: F401 (a fixture)
 
 
@@ -155,3 +158,26 @@ def test_a_command_is_quoted_for_its_shell(windows, line):
 def test_marks_of_windows_shell_are_inside_quotes(word, said):
     """It would end the command at an ampersand."""
     assert host.folders.in_shell(["python", word], windows=True) == f"python {said}"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (
+            NonFiniteLoss("the loss became nan; the last good checkpoint is kept"),
+            "launch.py train: the loss became nan",
+        ),
+        (OutOfMemory("training ran out of memory"), "launch.py train: training ran out of memory"),
+        (ProcessLost("process 1 failed"), "launch.py train: process 1 failed"),
+        (StoppedElsewhere("process 0 was asked to stop"), 130),
+    ],
+)
+def test_what_has_words_for_the_user_is_no_traceback(error, code, tmp_path, monkeypatch):
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr(commands_train, "train", failing)
+    monkeypatch.setattr(sys, "argv", ["train", str(tmp_path / "output" / "fewstep" / "runs" / "mine")])
+    with pytest.raises(SystemExit) as ended:
+        commands_train.main()
+    assert ended.value.code == code if isinstance(code, int) else str(ended.value.code).startswith(code)

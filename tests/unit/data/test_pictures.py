@@ -1,6 +1,7 @@
 """Pictures: their sizes, their pixels, and what cannot be read."""
 
 import io
+import struct
 import sys
 import types
 
@@ -142,6 +143,37 @@ def test_a_picture_is_turned_as_its_exif_says(orientation, tmp_path):
     stored.save(tmp_path / "a.png", exif=exif)
     assert picture_size(tmp_path / "a.png") == (32, 16)
     assert torch.equal(pixels(tmp_path / "a.png", (32, 16)), torch.from_numpy(np.array(seen)).float() / 255)
+
+
+@pytest.mark.parametrize(
+    ("tag", "kind", "value"),
+    [
+        (0x102, 4, (70000).to_bytes(4, "little")),
+        (0x11A, 9, (-5).to_bytes(4, "little", signed=True)),
+        (0x132, 11, bytes(4)),
+    ],
+    ids=["too large", "below 0", "no text"],
+)
+def test_what_else_exif_says_is_no_hindrance(tag, kind, value, tmp_path):
+    """A tag of an odd type, as some tools write it: the picture is whole, and turned as it says."""
+    entries = [(0x112, 3, (6).to_bytes(4, "little")), (tag, kind, value)]
+    exif = b"Exif\0\0II*\0" + (8).to_bytes(4, "little") + len(entries).to_bytes(2, "little")
+    for number, form, content in sorted(entries):
+        exif += struct.pack("<HHI", number, form, 1) + content
+    Image.fromarray(halves(16, 32)).save(tmp_path / "a.jpg", exif=exif + bytes(4))
+    assert picture_size(tmp_path / "a.jpg") == (16, 32)
+
+
+@pytest.mark.parametrize("error", [TypeError("Missing dimensions"), struct.error("argument out of range")])
+def test_whatever_a_broken_picture_raises_is_of_that_file_alone(error, tmp_path, monkeypatch):
+    saved(tmp_path / "a.png", halves(16, 32))
+
+    def load(picture):
+        raise error
+
+    monkeypatch.setattr(Image.Image, "load", load)
+    with pytest.raises(BrokenFile, match=str(error)):
+        picture_size(tmp_path / "a.png")
 
 
 def test_grey_of_any_depth_becomes_colour(tmp_path):

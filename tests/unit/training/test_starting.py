@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from comfyui_fewstep.trainers.methods.progressive import Progressive
+from comfyui_fewstep.trainers.objective.grid import Grid
 from comfyui_fewstep.trainers.objective.method import Companion
 from comfyui_fewstep.trainers.storage.export import read_student
 from comfyui_fewstep.trainers.storage.files import read_metadata, read_tensors
@@ -14,8 +15,8 @@ from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.loop import NonFiniteLoss
 from comfyui_fewstep.trainers.training.starting import require_started_from, start_from
-from test_progressive import TinyNetwork, as_denoiser
-from test_run import TRAINING, Stopped, distillation, execute, stop_at
+from test_progressive import TinyNetwork, as_denoiser, method
+from test_run import FAMILY, TRAINING, Stopped, distillation, execute, stop_at
 
 AVERAGED = dataclasses.replace(TRAINING, ema_decay=0.9)
 
@@ -172,6 +173,25 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(settings, replaced, n
     with pytest.raises(ValueError, match=f"start_from is 'old'.*{named}"):
         start_from(old.run, new, method=old.method)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
+
+
+def test_a_later_stage_keeps_what_its_teacher_has_learnt(tmp_path):
+    """In the first stage, whose teacher is the model itself, guidance and levels may be chosen anew."""
+    guided = {scale: method(FAMILY, guidance_scale=scale, iterations=12) for scale in (3.0, 8.0)}
+    cosine = method(FAMILY, guidance_scale=3.0, iterations=12, grid=Grid.COSINE)
+    later, first = stopped(tmp_path, 15, name="later"), stopped(tmp_path, 5, name="first")
+    new = distillation(tmp_path, name="new")
+    for here, named in (
+        (guided[8.0], "has a guidance_scale of 3 baked in, and here that is 8: restore it"),
+        (cosine, "learnt stage 1 on other noise levels than are asked for here: restore grid"),
+    ):
+        asked = dataclasses.replace(new, method=here)
+        with pytest.raises(ValueError, match=f"start_from is 'later'.*it is in its stage 2, whose teacher {named}"):
+            start_from(later.run, asked, method=guided[3.0])
+        assert start_from(first.run, asked, method=guided[3.0]).position["stage"] == 0
+    assert (
+        start_from(later.run, dataclasses.replace(new, method=guided[3.0]), method=guided[3.0]).position["stage"] == 1
+    )
 
 
 def test_a_finished_run_is_no_start(tmp_path):
