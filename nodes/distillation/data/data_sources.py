@@ -115,11 +115,21 @@ class Texts:
         return host.inputs.told(self._model, conditioning, self._told)
 
     def parts(self, samples: Iterable[Sample]) -> list[TensorData]:
-        """Samples of one shape together, in order."""
-        found = in_buckets(self._part(*sample) for sample in samples)
+        """Samples of one shape together, in order. Pieces of one clip, say, share their prompt's inputs, which may be many."""
+        made: dict[tuple[str, torch.Size], tuple[Condition, Condition]] = {}
+
+        def part(x0: Tensor, text: str, noise: Tensor | None, repeats: int) -> TensorData:
+            if (text, x0.shape) not in made:
+                made[text, x0.shape] = self._inputs(x0, text)
+            condition, empty = made[text, x0.shape]
+            repeated = None if repeats == 1 else torch.tensor([repeats])
+            return TensorData(x0=x0, condition=condition, unconditional=empty, noise=noise, repeats=repeated)
+
+        found = in_buckets(part(*sample) for sample in samples)
         return [found] if isinstance(found, TensorData) else list(found.buckets)
 
-    def _part(self, x0: Tensor, text: str, noise: Tensor | None, repeats: int) -> TensorData:
+    def _inputs(self, x0: Tensor, text: str) -> tuple[Condition, Condition]:
+        """With the prompt and with the negative one, for latents of x0's shape."""
         positive = self.conditioning(text)
         condition, empty = (
             host.inputs.condition_for_training(self._model, prompt, latents=x0, name=name)
@@ -127,8 +137,7 @@ class Texts:
         )
         condition, empty = host.inputs.in_one_length(self._model, positive, condition, empty, latents=x0)
         condition, empty = ({name: value.cpu() for name, value in inputs.items()} for inputs in (condition, empty))
-        repeated = None if repeats == 1 else torch.tensor([repeats])
-        return TensorData(x0=x0, condition=condition, unconditional=empty, noise=noise, repeats=repeated)
+        return condition, empty
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import_host()
 
 from architectures import conditioning, tiny
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation.data import training_data
+from comfyui_fewstep.nodes.distillation.data import data_sources, training_data
 from comfyui_fewstep.nodes.sampling import model_sampling
 from comfyui_fewstep.samplers.schedules import trailing_sigmas
 from comfyui_fewstep.trainers.data.cache import read_data
@@ -103,6 +103,22 @@ def test_pictures_of_a_start_that_came_to_nothing_are_those_of_this_model(change
     distil(now, name="fresh", data=prompts(clip))
     one, other = (read_data(run_folder(output, name) / "data").tensors() for name in ("run", "fresh"))
     assert same_tensors(one, other)
+
+
+def test_pieces_of_one_clip_share_their_prompts_inputs(clip, monkeypatch):
+    """Of hundreds each would hold a copy of megabytes; what comes out is as if each had been made by itself."""
+    made, make = [], host.inputs.condition_for_training
+    monkeypatch.setattr(host.inputs, "condition_for_training", lambda *a, **k: made.append(1) or make(*a, **k))
+    texts = data_sources.Texts(tiny("sd15"), clip, "")
+    pieces = [data_sources.Sample(torch.full((1, 4, 4, 6), float(i)), ("a fox", "a cat")[i % 2]) for i in range(6)]
+    (together,) = texts.parts(pieces)
+    assert len(made) == 2 * 2, "with the prompt and the negative one, of each text"
+    assert torch.equal(together.x0.flatten(1)[:, 0], torch.arange(6.0))
+    for i, piece in enumerate(pieces):
+        (alone,) = texts.parts([piece])
+        row = i if together.prompts is None else int(together.prompts[i])
+        for name, value in alone.condition.items():
+            assert torch.equal(together.condition[name][row : row + 1], value)
 
 
 def test_prompts_of_different_length_are_drawn_apart(output, clip):
