@@ -130,7 +130,8 @@ def _wait(run: RunFolder, *, patience: float) -> None:
         host.signals.check_cancelled()
         if not run.path.is_dir():
             raise ValueError(f"the run {run.name!r} was renamed or deleted while it was watched.")
-        alive = time.time() if run.busy else max(alive, look())
+        changed = look()  # which shows what there is
+        alive = time.time() if run.busy else max(alive, changed)
         silent = time.time() - alive
         said = end.otherwise() or (f"{_silence(run, silent)} Start one:" if silent > patience else "")
         if said:
