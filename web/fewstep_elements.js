@@ -172,12 +172,12 @@ export function bytes(value) {
   return value < 1e9 ? `${Math.round(value / 2 ** 20)} MiB` : `${(value / 2 ** 30).toFixed(1)} GiB`;
 }
 
-/** Three digits, however large or small. */
-/** How far a stage's student is from its teacher, in percent; what is no number is none, not 0. */
+/** How far a stage's student is from its teacher, in percent; what is no number is null, not 0. */
 export function distance({ mean_squared_distance: squared, teacher_mean_square: whole }) {
-  return squared === null || whole === null ? "-" : `${figure((100 * squared) / whole)} %`;
+  return squared === null || whole === null ? null : (100 * squared) / whole;
 }
 
+/** Three digits, however large or small. */
 export function figure(value) {
   if (value === null || value === undefined) return "-";
   return value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e5) ? value.toExponential(2) : `${Number(value.toPrecision(3))}`;

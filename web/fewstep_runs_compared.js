@@ -88,7 +88,7 @@ function rows(runs, told) {
 /** Of the last stage that was compared. */
 function distance({ stages }) {
   const last = stages?.at(-1);
-  return last ? apart(last).replace(" %", "") : "-";
+  return figure(last ? apart(last) : null);
 }
 
 function tableRow([label, ...values], i) {

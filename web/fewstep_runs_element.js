@@ -93,7 +93,8 @@ class Runs extends HTMLElement {
     this.said.textContent = runs.length ? "" : say("No runs yet. Distill Model and Write Run make them.");
     this.#chosen = new Set(runs.map(({ run }) => run).filter((name) => this.#chosen.has(name)));
     this.#runs = runs;
-    const cards = runs.map((run) => this.#kept(run));
+    this.#cards = new Map(runs.map((run) => [run.run, this.#kept(run)]));
+    const cards = [...this.#cards.values()].map(({ card }) => card);
     for (const card of [...this.list.children]) if (!cards.includes(card)) card.remove();
     cards.forEach((card, i) => this.list.children[i] !== card && this.list.insertBefore(card, this.list.children[i] ?? null));
     this.#compare(runs);
@@ -102,8 +103,8 @@ class Runs extends HTMLElement {
   /** The card that is there where the run is as it was, with the focus and the answers that are on it. */
   #kept(run) {
     const told = JSON.stringify(run);
-    if (this.#cards.get(run.run)?.told !== told) this.#cards.set(run.run, { told, card: this.#card(run) });
-    return this.#cards.get(run.run).card;
+    const known = this.#cards.get(run.run);
+    return known?.told === told ? known : { told, card: this.#card(run) };
   }
 
   #choose(run, chosen) {
@@ -182,7 +183,7 @@ function about({ method, options = {}, student = {}, teacher }) {
 }
 
 function stages({ stages }) {
-  const said = stages.map((one) => `${one.stage}: ${distance(one)}`);
+  const said = stages.map((one) => `${one.stage}: ${distance(one) === null ? "-" : `${figure(distance(one))} %`}`);
   return say`Distance from the teacher: ${said.join("; ")}`;
 }
 

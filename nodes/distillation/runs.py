@@ -131,9 +131,10 @@ def _wait(run: RunFolder, *, patience: float) -> None:
         if not run.path.is_dir():
             raise ValueError(f"the run {run.name!r} was renamed or deleted while it was watched.")
         changed = look()  # which shows what there is
-        alive = time.time() if run.busy else max(alive, changed)
+        busy = run.busy
+        alive = time.time() if busy else max(alive, changed)
         silent = time.time() - alive
-        said = end.otherwise() or (f"{_silence(run, silent)} Start one:" if silent > patience else "")
+        said = end.otherwise(busy=busy) or (f"{_silence(run, silent)} Start one:" if silent > patience else "")
         if said:
             raise ValueError(f"{said} {folders.command_for(run.path)}")
         time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -156,9 +157,9 @@ class _End:
         self._run, self._seen = run, run.busy
         self._before = self._failed_at()
 
-    def otherwise(self) -> str:
-        """In words, where it ended and is not finished; nothing as long as it may be."""
-        if self._run.busy:
+    def otherwise(self, *, busy: bool) -> str:
+        """In words, where it ended and is not finished; nothing as long as it may be. busy: whether it is trained now."""
+        if busy:
             self._seen = True
             return ""
         if self._failed_at() not in (None, self._before):

@@ -146,8 +146,11 @@ class Execution:
         if name not in self._required:
             self._require(name)
         made = self._classes[self._graph[name]["class_type"]]
-        node = made() if not _is_v3(made) else made.PREPARE_CLASS_CLONE({"hidden_inputs": self._hidden_of_v3(name)})
-        inputs = self._asked_for(name, made, node) | ({} if _is_v3(made) else self._hidden(name, made))
+        if _is_v3(made):
+            node, hidden = made.PREPARE_CLASS_CLONE({"hidden_inputs": self._hidden_of_v3(name)}), {}
+        else:
+            node, hidden = made(), self._hidden(name, made)
+        inputs = self._asked_for(name, made, node) | hidden
         if getattr(made, "INPUT_IS_LIST", False):
             inputs = {key: [value] for key, value in inputs.items()}
         result = _awaited(getattr(node, made.FUNCTION)(**_nested(made, inputs)))

@@ -111,12 +111,7 @@ class Distillation:
         Or when the processes were not given one and the same run.
         """
         self.processes.require_same(self.description()["run"], what="the run")
-        self.processes.on_first(
-            lambda: self.run.claim(
-                self.description(),
-                **_compared(self.method),
-            )
-        )
+        self.processes.on_first(lambda: self.run.claim(self.description(), **_compared(self.method)))
         return self.processes.on_first(lambda: self.run.finished)
 
     def execute(

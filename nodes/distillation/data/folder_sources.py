@@ -59,7 +59,12 @@ class FolderSource(MadeOnce):
     caption_syntax: str = LITERAL
 
     def __post_init__(self) -> None:
-        self.listing()
+        _ = self.found
+
+    @functools.cached_property
+    def found(self) -> Listing:
+        """The files that were there when this was described."""
+        return self.listing()
 
     def listing(self) -> Listing:
         """The files that are there now."""

@@ -249,10 +249,10 @@ class Wishes:
             vae=self.vae,
             clip=self.clip,
         )
-        if not (listing := made.listing()).described:
+        if not made.found.described:
             raise ValueError(
-                f"folder is {self.folder!r}, of whose {len(listing.files)} pictures none has a caption beside it: a text file of "
-                "the picture's name, such as fox.txt for fox.png, with the prompt that would draw it. Give captions, or take "
+                f"folder is {self.folder!r}, of whose {len(made.found.files)} pictures none has a caption beside it: a text file "
+                "of the picture's name, such as fox.txt for fox.png, with the prompt that would draw it. Give captions, or take "
                 "Training Images (Folder), which has one for all, with Distill Model."
             )
         return made
@@ -307,8 +307,8 @@ class Wishes:
         return said
 
     def _told_of_folder(self, drawn: PictureFolder) -> str:
-        listing = drawn.listing()
-        count, left = len(listing.files), len(listing.files) - listing.described
+        count = len(drawn.found.files)
+        left = count - drawn.found.described
         without = f"; {left} have no caption and count as pictures of the empty prompt" if left else ""
         only = "; of them only captions and sizes count for this goal" if self.goal in _DRAWS_ITS_OWN else ""
         return (
