@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...samplers.few_step import draw_from_noise
 from ...trainers.data.batches import Batch
 from ...trainers.objective.method import Stage
 from ...trainers.storage.export import LORA
@@ -18,8 +17,7 @@ from ...trainers.storage.watching import preview_file
 from ...trainers.students.student import Student
 from ...trainers.training.distillation import Distillation
 from ...trainers.training.loop import Metrics
-from ...trainers.training.micro_batches import in_pieces
-from ...trainers.training.stages import heeding
+from ...trainers.training.stages import sampled
 from .. import host
 from .data import preview_pictures, preview_prompts
 from .telling import MEASURING, MESSAGES, METRICS, Messages
@@ -96,16 +94,17 @@ class Preview:
         )
 
     def _draw(self, denoiser: Any, sample: Batch, stage: Stage, *, gamma: float) -> Tensor:
-        """Of one of two experts what it sees at the end of its own levels, from the data in noise where these begin below.
-
-        As many samples pass at a time as in training, which the memory was found to hold.
-        """
-        noise = torch.randn(sample.x0.shape, generator=torch.Generator().manual_seed(0)).to(sample.x0)
-        x0 = None if stage.from_noise else sample.x0
-        family = self._distillation.method.family
-        pieces = -(-len(noise) // self._distillation.at_once)
-        heeded = in_pieces(heeding(denoiser, host.signals.check_cancelled), pieces)
-        return draw_from_noise(heeded, noise, stage.shown, sample.condition, family=family, seed=0, gamma=gamma, x0=x0)
+        """Of one of two experts what it sees at the end of its own levels, from the data in noise where these begin below."""
+        return sampled(
+            denoiser,
+            sample,
+            stage.shown,
+            stage=stage,
+            family=self._distillation.method.family,
+            gamma=gamma,
+            at_once=self._distillation.at_once,
+            heed=host.signals.check_cancelled,
+        )
 
     def _decoded(self, drawn: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """The row of the teacher, and that of the student."""

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ...samplers.few_step import draw_from_noise
-from ...samplers.noise import Denoiser
+from ...samplers.noise import Denoiser, NoiseFamily
 from ..data.batches import Batch, Data
-from ..objective.method import Method
+from ..objective.method import Method, Stage
 from ..processes.group import Processes
 from ..processes.sharding import gathered
 from ..storage.export import read_student
@@ -108,18 +108,10 @@ def compared(
     """
     trained = method.stages()[stage]
     own, teachers, gamma = trained.compared
-    noise = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(0)).to(batch.x0)
     teacher = method.teaching(student.teacher, stage=stage, batch=batch)
     drawn, wanted = (
-        draw_from_noise(
-            in_pieces(heeding(denoiser, heed), -(-len(noise) // at_once)),
-            noise,
-            sigmas,
-            batch.condition,
-            family=method.family,
-            seed=0,
-            gamma=gamma,
-            x0=None if trained.from_noise else batch.x0,
+        sampled(
+            denoiser, batch, sigmas, stage=trained, family=method.family, gamma=gamma, at_once=at_once, heed=heed
         ).double()
         for denoiser, sigmas in ((student.denoiser, own), (teacher, teachers))
     )
@@ -127,10 +119,38 @@ def compared(
         "stage": trained.name,
         "steps": trained.steps,
         "teacher_steps": len(teachers) - 1,
-        "samples": len(noise),
+        "samples": len(batch.x0),
         "mean_squared_distance": float((drawn - wanted).square().mean()),
         "teacher_mean_square": float(wanted.square().mean()),
     }
+
+
+def sampled(
+    denoiser: Denoiser,
+    batch: Batch,
+    sigmas: Tensor,
+    *,
+    stage: Stage,
+    family: NoiseFamily,
+    gamma: float,
+    at_once: int,
+    heed: Callable[[], None],
+) -> Tensor:
+    """(B, ...) from the noise of seed 0 for the conditions of batch, so many samples at a time as training was found to hold.
+
+    Of one of two experts from the data in noise, where its part of the levels begins below the top.
+    """
+    noise = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(0)).to(batch.x0)
+    return draw_from_noise(
+        in_pieces(heeding(denoiser, heed), -(-len(noise) // at_once)),
+        noise,
+        sigmas,
+        batch.condition,
+        family=family,
+        seed=0,
+        gamma=gamma,
+        x0=None if stage.from_noise else batch.x0,
+    )
 
 
 def heeding(denoiser: Denoiser, heed: Callable[[], None]) -> Denoiser:

@@ -19,6 +19,7 @@ from comfyui_fewstep.nodes.distillation import observing
 from comfyui_fewstep.nodes.distillation.learning import methods, students
 from comfyui_fewstep.samplers.few_step import sample_few_step
 from comfyui_fewstep.trainers.storage.export import LORA
+from comfyui_fewstep.trainers.training import stages
 from test_lora import assert_whole, distil, draw, lora_like, output, read_student_of, snapshot  # noqa: F401 (a fixture)
 from test_memory import STUDENTS
 
@@ -256,9 +257,9 @@ GUIDED = [
 @pytest.mark.parametrize(("kind", "node", "chosen"), GUIDED)
 def test_the_previews_teacher_is_the_one_that_the_student_learns_from(kind, node, chosen, output, monkeypatch):  # noqa: F811
     """What the host itself draws at that cfg with both prompts, from the same noise at the same levels."""
-    model, drawn, drawing = tiny(kind), [], observing.draw_from_noise
+    model, drawn, drawing = tiny(kind), [], stages.draw_from_noise
     monkeypatch.setattr(
-        observing, "draw_from_noise", lambda *a, **k: drawn.append((a[1], a[2], drawing(*a, **k))) or drawn[-1][2]
+        stages, "draw_from_noise", lambda *a, **k: drawn.append((a[1], a[2], drawing(*a, **k))) or drawn[-1][2]
     )
     (method,) = node().make(iterations=1, learning_rate=1e-3, guidance_scale=3.0, **chosen)
     distil(model, kind, vae=Pictures(), method=method)
