@@ -18,7 +18,7 @@ from typing import Any
 from ..objective.consistency_function import counted_as_begun
 from ..objective.method import MethodOptions
 from .consistency import Consistency, ConsistencyOptions
-from .consistency_training import ConsistencyTraining, ConsistencyTrainingOptions
+from .consistency_training import ConsistencyTraining, ConsistencyTrainingOptions, phased_as_begun
 from .distribution_matching import DistributionMatching, DistributionMatchingOptions
 from .guidance import GuidanceDistillation, GuidanceOptions
 from .progressive import Progressive, ProgressiveOptions
@@ -39,4 +39,6 @@ def read_method(name: str, options: Mapping[str, Any]) -> MethodOptions:
         raise ValueError(f"the run's method is {name!r}; known are {', '.join(METHODS)}.")
     if name in (Consistency.name, ConsistencyTraining.name):
         options = counted_as_begun(options)
+    if name == ConsistencyTraining.name:
+        options = phased_as_begun(options)
     return METHODS[name].read(options)

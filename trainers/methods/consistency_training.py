@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -67,9 +68,10 @@ class ConsistencyTrainingOptions(choices.Choices):
 
     steps: in which the student is to be sampled, which its file says. first_levels, last_levels: the training begins with
     the first number and doubles it, in phases of equal length, until it is at the second. level_count: what they count, see
-    LevelCount. target_decay: of the moving
-    average of the student that teaches it; 0 is the student itself, iCT's choice. target_growth: whether that grows with the
-    levels, as CT's does.
+    LevelCount. reaches_last: whether there is a phase at last_levels where doubling does not meet it; there was none in runs
+    that were begun before this was in run.json, which go on as they were begun. target_decay: of the moving average of the
+    student that teaches it; 0 is the student itself, iCT's choice. target_growth: whether that grows with the levels, as CT's
+    does.
     """
 
     steps: int
@@ -82,6 +84,7 @@ class ConsistencyTrainingOptions(choices.Choices):
     target_decay: float = 0.0
     grid: Grid = Grid.TRAILING
     level_count: LevelCount = LevelCount.INTERVALS
+    reaches_last: bool = True
     target_growth: bool = False
     gamma: ClassVar[float] = 1.0
 
@@ -98,8 +101,13 @@ class ConsistencyTrainingOptions(choices.Choices):
             raise ValueError("target_growth is on, but target_decay is 0: there is no average that could grow.")
 
     def levels_at(self, iteration: int) -> int:
-        """How many levels are trained along: first_levels doubled after each phase (iCT, section 3.4, table 1)."""
-        phases = math.floor(math.log2(self.last_levels / self.first_levels)) + 1
+        """How many levels are trained along: first_levels doubled after each phase (iCT, section 3.4, table 1).
+
+        The paper's number of phases is log2 of the whole part of last_levels / first_levels, plus 1. That is ours for powers
+        of two; for others its last phase is cut short, and below twice first_levels it never comes to last_levels.
+        """
+        doublings = math.log2(self.last_levels / self.first_levels)
+        phases = (math.ceil(doublings) if self.reaches_last else math.floor(doublings)) + 1
         length = max(self.iterations // phases, 1)
         return min(self.first_levels * 2 ** min(iteration // length, phases), self.last_levels)
 
@@ -124,6 +132,19 @@ class ConsistencyTrainingOptions(choices.Choices):
         return ConsistencyTraining(self, teacher)
 
 
+def reaches_last_of_old(first_levels: int, last_levels: int) -> dict[str, bool]:
+    """The option reaches_last of a run whose run.json is older than it, where that is not what it would be now."""
+    return {} if math.log2(last_levels / first_levels).is_integer() else {"reaches_last": False}
+
+
+def phased_as_begun(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A run's options (JSON values), which may be older than reaches_last, with whether it does."""
+    counts = [options.get(name, default) for name, default in (("first_levels", 10), ("last_levels", 160))]
+    if not all(isinstance(count, int) and count > 0 for count in counts):
+        return options  # whoever reads them refuses it by name
+    return {**reaches_last_of_old(*counts), **options}
+
+
 class ConsistencyTraining(OnTeacher[ConsistencyTrainingOptions]):
     """The method on one model's noise levels; it asks nothing else of the teacher.
 
@@ -140,7 +161,8 @@ class ConsistencyTraining(OnTeacher[ConsistencyTrainingOptions]):
         self._function = ConsistencyFunction(family=teacher.family, table=teacher.table)
 
     def options_of_old(self) -> dict[str, Any]:
-        return super().options_of_old() | level_count_of_old(self._options.grid)
+        old = level_count_of_old(self._options.grid) | reaches_last_of_old(self._options.first_levels, self._options.last_levels)
+        return super().options_of_old() | old
 
     def stages(self) -> list[Stage]:
         return [

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,14 @@ from ..processes.sharding import part
 
 RESULT, TARGET = "average.", "target."
 """Prefixes in the state: of the average that a stage results in, and of the one that a method is given."""
+
+AVERAGE_BEGUN_AT = "average_begun_at"
+"""In a checkpoint's position: Averages.begun_at, where that is not 0."""
+
+
+def is_averaged(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a state holds an average that its stage results in."""
+    return f"{RESULT}0" in tensors
 
 
 def warmed_up(decay: float, done: int) -> float:
@@ -90,28 +99,41 @@ class Average:
 class Averages:
     """Those of a stage, as many as it wants. decay, target_decay: of the stage's result and of a method's target; 0 is none.
 
-    warms_up: the result's; the target's decay is what the method's paper says, from the first step.
+    warms_up: the result's; the target's decay is what the method's paper says, from the first step. begun_at: after how many
+    of the stage's updates the result's begins: later than at the first where another run made those, without an average.
     """
 
     def __init__(self, weights: list[Tensor], *, decay: float, target_decay: Decay, warms_up: bool = False) -> None:
+        self.begun_at = 0
         given = functools.partial(warmed_up, decay) if warms_up else decay
         self.result = Average(weights, decay=given) if decay else None
         self._target = Average(weights, decay=target_decay, prefix=TARGET) if target_decay else None
         self._all = [average for average in (self.result, self._target) if average]
 
     def update(self, done: int) -> None:
-        for average in self._all:
-            average.update(done)
+        """done: of the stage's updates, how many were averaged before."""
+        if self.result:
+            self.result.update(done - self.begun_at)
+        if self._target:
+            self._target.update(done)
 
     def given(self, denoiser: Denoiser) -> Denoiser:
         """The student as a method is given it."""
         return self._target.seen_by(denoiser) if self._target else denoiser
 
+    @property
+    def position(self) -> dict[str, int]:
+        """What a checkpoint's position says of them, see AVERAGE_BEGUN_AT."""
+        return {AVERAGE_BEGUN_AT: self.begun_at} if self.begun_at else {}
+
     def state_dict(self) -> dict[str, Tensor]:
         return {name: value for average in self._all for name, value in average.state_dict().items()}
 
-    def load_state_dict(self, tensors: Mapping[str, Tensor], *, all_there: bool = True) -> None:
+    def load_state_dict(
+        self, tensors: Mapping[str, Tensor], position: Mapping[str, Any], *, all_there: bool = True
+    ) -> None:
         """all_there: unless it is another run's state, which may have no such average: that then begins at the weights."""
+        self.begun_at = position.get(AVERAGE_BEGUN_AT, 0)
         for average in self._all:
             if all_there or average.is_in(tensors):
                 average.load_state_dict(tensors)

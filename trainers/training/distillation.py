@@ -24,7 +24,7 @@ from ..storage.prefixes import below
 from ..storage.reading import identity_in
 from ..storage.run_folder import RunFolder
 from ..students.student import Student, probe_writes_in_place
-from .average import start_left
+from .average import AVERAGE_BEGUN_AT, start_left
 from .loop import Observer, train
 from .options import TrainOptions
 from .out_of_memory import naming_what_to_lower
@@ -86,9 +86,16 @@ class Distillation:
 
     @property
     def start_left(self) -> float:
-        """The largest share of a stage's first weights in the moving average that it results in; 0 without one."""
+        """The largest share of a stage's first weights in the moving average that it results in; 0 without one.
+
+        Of the stages that this run trains, and of that in which it started from another run as its average has it.
+        """
         decay, warms_up = self.options.ema_decay, self.options.ema_warms_up
-        return max(start_left(decay, stage.updates, warms_up=warms_up) for stage in self.method.stages())
+        start = self.run.description().get("started_from") or {}
+        updates = [stage.updates for stage in self.method.stages()][start.get("stage", 0) :]
+        if updates:
+            updates[0] -= start.get(AVERAGE_BEGUN_AT, 0)
+        return max((start_left(decay, count, warms_up=warms_up) for count in updates), default=0.0)
 
     @property
     def at_once(self) -> int:

@@ -361,7 +361,8 @@ class _Training:
             self._processes.require_equal(learning, what="the companions' weights")
         companions, their_values = self._companions.state_dict()
         moments, values = optimiser_state(self._learner.optimiser)
-        position = {"stage": self._stage, "stage_iteration": self._stage_iteration, **values, **their_values}
+        place = {"stage": self._stage, "stage_iteration": self._stage_iteration, **self._averages.position}
+        position = {**place, **values, **their_values}
         tensors = self._student.state_dict() | self._averages.state_dict() | moments | companions
         state = gathered(tensors, keep=self._processes.is_first)
         self._processes.on_first(lambda: self._run.save_checkpoint(self._iteration, state, position))
@@ -388,11 +389,11 @@ class _Training:
         if not started:
             load_optimiser_state(self._learner.optimiser, tensors, position)
         self._companions.load_state_dict(tensors, None if started else position)
-        self._averages.load_state_dict(tensors, all_there=not started)
+        self._averages.load_state_dict(tensors, position, all_there=not started)
 
 
 def _loggable(metrics: Metrics) -> dict[str, Any]:
-    """What depends on the run alone, not on the machine's speed: a resumed run logs the same lines."""
+    """A line of the log: what depends on the run alone, so that a resumed run logs the same, and measures where there are any."""
     kept = dataclasses.asdict(metrics)
     own = MACHINES_OWN if metrics.measures else (*MACHINES_OWN, "measures")
     return {name: value for name, value in kept.items() if name not in own}

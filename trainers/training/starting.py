@@ -16,6 +16,7 @@ from ..storage.files import CHECKSUM_KEY, read_tensors
 from ..storage.identity import another_teacher
 from ..storage.run_folder import RunFolder
 from ..students.student import EVERY_LAYER
+from .average import AVERAGE_BEGUN_AT, is_averaged
 from .distillation import Distillation
 from .optimisers import STATE_PREFIX
 
@@ -43,14 +44,27 @@ def start_from(source: RunFolder, new: Distillation, *, method: Method) -> Start
     _require_alike(source, new)
     file, tensors, position = _last_good(source)
     start = {name: position[name] for name in ("stage", "stage_iteration")}
+    begun_at = _average_begins_at(tensors, position, new=new)
     _require_place(source, start, there=method, here=new.method)
     _require_meaning(source, there=method, here=new.method, prediction_type=new.prediction_type)
     _require_taught(source, start["stage"], there=method, here=new.method, prediction_type=new.prediction_type)
     own = new.student.get("rank", EVERY_LAYER.rank)
     _require_companions(source, start["stage"], there=method, here=new.method, own=own)
     kept = {name: value for name, value in tensors.items() if not name.startswith(STATE_PREFIX)}
+    start |= {AVERAGE_BEGUN_AT: begun_at} if begun_at else {}
     said = {"run": source.name, "checkpoint": file.stem, "sha256": position[CHECKSUM_KEY], **start}
     return Start(tensors=kept, position=start, said=said)
+
+
+def _average_begins_at(tensors: Mapping[str, Tensor], position: Mapping[str, Any], *, new: Distillation) -> int:
+    """After how many updates of the stage its result's average begins: where the source's did, or has none, at the start."""
+    if not new.options.ema_decay:
+        return 0
+    if is_averaged(tensors):
+        return int(position.get(AVERAGE_BEGUN_AT, 0))
+    stages = new.method.stages()
+    lead = stages[position["stage"]].lead if position["stage"] < len(stages) else 0
+    return max(int(position["stage_iteration"]) - lead, 0)
 
 
 def require_started_from(run: RunFolder, name: str) -> None:

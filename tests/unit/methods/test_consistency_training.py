@@ -70,9 +70,23 @@ def test_levels_double_in_phases_of_equal_length():
         assert chosen.levels_at(k) == min(first * 2 ** (k // length), last)
     assert [chosen.levels_at(k) for k in (0, 49, 50, 399)] == [10, 10, 20, 1280]
     assert {options(first_levels=20, last_levels=20).levels_at(k) for k in range(80)} == {20}
-    uneven = options(iterations=84, first_levels=4, last_levels=100)
-    assert [uneven.levels_at(k) for k in (79, 80, 83)] == [64, 100, 100], "never more than asked for"
     assert options(iterations=2, first_levels=4, last_levels=100).levels_at(1) == 8, "fewer iterations than phases"
+
+
+def test_levels_come_to_the_last_where_doubling_does_not_meet_it():
+    """A phase at last_levels of the same length as the others; runs that were begun without one go on without."""
+    uneven = options(iterations=84, first_levels=4, last_levels=100)
+    assert [uneven.levels_at(k) for k in (0, 13, 14, 69, 70, 83)] == [4, 4, 8, 64, 100, 100]
+    barely = options(iterations=10, first_levels=10, last_levels=15)
+    assert [barely.levels_at(k) for k in (4, 5, 9)] == [10, 15, 15]
+    old = {name: value for name, value in uneven.written().items() if name != "reaches_last"}
+    begun = read_method(ConsistencyTraining.name, old)
+    assert [begun.levels_at(k) for k in (0, 15, 16, 79)] == [4, 4, 8, 64], "as it was begun"
+    kind = TeacherKind(family=VE, table=table(VE))
+    assert uneven.on(kind).options_of_old()["reaches_last"] is False, "another training than the one begun"
+    even = options(first_levels=4, last_levels=64)
+    assert even.on(kind).options_of_old()["reaches_last"] is True
+    assert read_method(ConsistencyTraining.name, even.written()) == even
 
 
 @pytest.mark.parametrize("family", FAMILIES)

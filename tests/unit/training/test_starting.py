@@ -13,6 +13,7 @@ from comfyui_fewstep.trainers.storage.export import read_student
 from comfyui_fewstep.trainers.storage.files import read_metadata, read_tensors
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
+from comfyui_fewstep.trainers.training.average import start_left
 from comfyui_fewstep.trainers.training.loop import NonFiniteLoss
 from comfyui_fewstep.trainers.training.starting import require_started_from, start_from
 from test_progressive import TinyNetwork, as_denoiser, method
@@ -107,6 +108,34 @@ def test_the_average_comes_along_and_a_new_one_begins_at_the_weights(there, here
         (number,) = [i for i, value in enumerate(weights) if value.shape == kept["student.hidden"].shape]
         first = kept[f"average.{number}"] if there.ema_decay else kept["student.hidden"]
         torch.testing.assert_close(after[f"average.{number}"], 0.9 * first + 0.1 * weights[number])
+
+
+def test_an_average_that_begins_at_the_start_warms_up_from_there(tmp_path):
+    """Not from the updates that were made without it: the start would stay in it. Also over a resume, and a start from there."""
+    warm = dataclasses.replace(TRAINING, ema_decay=0.999, ema_warms_up=True, checkpoint_every=1)
+    old = stopped(tmp_path, 9)
+    new, start = started(old, training=warm)
+    average = start.tensors["student.hidden"].double()
+    with pytest.raises(Stopped):
+        execute(new, [stop_at(10)])
+    with pytest.raises(Stopped):
+        execute(new, [stop_at(11)])
+    names = [name for name, _ in TinyNetwork().named_parameters()]
+    for n, file in enumerate(new.run.checkpoints()[-2:]):
+        tensors = read_tensors(file)[0]
+        decay = (1 + n) / (10 + n)
+        average = decay * average + (1 - decay) * tensors["student.hidden"].double()
+        torch.testing.assert_close(tensors[f"average.{names.index('hidden')}"].double(), average, rtol=1e-5, atol=1e-6)
+    assert new.start_left == pytest.approx(max(start_left(0.999, 3, warms_up=True), start_left(0.999, 12, warms_up=True)))
+    assert start.said["average_begun_at"] == 9
+
+    further, again = started(new, name="further", training=warm)
+    assert again.said["average_begun_at"] == 9, "it comes along, and where it began"
+    bare, without = started(new, name="bare")
+    assert "average_begun_at" not in without.said
+    assert execute(distillation(tmp_path, name="further", training=warm))[1]
+    left = float(read_metadata(further.run.student_file)["fewstep.ema_start_left"])
+    assert left == pytest.approx(further.start_left, rel=1e-2), "as its file says"
 
 
 def test_a_loss_that_is_not_finite_says_how_to_go_on_and_that_goes_on(tmp_path):
