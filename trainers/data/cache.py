@@ -14,7 +14,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,8 +31,18 @@ _FILE = "{:05d}.safetensors"
 _FIRST = _FILE.format(0)
 _NAMED_DIFFERENCES = 5
 
-Shard = Callable[[], Sequence[TensorData]]
-"""Makes the parts of one shard. It must give the same, bit for bit, whenever it is called."""
+_OF_KEY = "fewstep.of"
+
+
+class Shard(NamedTuple):
+    """make: the parts of one shard; it must give the same, bit for bit, whenever it is called.
+
+    of: names of what it is made of, where the source does not say how that is divided into shards: which files can be read,
+    and so who is beside whom, may be another thing at the next start. A shard of other names is made again.
+    """
+
+    make: Callable[[], Sequence[TensorData]]
+    of: tuple[str, ...] = ()
 
 
 def cached_data(
@@ -80,9 +90,9 @@ def fill(
     if not (folder / "source.json").exists():
         _write_json(folder / "source.json", source)
     files = [folder / _FILE.format(number) for number in range(len(shards))]
-    for file, make in zip(files, shards, strict=True):
-        if not file.exists():
-            write_tensors(file, _named(make()), metadata={})
+    for file, shard in zip(files, shards, strict=True):
+        if not file.exists() or not _is_of(file, shard.of):
+            write_tensors(file, _named(shard.make()), metadata={_OF_KEY: json.dumps(shard.of)})
     _write_json(folder / "index.json", {"format": 1, "shards": {file.name: _checksum(file) for file in files}})
 
 
@@ -176,13 +186,18 @@ def _complete(folder: Path) -> bool:
     return index.exists() and all(place(folder, name).exists() for name in _read_json(index)["shards"])
 
 
+def _is_of(file: Path, names: Sequence[str]) -> bool:
+    """Yes also of a file that is older than what it says of that."""
+    return read_metadata(file).get(_OF_KEY) in (None, json.dumps(names))
+
+
 def _slices(data: Data) -> list[Shard]:
     """Shards of at most SHARD_SAMPLES samples each."""
     if not isinstance(data, (TensorData, Buckets)):
         raise TypeError(f"{type(data).__name__} cannot be kept in files; known are TensorData and Buckets.")
     buckets = [data] if isinstance(data, TensorData) else data.buckets
     return [
-        lambda bucket=bucket, start=start: [_slice(bucket, start)]  # type: ignore[misc]
+        Shard(lambda bucket=bucket, start=start: [_slice(bucket, start)])  # type: ignore[misc]
         for bucket in buckets
         for start in range(0, len(bucket.x0), SHARD_SAMPLES)
     ]

@@ -5,6 +5,7 @@ A run's own folder holds what it trains on; these files only save another run th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -59,7 +60,7 @@ class Encodings:
         content = written(made)
         if content is not None:
             write_tensors(file, content[0], metadata=content[1])
-            self._make_room(file.stat().st_size)
+            self._make_room(sum(value.nbytes for value in content[0].values()))
         return made
 
     def _file(self, decided_by: Mapping[str, Any]) -> Path:
@@ -71,7 +72,11 @@ class Encodings:
         if self._written * _LOOKS < self._most:
             return
         self._written = total = 0
-        found = [(path.stat().st_mtime_ns, path.stat().st_size, path) for path in self._folder.glob("*/*.safetensors")]
+        found = []
+        for path in self._folder.glob("*/*.safetensors"):
+            with contextlib.suppress(FileNotFoundError):  # another process, in want of room, was there first
+                known = path.stat()
+                found.append((known.st_mtime_ns, known.st_size, path))
         for _, size, path in sorted(found, reverse=True):
             total += size
             if total > self._most:

@@ -199,8 +199,8 @@ class PromptSource(MadeOnce):
     def _plan(self, model: Any, sigmas: Tensor, shape: tuple[int, ...], *, folder: Path) -> list[Shard]:
         """A shard is what the teacher draws at once, so that a resumed cache is drawn in the same batches."""
 
-        def first(make: Shard) -> Sequence[TensorData]:
-            parts = make()
+        def first(batch: range) -> Sequence[TensorData]:
+            parts = make(batch)
             _keep_answers(model, parts, folder)
             return parts
 
@@ -209,8 +209,9 @@ class PromptSource(MadeOnce):
         texts, progress = Texts(model, self.clip, self.negative, told=self.told()), Progress(count)
         starts = range(0, count, self.batch_size)
         batches = [range(start, min(start + self.batch_size, count)) for start in starts]
-        shards = [functools.partial(self._shard, model, texts, progress, sigmas, shape, batch) for batch in batches]
-        return [functools.partial(first, shards[0]), *shards[1:]]
+        make = functools.partial(self._shard, model, texts, progress, sigmas, shape)
+        later = [Shard(functools.partial(make, batch)) for batch in batches[1:]]
+        return [Shard(functools.partial(first, batches[0])), *later]
 
     def _shard(
         self, model: Any, texts: Texts, progress: Progress, sigmas: Tensor, shape: tuple[int, ...], batch: range

@@ -105,11 +105,13 @@ class FolderSource(MadeOnce):
         groups = self._by_shape(files)
         encoder = host.encoding.LatentEncoder(self.vae, host.folders.encodings())
         progress = Progress(sum(len(group) for group in groups.values()))
-        return [
-            functools.partial(self._shard, model, encoder, texts, progress, shape, group[start : start + self.together])
+        make = functools.partial(self._shard, model, encoder, texts, progress)
+        shards = [
+            (shape, group[start : start + self.together])
             for shape, group in groups.items()
             for start in range(0, len(group), self.together)
         ]
+        return [Shard(functools.partial(make, shape, some), of=tuple(file.name for file in some)) for shape, some in shards]
 
     def _by_shape(self, files: Sequence[Captioned]) -> dict[Hashable, list[Captioned]]:
         """Every file is decoded once before any is encoded, so that all broken ones are named together."""

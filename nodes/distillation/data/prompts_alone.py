@@ -65,7 +65,7 @@ class PromptsAlone(MadeOnce):
         texts = Texts(model, self.clip, self.negative, told=self.told())
         progress = Progress(len(self.prompts))
         starts = range(0, len(self.prompts), SHARD_SAMPLES)
-        return [functools.partial(self._shard, model, texts, progress, start) for start in starts]
+        return [Shard(functools.partial(self._shard, model, texts, progress, start)) for start in starts]
 
     def _shard(self, model: Any, texts: Texts, progress: Progress, start: int) -> list[TensorData]:
         x0 = torch.zeros(1, *host.data.latent_shape(model, width=self.width, height=self.height))

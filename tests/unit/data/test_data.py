@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from comfyui_fewstep.trainers.data.batches import Buckets, TensorData
-from comfyui_fewstep.trainers.data.cache import SHARD_SAMPLES, cached_data, read_data, read_first, write_data
+from comfyui_fewstep.trainers.data.cache import SHARD_SAMPLES, Shard, cached_data, read_data, read_first, write_data
 from comfyui_fewstep.trainers.storage.files import tensors_sha256
 from comfyui_fewstep.trainers.training.loop import TrainOptions
 from test_run import distillation, execute
@@ -264,7 +264,7 @@ class Maker:
 
     def plan(self):
         self.planned += 1
-        return [lambda number=number: self._make(number) for number in range(4)]
+        return [Shard(lambda number=number: self._make(number)) for number in range(4)]
 
     def _make(self, number):
         if number == self.until:
@@ -335,6 +335,33 @@ def test_shards_of_another_source_are_not_gone_on_with(tmp_path):
     replacing = Maker()
     replacing.data(tmp_path, {"kind": "another"}, replace=True)
     assert replacing.made == [0, 1, 2, 3]
+
+
+def test_shards_of_other_files_are_made_again(tmp_path):
+    """What could be read has changed between two starts, so what was second is first: nothing is kept twice, nothing left out."""
+    made = []
+
+    def plan(names, *, until=None):
+        def make(some):
+            if until in some:
+                raise KeyboardInterrupt
+            made.append(some)
+            x0 = torch.cat([numbered(1, 3, start=ord(name)).x0 for name in some])
+            return [TensorData(x0=x0, condition={"y": torch.ones(1, 1)})]
+
+        together = [tuple(names[i : i + 2]) for i in range(0, len(names), 2)]
+        return [Shard(lambda some=some: make(some), of=some) for some in together]
+
+    source = {"files": "abcdef"}
+    with pytest.raises(KeyboardInterrupt):
+        cached_data(tmp_path, source=source, plan=lambda: plan("acdef", until="f"), replace=True)
+    assert made == [("a", "c"), ("d", "e")]
+    data = cached_data(tmp_path, source=source, plan=lambda: plan("abcdef"), replace=True)
+    assert data.x0[:, 0].tolist() == [float(ord(name)) for name in "abcdef"]
+    del made[:]
+    (tmp_path / "index.json").unlink()
+    cached_data(tmp_path, source=source, plan=lambda: plan("abcdef"), replace=True)
+    assert made == [], "the same names are the same shards"
 
 
 def test_what_is_not_known_this_time_is_not_compared(tmp_path):

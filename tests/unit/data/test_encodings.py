@@ -73,6 +73,17 @@ def test_what_was_used_longest_ago_gives_way(tmp_path):
     assert sum(file.stat().st_size for file in tmp_path.glob("*/*")) <= 13000
 
 
+def test_a_file_that_goes_while_they_are_counted_is_not_counted(tmp_path):
+    """Another process in want of room took it; a link to nothing is listed and not there, too."""
+    kept = Encodings(tmp_path, most_bytes=1)
+    place = tmp_path / "aa" / "aa.safetensors"
+    place.parent.mkdir()
+    place.symlink_to(tmp_path / "gone")
+    maker = Maker()
+    get(kept, {"a": 1}, maker)
+    assert maker.made == 1
+
+
 def test_a_link_among_the_files_is_not_followed(tmp_path):
     kept = Encodings(tmp_path / "encoded")
     get(kept, {"a": 1}, Maker())

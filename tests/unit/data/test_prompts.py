@@ -6,7 +6,7 @@ import pytest
 import torch
 from comfyui_fewstep.trainers.data import cache
 from comfyui_fewstep.trainers.data.batches import Buckets, TensorData
-from comfyui_fewstep.trainers.data.cache import cached_data, in_buckets, read_data, write_data
+from comfyui_fewstep.trainers.data.cache import Shard, cached_data, in_buckets, read_data, write_data
 from comfyui_fewstep.trainers.storage.files import (
     CHECKSUM_KEY,
     read_metadata,
@@ -46,7 +46,7 @@ def test_a_prompt_is_held_once_and_nothing_else_changes(prompts, tmp_path):
     """Hash, batches and streams as of data that hold it for every sample; in memory, and from files in shards of two."""
     parts, expected = one_by_one(prompts), whole(prompts)
     shards = [parts[i : i + 2] for i in range(0, len(parts), 2)]
-    plan = [lambda shard=shard: [in_buckets(shard)] for shard in shards]
+    plan = [Shard(lambda shard=shard: [in_buckets(shard)]) for shard in shards]
     kept = cached_data(tmp_path, source={}, plan=lambda: plan, replace=True)
     for data in (in_buckets(parts), kept):
         assert len(data.condition["text"]) == len(set(prompts))
@@ -101,7 +101,7 @@ def test_prompts_that_are_not_those_of_the_samples_are_refused(prompts, count):
 
 def test_a_begun_run_keeps_data_of_before_its_source_knew_a_name(tmp_path):
     def made(source, *, replace):
-        plan = [lambda: [numbered(2, 2, start=len(source))]]
+        plan = [Shard(lambda: [numbered(2, 2, start=len(source))])]
         return cached_data(tmp_path, source=source, plan=lambda: plan, replace=replace, newer=("syntax",))
 
     old = made({"a": 1}, replace=True)
