@@ -2,7 +2,7 @@
 import { app } from "../../scripts/app.js";
 import "./fewstep_panel_element.js";
 import { AROUND, addElement, every, fit, textScale, whileThere } from "./fewstep_elements.js";
-import { EVERY, STATE, isOf, runNamed, subscribe } from "./fewstep_service.js";
+import { EVERY, METRICS, PHASE, STATE, isOf, runNamed, subscribe } from "./fewstep_service.js";
 
 const NODES = ["FewStepMakeItFast", "FewStepDistill", "FewStepWatchRun"];
 const LARGE = 400;
@@ -13,7 +13,7 @@ function addPanel(node) {
   const panel = document.createElement("fewstep-panel");
   const height = () => (panel.large ? LARGE : Math.max(SMALL, (panel.small + AROUND) / textScale()));
   let tall = 0;
-  let told = null; // the run that the node itself said it began
+  let told = null; // the run that is told of this node
   panel.watching = node.comfyClass === "FewStepWatchRun";
   panel.planning = node.comfyClass === "FewStepMakeItFast";
   if (!panel.watching) panel.onresume = () => app.queuePrompt(0, 1);
@@ -26,7 +26,7 @@ function addPanel(node) {
   addElement(node, "training", panel, { height });
   new ResizeObserver(panel.onsize).observe(panel); // a narrower node has its sentence in more lines
   whileThere(node, () => subscribe(EVERY, (kind, data) => {
-    if (kind === STATE && isOf(data, node)) told = data.run;
+    if ([STATE, METRICS, PHASE].includes(kind) && isOf(data, node)) told = data.run;
   }));
   every(MILLISECONDS_BETWEEN_LOOKS, node, () => (panel.run = runNamed(node) || told));
 }

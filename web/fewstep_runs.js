@@ -6,20 +6,32 @@ import { fetchWorkflow } from "./fewstep_service.js";
 import { say } from "./fewstep_words.js";
 
 const NAME = say("FewStep runs");
+const TRAINING = ["FewStepDistill", "FewStepMakeItFast"];
 const TITLE = 40; // of a node, in pixels, with some air
 
 /** On hosts with tabs it opens in one of its own; on others it takes the place of the graph, which the user is asked about. */
-async function openWorkflow(run) {
-  const workflow = await fetchWorkflow(run);
+async function show(workflow) {
   const tabs = Boolean(app.extensionManager);
   if (!tabs && app.graph._nodes.length && !confirm(say("This takes the place of the graph in the editor. Go on?"))) throw new Error(say("left as it is"));
   await app.loadGraphData(workflow);
 }
 
+async function openWorkflow(run) {
+  await show(await fetchWorkflow(run));
+}
+
 /** Opens the run's workflow and queues it: the run goes on from its last state. */
 async function resume(run) {
-  await openWorkflow(run);
+  const workflow = await fetchWorkflow(run);
+  if (isForATerminal(workflow)) throw new Error(say("Its workflow leaves the training to a terminal: Copy command gives what goes on with it there."));
+  await show(workflow);
   await app.queuePrompt(0, 1);
+}
+
+/** Whether a workflow only writes a run that another process trains; its nodes may be in subgraphs. */
+function isForATerminal({ nodes = [], definitions = {} }) {
+  const types = [...nodes, ...(definitions.subgraphs ?? []).flatMap((one) => one.nodes ?? [])].map(({ type }) => type);
+  return types.includes("FewStepWriteRun") && !types.some((type) => TRAINING.includes(type));
 }
 
 /** A Load Distilled Student node with this run, in the middle of what is seen but over no other node, and selected. */

@@ -13,6 +13,7 @@ import {
 import { say } from "./fewstep_words.js";
 
 const SECONDS_BETWEEN_LOOKS = 3;
+const SECONDS_WITHOUT_A_WORD = { true: 5, false: 30 }; // whether one trains: what another process trains tells nothing
 const STATES = { written: "not begun", training: "training", stopped: "stopped", finished: "finished", absent: "gone", damaged: "damaged" };
 
 const OWN_STYLE = `
@@ -82,6 +83,13 @@ class Runs extends HTMLElement {
     } catch (error) {
       if (!signal.aborted) this.said.textContent = error.message;
     }
+    if (!signal.aborted) this.#lookLater();
+  }
+
+  #lookLater() {
+    clearTimeout(this.#timer);
+    const seconds = SECONDS_WITHOUT_A_WORD[this.#runs.some(({ state }) => state === "training")];
+    this.#timer = setTimeout(() => (document.hidden ? this.#lookLater() : this.#look()), 1000 * seconds);
   }
 
   /** Only what is new: whoever is about to press a button keeps it. */

@@ -53,7 +53,8 @@ class Messages:
             self._sleep(full_until - now)
         self._sent.append(self._clock())
         if event == METRICS:
-            self.newest[message["run"]] = message
+            # whose node its name may be hidden from, in a page that was opened since the run began
+            message = self.newest[message["run"]] = {**(self._about or {}), **message}
         self._send(event, message)
         return True
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from test_runs_browser import another, card, finished, open_runs  # noqa: F401 (fixtures)
 from test_training_panel import begin, sentence
 
@@ -56,3 +57,34 @@ def test_a_node_without_a_name_shows_no_run_of_another(editor, name):
     editor.page.evaluate(TELL, ["fewstep.metrics", metrics])
     editor.page.wait_for_timeout(700)
     assert "Training" not in editor.page.locator("fewstep-panel").inner_text()
+
+
+def test_a_node_whose_name_is_hidden_from_it_is_told_again_after_a_reload(editor, runs, finished):  # noqa: F811
+    """The name comes over a link, and the word that its run begins was heard by a page that is gone."""
+    node = begin(editor, "")
+    hidden = "node => { node.inputs.push({ name: 'run_name', link: 1 }); node.isInputConnected = () => true; return node.id }"
+    number = editor.page.evaluate(f"id => ({hidden})(app.graph.getNodeById(id))", node)
+    editor.page.wait_for_timeout(700)
+    metrics = {"run": finished, "iteration": 10, "iterations": 20, "stage": 0, "stages": 1, "stage_name": "one"}
+    editor.page.evaluate(TELL, ["fewstep.metrics", {**metrics, "node": str(number)}])
+    editor.page.wait_for_function("name => document.querySelector('fewstep-panel').run === name", arg=finished)
+
+
+def test_runs_that_another_process_trains_are_followed(editor, runs, another):  # noqa: F811
+    """It tells this page nothing: its folder is looked at again and again."""
+    with RunFolder(runs, another).locked():
+        shown = card(open_runs(editor), another)
+        shown.get_by_text("training", exact=False).first.wait_for()
+        (runs / another / "note.txt").write_text("far away")
+        shown.get_by_text("far away").wait_for(timeout=20_000)
+    shown.get_by_text("finished", exact=True).wait_for(timeout=20_000)
+
+
+def test_resume_says_where_a_run_is_trained_that_its_workflow_only_writes(editor, runs, another):  # noqa: F811
+    RunFolder(runs, another).student_file.unlink()
+    workflow = {"nodes": [{"id": 1, "type": "FewStepWriteRun"}], "links": []}
+    (runs / another / "workflow.json").write_text(json.dumps(workflow))
+    shown = card(open_runs(editor), another)
+    shown.get_by_role("button", name="Resume").click()
+    shown.get_by_text("leaves the training to a terminal: Copy command").wait_for()
+    assert editor.page.evaluate("app.graph._nodes.length") == 0, "nothing was opened"

@@ -161,7 +161,9 @@ class ConsistencyTraining(OnTeacher[ConsistencyTrainingOptions]):
         self._function = ConsistencyFunction(family=teacher.family, table=teacher.table)
 
     def options_of_old(self) -> dict[str, Any]:
-        old = level_count_of_old(self._options.grid) | reaches_last_of_old(self._options.first_levels, self._options.last_levels)
+        old = level_count_of_old(self._options.grid) | reaches_last_of_old(
+            self._options.first_levels, self._options.last_levels
+        )
         return super().options_of_old() | old
 
     def stages(self) -> list[Stage]:

@@ -111,7 +111,9 @@ class FolderSource(MadeOnce):
             for shape, group in groups.items()
             for start in range(0, len(group), self.together)
         ]
-        return [Shard(functools.partial(make, shape, some), of=tuple(file.name for file in some)) for shape, some in shards]
+        return [
+            Shard(functools.partial(make, shape, some), of=tuple(file.name for file in some)) for shape, some in shards
+        ]
 
     def _by_shape(self, files: Sequence[Captioned]) -> dict[Hashable, list[Captioned]]:
         """Every file is decoded once before any is encoded, so that all broken ones are named together."""

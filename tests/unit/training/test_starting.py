@@ -126,12 +126,14 @@ def test_an_average_that_begins_at_the_start_warms_up_from_there(tmp_path):
         decay = (1 + n) / (10 + n)
         average = decay * average + (1 - decay) * tensors["student.hidden"].double()
         torch.testing.assert_close(tensors[f"average.{names.index('hidden')}"].double(), average, rtol=1e-5, atol=1e-6)
-    assert new.start_left == pytest.approx(max(start_left(0.999, 3, warms_up=True), start_left(0.999, 12, warms_up=True)))
+    assert new.start_left == pytest.approx(
+        max(start_left(0.999, 3, warms_up=True), start_left(0.999, 12, warms_up=True))
+    )
     assert start.said["average_begun_at"] == 9
 
     further, again = started(new, name="further", training=warm)
     assert again.said["average_begun_at"] == 9, "it comes along, and where it began"
-    bare, without = started(new, name="bare")
+    _, without = started(new, name="bare")
     assert "average_begun_at" not in without.said
     assert execute(distillation(tmp_path, name="further", training=warm))[1]
     left = float(read_metadata(further.run.student_file)["fewstep.ema_start_left"])
