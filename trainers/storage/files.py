@@ -175,7 +175,7 @@ def _content(tensor: Tensor) -> memoryview:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str]) -> None:
-    """A safetensors file, written atomically, with a checksum of its tensors in the metadata."""
+    """A safetensors file, written atomically, with a checksum of its tensors in the metadata. ValueError for types it lacks."""
     head = _header(tensors, {**metadata, CHECKSUM_KEY: tensors_sha256(tensors)})
     _write(path, itertools.chain([head], (_content(tensors[name]) for name in _in_file_order(tensors))))
 
@@ -190,6 +190,8 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
     for name in _in_file_order(tensors):
         value = tensors[name]
         begin, end = end, end + value.numel() * value.element_size()
+        if value.dtype not in _TYPES:
+            raise ValueError(f"{name} holds {value.dtype} values, of which safetensors files have none.")
         entries[name] = {"dtype": _TYPES[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -213,6 +215,10 @@ _TYPES = {
     torch.int16: "I16",
     torch.int8: "I8",
     torch.uint8: "U8",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.complex64: "C64",
     torch.bool: "BOOL",
 }
 

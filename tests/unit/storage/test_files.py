@@ -138,6 +138,12 @@ def test_every_type_and_shape_comes_back(tmp_path):
     assert metadata == {"a": '\u00e4 "b"', "fewstep.sha256": tensors_sha256(written)}
 
 
+def test_a_type_that_the_format_lacks_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"table holds torch\.complex128 values, of which safetensors files have none"):
+        write_tensors(tmp_path / "a", {"table": torch.ones(2, dtype=torch.complex128)}, metadata={})
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_file_is_laid_out_as_the_formats_library_does(tmp_path):
     plain = {name: value.detach().contiguous() for name, value in tensors().items()}
     write_tensors(tmp_path / "ours", plain, metadata={})
