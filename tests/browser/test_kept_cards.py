@@ -5,7 +5,7 @@ import json
 import pytest
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from test_runs_browser import another, card, finished, open_runs  # noqa: F401 (fixtures)
-from test_training_panel import begin, sentence
+from test_training_panel import begin, sentence, wait_for_points
 
 TELL = (
     "async ([kind, detail]) => (await import('/scripts/api.js')).api.dispatchEvent(new CustomEvent(kind, { detail }))"
@@ -88,3 +88,39 @@ def test_resume_says_where_a_run_is_trained_that_its_workflow_only_writes(editor
     shown.get_by_role("button", name="Resume").click()
     shown.get_by_text("leaves the training to a terminal: Copy command").wait_for()
     assert editor.page.evaluate("app.graph._nodes.length") == 0, "nothing was opened"
+
+
+SLOWLY = """async ([name, milliseconds]) => {
+  const { api } = await import('/scripts/api.js');
+  const own = api.fetchApi;
+  api.fetchApi = async (path, ...more) => {
+    const slow = path.startsWith(`/fewstep/runs/${encodeURIComponent(name)}?`);
+    if (slow) await new Promise((done) => setTimeout(done, milliseconds));
+    return own.call(api, path, ...more);
+  };
+  const detail = { run: name, iteration: 1, iterations: 20, stage: 0, stages: 1, stage_name: 'one' };
+  const talk = setInterval(() => api.dispatchEvent(new CustomEvent('fewstep.metrics', { detail })), 200);
+  window.beQuiet = () => { clearInterval(talk); api.fetchApi = own; };
+}"""
+
+
+def test_a_server_slower_than_the_messages_is_heard_to_the_end(editor, finished):  # noqa: F811
+    begin(editor, "")
+    editor.page.evaluate(SLOWLY, [finished, 2500])
+    try:
+        editor.set(editor.find("FewStepDistill"), run_name=finished)
+        wait_for_points(editor, 0)
+    finally:
+        editor.page.evaluate("window.beQuiet()")
+
+
+def test_the_curves_of_a_run_that_is_begun_anew_are_its_own(editor, runs, another):  # noqa: F811
+    file = runs / another / "metrics.jsonl"
+    first = {**json.loads(file.read_text().splitlines()[0]), "iteration": 1, "loss": 0.125}
+    file.write_text("".join(json.dumps({**first, "iteration": i, "loss": 0.5}) + "\n" for i in (1, 2, 3)))
+    begin(editor, another)
+    wait_for_points(editor, 2)
+    file.write_text(json.dumps(first) + "\n")
+    editor.page.evaluate(TELL, ["fewstep.state", {"run": another, "node": None, "state": "begun"}])
+    loss = "document.querySelector('fewstep-panel').shadowRoot.querySelector('fewstep-chart').data[1]"
+    editor.page.wait_for_function(f"() => String({loss}) === '0.125'")
