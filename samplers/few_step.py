@@ -215,7 +215,7 @@ def ancestral_gammas(sigmas: Tensor, *, family: NoiseFamily, eta: float = 1.0) -
         raise ValueError(f"eta is {eta}; allowed is 0 (deterministic) to 1.")
     levels = sigmas.double().cpu()
     return [
-        _ancestral_gamma(before, after, eta=eta, family=family) if after > 0.0 else 0.0
+        _ancestral_gamma(before, after, eta=eta, family=family) if 0.0 < after < before else 0.0
         for before, after in pairwise(levels)
     ]
 

@@ -45,7 +45,7 @@ def distance(trainings: dict[int, list[Figures]]) -> list[float]:
 def ratio(above: list[float], below: list[float]) -> Estimate:
     """Of two independent figures [value, margin]; to first order."""
     value = above[0] / below[0]
-    return Estimate(value, abs(value) * ((above[1] / above[0]) ** 2 + (below[1] / below[0]) ** 2) ** 0.5)
+    return Estimate(value, (above[1] ** 2 + (value * below[1]) ** 2) ** 0.5 / abs(below[0]))
 
 
 def in_order(students: Students) -> list[tuple[tuple[str, int], dict[int, list[Figures]]]]:

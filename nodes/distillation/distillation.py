@@ -290,6 +290,7 @@ def prepared(
         preview_prompts.require_shown(previews, model, vae=has_vae)
         train_options = TrainOptions(ema_warms_up=True, **options)
         source = _source(model, data, latents, positive, negative, dropout=train_options.caption_dropout)
+        method = running.method_as_begun(method, run)
         resolved = running.method_on(model, method, empty_prompt=source.unconditional is not None)
         predicts = host.models.prediction_type(host.models.model_sampling_of(model))
         _require_pictures(resolved, source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...trainers.methods import METHODS, UNCHOSEN, read_method
 from ...trainers.methods.progressive import ProgressiveOptions
 from ...trainers.objective.method import Method, MethodOptions, TeacherKind, student_prediction
 from ...trainers.processes.group import Processes
@@ -17,7 +19,7 @@ from ...trainers.storage.export import read_student
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.adapters import LoRAOptions
 from ...trainers.students.student import LoRAStudent, Student
-from ...trainers.training.distillation import Distillation
+from ...trainers.training.distillation import Distillation, Recorded
 from ...trainers.training.loop import Observer
 from ...trainers.training.options import TrainOptions
 from .. import host
@@ -43,6 +45,18 @@ def method_on(model: Any, method: MethodOptions, *, empty_prompt: bool) -> Metho
     return method.on(
         teacher_kind(host.models.model_sampling_of(model), takes_scale=takes_scale, empty_prompt=empty_prompt)
     )
+
+
+def method_as_begun(method: MethodOptions, run: RunFolder) -> MethodOptions:
+    """With what nobody chooses as the run has it that is in the folder; of a new one, or of another method, as given."""
+    if not run.begun:
+        return method
+    there = Recorded.of(run)
+    if METHODS.get(there.method) is not type(method):
+        return method
+    begun = read_method(there.method, there.method_options)
+    kept = {name: getattr(begun, name) for name in UNCHOSEN if hasattr(begun, name)}
+    return dataclasses.replace(method, **kept)  # type: ignore[type-var]
 
 
 def teacher_kind(sampling: Any, *, takes_scale: bool = False, empty_prompt: bool = False) -> TeacherKind:

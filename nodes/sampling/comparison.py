@@ -41,12 +41,13 @@ class Compare:
         }
 
     def compare(self, teacher: Tensor, student: Tensor) -> dict[str, Any]:
+        teacher, student = (pictures[..., :3] for pictures in (teacher, student))
         if teacher.shape != student.shape:
             raise ValueError(
                 f"teacher is {_described(teacher)} and student is {_described(student)}; give as many pictures of the same "
                 "size, drawn from the same noise."
             )
-        picture = stacked([pictures[:MOST_SHOWN, ..., :3].cpu() for pictures in (teacher, student)])
+        picture = stacked([pictures[:MOST_SHOWN].cpu() for pictures in (teacher, student)])
         said = f"PSNR {psnr(student, teacher):.1f} dB over {_described(teacher)}"
         shown = folders.keep_for_view(picture)
         return {"ui": {"text": [said], "comparison": [shown]}, "result": (picture[None],)}

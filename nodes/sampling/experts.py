@@ -61,7 +61,7 @@ class TwoExperts:
         level = _level(high, boundary)
         _require_alike(high, low)
         low_cfg = low_cfg or cfg
-        if max(cfg, low_cfg) > 1.0 and negative is None:
+        if {cfg, low_cfg} != {1.0} and negative is None:
             raise ValueError(
                 f"cfg is {cfg:g} and low_cfg {low_cfg:g}: guidance needs a negative prompt; connect negative."
             )

@@ -261,8 +261,8 @@ def _last_of_list(make: _Make, found: Levels, steps: int, asked: _Asked) -> Tens
     kept = int((len(whole) - 1) * asked.strength)
     if kept < 1:
         raise ValueError(
-            f"strength is {asked.strength}, which leaves none of the {len(whole) - 1} levels; {1 / (len(whole) - 1):.2g} "
-            "leaves one."
+            f"strength is {asked.strength}, which leaves none of the {len(whole) - 1} levels; "
+            f"{math.ceil(100 / (len(whole) - 1)) / 100:g} leaves one."
         )
     return whole[-(kept + 1) :]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +69,12 @@ def curves_chart(curves: Mapping[str, Mapping[int, Interval]], *, over: str, val
     """Curves with intervals on log axes, label and place to the value; in grey those whose labels begin with beside.
 
     An interval that a log axis has no room for, to 0 and below, is cut at a tenth of its value; nor for a value below 0. Above,
-    at twice the largest value.
+    at twice the largest value. What is no finite number is not drawn; ValueError where nothing is left.
     """
+    curves = {label: {x: y for x, y in of.items() if math.isfinite(y[0])} for label, of in curves.items()}
+    curves = {label: of for label, of in curves.items() if of}
+    if not curves:
+        raise ValueError(f"there is no {value} to draw: no curve holds a finite number.")
     figure = _figure(width=12.0, height=5.0)
     from matplotlib.ticker import LogLocator, StrMethodFormatter
 

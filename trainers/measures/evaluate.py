@@ -38,8 +38,12 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     return float(distance)
 
 
+MOST_PSNR = 100.0
+"""Of equal pictures, whose own is infinite: no mean could be taken of it. Pictures of 8 bits differ by no more than 59 dB."""
+
+
 def psnr(pictures: Tensor, reference: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [0, 1], from the squared error over all of them."""
+    """Peak signal-to-noise ratio in dB of pictures in [0, 1], from the squared error over all of them, at most MOST_PSNR."""
     try:
         from kornia.metrics import psnr as kornia_psnr
     except ImportError as error:
@@ -47,7 +51,7 @@ def psnr(pictures: Tensor, reference: Tensor) -> float:
             "PSNR is measured with kornia, which is not installed. Install it into ComfyUI's Python: python -m pip install kornia"
         ) from error
 
-    return float(kornia_psnr(pictures, reference, max_val=1.0))
+    return min(float(kornia_psnr(pictures, reference, max_val=1.0)), MOST_PSNR)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,8 @@ METHODS: dict[str, type[MethodOptions]] = {
     DistributionMatching.name: DistributionMatchingOptions,
 }
 """By the name that run.json has."""
+UNCHOSEN = ("level_count", "reaches_last")
+"""Options that no input sets: a run keeps those that it was begun with."""
 
 
 def read_method(name: str, options: Mapping[str, Any]) -> MethodOptions:

@@ -113,7 +113,7 @@ class Averages:
     def update(self, done: int) -> None:
         """done: of the stage's updates, how many were averaged before."""
         if self.result:
-            self.result.update(done - self.begun_at)
+            self.result.update(max(done - self.begun_at, 0))
         if self._target:
             self._target.update(done)
 

@@ -94,7 +94,7 @@ class Distillation:
         start = self.run.description().get("started_from") or {}
         updates = [stage.updates for stage in self.method.stages()][start.get("stage", 0) :]
         if updates:
-            updates[0] -= start.get(AVERAGE_BEGUN_AT, 0)
+            updates[0] = max(updates[0] - start.get(AVERAGE_BEGUN_AT, 0), 0)
         return max((start_left(decay, count, warms_up=warms_up) for count in updates), default=0.0)
 
     @property

@@ -99,6 +99,11 @@ class Views:
             )
         if options.kind is Kind.NFSD and self.empty is None:
             raise ValueError("kind is nfsd, which needs the empty prompt beside the negative one: connect empty.")
+        if options.kind is Kind.VSD and self.source is not None:
+            raise ValueError(
+                "kind is vsd, whose companion learns the latents as they become, so that nothing of it can be subtracted for the "
+                "picture that source describes: disconnect source, or choose sds."
+            )
 
     def guided(self, scale: float) -> Denoiser:
         return guided(self.denoiser, guidance_scale=scale, unconditional=self.negative or {})

@@ -16,7 +16,7 @@ from ..storage.files import CHECKSUM_KEY, read_tensors
 from ..storage.identity import another_teacher
 from ..storage.run_folder import RunFolder
 from ..students.student import EVERY_LAYER
-from .average import AVERAGE_BEGUN_AT, is_averaged
+from .average import AVERAGE_BEGUN_AT, RESULT, is_averaged
 from .distillation import Distillation
 from .optimisers import STATE_PREFIX
 
@@ -50,7 +50,10 @@ def start_from(source: RunFolder, new: Distillation, *, method: Method) -> Start
     _require_taught(source, start["stage"], there=method, here=new.method, prediction_type=new.prediction_type)
     own = new.student.get("rank", EVERY_LAYER.rank)
     _require_companions(source, start["stage"], there=method, here=new.method, own=own)
-    kept = {name: value for name, value in tensors.items() if not name.startswith(STATE_PREFIX)}
+    left = (
+        (STATE_PREFIX,) if new.options.ema_decay else (STATE_PREFIX, RESULT)
+    )  # an average that it does not go on with
+    kept = {name: value for name, value in tensors.items() if not name.startswith(left)}
     start |= {AVERAGE_BEGUN_AT: begun_at} if begun_at else {}
     said = {"run": source.name, "checkpoint": file.stem, "sha256": position[CHECKSUM_KEY], **start}
     return Start(tensors=kept, position=start, said=said)
@@ -60,11 +63,10 @@ def _average_begins_at(tensors: Mapping[str, Tensor], position: Mapping[str, Any
     """After how many updates of the stage its result's average begins: where the source's did, or has none, at the start."""
     if not new.options.ema_decay:
         return 0
-    if is_averaged(tensors):
-        return int(position.get(AVERAGE_BEGUN_AT, 0))
     stages = new.method.stages()
     lead = stages[position["stage"]].lead if position["stage"] < len(stages) else 0
-    return max(int(position["stage_iteration"]) - lead, 0)
+    done = max(int(position["stage_iteration"]) - lead, 0)  # as the new run counts, whose lead may be another
+    return min(int(position.get(AVERAGE_BEGUN_AT, 0)), done) if is_averaged(tensors) else done
 
 
 def require_started_from(run: RunFolder, name: str) -> None:

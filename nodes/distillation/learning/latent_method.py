@@ -75,7 +75,7 @@ class ScoreDistillation:
                     "CONDITIONING",
                     {
                         "tooltip": "What the latent shows at the start. What that pulls is subtracted, so that only the "
-                        "difference moves."
+                        "difference moves. Not with vsd."
                     },
                 ),
                 "mask": ("MASK", {"tooltip": "White changes, black stays as it is."}),

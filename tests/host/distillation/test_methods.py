@@ -1,6 +1,7 @@
 """Every method on the host's real architectures: a LoRA learns, is broken off and goes on, and its file says how to draw."""
 
 import inspect
+import json
 import uuid
 
 import pytest
@@ -186,3 +187,22 @@ def test_bad_values_are_refused_before_anything_runs(method):
     assert node.VALIDATE_INPUTS(**dict.fromkeys(typed)) is True, "linked: known later"
     with pytest.raises(ValueError, match="iterations is 0"):  # by its declared limits, on that input alone
         host.limits.require(node.INPUT_TYPES(), {"iterations": 0})
+
+
+def test_a_run_that_was_begun_without_a_last_phase_is_gone_on_with_by_its_own_graph(output, monkeypatch):
+    """And given back by it when it is finished: no input says what is missing in its run.json."""
+    model, name = tiny("sd15"), uuid.uuid4().hex
+    uneven = {"first_levels": 4, "last_levels": 7}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        cancel_at(patch, 3, KeyboardInterrupt)
+        distil(model, "sd15", "consistency_training", name=name, **uneven)
+    run = folders.run_named(name)
+    said = json.loads(run.place("run.json").read_text())
+    del said["run"]["method.reaches_last"]
+    run.place("run.json").write_text(json.dumps(said))
+    distil(model, "sd15", "consistency_training", name=name, **uneven)
+    assert run.finished
+    assert Recorded.of(run).method_options.get("reaches_last") in (None, False)
+    distil(model, "sd15", "consistency_training", name=name, **uneven)
+    with pytest.raises(ValueError, match=r"method\.last_levels: there 7, here 6"):
+        distil(model, "sd15", "consistency_training", name=name, **{**uneven, "last_levels": 6})

@@ -22,7 +22,7 @@ def kept(tmp_path, monkeypatch):
     return tmp_path / "temp"
 
 
-@pytest.mark.parametrize(("error", "said"), [(0.1, "20.0"), (0.01, "40.0"), (0.0, "inf")])
+@pytest.mark.parametrize(("error", "said"), [(0.1, "20.0"), (0.01, "40.0"), (0.0, "100.0")])
 def test_psnr_is_twenty_decibels_for_each_tenth(error, said, kept):
     teacher = torch.full((2, 8, 12, 3), 0.5)
     (text,) = Compare().compare(teacher, teacher + error)["ui"]["text"]
@@ -53,6 +53,13 @@ def test_pictures_of_other_sizes_or_numbers_are_refused(kept):
     with pytest.raises(ValueError, match="teacher is 2 pictures of 8x8 and student is 1 picture of 8x8"):
         Compare().compare(torch.zeros(2, 8, 8, 3), torch.zeros(1, 8, 8, 3))
     assert not kept.exists()
+
+
+def test_what_is_transparent_is_no_part_of_the_comparison(kept):
+    """It is not shown either, and a student that was saved without it is of the same size."""
+    teacher = torch.cat([torch.full((1, 8, 8, 3), 0.5), torch.ones(1, 8, 8, 1)], dim=-1)
+    (text,) = Compare().compare(teacher, torch.full((1, 8, 8, 3), 0.6))["ui"]["text"]
+    assert text == "PSNR 20.0 dB over 1 picture of 8x8"
 
 
 def test_rows_are_stacked_in_order():

@@ -162,6 +162,7 @@ def test_guidance_may_differ_between_the_two():
         ({"high": "EDM", "low": "EDM"}, "continuous and have no timesteps"),
         ({"cfg": 3.0}, "cfg is 3 and low_cfg 3: guidance needs a negative prompt"),
         ({"low_cfg": 2.0}, "cfg is 1 and low_cfg 2: guidance needs a negative prompt"),
+        ({"low_cfg": 0.5}, "cfg is 1 and low_cfg 0.5: guidance needs a negative prompt"),
     ],
 )
 def test_what_does_not_go_together_is_refused(given, said):

@@ -143,7 +143,7 @@ def test_relative_and_absolute_shift():
             lambda: flow(1.0),
             "timesteps",
             {"values": "999, 499", "strength": 0.4},
-            r"strength is 0.4.*none of the 2 levels",
+            r"strength is 0.4.*none of the 2 levels; 0.5 leaves one",
         ),
         (
             lambda: sampling("ModelSamplingDiscrete", "EPS"),

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from comfyui_fewstep.trainers.measures.charts import curves_chart, loss_chart, picture_grid, quality_chart
@@ -38,6 +40,20 @@ def test_frechet_distance_ignores_the_choice_of_axes():
     turned = frechet_distance(FeatureStatistics.of(a @ rotation), FeatureStatistics.of(b @ rotation))
     assert turned == pytest.approx(plain, rel=1e-5)
     assert plain == pytest.approx(frechet_distance(FeatureStatistics.of(b), FeatureStatistics.of(a)), rel=1e-9)
+
+
+def test_psnr_of_equal_pictures_is_a_number():
+    """A report's mean of it, and its JSON, want one."""
+    assert psnr(torch.ones(2, 3), torch.ones(2, 3)) == 100.0
+
+
+def test_curves_leave_out_what_is_no_number():
+    drawn = curves_chart(
+        {"a": {1: (math.nan, 0.1), 2: (0.5, 0.1)}, "b": {4: (math.inf, 0.0)}}, over="calls", value="distance"
+    )
+    assert torch.equal(drawn, curves_chart({"a": {2: (0.5, 0.1)}}, over="calls", value="distance"))
+    with pytest.raises(ValueError, match="there is no distance to draw"):
+        curves_chart({"a": {1: (math.nan, 0.1)}}, over="calls", value="distance")
 
 
 def test_psnr_of_a_known_error():

@@ -65,6 +65,8 @@ def test_intervals_are_over_seeds_and_of_one_seed_its_own():
 
 
 def test_the_ratio_of_two_figures_has_the_spread_of_both():
+    nothing = trainings.ratio([0.0, 0.3], [2.0, 0.1])
+    assert (nothing.value, nothing.margin) == (0.0, pytest.approx(0.15)), "a distance may come out at 0"
     found = trainings.ratio([3.0, 0.3], [2.0, 0.1])
     assert found.value == 1.5
     assert found.margin == pytest.approx(1.5 * (0.1**2 + 0.05**2) ** 0.5)

@@ -103,6 +103,12 @@ def test_a_source_that_is_the_prompt_moves_nothing(kind, family):
     assert torch.equal(distil_latent(start(20), chosen(kind=kind, iterations=5), same), start(20))
 
 
+def test_vsd_has_no_source():
+    """Its companion knows the latents as they are, so that the pull of the start would hold none of the way back to it."""
+    with pytest.raises(ValueError, match=r"kind is vsd, .* disconnect source, or choose sds"):
+        views(VE, source={"y": torch.ones(1, 1)}).require_for(chosen(kind=Kind.VSD))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_editing_moves_by_the_difference_of_the_prompts(family):
     """Without guidance each latent keeps its own place beside the mean, which goes from the source's to the prompt's."""

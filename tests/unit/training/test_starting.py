@@ -13,7 +13,7 @@ from comfyui_fewstep.trainers.storage.export import read_student
 from comfyui_fewstep.trainers.storage.files import read_metadata, read_tensors
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
-from comfyui_fewstep.trainers.training.average import start_left
+from comfyui_fewstep.trainers.training.average import Averages, start_left
 from comfyui_fewstep.trainers.training.loop import NonFiniteLoss
 from comfyui_fewstep.trainers.training.starting import require_started_from, start_from
 from test_progressive import TinyNetwork, as_denoiser, method
@@ -97,7 +97,7 @@ def test_equal_settings_but_for_a_fresh_optimiser_are_another_run(tmp_path):
 def test_the_average_comes_along_and_a_new_one_begins_at_the_weights(there, here, tmp_path):
     old = stopped(tmp_path, 9, training=there)
     new, start = started(old, training=here)
-    assert ("average.0" in start.tensors) is bool(there.ema_decay)
+    assert ("average.0" in start.tensors) is bool(there.ema_decay and here.ema_decay)
     with pytest.raises(Stopped):
         execute(new, [stop_at(10)])
     after, kept = read_tensors(new.run.checkpoints()[-1])[0], start.tensors
@@ -138,6 +138,29 @@ def test_an_average_that_begins_at_the_start_warms_up_from_there(tmp_path):
     assert execute(distillation(tmp_path, name="further", training=warm))[1]
     left = float(read_metadata(further.run.student_file)["fewstep.ema_start_left"])
     assert left == pytest.approx(further.start_left, rel=1e-2), "as its file says"
+
+
+def test_an_average_that_came_along_into_a_longer_lead_is_not_older_than_the_run(tmp_path):
+    """What a companion learns first counts for no update of the student: with more of it the place is an earlier update."""
+    warm = dataclasses.replace(TRAINING, ema_decay=0.999, ema_warms_up=True)
+    middle, _ = started(stopped(tmp_path, 9), name="middle", training=warm)
+    new = distillation(tmp_path, name="new", training=warm)
+    stages = [dataclasses.replace(stage, lead=4) for stage in new.method.stages()]
+    new.method.stages = lambda: stages
+    begun = start_from(middle.run, new, method=middle.method)
+    assert begun.position["average_begun_at"] == 5
+    weights = [torch.ones(2)]
+    averages = Averages(weights, decay=0.999, target_decay=0.0, warms_up=True)
+    averages.begun_at = 40
+    weights[0].zero_()
+    averages.update(30)  # of a file that says otherwise
+    assert averages.state_dict()["average.0"].tolist() == pytest.approx([0.1, 0.1])
+
+
+def test_an_average_that_the_new_run_does_not_go_on_with_is_left(tmp_path):
+    """It would be an old one to whoever starts from there."""
+    _, start = started(stopped(tmp_path, 9, training=AVERAGED))
+    assert not [name for name in start.tensors if name.startswith("average.")]
 
 
 def test_a_loss_that_is_not_finite_says_how_to_go_on_and_that_goes_on(tmp_path):
