@@ -54,7 +54,7 @@ def page(written: Figures, solvers: Figures) -> str:
         lines.append(pages.row(f"{label}, {pages.count(len(trainings), 'training')}", calls, over_trainings(trainings)))
     lines += ["", *_trainings(written["parts"]), ""]
     if rows:
-        lines += ["Aims, of the best student at each number of calls:", "", *aims(students, rows), ""]
+        lines += [f"{AIMED}:", "", *aims(students, rows), ""]
         best = _figures(pages.best_of(rows.values()))
         lines += diversity.table(written["parts"], students, best)
     lines += uneven(students)
@@ -96,8 +96,14 @@ def _said(settings: Figures) -> str:
     return ", ".join(f"{key} {value}" for key, value in settings["options"].items())
 
 
+AIMED = (
+    "Aims, of the student that is best here, on the test split, at each number of calls; of one training, the interval is of "
+    "noise alone"
+)
+
+
 def aims(students: Students, rows: dict[str, list[Figures]]) -> list[str]:
-    """Whether the best student at each number of calls is what was aimed at, interval and all, in plain words."""
+    """Whether the best student at each number of calls is what was aimed at, interval and all, in plain words; see AIMED."""
     best = _figures(pages.best_of(rows.values()))
     lines = []
     for calls, aim in AIMS.items():
@@ -106,10 +112,12 @@ def aims(students: Students, rows: dict[str, list[Figures]]) -> list[str]:
         if not found or not equal:
             continue
         label = min(found, key=lambda one: pages.over(found[one], "frechet")[0])
+        trainings = pages.count(len(students[label, calls]), "training")
         own, solver = pages.over(found[label], "frechet"), _figures(pages.best_of(equal))
         lines.append(
-            f"- {pages.count(calls, 'call')}, {label}: {_against(own, pages.over(best, 'frechet'), aim.over_best)} the "
-            f"teacher's best; {_against(own, pages.over(solver, 'frechet'), aim.over_solver)} the best solver at equal calls; "
+            f"- {pages.count(calls, 'call')}, {label} ({trainings}): "
+            f"{_against(own, pages.over(best, 'frechet'), aim.over_best)} the teacher's best; "
+            f"{_against(own, pages.over(solver, 'frechet'), aim.over_solver)} the best solver at equal calls; "
             f"right {pages.plus_minus(pages.over(found[label], 'accuracy'), digits=3)}, the teacher's best "
             f"{pages.plus_minus(pages.over(best, 'accuracy'), digits=3)}."
         )

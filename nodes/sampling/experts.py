@@ -43,7 +43,7 @@ class TwoExperts:
                 "cfg": _cfg(1.0, "Guidance of high; 1 is none, as few-step models want it.", least=1.0),
             },
             "optional": {
-                "negative": ("CONDITIONING", {"tooltip": "Needed where a cfg is above 1."}),
+                "negative": ("CONDITIONING", {"tooltip": "Needed where a cfg is not 1."}),
                 "low_cfg": _cfg(0.0, "Guidance of low; 0 is that of high.", least=0.0),
             },
         }

@@ -90,7 +90,8 @@ class Schedule:
                         "max": 1.0,
                         "step": 0.01,
                         "tooltip": "Image-to-image: where to begin; 1 starts from noise. All steps are taken, as with the "
-                        "stock denoise; of dmd2 and typed lists, that share of the list.",
+                        "stock denoise; of turbo no more than its ten levels leave; of dmd2 and typed lists, that share of the "
+                        "list.",
                     },
                 ),
                 "shift": (

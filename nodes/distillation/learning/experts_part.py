@@ -47,8 +47,8 @@ class ExpertsPart:
     def make(self, method: Any, level_from: float, level_to: float) -> tuple[Any]:
         if not isinstance(method, ProgressiveOptions | GuidanceOptions):
             raise ValueError(
-                f"method is {type(method).__name__.removesuffix('Options')}, whose students learn at each level from the levels "
-                "below, down to the last, so that one expert alone cannot teach them; use Progressive Distillation or Guidance "
-                "Distillation."
+                f"method is {type(method).__name__.removesuffix('Options')}, whose students learn from all levels "
+                "below, or draw through all, so that one expert alone cannot teach them; use Progressive Distillation or "
+                "Guidance Distillation."
             )
         return (dataclasses.replace(method, level_from=level_from, level_to=level_to),)

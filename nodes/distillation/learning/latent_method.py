@@ -47,7 +47,8 @@ class ScoreDistillation:
                     {
                         "default": Kind.SDS.value,
                         "tooltip": "sds: to the likeliest picture, smooth and saturated; for edits. nfsd: without SDS' noise, "
-                        "at an ordinary scale. vsd: a companion learns the latents beside; sharper, and twice as slow.",
+                        "at an ordinary scale. vsd: a companion learns the latents beside; sharper, and about three times as "
+                        "slow.",
                     },
                 ),
                 "guidance_scale": inputs.number(

@@ -342,7 +342,7 @@ class ConsistencyTraining:
             "optional": {
                 "first_levels": inputs.count(
                     10,
-                    "Levels that the student is made to agree along at first; each phase doubles them.",
+                    "Levels that the student is made to agree along at first; each phase doubles them, up to last_levels.",
                     least=2,
                     most=1000,
                 ),

@@ -99,8 +99,6 @@ def test_a_preview_shows_what_an_expert_sees_at_the_end_of_its_part(tmp_path):
 
 def test_methods_that_learn_from_below_are_refused():
     (method,) = methods.ConsistencyDistillation().make(**CONSISTENCY)
-    with pytest.raises(
-        ValueError, match="method is Consistency, whose students learn at each level from the levels below"
-    ):
+    with pytest.raises(ValueError, match="method is Consistency, whose students learn from all levels below"):
         experts_part.ExpertsPart().make(method, 0.0, 0.6)
     assert "level_from is 0.6" in experts_part.ExpertsPart.VALIDATE_INPUTS(level_from=0.6, level_to=0.2)

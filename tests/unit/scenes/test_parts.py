@@ -86,7 +86,7 @@ def test_aims_are_held_interval_and_all():
     wide = students_page.aims(
         {("progressive", 4): {0: [figures(5.0, 0.3)]}, ("guidance", 4): {0: [figures(9.0)]}}, rows
     )[-1]
-    assert "4 calls, progressive: 1.00 +- 0.06 times (aim 1.05: not reached)" in wide
+    assert "4 calls, progressive (1 training): 1.00 +- 0.06 times (aim 1.05: not reached)" in wide
 
 
 def test_a_page_names_its_command_its_days_and_its_machine():
@@ -154,7 +154,7 @@ def test_the_readmes_tables_follow_the_number_of_trainings():
     assert f"| progressive |  |  |  | 3.50 +- {12.706:.2f} | 2 |" in block
     assert "| consistency |  |  |  | 1.50 +- 6.35 | 1 |" in block
     assert "| teacher, best solver | 1.00 +- 0.10 | 2.00 +- 0.10 | 4.00 +- 0.10 | 8.00 +- 0.10 |  |" in block
-    assert "- 1 call, consistency: 1.50 +- 6.35 times" in block
+    assert "- 1 call, consistency (1 training): 1.50 +- 6.35 times" in block
     assert "some intervals overlap" in block
     assert "after far more training: consistency 6.20, progressive 15.39; the same order." in block
 
@@ -206,7 +206,7 @@ def test_trials_that_are_no_method_of_their_own_stand_in_no_order_of_methods():
     }
     students["parts"] |= others
     page = students_page.page(students, solvers)
-    assert "- 1 call, progressive three times as long: 0.10" in page
+    assert "- 1 call, progressive three times as long (2 trainings): 0.10" in page
     assert "In one call, from the best: consistency 1.50 +- 6.35, progressive 3.50 +- 12.71" in page
 
 
