@@ -36,7 +36,8 @@ def main() -> None:
     if not found.fits:
         most = found.needs.most_rows(found.room, batch_size=found.options.batch_size)
         wanted = f"raise accumulation to {found.options.batch_size // most}" if most else "take smaller pictures"
-        sys.exit(f"launch.py plan: this does not fit; {wanted}, or switch gradient_checkpointing on.")
+        more = "" if found.options.gradient_checkpointing else ", or switch gradient_checkpointing on"
+        sys.exit(f"launch.py plan: this does not fit; {wanted}{more}.")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ texts say. The weights are looked for on this machine, and never downloaded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ from .report import Agreement, Missing
 MODEL = "openai/clip-vit-base-patch16"
 
 
-def clip_score(folder: Path, *, device: torch.device) -> Agreement | Missing:
-    """By a CLIP in a folder, as transformers saves it, or where there is none by MODEL in its cache."""
+def clip_score(folder: Path, *, device: torch.device, heed: Callable[[], None] = lambda: None) -> Agreement | Missing:
+    """By a CLIP in a folder, as transformers saves it, or where there is none by MODEL in its cache.
+
+    heed: called before each pass of the network, which it stops by raising.
+    """
     try:
         from transformers import CLIPModel, CLIPProcessor
     except ImportError:
@@ -29,7 +32,7 @@ def clip_score(folder: Path, *, device: torch.device) -> Agreement | Missing:
         if not folder.is_dir() and isinstance(error, OSError):
             return Missing(f"no weights: there is no folder {folder}, nor {MODEL} in the cache of transformers")
         return Missing(f"the weights of {place} cannot be read ({type(error).__name__}: {error})")
-    return _Scorer(model.eval().requires_grad_(False).to(device), processor)
+    return _Scorer(model.eval().requires_grad_(False).to(device), processor, heed)
 
 
 _AT_ONCE = 16
@@ -37,8 +40,8 @@ _AT_ONCE = 16
 
 
 class _Scorer:
-    def __init__(self, model: Any, processor: Any) -> None:
-        self._model, self._processor = model, processor
+    def __init__(self, model: Any, processor: Any, heed: Callable[[], None]) -> None:
+        self._model, self._processor, self._heed = model, processor, heed
 
     def __call__(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:
         starts = range(0, len(pictures), _AT_ONCE)
@@ -46,6 +49,7 @@ class _Scorer:
 
     @torch.no_grad()
     def _of(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:
+        self._heed()
         given = self._processor(
             text=list(texts),
             images=[picture.mul(255).round().byte().cpu().numpy() for picture in pictures],

@@ -124,7 +124,7 @@ def as_csv(figures: Sequence[Figures]) -> str:
 
 
 COLUMNS: dict[str, Callable[[Figures], str]] = {
-    "model": lambda one: one.name,
+    "model": lambda one: one.name.replace("|", "\\|"),
     "steps": lambda one: str(one.steps),
     "forwards a picture": lambda one: f"{one.forwards:g}",
     "seconds a picture": lambda one: f"{one.seconds:.3g}",

@@ -126,7 +126,10 @@ class StudentReport:
 
 
 def _judges(device: torch.device) -> measures.Judges:
-    return measures.Judges(lpips=_lpips(device), clip_score=clip_score(folders.clip_score_folder(), device=device))
+    heed = host.signals.check_cancelled
+    return measures.Judges(
+        lpips=_lpips(device), clip_score=clip_score(folders.clip_score_folder(), device=device, heed=heed)
+    )
 
 
 def _lpips(device: torch.device) -> measures.Distance | measures.Missing:
@@ -135,7 +138,15 @@ def _lpips(device: torch.device) -> measures.Distance | measures.Missing:
         found = lpips_distance(lambda pictures: pictures.movedim(-1, 1), device=device)
     except ValueError as error:  # also of a damaged file
         return measures.Missing(str(error).replace("distance is 'lpips', which", "it").split(", or choose")[0])
-    return lambda one, other: torch.cat([found(a[None], b[None]).cpu() for a, b in zip(one, other, strict=True)])
+
+    def of_each(one: Tensor, other: Tensor) -> Tensor:
+        distances = []
+        for a, b in zip(one, other, strict=True):
+            host.signals.check_cancelled()
+            distances.append(found(a[None], b[None]).cpu())
+        return torch.cat(distances)
+
+    return of_each
 
 
 def _shown(asked: Asked, drawn: Sequence[measures.Drawn]) -> dict[str, Any]:

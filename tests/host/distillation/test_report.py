@@ -35,7 +35,7 @@ GIVEN = {"prompts": "3\n7", "side": 32, "seeds": 2, "seed": 5, "teacher_steps": 
 def demo(output, monkeypatch):
     """The digits, and no weights of judges anywhere."""
     monkeypatch.setattr(report, "_lpips", lambda device: Missing("no weights"))
-    monkeypatch.setattr(report, "clip_score", lambda folder, device: Missing("no weights"))
+    monkeypatch.setattr(report, "clip_score", lambda folder, **_: Missing("no weights"))
     teacher, vae, clip = digits.DemoTeacher().load()
     return {"teacher": teacher, "vae": vae, "clip": clip}
 
@@ -120,9 +120,11 @@ def test_a_connected_student_that_is_the_teacher_draws_what_the_teacher_draws(de
     folder = output / "fewstep" / "reports" / "mine"
     rows = list(csv.DictReader((folder / "figures.csv").open()))
     assert [(row["name"], row["forwards"]) for row in rows] == [("teacher", "4.0"), ("connected student", "4.0")]
-    assert rows[1]["psnr"] == "inf"
+    assert rows[1]["psnr"] == "100.0"
     assert rows[0]["diversity"] == rows[1]["diversity"]
-    assert json.loads((folder / "report.json").read_text())["prompts"] == ["prompt 1", "prompt 2"]
+    told = json.loads((folder / "report.json").read_text())
+    assert told["prompts"] == ["prompt 1", "prompt 2"]
+    assert told["models"][1]["psnr"] == 100.0, "which null would say was not measured"
 
 
 def wired_teacher(demo):
@@ -198,6 +200,16 @@ def test_what_cannot_be_reported_is_refused_before_anything_is_drawn(demo, outpu
         with pytest.raises(ValueError, match=message):
             written(demo, **{"runs": "", **changed})
     assert not (output / "fewstep" / "reports").exists()
+
+
+def test_a_cancel_is_heard_while_a_judge_looks(monkeypatch):
+    looked = []
+    monkeypatch.setattr(report, "require_lpips", lambda: None)
+    monkeypatch.setattr(report, "lpips_distance", lambda *_, **__: lambda a, b: looked.append(1) or torch.zeros(1))
+    cancel_at(monkeypatch, 3)
+    with pytest.raises(Cancelled):
+        LPIPS(torch.device("cpu"))(*[torch.zeros(5, 2, 2, 3)] * 2)
+    assert len(looked) == 2
 
 
 def test_a_cancel_is_heard_at_the_next_picture(demo, output, monkeypatch):

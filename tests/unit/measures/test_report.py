@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from comfyui_fewstep.trainers.measures.report import Drawn, Judges, Missing, as_csv, as_markdown, diversity
+from comfyui_fewstep.trainers.measures.report import COLUMNS, Drawn, Judges, Missing, as_csv, as_markdown, diversity
 from comfyui_fewstep.trainers.measures.report_page import page
 
 
@@ -64,6 +64,12 @@ def test_what_is_not_measured_is_said():
     assert NONE.told(["a"]) == ["LPIPS: not measured: no weights", "CLIP score: not measured: no weights"]
     one = Judges(lpips=Missing("no weights"), clip_score=lambda *_: torch.zeros(1))
     assert one.told(None)[1] == "CLIP score: not measured: the texts of the prompts are not known"
+
+
+def test_a_bar_in_a_name_is_no_column():
+    row = as_markdown(NONE.of([drawn("a|b", grey(0.5))], None)).splitlines()[-1]
+    assert len(re.split(r"(?<!\\)\|", row)) == len(COLUMNS) + 2
+    assert "a\\|b" in row
 
 
 def test_the_table_and_the_figures_name_every_model():
