@@ -85,7 +85,7 @@ def _students(solvers: Figures, parts: Figures) -> list[str]:
         f"The same distance, from the rows of these names in {LINKS.format('students')} (`python launch.py bench scenes "
         f"students`), noise seeds: {_range(noises)}. Intervals of 95 %, over training seeds where there are several, for the "
         "prompts and real scenes that all rows share. All had the same training compute, 15,400 passes of the network, what a "
-        "student began as counted in, but for what is trained *three times as long*; at most "
+        "student began as counted in, but for what is trained *three* or *four times as long*; at most "
         f"{max(minutes):.0f} minutes by the clock on one core, beside what else the machine did.",
         "",
         f"{students_page.AIMED}:",

@@ -169,6 +169,19 @@ TRIALS = {
         options={**_THEN_MATCHING, **_CRITIC, "steps": 4, "companion_first": 100, "iterations": 278},
         passes="8400 of progressive to 4 steps, then 378 of 1.5 + 1 + 2 x 3 + 2 x 2.25, of which 278 of 2 + 1 + 1.5 + 3 more",
     ),
+    "progressive then matching with a critic in 4 four times as long": dataclasses.replace(
+        _THEN_IN_4,
+        options={
+            **_THEN_MATCHING,
+            **_CRITIC,
+            "steps": 4,
+            "companion_first": 100,
+            "iterations": 1112,
+            "learning_rate": 1e-4,
+        },
+        passes="8400 of progressive to 4 steps, "
+        "then 1212 of 1.5 + 1 + 2 x 3 + 2 x 2.25, of which 1112 of 2 + 1 + 1.5 + 3 more",
+    ),
     "half progressive then matching with a critic in 2": dataclasses.replace(
         _IN_4,
         options={**_CRITIC_AFTER_HALF, "steps": 2, "iterations": 447},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from comfyui_fewstep.benchmarks.scenes import pages, readme
-from comfyui_fewstep.benchmarks.scenes.trainings import by_training, distance
+from comfyui_fewstep.benchmarks.scenes.trainings import by_training, distance, over_trainings
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -255,6 +255,22 @@ def test_what_the_choice_of_a_method_says_of_matching_is_in_the_table():
     )
     said = "took {:.2f} s where one of progressive distillation without guidance took {:.2f}, and held "
     assert (said + "{:.2f} GiB beside the weights for {:.2f}").format(*step, *(size / 2**30 for size in held)) in text
+
+
+def test_what_a_critic_brought_is_in_the_table():
+    trainings = by_training(result("scenes_students")["parts"])
+
+    def of(label, calls, key="frechet"):
+        return f"{pages.over(over_trainings(trainings[label, calls]), key)[0]:.2f}"
+
+    longer = ("progressive then matching with a critic in 4 four times as long", 4)
+    begun = ("progressive", 4)
+    random = "frechet_random"
+    assert f"came to {of(*longer)} in 4 calls, farther than the {of(*begun)} that it began at" in TEXT
+    assert f"on random features from {of(*begun, random)} to {of(*longer, random)} (one training)" in TEXT
+    for calls, without in ((2, "progressive then matching in 2"), (1, "half progressive then matching in 1")):
+        critic = f"half progressive then matching with a critic in {calls}"
+        assert f"from {of(without, calls, random)} to {of(critic, calls, random)} in {calls}" in TEXT
 
 
 def test_how_near_students_of_the_digits_came_is_what_was_measured():
