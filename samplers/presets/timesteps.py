@@ -18,7 +18,7 @@ _HYPER_FILE = "hyper-sd(xl|15)"
 _TURBO_FILE = "sd-?xl-turbo"
 
 
-def _lcm(steps: int, *, files: str = "lcm-lora|lcm-dreamshaper", source: str = _LCM) -> Preset:
+def _lcm(steps: int, *, files: str = "lcm-(lora|dreamshaper|sdxl|ssd-1b)", source: str = _LCM) -> Preset:
     return Preset(sampler="lcm", schedule="lcm", steps=steps, lcm_boundary=True, source=source, files=files)
 
 

@@ -12,6 +12,8 @@ FIRST = {
     "sd_xl_turbo_1.0_fp16.safetensors": "SD- or SDXL-Turbo, 1 step",
     "sd_turbo.safetensors": "SD- or SDXL-Turbo, 1 step",
     "lcm-lora-sdxl.safetensors": "LCM or LCM-LoRA, 4 steps",
+    "lcm_sdxl_unet.safetensors": "LCM or LCM-LoRA, 4 steps",
+    "lcm-ssd-1b.safetensors": "LCM or LCM-LoRA, 4 steps",
     "Hyper-SDXL-8steps-lora.safetensors": "Hyper-SD LoRA, 8 steps",
     "Hyper-SDXL-12steps-CFG-lora.safetensors": "Hyper-SD CFG LoRA, 12 steps",
     "Hyper-SDXL-1step-lora.safetensors": "Hyper-SD unified LoRA, 1 step",
