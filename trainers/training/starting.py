@@ -50,9 +50,8 @@ def start_from(source: RunFolder, new: Distillation, *, method: Method) -> Start
     _require_taught(source, start["stage"], there=method, here=new.method, prediction_type=new.prediction_type)
     own = new.student.get("rank", EVERY_LAYER.rank)
     _require_companions(source, start["stage"], there=method, here=new.method, own=own)
-    left = (
-        (STATE_PREFIX,) if new.options.ema_decay else (STATE_PREFIX, RESULT)
-    )  # an average that it does not go on with
+    # an average that the new run does not go on with would be an old one to whoever starts from there
+    left = (STATE_PREFIX,) if new.options.ema_decay else (STATE_PREFIX, RESULT)
     kept = {name: value for name, value in tensors.items() if not name.startswith(left)}
     start |= {AVERAGE_BEGUN_AT: begun_at} if begun_at else {}
     said = {"run": source.name, "checkpoint": file.stem, "sha256": position[CHECKSUM_KEY], **start}
