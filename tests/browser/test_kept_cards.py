@@ -39,6 +39,7 @@ def test_a_distance_that_is_no_number_is_not_zero(editor, runs, another):  # noq
 @pytest.mark.parametrize("then", ["reconnected", "changed"])
 def test_a_phase_whose_end_nobody_told_is_not_said_for_ever(then, editor, name):
     begin(editor, name)
+    editor.page.wait_for_function("name => document.querySelector('fewstep-panel').run === name", arg=name)
     sentence(editor, "Not begun")
     phase = {"run": name, "node": None, "phase": "encoding", "share": 0.4, "seconds_left": 180}
     editor.page.evaluate(TELL, ["fewstep.phase", phase])
