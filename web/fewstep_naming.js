@@ -2,8 +2,9 @@
 import { app } from "../../scripts/app.js";
 import { every, isLinked } from "./fewstep_elements.js";
 import { filesOfModel } from "./fewstep_files.js";
+import { TRAINING } from "./fewstep_service.js";
 
-const NODES = ["FewStepMakeItFast", "FewStepDistill", "FewStepWriteRun"];
+const NODES = [...TRAINING, "FewStepWriteRun"];
 const PROPOSED = "FewStep run name proposed"; // in the node's properties: a graph that was saved without one keeps its name
 const USUAL_GOAL = "closest to my model";
 const MOST_LETTERS = 60; // of 100 that a name may have

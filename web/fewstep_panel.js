@@ -2,9 +2,9 @@
 import { app } from "../../scripts/app.js";
 import "./fewstep_panel_element.js";
 import { AROUND, addElement, every, fit, textScale, whileThere } from "./fewstep_elements.js";
-import { EVERY, METRICS, PHASE, STATE, isOf, runNamed, subscribe } from "./fewstep_service.js";
+import { EVERY, METRICS, PHASE, STATE, TRAINING, isOf, runNamed, subscribe } from "./fewstep_service.js";
 
-const NODES = ["FewStepMakeItFast", "FewStepDistill", "FewStepWatchRun"];
+const NODES = [...TRAINING, "FewStepWatchRun"];
 const LARGE = 400;
 const SMALL = 60;
 const MILLISECONDS_BETWEEN_LOOKS = 300;

@@ -2,11 +2,10 @@
 import { app } from "../../scripts/app.js";
 import "./fewstep_runs_element.js";
 import { make } from "./fewstep_elements.js";
-import { fetchWorkflow } from "./fewstep_service.js";
+import { TRAINING, fetchWorkflow } from "./fewstep_service.js";
 import { say } from "./fewstep_words.js";
 
 const NAME = say("FewStep runs");
-const TRAINING = ["FewStepDistill", "FewStepMakeItFast"];
 const TITLE = 40; // of a node, in pixels, with some air
 
 /** On hosts with tabs it opens in one of its own; on others it takes the place of the graph, which the user is asked about. */

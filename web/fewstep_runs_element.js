@@ -13,7 +13,9 @@ import {
 import { say } from "./fewstep_words.js";
 
 const SECONDS_BETWEEN_LOOKS = 3;
-const SECONDS_WITHOUT_A_WORD = { true: 5, false: 30 }; // whether one trains: what another process trains tells nothing
+// what another process trains tells nothing: while one trains, and while none does
+const SECONDS_WITHOUT_A_WORD = 5;
+const SECONDS_WITHOUT_A_RUN = 30;
 const STATES = { written: "not begun", training: "training", stopped: "stopped", finished: "finished", absent: "gone", damaged: "damaged" };
 
 const OWN_STYLE = `
@@ -68,9 +70,8 @@ class Runs extends HTMLElement {
   }
 
   #lookSoon() {
-    clearTimeout(this.#timer);
     const due = this.#looked + 1000 * SECONDS_BETWEEN_LOOKS - performance.now();
-    this.#timer = setTimeout(() => this.#look(), Math.max(due, 300));
+    this.#lookIn(Math.max(due, 300), () => this.#look());
   }
 
   async #look() {
@@ -86,10 +87,16 @@ class Runs extends HTMLElement {
     if (!signal.aborted) this.#lookLater();
   }
 
+  /** Unless something is said before; not while nobody sees it. */
   #lookLater() {
+    const trains = this.#runs.some(({ state }) => state === "training");
+    const seconds = trains ? SECONDS_WITHOUT_A_WORD : SECONDS_WITHOUT_A_RUN;
+    this.#lookIn(1000 * seconds, () => (document.hidden ? this.#lookLater() : this.#look()));
+  }
+
+  #lookIn(milliseconds, look) {
     clearTimeout(this.#timer);
-    const seconds = SECONDS_WITHOUT_A_WORD[this.#runs.some(({ state }) => state === "training")];
-    this.#timer = setTimeout(() => (document.hidden ? this.#lookLater() : this.#look()), 1000 * seconds);
+    this.#timer = setTimeout(look, milliseconds);
   }
 
   /** Only what is new: whoever is about to press a button keeps it. */

@@ -8,6 +8,9 @@ export const PHASE = "fewstep.phase";
 export const PLAN = "fewstep.plan";
 export const CONNECTION = "connection";
 
+/** Nodes that train the run that they name. */
+export const TRAINING = ["FewStepMakeItFast", "FewStepDistill"];
+
 /** For who listens to every run: no name is this one. */
 export const EVERY = Symbol("every run");
 /** run name, or EVERY -> set of listeners (kind, data). */

@@ -88,8 +88,6 @@ def _students(solvers: Figures, parts: Figures) -> list[str]:
         "student began as counted in, but for what is trained *three* or *four times as long*; at most "
         f"{max(minutes):.0f} minutes by the clock on one core, beside what else the machine did.",
         "",
-        f"{students_page.AIMED}:",
-        "",
         *students_page.aims(students, rows),
         "",
         *students_page.uneven(students),

@@ -54,7 +54,7 @@ def page(written: Figures, solvers: Figures) -> str:
         lines.append(pages.row(f"{label}, {pages.count(len(trainings), 'training')}", calls, over_trainings(trainings)))
     lines += ["", *_trainings(written["parts"]), ""]
     if rows:
-        lines += [f"{AIMED}:", "", *aims(students, rows), ""]
+        lines += [*aims(students, rows), ""]
         best = _figures(pages.best_of(rows.values()))
         lines += diversity.table(written["parts"], students, best)
     lines += uneven(students)
@@ -96,14 +96,14 @@ def _said(settings: Figures) -> str:
     return ", ".join(f"{key} {value}" for key, value in settings["options"].items())
 
 
-AIMED = (
+_AIMED = (
     "Aims, of the student that is best here, on the test split, at each number of calls; of one training, the interval is of "
-    "noise alone"
+    "noise alone:"
 )
 
 
 def aims(students: Students, rows: dict[str, list[Figures]]) -> list[str]:
-    """Whether the best student at each number of calls is what was aimed at, interval and all, in plain words; see AIMED."""
+    """Whether the best student at each number of calls is what was aimed at, interval and all, under a heading."""
     best = _figures(pages.best_of(rows.values()))
     lines = []
     for calls, aim in AIMS.items():
@@ -121,7 +121,7 @@ def aims(students: Students, rows: dict[str, list[Figures]]) -> list[str]:
             f"right {pages.plus_minus(pages.over(found[label], 'accuracy'), digits=3)}, the teacher's best "
             f"{pages.plus_minus(pages.over(best, 'accuracy'), digits=3)}."
         )
-    return lines
+    return [_AIMED, "", *lines]
 
 
 def _against(own: list[float], other: list[float], aim: float) -> str:

@@ -77,6 +77,7 @@ _IN_1_TO_4 = Trial(
 _THEN_MATCHING = {**_MATCHING, "rollout": "landings", "learning_rate": 5e-5}
 _CRITIC = {"adversarial_weight": 10.0, "critic_learning_rate": 3e-3}
 _CRITIC_AFTER_HALF = {**_THEN_MATCHING, **_CRITIC, "companion_first": 60, "learning_rate": 1e-4}
+_CRITIC_THEN_IN_4 = {**_THEN_MATCHING, **_CRITIC, "steps": 4, "companion_first": 100}
 _THEN_IN_4 = dataclasses.replace(
     _IN_4,
     options={**_THEN_MATCHING, "steps": 4, "companion_first": 200, "iterations": 365},
@@ -166,19 +167,12 @@ TRIALS = {
     ),
     "progressive then matching with a critic in 4": dataclasses.replace(
         _THEN_IN_4,
-        options={**_THEN_MATCHING, **_CRITIC, "steps": 4, "companion_first": 100, "iterations": 278},
+        options={**_CRITIC_THEN_IN_4, "iterations": 278},
         passes="8400 of progressive to 4 steps, then 378 of 1.5 + 1 + 2 x 3 + 2 x 2.25, of which 278 of 2 + 1 + 1.5 + 3 more",
     ),
     "progressive then matching with a critic in 4 four times as long": dataclasses.replace(
         _THEN_IN_4,
-        options={
-            **_THEN_MATCHING,
-            **_CRITIC,
-            "steps": 4,
-            "companion_first": 100,
-            "iterations": 1112,
-            "learning_rate": 1e-4,
-        },
+        options={**_CRITIC_THEN_IN_4, "iterations": 1112, "learning_rate": 1e-4},
         passes="8400 of progressive to 4 steps, "
         "then 1212 of 1.5 + 1 + 2 x 3 + 2 x 2.25, of which 1112 of 2 + 1 + 1.5 + 3 more",
     ),

@@ -39,7 +39,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 
 
 MOST_PSNR = 100.0
-"""Of equal pictures, whose own is infinite: no mean could be taken of it. Pictures of 8 bits differ by no more than 59 dB."""
+"""Also of equal pictures, whose own is infinite: no mean could be taken of it."""
 
 
 def psnr(pictures: Tensor, reference: Tensor) -> float:

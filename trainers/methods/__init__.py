@@ -15,10 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..objective.consistency_function import counted_as_begun
 from ..objective.method import MethodOptions
 from .consistency import Consistency, ConsistencyOptions
-from .consistency_training import ConsistencyTraining, ConsistencyTrainingOptions, phased_as_begun
+from .consistency_training import ConsistencyTraining, ConsistencyTrainingOptions
 from .distribution_matching import DistributionMatching, DistributionMatchingOptions
 from .guidance import GuidanceDistillation, GuidanceOptions
 from .progressive import Progressive, ProgressiveOptions
@@ -39,8 +38,5 @@ def read_method(name: str, options: Mapping[str, Any]) -> MethodOptions:
     """A method and its options as run.json has them, which may be older than some. ValueError for an unknown name."""
     if name not in METHODS:
         raise ValueError(f"the run's method is {name!r}; known are {', '.join(METHODS)}.")
-    if name in (Consistency.name, ConsistencyTraining.name):
-        options = counted_as_begun(options)
-    if name == ConsistencyTraining.name:
-        options = phased_as_begun(options)
-    return METHODS[name].read(options)
+    kind = METHODS[name]
+    return kind.read(kind.as_begun(options))

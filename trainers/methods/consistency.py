@@ -6,6 +6,7 @@ The student says at a level what it says itself one step of the teacher further 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from ..objective import choices
 from ..objective.consistency_function import (
     ConsistencyFunction,
     LevelCount,
+    counted_as_begun,
     level_count_of_old,
     spaced_levels,
     trained_levels,
@@ -96,6 +98,10 @@ class ConsistencyOptions(choices.Choices):
                 f"{self.guidance_scale_max}; a student that takes its scale as an input needs a range to learn."
             )
         choices.require_target_decay(self.target_decay)
+
+    @classmethod
+    def as_begun(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        return counted_as_begun(values)
 
     @property
     def scales(self) -> GuidanceRange:

@@ -22,6 +22,7 @@ from ..objective import choices
 from ..objective.consistency_function import (
     ConsistencyFunction,
     LevelCount,
+    counted_as_begun,
     level_count_of_old,
     spaced_levels,
     trained_levels,
@@ -100,6 +101,13 @@ class ConsistencyTrainingOptions(choices.Choices):
         if self.target_growth and not self.target_decay:
             raise ValueError("target_growth is on, but target_decay is 0: there is no average that could grow.")
 
+    @classmethod
+    def as_begun(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        counts = [values.get(name, getattr(cls, name)) for name in ("first_levels", "last_levels")]
+        if not all(isinstance(count, int) and count > 0 for count in counts):
+            return values  # whoever reads them refuses it by name
+        return counted_as_begun({**reaches_last_of_old(*counts), **values})
+
     def levels_at(self, iteration: int) -> int:
         """How many levels are trained along: first_levels doubled after each phase (iCT, section 3.4, table 1).
 
@@ -135,14 +143,6 @@ class ConsistencyTrainingOptions(choices.Choices):
 def reaches_last_of_old(first_levels: int, last_levels: int) -> dict[str, bool]:
     """The option reaches_last of a run whose run.json is older than it, where that is not what it would be now."""
     return {} if math.log2(last_levels / first_levels).is_integer() else {"reaches_last": False}
-
-
-def phased_as_begun(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A run's options (JSON values), which may be older than reaches_last, with whether it does."""
-    counts = [options.get(name, default) for name, default in (("first_levels", 10), ("last_levels", 160))]
-    if not all(isinstance(count, int) and count > 0 for count in counts):
-        return options  # whoever reads them refuses it by name
-    return {**reaches_last_of_old(*counts), **options}
 
 
 class ConsistencyTraining(OnTeacher[ConsistencyTrainingOptions]):

@@ -22,6 +22,11 @@ class Choices:
         """From a node's or run.json's JSON values; see read_options."""
         return read_options(cls, values)
 
+    @classmethod
+    def as_begun(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """run.json's JSON values, which may be older than some options, with what a run did then where it is not the default."""
+        return values
+
     def written(self) -> dict[str, Any]:
         """As JSON values; the inverse of read."""
         return {name: _json(value) for name, value in dataclasses.asdict(self).items()}

@@ -191,6 +191,10 @@ class MethodOptions(Protocol):
     def read(cls, values: Mapping[str, Any]) -> MethodOptions:
         """From a node's or run.json's JSON values; later options may be absent."""
 
+    @classmethod
+    def as_begun(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """run.json's JSON values, which may be older than some options, with what a run did then where it is not the default."""
+
     def written(self) -> dict[str, Any]:
         """As JSON values; the inverse of read."""
 

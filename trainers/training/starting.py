@@ -44,7 +44,6 @@ def start_from(source: RunFolder, new: Distillation, *, method: Method) -> Start
     _require_alike(source, new)
     file, tensors, position = _last_good(source)
     start = {name: position[name] for name in ("stage", "stage_iteration")}
-    begun_at = _average_begins_at(tensors, position, new=new)
     _require_place(source, start, there=method, here=new.method)
     _require_meaning(source, there=method, here=new.method, prediction_type=new.prediction_type)
     _require_taught(source, start["stage"], there=method, here=new.method, prediction_type=new.prediction_type)
@@ -53,7 +52,8 @@ def start_from(source: RunFolder, new: Distillation, *, method: Method) -> Start
     # an average that the new run does not go on with would be an old one to whoever starts from there
     left = (STATE_PREFIX,) if new.options.ema_decay else (STATE_PREFIX, RESULT)
     kept = {name: value for name, value in tensors.items() if not name.startswith(left)}
-    start |= {AVERAGE_BEGUN_AT: begun_at} if begun_at else {}
+    if begun_at := _average_begins_at(tensors, position, new=new):
+        start[AVERAGE_BEGUN_AT] = begun_at
     said = {"run": source.name, "checkpoint": file.stem, "sha256": position[CHECKSUM_KEY], **start}
     return Start(tensors=kept, position=start, said=said)
 
@@ -62,8 +62,7 @@ def _average_begins_at(tensors: Mapping[str, Tensor], position: Mapping[str, Any
     """After how many updates of the stage its result's average begins: where the source's did, or has none, at the start."""
     if not new.options.ema_decay:
         return 0
-    stages = new.method.stages()
-    lead = stages[position["stage"]].lead if position["stage"] < len(stages) else 0
+    lead = new.method.stages()[position["stage"]].lead
     done = max(int(position["stage_iteration"]) - lead, 0)  # as the new run counts, whose lead may be another
     return min(int(position.get(AVERAGE_BEGUN_AT, 0)), done) if is_averaged(tensors) else done
 

@@ -202,7 +202,8 @@ def test_a_run_that_was_begun_without_a_last_phase_is_gone_on_with_by_its_own_gr
     run.place("run.json").write_text(json.dumps(said))
     distil(model, "sd15", "consistency_training", name=name, **uneven)
     assert run.finished
-    assert Recorded.of(run).method_options.get("reaches_last") in (None, False)
+    recorded = Recorded.of(run)
+    assert read_method(recorded.method, recorded.method_options).reaches_last is False
     distil(model, "sd15", "consistency_training", name=name, **uneven)
     with pytest.raises(ValueError, match=r"method\.last_levels: there 7, here 6"):
         distil(model, "sd15", "consistency_training", name=name, **{**uneven, "last_levels": 6})

@@ -3,9 +3,11 @@
 import csv
 import io
 import re
+import types
 
 import pytest
 import torch
+from comfyui_fewstep.trainers.measures.clip_score import _Scorer
 from comfyui_fewstep.trainers.measures.report import COLUMNS, Drawn, Judges, Missing, as_csv, as_markdown, diversity
 from comfyui_fewstep.trainers.measures.report_page import page
 
@@ -105,3 +107,30 @@ def test_the_page_is_whole_by_itself_and_takes_no_word_for_markup():
     assert "<td>rank</td><td>&quot;&quot;" not in differing
     assert "<tr><td>rank</td><td></td><td>8</td><td>16</td></tr>" in differing
     assert "seed" not in differing
+
+
+def test_a_cancel_is_heard_before_each_pass_of_clip():
+    passes = []
+
+    class Stop(Exception):
+        pass
+
+    def heed():
+        if len(passes) == 1:
+            raise Stop
+
+    class Network:
+        device = torch.device("cpu")
+
+        def __call__(self, *, count):
+            passes.append(count)
+            return types.SimpleNamespace(image_embeds=torch.ones(count, 2), text_embeds=torch.ones(count, 2))
+
+    class Given(dict):
+        def to(self, device):
+            return self
+
+    scorer = _Scorer(Network(), lambda *, images, **_: Given(count=len(images)), heed)
+    with pytest.raises(Stop):
+        scorer(torch.zeros(40, 2, 2, 3), ["a"] * 40)
+    assert passes == [16]

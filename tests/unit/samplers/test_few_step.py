@@ -3,7 +3,7 @@ from itertools import pairwise
 import diffusers.schedulers.scheduling_lcm as diffusers_lcm
 import pytest
 import torch
-from comfyui_fewstep.samplers.few_step import draw_from_noise, sample_few_step, seeded_noise_sampler
+from comfyui_fewstep.samplers.few_step import ancestral_gammas, draw_from_noise, sample_few_step, seeded_noise_sampler
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.samplers.schedules import lcm_timesteps, timesteps_to_sigmas, trailing_sigmas, trailing_timesteps
 from diffusers import EulerDiscreteScheduler, LCMScheduler
@@ -236,3 +236,11 @@ def test_a_picture_from_unit_noise_begins_at_the_familys_own_scale(family, level
     assert drawn.dtype == torch.float32
     torch.testing.assert_close(drawn, left * noise)
     assert seen[0] is noise
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_ancestral_step_between_equal_levels_adds_nothing(family):
+    """At the top of a flow model too, where the noise over the signal is infinite on both sides."""
+    gammas = ancestral_gammas(torch.tensor([1.0, 1.0, 0.5, 0.5, 0.0]), family=family)
+    assert [gammas[0], gammas[2], gammas[3]] == [0.0, 0.0, 0.0]
+    assert 0.0 < gammas[1] < 1.0

@@ -151,7 +151,7 @@ def test_an_average_that_came_along_into_a_longer_lead_is_not_older_than_the_run
     assert begun.position["average_begun_at"] == 5
     weights = [torch.ones(2)]
     averages = Averages(weights, decay=0.999, target_decay=0.0, warms_up=True)
-    averages.begun_at = 40
+    averages.result.begun_at = 40
     weights[0].zero_()
     averages.update(30)  # of a file that says otherwise
     assert averages.state_dict()["average.0"].tolist() == pytest.approx([0.1, 0.1])
