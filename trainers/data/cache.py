@@ -235,8 +235,9 @@ def _named(parts: Iterable[TensorData]) -> dict[str, Tensor]:
 
 
 def _read_shard(file: Path, checksum: str) -> list[TensorData]:
+    """Its parts as views of the file, which joined copies: else all data would lie in memory twice while that is done."""
     try:
-        tensors, metadata = read_tensors(file)
+        tensors, metadata = read_tensors(file, views=True)
     except ValueError as error:
         raise ValueError(f"the training data cannot be read: {error} Delete {file} to have it made again.") from error
     if metadata.get(CHECKSUM_KEY) != checksum:
@@ -275,7 +276,10 @@ def in_buckets(parts: Iterable[TensorData], device: torch.device | None = None) 
 
 
 def joined(parts: Sequence[TensorData], device: torch.device | None = None) -> TensorData:
-    """Data of one shape as one, each prompt once. device: where batches go. ValueError when the parts do not belong together."""
+    """Data of one shape as one, each prompt once, all of it copied. device: where batches go.
+
+    ValueError when the parts do not belong together.
+    """
     condition, prompts = _joined_condition(parts)
     return TensorData(
         x0=torch.cat([part.x0 for part in parts]),
@@ -295,7 +299,7 @@ def _joined_empty(parts: Sequence[TensorData]) -> Condition | None:
     if any(one != shapes[0] for one in shapes):
         raise ValueError("the training data hold samples of one shape with empty prompts of several.")
     if all(len(value) == 1 for one in empty for value in one.values()) and all(_equal(one, empty[0]) for one in empty):
-        return empty[0] or None
+        return {name: value.clone() for name, value in empty[0].items()} or None
     counts = [len(part.x0) for part in parts]
     return {
         name: torch.cat([one[name].expand(n, *one[name].shape[1:]) for one, n in zip(empty, counts, strict=True)])
@@ -331,7 +335,7 @@ def _joined_value(name: str, parts: Sequence[TensorData]) -> Tensor:
     if any(_is_shared(value, part) for value, part in zip(values, parts, strict=True)):
         if any(not torch.equal(value, values[0]) for value in values):
             raise ValueError(f"the training data share their conditioning ({name}), and parts of them differ in it.")
-        return values[0]
+        return values[0].clone()
     return torch.cat([value if p.prompts is None else value[p.prompts] for value, p in zip(values, parts, strict=True)])
 
 

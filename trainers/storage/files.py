@@ -234,17 +234,21 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise ValueError(f"{path.name} is damaged or not a safetensors file ({error}).") from error
 
 
-def read_tensors(path: Path, *, heed: Callable[[], None] = lambda: None) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(
+    path: Path, *, heed: Callable[[], None] = lambda: None, views: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata. ValueError, naming the file, when it is truncated or its checksum does not match.
 
     The tensors are copies: one that is a view of the file would keep it on the disk after it was deleted, and Windows would not
     delete it at all.
 
-    heed: called before each tensor is checked, which it stops by raising.
+    heed: called before each tensor is checked, which it stops by raising. views: of the file, in no memory of their own, for
+    whoever copies them at once and keeps none.
     """
     metadata = read_metadata(path)
     with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+        read = ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 (not a dict)
+        tensors = {name: value if views else value.clone() for name, value in read}
     if CHECKSUM_KEY in metadata and metadata[CHECKSUM_KEY] != tensors_sha256(tensors, heard=lambda *_: heed()):
         raise ValueError(f"{path.name} is damaged: its content does not match its checksum.")
     return tensors, metadata

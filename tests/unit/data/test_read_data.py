@@ -1,0 +1,63 @@
+"""What is read of a run's data is in memory once, and in no file."""
+
+import pytest
+import torch
+from comfyui_fewstep.trainers.data import cache
+from comfyui_fewstep.trainers.data.batches import TensorData
+from comfyui_fewstep.trainers.data.cache import SHARD_SAMPLES, read_data, read_first, write_data
+from test_data import rng
+
+COUNT = 2 * SHARD_SAMPLES + 1
+
+
+def data(*, prompts, empty, count=COUNT):
+    """prompts, empty: how many there are of them, one for all or one for each."""
+    return TensorData(
+        x0=torch.randn(count, 64, generator=rng(1)),
+        condition={"text": torch.randn(prompts, 64, generator=rng(2))},
+        unconditional={"text": torch.randn(empty, 64, generator=rng(3))},
+        noise=torch.randn(count, 64, generator=rng(4)),
+        repeats=torch.arange(1, count + 1),
+    )
+
+
+def wiped(folder):
+    """Whatever is still a view of a file becomes zero."""
+    for file in folder.glob("*.safetensors"):
+        with file.open("r+b") as written:
+            written.write(bytes(file.stat().st_size))
+
+
+CASES = [(COUNT, COUNT, COUNT), (1, COUNT, COUNT), (COUNT, 1, COUNT), (1, 1, COUNT), (1, 1, 1)]
+
+
+@pytest.mark.parametrize(("prompts", "empty", "count"), CASES)
+def test_nothing_that_was_read_is_a_view_of_a_file(prompts, empty, count, tmp_path):
+    """Its run may be deleted and made anew under it."""
+    kept = data(prompts=prompts, empty=empty, count=count)
+    write_data(tmp_path, kept)
+    read, first = read_data(tmp_path), read_first(tmp_path)
+    wiped(tmp_path)
+    assert read.sha256() == kept.sha256()
+    expected = kept.first(1)
+    assert torch.equal(first.x0, expected.x0)
+    assert torch.equal(first.noise, expected.noise)
+    assert torch.equal(first.condition["text"], expected.condition["text"])
+    assert torch.equal(first.unconditional["text"], expected.unconditional["text"])
+
+
+def test_data_lie_in_memory_once_while_they_are_put_together(tmp_path, monkeypatch):
+    """What is handed to be joined is no copy of a file yet: a second one of all the data, and it goes only afterwards."""
+    write_data(tmp_path, data(prompts=COUNT, empty=COUNT))
+    joined, seen = cache.joined, []
+
+    def watched(parts, device=None):
+        whole = joined(parts, device)
+        wiped(tmp_path)
+        seen.extend(value for part in parts for value in part.tensors().values())
+        return whole
+
+    monkeypatch.setattr(cache, "joined", watched)
+    read_data(tmp_path)
+    assert seen
+    assert not any(value.any() for value in seen)
