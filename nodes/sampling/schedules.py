@@ -226,17 +226,20 @@ def _with_shift(model_sampling: Any, schedule: str, *, shift: float, absolute_sh
     return dataclasses.replace(found, flow=lambda shares: shifted_sigmas(shares if bare else own(shares), shift=factor))
 
 
+_SHIFT = "shift (shown as relative_shift)"
+
+
 def _require_shift(schedule: str, *, flow: bool, shift: float, absolute_shift: float) -> None:
     if not flow and shift != 1.0:
-        raise ValueError(f"shift is {shift}, but only flow models have one; set it to 1.")
+        raise ValueError(f"{_SHIFT} is {shift}, but only flow models have one; set it to 1.")
     if absolute_shift == 0.0:
         return
     if not flow:
         raise ValueError(f"absolute_shift is {absolute_shift}, but only flow models have one; set it to 0.")
     if shift != 1.0:
         raise ValueError(
-            f"shift is {shift} and absolute_shift is {absolute_shift}, but the first multiplies the shift that the second "
-            "replaces; set shift to 1 or absolute_shift to 0."
+            f"{_SHIFT} is {shift} and absolute_shift is {absolute_shift}, but the first multiplies the shift that the second "
+            f"replaces; set {_SHIFT} to 1 or absolute_shift to 0."
         )
     if schedule == "flux2":
         raise ValueError(f"absolute_shift is {absolute_shift}, but flux2 computes its own; set it to 0.")

@@ -76,10 +76,22 @@ def fitted(picture: Tensor, size: Size) -> Tensor:
     """(H, W, 3) at another size (width, height), without a change of its aspect ratio: what is too much is cut off."""
     height, width = picture.shape[:2]
     scale = max(size[0] / width, size[1] / height)
+    if max(width * scale / size[0], height * scale / size[1]) > _STRIP:
+        picture = _middle(picture, (math.ceil(_STRIP * size[1] / scale), math.ceil(_STRIP * size[0] / scale)))
+        height, width = picture.shape[:2]
     covering = (max(round(height * scale), size[1]), max(round(width * scale), size[0]))
     resized = _resize(picture.movedim(-1, 0)[None], covering)[0].clamp(0.0, 1.0).movedim(0, -1)
-    top, left = (covering[0] - size[1]) // 2, (covering[1] - size[0]) // 2
-    return resized[top : top + size[1], left : left + size[0]].contiguous()
+    return _middle(resized, (size[1], size[0])).contiguous()
+
+
+_STRIP = 8
+"""So many times too long, a picture is cut before it is enlarged too: 2000 x 4 pixels would become 256,000 x 512."""
+
+
+def _middle(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """At most so many rows and columns of (H, W, 3)."""
+    top, left = (max(there - kept, 0) // 2 for there, kept in zip(picture.shape, size, strict=False))
+    return picture[top : top + size[0], left : left + size[1]]
 
 
 def _resize(picture: Tensor, size: tuple[int, int]) -> Tensor:

@@ -22,13 +22,13 @@ from ..processes.group import Processes
 from ..processes.sharding import gathered, is_divided
 from ..storage.run_folder import RunFolder
 from ..students.student import Student
+from . import optimisers
 from .average import Averages
 from .bands import NoiseBands
 from .companions import Companions
 from .learner import Learner
 from .learning_rates import learning_rate
 from .micro_batches import in_pieces, on_share, require_equal_parts
-from .optimisers import keeps_its_result_apart, load_optimiser_state, new_optimiser, optimiser_state, result_to_weights
 from .options import TrainOptions
 from .stages import KeptStages
 from .tally import NonFiniteLoss, Tally
@@ -235,10 +235,11 @@ class _Training:
         number = min(self._stage, len(self._stages) - 1)
         stage = self._stages[number]
         bands = NoiseBands(stage.shown, device=self._data.device)
-        weights = self._student.parameters()
+        weights, decay = self._student.parameters(), self._options.weight_decay
+        optimiser = optimisers.new_optimiser(self._options.optimiser, weights, weight_decay=decay, betas=stage.betas)
         self._learner = Learner(
             self._student,
-            new_optimiser(self._options.optimiser, weights, weight_decay=self._options.weight_decay, betas=stage.betas),
+            optimiser,
             loss=functools.partial(loss_and_error, self._student.denoiser, perceptual=self._perceptual),
             gradient_clip=self._options.gradient_clip,
             accumulation=self._options.accumulation,
@@ -254,10 +255,7 @@ class _Training:
             bands=bands,
         )
         self._averages = Averages(
-            weights,
-            decay=self._options.ema_decay,
-            target_decay=stage.target_decay,
-            warms_up=self._options.ema_warms_up,
+            weights, decay=self._options.ema_decay, target_decay=stage.target_decay, warms_up=self._options.ema_warms_up
         )
 
     def _finish_stage(self) -> None:
@@ -280,7 +278,7 @@ class _Training:
         self._begin_stage()
 
     def _result_to_weights(self) -> None:
-        result_to_weights(self._learner.optimiser)
+        optimisers.result_to_weights(self._learner.optimiser)
         if self._averages.result:
             self._averages.result.to_weights()
 
@@ -291,7 +289,8 @@ class _Training:
         Divided weights stay what they are: the first process, which draws previews, could exchange its own part only.
         """
         weights, groups = self._student.parameters(), self._learner.optimiser.param_groups
-        if not (self._averages.result or keeps_its_result_apart(self._learner.optimiser)) or is_divided(weights[0]):
+        apart = self._averages.result or optimisers.keeps_its_result_apart(self._learner.optimiser)
+        if not apart or is_divided(weights[0]):
             yield
             return
         held = [weight.detach().clone() for weight in weights], [dict(group) for group in groups]
@@ -360,7 +359,7 @@ class _Training:
         if learning := self._companions.parameters():
             self._processes.require_equal(learning, what="the companions' weights")
         companions, their_values = self._companions.state_dict()
-        moments, values = optimiser_state(self._learner.optimiser)
+        moments, values = optimisers.optimiser_state(self._learner.optimiser)
         place = {"stage": self._stage, "stage_iteration": self._stage_iteration, **self._averages.position}
         position = {**place, **values, **their_values}
         tensors = self._student.state_dict() | self._averages.state_dict() | moments | companions
@@ -383,11 +382,12 @@ class _Training:
 
     def _go_on_from(self, tensors: dict[str, Tensor], position: dict[str, Any]) -> None:
         self._student.load_state_dict(tensors)
+        if started := position.get("started", False):  # by another run, whose optimiser may have been another
+            optimisers.state_to_result(self._student.parameters(), tensors, position)
         self._stage, self._stage_iteration = position["stage"], position["stage_iteration"]
         self._begin_stage()
-        started = position.get("started", False)  # by another run, whose optimiser may have been another
         if not started:
-            load_optimiser_state(self._learner.optimiser, tensors, position)
+            optimisers.load_optimiser_state(self._learner.optimiser, tensors, position)
         self._companions.load_state_dict(tensors, None if started else position)
         self._averages.load_state_dict(tensors, position, all_there=not started)
 

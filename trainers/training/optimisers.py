@@ -117,6 +117,30 @@ def load_optimiser_state(
     optimiser.load_state_dict({"state": state, "param_groups": values["optimiser"]})
 
 
+def result_in_state(
+    tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Of a checkpoint's state, what state_to_result wants besides the weights; nothing but of schedule_free.
+
+    Also of one that holds no optimiser's state yet, of a run that was itself started from another.
+    """
+    if not any("train_mode" in group for group in values.get("optimiser", ())):
+        return {}, {}
+    moments = {name: value for name, value in tensors.items() if name.startswith(STATE_PREFIX)}
+    return moments, {name: values[name] for name in ("optimiser", "optimiser_values")}
+
+
+def state_to_result(weights: list[Tensor], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Puts what an optimiser of before found in place of the weights that it trained, for another run to begin at.
+
+    values: of result_in_state; without them the weights are the result.
+    """
+    if "optimiser" in values:
+        before = new_optimiser(SCHEDULE_FREE, weights, weight_decay=0.0)
+        load_optimiser_state(before, tensors, values)
+        result_to_weights(before)
+
+
 def _flatten(state: Mapping[Any, Any], prefix: str) -> dict[str, Any]:
     """Nested entries under dotted names: newer versions of bitsandbytes keep a dictionary inside each weight's own."""
     flat: dict[str, Any] = {}

@@ -18,7 +18,7 @@ from ..storage.run_folder import RunFolder
 from ..students.student import EVERY_LAYER
 from .average import AVERAGE_BEGUN_AT, RESULT, is_averaged
 from .distillation import Distillation
-from .optimisers import STATE_PREFIX
+from .optimisers import STATE_PREFIX, result_in_state
 
 _SAME = ("method", "teacher_sha256", "prediction_type", "noise_family")
 """Of a run's entries, beside those of its student: what its weights mean depends on them."""
@@ -26,10 +26,10 @@ _SAME = ("method", "teacher_sha256", "prediction_type", "noise_family")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a checkpoint gives another run. position: stage and stage_iteration. said: of it in run.json."""
+    """What a checkpoint gives another run. position: stage, stage_iteration and more for the loop. said: of it in run.json."""
 
     tensors: Mapping[str, Tensor]
-    position: Mapping[str, int]
+    position: Mapping[str, Any]
     said: Mapping[str, Any]
 
     def save(self, new: Distillation) -> None:
@@ -55,7 +55,8 @@ def start_from(source: RunFolder, new: Distillation, *, method: Method) -> Start
     if begun_at := _average_begins_at(tensors, position, new=new):
         start[AVERAGE_BEGUN_AT] = begun_at
     said = {"run": source.name, "checkpoint": file.stem, "sha256": position[CHECKSUM_KEY], **start}
-    return Start(tensors=kept, position=start, said=said)
+    moments, values = result_in_state(tensors, position)
+    return Start(tensors=kept | moments, position=start | values, said=said)
 
 
 def _average_begins_at(tensors: Mapping[str, Tensor], position: Mapping[str, Any], *, new: Distillation) -> int:

@@ -173,7 +173,7 @@ def test_flow_schedules_bend_with_shift():
     [
         ("FLOW", "lcm", 4, {}, "this is a flow model"),
         ("FLOW", "turbo", 4, {}, "this is a flow model"),
-        ("EPS", "trailing", 4, {"shift": 3.0}, "shift is 3.0"),
+        ("EPS", "trailing", 4, {"shift": 3.0}, r"shift \(shown as relative_shift\) is 3.0"),
         ("EPS", "lcm", 51, {}, "steps is 51"),
         ("EPS", "turbo", 11, {}, "steps is 11"),
         ("EPS", "dmd2", 2, {}, "steps is 2"),

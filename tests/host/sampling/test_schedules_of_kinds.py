@@ -127,7 +127,7 @@ def test_relative_and_absolute_shift():
             lambda: flow(1.0),
             "trailing",
             {"shift": 2.0, "absolute_shift": 3.0},
-            "shift is 2.0 and absolute_shift is 3.0",
+            r"shift \(shown as relative_shift\) is 2.0 and absolute_shift is 3.0",
         ),
         (lambda: flow(1.0), "flux2", {"absolute_shift": 3.0}, "flux2 computes its own"),
         (lambda: flow(1.0), "dmd2", {}, "this is a flow model"),

@@ -8,6 +8,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from comfyui_fewstep.trainers.data import pictures
 from comfyui_fewstep.trainers.data.listing import BrokenFile
 from comfyui_fewstep.trainers.data.pictures import bucket_for, bucket_sizes, fitted, picture_size, pixels
 from PIL import Image, features
@@ -110,6 +111,20 @@ def test_what_is_too_wide_is_cut_alike_on_both_sides():
 # --- files -----------------------------------------------------------------------------------------------------------
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
+
+
+@pytest.mark.parametrize(("width", "height"), [(4000, 8), (8, 4000)])
+def test_a_strip_is_cut_before_it_is_enlarged(width, height, monkeypatch):
+    """Its middle comes out; enlarged whole it would take 64 times as much memory as the picture that is kept."""
+    sizes, resize = [], pictures._resize
+    monkeypatch.setattr(pictures, "_resize", lambda picture, size: sizes.append(size) or resize(picture, size))
+    bright = torch.zeros(height, width, 3)
+    middle = (height // 2, width // 2)
+    bright[max(middle[0] - 16, 0) : middle[0] + 16, max(middle[1] - 16, 0) : middle[1] + 16] = 1.0
+    cut = fitted(bright, (64, 64))
+    assert cut.shape == (64, 64, 3)
+    assert (cut == 1.0).all()
+    assert max(sizes[0]) <= 8 * 64 + 64
 
 
 def saved(path, array, **options):

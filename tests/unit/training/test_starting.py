@@ -110,6 +110,30 @@ def test_the_average_comes_along_and_a_new_one_begins_at_the_weights(there, here
         torch.testing.assert_close(after[f"average.{number}"], 0.9 * first + 0.1 * weights[number])
 
 
+@pytest.mark.parametrize("here", ["schedule_free", "adam"])
+@pytest.mark.parametrize("at", [9, 17])
+def test_what_schedule_free_found_is_where_it_begins_and_not_the_weights_of_its_training(at, here, tmp_path):
+    """x of Defazio et al. 2024, y = 0.1 z + 0.9 x; at another rate than x has, whose own average begins there too."""
+    pytest.importorskip("schedulefree")
+    free = dataclasses.replace(
+        TRAINING, optimiser="schedule_free", learning_rate_schedule="constant", ema_decay=0.0, weight_decay=0.1
+    )
+    old = stopped(tmp_path, at, training=free, learning_rate=1e-2)
+    kept = read_tensors(old.run.checkpoints()[-1])[0]
+    names = [name for name, _ in TinyNetwork().named_parameters()]
+    x = {name: (kept[f"student.{name}"] - 0.1 * kept[f"optimiser.{i}.z"]) / 0.9 for i, name in enumerate(names)}
+    assert (x["hidden"] - kept["student.hidden"]).abs().max() > 1e-4
+
+    still = dataclasses.replace(free, optimiser=here, weight_decay=0.0)
+    new, _ = started(old, training=still, learning_rate=1e-30)
+    with pytest.raises(Stopped):
+        execute(new, [stop_at(at + 2)])
+    checkpoint = read_tensors(new.run.checkpoints()[-1])[0]
+    for name in names:
+        torch.testing.assert_close(checkpoint[f"student.{name}"], x[name], rtol=1e-5, atol=1e-6)
+    assert ("optimiser.0.z" in checkpoint) is (here == "schedule_free")
+
+
 def test_an_average_that_begins_at_the_start_warms_up_from_there(tmp_path):
     """Not from the updates that were made without it: the start would stay in it. Also over a resume, and a start from there."""
     warm = dataclasses.replace(TRAINING, ema_decay=0.999, ema_warms_up=True, checkpoint_every=1)
