@@ -92,12 +92,19 @@ def sample_few_step(
         )
     if sigma_min > 0.0 and family is NoiseFamily.FLOW:
         raise ValueError(f"sigma_min is {sigma_min}, but a flow model's levels end at 0; set it to 0.")
+    levels = sigmas.double().cpu().numpy().tolist()  # all at once: asked one by one, each would wait for the device
+    for i, (level, own) in enumerate(zip(levels, gammas, strict=False)):
+        if level == 0.0 and own < 1.0:
+            raise ValueError(
+                f"level {i + 1} of the {len(levels)} sigmas is 0, where x has no noise that a step with gamma {own:g} could "
+                "keep; end the schedule there, or take gamma 1."
+            )
     ones = x.new_ones([x.shape[0]])
-    ends_clean = float(sigmas[-1]) == 0.0  # asked once: inside the loop it would wait for the device at each step
+    ends_clean = levels[-1] == 0.0
     draws: list[Callable[[], Tensor]]
     if noise_sampler is None:
         samples = samples or in_order(len(x), seed=extra_args.get("seed"))
-        draws = [partial(fresh_noise, x, samples=samples, level=level) for level in _in_python(sigmas[1:])]
+        draws = [partial(fresh_noise, x, samples=samples, level=level) for level in levels[1:]]
     else:
         draws = [partial(noise_sampler, *levels) for levels in pairwise(sigmas)]
     end = s_noise if s_noise_end is None else s_noise_end
@@ -117,11 +124,6 @@ def sample_few_step(
         landing = landings[i + 1] if gammas[i] == 1.0 else sigmas[i + 1]
         x = family.jump(x, denoised, sigma=sigmas[i], sigma_next=landing, gamma=gammas[i], noise=noise)
     return x
-
-
-def _in_python(levels: Tensor) -> list[float]:
-    """All at once: asked one by one, each would wait for the device."""
-    return levels.double().cpu().numpy().tolist()
 
 
 def _clipped(noise: Tensor, *, deviations: float) -> Tensor:

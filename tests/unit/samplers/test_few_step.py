@@ -244,3 +244,21 @@ def test_an_ancestral_step_between_equal_levels_adds_nothing(family):
     gammas = ancestral_gammas(torch.tensor([1.0, 1.0, 0.5, 0.5, 0.0]), family=family)
     assert [gammas[0], gammas[2], gammas[3]] == [0.0, 0.0, 0.0]
     assert 0.0 < gammas[1] < 1.0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_level_of_zero_before_the_end_is_left_by_fresh_noise_alone(family):
+    """What keeps noise of x would divide by zero. A restart that noises all afresh is the sampling from there on."""
+    x, restart = torch.full((1, 2), 0.3), torch.tensor([0.8, 0.0, 0.5, 0.0])
+
+    def sampled(gamma):
+        return sample_few_step(
+            gaussian_denoiser(family), x, restart, {"seed": 3}, disable=True, family=family, gamma=gamma
+        )
+
+    for gamma in (0.0, 0.5, [1.0, 0.5, 1.0]):
+        with pytest.raises(ValueError, match="level 2 of the 4 sigmas is 0"):
+            sampled(gamma)
+    assert torch.isfinite(sampled(1.0)).all()
+    kept = [0.0, 1.0, 0.0]
+    assert torch.isfinite(sampled(kept)).all()
