@@ -117,6 +117,17 @@ def first_made(folder: Path, *, device: torch.device | None = None) -> Batch | N
     return in_buckets(_read_shard(file, _checksum(file)), device).first(1) if file.exists() else None
 
 
+def made_so_far(folder: Path, *, of: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """What each shard says it is made of. of: JSON values; shards of a source without these entries do not count."""
+    file = folder / "source.json"
+    there = _read_json(file) if file.exists() else {}
+    if any(name not in there or there[name] != value for name, value in json.loads(json.dumps(of)).items()):
+        return []
+    return [
+        tuple(json.loads(read_metadata(shard).get(_OF_KEY, "[]"))) for shard in sorted(folder.glob("*.safetensors"))
+    ]
+
+
 def forget(folder: Path) -> None:
     """All that was made, and from what."""
     for path in (folder / "index.json", *folder.glob("*.safetensors"), folder / "source.json"):

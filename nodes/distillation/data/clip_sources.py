@@ -50,12 +50,12 @@ class ClipFolder(SeenSource):
     def told(self) -> dict[str, float]:
         return super().told() | {"frame_rate": self.frame_rate}
 
-    def _shape(self, file: Path) -> Hashable:
+    def shape(self, file: Path) -> Hashable:
         found = clips.frame_count(file, rate=self.frame_rate)
         if found < self.frames:
             at = f" at {self.frame_rate:g} a second" if self.frame_rate else ""
             raise BrokenFile(f"it has {found} frames{at}, fewer than {self.frames}")
-        return super()._shape(file)
+        return super().shape(file)
 
     def _size(self, file: Path) -> Size:
         return clips.clip_size(file)
@@ -104,7 +104,7 @@ class SoundFolder(FolderSource):
     def told(self) -> dict[str, float]:
         return {"seconds_start": 0.0, "seconds_total": self.seconds}
 
-    def _shape(self, file: Path) -> Hashable:
+    def shape(self, file: Path) -> Hashable:
         samples, rate = self._length()
         found = clips.sample_count(file, rate=rate)
         if found < samples:

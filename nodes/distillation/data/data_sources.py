@@ -190,11 +190,14 @@ class PromptSource(MadeOnce):
             device=model.load_device,
         )
 
-    def _source(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
+        """What decides the data and can be told without looking at any file or weight, as JSON values."""
         names = {field.name for field in dataclasses.fields(self)} - {"clip", "guidance"}
         options = {name: getattr(self, name) for name in sorted(names)} | of_guidance(self.guidance)
-        clip = None if self.clip is None else host.encoding.weights_sha256(self.clip)
-        return {"kind": "prompts", **options, "clip": clip}
+        return {"kind": "prompts", **options}
+
+    def _source(self) -> dict[str, Any]:
+        return {**self.described(), "clip": None if self.clip is None else host.encoding.weights_sha256(self.clip)}
 
     def _plan(self, model: Any, sigmas: Tensor, shape: tuple[int, ...], *, folder: Path) -> list[Shard]:
         """A shard is what the teacher draws at once, so that a resumed cache is drawn in the same batches."""

@@ -85,27 +85,27 @@ class FolderSource(MadeOnce):
         )
 
     def _source(self, files: Sequence[Captioned]) -> dict[str, Any]:
+        return self.described() | {
+            self.what: {file.name: file.sha256 for file in files},
+            "captions": {file.name: file.caption for file in files},
+            "vae": None if self.vae is None else host.encoding.weights_sha256(self.vae),
+            "clip": None if self.clip is None else host.encoding.weights_sha256(self.clip),
+        }
+
+    def described(self) -> dict[str, Any]:
+        """What decides the data and can be told without looking at any file or weight, as JSON values."""
         decided = {
             "kind": self.kind,
             "negative": self.negative,
             "skip_broken": self.skip_broken,
-            self.what: {file.name: file.sha256 for file in files},
-            "captions": {file.name: file.caption for file in files},
             "caption_syntax": self.caption_syntax,
-            "vae": None if self.vae is None else host.encoding.weights_sha256(self.vae),
-            "clip": None if self.clip is None else host.encoding.weights_sha256(self.clip),
         }
         return decided | self._own() | ({} if self.subfolders == NOT_READ else {"subfolders": self.subfolders})
 
     def _plan(self, model: Any, files: Sequence[Captioned]) -> list[Shard]:
-        require_connected(self.node, vae=self.vae, clip=self.clip)
-        self._require_vae()
-        literal = self.caption_syntax == LITERAL
-        texts = Texts(model, self.clip, self.negative, literal=literal, told=self.told())
+        self._require_encoders()
         groups = self._by_shape(files)
-        encoder = host.encoding.LatentEncoder(self.vae, host.folders.encodings())
-        progress = Progress(sum(len(group) for group in groups.values()))
-        make = functools.partial(self._shard, model, encoder, texts, progress)
+        make = self.encoder(model, told_of=sum(len(group) for group in groups.values()))
         shards = [
             (shape, group[start : start + self.together])
             for shape, group in groups.items()
@@ -114,6 +114,18 @@ class FolderSource(MadeOnce):
         return [
             Shard(functools.partial(make, shape, some), of=tuple(file.name for file in some)) for shape, some in shards
         ]
+
+    def encoder(self, model: Any, *, told_of: int) -> Callable[[Hashable, Sequence[Captioned]], list[TensorData]]:
+        """Makes training data of files of one shape. told_of: how many files there are, for the progress."""
+        self._require_encoders()
+        literal = self.caption_syntax == LITERAL
+        texts = Texts(model, self.clip, self.negative, literal=literal, told=self.told())
+        encoder = host.encoding.LatentEncoder(self.vae, host.folders.encodings())
+        return functools.partial(self._shard, model, encoder, texts, Progress(told_of))
+
+    def _require_encoders(self) -> None:
+        require_connected(self.node, vae=self.vae, clip=self.clip)
+        self._require_vae()
 
     def _by_shape(self, files: Sequence[Captioned]) -> dict[Hashable, list[Captioned]]:
         """Every file is decoded once before any is encoded, so that all broken ones are named together."""
@@ -124,7 +136,7 @@ class FolderSource(MadeOnce):
             progress.next()
             try:
                 if not file.broken:
-                    groups.setdefault(self._shape(file.path), []).append(file)
+                    groups.setdefault(self.shape(file.path), []).append(file)
             except BrokenFile as error:
                 broken[file.name] = str(error)
         self._say_broken(broken, of=len(files))
@@ -174,7 +186,7 @@ class FolderSource(MadeOnce):
         """See Texts."""
         return {}
 
-    def _shape(self, file: Path) -> Hashable:
+    def shape(self, file: Path) -> Hashable:
         """What files that are encoded to one shape have in common. BrokenFile for one that cannot be used."""
         raise NotImplementedError
 
@@ -207,7 +219,7 @@ class SeenSource(FolderSource):
     def told(self) -> dict[str, float]:
         return {"guidance": self.guidance}
 
-    def _shape(self, file: Path) -> Hashable:
+    def shape(self, file: Path) -> Hashable:
         return bucket_for(self._size(file), bucket_sizes(self.resolution, self.bucket_step))
 
     def _size(self, file: Path) -> Size:

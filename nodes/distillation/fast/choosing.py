@@ -9,22 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ....samplers.schedules import trailing_sigmas
 from ....trainers.data.batches import Batch
 from ....trainers.methods.consistency import ConsistencyOptions
 from ....trainers.methods.distribution_matching import DistributionMatchingOptions
 from ....trainers.methods.progressive import ProgressiveOptions
 from ....trainers.methods.rollout import Rollout
 from ....trainers.objective.method import Method, student_prediction
-from ....trainers.storage.places import is_regular
 from ....trainers.storage.run_folder import RunFolder
 from ....trainers.students.adapters import LoRALayers, LoRAOptions
 from ....trainers.training.distillation import require_goes_on
 from ....trainers.training.options import TrainOptions
 from ....trainers.training.plan import Plan
-from ....trainers.training.trial import seconds_of
 from ... import host
 from ...host import folders
 from .. import planning, running, teacher
@@ -38,6 +34,7 @@ from ..learning import option_inputs as inputs
 from ..learning.starting_lora import NOTHING, StartingLoRA, require_suits
 from .cards import NO_CARD, Card, cards
 from .families import Family, family_of
+from .preparing import preparing
 
 PROMPTS = Path(__file__).parents[3] / "prompts" / "everyday.txt"
 CLOSEST, SHARPEST, CHEAPEST = "closest to my model", "sharpest", "cheapest to train"
@@ -45,7 +42,6 @@ CARDS = {"what is free now": None, **{f"{size} GB": float(size) for size in (8, 
 Guided = ProgressiveOptions | ConsistencyOptions | DistributionMatchingOptions
 BATCH, RANK = 16, 64
 _DRAWN_AT_ONCE = 4
-_TRIED_STEPS = 2
 _AFTER_A_START = 400
 """Iterations of a goal that draws its own pictures where the LoRA begins as another: few hundreds do instead of thousands."""
 
@@ -344,8 +340,8 @@ class Wishes:
         trial = planning.Trial(model=self.model, run=run, method=method, student=self.student, sample=sample)
         card = CARDS[self.memory] or (self._card.gigabytes if self._card else None)
         room = None if card is None else host.training.beside_on_card(self.model, gigabytes=card)
-        preparing = [] if is_regular(run.place("data", "index.json")) else self._preparing(sample)
-        return planning.fitted(trial, self.options, room=room, preparing=preparing)
+        before = preparing(self.model, self._source, run, sample=sample)
+        return planning.fitted(trial, self.options, room=room, preparing=before)
 
     def _sample(self) -> Batch:
         """One of the run's own, or noise of the shape with the first prompt."""
@@ -356,38 +352,3 @@ class Wishes:
             x0 = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(self.model.load_device)
             texts = Texts(self.model, self.clip, self.negative_prompt)
             return texts.parts([Sample(x0, self._lines[0])])[0].first(1)
-
-    def _preparing(self, sample: Batch) -> list[tuple[str, float]]:
-        """(what, seconds) of all that comes before the training."""
-        source = self._source
-        if not isinstance(source, PromptSource):
-            return []
-        count = len(source.prompts) * source.pictures_per_prompt
-        each = self._seconds_of_a_step(source, sample) * source.steps
-        return [(f"drawing {count} pictures", each * math.ceil(count / source.batch_size))]
-
-    def _seconds_of_a_step(self, source: PromptSource, sample: Batch) -> float:
-        """Of the sampler, on as many pictures as are drawn at once; after one that is not counted."""
-        sigmas = trailing_sigmas(
-            source.steps, table=host.models.noise_levels(host.models.model_sampling_of(self.model))
-        )
-        texts = Texts(self.model, self.clip, source.negative)
-        positive = host.data.batched([texts.conditioning(source.prompts[0])] * source.batch_size)
-        noise = torch.randn(source.batch_size, *sample.x0.shape[1:], generator=torch.Generator().manual_seed(0))
-
-        def drawn(count: int) -> float:
-            def draw() -> Tensor:
-                return host.data.draw(
-                    self.model,
-                    source.sampler,
-                    sigmas[: count + 1],
-                    noise=noise,
-                    cfg=source.cfg,
-                    positive=positive,
-                    negative=texts.negative,
-                )
-
-            return seconds_of(draw, self.model.load_device)
-
-        drawn(1)
-        return drawn(1 + _TRIED_STEPS) / (1 + _TRIED_STEPS)

@@ -316,7 +316,7 @@ def test_presets_are_those_of_the_files_and_give_way_to_what_is_chosen(output, m
     monkeypatch.setattr(choosing.planning, "fitted", lambda *_, **__: None)
     for more in ({}, {"memory": "24 GB"}, {"preset": "none"}):
         wishes = choosing.Wishes(**{**given, "preset": "8 GB card", **SMALL, **more})
-        monkeypatch.setattr(wishes.__class__, "_preparing", lambda *_: [])
+        monkeypatch.setattr(choosing, "preparing", lambda *_, **__: [])
         wishes.planned(host.folders.run_named("run"))
     assert asked == [8.0, 24.0]
 

@@ -1,0 +1,99 @@
+"""What comes before a run's training, and how long it takes on this machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....samplers.schedules import trailing_sigmas
+from ....trainers.data.batches import Batch
+from ....trainers.data.cache import made_so_far
+from ....trainers.data.listing import BrokenFile, captioned
+from ....trainers.storage.places import is_regular
+from ....trainers.storage.run_folder import RunFolder
+from ....trainers.training.trial import seconds_of
+from ... import host
+from ..data.data_sources import PromptSource, Texts
+from ..data.folder_sources import PictureFolder
+
+_TRIED_STEPS, _TRIED_FILES = 2, 2
+
+
+def preparing(model: Any, source: object, run: RunFolder, *, sample: Batch) -> list[tuple[str, float]]:
+    """(what, seconds) of what a source has left to do. sample: of the data's shape, one or noise."""
+    if is_regular(run.place("data", "index.json")):
+        return []
+    if isinstance(source, PromptSource):
+        return _drawing(model, source, run, sample=sample)
+    return _encoding(model, source, run) if isinstance(source, PictureFolder) else []
+
+
+def _told(what: str, left: int, count: int) -> str:
+    return (
+        f"{what} {count} pictures"
+        if left == count
+        else f"{what} {left} of {count} pictures, for {count - left} are there"
+    )
+
+
+# --- pictures that the teacher draws ---------------------------------------------------------------------------------
+
+
+def _drawing(model: Any, source: PromptSource, run: RunFolder, *, sample: Batch) -> list[tuple[str, float]]:
+    count = len(source.prompts) * source.pictures_per_prompt
+    left = max(0, count - source.batch_size * len(made_so_far(run.data_folder, of=source.described())))
+    if not left:
+        return []
+    each = _seconds_of_a_step(model, source, sample) * source.steps
+    return [(_told("drawing", left, count), each * math.ceil(left / source.batch_size))]
+
+
+def _seconds_of_a_step(model: Any, source: PromptSource, sample: Batch) -> float:
+    """Of the sampler, on as many pictures as are drawn at once; after one that is not counted."""
+    sigmas = trailing_sigmas(source.steps, table=host.models.noise_levels(host.models.model_sampling_of(model)))
+    texts = Texts(model, source.clip, source.negative)
+    positive = host.data.batched([texts.conditioning(source.prompts[0])] * source.batch_size)
+    noise = torch.randn(source.batch_size, *sample.x0.shape[1:], generator=torch.Generator().manual_seed(0))
+
+    def drawn(count: int) -> float:
+        def draw() -> Tensor:
+            return host.data.draw(
+                model,
+                source.sampler,
+                sigmas[: count + 1],
+                noise=noise,
+                cfg=source.cfg,
+                positive=positive,
+                negative=texts.negative,
+            )
+
+        return seconds_of(draw, model.load_device)
+
+    drawn(1)
+    return drawn(1 + _TRIED_STEPS) / (1 + _TRIED_STEPS)
+
+
+# --- pictures of a folder --------------------------------------------------------------------------------------------
+
+
+def _encoding(model: Any, source: PictureFolder, run: RunFolder) -> list[tuple[str, float]]:
+    made = {name for names in made_so_far(run.data_folder, of=source.described()) for name in names}
+    left = [file for file in source.found.files if file.name not in made]
+    each = _seconds_of_a_file(model, source, left)
+    return [(_told("encoding", len(left), len(source.found.files)), each * len(left))] if left else []
+
+
+def _seconds_of_a_file(model: Any, source: PictureFolder, left: Sequence[Any]) -> float:
+    """Of the last that is left, after one that is not counted: the last are encoded last, and what is encoded is kept."""
+    make, seconds = source.encoder(model, told_of=_TRIED_FILES), 0.0
+    for file in captioned(left[-_TRIED_FILES:], caption=source.caption):
+        try:
+            shape = source.shape(file.path)
+        except BrokenFile:
+            continue  # the start says so, for all of them
+        seconds = seconds_of(lambda file=file, shape=shape: make(shape, [file]), model.load_device)  # type: ignore[misc]
+    return seconds

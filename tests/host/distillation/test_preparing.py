@@ -1,0 +1,82 @@
+"""What comes before a run's training, as the plan says it: what is there already is not charged again."""
+
+import pytest
+import torch
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+from architectures import noise_for, tiny
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.distillation.data import folder_sources
+from comfyui_fewstep.nodes.distillation.fast import preparing
+from comfyui_fewstep.trainers.data.batches import Batch
+from making_data import FOLDER, Cancelled, cancel_at, distil, images, prompts
+
+
+@pytest.fixture(autouse=True)
+def worked(monkeypatch):
+    """What is timed is done, and takes three seconds; how often."""
+    times = []
+    monkeypatch.setattr(preparing, "seconds_of", lambda work, device: times.append(work()) or 3.0)
+    return times
+
+
+def planned(model, source, *, name="run"):
+    with torch.inference_mode(False):
+        sample = Batch(noise_for(model, seed=1), {})
+        return preparing.preparing(model, source, host.folders.run_named(name), sample=sample)
+
+
+def begun(monkeypatch, model, source, *, call, name="run"):
+    """A start that is cancelled while its data are made."""
+    with monkeypatch.context() as patched, pytest.raises(Cancelled):
+        cancel_at(patched, call)
+        distil(model, name=name, data=source)
+
+
+def test_drawing_counts_the_batches_that_are_left(output, clip, monkeypatch):
+    """Six pictures, two at once, in four steps of a second each: three tried steps took three."""
+    model = tiny("sd15")
+    assert planned(model, prompts(clip)) == [("drawing 6 pictures", 3 * 4 * 1.0)]
+    begun(monkeypatch, model, prompts(clip), call=5)
+    assert planned(model, prompts(clip)) == [("drawing 2 of 6 pictures, for 4 are there", 1 * 4 * 1.0)]
+    for other in ({"seed": 8}, {"cfg": 3.0}, {"batch_size": 3}):
+        assert planned(model, prompts(clip, **other))[0][0] == "drawing 6 pictures", "those are drawn anew"
+    distil(model, name="run", data=prompts(clip))
+    assert planned(model, prompts(clip)) == []
+
+
+def test_encoding_counts_the_files_that_are_left(output, folder, vae, clip, monkeypatch, worked):
+    """One file in each file of the cache; the last of those left is timed, after the one before."""
+    monkeypatch.setattr(folder_sources.FolderSource, "together", 1)
+    model, source = tiny("sd15"), images(vae, clip)
+    count = len(source.found.files)
+    assert count >= 4
+    ((what, seconds),) = planned(model, source)
+    assert (what, seconds) == (f"encoding {count} pictures", 3.0 * count)
+    assert len(worked) == 2
+    assert all(torch.isfinite(part.x0).all() for parts in worked for part in parts), "it is the encoding that is timed"
+
+    begun(monkeypatch, model, source, call=2 * count + 4)
+    there = len(list((output / "fewstep" / "runs" / "run" / "data").glob("*.safetensors")))
+    assert 0 < there < count
+    ((what, seconds),) = planned(model, source)
+    assert what == f"encoding {count - there} of {count} pictures, for {there} are there"
+    assert seconds == 3.0 * (count - there)
+    assert planned(model, images(vae, clip, flip=True))[0][0] == f"encoding {count} pictures"
+    distil(model, name="run", data=source)
+    assert planned(model, source) == []
+
+
+def test_what_cannot_be_read_is_left_to_the_start(output, folder, vae, clip):
+    for file in folder.glob("*.png"):
+        file.write_bytes(b"none")
+    source = images(vae, clip)
+    assert planned(tiny("sd15"), source) == [(f"encoding {len(source.found.files)} pictures", 0.0)]
+
+
+def test_an_encoder_that_is_missing_is_named(output, folder, clip):
+    assert "vae" not in FOLDER
+    with pytest.raises(ValueError, match=r"connect vae to Training Images \(Folder\)"):
+        planned(tiny("sd15"), images(None, clip))
