@@ -6,7 +6,6 @@ Spread: the mean distance of two pictures of one prompt, on what the reader of c
 from __future__ import annotations
 
 import functools
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -73,7 +72,7 @@ def table(parts: Figures, students: Students, teacher: list[Figures]) -> list[st
         "| pictures | calls | spread over the teacher's | recall over the teacher's | trainings |",
         "|---|--:|--:|--:|--:|",
     ]
-    recall = statistics.mean(seed["recall"] for seed in teacher)
+    recall = _recall(teacher)
     for (label, calls), trainings in in_order(students):
         spreads = [
             found[name]["figures"]
@@ -82,8 +81,13 @@ def table(parts: Figures, students: Students, teacher: list[Figures]) -> list[st
         ]
         if not spreads:
             continue
-        recalls = [seed["recall"] / recall for seed in over_trainings(trainings)]
+        recalled = ratio(_recall(over_trainings(trainings)), recall)
         cells = [label, str(calls), pages.plus_minus(ratio(pages.over(spreads, "spread"), own).written())]
-        cells += [pages.plus_minus(Estimate.of(recalls).written(), digits=3), str(len(spreads))]
+        cells += [pages.plus_minus(recalled.written(), digits=3), str(len(spreads))]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def _recall(figures: list[Figures]) -> list[float]:
+    """[value, margin] over seeds."""
+    return Estimate.of([seed["recall"] for seed in figures]).written()

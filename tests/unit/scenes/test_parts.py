@@ -191,9 +191,18 @@ def test_the_page_has_each_students_diversity_over_the_teachers():
         f"{diversity.BEGINNING}{name}": part | {"figures": {"spread": [value, 0.4]}} for name, value in spreads.items()
     }
     page = students_page.page(students, solvers)
-    assert "| progressive | 1 | 0.75 +- 0.08 | 1.000 +- 0.000 | 2 |" in page
+    assert "| progressive | 1 | 0.75 +- 0.08 | 1.000 +- inf | 2 |" in page, "the teacher has one seed here"
     assert "| consistency | 1 |" not in page, "no spread of it was measured"
     assert "| progressive, 2 trainings | 1 | 3.50 +- 12.71 |" in page, "a spread is no row of its own"
+
+
+def test_recall_over_the_teachers_is_as_unsure_as_both():
+    """The student's is 0.9 in both trainings; the teacher's 0.8 and 1.0, so 0.9 +- 12.7 * 0.1 by Student's t of two."""
+    named = {"teacher": [4.0, 0.4], "progressive, 1 calls, training 0": [3.0, 0.4]}
+    spreads = {f"{diversity.BEGINNING}{name}": {"figures": {"spread": value}} for name, value in named.items()}
+    students = {("progressive", 1): {seed: [{"recall": 0.9}] for seed in (0, 1)}}
+    lines = diversity.table(spreads, students, [{"recall": 0.8}, {"recall": 1.0}])
+    assert "| 1.000 +- 1.412 | 1 |" in lines[-2]
 
 
 def test_trials_that_are_no_method_of_their_own_stand_in_no_order_of_methods():
