@@ -19,6 +19,8 @@ NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 """noise_sampler(sigma, sigma_next) -> fresh unit noise in the shape of x."""
 
 
+TRAIN_TIMESTEPS = 1000
+
 Sample = tuple[int, int]
 """(seed, place): whose fresh noise a sample of a batch gets, of a graph's seed and by its place among that seed's samples."""
 
@@ -28,15 +30,17 @@ def in_order(count: int, *, seed: int | None) -> list[Sample] | None:
     return None if seed is None else [(seed, place) for place in range(count)]
 
 
-def fresh_noise(x: Tensor, *, samples: Sequence[Sample] | None, level: float) -> Tensor:
+def fresh_noise(x: Tensor, *, samples: Sequence[Sample] | None, level: float, visit: int = 0) -> Tensor:
     """In the shape of x (B, ...), one draw for each of its samples at a level; None: whatever torch draws.
+
+    visit: how often the schedule has come to this level before: a restart is there to draw anew.
 
     So a picture depends neither on what else is in its batch nor on how many samplings its steps are spread over. None of
     these draws is another's, nor the initial noise of this seed or the next, which ComfyUI draws from the seed itself.
     """
     if samples is None:
         return torch.randn_like(x)
-    seeds = (_hashed(seed, place, level) for seed, place in samples)
+    seeds = (_hashed(seed, place, level, visit) for seed, place in samples)
     generators = (torch.Generator(device=x.device).manual_seed(own) for own in seeds)
     return torch.stack([torch.randn(x.shape[1:], dtype=x.dtype, device=x.device, generator=g) for g in generators])
 
@@ -47,9 +51,9 @@ def seeded_noise_sampler(x: Tensor, *, seed: int | None) -> NoiseSampler:
     return lambda sigma, sigma_next: fresh_noise(x, samples=samples, level=float(sigma_next))
 
 
-def _hashed(seed: int, place: int, level: float) -> int:
+def _hashed(seed: int, place: int, level: float, visit: int) -> int:
     """63 bits of BLAKE2b: generators on the CPU take 32 of them, and seeds in a row must not draw the same numbers."""
-    key = struct.pack("<QQf", seed % 2**64, place, level)
+    key = struct.pack("<QQf", seed % 2**64, place, level) + (struct.pack("<Q", visit) if visit else b"")
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") % 2**63
 
 
@@ -104,7 +108,9 @@ def sample_few_step(
     draws: list[Callable[[], Tensor]]
     if noise_sampler is None:
         samples = samples or in_order(len(x), seed=extra_args.get("seed"))
-        draws = [partial(fresh_noise, x, samples=samples, level=level) for level in levels[1:]]
+        visits = [levels[1:i].count(level) for i, level in enumerate(levels) if i]
+        made = partial(fresh_noise, x, samples=samples)
+        draws = [partial(made, level=level, visit=visit) for level, visit in zip(levels[1:], visits, strict=True)]
     else:
         draws = [partial(noise_sampler, *levels) for levels in pairwise(sigmas)]
     end = s_noise if s_noise_end is None else s_noise_end
@@ -228,6 +234,15 @@ def _ancestral_gamma(before: Tensor, after: Tensor, *, eta: float, family: Noise
     return eta * _gamma(after**2 / before, after, family=family)
 
 
+def require_every_timestep(table: Tensor) -> None:
+    """ValueError where the model's table (T,) has fewer levels than it learnt: TCD ends, and turns round, on the finest ones."""
+    if len(table) < TRAIN_TIMESTEPS:
+        raise ValueError(
+            f"this model has {len(table)} noise levels (ModelSamplingDiscrete with lcm gives it 50), and TCD wants all "
+            f"{TRAIN_TIMESTEPS} that it learnt; take that node out."
+        )
+
+
 def tcd_gammas(sigmas: Tensor, *, eta: float, table: Tensor, family: NoiseFamily) -> list[float]:
     """The gamma of each step that is TCD's eta (Zheng et al. 2024, section 4.2, as diffusers' TCDScheduler has it).
 
@@ -236,6 +251,7 @@ def tcd_gammas(sigmas: Tensor, *, eta: float, table: Tensor, family: NoiseFamily
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta is {eta}; allowed is 0 (deterministic) to 1 (all noise fresh).")
+    require_every_timestep(table)
     levels = table.double().cpu()
     gammas = []
     for sigma_next in sigmas[1:].double().cpu():

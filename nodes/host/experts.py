@@ -98,7 +98,11 @@ def _counting(callback: Callable[..., None] | None, *, start: int, of: int) -> C
 
 
 def _seed_of_second(sampler: Any, seed: int | None) -> int | None:
-    """Ours draw by seed and level. Others would draw once more what they drew in the first part."""
-    if seed is None or getattr(sampler.sampler_function, "draws_by_level", False):
+    """Ours draw by seed and level. Others would draw once more what they drew in the first part.
+
+    But ddim, which draws nothing else, fills what a mask keeps with noise that the host makes of the seed.
+    """
+    fills_by_seed = (getattr(sampler, "inpaint_options", None) or {}).get("random", False)
+    if seed is None or fills_by_seed or getattr(sampler.sampler_function, "draws_by_level", False):
         return seed
     return (seed + 1) % 2**64

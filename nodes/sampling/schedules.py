@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...samplers.few_step import require_every_timestep
 from ...samplers.noise import NoiseFamily
 from ...samplers.schedules import (
     Levels,
@@ -292,6 +293,7 @@ def _ending_at_smallest(make: _Make) -> _Make:
     """As TCD ends."""
 
     def made(found: Levels, steps: int, asked: _Asked) -> Tensor:
+        require_every_timestep(found.table)
         sigmas = make(found, steps, asked)
         sigmas[-1] = found.table[0]
         return sigmas

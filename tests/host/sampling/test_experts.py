@@ -22,6 +22,7 @@ SAMPLERS = {
     "lcm": lambda: samplers.LCMSampler().make()[0],
     "ancestral": lambda: samplers.AncestralSampler().make(1.0, 1.0)[0],
     "euler": lambda: comfy.samplers.sampler_object("euler"),
+    "ddim": lambda: comfy.samplers.sampler_object("ddim"),
 }
 
 

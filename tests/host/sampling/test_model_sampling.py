@@ -11,6 +11,7 @@ from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.sampling import model_sampling, samplers
 from comfyui_fewstep.samplers.boundary import consistency_scalings, lcm_scalings
 from test_sampling import model_of, noise_of, schedule
+from test_schedules_of_kinds import sampling
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 THEIR_NAMES = {"eps": "epsilon", "v_prediction": "v_prediction", "x0": "sample"}
@@ -88,6 +89,22 @@ def test_boundaries_are_the_identity_where_noise_ends():
 def test_other_kinds_are_refused_by_name(kind):
     with pytest.raises(ValueError, match="for eps-, v- and x0-models"):
         model_sampling.LCMModel().patch(model_of(kind))
+
+
+@pytest.mark.parametrize(
+    ("levels", "prediction"),
+    [
+        ("ModelSamplingContinuousEDM", "EPS"),
+        ("ModelSamplingContinuousEDM", "V_PREDICTION"),
+        ("StableCascadeSampling", "EPS"),
+    ],
+)
+def test_a_model_without_training_timesteps_has_no_boundary_of_lcm(levels, prediction):
+    """What they call their levels, -2 to 1 or 0 to 1, would be read as the first of a thousand: noise came out as x0."""
+    model = model_of(prediction).clone()
+    model.add_object_patch("model_sampling", sampling(levels, prediction))
+    with pytest.raises(ValueError, match=f"made of training timesteps, .* this model has none.*{levels}"):
+        model_sampling.LCMModel().patch(model)
 
 
 def test_bad_levels_are_named():

@@ -3,7 +3,13 @@ from itertools import pairwise
 import diffusers.schedulers.scheduling_lcm as diffusers_lcm
 import pytest
 import torch
-from comfyui_fewstep.samplers.few_step import ancestral_gammas, draw_from_noise, sample_few_step, seeded_noise_sampler
+from comfyui_fewstep.samplers.few_step import (
+    ancestral_gammas,
+    draw_from_noise,
+    sample_few_step,
+    seeded_noise_sampler,
+    tcd_gammas,
+)
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.samplers.schedules import lcm_timesteps, timesteps_to_sigmas, trailing_sigmas, trailing_timesteps
 from diffusers import EulerDiscreteScheduler, LCMScheduler
@@ -262,3 +268,39 @@ def test_a_level_of_zero_before_the_end_is_left_by_fresh_noise_alone(family):
     assert torch.isfinite(sampled(1.0)).all()
     kept = [0.0, 1.0, 0.0]
     assert torch.isfinite(sampled(kept)).all()
+
+
+def test_a_level_that_comes_again_draws_anew():
+    """Restarts are there for that. The first time it is the noise of that level, whatever else the schedule holds."""
+    drawn = []
+
+    def model(x, sigma, **_):
+        drawn.append(x.clone())
+        return torch.zeros_like(x)
+
+    def draws(levels):
+        drawn.clear()
+        sample_few_step(
+            model,
+            torch.zeros(2, 5),
+            torch.tensor(levels),
+            {"seed": 3},
+            disable=True,
+            family=NoiseFamily.FLOW,
+            gamma=1.0,
+        )
+        return [x / level for x, level in zip(drawn[1:], levels[1:], strict=False)]
+
+    again, once = draws([1.0, 0.5, 0.8, 0.5, 0.8, 0.5, 0.0]), draws([1.0, 0.8, 0.5, 0.0])
+    torch.testing.assert_close(again[0], once[1])
+    torch.testing.assert_close(again[1], once[0])
+    halves, eights = again[0::2], again[1::2]
+    for one, other in [(halves[0], halves[1]), (halves[0], halves[2]), (halves[1], halves[2]), tuple(eights)]:
+        assert not torch.isclose(one, other, atol=1e-4).any()
+
+
+def test_tcd_wants_every_timestep():
+    """Of 50 levels it would end at the 20th timestep, and turn round at another than was meant."""
+    coarse = table(NoiseFamily.VARIANCE_EXPLODING)[19::20]
+    with pytest.raises(ValueError, match=r"this model has 50 noise levels .* wants all 1000"):
+        tcd_gammas(coarse[[49, 24, 0]], eta=0.3, table=coarse, family=NoiseFamily.VARIANCE_EXPLODING)
