@@ -150,6 +150,8 @@ def run_in_environment(python: Path, *arguments: str) -> int:
     link(ROOT, HOME / "packages" / PACKAGE)
     paths = [str(HOME / "packages"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "MYPYPATH": paths[0]}
+    encoding, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")
+    environment["PYTHONIOENCODING"] = f"{encoding}:{errors or 'replace'}"  # a name that it cannot print ends nothing
     comfyui = comfyui_path()
     if comfyui:
         environment["COMFYUI_PATH"] = str(comfyui)
@@ -157,7 +159,8 @@ def run_in_environment(python: Path, *arguments: str) -> int:
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # which, unlike Ctrl-C, comes to this process alone
     while True:
         try:
-            return process.wait()
+            code = process.wait()
+            return 128 - code if code < 0 else code  # of one that a signal ended, as shells say it
         except KeyboardInterrupt:
             pass  # the command got the same signal; it stops cleanly and says so
 
@@ -254,15 +257,52 @@ def parsed_with_host_options(parser: argparse.ArgumentParser, given: list[str]) 
     return argparse.Namespace(**vars(parser.parse_args(given[:at])), host_options=given[at + 1 :])
 
 
-def command_clean(_rest: list[str]) -> int:
-    """Removes .fewstep, links before what they point to."""
+USERS_OWN = ("models", "input", "output", "user")
+"""Folders of the embedded ComfyUI that hold what its user made or put there: models, pictures, runs, students, workflows."""
+
+
+def command_clean(rest: list[str]) -> int:
+    """Removes .fewstep, links before what they point to, but of what cannot be made again only what is asked for."""
+    own = [HOME / "host" / name for name in USERS_OWN]
+    parser = argparse.ArgumentParser(
+        prog="launch.py clean",
+        description="Removes the environment and everything else in .fewstep, which launch.py makes anew when it is needed.",
+    )
+    names = ", ".join(f"{name}/" for name in USERS_OWN)
+    parser.add_argument(
+        "--all", action="store_true", help=f"{names} of its ComfyUI too: models, pictures, runs, students"
+    )
+    everything = parser.parse_args(rest).all
     for place in (HOME / "packages" / PACKAGE, HOME / "host" / "custom_nodes" / PACKAGE):
         if place.is_symlink():
             place.unlink()
         elif place.exists():
             place.rmdir()
-    shutil.rmtree(HOME, ignore_errors=True)
+    kept = [] if everything else [folder for folder in own if _holds_files(folder)]
+    _remove(HOME, but=kept)
+    for folder in kept:
+        print(f"kept: {folder}; --all removes it too")
+    if left := [
+        path for path in HOME.rglob("*") if not any(path in (*it.parents, it) or it in path.parents for it in kept)
+    ]:
+        raise Stop(f"{len(left)} files and folders could not be removed, {left[0]} for one.")
     return 0
+
+
+def _holds_files(folder: Path) -> bool:
+    """Its own, no folder of links alone."""
+    return any(path.is_file() and not path.is_symlink() for path in folder.rglob("*"))
+
+
+def _remove(folder: Path, *, but: list[Path]) -> None:
+    if not any(folder == kept or folder in kept.parents for kept in but):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder not in but:
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                _remove(path, but=but)
+            else:
+                path.unlink()
 
 
 COMMANDS = {
@@ -275,7 +315,7 @@ COMMANDS = {
     "train-demo-teacher": ("train the demo teacher that the pack ships", "commands.train_demo teacher"),
     "train-demo-classifier": ("train the digits classifier that the pack ships", "commands.train_demo classifier"),
     "locales": ("write locales/en anew from what the nodes declare", "commands.locales"),
-    "clean": ("remove the environment and everything else in .fewstep", None),
+    "clean": ("remove the environment and all else in .fewstep that can be made again", None),
 }
 
 

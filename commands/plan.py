@@ -12,7 +12,7 @@ from ..trainers.storage.run_folder import RunFolder
 from ..trainers.training.distillation import Recorded
 from ..trainers.training.plan import Plan
 from .embedded import import_host
-from .train import FOR_THE_USER, arguments_of, base_of, classes_for, output_of
+from .train import FOR_THE_USER, arguments_of, base_for, classes_for, output_of
 
 
 def plan(run: RunFolder, *, base: Path, host_options: list[str]) -> Plan:
@@ -28,8 +28,10 @@ def main() -> None:
     arguments = arguments_of("launch.py plan", __doc__)
     path = Path.cwd() / arguments.run
     try:
-        base = (arguments.base or base_of(path)).resolve()
+        base = base_for(arguments, path)
         found = plan(RunFolder(path.parent, path.name), base=base, host_options=arguments.host_options)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except FOR_THE_USER as error:
         sys.exit(f"launch.py plan: {error}")
     print("\n".join(found.told()))

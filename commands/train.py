@@ -65,6 +65,13 @@ def train(run: RunFolder, *, base: Path, host_options: list[str], processes: Pro
     return worker.train_folder(run, classes=classes_for(run), processes=processes, say=say)
 
 
+def base_for(arguments: argparse.Namespace, run: Path) -> Path:
+    """As it was given, else the run's own. ValueError where there is no such folder: the host would make it."""
+    if arguments.base and not arguments.base.is_dir():
+        raise ValueError(f"--base is {str(arguments.base)!r}, which is no folder; give that with models/ in it.")
+    return (arguments.base or base_of(run)).resolve()
+
+
 def arguments_of(command: str, about: str | None) -> argparse.Namespace:
     """Of a command on a run folder."""
     parser = argparse.ArgumentParser(prog=command, description=about)
@@ -79,7 +86,7 @@ def main() -> None:
     arguments = arguments_of("launch.py train", __doc__)
     path = Path.cwd() / arguments.run  # as it was given: a run that is a link is not followed
     try:
-        base = (arguments.base or base_of(path)).resolve()
+        base = base_for(arguments, path)
         with Processes.from_environment() as processes:  # first: it chooses the GPU that the host then takes
             run = RunFolder(path.parent, path.name)
             student = train(run, base=base, host_options=arguments.host_options, processes=processes)

@@ -12,6 +12,7 @@ from ...trainers.data.cache import read_data
 from ...trainers.methods import read_method
 from ...trainers.processes.group import Processes
 from ...trainers.storage.export import LORA
+from ...trainers.storage.reading import identity_in
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.training.distillation import Distillation, Recorded
 from ...trainers.training.loop import Metrics, Observer
@@ -34,19 +35,33 @@ def train_folder(run: RunFolder, *, classes: Mapping[str, Any], processes: Proce
     read_method(recorded.method, recorded.method_options)
     student = students.read(recorded.student)
     with processes.held_by_first(run.locked()), torch.inference_mode(False):
-        made = _teacher(recorded, classes)
-        model = made["model"]
-        distillation = _distillation(run, recorded, model=model, processes=processes)
-        if not distillation.finished():
-            running.execute(
-                distillation,
-                student,
-                model=model,
-                vae=made.get("vae"),
-                show=lambda preview: _Tell(distillation, preview, say),
-                heed=lambda: _heed(run),
-            )
+        if not run.finished:  # else neither its teacher nor its data need be here any more
+            _train(run, recorded, student, made=_teacher(recorded, classes), processes=processes, say=say)
         return _published(run, student) if processes.is_first else None
+
+
+def _train(
+    run: RunFolder,
+    recorded: Recorded,
+    student: students.StudentOptions,
+    *,
+    made: Mapping[str, Any],
+    processes: Processes,
+    say: Observer,
+) -> None:
+    """made: what the kept graph gives."""
+    model = made["model"]
+    distillation = _distillation(run, recorded, model=model, processes=processes)
+    if distillation.finished():
+        return
+    running.execute(
+        distillation,
+        student,
+        model=model,
+        vae=made.get("vae"),
+        show=lambda preview: _Tell(distillation, preview, say),
+        heed=lambda: _heed(run),
+    )
 
 
 def plan_folder(run: RunFolder, *, classes: Mapping[str, Any]) -> Plan:
@@ -58,20 +73,26 @@ def plan_folder(run: RunFolder, *, classes: Mapping[str, Any]) -> Plan:
         model = made["model"]
         distillation = _distillation(run, recorded, model=model, processes=Processes())
         method, sample = distillation.method, distillation.data.first(1)
+        distillation.options.require_suit(method.stages())
         measure = perceptual.perceptual_of(method, sample, model=model, vae=made.get("vae"))
         trial = planning.Trial(model=model, run=run, method=method, student=student, sample=sample, perceptual=measure)
         return planning.planned(trial, distillation.options)
 
 
 def _distillation(run: RunFolder, recorded: Recorded, *, model: Any, processes: Processes) -> Distillation:
-    data = read_data(run.data_folder, device=model.load_device)
+    try:
+        data = read_data(run.data_folder, device=model.load_device)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} In a terminal nothing makes them: queue Write Run once more, with this run's name."
+        ) from error
     if data is None:
         raise ValueError(f"the run {run.name!r} lacks its training data ({run.data_folder}); write it again.")
     if run.description().get("started_from") and not run.begun:
         raise ValueError(f"the run {run.name!r} lacks the checkpoint that it was to start from; write it again.")
     teacher_is = teacher.require(recorded, model, run=run, first=data.first(1))
     options = read_method(recorded.method, recorded.method_options)
-    return Distillation(
+    distillation = Distillation(
         run=run,
         method=running.method_on(model, options, empty_prompt=data.unconditional is not None),
         data=data,
@@ -84,6 +105,17 @@ def _distillation(run: RunFolder, recorded: Recorded, *, model: Any, processes: 
         processes=processes,
         about=host.naming.said_of_model(model, lora=recorded.student["kind"] == LORA),
     )
+    _require_as_written(run, distillation)
+    return distillation
+
+
+def _require_as_written(run: RunFolder, found: Distillation) -> None:
+    """ValueError where data or teacher are not those that the run was written with, which one that has begun says by itself."""
+    there, here = (identity_in(said) for said in (run.description(), found.description()))
+    names = ("data_sha256", "prediction_type", "noise_family")
+    lines = [f"{name}: there {there.get(name)}, here {here[name]}" for name in names if there.get(name) != here[name]]
+    if lines:
+        raise ValueError(f"the run {run.name!r} was written with other data or another teacher: {'; '.join(lines)}.")
 
 
 def _published(run: RunFolder, student: students.StudentOptions) -> Path:

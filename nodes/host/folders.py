@@ -20,7 +20,7 @@ from torch import Tensor
 from ...trainers.data.encodings import Encodings
 from ...trainers.storage import places
 from ...trainers.storage.export import is_one_of, same_tensors
-from ...trainers.storage.files import copy_atomically, file_sha256
+from ...trainers.storage.files import copy_atomically, file_sha256, require_whole
 from ...trainers.storage.kept_hashes import kept
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.storage.watching import all_runs, students_of
@@ -234,14 +234,16 @@ def publish(run: RunFolder, *, folder: str) -> Path:
     """Puts a finished student where the host's loaders list it: output/<folder>/fewstep/<run name>.safetensors.
 
     folder: loras or diffusion_models. A file there that is none of this run's students is somebody else's and stays as it
-    is: the student then gets the first free name, "<run name> 2" and so on.
+    is: the student then gets the first free name, "<run name> 2" and so on. A copy, which whoever writes to it writes to alone.
+    ValueError, saying what to delete, for a student that is damaged.
     """
     target, number = _model_file(folder, run.name), 1
     while os.path.lexists(target) and not is_one_of(target, run.students()):
         number += 1
         target = target.with_name(f"{run.name} {number}.safetensors")
     if not target.exists() or not same_tensors(target, run.student_file):
-        copy_atomically(run.student_file, target, heed=signals.check_cancelled)
+        _require_whole(run)
+        copy_atomically(run.student_file, target, one_file=False, heed=signals.check_cancelled)
     if number > 1:
         log.warning(
             "%s.safetensors in %s is not of this run and stays; its student is %s.",
@@ -251,6 +253,16 @@ def publish(run: RunFolder, *, folder: str) -> Path:
         )
     list_own_models()  # the host remembers what it listed
     return target
+
+
+def _require_whole(run: RunFolder) -> None:
+    try:
+        require_whole(run.student_file, heed=signals.check_cancelled)
+    except ValueError as error:
+        raise ValueError(
+            f"the student of the run {run.name!r} is not put among the models: {error} Delete {run.student_file} and start the "
+            "run once more, which writes it anew."
+        ) from error
 
 
 def listed_in_vain(run: RunFolder) -> list[Path]:

@@ -10,6 +10,10 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+
+from .signals import Cancelled
+
 Graph = dict[str, dict[str, Any]]
 """Nodes by id in the API format: {"class_type": ..., "inputs": {name: value or [node id, output slot]}}."""
 
@@ -153,7 +157,16 @@ class Execution:
         inputs = self._asked_for(name, made, node) | hidden
         if getattr(made, "INPUT_IS_LIST", False):
             inputs = {key: [value] for key, value in inputs.items()}
-        result = _awaited(getattr(node, made.FUNCTION)(**_nested(made, inputs)))
+        try:
+            result = _awaited(getattr(node, made.FUNCTION)(**_nested(made, inputs)))
+        except (ValueError, MemoryError, torch.cuda.OutOfMemoryError, Cancelled):
+            raise
+        except Exception as error:  # of many kinds: a damaged file is another thing to each loader
+            given = {key: value for key, value in self._graph[name]["inputs"].items() if not _is_link(value)}
+            raise ValueError(
+                f"the run's teacher cannot be made: {made.__name__} (node {name}) with {given} ends with "
+                f"{type(error).__name__}: {error}"
+            ) from error
         result = getattr(result, "result", result)  # of nodes in ComfyUI's V3 schema
         if isinstance(result, dict):
             result = result.get("result")

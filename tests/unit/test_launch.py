@@ -72,3 +72,69 @@ def test_no_server_stays_when_its_command_is_ended_or_the_terminal_closed(how, t
     assert command.wait(30) != 0
     with pytest.raises(ProcessLookupError):
         os.kill(server, 0)
+
+
+def launched(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", f"import pathlib, sys, launch; {code}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A .fewstep with an environment, what the user of its ComfyUI has, and what can be made again."""
+    made = tmp_path / ".fewstep"
+    files = ["venv/bin/python", "mypy/cache", "host/temp/preview.png", "host/output/loras/fewstep/mine.safetensors"]
+    for name in (*files, "host/models/checkpoints/sdxl.safetensors"):
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        (made / name).write_text("content")
+    (made / "host" / "input").mkdir()
+    return made
+
+
+def files_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def cleaned(home, *arguments):
+    return launched(f"launch.HOME = pathlib.Path({str(home)!r}); sys.exit(launch.command_clean({list(arguments)!r}))")
+
+
+def test_asking_what_clean_does_removes_nothing(home):
+    before = files_in(home)
+    helped, unknown = cleaned(home, "--help"), cleaned(home, "--dry-run")
+    assert (helped.returncode, unknown.returncode) == (0, 2)
+    assert "--all" in helped.stdout
+    assert files_in(home) == before
+
+
+def test_clean_keeps_what_cannot_be_made_again_and_says_so(home):
+    done = cleaned(home)
+    assert done.returncode == 0, done.stderr
+    assert files_in(home) == ["host/models/checkpoints/sdxl.safetensors", "host/output/loras/fewstep/mine.safetensors"]
+    assert sorted(path.name for path in (home / "host").iterdir()) == ["models", "output"]
+    assert done.stdout.count("; --all removes it too") == 2
+    assert cleaned(home, "--all").returncode == 0
+    assert not home.exists()
+
+
+def test_a_command_that_a_signal_ended_ends_as_shells_say_it():
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    assert (
+        launched(f"sys.exit(launch.run_in_environment(pathlib.Path(sys.executable), '-c', {code!r}))").returncode == 137
+    )
+
+
+def test_a_name_that_the_terminal_cannot_write_ends_nothing():
+    code = "print(chr(0x6a21))"
+    command = f"sys.exit(launch.run_in_environment(pathlib.Path(sys.executable), '-c', {code!r}))"
+    for encoding in ("cp1252", "ascii:strict"):
+        done = launched(command, PYTHONIOENCODING=encoding)
+        assert (done.returncode, done.stdout) == ((0, "?\n") if encoding == "cp1252" else (1, "")), (
+            "as it was asked for"
+        )

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..storage.files import CHECKSUM_KEY, read_metadata, read_tensors, some_of, write_atomically, write_tensors
 from ..storage.places import place
 from ..storage.prefixes import below
-from ..storage.reading import read_json, require
+from ..storage.reading import Check, is_text_by_name, read_json, require
 from .batches import Batch, Buckets, Condition, Data, Shape, TensorData, chosen, shape_of
 
 SHARD_SAMPLES = 256
@@ -137,7 +137,7 @@ def forget(folder: Path) -> None:
 def _shards(folder: Path) -> Iterator[list[TensorData]]:
     """The parts of each file in turn; none while they are not whole yet."""
     if (folder / "index.json").exists():
-        for name, checksum in _read_json(folder / "index.json")["shards"].items():
+        for name, checksum in _read_index(folder).items():
             yield _read_shard(place(folder, name), checksum)
 
 
@@ -194,7 +194,7 @@ def _short(value: Any) -> str:
 
 def _complete(folder: Path) -> bool:
     index = folder / "index.json"
-    return index.exists() and all(place(folder, name).exists() for name in _read_json(index)["shards"])
+    return index.exists() and all(place(folder, name).exists() for name in _read_index(folder))
 
 
 def _is_of(file: Path, names: Sequence[str]) -> bool:
@@ -393,8 +393,14 @@ def _write_json(file: Path, values: Mapping[str, Any]) -> None:
     write_atomically(file, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_index(folder: Path) -> dict[str, str]:
+    """Checksums of the shards, by the names of their files."""
+    shards: dict[str, str] = _read_json(folder / "index.json", shards=is_text_by_name)["shards"]
+    return shards
+
+
+def _read_json(file: Path, **schema: Check) -> dict[str, Any]:
     try:
-        return require(read_json(file), {}, what=file.name)
+        return require(read_json(file), schema, what=file.name)
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}). Delete {file.parent} to have the data made again.") from error

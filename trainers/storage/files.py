@@ -84,22 +84,31 @@ def _write(path: Path, content: Iterable[bytes | memoryview]) -> None:
         file.writelines(content)
 
 
-def copy_atomically(source: Path, target: Path, *, heed: Callable[[], None] = lambda: None) -> None:
+def copy_atomically(
+    source: Path, target: Path, *, one_file: bool = True, heed: Callable[[], None] = lambda: None
+) -> None:
     """target becomes source's content: a second name of the same file where the disk can, else a copy.
 
-    heed: called again and again while it is copied, which it stops by raising.
+    one_file: no, where others may write to target: what they write must not become source's content. heed: called again and
+    again while it is copied, which it stops by raising.
     """
     with writing(target) as unfinished:
         for left in target.parent.glob(f".{target.name}.*.part"):
             if not left.name.startswith(_begun_here(target)):  # but of a process that was killed
                 left.unlink(missing_ok=True)
-        try:
-            os.link(source, unfinished)
-        except OSError:  # another disk, or one without links
+        if not (one_file and _linked(source, unfinished)):
             with source.open("rb") as given, unfinished.open("wb") as made:
                 while part := given.read(_COPIED_AT_ONCE):
                     heed()
                     made.write(part)
+
+
+def _linked(source: Path, target: Path) -> bool:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        return False
+    return True
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -232,6 +241,11 @@ def read_metadata(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path.name} is damaged or not a safetensors file ({error}).") from error
+
+
+def require_whole(path: Path, *, heed: Callable[[], None] = lambda: None) -> None:
+    """ValueError, naming the file, when it is truncated or its checksum does not match. heed: see read_tensors."""
+    read_tensors(path, heed=heed, views=True)
 
 
 def read_tensors(

@@ -57,6 +57,10 @@ def is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(map(is_text, value))
 
 
+def is_text_by_name(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(is_text, value.values()))
+
+
 def is_texts_by_name(value: Any) -> bool:
     return isinstance(value, dict) and all(map(is_texts, value.values()))
 
@@ -97,6 +101,8 @@ METRICS: Mapping[str, Check] = {
 }
 """Of each line of metrics.jsonl, at least."""
 DESCRIPTION: Mapping[str, Check] = {"run": is_object}
+POSITION: Mapping[str, Check] = {"stage": is_count, "stage_iteration": is_count}
+"""Of a checkpoint, at least."""
 RUN: Mapping[str, Check] = {"method": is_text, "teacher_sha256": is_text}
 """Of "run" in run.json, at least."""
 NODE: Mapping[str, Check] = {"class_type": is_text, "inputs": is_object}

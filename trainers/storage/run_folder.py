@@ -274,8 +274,9 @@ class RunFolder:
         return reading.read_text(file).strip() if os.path.lexists(file) else None
 
     def checkpoints(self) -> list[Path]:
-        """Newest last."""
-        return self.files("checkpoints", ".safetensors")
+        """Newest last. Other files that somebody put beside them are none, and are left alone."""
+        files = self.files("checkpoints", ".safetensors")
+        return sorted((file for file in files if file.stem.isdecimal()), key=lambda file: int(file.stem))
 
     @property
     def saved(self) -> int | None:
@@ -284,8 +285,7 @@ class RunFolder:
         The newest metrics are of an earlier iteration where it was stopped between two of them, and of a later one where it
         was killed.
         """
-        numbers = [path.stem for path in self.checkpoints()]
-        return int(numbers[-1]) if numbers and numbers[-1].isdecimal() else None
+        return int(kept[-1].stem) if (kept := self.checkpoints()) else None
 
     def save_checkpoint(self, iteration: int, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
         """iteration: counted over all stages, it names the file. position: JSON values, where to go on."""
@@ -302,7 +302,8 @@ class RunFolder:
         newest = existing[-1]
         try:
             tensors, metadata = read_tensors(newest)
-            return tensors, json.loads(metadata["fewstep.position"])
+            position = json.loads(metadata["fewstep.position"])
+            return tensors, reading.require(position, reading.POSITION, what=f"the position in {newest.name}")
         except (ValueError, KeyError) as error:
             older = f"to go on from {existing[-2].name}" if len(existing) > 1 else self._without_checkpoints()
             raise ValueError(f"the run {self.name!r} cannot be resumed: {error} Delete {newest} {older}.") from error

@@ -30,6 +30,8 @@ from .options import TrainOptions
 from .out_of_memory import naming_what_to_lower
 from .stages import KeptStages
 
+FORMAT = 1
+"""Of run.json."""
 _FREE = ("log_every", "checkpoint_every", "gradient_checkpointing", "accumulation")
 """Of TrainOptions: may differ between starts of one run, since they change nothing of its result but rounding. Who runs out of
 memory may switch gradient checkpointing on, or raise accumulation, and go on with the same run."""
@@ -65,7 +67,7 @@ class Distillation:
         """run.json: "run" identifies it and is compared on resume; the rest says how to execute it, and with what it was."""
         return {
             "run": {
-                "format": 1,
+                "format": FORMAT,
                 **_settings(self.method, self.options, self.student),
                 "teacher_sha256": self.teacher_sha256,
                 "data_sha256": self._data_sha256,
@@ -271,6 +273,8 @@ class Recorded:
         found = run.description()
         try:
             said = identity_in(found)
+            if said.get("format", FORMAT) != FORMAT:
+                raise ValueError(f"its format is {said['format']!r}; known here is {FORMAT}")
             method, training, student = (below(said, part) for part in ("method.", "training.", "student."))
             return cls(
                 method=said["method"],

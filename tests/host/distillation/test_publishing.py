@@ -104,6 +104,38 @@ def test_further_stages_take_the_place_of_the_runs_own_file(model, output, told)
     assert "published" not in told[-1]
 
 
+def test_what_is_published_is_no_file_of_the_run(model, output, told):
+    """A copy in the place of what was published, by a program that keeps the file, leaves the run its student."""
+    train(model, "run")
+    mine = student(output, "run")
+    published = output / "loras" / "fewstep" / "run.safetensors"
+    save_file({"users": torch.ones(3)}, output / "other.safetensors")
+    published.write_bytes((output / "other.safetensors").read_bytes())
+    assert same(folders.run_named("run").student_file, mine)
+    train(model, "run")
+    assert same(published.with_name("run 2.safetensors"), mine)
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed"])
+def test_a_damaged_student_is_not_published_and_is_written_again_as_is_said(harm, model, output, told):
+    train(model, "run")
+    mine, run = student(output, "run"), folders.run_named("run")
+    published = output / "loras" / "fewstep" / "run.safetensors"
+    published.unlink()
+    content = run.student_file.read_bytes()
+    run.student_file.write_bytes(
+        content[: len(content) // 2] if harm == "cut" else content[:-1] + bytes([content[-1] ^ 1])
+    )
+    with pytest.raises(ValueError, match=r"damaged.*Delete .*student\.safetensors and start the run once more"):
+        folders.publish(run, folder="loras")
+    assert not published.exists()
+    run.student_file.unlink()
+    last = sorted(run.files("stages", ".safetensors"), key=lambda file: int(file.stem.split()[0]))[0]
+    last.write_bytes(last.read_bytes()[:-7])
+    train(model, "run")
+    assert same(published, mine), "out of the checkpoint, the last stage's file being damaged too"
+
+
 def test_a_student_of_nan_is_neither_loaded_nor_merged(model, output):
     train(model, "run")
     file = folders.run_named("run").student_file

@@ -8,6 +8,7 @@ from comfyui_fewstep.commands.embedded import import_host, node_classes
 
 import_host()
 
+from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.host import graph
 
 CLASSES = {}
@@ -174,3 +175,28 @@ def test_the_hosts_own_nodes():
     with torch.inference_mode():
         latent = graph.Execution(kept, classes=node_classes()).output(["2", 0])
     assert latent["samples"].shape == (2, 4, 4, 8)
+
+
+def test_what_a_loader_says_of_a_damaged_file_names_node_and_file():
+    """Each loader has an error of its own kind for that, with neither."""
+
+    def damaged(value):
+        raise RuntimeError("Error while deserializing header")
+
+    node("Damaged", damaged, menu=["here.safetensors"])
+    kept = {"4": entry("Damaged", value="here.safetensors")}
+    said = (
+        r"cannot be made: Damaged \(node 4\) with \{'value': 'here\.safetensors'\} ends with RuntimeError: Error while"
+    )
+    with pytest.raises(ValueError, match=said):
+        graph.Execution(kept, classes=CLASSES).output(["4", 0])
+
+
+@pytest.mark.parametrize("error", [host.signals.Cancelled(), torch.cuda.OutOfMemoryError("no room"), MemoryError()])
+def test_a_cancel_and_a_lack_of_memory_stay_what_they_are(error):
+    def ended(value):
+        raise error
+
+    node("Ended", ended)
+    with pytest.raises(type(error)):
+        graph.Execution({"4": entry("Ended", value=1)}, classes=CLASSES).output(["4", 0])

@@ -61,3 +61,14 @@ def test_data_lie_in_memory_once_while_they_are_put_together(tmp_path, monkeypat
     read_data(tmp_path)
     assert seen
     assert not any(value.any() for value in seen)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"shards": ["00000.safetensors"]}', '{"shards": {"00000.safetensors": 1}}'])
+def test_a_damaged_index_is_named(content, tmp_path):
+    write_data(tmp_path, data(prompts=1, empty=1, count=1))
+    (tmp_path / "index.json").write_text(content)
+    for read in (read_data, read_first):
+        with pytest.raises(
+            ValueError, match=r"index\.json is damaged .*shards.* Delete .* to have the data made again"
+        ):
+            read(tmp_path)

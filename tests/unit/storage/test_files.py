@@ -60,6 +60,19 @@ def test_what_is_in_place_is_on_the_disk(links, tmp_path, monkeypatch):
     assert tmp_path.stat().st_ino in synced
 
 
+@pytest.mark.parametrize("one_file", [True, False])
+def test_what_is_given_away_is_a_file_of_its_own(one_file, tmp_path):
+    """Whoever writes into it in place must not write into the run."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_bytes(b"mine")
+    copy_atomically(one, two, one_file=one_file)
+    assert two.read_bytes() == b"mine"
+    assert one.samefile(two) is one_file
+    with two.open("r+b") as file:
+        file.write(b"your")
+    assert (one.read_bytes() == b"mine") is not one_file
+
+
 def test_a_disk_that_cannot_sync_a_folder_is_written_to(tmp_path, monkeypatch):
     fsync = os.fsync
 
