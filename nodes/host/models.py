@@ -116,11 +116,6 @@ def noise_levels(model_sampling: Any) -> Tensor:
         return model_sampling.sigmas.detach().cpu().float().clone()
 
 
-def last_timestep(model_sampling: Any) -> float:
-    """What the model calls its largest level: 999 with training timesteps, 1 or less on scales of their own."""
-    return float(model_sampling.timestep(model_sampling.sigma_max))
-
-
 def levels_of(model_sampling: Any) -> Levels:
     """What the model can be sampled at: its table, and the host's own formula of a flow model's levels."""
     continuous = isinstance(model_sampling, comfy.model_sampling.ModelSamplingContinuousEDM)

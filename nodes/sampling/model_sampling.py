@@ -56,7 +56,7 @@ class LCMModel:
         """ValueError for a model without training timesteps, of which the boundary is made."""
         sampling = host.models.model_sampling_of(model)
         made = host.models.with_model_sampling(model, change=LCMBoundary)
-        if not (host.models.levels_of(sampling).has_timesteps and host.models.last_timestep(sampling) > 1.0):
+        if not (host.models.levels_of(sampling).has_timesteps and float(sampling.timestep(sampling.sigma_max)) > 1.0):
             raise ValueError(
                 "LCM's boundary is made of training timesteps, 0 to 999, and this model has none: its noise levels are "
                 f"continuous ({type(sampling).__mro__[1].__name__}). Leave this node out."

@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..storage.files import CHECKSUM_KEY, read_metadata, read_tensors, some_of, write_atomically, write_tensors
+from ..storage.files import CHECKSUM_KEY, read_metadata, read_tensors, write_atomically, write_tensors
 from ..storage.places import place
 from ..storage.prefixes import below
 from ..storage.reading import Check, is_text_by_name, read_json, require
-from .batches import Batch, Buckets, Condition, Data, Shape, TensorData, chosen, shape_of
+from .batches import Batch, Buckets, Data, TensorData, chosen
+from .joining import in_buckets
 
 SHARD_SAMPLES = 256
 """In one file of data that are in memory already."""
@@ -272,118 +273,6 @@ def _part(named: Mapping[str, Tensor]) -> TensorData:
 
 def _checksum(file: Path) -> str:
     return read_metadata(file)[CHECKSUM_KEY]
-
-
-# --- buckets ---------------------------------------------------------------------------------------------------------
-
-
-def in_buckets(parts: Iterable[TensorData], device: torch.device | None = None) -> TensorData | Buckets:
-    """Those of one shape together, in the order of their first samples. device: where batches go."""
-    by_shape: dict[Shape, list[TensorData]] = {}
-    for part in parts:
-        by_shape.setdefault(shape_of(part), []).append(part)
-    buckets = [joined(alike, device) for alike in by_shape.values()]
-    return buckets[0] if len(buckets) == 1 else Buckets(buckets)
-
-
-def joined(parts: Sequence[TensorData], device: torch.device | None = None) -> TensorData:
-    """Data of one shape as one, each prompt once, all of it copied. device: where batches go.
-
-    ValueError when the parts do not belong together.
-    """
-    condition, prompts = _joined_condition(parts)
-    return TensorData(
-        x0=torch.cat([part.x0 for part in parts]),
-        condition=condition,
-        unconditional=_joined_empty(parts),
-        noise=None if parts[0].noise is None else torch.cat([part.noise for part in parts if part.noise is not None]),
-        batch_device=device,
-        repeats=_joined_repeats(parts),
-        prompts=prompts,
-    )
-
-
-def _joined_empty(parts: Sequence[TensorData]) -> Condition | None:
-    """What all share once; else each sample's own. ValueError where they are of several shapes."""
-    empty = [part.unconditional or {} for part in parts]
-    shapes = [{name: value.shape[1:] for name, value in one.items()} for one in empty]
-    if any(one != shapes[0] for one in shapes):
-        raise ValueError("the training data hold samples of one shape with empty prompts of several.")
-    if all(len(value) == 1 for one in empty for value in one.values()) and all(_equal(one, empty[0]) for one in empty):
-        return {name: value.clone() for name, value in empty[0].items()} or None
-    counts = [len(part.x0) for part in parts]
-    return {
-        name: torch.cat([one[name].expand(n, *one[name].shape[1:]) for one, n in zip(empty, counts, strict=True)])
-        for name in empty[0]
-    }
-
-
-def _joined_repeats(parts: Sequence[TensorData]) -> Tensor | None:
-    if all(part.repeats is None for part in parts):
-        return None
-    return torch.cat([torch.ones(len(p.x0), dtype=torch.int64) if p.repeats is None else p.repeats for p in parts])
-
-
-def _joined_condition(parts: Sequence[TensorData]) -> tuple[Condition, Tensor | None]:
-    """The prompts, and which of them describes each sample where several have one.
-
-    Where a part of several samples holds one value for all, so must the others; a last part of a single sample cannot tell.
-    """
-    if any(_is_shared(value, part) for part in parts for value in part.condition.values()):
-        return {name: _joined_value(name, parts) for name in parts[0].condition}, None
-    distinct = _Distinct()
-    prompts = [number for part in parts for number in distinct.numbers_of(part)]
-    condition = {name: torch.cat([prompt[name] for prompt in distinct.found]) for name in parts[0].condition}
-    return condition, torch.tensor(prompts) if len(distinct.found) < len(prompts) and condition else None
-
-
-def _is_shared(value: Tensor, part: TensorData) -> bool:
-    return part.prompts is None and len(value) < len(part.x0)
-
-
-def _joined_value(name: str, parts: Sequence[TensorData]) -> Tensor:
-    values = [part.condition[name] for part in parts]
-    if any(_is_shared(value, part) for value, part in zip(values, parts, strict=True)):
-        if any(not torch.equal(value, values[0]) for value in values):
-            raise ValueError(f"the training data share their conditioning ({name}), and parts of them differ in it.")
-        return values[0].clone()
-    return torch.cat([value if p.prompts is None else value[p.prompts] for value, p in zip(values, parts, strict=True)])
-
-
-class _Distinct:
-    """Prompts, each once, in the order in which they came."""
-
-    def __init__(self) -> None:
-        self.found: list[Condition] = []
-        self._alike: dict[bytes, list[int]] = {}
-
-    def numbers_of(self, part: TensorData) -> list[int]:
-        """Of the prompt of each sample."""
-        rows = range(len(part.x0)) if part.prompts is None else part.prompts.tolist()
-        numbers = {
-            row: self._number({name: value[row : row + 1] for name, value in part.condition.items()})
-            for row in dict.fromkeys(rows)
-        }
-        return [numbers[row] for row in rows]
-
-    def _number(self, prompt: Condition) -> int:
-        alike = self._alike.setdefault(b"".join(map(_sample, prompt.values())), [])
-        known = next((number for number in alike if _equal(self.found[number], prompt)), None)
-        if known is not None:
-            return known
-        alike.append(len(self.found))
-        self.found.append(prompt)
-        return len(self.found) - 1
-
-
-def _sample(value: Tensor) -> bytes:
-    return bytes(some_of(value).contiguous().view(torch.uint8).cpu().numpy())
-
-
-def _equal(one: Mapping[str, Tensor] | None, other: Mapping[str, Tensor] | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------

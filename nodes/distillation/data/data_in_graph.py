@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ....trainers.data.batches import Condition, TensorData
-from ....trainers.data.cache import in_buckets
+from ....trainers.data.joining import in_buckets
 from ... import host
 from ...host.inputs import Shapes
 from ...host.models import Conditioning

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ....samplers.schedules import trailing_sigmas
 from ....trainers.data.batches import Buckets, Condition, Data, TensorData
-from ....trainers.data.cache import Shard, cached_data, first_made, forget, in_buckets, write_data
+from ....trainers.data.cache import Shard, cached_data, first_made, forget, write_data
+from ....trainers.data.joining import in_buckets
 from ....trainers.data.streams import stream
 from ....trainers.objective.choices import require_at_least_one
 from ....trainers.storage.files import write_atomically

@@ -5,7 +5,8 @@ import torch
 from comfyui_fewstep.samplers.noise import guided
 from comfyui_fewstep.trainers.data import cache
 from comfyui_fewstep.trainers.data.batches import TensorData
-from comfyui_fewstep.trainers.data.cache import in_buckets, joined, read_data, write_data
+from comfyui_fewstep.trainers.data.cache import read_data, write_data
+from comfyui_fewstep.trainers.data.joining import in_buckets, joined
 from comfyui_fewstep.trainers.storage.files import tensors_sha256
 
 SCALE = 5.0

@@ -6,7 +6,8 @@ import pytest
 import torch
 from comfyui_fewstep.trainers.data import cache
 from comfyui_fewstep.trainers.data.batches import Buckets, TensorData
-from comfyui_fewstep.trainers.data.cache import Shard, cached_data, in_buckets, read_data, write_data
+from comfyui_fewstep.trainers.data.cache import Shard, cached_data, read_data, write_data
+from comfyui_fewstep.trainers.data.joining import in_buckets
 from comfyui_fewstep.trainers.storage.files import (
     CHECKSUM_KEY,
     read_metadata,

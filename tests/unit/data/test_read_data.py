@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comfyui_fewstep.trainers.data import cache
+from comfyui_fewstep.trainers.data import joining
 from comfyui_fewstep.trainers.data.batches import TensorData
 from comfyui_fewstep.trainers.data.cache import SHARD_SAMPLES, read_data, read_first, write_data
 from test_data import rng
@@ -49,7 +49,7 @@ def test_nothing_that_was_read_is_a_view_of_a_file(prompts, empty, count, tmp_pa
 def test_data_lie_in_memory_once_while_they_are_put_together(tmp_path, monkeypatch):
     """What is handed to be joined is no copy of a file yet: a second one of all the data, and it goes only afterwards."""
     write_data(tmp_path, data(prompts=COUNT, empty=COUNT))
-    joined, seen = cache.joined, []
+    joined, seen = joining.joined, []
 
     def watched(parts, device=None):
         whole = joined(parts, device)
@@ -57,7 +57,7 @@ def test_data_lie_in_memory_once_while_they_are_put_together(tmp_path, monkeypat
         seen.extend(value for part in parts for value in part.tensors().values())
         return whole
 
-    monkeypatch.setattr(cache, "joined", watched)
+    monkeypatch.setattr(joining, "joined", watched)
     read_data(tmp_path)
     assert seen
     assert not any(value.any() for value in seen)
