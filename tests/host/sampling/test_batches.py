@@ -242,3 +242,14 @@ def test_inside_a_wrapper_a_cut_run_is_the_whole_and_varies_with_the_seed():
         drawn.append(custom(model, sampler, sigmas[2:], half))
         close(drawn[-1], custom(model, sampler, sigmas, empty, seed=seed))
     assert not torch.allclose(*drawn, atol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8), (16, 64, 64), (16, 3, 16, 16)])
+def test_a_latent_of_no_run_draws_the_same_whatever_rounds_it(shape):
+    """At seed 0, as DisableNoise tells, one of another batch size or card differs in its last digits. Others are others."""
+    latents = 3.0 * torch.randn(200, *shape, generator=torch.Generator().manual_seed(5))
+    seeds = [seed for seed, _ in samples_of(latents, torch.zeros_like(latents), seed=0)]
+    assert len(set(seeds)) == 200
+    rounded = latents * (1.0 + 1e-6 * torch.randn(latents.shape, generator=torch.Generator().manual_seed(6)))
+    assert not torch.equal(rounded, latents)
+    assert [seed for seed, _ in samples_of(rounded, torch.zeros_like(rounded), seed=0)] == seeds
