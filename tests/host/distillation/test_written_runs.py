@@ -6,10 +6,13 @@ import shutil
 import sys
 
 import pytest
-from comfyui_fewstep.commands.embedded import import_host
+from comfyui_fewstep.commands.embedded import import_host, node_classes
 
 import_host()
 
+from comfyui_fewstep import nodes
+from comfyui_fewstep.nodes.distillation import worker
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from test_runs import refused_here, style, trained_here, workflow  # noqa: F401 (fixtures)
 
 
@@ -44,3 +47,14 @@ def test_a_base_that_is_not_there_is_not_made(tmp_path, monkeypatch):
         with pytest.raises(SystemExit, match=r"--base is '.*gone', which is no folder"):
             module.main()
     assert not (tmp_path / "gone").exists()
+
+
+def test_the_plan_refuses_what_the_training_does(client, runs, style, name, trained_here):  # noqa: F811
+    client.run(workflow(name, "FewStepWriteRun"))
+    file = runs / name / "run.json"
+    written = json.loads(file.read_text())
+    file.write_text(json.dumps(written | {"run": written["run"] | {"training.warmup": 10**6}}))
+    classes = {**node_classes(), **nodes.NODE_CLASS_MAPPINGS}
+    for work in (trained_here, lambda run: worker.plan_folder(RunFolder(run.parent, run.name), classes=classes)):
+        with pytest.raises(ValueError, match="warmup is 1000000, but the stage"):
+            work(runs / name)
