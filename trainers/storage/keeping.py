@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from . import reading
-from .files import write_atomically
+from .files import copy_atomically, write_atomically
 from .places import is_link, is_regular, require_no_links
 from .run_folder import RunFolder
 
@@ -77,7 +77,7 @@ def cloned(run: RunFolder, name: Any) -> RunFolder:
             to.keep_workflow(workflow)
         for file in ("previews.safetensors", "run.json"):
             if is_regular(run.place(file)):
-                shutil.copyfile(run.place(file), to.place(file))
+                copy_atomically(run.place(file), to.place(file), one_file=False)
     return to
 
 

@@ -17,6 +17,7 @@ student.safetensors    the result, the last of them; its presence says that the 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -345,7 +346,8 @@ class RunFolder:
             if not wrong:
                 raise ValueError(f"the metrics of the run {self.name!r} are whole; there is nothing to repair.")
             file = self.place("metrics.jsonl")
-            file.replace(self.place("metrics.jsonl.damaged"))
+            names = (f"metrics.jsonl.damaged{f' {n}' if n > 1 else ''}" for n in itertools.count(1))
+            file.replace(next(self.place(name) for name in names if not os.path.lexists(self.place(name))))
             self._write_metrics(lines)
             return len(lines)
 

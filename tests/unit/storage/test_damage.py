@@ -63,6 +63,10 @@ def test_a_damaged_line_is_told_and_repaired(kind, where, tmp_path):
     assert (run.path / "metrics.jsonl.damaged").read_bytes() == damaged, "nothing is lost"
     with pytest.raises(ValueError, match="nothing to repair"):
         run.repair()
+    file.write_bytes(b"{\n" + file.read_bytes())
+    assert run.repair() == 3
+    assert (run.path / "metrics.jsonl.damaged").read_bytes() == damaged, "nor what was damaged before"
+    assert (run.path / "metrics.jsonl.damaged 2").read_bytes().startswith(b"{\n")
 
 
 def test_a_line_that_a_crash_cut_is_no_damage(tmp_path):
