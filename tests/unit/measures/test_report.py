@@ -44,6 +44,11 @@ def test_two_prompts_are_no_diversity():
     assert diversity(torch.cat([grey(0.1, 0.1), grey(0.9, 0.9)])) == 0.0
 
 
+def test_diversity_is_the_mean_of_roots():
+    """Of two prompts of which one varies from black to white: 0 and 1, not the root of their mean square."""
+    assert diversity(torch.cat([grey(0.0, 0.0), grey(0.0, 1.0)])) == pytest.approx(0.5)
+
+
 def test_judges_see_each_picture_with_its_own_prompt_and_partner():
     seen = []
 

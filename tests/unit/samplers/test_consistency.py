@@ -279,3 +279,16 @@ def test_a_flow_model_has_no_sigma_min():
             gamma=1.0,
             sigma_min=0.002,
         )
+
+
+def test_a_level_below_the_models_smallest_is_no_nan():
+    """The noise at it would have a variance below 0: there is none then."""
+    seen = []
+
+    def model(x, sigma, seed):
+        seen.append(x)
+        return torch.zeros_like(x)
+
+    levels = torch.tensor([4.0, 1.0, 0.001, 0.0])
+    sample_few_step(model, torch.ones(1, 4), levels, {"seed": 1}, disable=True, family=VE, gamma=1.0, sigma_min=0.002)
+    assert torch.equal(seen[2], torch.zeros(1, 4))

@@ -244,6 +244,18 @@ def test_a_picture_from_unit_noise_begins_at_the_familys_own_scale(family, level
     assert seen[0] is noise
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_ancestral_steps_add_as_much_fresh_noise_as_their_rules_say(eta):
+    """From a to b k-diffusion's eta sqrt(b^2 (1 - b^2 / a^2)); a flow's keep the noise over the signal that they go down to."""
+    a, b = 0.8, 0.5
+    sigmas = torch.tensor([a, b, 0.0], dtype=torch.float64)
+    (exploding, last), (flow, _) = (ancestral_gammas(sigmas, family=family, eta=eta) for family in FAMILIES)
+    assert b * exploding == pytest.approx(eta * (b**2 * (1.0 - b**2 / a**2)) ** 0.5)
+    down = b * (1.0 + eta * (b / a - 1.0))
+    assert (1.0 - flow**2) ** 0.5 == pytest.approx(down / (1.0 - down) * (1.0 - b) / b)
+    assert last == 0.0
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_ancestral_step_between_equal_levels_adds_nothing(family):
     """At the top of a flow model too, where the noise over the signal is infinite on both sides."""
@@ -304,3 +316,57 @@ def test_tcd_wants_every_timestep():
     coarse = table(NoiseFamily.VARIANCE_EXPLODING)[19::20]
     with pytest.raises(ValueError, match=r"this model has 50 noise levels .* wants all 1000"):
         tcd_gammas(coarse[[49, 24, 0]], eta=0.3, table=coarse, family=NoiseFamily.VARIANCE_EXPLODING)
+
+
+def fresh_noise_of_steps(noise, sigmas, **options):
+    """What each later step of a model that sees 0 everywhere begins with: its fresh noise alone."""
+    seen = []
+
+    def model(x, sigma):
+        seen.append(x)
+        return torch.zeros_like(x)
+
+    levels = torch.tensor(sigmas)
+    options = {"family": VE, "gamma": 1.0, "noise_sampler": lambda *_: noise} | options
+    sample_few_step(model, torch.zeros_like(noise), levels, disable=True, **options)
+    return seen[1:]
+
+
+@pytest.mark.parametrize(("end", "scales"), [(None, (1.2, 1.2, 1.2)), (0.6, (1.2, 1.0, 0.8)), (0.0, (1.2, 0.8, 0.4))])
+def test_fresh_noise_goes_evenly_to_its_last_scale(end, scales):
+    """To the fourth step's, which goes to 0 and draws none; 0 is a scale, not none given."""
+    noise = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
+    levels = [4.0, 1.0, 1.0, 1.0, 0.0]
+    seen = fresh_noise_of_steps(noise, levels, s_noise=1.2, s_noise_end=end, noise_scale=8.0)
+    for x, scale in zip(seen, scales, strict=True):
+        torch.testing.assert_close(x, 8.0 * scale * noise)
+
+
+def test_noise_is_clipped_by_each_samples_own_deviation():
+    noise = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0)) * torch.tensor([[1.0], [3.0]])
+    (x,) = fresh_noise_of_steps(noise, [4.0, 1.0, 0.0], noise_clip=1.5)
+    (alone,) = fresh_noise_of_steps(noise[:1], [4.0, 1.0, 0.0], noise_clip=1.5)
+    assert torch.equal(x[:1], alone)
+    torch.testing.assert_close(x.abs().amax(dim=1), 1.5 * noise.std(dim=1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_picture_from_a_picture_begins_at_it_in_noise(family):
+    noise, x0 = torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(0)).unbind()
+    seen = []
+
+    def model(x, sigma):
+        seen.append(x)
+        return torch.zeros_like(x)
+
+    draw_from_noise(model, noise, torch.tensor([0.8, 0.0]), family=family, seed=0, x0=x0)
+    assert torch.equal(seen[0], family.add_noise(x0, noise, sigma=torch.tensor(0.8)))
+
+
+def test_drawing_from_noise_has_the_samplers_own_fresh_noise():
+    """Of the same seed, sample and level: a student measured is the student that is sampled."""
+    noise, sigmas = torch.randn(3, 2, generator=torch.Generator().manual_seed(1)), torch.tensor([9.0, 3.0, 1.0, 0.0])
+    drawn = draw_from_noise(gaussian_denoiser(VE), noise, sigmas, family=VE, seed=7, gamma=1.0)
+    start = VE.initial(noise, sigma=sigmas[0])
+    same = sample_few_step(gaussian_denoiser(VE), start, sigmas, {"seed": 7}, disable=True, family=VE, gamma=1.0)
+    assert torch.equal(drawn, same)

@@ -84,3 +84,14 @@ def test_a_field_that_is_not_there_is_named(name):
 def test_a_field_that_no_recipe_has_is_named():
     with pytest.raises(ValueError, match="it has evil, which no recipe has"):
         Recipe.from_metadata(changed(evil=1), source="my file")
+
+
+@pytest.mark.parametrize(("low", "high", "boundary"), [(0.0, 1.0, None), (0.875, 1.0, 0.875), (0.0, 0.875, 0.875)])
+def test_an_experts_boundary_is_where_its_levels_end_inside(low, high, boundary):
+    assert dataclasses.replace(WHOLE, level_from=low, level_to=high).boundary == boundary
+
+
+@pytest.mark.parametrize("wrong", [{"sigmas": (14.0, 14.0, 0.0)}, {"level_from": 0.5, "level_to": 0.5}])
+def test_no_recipe_repeats_a_level_or_is_for_none(wrong):
+    with pytest.raises(ValueError, match=r"sigmas must fall|rising"):
+        dataclasses.replace(WHOLE, **wrong)

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from comfyui_fewstep.samplers.schedules import (
     flux2_mu,
     lcm_timesteps,
     log_snr_shares,
+    parse_numbers,
     shifted_sigmas,
     timestep_shares,
     timesteps_to_sigmas,
@@ -53,6 +56,12 @@ def test_lcm_equals_diffusers(steps, strength):
     assert lcm_timesteps(steps, strength=strength) == scheduler.timesteps.tolist()
 
 
+@pytest.mark.parametrize("strength", [0.25, 0.35, 0.55, 0.75, 0.95])
+def test_lcm_takes_the_whole_part_of_a_share_of_its_grid(strength):
+    """As diffusers does; tenths of 50 have none but it."""
+    assert lcm_timesteps(1, strength=strength) == [20 * math.floor(50 * strength) - 1]
+
+
 @pytest.mark.parametrize(
     ("made", "published"),
     [
@@ -91,6 +100,7 @@ def test_a_schedule_falls_to_zero():
         (lambda: timesteps_to_sigmas([50], table=torch.ones(50)), "timestep 50"),
         (lambda: timestep_shares([1001, 500]), "timestep 1001"),
         (lambda: even_shares(0), "steps is 0"),
+        (lambda: parse_numbers("999, 499, 499", name="values"), "must fall"),
     ],
 )
 def test_bad_input_is_named(make, named):
@@ -177,3 +187,7 @@ def test_between_two_levels_of_a_table_the_level_is_log_linear():
     levels = Levels(table=torch.tensor([0.5, 2.0, 8.0]))
     made = levels.at(torch.tensor([1.0, 5 / 6, 2 / 3, 0.5, 1 / 3, 0.1, 0.0]))
     torch.testing.assert_close(made, torch.tensor([8.0, 4.0, 2.0, 1.0, 0.5, 0.5, 0.0]))
+
+
+def test_a_list_that_ends_in_0_gets_no_second_one():
+    assert timestep_shares([1000, 500, 0]).tolist() == [1.0, 0.5, 0.0]

@@ -1,13 +1,17 @@
 """What a student's file must hold, and how a copy of it is told from somebody else's file."""
 
+import dataclasses
 import shutil
 
 import pytest
 import torch
 from comfyui_fewstep.samplers.recipe import Recipe
 from comfyui_fewstep.trainers.storage.export import (
+    CHECKSUM_KEY,
     LORA,
+    about_merged,
     is_one_of,
+    read_student,
     require_finite_weights,
     same_tensors,
     write_student,
@@ -80,3 +84,17 @@ def test_what_only_says_so_is_none(tmp_path):
     write_tensors(tmp_path / "merged", tensors | {"more": torch.ones(1)}, metadata=metadata)
     for name in ("changed", "cut", "link", "plain", "merged", "absent"):
         assert not is_one_of(tmp_path / name, [one]), name
+
+
+def test_a_merged_file_says_nothing_of_the_students_own_tensors():
+    said = about_merged({CHECKSUM_KEY: "x", "fewstep.seed": "1"}, kind=LORA, title="t")
+    assert CHECKSUM_KEY not in said
+    assert said["fewstep.seed"] == "1"
+
+
+@pytest.mark.parametrize(("own", "theirs"), [("eps", "epsilon"), ("v_prediction", "v"), ("x0", "x0")])
+def test_predictions_are_told_in_modelspecs_words(own, theirs, tmp_path):
+    path, recipe = tmp_path / "a.safetensors", dataclasses.replace(RECIPE, prediction_type=own)
+    write_student(path, {"w": torch.ones(1)}, kind=LORA, recipe=recipe, teacher_sha256="ab", title="t", provenance={})
+    _, _, said = read_student(path)
+    assert said["modelspec.prediction_type"] == theirs

@@ -76,6 +76,26 @@ def test_vsd_with_many_latents_goes_to_the_distribution(family):
     assert fake.learnt == 151
 
 
+def test_the_companion_learns_the_latents_after_their_step():
+    learnt, told = [], []
+
+    class Heard(Exact):
+        def learn(self, x0, *_):
+            learnt.append(x0.clone())
+            super().learn(x0)
+
+    fake = Heard(FLOW, start(4))
+    learnt.clear()
+    distil_latent(
+        start(4),
+        chosen(kind=Kind.VSD, iterations=3),
+        views(FLOW),
+        fake=fake,
+        observe=lambda _, x: told.append(x.clone()),
+    )
+    assert all(torch.equal(a, b) for a, b in zip(learnt, told, strict=True))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nfsd_has_no_noise_in_its_pull(family):
     """Above a fifth of the time it is D_neg - D_empty - s (D_prompt - D_empty): of equal spreads the same for every sample."""
