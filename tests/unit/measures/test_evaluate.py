@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from comfyui_fewstep.trainers.measures.charts import curves_chart, loss_chart, picture_grid, quality_chart
-from comfyui_fewstep.trainers.measures.digits import DigitClassifier, split, to_latents, to_pictures
+from comfyui_fewstep.trainers.measures.digits import DigitClassifier, load_pictures, split, to_latents, to_pictures
 from comfyui_fewstep.trainers.measures.evaluate import (
     DigitJudge,
     FeatureStatistics,
@@ -114,3 +114,8 @@ def test_charts_draw_something_in_range():
         assert chart.shape[-1] == 3
         assert 0.0 <= chart.min() < chart.max() <= 1.0
         assert chart.std() > 0.02, "an empty canvas"
+
+
+def test_the_digits_are_latents_of_mean_0_and_deviation_1():
+    latents = to_latents(load_pictures()[0])
+    assert (float(latents.mean()), float(latents.std())) == pytest.approx((0.0, 1.0), abs=1e-3)

@@ -139,3 +139,25 @@ def test_a_cancel_is_heard_before_each_pass_of_clip():
     with pytest.raises(Stop):
         scorer(torch.zeros(40, 2, 2, 3), ["a"] * 40)
     assert passes == [16]
+
+
+def test_the_clip_score_is_a_hundred_times_the_cosine_and_never_below_0():
+    """Hessel et al. 2021, equation 1, with w = 100; the pictures are given to it in 256 levels."""
+    pictures, texts = torch.tensor([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]]), torch.tensor([[1.0, 0.0]]).expand(3, 2)
+    seen = {}
+
+    class Network:
+        device = torch.device("cpu")
+
+        def __call__(self):
+            return types.SimpleNamespace(image_embeds=pictures, text_embeds=texts)
+
+    class Given(dict):
+        def to(self, device):
+            return self
+
+    scorer = _Scorer(Network(), lambda **given: seen.update(given) or Given(), lambda: None)
+    found = scorer(torch.full((3, 2, 2, 3), 0.5), ["a", "b", "c"])
+    assert found.tolist() == pytest.approx([100.0, 60.0, 0.0])
+    assert seen["text"] == ["a", "b", "c"]
+    assert {int(level) for picture in seen["images"] for level in picture.flat} == {128}

@@ -109,7 +109,7 @@ def test_it_pulls_only_after_its_own_beginning():
 def test_who_learns_and_what_from():
     made = adversarial(VE, critic_learning_rate=3e-4, companion_updates=3, companion_rank=5)
     fake, critic = made.companions(stage=0)
-    assert (fake.name, fake.is_critic) == ("fake", False)
+    assert (fake.name, fake.is_critic, fake.rank) == ("fake", False, 5)
     assert (critic.name, critic.is_critic, critic.updates, critic.learning_rate) == ("critic", True, 3, 3e-4)
     assert made.needs_pictures
     assert [one.name for one in method(VE).companions(stage=0)] == ["fake"]

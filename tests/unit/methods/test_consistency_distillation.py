@@ -390,4 +390,8 @@ def test_what_a_model_does_not_take_is_named():
         options(grid=Grid.EDM).on(flow)
     with pytest.raises(ValueError, match="levels is 1001; this model has 1000"):
         options(levels=1001).on(flow)
+    with pytest.raises(
+        ValueError, match=r"guidance_scale is 2\.0, but the connected model takes its scale as an input"
+    ):
+        options(guidance_scale_max=2.0).on(TeacherKind(family=VE, table=table(VE), takes_scale=True))
     assert options().on(flow).options()["guidance_scale"] == 1.0

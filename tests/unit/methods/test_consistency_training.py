@@ -82,6 +82,10 @@ def test_levels_come_to_the_last_where_doubling_does_not_meet_it():
     old = {name: value for name, value in uneven.written().items() if name != "reaches_last"}
     begun = read_method(ConsistencyTraining.name, old)
     assert [begun.levels_at(k) for k in (0, 15, 16, 79)] == [4, 4, 8, 64], "as it was begun"
+    short = options(iterations=5, first_levels=10, last_levels=30, reaches_last=False)
+    assert [short.levels_at(k) for k in range(5)] == [10, 10, 20, 20, 30], (
+        "the paper's formula, in what phases leave over"
+    )
     kind = TeacherKind(family=VE, table=table(VE))
     assert uneven.on(kind).options_of_old()["reaches_last"] is False, "another training than the one begun"
     even = options(first_levels=4, last_levels=64)

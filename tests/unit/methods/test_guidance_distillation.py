@@ -175,6 +175,7 @@ def test_the_recipe_says_how_to_sample_and_what_is_baked_in():
     assert (recipe.method, recipe.prediction_type) == ("guidance_distillation", "v_prediction")
     assert recipe.sigmas == tuple(stage.sigmas.tolist()) == tuple(stage.teacher_sigmas.tolist())
     assert stage.gamma == 0.3
+    assert torch.equal(stage.walked(stage.sigmas), stage.sigmas)
     assert not made.continues(made.options())
 
 

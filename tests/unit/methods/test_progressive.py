@@ -5,7 +5,7 @@ import torch
 from comfyui_fewstep.samplers.few_step import sample_few_step
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.data.batches import Batch, TensorData
-from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions
+from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions, StudentPrediction
 from comfyui_fewstep.trainers.objective.loss import weighted_error
 from comfyui_fewstep.trainers.objective.method import Lesson, TeacherKind
 from comfyui_fewstep.trainers.objective.weighting import Weighting
@@ -13,7 +13,7 @@ from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.loop import train
 from comfyui_fewstep.trainers.training.options import TrainOptions
-from gaussian import FAMILIES, gaussian_denoiser, paper_target, table
+from gaussian import FAMILIES, gaussian_denoiser, paper_target, signal_and_noise, table
 from torch import nn
 
 
@@ -116,9 +116,16 @@ def test_guidance_is_baked_in_by_the_first_halving_only(stage, expected):
     torch.testing.assert_close(target.x0, torch.full_like(target.x0, expected), atol=1e-5, rtol=1e-5)
 
 
-def test_the_weights_are_those_of_the_weighting():
-    target, _ = target_of(NoiseFamily.VARIANCE_EXPLODING)
-    torch.testing.assert_close(target.weight, (1.0 / target.sigma**2).clamp(min=1.0))
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("prediction", [StudentPrediction.AS_TEACHER, StudentPrediction.X0])
+def test_the_weights_are_those_of_the_weighting(prediction, family):
+    """Of halvings and of a conversion: the signal over the noise, squared, at least 1."""
+    kind = TeacherKind(family=family, table=table(family), prediction_type="eps")
+    teacher, generator = gaussian_denoiser(family), torch.Generator().manual_seed(3)
+    made = options(student_prediction=prediction).on(kind)
+    target = made.target(Lesson(batch=batch(), stage=0, teacher=teacher, student=teacher, generator=generator))
+    signal, noise = signal_and_noise(target.sigma, family)
+    torch.testing.assert_close(target.weight, (signal / noise).square().clamp(min=1.0))
 
 
 def test_stages_halve_down_to_the_target():

@@ -190,6 +190,20 @@ def test_a_picture_does_not_depend_on_its_batch():
     assert len(run(8).unique(dim=0)) == 8
 
 
+def test_a_batch_of_several_seeds_has_the_noise_of_each():
+    """Of a seed and a place in its own batch, wherever the sample is here."""
+
+    def run(**whose):
+        options = {"disable": True, "family": VE, "gamma": 1.0, **whose}
+        return sample_few_step(gaussian_denoiser(VE), torch.ones(2, 3), trailing_sigmas(4, table=LEVELS), **options)
+
+    (five, six), mixed = (
+        (run(extra_args={"seed": s}) for s in (5, 6)),
+        run(samples=[(6, 1), (5, 0)], extra_args={"seed": 7}),
+    )
+    assert torch.equal(mixed, torch.stack([six[1], five[0]]))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("gamma", [1.0, 0.5])
 @pytest.mark.parametrize("cut", [1, 2, 3])

@@ -215,6 +215,36 @@ def test_bad_options_are_named(changed, said):
         LoRAOptions(**changed)
 
 
+def test_new_adapters_begin_as_torch_begins_layers():
+    """Evenly within one over the root of what a value is made of; up is 0."""
+    layers = nn.ModuleDict({"a": Linear(400, 2), "b": Conv2d(16, 2, 5)})
+    options = LoRAOptions(rank=50, alpha=1.0, layers=LoRALayers.LINEAR_AND_CONV)
+    for adapter in Adapters(layers, options).new_set(generator=torch.Generator().manual_seed(0)).values():
+        assert 0.99 / 20 < adapter.down.abs().max() < 1 / 20
+        assert float(adapter.down.detach().std()) == pytest.approx(3**-0.5 / 20, rel=0.02)
+        assert not adapter.up.any()
+
+
+def test_a_student_that_begins_as_a_change_counts_as_its_file_says():
+    """alpha / rank times, here twice: in training as for whoever loads it."""
+    network, change = Network(), torch.outer(torch.arange(1.0, 6.0), torch.linspace(-0.2, 0.3, 8))
+    with Adapters(network, OPTIONS) as adapters:
+        student = student_of(adapters, network)
+        assert student.begin_as([("to_q", change)]) < 1e-10
+        drawn, file = student.denoiser(pictures(), torch.ones(5)), student.exported()
+    up, down, alpha = (file[f"lora_unet_to_q.{part}"] for part in ("lora_up.weight", "lora_down.weight", "alpha"))
+    torch.testing.assert_close(alpha / len(down) * up @ down, change)
+    with torch.no_grad():
+        network.to_q.weight += change
+    torch.testing.assert_close(drawn, network(pictures()), atol=1e-5, rtol=1e-5)
+
+
+def test_convolutions_of_groups_have_no_adapter():
+    """Of its two layers both see all channels, of which a group's weight sees a part."""
+    network = nn.Sequential(Conv2d(4, 4, 3, groups=2), Conv2d(4, 4, 1))
+    assert list(adaptable_layers(network, LoRALayers.LINEAR_AND_CONV)) == ["1"]
+
+
 def test_a_network_without_such_layers_is_named():
     with pytest.raises(ValueError, match="layers is attention, but this model has no such layer; try linear"):
         adaptable_layers(nn.Sequential(Conv2d(2, 2, 1)), LoRALayers.ATTENTION)
@@ -230,15 +260,14 @@ def test_adapters_of_another_shape_are_named():
 
 @pytest.mark.parametrize("network", [torch.nn.Linear(6, 5), torch.nn.Conv2d(6, 5, 3)])
 def test_adapters_begin_as_a_change_and_keep_what_it_leaves_free(network):
-    """A change of rank 2 in adapters of rank 4 that count twice: exact, and two directions are as new ones are."""
+    """A change of rank 2 in adapters of rank 4 that count twice: exact, however small the second, and two are as new ones are."""
     network = torch.nn.ModuleDict({"layer": network})
     adapters = Adapters(network, LoRAOptions(rank=4, alpha=8.0, layers=LoRALayers.LINEAR_AND_CONV))
     own, new = (adapters.new_set(generator=torch.Generator().manual_seed(1)) for _ in range(2))
     shape = network["layer"].weight.shape
     generator = torch.Generator().manual_seed(2)
-    change = (torch.randn(5, 2, generator=generator) @ torch.randn(2, shape.numel() // 5, generator=generator)).view(
-        shape
-    )
+    up, down = (torch.randn(*size, generator=generator) for size in ((5, 2), (2, shape.numel() // 5)))
+    change = ((up * torch.tensor([1.0, 0.02])) @ down).view(shape)
     lost = begin_as(own, [("layer", change)], scale=2.0)
     torch.testing.assert_close(2.0 * product(own["layer"]).detach(), change, atol=1e-5, rtol=1e-5)
     assert lost < 1e-10
@@ -246,4 +275,4 @@ def test_adapters_begin_as_a_change_and_keep_what_it_leaves_free(network):
     assert (own["layer"].up[:, 2:] == 0.0).all()
     with pytest.raises(ValueError, match="it changes other, on which the student has no adapter"):
         begin_as(own, [("other", change)], scale=1.0)
-    assert begin_as(adapters.new_set(generator=generator, rank=1), [("layer", change)], scale=1.0) > 0.01
+    assert begin_as(adapters.new_set(generator=generator, rank=1), [("layer", change)], scale=1.0) > 1e-5

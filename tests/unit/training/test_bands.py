@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from comfyui_fewstep.trainers.processes.group import Processes
 from comfyui_fewstep.trainers.training.bands import BANDS, NoiseBands, band_means
-from comfyui_fewstep.trainers.training.tally import NonFiniteLoss
+from comfyui_fewstep.trainers.training.tally import NonFiniteLoss, Tally
 from test_training import ITERATIONS, Stopped, Trained, stop_at
 
 
@@ -37,6 +38,18 @@ def test_a_bands_mean_is_over_its_samples_and_none_without_any():
     means = band_means(torch.stack([first, second]))
     assert (means[0], means[1], means[3]) == (3.0, None, 3.5)
     assert math.isnan(means[2]), "one band's NaN stays in it"
+
+
+def test_what_is_told_is_the_mean_since_it_was_told_last():
+    """Of all updates: gradient norm, loss, error, and what the method measures, by name."""
+    tally, some = Tally(), torch.zeros(2 * BANDS)
+    for told in ([1.0, 2.0, 3.0, 4.0, 5.0], [3.0, 6.0, 9.0, 12.0, 15.0]), ([7.0] * 5,):
+        for iteration, row in enumerate(torch.tensor(told), 1):
+            tally.add(iteration, torch.cat([row[:3], some, row[3:]]), measures=("gap", "cosine"))
+        tally.settle(Processes(), bands([1.0, 0.0]), stage="s")
+        means = torch.tensor(told).mean(dim=0).tolist()
+        assert [tally.gradient_norm, tally.loss, tally.x0_error] == means[:3]
+        assert tally.measures == {"gap": means[3], "cosine": means[4]}
 
 
 class Recorder:

@@ -166,6 +166,52 @@ def test_a_companion_learns_on_every_layer_that_full_weights_may_change():
     assert shapes == {(2, 1, 3, 3), (4, 2, 1, 1), (2, 4, 3, 3), (1, 2, 1, 1)}
 
 
+def test_both_learn_with_the_clip_that_is_asked_for_and_the_momentum_of_their_plans(tmp_path):
+    """After Adam's first step its moments are 1 - beta of the clipped gradient and of its square, elementwise."""
+    followed, begun = method(lead=0, updates=1), learning("lora")
+    own = [dataclasses.replace(stage, betas=(0.3, 0.8)) for stage in followed.stages()]
+    followed.stages = lambda: own
+    chosen = options(gradient_clip=1e-3)
+    loop = _Training(RunFolder(tmp_path, "run"), followed, begun, data(), chosen, [], Processes())
+    loop._step(loop._stages[0])
+    (one,) = loop._companions._all.values()
+    for learner, (first, second) in ((loop._learner, (0.3, 0.8)), (one.learner, (0.0, 0.99))):
+        state = learner.optimiser.state
+        assert sum(float(value.grad.square().sum()) for value in state) ** 0.5 == pytest.approx(1e-3, rel=1e-3)
+        for value, moments in state.items():
+            torch.testing.assert_close(moments["exp_avg"], (1.0 - first) * value.grad)
+            torch.testing.assert_close(moments["exp_avg_sq"], (1.0 - second) * value.grad.square())
+
+
+def test_each_update_of_a_companion_has_draws_of_its_own(tmp_path):
+    followed, drawn = method(), []
+    learnt = followed.companion_target
+
+    def watched(name, lesson):
+        target = learnt(name, lesson)
+        drawn.append(target.x_t - target.x0)
+        return target
+
+    followed.companion_target = watched
+    trained(tmp_path, "lora", followed=followed)
+    noise = torch.stack(drawn).flatten(1)
+    assert len(noise) == len(noise.round(decimals=4).unique(dim=0)) == ITERATIONS * UPDATES
+
+
+def test_an_average_warms_up_over_the_students_own_updates(tmp_path):
+    """The lead's are none: min(decay, (1 + n) / (10 + n)) after n of them, else the start would stay in the result."""
+    steps, student = [], learning("lora")
+    begun = snapshot(student.parameters())
+    watch = [lambda metrics: steps.append(snapshot(student.parameters()))]
+    chosen = options(ema_decay=0.999, ema_warms_up=True)
+    train(RunFolder(tmp_path, "run"), method(), student, data(), options=chosen, observers=watch)
+    for result, average, *weights in zip(student.parameters(), begun, *steps[LEAD:], strict=True):
+        for n, value in enumerate(weights):
+            decay = (1 + n) / (10 + n)
+            average = decay * average + (1 - decay) * value
+        torch.testing.assert_close(result, average, rtol=1e-5, atol=1e-7)
+
+
 def test_the_students_draws_are_its_own(tmp_path):
     """However often a companion learns that the student's target does not ask, the student is the same to the bit."""
     results = [

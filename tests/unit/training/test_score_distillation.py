@@ -1,10 +1,14 @@
 """Score distillation of latents against its closed forms: SDS goes to the mode, VSD with many latents to the distribution."""
 
+import contextlib
+import types
+
 import pytest
 import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.training.score_distillation import (
     Kind,
+    LearningFake,
     ScoreDistillationOptions,
     Views,
     _drawn,
@@ -94,6 +98,19 @@ def test_the_companion_learns_the_latents_after_their_step():
         observe=lambda _, x: told.append(x.clone()),
     )
     assert all(torch.equal(a, b) for a, b in zip(learnt, told, strict=True))
+
+
+def test_a_companion_of_latents_counts_each_by_its_level():
+    """1 / sigma^2, at most 100: the gradient of the mean of w (c - x0)^2 by c, small enough not to be clipped."""
+    weight = torch.zeros(1, requires_grad=True)
+    network = types.SimpleNamespace(
+        parameters=lambda: [weight], autograd=contextlib.nullcontext, denoiser=lambda x, sigma: weight.expand_as(x)
+    )
+    errors, sigma = torch.tensor([1e-3, -0.1, 0.2]), torch.tensor([0.05, 0.5, 2.0])
+    fake = LearningFake(network, learning_rate=0.1, views=views(VE), start=errors)
+    fake.learn(errors.reshape(-1, 1, 1, 1), torch.ones(3, 1, 1, 1), sigma, {})
+    expected = -2.0 * (torch.tensor([100.0, 4.0, 0.25]) * errors).mean()
+    assert weight.grad.item() == pytest.approx(float(expected))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

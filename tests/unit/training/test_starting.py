@@ -164,6 +164,14 @@ def test_an_average_that_begins_at_the_start_warms_up_from_there(tmp_path):
     assert left == pytest.approx(further.start_left, rel=1e-2), "as its file says"
 
 
+def test_what_is_left_of_the_start_counts_the_stages_that_the_run_trains(tmp_path):
+    """Of the second stage, begun after 5 of its 30 updates, without an average till then; the first, of 12, is another run's."""
+    halvings = {"start_steps": 8, "target_steps": 2, "last_stages_iterations": 30}
+    new, start = started(stopped(tmp_path, 17, **halvings), training=AVERAGED, **halvings)
+    assert (start.said["stage"], start.said["average_begun_at"]) == (1, 5)
+    assert new.start_left == pytest.approx(0.9**25)
+
+
 def test_an_average_that_came_along_into_a_longer_lead_is_not_older_than_the_run(tmp_path):
     """What a companion learns first counts for no update of the student: with more of it the place is an earlier update."""
     warm = dataclasses.replace(TRAINING, ema_decay=0.999, ema_warms_up=True)
@@ -229,10 +237,13 @@ def test_the_newest_checkpoint_that_is_whole_and_finite_is_taken(tmp_path):
 
 UNFIT = [
     ({"start_steps": 8}, {}, r"it is in its stage 1 \(16 to 8 steps\); the stages here are 8 to 4 steps"),
-    (
-        {"iterations": 5},
-        {},
-        r"it has done 9 iterations of its stage 1 \(16 to 8 steps\), which has 5 here; raise iterations",
+    *(
+        (
+            {"iterations": count},
+            {},
+            rf"it has done 9 iterations of its stage 1 \(16 to 8 steps\), which has {count} here; raise iterations",
+        )
+        for count in (5, 9)
     ),
     ({"teacher": "b" * 64}, {}, "teacher_sha256: there aaaa.*, here bbbb"),
     (

@@ -9,11 +9,13 @@ import pytest
 import torch
 from comfyui_fewstep.samplers.few_step import draw_from_noise, sample_few_step, seeded_noise_sampler
 from comfyui_fewstep.samplers.noise import NoiseFamily
+from comfyui_fewstep.trainers.methods.consistency import ConsistencyOptions
+from comfyui_fewstep.trainers.methods.consistency_training import ConsistencyTrainingOptions
 from comfyui_fewstep.trainers.methods.progressive import Progressive
 from comfyui_fewstep.trainers.objective.method import Stage, TeacherKind
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.options import TrainOptions
-from comfyui_fewstep.trainers.training.stages import compared
+from comfyui_fewstep.trainers.training.stages import compared, sampled
 from gaussian import FAMILIES, gaussian_denoiser, table
 from test_progressive import TinyNetwork, as_denoiser, batch, options
 from test_run import Stopped, distillation, stop_at
@@ -78,6 +80,22 @@ def test_the_average_is_the_recursion_over_the_steps_of_the_stage(tmp_path):
         for i in range(stage, stage + 12):
             expected = DECAY * expected + (1.0 - DECAY) * own[i]
             torch.testing.assert_close(given[i], expected, atol=1e-6, rtol=1e-5)
+    assert (own[11] - given[11]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "options", [functools.partial(ConsistencyOptions, guidance_scale=1.0), ConsistencyTrainingOptions]
+)
+def test_consistency_is_taught_by_the_average_that_it_asks_for(options, tmp_path):
+    chosen = options(steps=2, iterations=12, learning_rate=1e-2, target_decay=DECAY)
+    made = watching(tmp_path)
+    _, given, own = execute(
+        dataclasses.replace(made, method=chosen.on(TeacherKind(family=FAMILY, table=table(FAMILY))))
+    )
+    expected = own[0]
+    for taught, weights in zip(given, own, strict=True):
+        expected = DECAY * expected + (1.0 - DECAY) * weights
+        torch.testing.assert_close(taught, expected, atol=1e-6, rtol=1e-5)
     assert (own[11] - given[11]).abs().max() > 1e-4
 
 
@@ -166,3 +184,18 @@ def test_drawing_with_fresh_noise_is_the_sampler_at_its_seed(family):
     start = family.initial(noise, sigma=sigmas[0])
     sample = functools.partial(sample_few_step, gaussian_denoiser(family), start, sigmas, disable=True, family=family)
     assert torch.equal(drawn, sample(gamma=0.6, noise_sampler=seeded_noise_sampler(noise, seed=7)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+@pytest.mark.parametrize("expert", [False, True])
+def test_what_is_compared_is_sampled_as_the_stage_says(family, gamma, expert):
+    """With its own fresh noise, and of an expert from the data in noise."""
+    own = table(family).flip(0)[250::250]
+    stage = Stage(name="", iterations=1, learning_rate=1e-3, sigmas=own, top=float(own[int(expert)]))
+    walk = {"family": family, "gamma": gamma}
+    denoise, given = gaussian_denoiser(family), batch(4)
+    found = sampled(denoise, given, stage.walked(own), stage=stage, at_once=2, heed=lambda: None, **walk)
+    noise = torch.randn(given.x0.shape, generator=torch.Generator().manual_seed(0))
+    begun = {"x0": given.x0} if expert else {}
+    assert torch.equal(found, draw_from_noise(denoise, noise, own[int(expert) :], {}, seed=0, **begun, **walk))

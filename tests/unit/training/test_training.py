@@ -1,6 +1,8 @@
 """The optimisation itself: what one optimiser step does, against the same mathematics written out."""
 
+import itertools
 import math
+import types
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from comfyui_fewstep.trainers.objective.distance import Distance
 from comfyui_fewstep.trainers.objective.method import Lesson, Target, TeacherKind
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
+from comfyui_fewstep.trainers.training import loop
 from comfyui_fewstep.trainers.training.average import Average, start_left
 from comfyui_fewstep.trainers.training.loop import train
 from comfyui_fewstep.trainers.training.micro_batches import in_pieces, split
@@ -95,11 +98,17 @@ def test_pieces_keep_samples_levels_and_conditions_together():
     condition = {"y": y, "shared": torch.zeros(1, 2)}
     expected = denoiser(x, sigma, **condition)
     assert torch.equal(in_pieces(denoiser, 3)(x, sigma, **condition), expected)
-    pieces = split(Target(x, sigma, condition, expected, sigma * 2), 3)
+    deepest = Target(x + 2.0, sigma, condition, expected + 2.0, sigma)
+    beside = Target(x + 1.0, sigma, condition, expected + 1.0, sigma, beside=deepest)
+    pieces = split(Target(x, sigma, condition, expected, sigma * 2, beside=beside), 3)
     assert [len(piece.x_t) for piece in pieces] == [2, 2, 2]
     assert torch.equal(torch.cat([denoiser(p.x_t, p.sigma, **p.condition) for p in pieces]), expected)
     assert torch.equal(torch.cat([p.x0 for p in pieces]), expected)
     assert torch.equal(torch.cat([p.weight for p in pieces]), sigma * 2)
+    for depth, further in ((1.0, [p.beside for p in pieces]), (2.0, [p.beside.beside for p in pieces])):
+        assert [len(piece.x_t) for piece in further] == [2, 2, 2], "what is beside goes with its samples"
+        assert torch.equal(torch.cat([p.x0 - p.x_t for p in further]), expected - x)
+        assert torch.equal(torch.cat([p.x_t for p in further]), x + depth)
 
 
 ONE_STAGE = {"iterations": ITERATIONS, "learning_rate": 1e-3}
@@ -316,6 +325,21 @@ def test_a_broken_run_resumes_bit_for_bit(name, iteration, tmp_path):
     lines = {line["iteration"]: line for line in unbroken.run.metrics()}
     assert all(line == lines[line["iteration"]] for line in resumed.run.metrics())
     assert len(resumed.run.metrics()) == len(lines)
+
+
+def test_the_time_that_is_left_is_that_of_the_iterations_of_this_start(tmp_path, monkeypatch):
+    """Those that were made before a resume took none of its time: at 2 seconds each there are 2 for each that is to come."""
+    clock = itertools.count(0.0, 2.0)
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    left = {}
+
+    def observe(metrics):
+        left[metrics.iteration] = metrics.seconds_left
+
+    with pytest.raises(Stopped):
+        Trained(tmp_path, observers=[observe, stop_at(9)])
+    Trained(tmp_path, observers=[observe])
+    assert left == {i: 2.0 * (2 * ITERATIONS - i) for i in range(1, 2 * ITERATIONS + 1)}
 
 
 class Gain(torch.nn.Module):
