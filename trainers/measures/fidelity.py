@@ -86,23 +86,43 @@ def kernel_distance(drawn: Tensor, real: Tensor) -> float:
 
 
 def jackknife(figure: Callable[[Tensor, Tensor], float], drawn: Tensor, real: Tensor, *, seed: int = 0) -> Estimate:
-    """figure of both samples, shuffled; the interval from leaving out one of ten groups of both (Efron and Stein 1981)."""
+    """figure of both samples, shuffled; the interval from leaving out one of ten groups of both (Efron and Stein 1981).
+
+    Of some small numbers of samples there are fewer groups, as equal as they can be: 9 of 81, 6 of 12. ValueError unless both
+    make as many, and at least 2.
+    """
     generator = torch.Generator().manual_seed(seed)
     drawn, real = (values[torch.randperm(len(values), generator=generator)] for values in (drawn, real))
-    groups = list(zip(drawn.chunk(GROUPS), real.chunk(GROUPS), strict=True))
+    parts = drawn.chunk(GROUPS), real.chunk(GROUPS)
+    count, others = map(len, parts)
+    if count != others or count < 2:
+        raise ValueError(
+            f"{len(drawn)} and {len(real)} samples make {count} and {others} groups; an interval needs as many of both, and at "
+            "least 2: give as many samples of both, and more of them."
+        )
+    groups = list(zip(*parts, strict=True))
     without = []
-    for k in range(GROUPS):
+    for k in range(count):
         kept = [group for i, group in enumerate(groups) if i != k]
         without.append(figure(torch.cat([a for a, _ in kept]), torch.cat([b for _, b in kept])))
     found = torch.tensor(without, dtype=torch.float64)
-    error = float(((GROUPS - 1) / GROUPS * (found - found.mean()).square().sum()).sqrt())
-    return Estimate(figure(drawn, real), _quantile(GROUPS) * error)
+    error = float(((count - 1) / count * (found - found.mean()).square().sum()).sqrt())
+    return Estimate(figure(drawn, real), _quantile(count) * error)
 
 
 def kernel_estimate(drawn: Tensor, real: Tensor, *, blocks: int = 16, seed: int = 0) -> Estimate:
-    """The mean of the kernel distances of disjoint blocks of both, which are independent of each other."""
+    """The mean of the kernel distances of disjoint blocks of both, which are independent of each other.
+
+    ValueError for blocks of a single sample, which has no pair of its own, or for more blocks of the one than of the other.
+    """
     generator = torch.Generator().manual_seed(seed)
     parts = [values[torch.randperm(len(values), generator=generator)].chunk(blocks) for values in (drawn, real)]
+    least, (count, others) = min(len(part) for part in (*parts[0], *parts[1])), map(len, parts)
+    if least < 2 or count != others:
+        raise ValueError(
+            f"blocks is {blocks}, which makes {count} and {others} blocks of {len(drawn)} and {len(real)} samples, the smallest "
+            f"of {least}; there must be as many of both, of at least 2 samples each: give more samples, or lower blocks."
+        )
     return Estimate.of([kernel_distance(a, b) for a, b in zip(*parts, strict=True)])
 
 

@@ -132,3 +132,38 @@ def test_estimates_of_several_values_and_of_shares():
     assert Estimate.of([1.0]).margin == float("inf")
     assert share(10, 10).margin == pytest.approx(1 - 0.7225, abs=1e-3)
     assert share(50, 100).margin == pytest.approx(0.5 - 0.4038, abs=1e-3)
+
+
+@pytest.mark.parametrize(("count", "groups"), [(100, 10), (81, 9), (12, 6)])
+def test_the_interval_of_a_mean_is_that_of_the_means_of_its_groups(count, groups):
+    """Of as many as there are, where ten equal ones cannot be made: so the jackknife is Student's t of them."""
+    values, others = torch.randn(2, count, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64).unbind()
+    seen = []
+
+    def mean(drawn, real):
+        seen.append(len(drawn))
+        return float(drawn.mean())
+
+    found = jackknife(mean, values, others)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    means = values[order].reshape(groups, -1).mean(dim=1)
+    assert found.written() == pytest.approx(Estimate.of(means.tolist()).written())
+    assert seen == [count - count // groups] * groups + [count]
+
+
+@pytest.mark.parametrize(("drawn", "real", "said"), [(81, 100, "9 and 10 groups"), (1, 1, "1 and 1 groups")])
+def test_groups_that_do_not_match_or_are_none_are_refused(drawn, real, said):
+    with pytest.raises(ValueError, match=f"{drawn} and {real} samples make {said}; .* as many of both, and at least 2"):
+        jackknife(kernel_distance, torch.zeros(drawn, 2), torch.zeros(real, 2))
+
+
+@pytest.mark.parametrize(
+    ("drawn", "real", "said", "least"), [(16, 16, "16 and 16", 1), (160, 31, "16 and 16", 1), (64, 33, "16 and 11", 3)]
+)
+def test_blocks_too_small_for_a_distance_of_their_own_are_refused(drawn, real, said, least):
+    """Of one sample the mean over its pairs would be 0 of 0; and blocks are compared in pairs."""
+    with pytest.raises(
+        ValueError,
+        match=f"blocks is 16, which makes {said} blocks of {drawn} and {real} samples, the smallest of {least}",
+    ):
+        kernel_estimate(torch.zeros(drawn, 2), torch.zeros(real, 2))
