@@ -159,10 +159,8 @@ def draw_from_noise(
     """
     sigmas = sigmas.to(noise)
     start = family.initial(noise, sigma=sigmas[0]) if x0 is None else family.add_noise(x0, noise, sigma=sigmas[0])
-    fresh = seeded_noise_sampler(noise, seed=seed) if gamma else None
-    return sample_few_step(
-        model, start, sigmas, condition, disable=True, family=family, gamma=gamma, noise_sampler=fresh
-    )
+    samples = in_order(len(noise), seed=seed)
+    return sample_few_step(model, start, sigmas, condition, disable=True, family=family, gamma=gamma, samples=samples)
 
 
 def sample_tcd(

@@ -17,6 +17,20 @@ def no_waiting_for_messages():
     telling.MESSAGES._sleep = lambda seconds: None
 
 
+@pytest.fixture(autouse=True)
+def folders_of_this_test():
+    """What a test adds to the host's folders of models is listed in no other, where another file may have its name."""
+    import folder_paths
+
+    held = [(name, entry[0], list(entry[0])) for name, entry in folder_paths.folder_names_and_paths.items()]
+    yield
+    for name, paths, before in held:
+        if paths != before:
+            paths[:] = before
+            for cache in ("filename_list_cache", "_filename_list_cache"):
+                getattr(folder_paths, cache, {}).pop(name, None)
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
     """The server's own folder with custom_nodes, input, output and user, four folders deep in one of its own.

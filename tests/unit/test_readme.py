@@ -197,6 +197,11 @@ TRAINED_AS = {
         *(f"progressive then matching in {calls}" for calls in (4, 2)),
         "half progressive then matching in 1",
     ],
+    "the same with a critic": [
+        "progressive then matching with a critic in 4",
+        "half progressive then matching with a critic in 2",
+        "half progressive then matching with a critic in 1",
+    ],
     "matching by `landings`, one student for 1 to 4": ["matching in 1 to 4 by landings"] * 3,
     "the same, decoupled": ["decoupled matching in 1 to 4"] * 3,
     "rCM, one student for all": ["rCM"] * 3,
@@ -204,7 +209,10 @@ TRAINED_AS = {
 
 
 def test_what_the_choice_of_a_method_says_of_matching_is_in_the_table():
-    """With three trainings of each; what begins as another's student is better in 2 steps and in 1, intervals and all."""
+    """With three trainings of each; what begins as another's student is better in 2 steps and in 1, intervals and all.
+
+    With a critic in 4 too, but no better than without one; on features that were never trained it is in each.
+    """
     text = " ".join((ROOT / "docs" / "choose-a-method.md").read_text(encoding="utf-8").split())
     trainings = by_training(result("scenes_students")["parts"])
     rows = {key: distance(of) for key, of in trainings.items()}
@@ -217,12 +225,29 @@ def test_what_the_choice_of_a_method_says_of_matching_is_in_the_table():
     ):
         (own, margin), (other, beside) = rows[then, calls], rows["progressive", calls]
         assert (own + margin < other - beside) == (calls < 4)
+    on_random = []
+    for calls, then, critic in zip(
+        (4, 2, 1),
+        TRAINED_AS["progressive, then matching by `landings`, a student for each"],
+        TRAINED_AS["the same with a critic"],
+        strict=True,
+    ):
+        (own, margin), (other, beside) = rows[critic, calls], rows[then, calls]
+        assert own + margin < rows["progressive", calls][0] - rows["progressive", calls][1]
+        assert own + margin > other - beside
+        (own, margin), (other, beside) = (
+            pages.over(over_trainings(trainings[label, calls]), "frechet_random") for label in (critic, then)
+        )
+        on_random.append(f"{own:.2f} and {other:.2f}")
+        assert own < other
+    four, two, one = on_random
+    assert f"never trained it was: {four} without it in 4 steps, {two} in 2, {one} in 1" in text
     others = ("matching", "decoupled matching", "rCM", "consistency", "guidance")
     same = [(calls, pair) for (label, calls), pair in rows.items() if label.startswith(others) and calls < 8]
     assert all(sum(pair) > rows["progressive", calls][0] - rows["progressive", calls][1] for calls, pair in same)
     assert (
-        "Better than progressive distillation alone, by the intervals, was only what began as its student, in 2 steps and in 1"
-        in text
+        "Better than progressive distillation alone, by the intervals, was only what began as its student: in 2 steps and in 1 "
+        "with a critic and without, in 4 with one" in text
     )
     longer = [f"{rows['progressive three times as long', calls][0]:.2f}" for calls in (4, 2, 1)]
     count = pages.count(len(trainings["progressive three times as long", 4]), "training")
