@@ -1,7 +1,7 @@
 """The host made differentiable for the time of a run: its fast paths are for sampling and have no backward.
 
-Three of them: paths that the host itself avoids while it trains, fused operators without an autograd formula, and attention
-kernels that give no gradient, or a wrong one.
+Four of them: paths that the host itself avoids while it trains, fused operators without an autograd formula, attention kernels
+that give no gradient, or a wrong one, and what records how a network allocates on a card.
 """
 
 from __future__ import annotations
@@ -36,7 +36,33 @@ def possible() -> Iterator[None]:
 
     Attention that a MODEL brings besides, see `attention`: it is chosen call by call.
     """
-    with _set(comfy.model_management, "in_training", True), _plain_forms(), _plain_attention():
+    with as_in_training(), _without_compiler(), _plain_forms(), _plain_attention():
+        yield
+
+
+def as_in_training() -> AbstractContextManager[None]:
+    """Inside, the host avoids those of its own paths that it knows to have no backward, and asks each layer for its forward."""
+    return _set(comfy.model_management, "in_training", True)
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Inside, hosts from 0.37 on do not record where the blocks of a network allocate, nor replay a block as a CUDA graph.
+
+    They reckon with the same allocations again, and what autograd keeps outlives its block: memory is lost, or the process.
+    """
+    getattr(sys.modules.get("comfy.model_prefetch"), "cleanup_malloc_graph", lambda: None)()  # of the sampling before
+    with _set(getattr(sys.modules.get("comfy.cli_args"), "args", None), "disable_comfy_compiler", True):
+        yield
+
+
+@contextmanager
+def without_preferred_attention(network: torch.nn.Module) -> Iterator[None]:
+    """Inside, no layer computes attention by a kernel of its own, which a checkpoint may name for it: in eight bits, say."""
+    with ExitStack() as stack:
+        for layer in network.modules():
+            if type(layer).__name__ == "ComfyAttention":
+                stack.enter_context(_set(layer, "function", None))
         yield
 
 

@@ -6,16 +6,17 @@ A weight of eight bits or less that a LoRA is merged into is rounded anew, which
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import comfy.ops
 import comfy.sd
 import torch
 from torch import Tensor, nn
 
 from .aliases import same_memory
+from .backward import as_in_training
 
 _KEY = "bypass_lora"
 """Under which the host keeps them on a MODEL."""
@@ -56,34 +57,51 @@ def with_bypass(model: Any, tensors: dict[str, Tensor]) -> Any:
     return clone
 
 
-_FUSED = "linear_input_act"
-_asking: list[Callable[..., Tensor]] = []
-"""One for each loaded MODEL with LoRAs beside its layers; the first is the host's own function."""
+_loaded: list[None] = []
+"""One for each loaded MODEL with LoRAs beside its layers."""
+_replaced: dict[tuple[str, str], Any] = {}
+"""The host's own functions in whose place ours are while there is one, by module and name."""
 
 
 def _begin_asking() -> None:
     """Has each layer with something beside it asked for its own forward.
 
-    The host multiplies int8 weights of some layers (Wan, LTX-Video: the last of each feed-forward part) with an activation in
-    one, past what is beside the layer.
+    The host multiplies int8 weights of some layers in one with what comes before or after, past what is beside the layer: the
+    last of a feed-forward part with its activation (Wan, LTX-Video), in hosts from 0.37 on those of Lumina and Z-Image too.
     """
-    if hasattr(comfy.ops, _FUSED):
-        _asking.append(getattr(comfy.ops, _FUSED))
-        setattr(comfy.ops, _FUSED, functools.partial(_linear_input_act, _asking[0]))
+    _loaded.append(None)
+    for (module, name), ours in _PAST_THE_LAYER.items():
+        if (module, name) not in _replaced and hasattr(sys.modules.get(module), name):
+            _replaced[module, name] = getattr(sys.modules[module], name)
+            setattr(sys.modules[module], name, functools.partial(ours, _replaced[module, name]))
 
 
 def _end_asking() -> None:
-    if len(_asking) == 1:
-        setattr(comfy.ops, _FUSED, _asking[0])
-    if _asking:
-        _asking.pop()
+    if _loaded:
+        _loaded.pop()
+    if not _loaded:
+        for (module, name), own in _replaced.items():
+            setattr(sys.modules[module], name, own)
+        _replaced.clear()
 
 
-def _linear_input_act(own: Callable[..., Tensor], linear: nn.Module, x: Tensor, input_act: str) -> Tensor:
-    """The host's linear(act(x)), by the layer's own forward where something is beside it."""
-    if "forward" in linear.__dict__:
-        return linear(comfy.ops.INPUT_ACT_EAGER[input_act](x))
-    return own(linear, x, input_act)
+def _linear_input_act(own: Callable[..., Tensor], linear: nn.Module, *given: Any, **named: Any) -> Tensor:
+    """The host's linear(act(x)), and whatever newer ones do besides, by the layer's own forward where something is beside it."""
+    if "forward" not in linear.__dict__:
+        return own(linear, *given, **named)
+    with as_in_training():
+        return own(linear, *given, **named)
+
+
+def _is_int8(own: Callable[[nn.Module], bool], linear: nn.Module) -> bool:
+    """Whether the host takes the layer's weight itself; not where something is beside it."""
+    return "forward" not in linear.__dict__ and own(linear)
+
+
+_PAST_THE_LAYER: dict[tuple[str, str], Callable[..., Any]] = {
+    ("comfy.ops", "linear_input_act"): _linear_input_act,
+    ("comfy.ldm.lumina.model", "_int8_convrot_linear"): _is_int8,
+}
 
 
 def require_none(model: Any) -> None:

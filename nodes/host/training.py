@@ -24,7 +24,7 @@ from ...trainers.storage.export import require_finite_weights
 from ...trainers.students.adapters import AdapterSet, nearest, product, share_lost
 from . import bypass, carried, weights
 from .aliases import aliased, lay_aside, renew
-from .backward import ATTENTION_OVERRIDE, attention
+from .backward import ATTENTION_OVERRIDE, attention, without_preferred_attention
 from .guidance import taking_scale
 from .inputs import host_inputs
 from .lending import lent_again
@@ -125,7 +125,13 @@ def shared_network(model: Any) -> Iterator[Network]:
     Inside, plain weights stand behind aliases, and layers keep no weight for backward (see lending).
     """
     network = loaded(model)
-    with aliased(network), bypass.over(model, lent_again(network.diffusion_model)):
+    # Qwen-Image 2.1 keeps what it made of a prompt: with weights that learn, it would be another's
+    getattr(network.diffusion_model, "reset_prefix_cache", lambda enabled: None)(False)
+    with (
+        aliased(network),
+        without_preferred_attention(network),
+        bypass.over(model, lent_again(network.diffusion_model)),
+    ):
         yield network
 
 

@@ -47,6 +47,8 @@ def copied(model: Any) -> Any:
         network = copy.deepcopy(model.model, _instead(model))
     for layer in network.modules():
         _no_longer_quantised(layer)
+        if type(layer).__name__ == "ComfyAttention":
+            layer.function = None  # a kernel that the checkpoint names: it may have no backward
     return network.float().to(model.load_device)
 
 
@@ -110,6 +112,14 @@ _OF_A_NETWORK = (
 """Where the host notes what it holds of a weight elsewhere, and how much of a network is on the device."""
 
 
+_WHILE_SAMPLING = {
+    "current_patcher": None,
+    "_current_patcher": None,
+    "prefix_cache": None,
+    "prefix_cache_enabled": False,
+}
+"""What a network, or the one in it, has while it is sampled, and what it has else."""
+
 _ABSENT = object()
 
 
@@ -117,8 +127,9 @@ _ABSENT = object()
 def _books_set_aside(network: Any) -> Iterator[None]:
     """Inside, the network and its layers are as if they had never been loaded, but for the weights."""
     with ExitStack() as stack:
-        patcher = {"current_patcher": None} if hasattr(network, "current_patcher") else {}
-        stack.enter_context(_instead_of(network, dict.fromkeys(_OF_A_NETWORK, _ABSENT) | patcher))
+        for holder, absent in ((network, dict.fromkeys(_OF_A_NETWORK, _ABSENT)), (network.diffusion_model, {})):
+            held = {name: value for name, value in _WHILE_SAMPLING.items() if name in holder.__dict__}
+            stack.enter_context(_instead_of(holder, absent | held))
         for layer in network.modules():
             stack.enter_context(_instead_of(layer, dict.fromkeys(_OF_A_LAYER, _ABSENT) | _as_before_loading(layer)))
         yield
