@@ -274,6 +274,7 @@ def _encoded(
         if inputs["cross_attn"] is not None:
             encoded.setdefault("c_crossattn", comfy.conds.CONDCrossAttn(inputs["cross_attn"]))
     _require_one_time(model, encoded)
+    _require_free_of_weights(encoded)
     return encoded
 
 
@@ -284,6 +285,15 @@ def _require_one_time(model: Any, encoded: dict[str, Any]) -> None:
         raise ValueError(
             "this model is of mean flow: its network takes the noise level of the next step as an input too, which training "
             "does not support. Connect a model that was not distilled so."
+        )
+
+
+def _require_free_of_weights(encoded: dict[str, Any]) -> None:
+    """ValueError for networks that make of a prompt, with their own weights, what their layers look back at (SenseNova U1.5)."""
+    if "prefix_keys" in encoded:
+        raise ValueError(
+            "this model makes keys and values of a prompt with its own weights before it is sampled (prefix_keys), which would "
+            "stay the teacher's while they learn; training does not support it."
         )
 
 

@@ -9,9 +9,10 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
+import comfy.conds
 import comfy.model_management
 import comfy.ops
-from architectures import tiny
+from architectures import conditioning, noise_for, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.host import bypass
 from torch import nn
@@ -133,3 +134,18 @@ def test_a_copy_holds_nothing_of_a_sampling():
     assert (copy.diffusion_model.prefix_cache, copy.diffusion_model.prefix_cache_enabled) == (None, False)
     assert network._current_patcher is patcher
     assert network.diffusion_model.prefix_cache_enabled
+
+
+def test_a_prompt_that_is_encoded_with_the_networks_own_weights_is_refused(monkeypatch):
+    """SenseNova U1.5: what its layers look back at would stay the teacher's, in the condition, its files and its hash."""
+    model = tiny("sd15")
+    own = model.model.extra_conds
+    monkeypatch.setattr(
+        model.model,
+        "extra_conds",
+        lambda **given: own(**given) | {"prefix_keys": comfy.conds.CONDRegular(torch.zeros(1, 2))},
+    )
+    with pytest.raises(ValueError, match=r"with its own weights before it is sampled \(prefix_keys\)"):
+        host.inputs.condition_for_training(
+            model, conditioning("sd15"), latents=noise_for(model, batch=1), name="positive"
+        )
