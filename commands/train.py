@@ -99,6 +99,7 @@ def main() -> None:
         sys.exit(f"launch.py train: {error}")
     if student:
         print(f"\nThe student: {student}")
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def distil_all(root, names, environment):
         for name in names:
             kind, _, prediction = name.partition(" to ")
             distil(RunFolder(root, name), kind, prediction, processes)
+    processes.leave()
 
 
 def distil(run, kind, prediction, processes):

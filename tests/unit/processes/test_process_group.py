@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from several import SECONDS, free_port, linux
 
 LEAVING = """
@@ -36,3 +37,15 @@ def test_no_thread_of_a_group_outlives_it():
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) == 2, "the names of the threads of each"
     assert "gloo" not in done.stdout
+
+
+@pytest.mark.parametrize(("count", "code"), [(1, -6), (2, 0)])
+def test_one_of_several_that_is_done_ends_well_whatever_python_does_at_its_end(count, code):
+    """As threads of torch.distributed do then, now and again: a launcher would take the finished run for a failed one."""
+    work = (
+        "import atexit, os; from comfyui_fewstep.trainers.processes.group import Processes; atexit.register(os.abort); "
+        f"print('done'); Processes(rank=0, count={count}).leave()"
+    )
+    ended = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == code, ended.stderr
+    assert ended.stdout == "done\n" or code != 0
