@@ -279,13 +279,16 @@ def command_clean(rest: list[str]) -> int:
         elif place.exists():
             place.rmdir()
     kept = [] if everything else [folder for folder in own if _holds_files(folder)]
-    _remove(HOME, but=kept)
+    host = HOME / "host"
+    beside = [HOME]
+    if kept:
+        beside = [path for path in (*HOME.iterdir(), *host.iterdir()) if path not in (host, *kept)]
+    for path in beside:
+        _remove(path)
     for folder in kept:
         print(f"kept: {folder}; --all removes it too")
-    if left := [
-        path for path in HOME.rglob("*") if not any(path in (*it.parents, it) or it in path.parents for it in kept)
-    ]:
-        raise Stop(f"{len(left)} files and folders could not be removed, {left[0]} for one.")
+    if left := [path for path in beside if os.path.lexists(path)]:
+        raise Stop(f"could not be removed as a whole: {', '.join(map(str, left))}")
     return 0
 
 
@@ -294,15 +297,11 @@ def _holds_files(folder: Path) -> bool:
     return any(path.is_file() and not path.is_symlink() for path in folder.rglob("*"))
 
 
-def _remove(folder: Path, *, but: list[Path]) -> None:
-    if not any(folder == kept or folder in kept.parents for kept in but):
-        shutil.rmtree(folder, ignore_errors=True)
-    elif folder not in but:
-        for path in folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                _remove(path, but=but)
-            else:
-                path.unlink()
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 COMMANDS = {

@@ -45,12 +45,6 @@ def fresh_noise(x: Tensor, *, samples: Sequence[Sample] | None, level: float, vi
     return torch.stack([torch.randn(x.shape[1:], dtype=x.dtype, device=x.device, generator=g) for g in generators])
 
 
-def seeded_noise_sampler(x: Tensor, *, seed: int | None) -> NoiseSampler:
-    """`fresh_noise` at the level that a step goes to."""
-    samples = in_order(len(x), seed=seed)
-    return lambda sigma, sigma_next: fresh_noise(x, samples=samples, level=float(sigma_next))
-
-
 def _hashed(seed: int, place: int, level: float, visit: int) -> int:
     """63 bits of BLAKE2b: generators on the CPU take 32 of them, and seeds in a row must not draw the same numbers."""
     key = struct.pack("<QQf", seed % 2**64, place, level) + (struct.pack("<Q", visit) if visit else b"")
@@ -97,12 +91,7 @@ def sample_few_step(
     if sigma_min > 0.0 and family is NoiseFamily.FLOW:
         raise ValueError(f"sigma_min is {sigma_min}, but a flow model's levels end at 0; set it to 0.")
     levels = sigmas.double().cpu().numpy().tolist()  # all at once: asked one by one, each would wait for the device
-    for i, (level, own) in enumerate(zip(levels, gammas, strict=False)):
-        if level == 0.0 and own < 1.0:
-            raise ValueError(
-                f"level {i + 1} of the {len(levels)} sigmas is 0, where x has no noise that a step with gamma {own:g} could "
-                "keep; end the schedule there, or take gamma 1."
-            )
+    _require_noise_to_keep(levels, gammas)
     ones = x.new_ones([x.shape[0]])
     ends_clean = levels[-1] == 0.0
     draws: list[Callable[[], Tensor]]
@@ -130,6 +119,16 @@ def sample_few_step(
         landing = landings[i + 1] if gammas[i] == 1.0 else sigmas[i + 1]
         x = family.jump(x, denoised, sigma=sigmas[i], sigma_next=landing, gamma=gammas[i], noise=noise)
     return x
+
+
+def _require_noise_to_keep(levels: Sequence[float], gammas: Sequence[float]) -> None:
+    """ValueError for a level of 0 that a step leaves by other than fresh noise alone: it would divide by it."""
+    for i, (level, gamma) in enumerate(zip(levels[:-1], gammas, strict=True)):
+        if level == 0.0 and gamma < 1.0:
+            raise ValueError(
+                f"level {i + 1} of the {len(levels)} sigmas is 0, where x has no noise that a step with gamma {gamma:g} could "
+                "keep; end the schedule there, or take gamma 1."
+            )
 
 
 def _clipped(noise: Tensor, *, deviations: float) -> Tensor:

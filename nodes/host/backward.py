@@ -60,10 +60,14 @@ def _without_compiler() -> Iterator[None]:
 def without_preferred_attention(network: torch.nn.Module) -> Iterator[None]:
     """Inside, no layer computes attention by a kernel of its own, which a checkpoint may name for it: in eight bits, say."""
     with ExitStack() as stack:
-        for layer in network.modules():
-            if type(layer).__name__ == "ComfyAttention":
-                stack.enter_context(_set(layer, "function", None))
+        for layer in preferring_attention(network):
+            stack.enter_context(_set(layer, "function", None))
         yield
+
+
+def preferring_attention(network: torch.nn.Module) -> Iterator[Any]:
+    """The layers whose function is a kernel that a checkpoint names for their attention."""
+    return (layer for layer in network.modules() if type(layer).__name__ == "ComfyAttention")
 
 
 def heard_between_iterations() -> AbstractContextManager[None]:

@@ -12,6 +12,8 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
+from .backward import preferring_attention
+
 CASTS = "comfy_cast_weights"
 """The attribute by which layers of the host's own are known: those whose weight it may lend, patched on the way."""
 
@@ -47,8 +49,8 @@ def copied(model: Any) -> Any:
         network = copy.deepcopy(model.model, _instead(model))
     for layer in network.modules():
         _no_longer_quantised(layer)
-        if type(layer).__name__ == "ComfyAttention":
-            layer.function = None  # a kernel that the checkpoint names: it may have no backward
+    for layer in preferring_attention(network):
+        layer.function = None  # which may have no backward
     return network.float().to(model.load_device)
 
 

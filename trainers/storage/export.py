@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...samplers.recipe import Recipe
-from .files import CHECKSUM_KEY, read_metadata, read_tensors, write_tensors
+from .files import CHECKSUM_KEY, is_whole, read_metadata, read_tensors, write_tensors
 from .places import is_regular
 
 TEACHER_KEY = "fewstep.teacher_sha256"
@@ -86,7 +86,7 @@ def is_one_of(file: Path, students: Iterable[Path]) -> bool:
     if any(file.samefile(other) for other in others):
         return True
     try:
-        return any(same_tensors(file, other) for other in others) and bool(read_tensors(file))
+        return any(same_tensors(file, other) for other in others) and is_whole(file)
     except ValueError:  # damaged, or changed since it was copied: it is somebody's own now
         return False
 

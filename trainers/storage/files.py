@@ -248,6 +248,14 @@ def require_whole(path: Path, *, heed: Callable[[], None] = lambda: None) -> Non
     read_tensors(path, heed=heed, views=True)
 
 
+def is_whole(path: Path) -> bool:
+    try:
+        require_whole(path)
+    except ValueError:  # none, or damaged
+        return False
+    return True
+
+
 def read_tensors(
     path: Path, *, heed: Callable[[], None] = lambda: None, views: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -21,7 +21,7 @@ from ..objective.method import Method, Stage
 from ..processes.group import Processes
 from ..processes.sharding import gathered
 from ..storage.export import read_student
-from ..storage.files import require_whole
+from ..storage.files import is_whole
 from ..storage.run_folder import RunFolder
 from ..students.student import Student
 from .micro_batches import in_pieces
@@ -56,7 +56,7 @@ class KeptStages:
 
     def resumed(self, finished: int) -> None:
         """So many stages are over, and the student of the last teaches: its file is written where it is missing or damaged."""
-        if finished and not self.processes.on_first(lambda: _is_whole(self._file(finished - 1))):
+        if finished and not self.processes.on_first(lambda: is_whole(self._file(finished - 1))):
             self._keep(self.student.exported(teacher=True), finished - 1)
 
     def load_newest(self) -> int:
@@ -152,14 +152,6 @@ def sampled(
         gamma=gamma,
         x0=None if stage.from_noise else batch.x0,
     )
-
-
-def _is_whole(file: Path) -> bool:
-    try:
-        require_whole(file)
-    except ValueError:  # none, or damaged
-        return False
-    return True
 
 
 def heeding(denoiser: Denoiser, heed: Callable[[], None]) -> Denoiser:

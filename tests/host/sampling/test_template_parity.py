@@ -78,8 +78,12 @@ def hosts():
 def drawn(hosts, monkeypatch):
     """The latent that node "out" of a graph in API format gives; "tiny" and "tiny_low" are a family's two models."""
     fresh = few_step.fresh_noise
-    rounded = lambda x, *, samples, level: fresh(x, samples=samples, level=round(level, 4))  # noqa: E731
-    same = lambda x, seed=None: few_step.seeded_noise_sampler(x, seed=seed)  # noqa: E731
+    rounded = lambda x, *, level, **named: fresh(x, level=round(level, 4), **named)  # noqa: E731
+
+    def same(x, seed=None):
+        samples = few_step.in_order(len(x), seed=seed)
+        return lambda sigma, sigma_next: few_step.fresh_noise(x, samples=samples, level=float(sigma_next))
+
     monkeypatch.setattr(few_step, "fresh_noise", rounded)
     monkeypatch.setattr(comfy.k_diffusion.sampling, "default_noise_sampler", same)
 

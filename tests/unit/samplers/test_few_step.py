@@ -1,13 +1,12 @@
-from itertools import pairwise
-
 import diffusers.schedulers.scheduling_lcm as diffusers_lcm
 import pytest
 import torch
 from comfyui_fewstep.samplers.few_step import (
     ancestral_gammas,
     draw_from_noise,
+    fresh_noise,
+    in_order,
     sample_few_step,
-    seeded_noise_sampler,
     tcd_gammas,
 )
 from comfyui_fewstep.samplers.noise import NoiseFamily
@@ -167,8 +166,8 @@ def test_the_seed_decides_the_noise():
 def test_no_fresh_noise_is_the_noise_that_the_host_starts_from():
     """ComfyUI draws that from the seed itself, on the CPU: nothing that is drawn later may repeat it."""
     initial = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5)).flatten(1)
-    sampler = seeded_noise_sampler(torch.zeros(SHAPE), seed=5)
-    fresh = torch.cat([sampler(*levels).flatten(1) for levels in pairwise(torch.tensor([4.0, 3.0, 2.0, 1.0]))])
+    x, samples = torch.zeros(SHAPE), in_order(len(torch.zeros(SHAPE)), seed=5)
+    fresh = torch.cat([fresh_noise(x, samples=samples, level=level).flatten(1) for level in (3.0, 2.0, 1.0)])
     alike = torch.corrcoef(torch.cat([initial, fresh])).fill_diagonal_(0.0)
     assert alike.abs().max() < 0.4, "144 numbers: independent ones share a twelfth"
 
@@ -222,7 +221,9 @@ def test_a_run_that_is_cut_up_gives_the_whole_runs_picture(family, gamma, cut):
 def test_no_draw_is_anothers():
     """Nor the host's initial noise of this seed or the next, for any sample."""
     x, levels = torch.zeros(3, 1000), torch.tensor([14.6, 4.1, 1.6, 0.7])
-    drawn = [seeded_noise_sampler(x, seed=seed)(levels[i], levels[i + 1]) for seed in (7, 8) for i in range(3)]
+    drawn = [
+        fresh_noise(x, samples=in_order(3, seed=seed), level=float(level)) for seed in (7, 8) for level in levels[1:]
+    ]
     drawn += [torch.randn(3, 1000, generator=torch.Generator().manual_seed(seed)) for seed in (7, 8, 9)]
     related = torch.corrcoef(torch.cat(drawn))
     assert (related - torch.eye(len(related))).abs().max() < 0.2

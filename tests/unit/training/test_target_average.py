@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from comfyui_fewstep.samplers.few_step import draw_from_noise, sample_few_step, seeded_noise_sampler
+from comfyui_fewstep.samplers.few_step import draw_from_noise, fresh_noise, in_order, sample_few_step
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.methods.consistency import ConsistencyOptions
 from comfyui_fewstep.trainers.methods.consistency_training import ConsistencyTrainingOptions
@@ -183,7 +183,11 @@ def test_drawing_with_fresh_noise_is_the_sampler_at_its_seed(family):
     drawn = draw_from_noise(gaussian_denoiser(family), noise, sigmas, family=family, seed=7, gamma=0.6)
     start = family.initial(noise, sigma=sigmas[0])
     sample = functools.partial(sample_few_step, gaussian_denoiser(family), start, sigmas, disable=True, family=family)
-    assert torch.equal(drawn, sample(gamma=0.6, noise_sampler=seeded_noise_sampler(noise, seed=7)))
+
+    def fresh(sigma, sigma_next):
+        return fresh_noise(noise, samples=in_order(3, seed=7), level=float(sigma_next))
+
+    assert torch.equal(drawn, sample(gamma=0.6, noise_sampler=fresh))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
