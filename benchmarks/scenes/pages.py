@@ -125,9 +125,9 @@ def by_allowed(rows: dict[str, list[Figures]]) -> dict[int, list[list[Figures]]]
     return dict(sorted(allowed.items()))
 
 
-def best_of(rows: Iterable[list[Figures]]) -> list[Figures]:
-    """The row of least mean distance."""
-    return min(rows, key=lambda parts: over([part["figures"] for part in parts], "frechet")[0])
+def best_of(rows: Iterable[list[Figures]], key: str = "frechet") -> list[Figures]:
+    """The row of least mean distance, by one of the judges."""
+    return min(rows, key=lambda parts: over([part["figures"] for part in parts], key)[0])
 
 
 def solvers_page(written: Figures) -> str:

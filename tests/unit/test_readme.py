@@ -296,6 +296,15 @@ def test_what_a_critic_brought_is_in_the_table():
     for calls, without in ((2, "progressive then matching in 2"), (1, "half progressive then matching in 1")):
         critic = f"half progressive then matching with a critic in {calls}"
         assert f"from {of(without, calls, random)} to {of(critic, calls, random)} in {calls}" in TEXT
+    critics = (
+        "progressive then matching with a critic in 4",
+        *(f"half progressive then matching with a critic in {n}" for n in (2, 1)),
+    )
+    near = [of(label, calls, random) for label, calls in zip(critics, (4, 2, 1), strict=True)]
+    solvers = pages.by_noise(result("scenes_solvers")["parts"]).values()
+    drawn = pages.over([part["figures"] for part in pages.best_of(solvers, random)], random)[0]
+    assert f"{near[0]}, {near[1]} and {near[2]} in 4, 2 and 1 calls for the teacher's {drawn:.2f}" in TEXT
+    assert all(float(one) < drawn for one in near)
 
 
 def test_how_near_students_of_the_digits_came_is_what_was_measured():

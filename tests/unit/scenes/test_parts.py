@@ -80,13 +80,38 @@ def test_aims_are_held_interval_and_all():
             made | {"settings": {"setting": ["Heun", 16, 1.0, "edm"], "calls": 31}, "figures": figures(5.0, 0.0)}
         ],
     }
-    near = students_page.aims({("progressive", 4): {0: [figures(5.0, 0.2)]}}, rows)[-1]
+    near = students_page.aims({("progressive", 4): {0: [figures(5.0, 0.2)]}}, rows)[2]
     assert "1.00 +- 0.04 times (aim 1.05: reached) the teacher's best" in near
     assert "0.50 +- 0.02 times (aim 0.75: reached) the best solver" in near
     wide = students_page.aims(
         {("progressive", 4): {0: [figures(5.0, 0.3)]}, ("guidance", 4): {0: [figures(9.0)]}}, rows
-    )[-1]
+    )[2]
     assert "4 calls, progressive (1 training): 1.00 +- 0.06 times (aim 1.05: not reached)" in wide
+
+
+def test_each_judge_has_the_student_and_the_solvers_that_are_best_by_it():
+    """Of the one judge progressive and DDIM in 4 steps, of the other guidance and Heun in 31 calls."""
+
+    def solver(name, calls, **distances):
+        pairs = {key: [value, 0.0] for key, value in distances.items()}
+        setting = {"setting": [name, 4, 1.0, "trailing"], "calls": calls}
+        return [{"settings": setting, "figures": figures(1.0, 0.0) | pairs}]
+
+    rows = {
+        "DDIM, 4 calls": solver("DDIM", 4, frechet=1.0, frechet_random=8.0),
+        "Heun, 32 calls": solver("Heun", 31, frechet=2.0, frechet_random=4.0),
+    }
+    students = {
+        ("progressive", 4): {0: [figures(0.9, 0.0) | {"frechet_random": [9.0, 0.0]}]},
+        ("guidance", 4): {0: [figures(3.0, 0.0) | {"frechet_random": [6.0, 0.0]}]},
+    }
+    _, _, by_reader, by_random = students_page.aims(students, rows)
+    assert "4 calls, progressive (1 training): 0.90 +- 0.00 times (aim 1.05: reached) the teacher's best" in by_reader
+    assert "right 0.900" in by_reader
+    assert by_random.startswith(
+        "- By random features, 4 calls, guidance (1 training): 1.50 +- 0.00 times (aim 1.05: not"
+    )
+    assert "0.75 +- 0.00 times (aim 0.75: reached) the best solver at equal calls" in by_random
 
 
 def test_a_page_names_its_command_its_days_and_its_machine():
