@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...trainers.measures.charts import loss_chart
-from ...trainers.objective.method import Method, MethodOptions, student_prediction
 from ...trainers.storage.places import is_link
 from ...trainers.storage.run_folder import RunFolder
-from ...trainers.students.adapters import LoRAOptions
-from ...trainers.training.distillation import Distillation, as_begun, require_goes_on
 from ...trainers.training.learning_rates import SCHEDULES
 from ...trainers.training.optimisers import OPTIMISERS
-from ...trainers.training.options import AS_LOADED, PRECISIONS, TrainOptions
+from ...trainers.training.options import AS_LOADED, PRECISIONS
 from .. import host
-from ..host import folders, graph
-from . import perceptual, running, starting, teacher
-from .data import preview_prompts
-from .data.data_in_graph import data_in_graph
-from .data.data_sources import DataInGraph, DataSource
+from ..host import folders
+from . import perceptual, running
 from .learning import option_inputs as inputs
-from .learning import starting_lora, students
-from .learning.starting_lora import StartingLoRA
 from .observing import Show
-from .telling import ENCODING, EXPORTING, HASHING, MESSAGES, PROBING
+from .telling import EXPORTING, MESSAGES, PROBING
+from .wired import Wired, prepared
 
 RARE = ("weight_decay", "gradient_clip", "learning_rate_schedule", "warmup", "caption_dropout", "start_from")
 """Inputs that few people need."""
@@ -238,140 +228,25 @@ class Distill:
         return run.student_file.stat().st_mtime if run.finished else None
 
     def distil(
-        self,
-        model: Any,
-        *,
-        run_name: str,
-        vae: Any = None,
-        student: students.StudentOptions | None = None,
-        **given: Any,
+        self, model: Any, *, run_name: str, vae: Any = None, **given: Any
     ) -> tuple[Any, dict[str, list[float]], str, dict[str, Tensor]]:
-        chosen = student or LoRAOptions()
         run = folders.run_named(run_name)
         with MESSAGES.of_run(run, node=given.get("unique_id")) as told:
             perceptual.require(given["method"].written(), vae=vae)
-            with prepared(model, run_name, chosen, has_vae=vae is not None, **given) as distillation:
+            wired = Wired.of(model=model, run_name=run_name, **given)
+            with prepared(wired, has_vae=vae is not None) as distillation:
                 if not distillation.finished():
                     MESSAGES.begin(PROBING)
                     running.execute(
-                        distillation, chosen, model=model, vae=vae, show=lambda preview: Show(distillation, preview)
+                        distillation,
+                        wired.student,
+                        model=model,
+                        vae=vae,
+                        show=lambda preview: Show(distillation, preview),
                     )
                 told["start_left"] = distillation.start_left
                 MESSAGES.begin(EXPORTING)
-                return running.finished(run, chosen, model=model, told=told)
-
-
-@contextmanager
-def prepared(
-    model: Any,
-    run_name: str,
-    student: students.StudentOptions | None,
-    *,
-    method: MethodOptions,
-    latents: dict[str, Tensor] | list[dict[str, Tensor]] | None = None,
-    positive: host.models.Conditioning | list[host.models.Conditioning] | None = None,
-    negative: host.models.Conditioning | None = None,
-    data: DataSource | None = None,
-    start_from: str = "",
-    previews: preview_prompts.Previews | None = None,
-    has_vae: bool = False,
-    elsewhere: bool = False,
-    prompt: Mapping[str, Any] | None = None,
-    unique_id: str | None = None,
-    extra_pnginfo: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> Iterator[Distillation]:
-    """The run of these inputs, its folder locked and its data in it. Tensors made inside may be trained on, unlike in nodes.
-
-    elsewhere: another process trains it, perhaps another Python's.
-    """
-    with torch.inference_mode(False), torch.enable_grad():
-        run = folders.run_named(run_name)
-        preview_prompts.require_shown(previews, model, vae=has_vae)
-        train_options = TrainOptions(ema_warms_up=True, **options)
-        source = _source(model, data, latents, positive, negative, dropout=train_options.caption_dropout)
-        method = running.method_as_begun(method, run)
-        resolved = running.method_on(model, method, empty_prompt=source.unconditional is not None)
-        predicts = host.models.prediction_type(host.models.model_sampling_of(model))
-        _require_pictures(resolved, source)
-        host.precision.require(model, train_options.precision)
-        students.require_scale_input(model, student or LoRAOptions(), resolved.scale_input)
-        require_goes_on(
-            run, method=resolved, options=train_options, student=students.description(student or LoRAOptions())
-        )
-        if not run.begun:  # before hours go into its data
-            train_options.require_suit(resolved.stages(), libraries=not elsewhere)
-            starting.require_there(start_from)
-        with (
-            run.gone_if_refused(keep_data=not isinstance(source, DataInGraph)),
-            run.locked(),
-            host.signals.heeding(lambda: run.cancel_asked),
-        ):
-            with MESSAGES.phase(HASHING):
-                hashes = teacher.hashed(model, begun_with=teacher.sha256_said(run))
-            if isinstance(student, StartingLoRA) and not run.begun:
-                starting_lora.require_suits(
-                    student,
-                    model=model,
-                    teacher_sha256=hashes.sha256,
-                    prediction=student_prediction(resolved, prediction_type=predicts),
-                )
-            with MESSAGES.phase(ENCODING):
-                training_data = source.build(model, run, teacher_sha256=hashes.sha256)
-            distillation = Distillation(
-                run=run,
-                method=resolved,
-                data=training_data,
-                options=as_begun(train_options, run),
-                teacher_sha256=hashes.sha256,
-                prediction_type=predicts,
-                student=students.description(student or LoRAOptions()),
-                origin=graph.upstream(prompt or {}, str(unique_id), running.ORIGIN),
-                teacher_is=teacher.described(model, training_data.first(1), parts=hashes.parts),
-                about=host.naming.said_of_model(model, lora=not isinstance(student, students.FullWeights)),
-            )
-            distillation, start = starting.started(distillation, start_from, model=model)
-            if not distillation.finished():
-                source.keep(run)
-                preview_prompts.keep(run, previews, model, data=training_data, told=source.told())
-                _keep_workflow(run, extra_pnginfo)
-                if start:
-                    start.save(distillation)
-            yield distillation
-
-
-def _keep_workflow(run: RunFolder, extra_pnginfo: Mapping[str, Any] | None) -> None:
-    """The editor sends it beside the prompt; other programs need not."""
-    if extra_pnginfo and extra_pnginfo.get("workflow"):
-        run.keep_workflow(extra_pnginfo["workflow"])
-
-
-def _require_pictures(method: Method, source: DataSource) -> None:
-    if method.needs_pictures and not source.has_pictures:
-        raise ValueError(
-            f"data is Training Prompts (No Pictures), but {method.name.replace('_', ' ')} learns from pictures; connect Training "
-            "Prompts (Teacher's Pictures) or Training Images (Folder), or take Distribution Matching with consistency_levels and "
-            "adversarial_weight at 0."
-        )
-
-
-def _source(
-    model: Any, data: DataSource | None, latents: Any, positive: Any, negative: Any, *, dropout: float
-) -> DataSource:
-    """Of what is connected, as `prepared` takes it. ValueError for neither kind of data, half of one, or both."""
-    by_hand = {"latents": latents, "positive": positive, "negative": negative}
-    connected = [name for name, given in by_hand.items() if given is not None]
-    if data is not None and connected:
-        raise ValueError(
-            f"data is connected, and so is {' and '.join(connected)}; connect data alone (its node has the negative prompt), or "
-            "latents and positive."
-        )
-    if data is None and not {"latents", "positive"} <= {*connected}:
-        have = [name for name in connected if name != "negative"]
-        raise ValueError(
-            f"of the training data {' and '.join(have) or 'nothing'} is connected; connect latents and positive, or data."
-        )
-    return data or data_in_graph(model, latents, positive, negative, dropout=dropout)
+                return running.finished(run, wired.student, model=model, told=told)
 
 
 class LossChart:

@@ -15,15 +15,17 @@ from ...trainers.storage.watching import preview_file, previews
 from ...trainers.training.distillation import Recorded
 from .. import host
 from ..host import folders, graph
-from . import distillation, perceptual, running, teacher
+from . import perceptual, running, teacher
+from .distillation import Distill
 from .learning import students
 from .observing import PREVIEW_PIXELS
 from .telling import MESSAGES, METRICS
+from .wired import Wired, prepared
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
-class WriteRun(distillation.Distill):
+class WriteRun(Distill):
     RETURN_TYPES = ("STRING", "STRING")
     RETURN_NAMES = ("run_name", "command")
     OUTPUT_TOOLTIPS = ("The run's name, for Watch Run.", "What to type into a terminal to train it.")
@@ -49,19 +51,17 @@ class WriteRun(distillation.Distill):
                 "the nodes before this one cannot be kept in the run's folder, so no other process could make the "
                 "teacher; connect a loader and plain nodes, or use Distill Model."
             )
-        with distillation.prepared(
-            model, run_name, inputs.pop("student", None), has_vae=vae is not None, elsewhere=True, **inputs
-        ) as prepared:
-            run = prepared.run
-        command = folders.command_for(run.path)
+        wired = Wired.of(model=model, run_name=run_name, **inputs)
+        with prepared(wired, has_vae=vae is not None, elsewhere=True) as distillation:
+            command = folders.command_for(distillation.run.path)
         return {"ui": {"text": [command]}, "result": (run_name, command)}
 
 
 @host.signals.asked_whether_changed
 class WatchRun:
-    RETURN_TYPES = distillation.Distill.RETURN_TYPES
-    RETURN_NAMES = distillation.Distill.RETURN_NAMES
-    OUTPUT_TOOLTIPS = distillation.Distill.OUTPUT_TOOLTIPS
+    RETURN_TYPES = Distill.RETURN_TYPES
+    RETURN_NAMES = Distill.RETURN_NAMES
+    OUTPUT_TOOLTIPS = Distill.OUTPUT_TOOLTIPS
     FUNCTION = "watch"
     CATEGORY = "few-step/distillation"
     SEARCH_ALIASES = ["training progress", "multi gpu", "monitor", "resume"]
@@ -105,7 +105,7 @@ class WatchRun:
 
     @classmethod
     def IS_CHANGED(cls, run_name: str | None = None, written: str | None = None, **_: Any) -> float:
-        return distillation.Distill.IS_CHANGED(run_name=written or run_name)
+        return Distill.IS_CHANGED(run_name=written or run_name)
 
     def watch(
         self, model: Any, run_name: str, patience: int, written: str | None = None, unique_id: str | None = None
