@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -84,7 +85,17 @@ def _have_a_server() -> None:
     import server
 
     if getattr(server.PromptServer, "instance", None) is None:
-        server.PromptServer(asyncio.new_event_loop())
+        server.PromptServer(asyncio.new_event_loop(), *_without_assets(server.PromptServer))
+
+
+def _without_assets(kind: type) -> list[Any]:
+    """What hosts from 0.36 on give their server besides: who keeps books on files, here nobody."""
+    if "asset_manager" not in inspect.signature(kind).parameters:
+        return []
+    from app.assets.manager import NoAssets
+    from comfy.cli_args import args
+
+    return [NoAssets(args)]
 
 
 @functools.cache

@@ -31,8 +31,16 @@ export function filesOfModel(node) {
   return files;
 }
 
-/** Those that a node's widgets name; a LoRA of strength 0 is none. */
+/**
+ * Those that a node's widgets name; a LoRA that is off or of strength 0 is none, alone or in a row: loras.0.lora_name and
+ * loras.0.strength, or one value {on, lora, strength} as rgthree's Power Lora Loader has it.
+ */
 function named(node) {
-  const off = node.widgets?.find(({ name }) => name === "strength_model")?.value === 0;
-  return (node.widgets ?? []).map(({ value }) => value).filter((value) => !off && MODEL_FILE.test(value));
+  const widgets = node.widgets ?? [];
+  const rowOf = (name) => name.slice(0, name.lastIndexOf(".") + 1);
+  const isOff = (row) => widgets.some(({ name, value }) => name === (row ? `${row}strength` : "strength_model") && value === 0);
+  const inRow = (row) => (row.on === false || row.strength === 0 ? null : row.lora);
+  return widgets
+    .map(({ name, value }) => (value?.lora ? inRow(value) : isOff(rowOf(name)) ? null : value))
+    .filter((value) => typeof value === "string" && MODEL_FILE.test(value));
 }

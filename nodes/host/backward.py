@@ -70,6 +70,11 @@ def preferring_attention(network: torch.nn.Module) -> Iterator[Any]:
     return (layer for layer in network.modules() if type(layer).__name__ == "ComfyAttention")
 
 
+def prefers_attention(network: torch.nn.Module) -> bool:
+    """Whether a file names a kernel for the attention of one of its layers."""
+    return any(layer.function is not None for layer in preferring_attention(network))
+
+
 def heard_between_iterations() -> AbstractContextManager[None]:
     """Inside, a cancel is heard by signals.check_cancelled alone.
 

@@ -149,7 +149,12 @@ def models_beside(model: Any) -> list[Any]:
 
 def _replaced(model: Any) -> dict[str, Any]:
     """Parts of the network that nodes put others in the place of."""
-    return {name: value for name, value in model.object_patches.items() if name.split(".")[0] not in _DATA}
+    return {
+        name: value
+        for name, value in model.object_patches.items()
+        # what a LoRA's file says of attention stands aside, see following
+        if name.split(".")[0] not in _DATA and type(value).__name__ != "ComfyAttention"
+    }
 
 
 def _every_wrapper(model: Any) -> dict[str, dict[Any, list[Any]]]:

@@ -37,6 +37,14 @@ def require_followed(model: Any, batch: Batch) -> None:
             raise ValueError(
                 f"the MODEL carries {'; '.join(carried.acting(model))}: {wrong}, which training cannot follow; remove that node."
             )
+    elif backward.prefers_attention(loaded(model)):
+        log.info("a kernel that the MODEL's file names for its attention stands aside for the training")
+        wrong = _Probe(model, batch).replaces_attention()
+        if wrong:
+            raise ValueError(
+                f"a file of the MODEL, its own or a LoRA's, names a kernel for its attention: {wrong}, which training cannot "
+                "follow; connect one without."
+            )
 
 
 class _Probe:
@@ -95,7 +103,9 @@ class _Probe:
     def replaces_attention(self) -> str | None:
         """What computes the MODEL's attention stands aside for a run, so it may be faster and no more than that."""
         own = carried.override(self._model)
-        if own is None:
+        if own is None and not backward.prefers_attention(self._network):
             return None
-        far = self._far(self._answer(**{backward.ATTENTION_OVERRIDE: own}), self._twice)
+        with backward.without_preferred_attention(self._network):
+            plain = self._answer()
+        far = self._far(self._answer(**{backward.ATTENTION_OVERRIDE: own}), plain)
         return f"its attention is another, by {100.0 * far:.0f} percent of the answer" if far > _KERNEL else None

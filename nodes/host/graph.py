@@ -58,14 +58,31 @@ def files_behind(graph: Mapping[str, Any], node: str, name: str) -> dict[str, fl
             continue
         seen.add(link[0])
         inputs = graph[link[0]]["inputs"]
-        strength = inputs.get("strength_model")
-        if strength != 0:
-            files = [value for value in inputs.values() if isinstance(value, str) and value.lower().endswith(FILES)]
-            found |= {
-                file: strength if isinstance(strength, int | float) else None for file in files if file not in found
-            }
+        for row in _rows(inputs):
+            strength = row.get("strength_model")
+            files = [value for value in row.values() if isinstance(value, str) and value.lower().endswith(FILES)]
+            if strength != 0:
+                found |= {
+                    file: strength if isinstance(strength, int | float) else None for file in files if file not in found
+                }
         waiting += inputs.values()
     return found
+
+
+def _rows(inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A node's inputs, and apart from them those of each row that its user adds.
+
+    As loras.0.lora_name and loras.0.strength, or as one value of a row, {"on": true, "lora": ..., "strength": ...}, as the
+    widely used Power Lora Loader has it.
+    """
+    rows: dict[str, dict[str, Any]] = {"": {}}
+    for name, value in inputs.items():
+        row, _, field = name.rpartition(".")
+        if isinstance(value, Mapping):
+            rows[name] = {**value, "strength_model": value.get("strength") if value.get("on", True) else 0}
+        else:
+            rows.setdefault(row, {})["strength_model" if row and field == "strength" else field] = value
+    return list(rows.values())
 
 
 def nothing_yet(reason: str) -> Any:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import inspect
+import logging
 import math
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +24,7 @@ from torch import Tensor
 from ...samplers.noise import Denoiser
 from ...trainers.storage.export import require_finite_weights
 from ...trainers.students.adapters import AdapterSet, nearest, product, share_lost
-from . import bypass, carried, weights
+from . import bypass, carried, signals, weights
 from .aliases import aliased, lay_aside, renew
 from .backward import ATTENTION_OVERRIDE, attention, without_preferred_attention
 from .guidance import taking_scale
@@ -162,6 +164,8 @@ def as_denoiser(
     def denoiser(x: Tensor, sigma: Tensor, guidance_scale: Tensor | None = None, **condition: Tensor) -> Tensor:
         # a fresh copy: the host's blocks write their position into it
         mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1], ATTENTION_OVERRIDE: attention, **told}
+        if mine[ATTENTION_OVERRIDE] is None:  # the host's own choice, see following
+            del mine[ATTENTION_OVERRIDE]
         with read_by(network, read), taking_scale(network, guidance_scale):
             if scale == 1.0:
                 return network.apply_model(x, sigma, transformer_options=mine, **host_inputs(condition))
@@ -195,11 +199,32 @@ def with_lora(model: Any, tensors: dict[str, Tensor], *, merged: bool = False) -
     unused = sorted(modules - known.keys())
     if unused:
         raise ValueError(f"{len(unused)} of the LoRA's {len(modules)} layers are not in this model, {unused[0]} first.")
+    _require_sizes(model, tensors, {name: known[name] for name in sorted(modules)})
     with torch.inference_mode(False):
         if not merged and bypass.rounds_anew(model):
             return bypass.with_bypass(model, tensors)
         clone, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0.0)
     return clone
+
+
+def _require_sizes(model: Any, tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> None:
+    """ValueError where a layer has another size here: the host only logs that, and samples the model without the LoRA."""
+    for name, weight in known.items():
+        if not isinstance(weight, str):
+            continue  # a part of a layer
+        own = _size(comfy.utils.get_attr(model.model, weight.removesuffix(".weight")))
+        given = tensors[f"{name}.lora_up.weight"].shape[0], tensors[f"{name}.lora_down.weight"].shape[1]
+        if own is not None and own != given:
+            raise ValueError(
+                f"its change of {weight} is of {given[1]} values to {given[0]}, and the layer of {own[1]} to {own[0]} here."
+            )
+
+
+def _size(layer: Any) -> tuple[int, int] | None:
+    """(values out, values in), whatever holds its weights; None for what is no linear layer and no convolution."""
+    if hasattr(layer, "in_features"):
+        return layer.out_features, layer.in_features
+    return (layer.out_channels, layer.in_channels // layer.groups) if hasattr(layer, "in_channels") else None
 
 
 def lora_in_one(model: Any, *, rank: int) -> tuple[AdapterSet, float]:
@@ -226,6 +251,8 @@ def changes_of(model: Any, file: Path, *, strength: float) -> Changes:
     ValueError, naming the file, for one that is for another model, changes what is no layer's weight, or holds NaN.
     """
     tensors = comfy.utils.load_torch_file(str(file), safe_load=True)
+    # which kernel is to compute a layer's attention, as hosts from 0.38 on read it: it stands aside in training
+    tensors = {name: value for name, value in tensors.items() if not name.endswith(_OF_ATTENTION)}
     require_finite_weights(tensors, what=file.name)
     bare = model.clone()
     bare.patches = {}
@@ -237,9 +264,39 @@ def changes_of(model: Any, file: Path, *, strength: float) -> Changes:
     return Changes(loaded, what=file.name)
 
 
+def require_sizes(changes: Changes) -> None:
+    """ValueError where the host cannot compute a change: it only logs that, and goes on as if there were none."""
+    with _errors_of_host() as said:
+        for path in changes:
+            signals.check_cancelled()
+            changes[path]
+            if said:
+                raise ValueError(f"it does not fit the layer {path}, which has another size in this model ({said[0]}).")
+
+
+@contextmanager
+def _errors_of_host() -> Iterator[list[str]]:
+    """What this thread logs as an error."""
+    said: list[str] = []
+    here = threading.get_ident()
+
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.thread == here:
+                said.append(record.getMessage())
+
+    handler = Heard(logging.ERROR)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield said
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
 _OF_TEXT_ENCODER = ("lora_te", "text_encoder", "te.")
+_OF_ATTENTION = ".config"
 _PART_OF_LAYER = re.compile(
-    r"\.(?:lora_|lora\.|alpha$|hada_|lokr_|oft_|diff$|diff_b$|set_weight$|dora_scale$|processor\.)"
+    r"\.(?:lora_|lora\.|alpha$|hada_|lokr_|oft_|diff$|diff_b$|set_weight$|dora_scale$|reshape_weight$|processor\.)"
 )
 
 
@@ -270,4 +327,10 @@ def _change(model: Any, key: str) -> Tensor:
     """What the MODEL's patches add to a weight, in float32, whether the host has applied them at present or not."""
     own = weights.plain(weights.bare(model, key)).detach().to(model.load_device, torch.float32)
     calculate = getattr(comfy.lora, "calculate_weight", None) or model.calculate_weight
-    return calculate(model.patches[key], own.clone(), key).float() - own
+    changed = calculate(model.patches[key], own.clone(), key).float()
+    if changed.shape != own.shape:
+        raise ValueError(
+            f"the MODEL's patches make {key} another size ({tuple(own.shape)} becomes {tuple(changed.shape)}), which no such "
+            "LoRA can hold."
+        )
+    return changed - own

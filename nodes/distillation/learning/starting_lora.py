@@ -67,7 +67,9 @@ def require_suits(options: StartingLoRA, *, model: Any, teacher_sha256: str, pre
     _require_known_effect(options, teacher_sha256=teacher_sha256, prediction=prediction)
     layers = adaptable_layers(model.model.diffusion_model, options.layers)
     with _named(options):
-        require_adapters(_changes(model, options), on=layers)
+        changes = _changes(model, options)
+        require_adapters(changes, on=layers)
+        host.training.require_sizes(changes)
 
 
 def _require_known_effect(options: StartingLoRA, *, teacher_sha256: str, prediction: str) -> None:

@@ -1,5 +1,6 @@
 """LoRA students on the host's real architectures: they learn, the MODEL stays whole, and the file is a LoRA like any other."""
 
+import dataclasses
 import uuid
 
 import pytest
@@ -13,7 +14,7 @@ import comfy.lora
 import comfy.sample
 import comfy.sd
 import folder_paths
-from architectures import conditioning, grid, kinds, noise_for, tiny
+from architectures import ARCHITECTURES, conditioning, grid, kinds, noise_for, tiny
 from comfyui_fewstep.nodes.distillation import distillation
 from comfyui_fewstep.nodes.distillation.learning import methods, students
 from comfyui_fewstep.nodes.sampling import samplers, schedules
@@ -244,6 +245,17 @@ def test_a_lora_of_another_architecture_is_named(output):
     *_, name, _ = distil(tiny("sd15"), "sd15", iterations=1)
     with pytest.raises(ValueError, match=r"\(run\) does not fit the connected model: .* layers are not in this model"):
         students.LoadStudent().load(tiny("sdxl"), f"{name} (run)")
+
+
+def test_a_lora_of_the_same_layers_in_another_size_is_named(output):
+    """As of Wan 14B and 1.3B: the host only logs what it cannot add, and would draw with the teacher."""
+    *_, name, _ = distil(tiny("sd15"), "sd15", iterations=1)
+    wider = ARCHITECTURES["sd15"]
+    wider = dataclasses.replace(wider, network={**wider.network, "model_channels": 64})
+    with pytest.raises(
+        ValueError, match=r"\(run\) does not fit the connected model: its change of diffusion_model\..* of 32"
+    ):
+        students.LoadStudent().load(wider.model(seed=0), f"{name} (run)")
 
 
 # --- in diffusers ----------------------------------------------------------------------------------------------------

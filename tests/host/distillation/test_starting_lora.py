@@ -214,3 +214,29 @@ def test_a_file_of_no_use_is_named_and_leaves_no_run(damage, model, output):  # 
     with pytest.raises(ValueError, match=rf"{file.name} is (damaged|not written or used)"):
         distil(model, student(start_lora=name), name="run")
     assert not starting_lora.folders.run_named("run").path.exists()
+
+
+def test_what_a_file_says_of_attention_is_no_layer(model, output):  # noqa: F811
+    """From 0.38 on a file may name a kernel for a layer's attention, which stands aside in training."""
+    name, wanted = speed_lora(model)
+    file = Path(folder_paths.get_full_path("loras", name))
+    tensors, _ = read_tensors(file)
+    said = torch.tensor(list(b'{"attention": "comfy_kitchen_int8"}'), dtype=torch.uint8)
+    write_tensors(file, {**tensors, "diffusion_model.middle_block.1.attn.comfy_attention.config": said}, metadata={})
+    assert host.training.changes_of(model, file, strength=1.0).keys() == wanted.keys()
+
+
+@pytest.mark.parametrize(("up", "down"), [(40, 32), (32, 40)])
+def test_a_file_whose_layers_have_another_size_is_refused_before_there_is_data(model, output, up, down):  # noqa: F811
+    """As Wan 14B's on Wan 1.3B, whose layers have the same names. The host only logs it, and would begin as nothing."""
+    layer = next(
+        path for path in adaptable_layers(model.model.diffusion_model, LoRALayers.LINEAR) if "attn1.to_q" in path
+    )
+    name = host.naming.lora_names(model, [layer])[layer]
+    assert model.model.diffusion_model.get_submodule(layer).weight.shape == (32, 32)
+    file, _ = speed_lora(model)
+    tensors = {f"{name}.lora_up.weight": torch.ones(up, 4), f"{name}.lora_down.weight": torch.ones(4, down)}
+    write_tensors(Path(folder_paths.get_full_path("loras", file)), tensors, metadata={})
+    with pytest.raises(ValueError, match=rf"start_lora is {file}: it does not fit the layer {layer}"):
+        distil(model, student(start_lora=file), name="run")
+    assert not starting_lora.folders.run_named("run").path.exists()

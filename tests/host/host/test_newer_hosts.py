@@ -15,6 +15,7 @@ import comfy.ops
 from architectures import conditioning, noise_for, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.host import bypass
+from comfyui_fewstep.trainers.data.batches import Batch
 from torch import nn
 
 
@@ -149,3 +150,37 @@ def test_a_prompt_that_is_encoded_with_the_networks_own_weights_is_refused(monke
         host.inputs.condition_for_training(
             model, conditioning("sd15"), latents=noise_for(model, batch=1), name="positive"
         )
+
+
+class Preferring(nn.Module):
+    """What computes attention by the kernel that a file names for it, if one does."""
+
+    def __init__(self, own, function):
+        super().__init__()
+        self.own, self.function = own, function
+
+    def forward(self, *args, **kwargs):
+        return self.own(*args, **kwargs) * (1.0 if self.function is None else self.function)
+
+
+Preferring.__name__ = "ComfyAttention"
+
+
+def preferring(function):
+    model = tiny("sd15")
+    network = model.model.diffusion_model
+    network.out[-1] = Preferring(network.out[-1], function)
+    x = noise_for(model, batch=1)
+    inputs = host.inputs.condition_for_training(model, conditioning("sd15", batch=1), latents=x, name="positive")
+    return model, Batch(x0=x, condition=inputs)
+
+
+def test_a_kernel_that_a_file_names_is_said_to_stand_aside(caplog):
+    with caplog.at_level("INFO", logger="comfyui_fewstep"):
+        host.following.require_followed(*preferring(1.01))
+    assert "names for its attention stands aside" in caplog.text
+
+
+def test_a_kernel_that_a_file_names_and_that_means_something_else_is_refused():
+    with pytest.raises(ValueError, match=r"names a kernel for its attention: its attention is another, by \d+ percent"):
+        host.following.require_followed(*preferring(3.0))

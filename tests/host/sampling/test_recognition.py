@@ -271,3 +271,35 @@ def test_a_link_of_another_type_is_still_refused():
     assert node.VALIDATE_INPUTS(recipe=None, file="none", input_types={"model": "MODEL", "recipe": "COMBO"}) is True
     assert node.VALIDATE_INPUTS(recipe=None, file=None, input_types={"model": "*", "width": "FLOAT,INT"}) is True
     assert "recipe is linked to INT" in node.VALIDATE_INPUTS(recipe=None, file="none", input_types={"recipe": "INT"})
+
+
+def stack_of(*rows):
+    """A loader of LoRAs in rows, (file, strength) each, as ComfyUI from 0.38 on has it (LoadLoraModel), behind Apply Recipe."""
+    given = {
+        f"loras.{i}.{name}": value
+        for i, (file, strength) in enumerate(rows)
+        for name, value in (("lora_name", file), ("strength", strength))
+    }
+    return {
+        "out": {"class_type": "FewStepApplyRecipe", "inputs": {"model": ["0", 0], "recipe": RECOGNISED}},
+        "0": {"class_type": "Loader", "inputs": given},
+    }
+
+
+def test_a_lora_in_a_row_is_off_or_of_its_strength_too():
+    rows = [("Hyper-SDXL-8steps-lora.safetensors", 0), ("sdxl_lightning_4step_lora.safetensors", 0.5)]
+    assert files_behind(stack_of(*rows), "out", "model") == {"sdxl_lightning_4step_lora.safetensors": 0.5}
+    _, text = applied(stack_of(*rows), model_of("EPS"))
+    assert text.splitlines()[0] == "SDXL-Lightning, 4 steps, by the name of sdxl_lightning_4step_lora.safetensors."
+    assert "It is loaded at strength 0.5" in text
+
+
+def test_a_row_may_be_one_value():
+    """As rgthree's Power Lora Loader has it; a second strength is the text encoder's."""
+    rows = {
+        "lora_1": {"on": False, "lora": "Hyper-SDXL-8steps-lora.safetensors", "strength": 1.0},
+        "lora_2": {"on": True, "lora": "sdxl_lightning_4step_lora.safetensors", "strength": 0.5, "strengthTwo": 0.25},
+    }
+    graph = stack_of()
+    graph["0"]["inputs"] = {"PowerLoraLoaderHeaderWidget": {"type": "PowerLoraLoaderHeaderWidget"}, **rows}
+    assert files_behind(graph, "out", "model") == {"sdxl_lightning_4step_lora.safetensors": 0.5}
