@@ -152,3 +152,39 @@ def test_a_recipe_is_recognised_by_the_files_behind_the_model(editor):
     ).wait_for()
     editor.set(loras[1], strength_model=0)
     wait_for(editor, "timestep", [999])
+
+
+ROWS = """async ([module, widgets]) => {
+  const { filesBehind } = await import(module);
+  const loader = { widgets, inputs: [] };
+  return filesBehind({ inputs: [{ type: 'MODEL' }], getInputNode: () => loader });
+}"""
+
+
+@pytest.mark.parametrize(
+    ("widgets", "found"),
+    [
+        ({"lora_name": "a.safetensors", "strength_model": 0.5}, "a.safetensors"),
+        ({"lora_name": "a.safetensors", "strength_model": 0}, ""),
+        (
+            {
+                "loras.0.lora_name": "a.safetensors",
+                "loras.0.strength": 0,
+                "loras.1.lora_name": "b.safetensors",
+                "loras.1.strength": 1,
+            },
+            "b.safetensors",
+        ),
+        (
+            {
+                "lora_1": {"on": True, "lora": "a.safetensors", "strength": 1},
+                "lora_2": {"on": False, "lora": "b.safetensors", "strength": 1},
+            },
+            "a.safetensors",
+        ),
+    ],
+    ids=["alone", "of strength 0", "in rows", "in values"],
+)
+def test_loras_that_are_off_are_none_of_the_files_behind_a_node(editor, widgets, found):
+    made = [{"name": name, "value": value} for name, value in widgets.items()]
+    assert editor.page.evaluate(ROWS, ["/extensions/comfyui_fewstep/fewstep_files.js", made]) == found
