@@ -27,10 +27,28 @@ from .learning import students
 
 ENOUGH_AT_ONCE = 4
 """Pictures at a time from which on a plan does without gradient checkpointing, which costs time."""
-_TRIALS = 8
-"""Usually: with one, two and most samples, with and without gradient checkpointing, and as the run is going to be, twice."""
+HELD, TIMED = 2, 5
+"""Iterations of a stage, about, in which is found what it holds, and how long it takes."""
 LEFT_ALONE = 0.1
 """Of the memory that is free: for what a trial on copies of one sample does not see."""
+
+
+class Pace:
+    """How far trials are, by the samples that pass the networks in them: those that are done, and those that are to come."""
+
+    def __init__(self) -> None:
+        self._done = self._ahead = 0
+
+    def ahead(self, samples: int) -> None:
+        """So many are to come, as far as is known by now."""
+        self._ahead = samples
+
+    @contextmanager
+    def of(self, samples: int) -> Iterator[None]:
+        """A trial; whoever follows is told when it is over."""
+        yield
+        self._done, self._ahead = self._done + samples, max(0, self._ahead - samples)
+        host.signals.progressed(self._done, self._done + self._ahead)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +62,7 @@ class Trial:
     sample: Batch
     perceptual: Perceptual | None = None
     clock: Callable[[], float] = time.perf_counter
-    tried: list[int] = dataclasses.field(default_factory=list)
+    pace: Pace = dataclasses.field(default_factory=Pace)
 
     def costs(self, options: TrainOptions, *, rows: int) -> list[StageCost]:
         """Each stage's, on whole batches that pass so many rows at a time. The MODEL is afterwards as it was.
@@ -52,11 +70,11 @@ class Trial:
         Of several pieces only two are tried: what the second adds, each further one adds.
         """
         pieces = options.batch_size // rows
-        with self._rehearsal(options, rows=rows) as rehearsal:
+        with self._rehearsal(options, rows=rows) as rehearsal, self.pace.of(self._timing(rows)):
             one = rehearsal.costs()
         if pieces == 1:
             return one
-        with self._rehearsal(options, rows=rows, pieces=2) as rehearsal:
+        with self._rehearsal(options, rows=rows, pieces=2) as rehearsal, self.pace.of(self._timing(2 * rows)):
             return [first.with_pieces(pieces, two=two) for first, two in zip(one, rehearsal.costs(), strict=True)]
 
     def room(self) -> float:
@@ -73,11 +91,22 @@ class Trial:
         """Bytes beyond the MODEL with so many samples at a time; infinite where they do not fit at all."""
 
         def run() -> None:
-            with self._rehearsal(options, rows=rows) as rehearsal:
+            with self._rehearsal(options, rows=rows) as rehearsal, self.pace.of(self._holding(rows)):
                 rehearsal.through()
 
         found = unless_no_memory(lambda: most_held(run, self.model.load_device))
         return math.inf if found is None else found
+
+    def expect(self, *holding: int, rows: int, batch_size: int) -> None:
+        """What is to be tried yet: what so many samples hold, and how long a batch takes that passes so many rows at a time."""
+        timing = self._timing(rows) + (self._timing(2 * rows) if rows < batch_size else 0)
+        self.pace.ahead(sum(map(self._holding, holding)) + timing)
+
+    def _holding(self, rows: int) -> int:
+        return HELD * min(2, len(self.method.stages())) * rows
+
+    def _timing(self, rows: int) -> int:
+        return TIMED * len(self.method.stages()) * rows
 
     @contextmanager
     def _rehearsal(self, options: TrainOptions, *, rows: int, pieces: int = 1) -> Iterator[Rehearsal]:
@@ -98,9 +127,8 @@ class Trial:
                 pieces=pieces,
                 perceptual=self.perceptual,
                 clock=self.clock,
+                heed=host.signals.check_cancelled,
             )
-        self.tried.append(rows)
-        host.signals.progressed(min(len(self.tried), _TRIALS), _TRIALS)
 
 
 @host.training.memory_given_back()
@@ -116,6 +144,7 @@ def fitted(
     allowed = free if room is None else room
     for checkpointing in (False, True):
         options = dataclasses.replace(options, gradient_checkpointing=checkpointing)
+        trial.expect(1, 2, options.batch_size, rows=options.batch_size, batch_size=options.batch_size)
         needs, rows = _most_rows(trial, options, allowed=allowed, free=free)
         if rows >= min(ENOUGH_AT_ONCE, options.batch_size):
             break
@@ -137,8 +166,9 @@ def _most_rows(trial: Trial, options: TrainOptions, *, allowed: float, free: flo
 
 def planned(trial: Trial, options: TrainOptions) -> Plan:
     """With the options as they are."""
-    free, needs = trial.room(), trial.needs(options)
     rows = options.batch_size // options.accumulation
+    trial.expect(1, 2, rows, rows=rows, batch_size=options.batch_size)
+    free, needs = trial.room(), trial.needs(options)
     if rows not in needs.tried and needs.at(rows) <= free:
         needs = needs.with_tried(rows, trial.held(options, rows=rows))
     return _planned(trial, options, needs=needs, room=free, free=free)
@@ -155,7 +185,9 @@ def _planned(
 ) -> Plan:
     """Where what passes together is more than is free here, the time is that of one sample after another."""
     rows = options.batch_size // options.accumulation
-    costs = trial.costs(options, rows=rows if needs.at(rows) <= free else 1)
+    rows = rows if needs.at(rows) <= free else 1
+    trial.expect(rows=rows, batch_size=options.batch_size)
+    costs = trial.costs(options, rows=rows)
     done = _done(trial)
     return Plan(costs=costs, options=options, needs=needs, room=room, preparing=preparing, done=done)
 

@@ -81,6 +81,17 @@ class Messages:
             self.newest.pop(run.name, None)
             self.offer(STATE, {**about, **ended}, important=True)
 
+    @contextmanager
+    def before(self, run: RunFolder, *, node: str | None) -> Iterator[None]:
+        """Inside, an error is told as the end of the run that it keeps from beginning."""
+        try:
+            yield
+        except host.signals.Cancelled:
+            raise
+        except Exception as error:
+            self.offer(STATE, {"run": run.name, "node": node, "state": "failed", "error": str(error)}, important=True)
+            raise
+
     def plan(self, lines: list[str], *, run: RunFolder, node: str | None) -> None:
         """What a run will be and take, for its node to show before it begins: the host shows a node's text when it ends."""
         self.offer(PLAN, {"run": run.name, "node": node, "plan": lines}, important=True)

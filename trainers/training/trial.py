@@ -94,6 +94,7 @@ class Rehearsal:
     """A run on copies of one sample (1, ...), which pass the networks `rows` at a time, `pieces` times in a batch.
 
     Its student is of no use afterwards. run: whose folder the loop would write to; nothing is written. clock: in seconds.
+    heed: called before each pass of a network, which it stops by raising.
     """
 
     method: Method
@@ -105,10 +106,11 @@ class Rehearsal:
     pieces: int = 1
     perceptual: Perceptual | None = None
     clock: Callable[[], float] = time.perf_counter
+    heed: Callable[[], None] = lambda: None
 
     def costs(self) -> list[StageCost]:
         """Each stage's."""
-        counted = _Counted(self.student)
+        counted = _Counted(self.student, heed=self.heed)
         return [
             StageCost(
                 stage=stage,
@@ -124,7 +126,8 @@ class Rehearsal:
 
         From the second on stages are alike: their teacher was a student.
         """
-        for stage, iterate in itertools.islice(self._stages(self.student), 2):
+        counted = _Counted(self.student, heed=self.heed)
+        for stage, iterate in itertools.islice(self._stages(cast(Student, counted)), 2):
             for _ in range(2):
                 iterate(_last(stage))
 
@@ -179,6 +182,7 @@ class Rehearsal:
         sigma = one.x0.new_ones(rows)
 
         def forward() -> None:
+            self.heed()
             self.student.teacher(one.x0, sigma, **one.condition)
 
         forward()
@@ -233,11 +237,11 @@ class _Pair(NamedTuple):
 class _Counted:
     """A student, or a companion's network, that notes how many samples are asked of it: drawn without gradient, learning with.
 
-    What is asked of its companions is noted here too.
+    What is asked of its companions is noted here too. heed: called before each pass.
     """
 
-    def __init__(self, network: Any, *, by: _Counted | None = None) -> None:
-        self._network, self._by = network, by or self
+    def __init__(self, network: Any, *, by: _Counted | None = None, heed: Callable[[], None] = lambda: None) -> None:
+        self._network, self._by, self._heed = network, by or self, heed
         self.drawn = self.learning = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -259,6 +263,7 @@ class _Counted:
 
     def _noting(self, denoiser: Denoiser, *, learns: bool) -> Denoiser:
         def denoise(x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+            self._by._heed()
             if learns and torch.is_grad_enabled():
                 self._by.learning += len(x)
             else:

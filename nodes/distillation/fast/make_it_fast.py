@@ -11,6 +11,7 @@ from ....trainers.storage.files import read_metadata
 from ....trainers.storage.run_folder import RunFolder
 from ....trainers.students.adapters import LoRALayers
 from ....trainers.training.distillation import Recorded
+from ....trainers.training.options import TrainOptions
 from ... import host
 from ...host import folders, graph
 from ...sampling.recipes import as_trained
@@ -175,21 +176,11 @@ class MakeItFast:
         **wishes: Any,
     ) -> dict[str, Any]:
         run = folders.run_named(run_name)
-        wanted = Wishes(model=model, vae=vae, steps=int(steps), goal=goal, layers=_layers_of(run), **wishes)
-        preview_prompts.require_shown(previews, model, vae=vae is not None)
-        wanted.require_goes_on(run)
-        if wanted.start_lora != starting_lora.NOTHING and not run.begun:
-            with MESSAGES.phase(HASHING, run=run_name, node=unique_id):
-                wanted.require_start()
-        told: list[str] = []
-        options = wanted.options
-        if not (done := _is_done(run, wanted.method)):
-            with MESSAGES.phase(PROBING, run=run_name, node=unique_id):
-                options, plan = wanted.planned(run)
-            told = [*wanted.told(), *plan.told()]
-            host.models.log.info("FewStep plan for %r: %s", run_name, "; ".join(told))
-            MESSAGES.plan(told, run=run, node=unique_id)
-        if do == PLAN and not done:
+        with MESSAGES.before(run, node=unique_id):
+            wanted = Wishes(model=model, vae=vae, steps=int(steps), goal=goal, layers=_layers_of(run), **wishes)
+            preview_prompts.require_shown(previews, model, vae=vae is not None)
+            options, told = _chosen(run, wanted, node=unique_id)
+        if do == PLAN and told:
             nothing = graph.nothing_yet("do is 'plan only'; set it to 'train' for a student.")
             return {"ui": {"text": ["\n".join(told)]}, "result": (nothing, nothing, nothing, run_name, "\n".join(told))}
         trained = dataclasses.asdict(options)
@@ -210,6 +201,22 @@ class MakeItFast:
         recipe = Recipe.from_metadata(read_metadata(run.student_file), source=run.name)
         text = "\n".join(told) or f"the run {run_name!r} is finished; its student is loaded."
         return {"ui": {"text": [text]}, "result": (student, *as_trained(recipe), run_name, text)}
+
+
+def _chosen(run: RunFolder, wanted: Wishes, *, node: str | None) -> tuple[TrainOptions, list[str]]:
+    """The options, and what is told of the plan; nothing of a run that is finished with all that is wanted."""
+    wanted.require_goes_on(run)
+    if wanted.start_lora != starting_lora.NOTHING and not run.begun:
+        with MESSAGES.phase(HASHING, run=run.name, node=node):
+            wanted.require_start()
+    if _is_done(run, wanted.method):
+        return wanted.options, []
+    with MESSAGES.phase(PROBING, run=run.name, node=node):
+        options, plan = wanted.planned(run)
+    told = [*wanted.told(), *plan.told()]
+    host.models.log.info("FewStep plan for %r: %s", run.name, "; ".join(told))
+    MESSAGES.plan(told, run=run, node=node)
+    return options, told
 
 
 def _layers_of(run: RunFolder) -> LoRALayers | None:

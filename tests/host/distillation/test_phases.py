@@ -16,6 +16,7 @@ from comfyui_fewstep.nodes.distillation import distillation, telling
 from comfyui_fewstep.nodes.distillation.data.data_sources import PromptSource
 from comfyui_fewstep.nodes.distillation.fast import choosing, make_it_fast
 from comfyui_fewstep.nodes.distillation.learning import methods, students
+from comfyui_fewstep.nodes.distillation.planning import HELD, TIMED
 from comfyui_fewstep.trainers.training import trial
 from making_data import TRAINING, run_folder, same_tensors, student_of
 
@@ -139,6 +140,51 @@ def test_probing_is_told_and_heeds_a_cancel(told, quick, monkeypatch):
     assert {(message["run"], message["node"]) for _, message in told} == {("run", "7")}
     assert [(message["phase"], message["share"]) for _, message in told] == [
         ("probing", 0.0),
-        ("probing", pytest.approx(1 / 8)),
+        ("probing", pytest.approx(HELD / (HELD * (1 + 2 + choosing.BATCH) + TIMED * choosing.BATCH))),
         (None, None),
     ], "and that it is over"
+
+
+def test_the_share_of_a_plan_ends_at_all_of_it(told, quick):
+    """Trials count by the samples that pass the networks in them, and those that are not needed are no longer to come."""
+    make_fast(do=make_it_fast.PLAN)
+    shares = [message["share"] for _, message in told if message.get("phase") == "probing"]
+    assert len(shares) > 3
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+def test_a_cancel_is_heard_before_each_pass_of_a_trial(told, quick, monkeypatch):
+    """A whole batch on a slow machine takes a minute."""
+    passes, own = [], host.training.as_denoiser
+
+    def counting(*args, **kwargs):
+        denoise = own(*args, **kwargs)
+
+        def counted(x, sigma, **condition):
+            passes.append(len(x))
+            return denoise(x, sigma, **condition)
+
+        return counted
+
+    def check():
+        if len(passes) == 2:
+            raise host.signals.Cancelled
+
+    monkeypatch.setattr(host.training, "as_denoiser", counting)
+    monkeypatch.setattr(host.signals, "check_cancelled", check)
+    with pytest.raises(host.signals.Cancelled):
+        make_fast(do=make_it_fast.PLAN)
+    assert len(passes) == 2
+
+
+@pytest.mark.parametrize("do", [make_it_fast.TRAIN, make_it_fast.PLAN])
+def test_what_is_refused_before_a_run_begins_is_told_to_its_node(told, quick, do):
+    """Else its panel goes on saying what was before."""
+    with pytest.raises(ValueError, match="folder"):
+        make_fast(do=do, folder="/nowhere")
+    *_, (event, message) = told
+    assert event == telling.STATE
+    assert (message["run"], message["node"], message["state"]) == ("run", "7", "failed")
+    assert "folder" in message["error"]
+    assert not host.folders.run_named("run").path.exists()
