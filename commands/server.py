@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -137,6 +136,9 @@ def serving(
     log = base / "server.log"
     arguments = command(base=base, listen=listen, port=port, own_models=own_models)
     environment = {**os.environ, "PYTHONPATH": str(HOME / "packages")}
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # as in a shell's background, which the server would inherit and then not hear how it is stopped
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("wb") as output:
         process = subprocess.Popen(
             arguments, cwd=base, env=environment, stdout=output, stderr=subprocess.STDOUT, **_APART
@@ -183,11 +185,3 @@ def refusal(text: str) -> str:
         return "\n".join(lines) or str(answer.get("error", text))
     except (ValueError, KeyError, TypeError, AttributeError):
         return text
-
-
-def copy_workflows(base: Path) -> None:
-    """Puts the pack's workflows where the embedded editor's own workflow list looks."""
-    place = base / "user" / "default" / "workflows"
-    place.mkdir(parents=True, exist_ok=True)
-    for workflow in (ROOT / "workflows").glob("*.json"):
-        shutil.copy(workflow, place / workflow.name)

@@ -8,7 +8,7 @@ import os
 import webbrowser
 
 from ..launch import HOME, ROOT
-from .server import LOOPBACK, copy_workflows, serving
+from .server import LOOPBACK, serving
 
 
 def main() -> None:
@@ -18,13 +18,13 @@ def main() -> None:
     parser.add_argument("--open", action="store_true", help="open the address in the default browser")
     arguments = parser.parse_args()
     base = HOME / "host"
-    copy_workflows(base)
     print("Starting ComfyUI ...", flush=True)
     own = bool(os.environ.get("COMFYUI_PATH"))
     with serving(base=base, listen=arguments.listen, port=arguments.port, own_models=own) as server:
         print(f"The editor is at  {server.address}")
-        print("Workflows of the pack: in the template browser (Workflow > Browse Templates), or open a file of")
-        print(f"{ROOT / 'workflows'} with the Load button. The log: {server.log}. Ctrl-C stops.", flush=True)
+        where = "under Templates > FewStep, or" if own else "by the button Load,"
+        print(f"Workflows of the pack: {where} out of {ROOT / 'workflows'}.")
+        print(f"The log: {server.log}. Ctrl-C stops.", flush=True)
         if arguments.open:
             webbrowser.open(server.address)
         with contextlib.suppress(KeyboardInterrupt):

@@ -23,6 +23,16 @@ _PLAYGROUND = getattr(comfy.latent_formats, "SDXL_Playground_2_5", None)
 _Continuous = comfy.model_sampling.ModelSamplingContinuousEDM
 
 
+def require_loadable(model: Any) -> None:
+    """ValueError for a MODEL of a kind that Load Checkpoint knows nothing of, such as the demo's."""
+    kind = type(model.model.model_config)
+    if kind not in comfy.supported_models.models:
+        raise ValueError(
+            f"model is of the kind {kind.__name__}, which Load Checkpoint could not read from a file; load the student with Load "
+            "Distilled Student instead."
+        )
+
+
 def save_checkpoint(file: Path, model: Any, clip: Any, vae: Any, *, metadata: dict[str, str]) -> str | None:
     """The MODEL as wired, its LoRAs merged, in one file with text encoder and VAE, by the host's own saving.
 

@@ -74,6 +74,25 @@ def test_no_server_stays_when_its_command_is_ended_or_the_terminal_closed(how, t
         os.kill(server, 0)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends processes without asking them")
+def test_a_server_that_is_begun_in_the_background_still_hears_how_it_is_stopped(tmp_path):
+    """A shell has what it puts there ignore SIGINT, which children inherit; the server is told by it to save and go."""
+    heard = "signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    says = f"import pathlib, signal, sys; pathlib.Path(sys.argv[1]).write_text(str({heard}))"
+    code = f"""
+import signal, sys
+from comfyui_fewstep.commands import server
+said = {str(tmp_path / "said")!r}
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+server.command = lambda **_: [sys.executable, "-c", {says!r}, said]
+server.Server.wait_until_ready = lambda self: self.process.wait()
+with server.serving(base=__import__("pathlib").Path(said).parent):
+    pass
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert (tmp_path / "said").read_text() == "True"
+
+
 def launched(code, **environment):
     return subprocess.run(
         [sys.executable, "-c", f"import pathlib, sys, launch; {code}"],

@@ -44,6 +44,7 @@ class SaveStudentCheckpoint:
         return folders.error_of_name(name, what="name of the file")
 
     def save(self, model: Any, clip: Any, vae: Any, student: str, name: str) -> dict[str, Any]:
+        host.checkpoints.require_loadable(model)
         file = folders.new_model(name, folder="checkpoints")
         made, _, metadata = loaded(model, student, merged=True)
         about = about_merged(metadata, kind=CHECKPOINT, title=name) | host.naming.said_of_model(model, lora=False)

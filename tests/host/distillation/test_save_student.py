@@ -14,6 +14,7 @@ import comfy.supported_models
 import folder_paths
 from architectures import on_levels, tiny
 from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.demo import digits
 from comfyui_fewstep.nodes.distillation.learning import saving, students
 from comfyui_fewstep.nodes.sampling import recipes
 from comfyui_fewstep.trainers.storage.files import read_metadata
@@ -195,3 +196,11 @@ def test_a_student_is_not_loaded_on_other_noise_levels(output):  # noqa: F811
         students.LoadStudent().load(bare, f"{name} (run)")
     with torch.inference_mode():
         students.LoadStudent().load(zero, f"{name} (run)")
+
+
+def test_a_model_that_load_checkpoint_does_not_know_is_named(output):  # noqa: F811
+    *_, run, _ = distil(tiny("sd15"), "sd15", iterations=1)
+    model, *_ = digits.DemoTeacher().load()
+    with pytest.raises(ValueError, match="model is of the kind DigitConfig, which Load Checkpoint could not read"):
+        save(model, run)
+    assert not (output / "checkpoints").exists()
