@@ -255,7 +255,7 @@ class Wishes:
 
     @property
     def _lines(self) -> tuple[str, ...]:
-        return training_data.lines(self.prompts or PROMPTS.read_text(encoding="utf-8"))
+        return training_data.lines(self.prompts if self.prompts.strip() else PROMPTS.read_text(encoding="utf-8"))
 
     def _prompts_alone(self) -> PromptsAlone:
         size = {"width": self._side, "height": self._side}

@@ -73,3 +73,11 @@ def test_guidance_that_is_chosen_is_taken_and_what_is_usual_is_capped_for_matchi
     found = [choosing.Wishes(**given, guidance=guidance).method.guidance_scale for guidance in (0.0, 7.5, 2.0)]
     assert found == [5.0, 7.5, 2.0]
     assert choosing.Wishes(**{**given, "goal": choosing.CLOSEST}).method.guidance_scale == 7.0
+
+
+@pytest.mark.parametrize("prompts", ["", " \n \n"])
+def test_prompts_of_nothing_are_the_everyday_ones(prompts):
+    wishes = choosing.Wishes(
+        model=tiny("sd15"), steps=4, goal=choosing.SHARPEST, clip=RandomCLIP(768, 768), prompts=prompts, side=32
+    )
+    assert len(wishes.data()["data"].prompts) == 240
