@@ -28,6 +28,12 @@ def places(values, before=()):
     return set().union(*(places(value, (*before, name)) for name, value in values.items()))
 
 
+def at(values, place):
+    for name in place:
+        values = values[name]
+    return values
+
+
 def test_english_is_what_the_nodes_declare():
     """Otherwise: python launch.py locales."""
     assert locales.ENGLISH.read_text(encoding="utf-8") == locales.written(locales.english())
@@ -41,6 +47,13 @@ def test_a_language_has_every_name_and_the_most_used_nodes_whole(folder):
     wanted = {place for place in whole if place[1] == "display_name" or place[0] in MOST_USED}
     assert wanted <= found
     assert all(text.strip() for node in texts(folder).values() for text in [node["display_name"]])
+
+
+def test_chinese_has_every_text_that_english_has():
+    """Otherwise: write what is missing into locales/zh/nodeDefs.json, in the words that the rest of it uses."""
+    chinese = texts(ROOT / "locales" / "zh")
+    assert places(locales.english()) - places(chinese) == set()
+    assert [place for place in places(chinese) if not at(chinese, place).strip()] == []
 
 
 @pytest.mark.parametrize("folder", LANGUAGES, ids=lambda path: path.name)
