@@ -13,7 +13,7 @@ from aiohttp import web
 from ..trainers.storage import keeping, reading
 from ..trainers.storage.places import is_regular
 from ..trainers.storage.run_folder import RunFolder
-from ..trainers.storage.watching import State, all_runs, curves, preview_file, stage_names, summary, whole_lines
+from ..trainers.storage.watching import State, all_runs, curves, lines_after, preview_file, summary
 from . import host
 from .distillation.data import preview_pictures
 from .distillation.telling import MESSAGES, STATE
@@ -78,19 +78,18 @@ def run_now(request: web.Request) -> dict[str, Any]:
     """How a run stands, and its curves after the iteration `after`. live: the newest message of a run that goes on here."""
     run = _run_of(request)
     told = summary(run)
-    lines = whole_lines(run)
-    after = _number(request, "after", default=-1)
+    lines = lines_after(run, _number(request, "after", default=-1))
     training = told["state"] == State.TRAINING.value
     return {
         "run": run.name,
         "state": told["state"],
         "damage": told.get("error"),
         "failure": None if training else told["failure"],
-        "iteration": lines[-1]["iteration"] if lines else 0,
-        "iterations": lines[-1]["iterations"] if lines else None,
+        "iteration": told["iteration"],
+        "iterations": told["iterations"],
         "saved": told["saved"],
-        "stages": stage_names(lines),
-        "curves": curves([line for line in lines if line["iteration"] > after]),
+        "stages": told["stage_names"],
+        "curves": curves(lines),
         "previews": told["previews"],
         "live": MESSAGES.newest.get(run.name) if training else None,
         "stopping": training and run.stop_asked,

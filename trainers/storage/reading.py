@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .places import is_regular
 
@@ -217,26 +217,64 @@ def _finite(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def read_lines(file: Path, schema: Mapping[str, Check]) -> tuple[list[dict[str, Any]], list[str]]:
-    """(the whole lines of a file of JSON lines, what is wrong with each of the others).
+class Lines(NamedTuple):
+    """Of a file of JSON lines: the whole ones, what is wrong with each of the others, and up to where that is read.
 
-    A last line without an end was cut by a crash, and counts as neither. ValueError where something else than a file is.
+    end: in bytes. number: of lines, all together.
+    """
+
+    lines: list[dict[str, Any]]
+    wrong: list[str]
+    end: int = 0
+    number: int = 0
+
+
+def read_lines(file: Path, schema: Mapping[str, Check], *, begin: int = 0, number: int = 0) -> Lines:
+    """What stands there from a byte on at which a line begins, before which there are so many lines.
+
+    A last line without an end was cut by a crash, or is being written: it counts as neither, and is not read. ValueError where
+    something else than a file is.
     """
     lines: list[dict[str, Any]] = []
     wrong: list[str] = []
     _require_file(file)
     with file.open("rb") as content:
-        number = 0
+        end = content.seek(begin)
         while line := content.readline(LONGEST_LINE):
-            number += 1
             whole = line.endswith(b"\n")
             try:
                 if not whole and not _skip(content) and len(line) < LONGEST_LINE:
                     break
+                number += 1
                 lines.append(read_line(line if whole else None, schema, what=f"line {number} of {file.name}"))
             except ValueError as error:
                 wrong.append(str(error))
-    return lines, wrong
+            end = content.tell()
+    return Lines(lines, wrong, end, number)
+
+
+def read_last_lines(
+    file: Path, schema: Mapping[str, Check], *, enough: Callable[[dict[str, Any]], bool]
+) -> list[dict[str, Any]]:
+    """The whole lines at the file's end, from one on that is enough or earlier; all, where none is."""
+    _require_file(file)
+    size, wanted = file.stat().st_size, 2 * LONGEST_LINE
+    while True:
+        begin = _next_line(file, at=max(0, size - wanted))
+        lines = read_lines(file, schema, begin=begin).lines
+        if not begin or (lines and enough(lines[0])):
+            return lines
+        wanted *= 2
+
+
+def _next_line(file: Path, *, at: int) -> int:
+    """Where the first line begins that does not begin before this byte."""
+    if not at:
+        return 0
+    with file.open("rb") as content:
+        content.seek(at - 1)
+        _skip(content)
+        return content.tell()
 
 
 def read_line(line: bytes | None, schema: Mapping[str, Check], *, what: str) -> dict[str, Any]:

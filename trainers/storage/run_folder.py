@@ -321,7 +321,7 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """All whole lines of metrics.jsonl; the last may have been cut by a crash. ValueError for a damaged one."""
-        lines, wrong = self.metrics_as_found()
+        lines, wrong, *_ = self.metrics_as_found()
         if wrong:
             raise ValueError(
                 f"the run {self.name!r} is damaged: {wrong[0]}. Repair it in the list of runs (FewStep runs), which keeps the "
@@ -329,12 +329,12 @@ class RunFolder:
             )
         return lines
 
-    def metrics_as_found(self) -> tuple[list[dict[str, Any]], list[str]]:
-        """(the lines of metrics.jsonl that are whole, what is wrong with each of the others)."""
+    def metrics_as_found(self, **after: int) -> reading.Lines:
+        """What metrics.jsonl holds, all of it or what comes after: see reading.read_lines."""
         try:
-            return reading.read_lines(self.place("metrics.jsonl"), reading.METRICS)
+            return reading.read_lines(self.place("metrics.jsonl"), reading.METRICS, **after)
         except FileNotFoundError:
-            return [], []
+            return reading.Lines([], [])
 
     def repair(self) -> int:
         """Keeps of metrics.jsonl the lines that are whole, and what was there beside it. How many lines are kept.
@@ -342,7 +342,7 @@ class RunFolder:
         ValueError while a process trains it, and where nothing is to be repaired.
         """
         with self.locked():
-            lines, wrong = self.metrics_as_found()
+            lines, wrong, *_ = self.metrics_as_found()
             if not wrong:
                 raise ValueError(f"the metrics of the run {self.name!r} are whole; there is nothing to repair.")
             file = self.place("metrics.jsonl")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -88,11 +88,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def stage_names(lines: Sequence[Line]) -> dict[int, str]:
-    """The stages that have logged something, by number."""
-    return {line["stage"]: line["stage_name"] for line in lines}
-
-
 def previews(run: RunFolder) -> list[int]:
     """The iterations that a preview picture was kept of, in order."""
     return sorted(int(path.stem) for path in run.files("previews", ".png") if path.stem.isdecimal())
@@ -103,10 +98,19 @@ def students_of(run: RunFolder) -> list[Path]:
     return _Found().read(run.students) or []
 
 
-def whole_lines(run: RunFolder) -> list[dict[str, Any]]:
-    """Of metrics.jsonl; nothing where it cannot be read, of which `summary` says why."""
-    lines, _ = _Found().read(run.metrics_as_found) or ([], [])
-    return lines
+def lines_after(run: RunFolder, iteration: int) -> list[dict[str, Any]]:
+    """Whole lines of metrics.jsonl, those of later iterations; nothing where it cannot be read, of which `summary` says why.
+
+    A look that knows the earlier ones reads the file's end alone: it is in the process that trains, again and again.
+    """
+    file = run.place("metrics.jsonl")
+    if iteration < 0:
+        read = run.metrics_as_found
+        return list((_Found().read(read) or reading.Lines([], [])).lines)
+    known = _Found().read(
+        lambda: reading.read_last_lines(file, reading.METRICS, enough=lambda line: line["iteration"] <= iteration)
+    )
+    return [line for line in known or [] if line["iteration"] > iteration]
 
 
 def preview_file(run: RunFolder, iteration: int) -> Path:
@@ -143,9 +147,10 @@ def summary(run: RunFolder) -> dict[str, Any]:
     RunFolder.repair mends its metrics. failure: what ended its last start, where that was an error.
     """
     found = _Found()
-    newest, wrong = found.read(lambda: _newest_and_wrong(run.path.parent, run.name, *_version(run))) or ({}, [])
+    known = found.read(lambda: _known(run)) or _Known()
     said = found.read(lambda: _described(run)) or {}
     pictures = found.read(lambda: previews(run)) or []
+    newest, wrong = known.newest, known.said()
     told = {
         "run": run.name,
         "state": found.read(lambda: state_of(run).value) or State.DAMAGED.value,
@@ -154,6 +159,7 @@ def summary(run: RunFolder) -> dict[str, Any]:
         "iterations": newest.get("iterations"),
         "saved": found.read(lambda: run.saved),
         "loss": newest.get("loss"),
+        "stage_names": known.stages,
         "preview": max(pictures, default=None),
         "previews": pictures,
         "has_workflow": bool(found.read(lambda: is_regular(run.place("workflow.json")))),
@@ -192,15 +198,62 @@ class _Found:
             return None
 
 
-def _version(run: RunFolder) -> tuple[int, int]:
-    """Of metrics.jsonl: what is read of it once holds as long as this stays."""
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """What is known of a metrics.jsonl as far as it was read: of one that has grown since only the rest is read.
+
+    version: when it was changed, and its size. end, number: see reading.Lines. tail: the bytes before `end`, by which the same
+    file is known again. first_wrong, wrong: what is wrong with the first damaged line, and how many there are. stages: names, by
+    number.
+    """
+
+    version: tuple[int, int] = (0, -1)
+    end: int = 0
+    number: int = 0
+    tail: bytes = b""
+    newest: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    first_wrong: str = ""
+    wrong: int = 0
+    stages: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+    def said(self) -> list[str]:
+        more = f" and {self.wrong - 1} lines more" if self.wrong > 1 else ""
+        return [f"{self.first_wrong}{more}"] if self.wrong else []
+
+
+_KNOWN: dict[Path, _Known] = {}
+_MOST_KNOWN = 10000
+_TAIL = 512
+
+
+def _known(run: RunFolder) -> _Known:
     file = run.place("metrics.jsonl")
-    return (file.stat().st_mtime_ns, file.stat().st_size) if is_regular(file) else (0, -1)
+    if not is_regular(file):
+        return _Known()
+    told = file.stat()
+    version, before = (told.st_mtime_ns, told.st_size), _KNOWN.get(run.path, _Known())
+    if version == before.version:
+        return before
+    if _bytes_before(file, before.end) != before.tail:
+        before = _Known()
+    read = run.metrics_as_found(begin=before.end, number=before.number)
+    found = _Known(
+        version=version,
+        end=read.end,
+        number=read.number,
+        tail=_bytes_before(file, read.end),
+        newest=read.lines[-1] if read.lines else before.newest,
+        first_wrong=before.first_wrong or next(iter(read.wrong), ""),
+        wrong=before.wrong + len(read.wrong),
+        stages={**before.stages, **{line["stage"]: line["stage_name"] for line in read.lines}},
+    )
+    while len(_KNOWN) >= _MOST_KNOWN:
+        _KNOWN.pop(next(iter(_KNOWN)), None)
+    _KNOWN[run.path] = found
+    return found
 
 
-@functools.lru_cache(maxsize=256)
-def _newest_and_wrong(root: Path, name: str, _changed: int, _size: int) -> tuple[dict[str, Any], list[str]]:
-    """(the last whole line of metrics.jsonl, what is wrong with the first of the others), read once for each version."""
-    lines, wrong = RunFolder(root, name).metrics_as_found()
-    more = f" and {len(wrong) - 1} lines more" if len(wrong) > 1 else ""
-    return (lines[-1] if lines else {}), [f"{wrong[0]}{more}"] if wrong else []
+def _bytes_before(file: Path, end: int) -> bytes:
+    with file.open("rb") as content:
+        begin = content.seek(max(0, end - _TAIL))
+        return content.read(end - begin)

@@ -1,12 +1,14 @@
 """What a run folder says to whoever looks at it."""
 
+import json
 import os
 import threading
 
 import pytest
 import torch
+from comfyui_fewstep.trainers.storage import reading
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
-from comfyui_fewstep.trainers.storage.watching import State, all_runs, curves, previews, stage_names, state_of, summary
+from comfyui_fewstep.trainers.storage.watching import State, all_runs, curves, lines_after, previews, state_of, summary
 
 
 def line(iteration, *, stage=0, loss=None, bands=(1.0, None)):
@@ -50,7 +52,6 @@ def test_curves_of_nothing():
         "band_errors": [],
         "measures": {},
     }
-    assert stage_names([line(1), line(2, stage=1)]) == {0: "s0", 1: "s1"}
 
 
 def in_another_thread(ask):
@@ -225,3 +226,102 @@ def raised(action):
 
         return again
     return lambda: None
+
+
+# --- metrics that grow -----------------------------------------------------------------------------------------------
+
+
+def logged(iteration, **changed):
+    return json.dumps({**line(iteration, **changed), "iterations": 9999}) + "\n"
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """What was parsed, by what it was called."""
+    found, own = [], reading.parsed
+
+    def counting(content, *, what):
+        found.append(what)
+        return own(content, what=what)
+
+    monkeypatch.setattr(reading, "parsed", counting)
+    return found
+
+
+@pytest.fixture
+def long_run(tmp_path):
+    run = RunFolder(tmp_path, "long")
+    run.path.mkdir()
+    run.place("metrics.jsonl").write_text("".join(logged(i, stage=i // 2000) for i in range(1, 3001)))
+    return run
+
+
+def append(run, text):
+    with run.place("metrics.jsonl").open("a") as file:
+        file.write(text)
+
+
+def test_a_look_reads_what_is_new_alone(long_run, parsed):
+    """It is in the process that trains, once a second."""
+    assert summary(long_run)["iteration"] == 3000
+    append(long_run, logged(3001, stage=2))
+    parsed.clear()
+    told = summary(long_run)
+    assert (told["iteration"], told["stage_names"]) == (3001, {0: "s0", 1: "s1", 2: "s2"})
+    assert parsed == ["line 3001 of metrics.jsonl"]
+    parsed.clear()
+    assert [one["iteration"] for one in lines_after(long_run, 2999)] == [3000, 3001]
+    assert len(parsed) < 1500, "of 128 KiB at the end"
+
+
+@pytest.mark.parametrize("after", [-1, 0, 1, 1499, 2998, 2999, 3000, 4000])
+def test_lines_after_an_iteration_are_those_of_the_whole_file(after, long_run):
+    whole = [one for one in long_run.metrics() if one["iteration"] > after]
+    assert lines_after(long_run, after) == whole
+
+
+def test_a_long_list_reads_no_metrics_twice(tmp_path, parsed):
+    for i in range(300):
+        (tmp_path / f"run {i}").mkdir()
+        (tmp_path / f"run {i}" / "metrics.jsonl").write_text(logged(1))
+    runs = all_runs(tmp_path)
+    for run in runs:
+        summary(run)
+    parsed.clear()
+    assert [summary(run)["iteration"] for run in runs] == [1] * 300
+    assert parsed == []
+
+
+def test_a_line_that_is_being_written_is_read_when_it_is_whole(long_run):
+    summary(long_run)
+    text = logged(3001)
+    append(long_run, text[:50])
+    assert summary(long_run)["iteration"] == 3000
+    assert lines_after(long_run, 3000) == []
+    append(long_run, text[50:])
+    told = summary(long_run)
+    assert (told["iteration"], told.get("error")) == (3001, None)
+    assert [one["iteration"] for one in lines_after(long_run, 3000)] == [3001]
+
+
+def test_what_is_wrong_is_said_once_and_by_its_line(long_run):
+    append(long_run, "{\n")
+    assert "line 3001 of metrics.jsonl" in summary(long_run)["error"]
+    append(long_run, logged(3002) + "nothing\n")
+    told = summary(long_run)
+    assert "line 3001 of metrics.jsonl" in told["error"]
+    assert "and 1 lines more" in told["error"]
+    assert told["iteration"] == 3002
+    assert [one["iteration"] for one in lines_after(long_run, 2999)] == [3000, 3002]
+
+
+@pytest.mark.parametrize("kept", [1, 2999], ids=["shorter", "as long"])
+def test_a_file_that_was_written_anew_is_read_anew(kept, long_run):
+    """As a resume does, which drops what was logged after its checkpoint."""
+    summary(long_run)
+    long_run.forget_metrics_after(kept)
+    append(long_run, logged(kept + 1, loss=30000.25))
+    told = summary(long_run)
+    assert (told["iteration"], told["loss"]) == (kept + 1, 30000.25)
+    assert told["stage_names"][0] == "s0"
+    assert lines_after(long_run, kept)[-1]["loss"] == 30000.25
