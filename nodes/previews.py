@@ -133,8 +133,10 @@ def _value(name: str, text: str, declared: Any) -> Any:
 def _typed(name: str, text: str, kind: Any) -> Any:
     if kind == "BOOLEAN":
         return text == "true"
-    if kind not in ("INT", "FLOAT"):
+    if kind == "STRING" or isinstance(kind, list):
         return text
+    if kind not in ("INT", "FLOAT"):
+        raise ValueError(f"{name} is {text!r}; it is a connection on the node, and no text stands for one.")
     try:
         return int(text) if kind == "INT" else float(text)
     except ValueError as error:

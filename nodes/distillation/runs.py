@@ -16,6 +16,7 @@ from ...trainers.training.distillation import Recorded
 from .. import host
 from ..host import folders, graph
 from . import perceptual, running, teacher
+from .data import preview_pictures
 from .distillation import Distill
 from .learning import students
 from .observing import PREVIEW_PIXELS
@@ -181,6 +182,7 @@ class _Look:
     def __init__(self, run: RunFolder) -> None:
         self._run, self._shown = run, -1
         self._bar: Any = None
+        self._pictured: int | None = None
 
     def __call__(self) -> float:
         changed = last_change(self._run.path)
@@ -193,7 +195,9 @@ class _Look:
         return changed
 
     def _picture(self) -> tuple[str, Image.Image, int] | None:
-        kept = previews(self._run)
-        if not kept:
+        """The newest, where it was not shown yet: to decode it takes longer than all else here."""
+        newest = max(previews(self._run), default=None)
+        if newest is None or newest == self._pictured:
             return None
-        return ("JPEG", Image.open(preview_file(self._run, kept[-1])).convert("RGB"), PREVIEW_PIXELS)
+        self._pictured = newest
+        return ("JPEG", preview_pictures.opened(preview_file(self._run, newest)).convert("RGB"), PREVIEW_PIXELS)

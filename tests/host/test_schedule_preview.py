@@ -102,6 +102,7 @@ def test_every_recipe_is_shown(name, server):
         ({"schedule": "trailing", "steps": "four"}, "steps is 'four'"),
         ({"schedule": "lcm", "steps": 4, "strength": "nan"}, "strength is nan"),
         ({"schedule": "sigmas", "steps": 1, "values": "1, 2"}, "values is '1, 2'"),
+        ({"schedule": "flux2", "steps": 4, "model": "flow", "latent": "x"}, "latent is 'x'; it is a connection"),
     ],
 )
 def test_what_the_node_refuses_is_refused_in_the_same_words(given, said, server):

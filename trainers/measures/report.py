@@ -119,12 +119,17 @@ def as_csv(figures: Sequence[Figures]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Figures)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(dataclasses.asdict(one) for one in figures)
+    writer.writerows({**dataclasses.asdict(one), "name": no_formula(one.name)} for one in figures)
     return text.getvalue()
 
 
+def no_formula(text: str) -> str:
+    """The text as a table's program shows it: one that begins so it would compute, and a name may come from anywhere."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
+
+
 COLUMNS: dict[str, Callable[[Figures], str]] = {
-    "model": lambda one: one.name.replace("|", "\\|"),
+    "model": lambda one: one.name,
     "steps": lambda one: str(one.steps),
     "forwards a picture": lambda one: f"{one.forwards:g}",
     "seconds a picture": lambda one: f"{one.seconds:.3g}",
@@ -142,4 +147,5 @@ def _number(value: float | None) -> str:
 
 def as_markdown(figures: Sequence[Figures]) -> str:
     lines = [f"| {' | '.join(COLUMNS)} |", f"|---|{'--:|' * (len(COLUMNS) - 1)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(show(one) for show in COLUMNS.values())} |" for one in figures)])
+    cells = ([show(one).replace("|", "\\|") for show in COLUMNS.values()] for one in figures)
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)])

@@ -207,12 +207,8 @@ class RunFolder:
         """All of it, for good; links are removed, not followed. ValueError while a process trains it, or without one."""
         if is_link(self.path):
             remove(self.path)
-        elif self.path.is_dir():
-            self._delete_folder()
-        else:
-            raise ValueError(f"there is no run {self.name!r} in {self._root}.")
-
-    def _delete_folder(self) -> None:
+            return
+        self._require_there()
         file = self.path / ".lock"
         if os.path.lexists(file) and not is_regular(file):
             remove(file)  # whatever it is, no process of ours holds it
@@ -224,6 +220,10 @@ class RunFolder:
             lock.let_go_to_move()
             file.unlink(missing_ok=True)
             self.path.rmdir()
+
+    def _require_there(self) -> None:
+        if not self.path.is_dir():
+            raise ValueError(f"there is no run {self.name!r} in {self._root}.")
 
     @contextlib.contextmanager
     def gone_if_refused(self, *, keep_data: bool) -> Iterator[None]:
@@ -341,6 +341,7 @@ class RunFolder:
 
         ValueError while a process trains it, and where nothing is to be repaired.
         """
+        self._require_there()
         with self.locked():
             lines, wrong, *_ = self.metrics_as_found()
             if not wrong:

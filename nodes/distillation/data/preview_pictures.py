@@ -33,10 +33,15 @@ def write(file: Path, rows: Sequence[Tensor], *, prompts: Sequence[str] | None) 
     return picture
 
 
+def opened(file: Path) -> Image.Image:
+    """A picture of ours, however large: Image.open refuses those above 179 million pixels, of files from anywhere."""
+    return PngImagePlugin.PngImageFile(file)
+
+
 def about(file: Path) -> dict[str, Any]:
     """{columns, prompts} of a file that `write` wrote; NOTHING of older ones. ValueError for what is no picture."""
     try:
-        with Image.open(file, formats=["PNG"]) as picture:
+        with opened(file) as picture:
             said = picture.info.get(_SAID)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{file.name} is damaged or no PNG picture.") from error

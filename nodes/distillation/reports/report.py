@@ -154,6 +154,9 @@ def _shown(asked: Asked, drawn: Sequence[measures.Drawn]) -> dict[str, Any]:
     files = _kept(asked, drawn, folder=folder)  # first: a judge that fails loses none
     judges = _judges(asked.teacher.load_device)
     figures = judges.of(drawn, asked.texts)
+    if asked.folder != folder or not folder.is_dir():  # which was deleted or renamed in the judges' minutes
+        folder = asked.folder
+        files = _kept(asked, drawn, folder=folder)
     notes = judges.told(asked.texts)
     written = _written(asked, drawn, figures, notes, folder=folder, files=files)
     text = "\n".join([measures.as_markdown(figures), "", *notes, "", str(written)])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from comfyui_fewstep.nodes.host import folders
 from comfyui_fewstep.nodes.sampling import samplers
 from comfyui_fewstep.samplers.schedules import trailing_sigmas
 from comfyui_fewstep.trainers.measures.clip_score import clip_score
-from comfyui_fewstep.trainers.measures.report import Missing
+from comfyui_fewstep.trainers.measures.report import Judges, Missing
 from comfyui_fewstep.trainers.objective import perceptual
 from comfyui_fewstep.trainers.storage import keeping
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
@@ -93,20 +94,25 @@ def test_several_runs_are_compared_in_one_table(demo, output):
 @pytest.mark.parametrize(
     "gone", [lambda run: keeping.renamed(run, "later"), RunFolder.delete], ids=["renamed", "deleted"]
 )
-def test_a_run_that_goes_while_its_report_is_drawn_is_not_there_again(demo, output, monkeypatch, gone):
+@pytest.mark.parametrize(("works", "work"), [(Asked, "drawn"), (Judges, "of")], ids=["drawn", "judged"])
+def test_a_run_that_goes_while_its_report_is_made_is_not_there_again(demo, output, monkeypatch, gone, works, work):
     train(demo["teacher"], "one", rank=4)
-    runs, drawing = output / "fewstep" / "runs", Asked.drawn
+    runs, own = output / "fewstep" / "runs", getattr(works, work)
 
-    def meanwhile(asked):
-        drawn = drawing(asked)
+    def meanwhile(*given):
+        made = own(*given)
         gone(RunFolder(runs, "one"))
-        return drawn
+        return made
 
-    monkeypatch.setattr(Asked, "drawn", meanwhile)
+    monkeypatch.setattr(works, work, meanwhile)
     page = written(demo, "one")["result"][2]
-    assert page == str(output / "fewstep" / "reports" / "one" / "report.html")
-    assert json.loads((output / "fewstep" / "reports" / "one" / "report.json").read_text())["prompts"] == ["3", "7"]
+    folder = output / "fewstep" / "reports" / "one"
+    assert page == str(folder / "report.html")
+    assert json.loads((folder / "report.json").read_text())["prompts"] == ["3", "7"]
     assert not (runs / "one").exists()
+    shown = re.findall(r'src="([^"]+)"', (folder / "report.html").read_text())
+    assert shown
+    assert all((folder / name).exists() for name in shown)
 
 
 def test_a_connected_student_that_is_the_teacher_draws_what_the_teacher_draws(demo, output):

@@ -5,6 +5,7 @@ import os
 import time
 
 import pytest
+import torch
 from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
@@ -12,6 +13,18 @@ import_host()
 from comfyui_fewstep.nodes.distillation import runs
 from comfyui_fewstep.trainers.storage import keeping, places
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from PIL import Image
+
+METRICS = {
+    "iterations": 99,
+    "stage": 0,
+    "stage_name": "s",
+    "loss": 0.5,
+    "x0_error": 0.5,
+    "gradient_norm": 1.0,
+    "learning_rate": 0.1,
+    "band_errors": [],
+}
 
 
 @pytest.fixture
@@ -98,3 +111,25 @@ def test_looking_is_no_sign_of_life_and_a_held_lock_is_one(run, monkeypatch):
 def test_a_run_that_goes_while_it_is_watched_is_named(gone, run, monkeypatch):
     with pytest.raises(ValueError, match="the run 'mine' was renamed or deleted while it was watched"):
         watching(monkeypatch, run, lambda: gone(run))
+
+
+def test_a_picture_is_decoded_once_however_large(run, monkeypatch):
+    """16 prompts of 2400 x 2400 are above what Image.open takes for a bomb."""
+    decoded, own = [], runs.preview_pictures.opened
+
+    def counting(file):
+        decoded.append(file.name)
+        return own(file)
+
+    monkeypatch.setattr(runs.preview_pictures, "opened", counting)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    look = runs._Look(run)
+    rows = [torch.rand(3, 8, 8, 3) for _ in range(2)]
+    run.place("previews").mkdir()
+    for iteration, kept in ((10, True), (20, False), (30, True)):
+        if kept:
+            runs.preview_pictures.write(runs.preview_file(run, iteration), rows, prompts=["a", "b", "c"])
+        run.log(METRICS | {"iteration": iteration})
+        look()
+    assert decoded == ["00000010.png", "00000030.png"]
+    assert runs.preview_pictures.about(runs.preview_file(run, 30)) == {"columns": 3, "prompts": ["a", "b", "c"]}

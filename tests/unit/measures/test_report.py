@@ -79,6 +79,17 @@ def test_a_bar_in_a_name_is_no_column():
     assert "a\\|b" in row
 
 
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\t=1"])
+def test_no_name_is_a_formula_in_a_table(name):
+    (row,) = csv.DictReader(io.StringIO(as_csv(NONE.of([drawn(f"{name}.safetensors", grey(0.5))], None)), newline=""))
+    assert row["name"] == f"'{name}.safetensors"
+
+
+def test_a_bar_in_a_name_is_itself_on_the_page():
+    made = NONE.of([drawn("one|other", grey(0.5))], None)
+    assert COLUMNS["model"](made[0]) == "one|other"
+
+
 def test_the_table_and_the_figures_name_every_model():
     found = NONE.of([drawn("teacher", grey(0.5)), drawn("a, fast", grey(0.6))], None)
     rows = list(csv.DictReader(io.StringIO(as_csv(found))))

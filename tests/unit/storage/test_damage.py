@@ -269,3 +269,9 @@ def test_a_start_beside_another_one_takes_nothing_from_it(tmp_path):
         ):
             pass
         assert (run.path / ".lock").exists()
+
+
+def test_to_repair_what_was_deleted_in_another_tab_makes_nothing(tmp_path):
+    with pytest.raises(ValueError, match="there is no run 'gone'"):
+        RunFolder(tmp_path, "gone").repair()
+    assert list(tmp_path.iterdir()) == []
