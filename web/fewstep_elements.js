@@ -47,9 +47,12 @@ export function define(name, kind) {
  *  its node where an editor shows settings beside the graph too. Keys that are pressed in it do nothing to the graph. */
 export function addElement(node, name, element, { height }) {
   keepKeys(element);
-  const options = { serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: () => textScale() * height() };
+  const options = { serialize: false, hideOnZoom: false, hideInPanel: true, onDraw: () => noteDrawn(node),
+    getMinHeight: () => textScale() * height() };
   const widget = node.addDOMWidget(name, `fewstep_${name}`, element, options);
   widget.serialize = false;
+  if (!node.graph) grow(node); // while it is made: its size was chosen before
+  keepGiven(node);
   atRemoval(node, () => widget.onRemove?.()); // the editor of 2024 leaves a listener on the document otherwise
   return widget;
 }
@@ -155,11 +158,47 @@ export function showAfterRunning(name, kinds, show) {
   };
 }
 
-/** Makes a node at least as tall as what is on it now needs. */
-export function fit(node) {
-  const needed = node.computeSize();
-  node.setSize?.([Math.max(node.size[0], needed[0]), Math.max(node.size[1], needed[1])]);
+/** Makes a node at least as large as what is on it now needs, and as wide as this. */
+export function fit(node, width = 0) {
+  const given = sizeGiven(node);
+  grow(node, width);
+  sizes.set(node, { given, grown: [...node.size], drawn: false });
   node.graph?.setDirtyCanvas?.(true, true);
+}
+
+function grow(node, width = 0) {
+  const needed = node.computeSize();
+  node.setSize?.([Math.max(node.size[0], needed[0], width), Math.max(node.size[1], needed[1])]);
+}
+
+/** node -> the size that it was made, saved or drawn with, and the one to which it then grew by itself. */
+const sizes = new WeakMap();
+
+/** Keeps in the graph the size that a node was given: one that nobody gave it would be a step to undo, made again after every
+ *  undo, and the end of all that could be redone. */
+function keepGiven(node) {
+  if (sizes.has(node)) return;
+  const { serialize, onConfigure } = node;
+  const give = () => sizes.set(node, { given: [...node.size], grown: [...node.size], drawn: false });
+  node.onConfigure = function () {
+    onConfigure?.apply(this, arguments);
+    give();
+  };
+  node.serialize = function () {
+    return Object.assign(serialize.apply(this, arguments), { size: sizeGiven(node) });
+  };
+  give();
+}
+
+/** An editor that draws a node makes it larger itself, until it holds what is on it. */
+function noteDrawn(node) {
+  const size = sizes.get(node);
+  if (!size.drawn) sizes.set(node, { ...size, grown: [...node.size], drawn: true });
+}
+
+function sizeGiven(node) {
+  const { given, grown } = sizes.get(node);
+  return given.map((was, i) => (node.size[i] === grown[i] ? was : node.size[i]));
 }
 
 export function seconds(value) {

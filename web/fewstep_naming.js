@@ -51,6 +51,11 @@ app.registerExtension({
       onConfigure?.apply(this, arguments);
       this.properties[PROPOSED] = saved.properties?.[PROPOSED];
     };
+    const serialize = node.serialize;
+    node.serialize = function () {
+      if (node.graph) propose(node, widget); // else what follows of a step would be a step of its own, undone alone
+      return serialize.apply(this, arguments);
+    };
     every(MILLISECONDS_BETWEEN_LOOKS, node, () => propose(node, widget));
   },
 });

@@ -11,19 +11,19 @@ const MILLISECONDS_BETWEEN_LOOKS = 300;
 
 function addPanel(node) {
   const panel = document.createElement("fewstep-panel");
-  const height = () => (panel.large ? LARGE : Math.max(SMALL, (panel.small + AROUND) / textScale()));
-  let tall = 0;
+  let height = SMALL;
   let told = null; // the run that is told of this node
   panel.watching = node.comfyClass === "FewStepWatchRun";
   panel.planning = node.comfyClass === "FewStepMakeItFast";
   if (!panel.watching) panel.onresume = () => app.queuePrompt(0, 1);
   panel.onsize = () => {
-    const needed = height();
-    if (needed === tall) return;
-    tall = needed;
+    if (!panel.offsetWidth) return; // it is not laid out yet
+    const needed = panel.large ? LARGE : Math.max(SMALL, (panel.small + AROUND) / textScale());
+    if (needed === height) return;
+    height = needed;
     fit(node);
   };
-  addElement(node, "training", panel, { height });
+  addElement(node, "training", panel, { height: () => height });
   new ResizeObserver(panel.onsize).observe(panel); // a narrower node has its sentence in more lines
   whileThere(node, () => subscribe(EVERY, (kind, data) => {
     if ([STATE, METRICS, PHASE].includes(kind) && isOf(data, node)) told = data.run;

@@ -36,8 +36,7 @@ class Table extends HTMLElement {
 function addTable(node) {
   const table = make("fewstep-table", { tabIndex: 0 });
   addElement(node, "table", table, { height: () => HEIGHT });
-  node.size[0] = Math.max(node.size[0], WIDTH);
-  fit(node);
+  fit(node, WIDTH);
   return table;
 }
 

@@ -57,8 +57,7 @@ function addText(node) {
   const text = make("fewstep-text");
   let height = HEIGHT;
   addElement(node, "said", text, { height: () => (height + AROUND) / textScale() });
-  node.size[0] = Math.max(node.size[0], WIDTH);
-  fit(node);
+  fit(node, WIDTH);
   const grow = () => {
     if (!text.isConnected || text.needed === height) return;
     height = text.needed;
