@@ -3,6 +3,7 @@ import { app } from "../../scripts/app.js";
 import "./fewstep_runs_element.js";
 import { make } from "./fewstep_elements.js";
 import { TRAINING, fetchWorkflow } from "./fewstep_service.js";
+import { asStep } from "./fewstep_step.js";
 import { say } from "./fewstep_words.js";
 
 const NAME = say("FewStep runs");
@@ -35,6 +36,10 @@ function isForATerminal({ nodes = [], definitions = {} }) {
 
 /** A Load Distilled Student node with this run, in the middle of what is seen but over no other node, and selected. */
 function loadStudent(run) {
+  asStep(() => addStudent(run));
+}
+
+function addStudent(run) {
   const node = LiteGraph.createNode("FewStepLoadStudent");
   const graph = app.canvas.graph ?? app.graph; // the one that is seen, which may be a subgraph
   const { offset, scale } = app.canvas.ds;

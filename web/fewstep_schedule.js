@@ -2,6 +2,7 @@
 import { app } from "../../scripts/app.js";
 import "./fewstep_schedule_element.js";
 import { addElement, every, isLinked } from "./fewstep_elements.js";
+import { asStep } from "./fewstep_step.js";
 import { say } from "./fewstep_words.js";
 import { filesBehind, modelInput } from "./fewstep_files.js";
 
@@ -48,7 +49,7 @@ function look(node, element, { route, inputs }) {
 function addPreview(node, route) {
   const element = document.createElement("fewstep-schedule");
   const inputs = [...node.widgets];
-  element.onchoice = (model) => (node.properties[CHOSEN] = model);
+  element.onchoice = (model) => asStep(() => (node.properties[CHOSEN] = model));
   addElement(node, "preview", element, { height: () => HEIGHTS[route] });
   every(MILLISECONDS_BETWEEN_LOOKS, node, () => element.isConnected && look(node, element, { route, inputs }));
 }

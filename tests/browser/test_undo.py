@@ -2,6 +2,7 @@
 
 import pytest
 from test_run_names import behind, wait_for_name  # noqa: F401 (a fixture)
+from test_runs_browser import card, open_runs
 from test_training_panel import sentence, stopped_run, wait_for_points
 
 BESIDE = "PreviewImage"
@@ -106,3 +107,37 @@ def test_a_name_that_a_link_brings_is_undone_with_it(editor, behind):  # noqa: F
     press(editor, "Control+z")
     press(editor, "Control+z")
     assert kinds(editor) == [], "loader and node were one step"
+
+
+@pytest.fixture
+def told(editor):
+    """Editors that are told when a step begins and ends; that of 2024 only looks at clicks."""
+    if not editor.page.evaluate("Boolean(app.canvas.emitBeforeChange)"):
+        pytest.skip("this editor is told of no step")
+
+
+def test_a_student_that_is_loaded_is_a_step(editor, told, runs, name):
+    stopped_run(runs, name)
+    (runs / name / "student.safetensors").touch()
+    begin_history(editor)
+    shown = card(open_runs(editor), name)
+    shown.wait_for()
+    editor.add(BESIDE)
+    record(editor)
+    shown.get_by_role("button", name="Load student").click()
+    press(editor, "Control+z")
+    assert kinds(editor) == [BESIDE], "what was done before stays"
+    press(editor, "Control+y")
+    assert kinds(editor) == [BESIDE, "FewStepLoadStudent"]
+
+
+def test_a_kind_of_model_that_is_chosen_is_a_step(editor, told):
+    begin_history(editor)
+    editor.add("FewStepSchedule")
+    record(editor)
+    choice = editor.page.locator("fewstep-schedule").locator("select")
+    before = choice.input_value()
+    choice.select_option("flux")
+    press(editor, "Control+z")
+    assert kinds(editor) == ["FewStepSchedule"], "what was done before stays"
+    assert choice.input_value() == before
