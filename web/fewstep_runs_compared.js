@@ -17,6 +17,7 @@ const OWN_STYLE = `
 
 class Compared extends HTMLElement {
   #asking = null;
+  #runs = [];
   #rows = [];
 
   constructor() {
@@ -34,10 +35,14 @@ class Compared extends HTMLElement {
 
   disconnectedCallback() {
     this.#asking?.abort();
+    this.#asking = null;
   }
 
-  /** runs: as the server lists them. */
+  /** runs: as the server lists them. What is asked of the same ones is heard to the end before it is asked anew. */
   async show(runs) {
+    const same = String(runs.map(({ run }) => run)) === String(this.#runs.map(({ run }) => run));
+    this.#runs = runs;
+    if (same && this.#asking) return;
     this.#asking?.abort();
     const { signal } = (this.#asking = new AbortController());
     this.pictures.replaceChildren(...runs.filter((run) => run.preview !== null).map(picture));
@@ -51,6 +56,9 @@ class Compared extends HTMLElement {
     } catch (error) {
       if (!signal.aborted) this.said.textContent = error.message;
     }
+    if (signal.aborted) return;
+    this.#asking = null;
+    if (this.#runs !== runs) this.show(this.#runs);
   }
 
   #save() {

@@ -32,6 +32,7 @@ class Runs extends HTMLElement {
   #leave = () => {};
   #timer = 0;
   #looked = 0;
+  #due = null; // when it looks because something was said
   #asking = null;
   #told = "";
   #runs = [];
@@ -58,25 +59,42 @@ class Runs extends HTMLElement {
   editor = {};
 
   connectedCallback() {
-    this.#leave = subscribe(EVERY, (kind) => [METRICS, STATE, CONNECTION].includes(kind) && this.#lookSoon());
+    this.#leave = subscribe(EVERY, (kind) => this.#heard(kind));
     this.#look();
   }
 
   disconnectedCallback() {
     this.#leave();
     clearTimeout(this.#timer);
-    this.#asking?.abort();
+    this.#givenUp();
+    this.#due = null;
     this.#told = "";
   }
 
+  #heard(kind) {
+    if (kind === CONNECTION) this.#givenUp();
+    if ([METRICS, STATE, CONNECTION].includes(kind)) this.#lookSoon();
+  }
+
+  /** What is asked now is of no use any more. */
+  #givenUp() {
+    this.#asking?.abort();
+    this.#asking = null;
+  }
+
+  /** Words that come meanwhile put it off no further, and do not end what is asked: a slow server would never be heard to the end. */
   #lookSoon() {
-    const due = this.#looked + 1000 * SECONDS_BETWEEN_LOOKS - performance.now();
-    this.#lookIn(Math.max(due, 300), () => this.#look());
+    this.#due ??= Math.max(this.#looked + 1000 * SECONDS_BETWEEN_LOOKS, performance.now() + 300);
+    this.#lookIn(this.#due - performance.now(), () => {
+      this.#due = null;
+      if (this.#asking) this.#lookSoon();
+      else this.#look();
+    });
   }
 
   async #look() {
     this.#looked = performance.now();
-    this.#asking?.abort();
+    this.#givenUp();
     const { signal } = (this.#asking = new AbortController());
     try {
       const runs = await fetchRuns({ signal });
@@ -84,7 +102,9 @@ class Runs extends HTMLElement {
     } catch (error) {
       if (!signal.aborted) this.said.textContent = error.message;
     }
-    if (!signal.aborted) this.#lookLater();
+    if (signal.aborted) return;
+    this.#asking = null;
+    if (this.#due === null) this.#lookLater();
   }
 
   /** Unless something is said before; not while nobody sees it. */

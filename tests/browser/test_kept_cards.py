@@ -95,7 +95,7 @@ SLOWLY = """async ([name, milliseconds]) => {
   const { api } = await import('/scripts/api.js');
   const own = api.fetchApi;
   api.fetchApi = async (path, ...more) => {
-    const slow = path.startsWith(`/fewstep/runs/${encodeURIComponent(name)}?`);
+    const slow = path.startsWith(`/fewstep/runs/${encodeURIComponent(name)}?`) || path === '/fewstep/runs';
     if (slow) await new Promise((done) => setTimeout(done, milliseconds));
     return own.call(api, path, ...more);
   };
@@ -113,6 +113,48 @@ def test_a_server_slower_than_the_messages_is_heard_to_the_end(editor, finished)
         wait_for_points(editor, 0)
     finally:
         editor.page.evaluate("window.beQuiet()")
+
+
+CHANGING = """async (beside, names) => {
+  const runs = (await (await fetch('/fewstep/runs')).json()).filter(({ run }) => names.includes(run));
+  window.changing = setInterval(() => beside.show([...runs]), 500);
+}"""
+
+
+@pytest.mark.parametrize("milliseconds", [0, 5000])
+def test_the_list_is_told_while_runs_train(editor, runs, another, milliseconds):  # noqa: F811
+    """By messages that come faster than it looks, and by a server slower than they."""
+    editor.page.evaluate(SLOWLY, [another, milliseconds])
+    try:
+        shown = card(open_runs(editor), another)
+        shown.wait_for()
+        (runs / another / "note.txt").write_text("told meanwhile")
+        shown.get_by_text("told meanwhile").wait_for(timeout=20_000)
+    finally:
+        editor.page.evaluate("window.beQuiet()")
+
+
+def test_an_answer_that_a_broken_connection_owes_is_not_waited_for(editor, runs, another):  # noqa: F811
+    held = []
+    editor.page.route("**/fewstep/runs", lambda route: held.append(route), times=1)
+    shown = open_runs(editor)
+    editor.page.wait_for_timeout(700)
+    assert (len(held), card(shown, another).count()) == (1, 0)
+    editor.page.evaluate(TELL, ["reconnected", None])
+    card(shown, another).wait_for(timeout=10_000)
+
+
+def test_runs_beside_each_other_are_shown_while_they_train(editor, finished, another):  # noqa: F811
+    shown = open_runs(editor)
+    editor.page.evaluate(SLOWLY, [another, 1500])
+    try:
+        for name in (finished, another):
+            card(shown, name).get_by_label(f"Compare {name}").check()
+        beside = shown.locator("fewstep-runs-compared")
+        beside.evaluate(CHANGING, [finished, another])
+        beside.locator("caption", has_text="What differs").wait_for(timeout=10_000)
+    finally:
+        editor.page.evaluate("window.beQuiet(); clearInterval(window.changing)")
 
 
 def test_the_curves_of_a_run_that_is_begun_anew_are_its_own(editor, runs, another):  # noqa: F811
