@@ -222,10 +222,17 @@ function stages({ stages }) {
   return say`Distance from the teacher: ${said.join("; ")}`;
 }
 
+/** Fetched when it comes into sight: those of all runs together may be hundreds of megabytes. */
 function picture(run) {
   const onenlarge = () => enlarge(previewsOf(run.run, run.previews), run.previews.indexOf(run.preview));
-  const made = make("fewstep-compare", { address: previewUrl(run.run, run.preview), onenlarge });
+  const made = make("fewstep-compare", { onenlarge });
   made.overlaid = true;
+  const sight = new IntersectionObserver((entries) => {
+    if (!entries.some(({ isIntersecting }) => isIntersecting)) return;
+    sight.disconnect();
+    made.address = previewUrl(run.run, run.preview);
+  });
+  sight.observe(made);
   return made;
 }
 

@@ -67,8 +67,11 @@ def test_a_run_is_listed_with_what_it_is_and_how_good(editor, finished):
     assert steps == [4, 8]
     assert None not in teacher
     assert (student[0] is None, student[1]) == (False, None)
+    compare = shown.locator("fewstep-compare")
+    compare.scroll_into_view_if_needed()
+    compare.locator("img[src]").wait_for(state="attached")
     drawn = "async compare => { await compare.both.decode(); return compare.both.naturalWidth }"
-    assert shown.locator("fewstep-compare").evaluate(drawn) > 100
+    assert compare.evaluate(drawn) > 100
 
 
 def test_pictures_are_compared_under_a_slider(editor, finished):
