@@ -34,13 +34,13 @@ export function breaks(values, stages) {
   });
 }
 
-/** What a chart shows, in words: of each line the first and the last value. */
+/** What a chart shows, in words: of each line the first and the last value; iterations and steps as they are. */
 export function described({ x, lines, xLabel = "iteration" }) {
   const said = lines.flatMap(({ label, values }) => {
     const known = values.filter((value) => value !== null && value !== undefined);
     return known.length ? [say`${label} from ${figure(known[0])} to ${figure(known.at(-1))}`] : [];
   });
-  return said.length ? say`Chart over ${say(xLabel)} ${figure(x[0])} to ${figure(x.at(-1))}: ${said.join("; ")}.` : say("Chart without values yet.");
+  return said.length ? say`Chart over ${say(xLabel)} ${x[0]} to ${x.at(-1)}: ${said.join("; ")}.` : say("Chart without values yet.");
 }
 
 class Chart extends HTMLElement {

@@ -106,8 +106,14 @@ function tableRow([label, ...values], i) {
 
 /** The table with a line for each run, as RFC 4180 has it. */
 function csv(table) {
-  const cell = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+  const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+  const cell = (text) => quoted(isFormula(text) ? `'${text}` : text);
   return table[0].map((_, i) => `${table.map((row) => cell(row[i])).join(",")}\r\n`).join("");
+}
+
+/** Whether a spreadsheet would compute what was only written: a run's settings may come from somebody else. */
+function isFormula(text) {
+  return /^[=+\-@\t\r]/.test(text) && text !== "-" && Number.isNaN(Number(text));
 }
 
 const shown = (value) => (value === undefined ? "-" : typeof value === "object" ? JSON.stringify(value) : String(value));

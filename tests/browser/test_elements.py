@@ -151,6 +151,14 @@ def test_smoothing_begins_anew_in_every_stage(editor):
     ]
 
 
+def test_what_is_said_of_a_chart_has_its_iterations_exactly(editor):
+    content = {**line([2.5, 0.123456, 0.1], [0, 0, 0]), "x": [1, 12345, 100000]}
+    said = editor.page.evaluate(
+        f"async content => (await import('{EXTENSION}/fewstep_chart.js')).described(content)", content
+    )
+    assert said == "Chart over iteration 1 to 100000: loss from 2.5 to 0.1."
+
+
 def focused(editor):
     """The text or label of what has the focus, through all shadows."""
     return editor.page.evaluate(

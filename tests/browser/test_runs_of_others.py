@@ -1,5 +1,8 @@
 """The list of runs where there are many, and where they were written by somebody else."""
 
+import csv
+import json
+
 from PIL import Image
 from test_runs_browser import card, open_runs
 from test_training_panel import stopped_run
@@ -20,3 +23,25 @@ def test_pictures_are_fetched_when_they_come_into_sight(editor, runs, name):
     unseen = next(i for i in range(12) if not any(f"{name}%20{i}/" in url for url in fetched))
     with editor.page.expect_response(lambda answer: f"{name}%20{unseen}/preview?" in answer.url):
         card(shown, f"{name} {unseen}").locator("fewstep-compare").scroll_into_view_if_needed()
+
+
+def test_a_setting_is_no_formula_in_a_table_that_is_saved(editor, runs, name):
+    """Numbers stay numbers, and what is not known a dash."""
+    settings = [{"from": '=HYPERLINK("a","b")', "rate": -0.5, "of": "@x"}, {"from": "b", "rate": 0.5, "of": "-y"}]
+    for i, options in enumerate(settings):
+        (runs / f"{name} {i}").mkdir(parents=True)
+        said = {"method": "m", "teacher_sha256": "ab", **{f"method.{key}": value for key, value in options.items()}}
+        (runs / f"{name} {i}" / "run.json").write_text(json.dumps({"run": said}))
+    shown = open_runs(editor)
+    for i in range(2):
+        card(shown, f"{name} {i}").get_by_label(f"Compare {name} {i}").check()
+    beside = shown.locator("fewstep-runs-compared")
+    beside.locator("caption", has_text="What differs").wait_for()
+    with shown.page.expect_download() as waiting:
+        beside.get_by_role("button", name="Save table as CSV").click()
+    with waiting.value.path().open(newline="", encoding="utf-8") as file:
+        saved = {row["run"]: row for row in csv.DictReader(file)}
+    first, second = (saved[f"{name} {i}"] for i in range(2))
+    assert [first[key] for key in ("from", "rate", "of")] == ['\'=HYPERLINK("a","b")', "-0.5", "'@x"]
+    assert [second[key] for key in ("from", "rate", "of")] == ["b", "0.5", "'-y"]
+    assert first["last loss"] == "-"
