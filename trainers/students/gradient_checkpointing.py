@@ -86,14 +86,19 @@ def checkpointed(network: nn.Module) -> Iterator[None]:
 
 
 def recomputed(forward: Forward) -> Forward:
-    """The same function of tensors, which keeps its inputs instead of its activations for backward."""
+    """The same function of tensors, which keeps its inputs instead of its activations for backward.
+
+    What others overwrite of its inputs once it has returned is known when the first of its calls is let go of, with backward
+    or without; until then backward is refused.
+    """
     overwrites: set[_Name] | None = None  # which inputs; not known before it ran once
+    overwritten_since: set[_Name] = set()
 
     def forward_or_again(*args: Any, **kwargs: Any) -> Any:
         nonlocal overwrites
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        inputs = _Inputs(args, kwargs, copied=overwrites)
+        inputs = _Inputs(args, kwargs, copied=overwrites, since=overwritten_since)
         call = _Call(forward, inputs)
         with saved_tensors_hooks(call.pack, call.unpack):
             output = forward(*args, **kwargs)  # on the caller's own: into some of it hosts write
@@ -130,23 +135,33 @@ def _rebuilt(value: Any, tensors: dict[_Name, Tensor], name: _Name = ()) -> Any:
 
 
 class _Inputs:
-    """A call's arguments as they were before it, for a second call. copied: what it will overwrite; None: perhaps all."""
+    """A call's arguments as they were before it, for a second call.
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, copied: set[_Name] | None) -> None:
+    copied: what it will overwrite; None: perhaps all. since: what others do after it, found out at the end of this object.
+    """
+
+    def __init__(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, copied: set[_Name] | None, since: set[_Name]
+    ) -> None:
         given = (args, kwargs)
+        self._since = since
         self._tensors = dict(_tensors(given))
         self._given = _rebuilt(given, self._tensors)
         self._versions = {name: value._version for name, value in self._tensors.items()}
-        once = {id(value): value.clone() for name, value in self._tensors.items() if copied is None or name in copied}
+        known = None if copied is None else copied | since
+        once = {id(value): value.clone() for name, value in self._tensors.items() if known is None or name in known}
         self._tensors |= {name: once[id(value)] for name, value in self._tensors.items() if id(value) in once}
+
+    def __del__(self) -> None:
+        self._since.update(self._changed())
 
     def settle(self) -> set[_Name]:
         """After the call: needless copies go. The names of what it overwrote."""
         given = dict(_tensors(self._given))
         overwritten = {name for name, value in given.items() if value._version != self._versions[name]}
         for name, value in given.items():
-            if name not in overwritten:
-                self._tensors[name] = value
+            if name not in overwritten | self._since:  # without its graph: overwritten later, it would lead to itself
+                self._tensors[name] = value.detach().requires_grad_(value.requires_grad)
             elif self._tensors[name] is not value:
                 self._versions[name] = self._tensors[name]._version
         self._given = _rebuilt(self._given, self._tensors)
@@ -154,7 +169,7 @@ class _Inputs:
 
     def call(self, forward: Forward) -> Any:
         """RuntimeError when one was overwritten since, which only a copy would have outlived."""
-        changed = [name for name, version in self._versions.items() if self._tensors[name]._version != version]
+        changed = self._changed()
         if changed:
             raise RuntimeError(
                 f"inputs {', '.join(map(_said, changed))} of a checkpointed block were overwritten before backward; switch "
@@ -162,6 +177,9 @@ class _Inputs:
             )
         args, kwargs = _rebuilt(self._given, self._tensors)
         return forward(*args, **kwargs)
+
+    def _changed(self) -> list[_Name]:
+        return [name for name, version in self._versions.items() if self._tensors[name]._version != version]
 
 
 def _said(name: _Name) -> str:

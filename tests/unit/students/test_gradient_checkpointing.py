@@ -203,6 +203,24 @@ def test_what_is_overwritten_too_late_is_an_error_not_a_wrong_gradient():
         loss.backward()
 
 
+def test_what_the_network_overwrites_after_a_block_is_learnt_from_a_pass_without_backward():
+    """Wan S2V adds what it hears to the frames in place, which a small block of its injector has seen."""
+
+    class Adding(Network):
+        def forward(self, x, y):
+            x, shared = self.embed(x), self.shared(y)
+            for block in self.blocks:
+                x.add_(block(x[:2], shared=shared[:2]).mean(dim=0))
+            return self.out(x)
+
+    network = Adding(Careful)
+    expected = gradients(network, allow=True)
+    with checkpointed(network):
+        network(*data())
+        assert_equal(gradients(network, allow=True), expected)
+        assert_equal(gradients(network, allow=True), expected)
+
+
 def test_a_second_pass_that_differs_is_an_error():
     weight, calls = torch.ones(3, requires_grad=True), []
 
