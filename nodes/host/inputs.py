@@ -248,6 +248,8 @@ def _rows(entry: list[Any], count: int) -> list[list[Any]]:
     embedding, options = entry
 
     def row(value: Any, i: int) -> Any:
+        if type(value) in (list, tuple):
+            return type(value)(row(each, i) for each in value)
         return value[i : i + 1] if isinstance(value, Tensor) and value.ndim and len(value) == count else value
 
     return [[row(embedding, i), {key: row(value, i) for key, value in options.items()}] for i in range(count)]

@@ -94,6 +94,15 @@ def test_prompts_of_one_entry_are_counted_one_by_one():
     assert torch.equal(condition["c_crossattn"], text(3, batch=2)[0][0])
 
 
+def test_prompts_of_one_entry_have_their_own_rows_of_lists_too():
+    latents = [noise(2, CHANNELS, 2, 2), noise(1, CHANNELS, 2, 4, seed=1)]
+    prompt = text(3, batch=2, strength=0.5, reference_latents=latents)
+    condition = encoded(stand_in(), prompt, noise(1, CHANNELS, 4, 6))
+    assert torch.equal(condition["ref_latents[0]"], 0.5 * latents[0])
+    assert torch.equal(condition["ref_latents[1]"], 0.5 * latents[1].expand(2, -1, -1, -1))
+    assert [len(one[1]["reference_latents"][0]) for one in host.inputs.prompts_of(prompt)] == [1, 1]
+
+
 def test_prompts_of_several_constants_and_lengths_are_buckets_and_run(output):
     """Two of strength 1 and length 3, one of strength 2, one longer; as they come back from the run's folder."""
     prompts = [text(3, seed=0, strength=1.0), text(5, seed=1, strength=1.0)]
