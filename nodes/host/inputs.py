@@ -270,9 +270,9 @@ def _encoded(
     with torch.inference_mode(False), torch.no_grad():  # some networks take their text through layers here
         inputs = {key: _plain(value) for key, value in options.items()}
         inputs["cross_attn"] = _plain(embedding)
-        encoded = model.model.extra_conds(
-            **{**size, **streams, **inputs}, device=model.load_device, noise=latents[:1], latent_image=latents[:1]
-        )
+        # a sampler that begins with noise goes on from an empty latent; of the samples' own nothing may be seen
+        sampled = {"noise": latents[:1], "latent_image": torch.zeros_like(latents[:1])}
+        encoded = model.model.extra_conds(**{**size, **streams, **inputs}, device=model.load_device, **sampled)
         if inputs["cross_attn"] is not None:
             encoded.setdefault("c_crossattn", comfy.conds.CONDCrossAttn(inputs["cross_attn"]))
     _require_one_time(model, encoded)

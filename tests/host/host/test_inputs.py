@@ -103,6 +103,15 @@ def test_prompts_of_one_entry_have_their_own_rows_of_lists_too():
     assert [len(one[1]["reference_latents"][0]) for one in host.inputs.prompts_of(prompt)] == [1, 1]
 
 
+def test_what_a_prompt_does_not_bring_is_not_taken_from_the_samples():
+    """Hunyuan's models of a picture's video take the latent that sampling begins with: empty, and no sample's own."""
+    model, x = stand_in(), noise(2, CHANNELS, 4, 6)
+    model.model.concat_keys = ("masked_image", "concat_image")
+    prompt = text(3, concat_mask=torch.ones(1, 4, 6))
+    condition = host.inputs.condition_for_training(model, prompt, latents=x, name="positive")
+    assert condition["c_concat"].numel() and not condition["c_concat"].any()
+
+
 def test_prompts_of_several_constants_and_lengths_are_buckets_and_run(output):
     """Two of strength 1 and length 3, one of strength 2, one longer; as they come back from the run's folder."""
     prompts = [text(3, seed=0, strength=1.0), text(5, seed=1, strength=1.0)]
