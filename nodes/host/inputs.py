@@ -150,11 +150,14 @@ def conditions_for_training(
 
 
 def is_picture(key: str) -> bool:
-    """Whether a network's input of that name is what it is to edit, to go on from or to keep, and no text."""
+    """Whether a network's input of that name is what it is to edit, to go on from, to follow or to keep, and no text."""
     return key.partition("[")[0] in _PICTURES
 
 
-_PICTURES = ("c_concat", "ref_latents", "ref_latent", "reference_latent", "image_cond", "clip_fea", "time_dim_concat")
+_PICTURES = (
+    *("c_concat", "ref_latents", "ref_latent", "reference_latent", "image_cond", "clip_fea", "time_dim_concat"),
+    *("vace_context", "context_latents", "reference_motion", "pose_latents", "control_video", "camera_conditions"),
+)
 
 
 def shape_of_inputs(condition: Condition) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -140,7 +140,7 @@ def _require_own_pictures(prompts: Sequence[Condition], empty: Condition) -> Non
     Guidance would then lead away from the pictures' difference too, and a dropped caption bring another's picture.
     """
     for key, value in empty.items():
-        if len(value) == 1 and host.inputs.is_picture(key):
+        if len(value) == 1 and host.inputs.is_picture(key) and _shows_something(value):
             found = [row for prompt in prompts if key in prompt for row in prompt[key]]
             if any(row.shape != found[0].shape or not torch.equal(row, found[0]) for row in found):
                 raise ValueError(
@@ -148,6 +148,11 @@ def _require_own_pictures(prompts: Sequence[Condition], empty: Condition) -> Non
                     "own; give one negative for each latent in the same order, with the picture of its positive, or one "
                     "without a picture."
                 )
+
+
+def _shows_something(picture: Tensor) -> bool:
+    """False where it is the same everywhere, as what hosts give a model for no picture is."""
+    return not torch.equal(picture, picture[..., :1, :1].expand_as(picture))
 
 
 def _one_each(prompts: Sequence[Condition], count: int, *, what: str) -> list[Condition]:

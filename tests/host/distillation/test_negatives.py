@@ -7,7 +7,7 @@ from comfyui_fewstep.commands.embedded import import_host
 import_host()
 
 from comfyui_fewstep.nodes.distillation.data.data_in_graph import data_in_graph
-from todays_inputs import CHANNELS, noise, stand_in, text
+from todays_inputs import CHANNELS, current, known, noise, prompt_of, stand_in, text
 
 COUNT = 3
 LATENTS = {"samples": noise(COUNT, CHANNELS, 4, 6)}
@@ -41,6 +41,26 @@ def test_one_without_a_picture_is_for_all():
 def test_one_picture_for_several_is_refused():
     with pytest.raises(ValueError, match=r"negative is one prompt with one picture for all \(ref_latents\[0\]\)"):
         made(prompts(2, count=1))
+
+
+WAN = {"wan_vace": ("vace_frames", 32, "vace_context"), "wan_i2v": ("concat_latent_image", 16, "c_concat")}
+
+
+@pytest.mark.parametrize("kind", WAN)
+def test_what_a_video_is_to_follow_is_a_picture_and_what_hosts_give_for_none_is_not(kind):
+    if not known(kind):
+        pytest.skip(f"this host has no {kind}")
+    option, channels, key = WAN[kind]
+    model, latents = current(kind), {"samples": noise(COUNT, 16, 3, 4, 6)}
+
+    def prompt(seed, picture=True):
+        video = noise(1, channels, 3, 4, 6, seed=seed)
+        return prompt_of(kind, seed=seed, **({option: [video] if kind == "wan_vace" else video} if picture else {}))
+
+    positive = [entry for seed in range(COUNT) for entry in prompt(seed)]
+    data_in_graph(model, latents, [positive], [prompt(4, picture=False)], dropout=0.0)
+    with pytest.raises(ValueError, match=rf"negative is one prompt with one picture for all \({key}\)"):
+        data_in_graph(model, latents, [positive], [prompt(4)], dropout=0.0)
 
 
 def test_negatives_that_do_not_pair_up_are_refused():
