@@ -279,6 +279,7 @@ def _encoded(
         if inputs["cross_attn"] is not None:
             encoded.setdefault("c_crossattn", comfy.conds.CONDCrossAttn(inputs["cross_attn"]))
     _require_one_time(model, encoded)
+    _require_whole_samples(model, encoded)
     _require_free_of_weights(encoded)
     return encoded
 
@@ -290,6 +291,20 @@ def _require_one_time(model: Any, encoded: dict[str, Any]) -> None:
         raise ValueError(
             "this model is of mean flow: its network takes the noise level of the next step as an input too, which training "
             "does not support. Connect a model that was not distilled so."
+        )
+
+
+def _require_whole_samples(model: Any, encoded: dict[str, Any]) -> None:
+    """ValueError for networks that are to draw a video in blocks of frames (Causal Forcing), or take no batch (MiniMax H3)."""
+    if "minimax_payload" in encoded:
+        raise ValueError(
+            "this model (MiniMax H3) takes one sample at a time, and with it a layout of its words, sound and frames that is "
+            "made before it is sampled (minimax_payload); training, which draws samples in batches, does not support it."
+        )
+    if hasattr(model.model.diffusion_model, "init_kv_caches"):
+        raise ValueError(
+            "this model is autoregressive: it draws a video in blocks of frames, each with what it remembers of those before, "
+            "but training would show it whole videos at once. Connect the model that it was made from."
         )
 
 
