@@ -185,7 +185,9 @@ function keepGiven(node) {
     give();
   };
   node.serialize = function () {
-    return Object.assign(serialize.apply(this, arguments), { size: sizeGiven(node) });
+    const given = sizeGiven(node);
+    sizes.set(node, { ...sizes.get(node), given }); // also one that an editor that loads a graph gives it
+    return Object.assign(serialize.apply(this, arguments), { size: [...given] });
   };
   give();
 }

@@ -82,7 +82,7 @@ class Runs extends HTMLElement {
     this.#asking = null;
   }
 
-  /** Words that come meanwhile put it off no further, and do not end what is asked: a slow server would never be heard to the end. */
+  /** Words that come meanwhile put it off no further, and end nothing that is asked: a slow server would never be heard out. */
   #lookSoon() {
     this.#due ??= Math.max(this.#looked + 1000 * SECONDS_BETWEEN_LOOKS, performance.now() + 300);
     this.#lookIn(this.#due - performance.now(), () => {

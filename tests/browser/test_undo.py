@@ -141,3 +141,13 @@ def test_a_kind_of_model_that_is_chosen_is_a_step(editor, told):
     press(editor, "Control+z")
     assert kinds(editor) == ["FewStepSchedule"], "what was done before stays"
     assert choice.input_value() == before
+
+
+def test_a_size_that_an_editor_gives_a_node_as_it_loads_stays_given(editor):
+    editor.add("FewStepSchedule")
+    saved = editor.page.evaluate("app.graph.serialize()")
+    saved["nodes"][0]["size"] = [200, 300]
+    sizes = "app.graph.serialize().nodes.map(({ size: [width, height] }) => [width, height])"
+    loaded = editor.page.evaluate(f"async saved => {{ await app.loadGraphData(saved); return {sizes} }}", saved)
+    editor.page.wait_for_timeout(MILLISECONDS)
+    assert editor.page.evaluate(sizes) == loaded
