@@ -24,13 +24,14 @@ import torch
 
 from ..scenes.machine import RESULTS, machine
 from . import formats as architectures_formats
+from .newer_pictures import NEWER_PICTURES
 from .newer_videos import NEWER_VIDEOS
 from .parts import PARTS
 from .pictures import PICTURES
 from .subject import Found, Subject
 from .videos import VIDEOS
 
-ARCHITECTURES = PICTURES | VIDEOS | NEWER_VIDEOS
+ARCHITECTURES = PICTURES | NEWER_PICTURES | VIDEOS | NEWER_VIDEOS
 ABOUT = {
     "KSampler": "of LCM, Lightning, TCD and Consistency, those that draw in KSampler and SamplerCustom the same bits",
     "Lightning": "largest difference from the host's euler, over the largest value",

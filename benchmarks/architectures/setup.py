@@ -60,8 +60,8 @@ class Architecture:
     pooled one, 0 for none. options: what else a prompt carries; Noise where that is a tensor. marks: tensors of the file
     beside the network, by which the host tells the prediction. encoder: a large part of the network that works on prompts
     alone, and is left out; of a list of blocks all but the first. deep: what the network has for many blocks beside the
-    numbers of them, see deeper. samplers_own: settings of the host's ModelSamplingDiscrete, where only behind that its own
-    euler and lcm are right.
+    numbers of them, see deeper. fixed: sizes that the host's class sets itself, whatever a file holds, made small. samplers_own:
+    settings of the host's ModelSamplingDiscrete, where only behind that its own euler and lcm are right.
     """
 
     config: str
@@ -74,6 +74,7 @@ class Architecture:
     streams: tuple[tuple[int, ...], ...] = ()
     encoder: str | None = None
     deep: dict[str, Any] = field(default_factory=dict)
+    fixed: dict[str, Any] = field(default_factory=dict)
     samplers_own: dict[str, Any] = field(default_factory=dict)
 
     def deeper(self) -> Architecture:
@@ -95,6 +96,7 @@ class Architecture:
         generator = torch.Generator().manual_seed(seed)
         with torch.inference_mode():  # as in a host, whose loaders run under it too
             config = getattr(comfy.supported_models, self.config)(_of_this_host({**self.network, **changed}))
+            config.unet_config.update(self.fixed)
             config.set_inference_dtype(torch.float32, computes_in)
             marks = torch.Generator().manual_seed(seed)
             network = config.get_model({name: mark.draw(1, marks)[0] for name, mark in self.marks.items()}).eval()
