@@ -13,7 +13,7 @@ from architectures import ARCHITECTURES as OLD
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.trainers.data.batches import TensorData
 
-REFUSED = ("svd", "hunyuan_image_meanflow", "wan_causal_ar")
+REFUSED = ("svd", "hunyuan_image_meanflow", "hidream_o1", "wan_causal_ar")
 """Of training, by name."""
 ARCHITECTURES = {kind: one for kind, one in ALL.items() if kind not in REFUSED and (kind not in OLD or kind == "flux")}
 

@@ -25,3 +25,10 @@ def test_the_denoiser_sees_what_the_hosts_sampler_sees(kind):
         denoise = host.training.as_denoiser(host.training.loaded(model), model=model)
         found = denoise(x, torch.full((len(x),), SIGMA), **batch.condition)
     torch.testing.assert_close(found, hosts_x0(model, x, SIGMA, prompt), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", current_architectures.kinds("hidream_o1"))
+def test_what_keeps_the_keys_of_a_prompt_from_step_to_step_is_refused(kind):
+    one = NEWER_PICTURES[kind]
+    with pytest.raises(ValueError, match=r"\(HiDream O1\) keeps the keys and values"):
+        host.inputs.condition_for_training(one.model(), one.conditioning(), latents=one.noise(), name="positive")
