@@ -172,7 +172,7 @@ def joined_inputs(prompts: Sequence[Condition]) -> Condition:
 
 def prompts_of(conditioning: Conditioning) -> Conditioning:
     """Its prompts one by one: an entry of batch 1 for each row of its entries."""
-    return [row for entry in conditioning for row in _rows(entry, len(entry[0]) if entry[0] is not None else 1)]
+    return [row for entry in conditioning for row in _rows(entry, _count(entry))]
 
 
 def rows_of(condition: Condition) -> list[Condition]:
@@ -237,14 +237,20 @@ def encoded_together(model: Any, prompts: Sequence[Conditioning], together: Cond
 
 
 def _encode(model: Any, entry: list[Any], *, latents: Tensor, name: str, shapes: Shapes | None) -> Iterator[Condition]:
-    """A batch of prompts at once; one by one where the network has constants, which some count over the whole batch."""
+    """A batch of prompts at once; one by one where constants are counted over the batch, and pictures taken for one latent."""
     encoded = _encoded(model, entry, latents=latents, name=name, shapes=shapes)
     constant = any(isinstance(value, comfy.conds.CONDConstant) for value in encoded.values())
-    rows = len(entry[0]) if entry[0] is not None else 1
-    for one in _rows(entry, rows) if constant and rows > 1 else [entry]:
+    rows = _count(entry)
+    for one in _rows(entry, rows) if (constant or "c_concat" in encoded) and rows > 1 else [entry]:
         if one is not entry:
             encoded = _encoded(model, one, latents=latents, name=name, shapes=shapes)
         yield {key: value.to(model.load_device) for key, value in _as_tensors(encoded, name=name).items()}
+
+
+def _count(entry: list[Any]) -> int:
+    """Of an entry's prompts: one text may go with several pictures."""
+    batches = entry[0], entry[1].get("concat_latent_image")
+    return max((len(batch) for batch in batches if isinstance(batch, Tensor)), default=1)
 
 
 def _rows(entry: list[Any], count: int) -> list[list[Any]]:

@@ -15,16 +15,29 @@ from todays_inputs import hosts_x0
 SIGMA = 0.6
 
 
-@pytest.mark.parametrize("kind", current_architectures.kinds(*(k for k in NEWER_PICTURES if k != "hidream_o1")))
-def test_the_denoiser_sees_what_the_hosts_sampler_sees(kind):
-    one = NEWER_PICTURES[kind]
-    model, x, prompt = one.model(), one.noise(), one.conditioning(seed=1)
+def assert_seen_as_by_the_host(model, x, prompt):
     condition = host.inputs.condition_for_training(model, prompt, latents=x, name="positive")
     batch = TensorData(x0=x, condition=condition).first(len(x))
     with torch.no_grad():
         denoise = host.training.as_denoiser(host.training.loaded(model), model=model)
         found = denoise(x, torch.full((len(x),), SIGMA), **batch.condition)
     torch.testing.assert_close(found, hosts_x0(model, x, SIGMA, prompt), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", current_architectures.kinds(*(k for k in NEWER_PICTURES if k != "hidream_o1")))
+def test_the_denoiser_sees_what_the_hosts_sampler_sees(kind):
+    one = NEWER_PICTURES[kind]
+    assert_seen_as_by_the_host(one.model(), one.noise(), one.conditioning(seed=1))
+
+
+@pytest.mark.parametrize("texts", [1, 2])
+@pytest.mark.parametrize("kind", current_architectures.kinds("flux_inpaint", "wan_i2v"))
+def test_each_latent_has_its_own_picture_of_one_entrys(kind, texts):
+    """Of a batch of pictures to fill in or to go on from, all latents were shown the first."""
+    one = current_architectures.ALL[kind]
+    ((text, options),) = one.conditioning(seed=1, batch=2)
+    options |= {key: options[key][:texts] for key in ("pooled_output",) if key in options}
+    assert_seen_as_by_the_host(one.model(), one.noise(), [[text[:texts], options]])
 
 
 @pytest.mark.parametrize("kind", current_architectures.kinds("hidream_o1"))
