@@ -38,6 +38,8 @@ export const STYLE = `
 /** What editors leave free above and below an element on a node, together. */
 export const AROUND = 20;
 
+let added = 0; // elements so far, on all nodes
+
 /** An element of ours, whose shadow keeps its look from the page's and the page's from it. */
 export function define(name, kind) {
   if (!customElements.get(name)) customElements.define(name, kind);
@@ -49,7 +51,8 @@ export function addElement(node, name, element, { height }) {
   keepKeys(element);
   const options = { serialize: false, hideOnZoom: false, hideInPanel: true, onDraw: () => noteDrawn(node),
     getMinHeight: () => textScale() * height() };
-  const widget = node.addDOMWidget(name, `fewstep_${name}`, element, options);
+  // of a type of its own: where undo makes a node anew, Nodes 2.0 would leave the old one's element in the place of one of its type
+  const widget = node.addDOMWidget(name, `fewstep_${name}_${++added}`, element, options);
   widget.serialize = false;
   if (!node.graph) grow(node); // while it is made: its size was chosen before
   keepGiven(node);

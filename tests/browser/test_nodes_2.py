@@ -48,6 +48,37 @@ def test_the_steps_of_a_schedule(editor):
     shown.wait_for(state="detached")
 
 
+def wait_for_timesteps(editor, wanted):
+    """In the only table of steps."""
+    editor.page.wait_for_function(
+        "wanted => { const table = document.querySelector('fewstep-schedule')?.shadowRoot.querySelector('tbody');"
+        " return table && JSON.stringify([...table.rows].map(row => row.cells[1].textContent)) === JSON.stringify(wanted) }",
+        arg=wanted,
+        timeout=10_000,
+    )
+
+
+def test_what_is_on_a_node_goes_on_after_undo_and_redo(editor):
+    """They make the nodes anew under the same numbers, whose old elements the editor would leave where they were."""
+    schedule = editor.add("FewStepSchedule")
+    wait_for_timesteps(editor, ["999", "749", "499", "249"])
+    note_changes(editor, 900)
+    editor.set(schedule, steps=2)
+    wait_for_timesteps(editor, ["999", "499"])
+    note_changes(editor, 1000)
+    for key, restored in (("z", ["999", "749", "499", "249"]), ("y", ["999", "499"])):
+        editor.page.keyboard.press(f"Control+{key}")
+        wait_for_timesteps(editor, restored)
+        editor.set(schedule, steps=1)
+        wait_for_timesteps(editor, ["999"])
+
+
+def note_changes(editor, y):
+    """A click on the canvas, at another place each time: two on one would open a search."""
+    editor.page.locator("#graph-canvas").click(position={"x": 1000, "y": y})
+    editor.page.wait_for_timeout(300)
+
+
 def test_a_long_table_of_steps_scrolls(editor):
     editor.add("FewStepSchedule", steps=60, schedule="trailing")
     shown = editor.page.locator("fewstep-schedule")
