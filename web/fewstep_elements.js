@@ -1,4 +1,5 @@
 // Small helpers of all our elements: making them, their common look, and numbers as words.
+import { app } from "../../scripts/app.js";
 
 /** An element with properties and children; `on` holds its listeners, `aria` its ARIA attributes. */
 export function make(tag, { on = {}, aria = {}, ...properties } = {}, ...children) {
@@ -146,10 +147,19 @@ function atRemoval(node, leave) {
   };
 }
 
-/** An extension that calls show(node, output) whenever a node of these kinds has run. */
+/** An extension that calls show(node, output) whenever a node of these kinds has run, and again where the editor has made the node
+ *  anew, by undo or in a tab that is come back to: what was said is kept beside the graph. */
 export function showAfterRunning(name, kinds, show) {
+  const again = () => {
+    for (const [place, output] of Object.entries(app.nodeOutputs)) {
+      const node = nodeAt(place);
+      if (output?.text && kinds.includes(node?.comfyClass)) show(node, output);
+    }
+  };
   return {
     name,
+    afterConfigureGraph: again,
+    onNodeOutputsUpdated: again,
     beforeRegisterNodeDef(nodeType, nodeData) {
       if (!kinds.includes(nodeData.name)) return;
       const onExecuted = nodeType.prototype.onExecuted;
@@ -159,6 +169,13 @@ export function showAfterRunning(name, kinds, show) {
       };
     },
   };
+}
+
+/** The node of a number, or of one behind its subgraph's id. */
+function nodeAt(place) {
+  const [number, subgraph] = place.split(":").reverse();
+  const root = app.rootGraph ?? app.graph;
+  return (subgraph ? root.subgraphs?.get(subgraph) : root)?.getNodeById(number);
 }
 
 /** Makes a node at least as large as what is on it now needs, and as wide as this. */

@@ -235,7 +235,11 @@ def test_text_and_what_holds_it_scale_with_the_pages(editor):
     assert sizes[1][1] / sizes[0][1] == pytest.approx(1.5, abs=0.1)
 
 
-def test_a_comparison_shows_both_pictures_and_how_near_they_are(editor):
+PSNR = "PSNR 14.0 dB over 1 picture of 64x48"
+
+
+def compared(editor):
+    """A comparison of two grey pictures on its node, after that has run."""
     editor.page.evaluate(
         """() => {
           const [black, grey, compare] = ["EmptyImage", "EmptyImage", "FewStepCompare"].map((kind, i) => {
@@ -247,10 +251,34 @@ def test_a_comparison_shows_both_pictures_and_how_near_they_are(editor):
     )
     editor.queue()
     compare = editor.page.locator("fewstep-compare")
-    compare.get_by_text("PSNR 14.0 dB over 1 picture of 64x48").wait_for()
+    compare.get_by_text(PSNR).wait_for()
+    return compare
+
+
+def test_a_comparison_shows_both_pictures_and_how_near_they_are(editor):
+    compare = compared(editor)
     drawn = "async compare => { await compare.both.decode(); return [compare.both.naturalWidth, compare.both.naturalHeight] }"
     assert compare.evaluate(drawn) == [64, 96], "the teacher's above the student's"
     assert compare.get_by_label("Where the teacher's picture ends").is_visible()
+
+
+def test_what_a_node_said_is_on_it_again_after_undo(editor):
+    """Which loads the graph of before; the editor keeps what was said beside it."""
+    compared(editor)
+    editor.page.evaluate("async () => { await app.loadGraphData(app.graph.serialize(), false) }")
+    editor.page.locator("fewstep-compare").get_by_text(PSNR).wait_for()
+
+
+def test_what_a_node_said_is_on_it_again_in_its_tab(editor):
+    compared(editor)
+    if not editor.page.evaluate("() => Boolean(app.extensionManager?.command)"):
+        pytest.skip("this editor has no tabs")
+    editor.load({"nodes": [], "links": [], "version": 0.4})
+    editor.page.locator("fewstep-compare").wait_for(state="detached")
+    editor.page.evaluate(
+        "async () => { await app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow') }"
+    )
+    editor.page.locator("fewstep-compare").get_by_text(PSNR).wait_for()
 
 
 LONG = "cd /a/folder && " + " ".join(f"--option-{i} 'some value'" for i in range(25))
