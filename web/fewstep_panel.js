@@ -5,6 +5,7 @@ import { AROUND, addElement, every, fit, textScale, whileThere } from "./fewstep
 import { EVERY, METRICS, PHASE, STATE, TRAINING, isOf, runNamed, subscribe } from "./fewstep_service.js";
 
 const NODES = [...TRAINING, "FewStepWatchRun"];
+const PLAN_ONLY = "plan only"; // of Make It Fast's do
 const LARGE = 400;
 const SMALL = 60;
 const MILLISECONDS_BETWEEN_LOOKS = 300;
@@ -14,7 +15,6 @@ function addPanel(node) {
   let height = SMALL;
   let told = null; // the run that is told of this node
   panel.watching = node.comfyClass === "FewStepWatchRun";
-  panel.planning = node.comfyClass === "FewStepMakeItFast";
   if (!panel.watching) panel.onresume = () => app.queuePrompt(0, 1);
   panel.onsize = () => {
     if (!panel.offsetWidth) return; // it is not laid out yet
@@ -28,7 +28,10 @@ function addPanel(node) {
   whileThere(node, () => subscribe(EVERY, (kind, data) => {
     if ([STATE, METRICS, PHASE].includes(kind) && isOf(data, node)) told = data.run;
   }));
-  every(MILLISECONDS_BETWEEN_LOOKS, node, () => (panel.run = runNamed(node) || told));
+  every(MILLISECONDS_BETWEEN_LOOKS, node, () => {
+    panel.run = (runNamed(node) ?? told) || null;
+    panel.planning = node.widgets.some(({ name, value }) => name === "do" && value === PLAN_ONLY);
+  });
 }
 
 app.registerExtension({

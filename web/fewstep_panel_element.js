@@ -31,6 +31,7 @@ class Panel extends HTMLElement {
   #looked = 0;
   #refused = -Infinity;
   #known = {};
+  #planning = false;
   #view = "loss";
 
   constructor() {
@@ -64,8 +65,6 @@ class Panel extends HTMLElement {
   onresume = null;
   /** Whether another process trains the run, which is started by its command. */
   watching = false;
-  /** Whether the node may be told to plan only, and the graph then queued without training. */
-  planning = false;
 
   connectedCallback() {
     // Nodes 2.0 lays nodes out as elements and gives each widget the room that its content asks for, not what we name
@@ -90,7 +89,14 @@ class Panel extends HTMLElement {
     this.#asking = null;
   }
 
-  /** The name of the run that is shown; null while it is not known. */
+  /** Whether the node is told to plan only, so that the graph is queued without training. */
+  set planning(planning) {
+    if (planning === this.#planning) return;
+    this.#planning = planning;
+    this.#draw();
+  }
+
+  /** The name of the run that is shown; null while there is none. */
   set run(name) {
     if (name === this.#run) return;
     this.#run = name;
@@ -114,7 +120,7 @@ class Panel extends HTMLElement {
 
   #forget() {
     const curves = Object.fromEntries(COLUMNS.map((name) => [name, []]));
-    this.#known = { state: "absent", curves: { ...curves, band_errors: [], measures: {} }, stages: {}, previews: [], live: null, error: null };
+    this.#known = { state: "unknown", curves: { ...curves, band_errors: [], measures: {} }, stages: {}, previews: [], live: null, error: null };
     this.#draw();
   }
 
@@ -228,7 +234,8 @@ class Panel extends HTMLElement {
   }
 
   #draw() {
-    const known = { ...this.#known, iteration: reached(this.#known), connected: isConnected(), run: this.#run, watching: this.watching, planning: this.planning };
+    const known = { ...this.#known, iteration: reached(this.#known), connected: isConnected(), run: this.#run, watching: this.watching,
+      planning: this.#planning };
     this.sentence.textContent = sentence(known);
     if (this.heard.textContent !== heard(known)) this.heard.textContent = heard(known);
     this.sentence.classList.toggle("failed", Boolean(known.error || known.failure || known.refusal || known.damage || !known.connected));

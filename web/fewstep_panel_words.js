@@ -9,7 +9,7 @@ export function sentence(known) {
   if (known.refusal) return known.refusal;
   if (known.phase && !known.cancelling && !known.cancelAsked) return during(known.phase);
   if (known.run === null) return say("The training is shown here when it begins.");
-  const said = { absent, written, training, stopped, finished, damaged }[known.state](known);
+  const said = { unknown, absent, written, training, stopped, finished, damaged }[known.state](known);
   const error = known.error ?? known.failure;
   if (error && known.state !== "training") return say`Stopped by an error: ${error}`;
   return known.damage ? say`${said} ${capital(known.damage)} Repair or delete it in the list of runs.` : said;
@@ -42,6 +42,7 @@ function during({ phase, share, seconds_left }) {
   return `${say(PHASES[phase] ?? phase)}${far}${left} ...`;
 }
 
+const unknown = () => "..."; // until the server has answered
 // watching: the node trains nothing itself, so that what comes next is to be done elsewhere; planning: it may only plan
 const absent = ({ watching, planning }) =>
   say(watching ? "There is no run of this name yet. Queue Write Run first."

@@ -68,8 +68,39 @@ def wait_for_points(editor, more_than):
 
 
 def test_a_node_that_may_only_plan_says_how_to_train(editor, name):
-    editor.show(editor.add("FewStepMakeItFast", run_name=name, do="plan only"))
-    sentence(editor, "Not begun. Set do to train and queue the graph.")
+    node = editor.add("FewStepMakeItFast", run_name=name, do="plan only")
+    editor.show(node)
+    sentence(editor, "Not begun. Set do to train and queue the graph.", seconds=10)
+    editor.set(node, do="train")
+    sentence(editor, "Not begun. Queue the graph to train.", seconds=10)
+
+
+def test_nothing_is_said_of_a_run_before_the_server_has_answered(editor, runs, name):
+    """A page that is loaded again while it trains would say of it that it has not begun."""
+    stopped_run(runs, name)
+    held = []
+    editor.page.route(f"**/fewstep/runs/{name}?*", lambda route: held.append(route))
+    editor.show(editor.add("FewStepDistill", run_name=name))
+    for _ in range(50):
+        if not held:
+            editor.page.wait_for_timeout(100)
+    said = panel(editor).evaluate("panel => [panel.sentence, panel.heard].map(element => element.textContent)")
+    held[0].continue_()
+    editor.page.unroute(f"**/fewstep/runs/{name}?*")
+    assert said == ["...", "..."]
+    sentence(editor, "Stopped at iteration 3 of 9", seconds=10)
+
+
+def test_a_node_without_a_name_shows_no_run(editor, runs, name):
+    """Not the one that it named before."""
+    stopped_run(runs, name)
+    node = editor.add("FewStepDistill", run_name=name)
+    editor.show(node)
+    sentence(editor, "Stopped at iteration 3 of 9", seconds=10)
+    tell = "async detail => (await import('/scripts/api.js')).api.dispatchEvent(new CustomEvent('fewstep.state', { detail }))"
+    editor.page.evaluate(tell, {"run": name, "node": f"{node}", "state": "stopped"})
+    editor.set(node, run_name="")
+    sentence(editor, "The training is shown here when it begins.", seconds=10)
 
 
 def test_a_run_is_watched_cancelled_reloaded_resumed_and_finished(editor, runs, name):
