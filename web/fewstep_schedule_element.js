@@ -71,15 +71,19 @@ class Schedule extends HTMLElement {
     }
   }
 
+  /** A picture in SVG has no property hidden. */
+  #showOnly(isShown) {
+    for (const element of this.shown) element.toggleAttribute("hidden", !isShown(element));
+  }
+
   #refuse(message, choosable) {
-    for (const element of this.shown) element.hidden = element !== this.choosing || !choosable || !this.choice.options.length;
+    this.#showOnly((element) => element === this.choosing && choosable && this.choice.options.length > 0);
     this.error.textContent = message;
   }
 
   #draw(told, { choosable, note }) {
-    for (const element of this.shown) element.hidden = false;
+    this.#showOnly((element) => element !== this.choosing || choosable);
     this.error.textContent = "";
-    this.choosing.hidden = !choosable;
     this.#drawChoice(told);
     this.about.textContent = [choosable ? "" : say`For ${told.models[told.model]}.`, ...(told.told ?? []), note].filter(Boolean).join(" ");
     this.about.title = told.source ?? "";

@@ -62,9 +62,10 @@ def test_the_preview_follows_every_widget(editor, schedule):
 def test_what_the_node_would_refuse_is_said_while_typing(editor, schedule):
     editor.set(schedule, schedule="lcm", steps=60)
     preview(editor).locator(".error", has_text="steps is 60; an LCM schedule of 50 original steps").wait_for()
-    assert not preview(editor).locator("table").is_visible()
+    assert [preview(editor).locator(shown).is_visible() for shown in ("table", "svg")] == [False, False]
     editor.set(schedule, steps=4)
     wait_for(editor, "timestep", [999, 759, 499, 259])
+    assert preview(editor).locator("svg").is_visible()
     assert preview(editor).locator(".error").text_content() == ""
 
 
