@@ -30,8 +30,13 @@ function addPanel(node) {
   }));
   every(MILLISECONDS_BETWEEN_LOOKS, node, () => {
     panel.run = (runNamed(node) ?? told) || null;
-    panel.planning = node.widgets.some(({ name, value }) => name === "do" && value === PLAN_ONLY);
+    panel.now = { planning: node.widgets.some(({ name, value }) => name === "do" && value === PLAN_ONLY), waiting: isRunning(node) };
   });
+}
+
+/** Whether the graph's execution is at this node, which may be inside a subgraph. */
+function isRunning({ id }) {
+  return String(app.runningNodeId).split(":").at(-1) === String(id);
 }
 
 app.registerExtension({

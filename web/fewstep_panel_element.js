@@ -31,7 +31,7 @@ class Panel extends HTMLElement {
   #looked = 0;
   #refused = -Infinity;
   #known = {};
-  #planning = false;
+  #now = {};
   #view = "loss";
 
   constructor() {
@@ -89,10 +89,10 @@ class Panel extends HTMLElement {
     this.#asking = null;
   }
 
-  /** Whether the node is told to plan only, so that the graph is queued without training. */
-  set planning(planning) {
-    if (planning === this.#planning) return;
-    this.#planning = planning;
+  /** Of the node: {planning} whether it is told to plan only, {waiting} whether the graph's execution is at it. */
+  set now(now) {
+    if (JSON.stringify(now) === JSON.stringify(this.#now)) return;
+    this.#now = now;
     this.#draw();
   }
 
@@ -234,8 +234,8 @@ class Panel extends HTMLElement {
   }
 
   #draw() {
-    const known = { ...this.#known, iteration: reached(this.#known), connected: isConnected(), run: this.#run, watching: this.watching,
-      planning: this.#planning };
+    const node = { ...this.#now, watching: this.watching };
+    const known = { ...this.#known, ...node, iteration: reached(this.#known), connected: isConnected(), run: this.#run };
     this.sentence.textContent = sentence(known);
     if (this.heard.textContent !== heard(known)) this.heard.textContent = heard(known);
     this.sentence.classList.toggle("failed", Boolean(known.error || known.failure || known.refusal || known.damage || !known.connected));

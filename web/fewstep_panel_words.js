@@ -47,8 +47,9 @@ const unknown = () => "..."; // until the server has answered
 const absent = ({ watching, planning }) =>
   say(watching ? "There is no run of this name yet. Queue Write Run first."
     : planning ? "Not begun. Set do to train and queue the graph." : "Not begun. Queue the graph to train.");
-const written = ({ watching }) =>
-  say(watching ? "Written, and not started yet. Start it with Write Run's command in a terminal; queue this node to wait for its student."
+const written = ({ watching, waiting }) =>
+  say(watching && waiting ? "Written, and not started yet. Start it with Write Run's command in a terminal; this node waits for its student."
+    : watching ? "Written, and not started yet. Start it with Write Run's command in a terminal; queue this node to wait for its student."
     : "Nothing is saved yet. Queue the graph, and it begins anew.");
 const stopped = ({ iteration, iterations, watching }) => {
   const far = iterations ? say`Stopped at iteration ${iteration} of ${iterations}; its state is saved.` : say("Stopped; its state is saved.");
@@ -65,9 +66,9 @@ const damaged = () => say("This run cannot be read.");
 
 function training({ live, stopping, cancelling, cancelAsked, iteration }) {
   if (cancelling || cancelAsked) return say("Cancelling ... the state is saved first.");
-  if (!live) return iteration ? say`Training, at iteration ${iteration}.` : say("Preparing the training ...");
-  const said = say`${stageOf(live)}, iteration ${live.iteration} of ${live.iterations}`;
-  return stopping ? say`Stopping after the next checkpoint: ${said}` : say`Training: ${said}`;
+  const at = live ? say`${stageOf(live)}, iteration ${live.iteration} of ${live.iterations}` : iteration ? say`iteration ${iteration}` : "";
+  if (stopping) return at ? say`Stopping after the next checkpoint: ${at}` : say("Stopping after the first checkpoint.");
+  return live ? say`Training: ${at}` : iteration ? say`Training, at iteration ${iteration}.` : say("Preparing the training ...");
 }
 
 /** The newest figures, each with its name. */

@@ -13,6 +13,11 @@ KEPT = {
     *("FewStepDemoTeacher", "FewStepDigitsData", "FewStepDigitPrompt", "FewStepProgressiveDistillation"),
     *("FewStepFullWeightsStudent", "FewStepDistill", "FewStepLossChart"),
 }
+LINE = {
+    **{"iteration": 3, "iterations": 9, "stage": 0, "stage_name": "s", "loss": 1.0, "x0_error": 0.25},
+    **{"gradient_norm": 1.0, "learning_rate": 0.1, "band_errors": [None]},
+}
+"""Of a run's metrics."""
 
 
 def training_only():
@@ -298,9 +303,7 @@ def test_watch_run_says_what_to_do_next(editor, runs, name):
         " return bottom(panel.command) <= bottom(panel) + 1 }"
     )
     assert not panel(editor).get_by_role("button", name="Resume").is_visible()
-    line = {"iterations": 9, "stage": 0, "stage_name": "s", "x0_error": 0.25, "gradient_norm": 1.0, "loss": 1.0}
-    line |= {"learning_rate": 0.1, "band_errors": [None], "iteration": 3}
-    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (folder / "metrics.jsonl").write_text(json.dumps(LINE) + "\n")
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "00000003.safetensors").touch()
     sentence(
@@ -312,12 +315,31 @@ def test_watch_run_says_what_to_do_next(editor, runs, name):
     shutil.rmtree(folder)
 
 
+def test_watch_run_says_that_it_waits_and_that_the_training_stops_soon(editor, runs, name):
+    """Its run is trained by another process, this one."""
+    (runs / name).mkdir(parents=True)
+    (runs / name / "run.json").write_text(json.dumps({"run": {"method": "m", "teacher_sha256": "ab"}}))
+    node = editor.add("FewStepWatchRun", run_name=name)
+    editor.show(node)
+    sentence(editor, "queue this node to wait for its student.", seconds=30)
+    editor.page.evaluate(
+        "id => { Object.defineProperty(app, 'runningNodeId', { value: `${id}`, configurable: true }) }", node
+    )
+    sentence(editor, "Start it with Write Run's command in a terminal; this node waits for its student.", seconds=30)
+    editor.page.evaluate("() => { delete app.runningNodeId }")
+    with RunFolder(runs, name).locked():
+        sentence(editor, "Preparing the training ...", seconds=30)
+        press(editor, "Stop after this checkpoint")
+        sentence(editor, "Stopping after the first checkpoint.", seconds=30)
+        (runs / name / "metrics.jsonl").write_text(json.dumps(LINE) + "\n")
+        sentence(editor, "Stopping after the next checkpoint: iteration 3", seconds=30)
+    shutil.rmtree(runs / name)
+
+
 def stopped_run(runs, name):
-    line = {"iterations": 9, "stage": 0, "stage_name": "s", "x0_error": 0.25, "gradient_norm": 1.0, "loss": 1.0}
-    line |= {"learning_rate": 0.1, "band_errors": [None], "iteration": 3}
     (runs / name / "checkpoints").mkdir(parents=True)
     (runs / name / "run.json").write_text(json.dumps({"run": {"method": "m", "teacher_sha256": "ab"}}))
-    (runs / name / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (runs / name / "metrics.jsonl").write_text(json.dumps(LINE) + "\n")
     (runs / name / "checkpoints" / "00000003.safetensors").touch()
 
 
