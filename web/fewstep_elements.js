@@ -174,9 +174,15 @@ export function showAfterRunning(name, kinds, show) {
 /** The node of a number, or of one behind its subgraph's id. */
 function nodeAt(place) {
   const [number, subgraph] = place.split(":").reverse();
-  const root = app.rootGraph ?? app.graph;
-  return (subgraph ? root.subgraphs?.get(subgraph) : root)?.getNodeById(number);
+  return (subgraph ? root().subgraphs?.get(subgraph) : root())?.getNodeById(number);
 }
+
+/** Those of the graph and of all subgraphs. */
+export function allNodes() {
+  return [root(), ...(root().subgraphs?.values() ?? [])].flatMap(({ _nodes }) => _nodes);
+}
+
+const root = () => app.rootGraph ?? app.graph;
 
 /** Makes a node at least as large as what is on it now needs, and as wide as this. */
 export function fit(node, width = 0) {

@@ -1,0 +1,38 @@
+"""Nodes list a student as soon as its run has made it, and no longer than that is there; what was chosen stays chosen."""
+
+import shutil
+
+from test_runs_browser import another, finished  # noqa: F401 (fixtures)
+
+LISTED = "id => app.graph.getNodeById(id).widgets.find(widget => widget.name === 'student').options.values"
+
+
+def tell(editor, run, state):
+    """As the server does."""
+    send = "async detail => (await import('/scripts/api.js')).api.dispatchEvent(new CustomEvent('fewstep.state', { detail }))"
+    editor.page.evaluate(send, {"run": run, "node": None, "state": state})
+
+
+def wait_until_listed(editor, node, student, *, listed=True):
+    editor.page.wait_for_function(
+        f"([id, student, listed]) => ({LISTED})(id).includes(student) === listed",
+        arg=[node, student, listed],
+        timeout=10_000,
+    )
+
+
+def test_a_new_student_is_listed_at_once_and_a_choice_stays(editor, runs, finished, name):  # noqa: F811
+    editor.reload()
+    shown, saving = editor.add("FewStepLoadStudent"), editor.add("FewStepSaveStudentLoRA")
+    editor.set(shown, student=f"{finished} (run)")
+    shutil.copytree(runs / finished, runs / name)
+    tell(editor, name, "finished")
+    for node in (shown, saving):
+        wait_until_listed(editor, node, f"{name} (run)")
+    assert f"{name} (run)" in editor.page.evaluate(LISTED, editor.add("FewStepLoadStudent")), "of nodes to come too"
+    chosen = "id => app.graph.getNodeById(id).widgets.find(widget => widget.name === 'student').value"
+    assert editor.page.evaluate(chosen, shown) == f"{finished} (run)"
+    editor.set(saving, student=f"{name} (run)")
+    editor.server.post(f"/fewstep/runs/{name}/delete", {})
+    wait_until_listed(editor, shown, f"{name} (run)", listed=False)
+    assert editor.page.evaluate(chosen, saving) == f"{name} (run)"

@@ -1,0 +1,33 @@
+// Lists of students, recipes and LoRAs are as they are now once a run has ended or changed: editors ask for them at their start.
+import { api } from "../../scripts/api.js";
+import { allNodes } from "./fewstep_elements.js";
+import { STATE } from "./fewstep_service.js";
+
+const KINDS = [
+  ...["FewStepLoadStudent", "FewStepSaveStudent", "FewStepSaveStudentLoRA"],
+  ...["FewStepApplyRecipe", "FewStepLoRAStudent", "FewStepMakeItFast"],
+];
+
+/** Input name -> list, of a declaration's inputs. */
+function listsOf({ required = {}, optional = {} }) {
+  const lists = Object.entries({ ...required, ...optional }).map(([name, [list]]) => [name, list]);
+  return Object.fromEntries(lists.filter(([, list]) => Array.isArray(list)));
+}
+
+/** Of nodes to come, whose lists are the declaration's own, and of those that are there, whatever is chosen in them. */
+async function refresh(kind) {
+  const known = listsOf(LiteGraph.registered_node_types[kind].nodeData.input);
+  const told = listsOf((await (await api.fetchApi(`/object_info/${kind}`, { cache: "no-store" })).json())[kind].input);
+  for (const [name, list] of Object.entries(told)) {
+    if (JSON.stringify(list) === JSON.stringify(known[name])) continue;
+    known[name].splice(0, Infinity, ...list);
+    for (const node of allNodes().filter(({ comfyClass }) => comfyClass === kind)) {
+      const widget = node.widgets.find((one) => one.name === name);
+      if (widget?.options?.values) widget.options.values = [...list];
+    }
+  }
+}
+
+api.addEventListener(STATE, ({ detail }) => {
+  if (detail.state !== "begun") Promise.all(KINDS.map(refresh)).catch((error) => console.warn(`ComfyUI-FewStep: ${error.message}`));
+});
