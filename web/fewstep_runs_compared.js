@@ -12,8 +12,11 @@ const OWN_STYLE = `
   figure button { padding: 0; border: 0; width: 100%; cursor: zoom-in; }
   table { border-collapse: collapse; width: 100%; } caption { text-align: left; font-weight: 600; }
   th, td { text-align: left; padding: 0.1em 0.4em; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; font-weight: normal; }
-  td { min-width: 4.5em; } th { color: var(--soft); overflow-wrap: normal; } .scroll { overflow: auto; }
+  td { min-width: 4.5em; } .number { white-space: nowrap; } th { color: var(--soft); overflow-wrap: normal; } .scroll { overflow: auto; }
 `;
+
+/** Of settings that are something else beside how far a run is. */
+const NAMES = { iterations: "iterations asked for" };
 
 class Compared extends HTMLElement {
   #asking = null;
@@ -87,9 +90,9 @@ function rows(runs, told) {
   return [
     ["run", ...runs.map(({ run }) => run)],
     ["last loss", ...told.map(({ curves }) => figure(smoothed(curves.loss, curves.stage).findLast((value) => value !== null)))],
-    ["iterations", ...told.map(({ iteration }) => String(iteration))],
+    ["iterations done", ...told.map(({ iteration }) => String(iteration))],
     ["distance from the teacher, percent", ...runs.map(distance)],
-    ...names.map((name) => [name.replaceAll("_", " "), ...settings.map((one) => shown(one[name]))]),
+    ...names.map((name) => [NAMES[name] ?? name.replaceAll("_", " "), ...settings.map((one) => shown(one[name]))]),
   ];
 }
 
@@ -101,8 +104,10 @@ function distance({ stages }) {
 
 function tableRow([label, ...values], i) {
   const [first, tag, scope] = i ? [make("th", { scope: "row", textContent: say(label) }), "td", ""] : [make("td"), "th", "col"];
-  return make("tr", {}, first, ...values.map((textContent) => make(tag, scope ? { scope, textContent } : { textContent })));
+  return make("tr", {}, first, ...values.map((textContent) => make(tag, scope ? { scope, textContent } : { textContent, className: isNumber(textContent) ? "number" : "" })));
 }
+
+const isNumber = (text) => Number.isFinite(Number(text));
 
 /** The table with a line for each run, as RFC 4180 has it. */
 function csv(table) {

@@ -16,6 +16,7 @@ const SECONDS_BETWEEN_LOOKS = 3;
 // what another process trains tells nothing: while one trains, and while none does
 const SECONDS_WITHOUT_A_WORD = 5;
 const SECONDS_WITHOUT_A_RUN = 30;
+const SECONDS_OF_A_WORD = 6; // that somebody may read it
 const STATES = { written: "not begun", training: "training", stopped: "stopped", finished: "finished", absent: "gone", damaged: "damaged" };
 
 const OWN_STYLE = `
@@ -130,9 +131,22 @@ class Runs extends HTMLElement {
     this.#runs = runs;
     this.#cards = new Map(runs.map((run) => [run.run, this.#kept(run)]));
     const cards = [...this.#cards.values()].map(({ card }) => card);
+    const refocus = this.#refocusing(cards);
     for (const card of [...this.list.children]) if (!cards.includes(card)) card.remove();
     cards.forEach((card, i) => this.list.children[i] !== card && this.list.insertBefore(card, this.list.children[i] ?? null));
+    refocus();
     this.#compare(runs);
+  }
+
+  /** What has the focus in a card that goes gives it to the same of the run's new card, or of the card that comes in its place. */
+  #refocusing(cards) {
+    const focused = this.shadowRoot.activeElement;
+    const old = focused?.closest("li");
+    if (!old || cards.includes(old)) return () => {};
+    const place = [...this.list.children].indexOf(old);
+    const card = cards.find((one) => one.dataset.run === old.dataset.run) ?? cards[Math.min(place, cards.length - 1)];
+    const same = [...(card?.querySelectorAll(focused.localName) ?? [])].find((one) => one.textContent === focused.textContent);
+    return () => (same && !same.disabled ? same : card?.querySelector("input"))?.focus();
   }
 
   /** The card that is there where the run is as it was, with the focus and the answers that are on it. */
@@ -168,32 +182,48 @@ class Runs extends HTMLElement {
     if (run.preview !== null) shown.push(picture(run));
     if (run.stages?.length) shown.push(make("div", { textContent: stages(run) }));
     if (run.scores?.length) shown.push(...quality(run));
-    return make("li", {}, ...shown, this.#buttons(run));
+    const card = make("li", {}, ...shown, this.#buttons(run));
+    card.dataset.run = run.run;
+    return card;
   }
 
   #buttons(run) {
     const said = make("span", { className: "soft", role: "status" });
     const doing = (action, done) => async (...given) => {
-      said.textContent = await Promise.resolve().then(() => action(...given)).then(() => say(done), (error) => error.message);
+      said.textContent = "";
+      try {
+        await action(...given);
+        saidFor(said, typeof done === "string" ? say(done) : done(...given));
+      } catch (error) {
+        said.textContent = error.message; // until something else is done
+      }
     };
     const changing = (action, done) => doing((...given) => Promise.resolve(action(...given)).then(() => this.#look()), done);
     const button = (text, click, { title, ...options } = {}) =>
       make("button", { type: "button", textContent: say(text), on: { click }, title: title ? say(title) : "", ...options });
     const training = run.state === "training";
+    const [goOn, goingOn] = run.state === "written" ? ["Start", "Opens its workflow and queues it."]
+      : ["Resume", "Opens its workflow and queues it: the run goes on from its last state."];
     const { openWorkflow, loadStudent, resume } = this.editor;
     return make("div", { className: "row" },
       button("Open workflow", doing(() => openWorkflow(run.run), "opened"), { disabled: !run.has_workflow, title: "Opens the graph that this run was last started from." }),
       button("Load student", doing(() => loadStudent(run.run), "added to the graph"), { disabled: run.state !== "finished", title: "Adds Load Distilled Student with this run to the graph." }),
-      button("Resume", doing(() => resume(run.run), "queued"), { hidden: !["stopped", "written"].includes(run.state), disabled: !run.has_workflow, title: "Opens its workflow and queues it: the run goes on from its last state." }),
+      button(goOn, doing(() => resume(run.run), "queued"), { hidden: !["stopped", "written"].includes(run.state), disabled: !run.has_workflow, title: goingOn }),
       button("Cancel", changing(() => cancelRun(run.run), "cancelling"), { hidden: !training, title: "Saves the state of this run and stops it at once." }),
       button("Repair", changing(() => repairRun(run.run), "repaired"), { hidden: !run.repairable, disabled: training, title: "Keeps the lines of its metrics that are whole; the file as it was stays beside." }),
       button("Copy command", doing(() => copyOrSay(run.command), "copied"), { title: run.command }),
       writing({ label: say("Note"), title: say("Says something of this run in the list.") }, say`Note on ${run.run}`, { value: run.note ?? "", tag: "textarea" }, changing((text) => keepNote(run.run, text), "noted")),
       writing({ label: say("Rename"), title: say("Files that were published of it keep their names."), disabled: training }, say`New name of ${run.run}`, { value: run.run }, changing((name) => renameRun(run.run, name), "renamed")),
-      writing({ label: say("Clone"), title: say("Writes a new run of the same settings and data, not begun yet.") }, say`Name of the new run like ${run.run}`, { value: `${run.run} 2` }, changing((name) => cloneRun(run.run, name), "written")),
+      writing({ label: say("Clone"), title: say("Writes a new run of the same settings and data, not begun yet.") }, say`Name of the new run like ${run.run}`, { value: `${run.run} 2` }, changing((name) => cloneRun(run.run, name), (name) => say`written as ${name}`)),
       confirming({ label: say("Delete"), disabled: training }, say`Delete ${run.run} for good?`, say("Yes, delete"), changing(() => deleteRun(run.run), "deleted")),
       said);
   }
+}
+
+/** Says something for some seconds. */
+function saidFor(place, text) {
+  place.textContent = text;
+  setTimeout(() => place.textContent === text && (place.textContent = ""), 1000 * SECONDS_OF_A_WORD);
 }
 
 async function copyOrSay(command) {

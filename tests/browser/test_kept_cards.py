@@ -4,7 +4,7 @@ import json
 
 import pytest
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
-from test_runs_browser import another, card, finished, open_runs  # noqa: F401 (fixtures)
+from test_runs_browser import another, card, finished, open_runs, write  # noqa: F401 (fixtures)
 from test_training_panel import begin, sentence, wait_for_points
 
 TELL = (
@@ -25,6 +25,65 @@ def test_a_card_of_another_run_keeps_the_focus_and_what_is_chosen(editor, runs, 
     card(shown, another).get_by_text("begun anew").wait_for()
     assert shown.evaluate(FOCUSED) == "Copy command"
     assert kept.locator("fewstep-compare").evaluate("compare => compare.mark") == "mine"
+
+
+def wait_until_focused(editor, run, button):
+    editor.page.wait_for_function(
+        "wanted => { const focused = document.querySelector('fewstep-runs').shadowRoot.activeElement;"
+        " return focused?.closest('li')?.querySelector('h3').textContent === wanted[0] && focused.textContent === wanted[1] }",
+        arg=[run, button],
+        timeout=10_000,
+    )
+
+
+def test_the_focus_goes_on_to_the_new_card_and_from_a_deleted_one_to_the_next(editor, runs, another):  # noqa: F811
+    shown, renamed = open_runs(editor), f"{another} renamed"
+    write(card(shown, another), "Note", f"Note on {another}", "a note")
+    card(shown, another).locator(".note").wait_for()
+    wait_until_focused(editor, another, "Note")
+    write(card(shown, another), "Rename", f"New name of {another}", renamed)
+    card(shown, renamed).wait_for()
+    wait_until_focused(editor, renamed, "Rename")
+    names = shown.locator("h3").all_text_contents()
+    after = names[names.index(renamed) + 1]
+    card(shown, renamed).get_by_role("button", name="Delete", exact=True).click()
+    editor.page.keyboard.press("Shift+Tab")
+    editor.page.keyboard.press("Enter")
+    card(shown, renamed).wait_for(state="detached")
+    wait_until_focused(editor, after, "Delete")
+
+
+def test_a_clone_is_named_for_some_seconds_and_is_started(editor, runs, another):  # noqa: F811
+    """Resume is for what has been begun."""
+    shown, cloned = open_runs(editor), f"{another} cloned"
+    write(card(shown, another), "Clone", f"Name of the new run like {another}", cloned)
+    said = card(shown, another).get_by_role("status")
+    said.get_by_text(f"written as {cloned}").wait_for()
+    said.get_by_text(f"written as {cloned}").wait_for(state="detached", timeout=10_000)
+    for name, there in (("Start", True), ("Resume", False)):
+        assert card(shown, cloned).get_by_role("button", name=name, exact=True).is_visible() == there
+
+
+def test_iterations_beside_each_other_are_named_apart_and_no_number_is_broken(editor, runs, finished, another):  # noqa: F811
+    file = runs / another / "run.json"
+    said = json.loads(file.read_text())
+    said["run"] |= {"method.iterations": 123456789012, "method.learning_rate": 0.00012345678901}
+    file.write_text(json.dumps(said))
+    shown = open_runs(editor)
+    for name in (finished, another):
+        card(shown, name).get_by_label(f"Compare {name}").check()
+    table = shown.get_by_role("table", name="What differs")
+    heads = table.get_by_role("rowheader").filter(has_text="iterations")
+    heads.first.wait_for()
+    assert heads.all_text_contents() == ["iterations done", "iterations asked for"]
+    table.evaluate(
+        "table => { table.parentElement.style.width = '200px';"
+        " for (const head of table.querySelectorAll('[scope=col]')) head.textContent = 'short' }"
+    )
+    one_line = "cells => cells.every(cell => { const range = document.createRange(); range.selectNodeContents(cell);"
+    cells = table.locator("td").filter(has_text="12345678")
+    assert cells.count() == 2
+    assert cells.evaluate_all(f"{one_line} return range.getClientRects().length === 1 }})")
 
 
 def test_a_distance_that_is_no_number_is_not_zero(editor, runs, another):  # noqa: F811
