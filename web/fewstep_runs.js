@@ -10,21 +10,27 @@ const NAME = say("FewStep runs");
 const TITLE = 40; // of a node, in pixels, with some air
 
 /** On hosts with tabs it opens in one of its own; on others it takes the place of the graph, which the user is asked about. */
-async function show(workflow) {
+async function show(workflow, run) {
   const tabs = Boolean(app.extensionManager);
   if (!tabs && app.graph._nodes.length && !confirm(say("This takes the place of the graph in the editor. Go on?"))) throw new Error(say("left as it is"));
-  await app.loadGraphData(workflow);
+  await app.loadGraphData(workflow, true, true, tabFor(run));
+}
+
+/** Its name, unless the user has a workflow of that name, or has opened this one before: the editor would open that instead. */
+function tabFor(run) {
+  const name = `${run} (run)`;
+  return app.extensionManager?.workflow?.getWorkflowByPath?.(`workflows/${name}.json`) ? null : name;
 }
 
 async function openWorkflow(run) {
-  await show(await fetchWorkflow(run));
+  await show(await fetchWorkflow(run), run);
 }
 
 /** Opens the run's workflow and queues it: the run goes on from its last state. */
 async function resume(run) {
   const workflow = await fetchWorkflow(run);
   if (isForATerminal(workflow)) throw new Error(say("Its workflow leaves the training to a terminal: Copy command gives what goes on with it there."));
-  await show(workflow);
+  await show(workflow, run);
   await app.queuePrompt(0, 1);
 }
 

@@ -226,3 +226,18 @@ def test_the_curves_of_a_run_that_is_begun_anew_are_its_own(editor, runs, anothe
     editor.page.evaluate(TELL, ["fewstep.state", {"run": another, "node": None, "state": "begun"}])
     loss = "document.querySelector('fewstep-panel').shadowRoot.querySelector('fewstep-chart').data[1]"
     editor.page.wait_for_function(f"() => String({loss}) === '0.125'")
+
+
+def test_a_workflow_opens_in_a_tab_of_its_runs_name_and_takes_no_other(editor, runs, another):  # noqa: F811
+    if not editor.page.evaluate("() => Boolean(app.extensionManager?.workflow)"):
+        pytest.skip("this editor has no tabs")
+    (runs / another / "workflow.json").write_text(json.dumps(editor.page.evaluate("() => app.graph.serialize()")))
+    opened = "() => app.extensionManager.workflow.openWorkflows.map(({ filename }) => filename)"
+    before = editor.page.evaluate(opened)
+    button = card(open_runs(editor), another).get_by_role("button", name="Open workflow")
+    for count in (1, 2):
+        button.click()
+        editor.page.wait_for_function(f"count => ({opened})().length === count", arg=len(before) + count)
+    first, second = editor.page.evaluate(opened)[len(before) :]
+    assert first == f"{another} (run)"
+    assert second.startswith("Unsaved Workflow")
