@@ -5,7 +5,7 @@ from itertools import combinations
 import pytest
 from editing import SETTINGS, Editor, read
 from hosting import WORKFLOWS, api_twin, lacking
-from test_training_panel import begin, panel, points, press, sentence, wait_for_points
+from test_training_panel import DEMO, begin, panel, points, press, sentence, wait_for_points
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,37 @@ def show_all(editor):
     )
     editor.wait_until_drawn()
     editor.page.wait_for_timeout(500)
+
+
+def test_no_node_of_the_first_template_lies_on_another_after_it_has_run(editor, name):
+    """By then they have grown by a preview, a table and pictures."""
+    editor.load(read(DEMO))
+    editor.set(editor.find("FewStepDistill"), run_name=name, batch_size=8, checkpoint_every=20)
+    editor.set(editor.find("FewStepProgressiveDistillation"), start_steps=8, iterations=40)
+    editor.set(editor.find("FewStepEvaluateDigits"), teacher_steps="8, 4", count=100)
+    show_all(editor)
+    editor.queue()
+    sentence(editor, "Finished after 40 iterations")
+    press(editor, "Pictures")
+    for kind, count in (("SaveImage", 3), ("PreviewImage", 1)):
+        editor.page.wait_for_function(
+            "([kind, count]) => app.graph._nodes.filter(node => node.type === kind && app.nodeOutputs[node.id]).length === count",
+            arg=[kind, count],
+        )
+    editor.page.wait_for_timeout(2000)
+    show_all(editor)
+    found, nodes = overlapping(editor)
+    assert (found, nodes) == ([], len(read(DEMO)["nodes"]))
+    assert outside(editor) == []
+
+
+def outside(editor):
+    """Titles of nodes that reach over the lower end of a group which they begin in."""
+    return editor.page.evaluate(
+        "() => app.graph._nodes.filter(({ pos: [x, y], size: [w, h] }) => app.graph._groups.some(({ pos, size }) =>"
+        " x >= pos[0] && x < pos[0] + size[0] && y >= pos[1] && y < pos[1] + size[1] && y + h > pos[1] + size[1]))"
+        ".map(({ title }) => title)"
+    )
 
 
 @pytest.mark.thorough
