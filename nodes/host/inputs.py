@@ -221,7 +221,7 @@ def told(model: Any, conditioning: Conditioning, options: Mapping[str, float]) -
 
 def _takes_guidance(model: Any, conditioning: Conditioning) -> bool:
     latent_format = model.get_model_object("latent_format")
-    sides = [1, 8, 8][-getattr(latent_format, "latent_dimensions", 2) :]
+    sides = [1, 64, 64][-getattr(latent_format, "latent_dimensions", 2) :]
     x = torch.zeros(1, latent_format.latent_channels, *sides, device=model.load_device)
     return "guidance" in _encoded(model, conditioning[0], latents=x, name="positive")
 

@@ -37,11 +37,18 @@ def test_each_latent_has_its_own_picture_of_one_entrys(kind, texts):
     one = current_architectures.ALL[kind]
     ((text, options),) = one.conditioning(seed=1, batch=2)
     options |= {key: options[key][:texts] for key in ("pooled_output",) if key in options}
-    assert_seen_as_by_the_host(one.model(), one.noise(), [[text[:texts], options]])
+    prompt = [[text[:texts], options]]
+    assert_seen_as_by_the_host(one.model(), one.noise(), prompt)
+    rows = host.inputs.prompts_of(prompt)
+    assert [len(row["concat_latent_image"]) for _, row in rows] == [1, 1]
+    assert torch.equal(rows[1][1]["concat_latent_image"], options["concat_latent_image"][1:])
 
 
 @pytest.mark.parametrize("kind", current_architectures.kinds("hidream_o1"))
 def test_what_keeps_the_keys_of_a_prompt_from_step_to_step_is_refused(kind):
     one = NEWER_PICTURES[kind]
+    model, prompt = one.model(), one.conditioning()
     with pytest.raises(ValueError, match=r"\(HiDream O1\) keeps the keys and values"):
-        host.inputs.condition_for_training(one.model(), one.conditioning(), latents=one.noise(), name="positive")
+        host.inputs.condition_for_training(model, prompt, latents=one.noise(), name="positive")
+    with pytest.raises(ValueError, match=r"\(HiDream O1\) keeps the keys and values"):
+        host.inputs.told(model, prompt, {"guidance": 3.5})
