@@ -12,6 +12,8 @@ from .places import is_regular
 
 LONGEST_LINE = 65536
 """Of metrics.jsonl, in bytes, with much to spare, and of what is shown of a text."""
+_FIRST_READ = 8192
+"""Of a file's end, in bytes: some twenty lines, of which whoever looks each second wants one."""
 _MOST_BYTES = 256 * 2**20
 """Of any other JSON file of ours. An editor's graph is some megabytes at most."""
 _DEEPEST = 100
@@ -258,7 +260,7 @@ def read_last_lines(
 ) -> list[dict[str, Any]]:
     """The whole lines at the file's end, from one on that is enough or earlier; all, where none is."""
     _require_file(file)
-    size, wanted = file.stat().st_size, 2 * LONGEST_LINE
+    size, wanted = file.stat().st_size, _FIRST_READ
     while True:
         begin = _next_line(file, at=max(0, size - wanted))
         lines = read_lines(file, schema, begin=begin).lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -203,8 +204,8 @@ class _Known:
     """What is known of a metrics.jsonl as far as it was read: of one that has grown since only the rest is read.
 
     version: when it was changed, and its size. end, number: see reading.Lines. tail: the bytes before `end`, by which the same
-    file is known again. first_wrong, wrong: what is wrong with the first damaged line, and how many there are. stages: names, by
-    number.
+    file is known again; one that was changed and is no larger is another. first_wrong, wrong: what is wrong with the first
+    damaged line, and how many there are. stages: names, by number.
     """
 
     version: tuple[int, int] = (0, -1)
@@ -222,6 +223,7 @@ class _Known:
 
 
 _KNOWN: dict[Path, _Known] = {}
+_KEEPING = threading.Lock()
 _MOST_KNOWN = 10000
 _TAIL = 512
 
@@ -234,7 +236,7 @@ def _known(run: RunFolder) -> _Known:
     version, before = (told.st_mtime_ns, told.st_size), _KNOWN.get(run.path, _Known())
     if version == before.version:
         return before
-    if _bytes_before(file, before.end) != before.tail:
+    if told.st_size <= before.version[1] or _bytes_before(file, before.end) != before.tail:
         before = _Known()
     read = run.metrics_as_found(begin=before.end, number=before.number)
     found = _Known(
@@ -247,9 +249,11 @@ def _known(run: RunFolder) -> _Known:
         wrong=before.wrong + len(read.wrong),
         stages={**before.stages, **{line["stage"]: line["stage_name"] for line in read.lines}},
     )
-    while len(_KNOWN) >= _MOST_KNOWN:
-        _KNOWN.pop(next(iter(_KNOWN)), None)
-    _KNOWN[run.path] = found
+    with _KEEPING:  # several threads answer the browser
+        _KNOWN.pop(run.path, None)
+        while len(_KNOWN) >= _MOST_KNOWN:
+            _KNOWN.pop(next(iter(_KNOWN)))
+        _KNOWN[run.path] = found
     return found
 
 

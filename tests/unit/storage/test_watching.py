@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from comfyui_fewstep.trainers.storage import reading
+from comfyui_fewstep.trainers.storage import reading, watching
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.storage.watching import State, all_runs, curves, lines_after, previews, state_of, summary
 
@@ -271,7 +271,7 @@ def test_a_look_reads_what_is_new_alone(long_run, parsed):
     assert parsed == ["line 3001 of metrics.jsonl"]
     parsed.clear()
     assert [one["iteration"] for one in lines_after(long_run, 2999)] == [3000, 3001]
-    assert len(parsed) < 1500, "of 128 KiB at the end"
+    assert len(parsed) < 100, "of some KiB at the end"
 
 
 @pytest.mark.parametrize("after", [-1, 0, 1, 1499, 2998, 2999, 3000, 4000])
@@ -313,6 +313,45 @@ def test_what_is_wrong_is_said_once_and_by_its_line(long_run):
     assert "and 1 lines more" in told["error"]
     assert told["iteration"] == 3002
     assert [one["iteration"] for one in lines_after(long_run, 2999)] == [3000, 3002]
+
+
+def test_a_line_that_is_longer_than_what_is_read_first_is_found(long_run):
+    """Of a method with many measures."""
+    many = {f"measure {i}": 0.1 for i in range(2000)}
+    append(long_run, json.dumps({**line(3001), "iterations": 9999, "measures": many}) + "\n" + logged(3002))
+    assert [one["iteration"] for one in lines_after(long_run, 3000)] == [3001, 3002]
+    assert [one["iteration"] for one in lines_after(long_run, 3002)] == []
+
+
+def test_a_line_that_is_damaged_where_it_is_and_mended_there_is_told_as_it_is(long_run):
+    """As an editor of text files writes: of the same length, and far from the end."""
+    summary(long_run)
+    file = long_run.place("metrics.jsonl")
+    whole = file.read_bytes()
+    for content, said in (
+        (whole.replace(b'{"iteration": 7,', b'#"iteration": 7,'), "line 7 of metrics.jsonl"),
+        (whole, None),
+    ):
+        file.write_bytes(content)
+        changed = file.stat().st_mtime_ns + 10**9 * (said is None)
+        os.utime(file, ns=(changed, changed))  # a second later, whatever the clock of the disk tells apart
+        error = summary(long_run).get("error")
+        assert error is None if said is None else said in error
+
+
+def test_what_is_known_of_runs_is_bounded_and_a_look_at_a_known_one_forgets_no_other(tmp_path, monkeypatch):
+    known = {}
+    monkeypatch.setattr(watching, "_KNOWN", known)
+    monkeypatch.setattr(watching, "_MOST_KNOWN", 3)
+    runs = [RunFolder(tmp_path, f"run {i}") for i in range(4)]
+    for run in runs:
+        run.path.mkdir()
+        append(run, logged(1))
+        summary(run)
+    assert list(known) == [run.path for run in runs[1:]]
+    append(runs[2], logged(2))
+    assert summary(runs[2])["iteration"] == 2
+    assert set(known) == {run.path for run in runs[1:]}
 
 
 @pytest.mark.parametrize("kept", [1, 2999], ids=["shorter", "as long"])
