@@ -28,7 +28,9 @@ class Lock:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """ValueError while another process holds it, and where the folder was renamed or deleted while it was waited for."""
+        """ValueError while another process holds it, and where the folder was renamed or deleted before or meanwhile."""
+        if not self._file.parent.is_dir():  # which the library would make
+            raise self._gone()
         try:
             self._lock.acquire(timeout=_LOOK_SECONDS)
         except Timeout as error:
@@ -58,9 +60,9 @@ class Lock:
     @property
     def taken(self) -> bool:
         """Whether a process holds it now. To know, it is taken for a moment, which `held` waits for."""
-        if not is_regular(self._file):
-            return False
         with _LOOKING:
+            if not is_regular(self._file):
+                return False
             try:
                 self._lock.acquire(timeout=0)
             except Timeout:

@@ -4,9 +4,11 @@ import json
 import os
 import pathlib
 import shutil
+import threading
+import time
 
 import pytest
-from comfyui_fewstep.trainers.storage import keeping
+from comfyui_fewstep.trainers.storage import keeping, locking
 from comfyui_fewstep.trainers.storage.reading import LONGEST_LINE
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.storage.watching import State, state_of, summary
@@ -224,6 +226,55 @@ def test_a_run_that_goes_while_its_lock_is_waited_for_is_told_of(run, monkeypatc
         monkeypatch.setattr(waits._lock, "_acquire", tried_later)
         with pytest.raises(ValueError, match="'one' was just renamed or deleted"), waits.held():
             pytest.fail("it trains")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        RunFolder.repair,
+        RunFolder.delete,
+        lambda run: keeping.renamed(run, "two"),
+        lambda run: keeping.cloned(run, "two"),
+        lambda run: keeping.keep_note(run, "x"),
+        RunFolder.ask_to_stop,
+        lambda run: run.lock.held().__enter__(),
+    ],
+    ids=["repair", "delete", "rename", "clone", "note", "stop", "lock"],
+)
+def test_nothing_that_is_asked_of_a_run_that_is_gone_makes_its_folder(ask, tmp_path):
+    with pytest.raises(ValueError, match="'one'"):
+        ask(RunFolder(tmp_path, "one"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ask", [RunFolder.delete, lambda run: keeping.renamed(run, "two")], ids=["delete", "rename"])
+def test_a_run_that_goes_just_before_its_lock_is_taken_stays_away(run, ask, monkeypatch):
+    """Another tab deletes it meanwhile; the library of the lock makes a folder that is not there."""
+    own = RunFolder.lock.fget
+
+    def later(found):
+        lock = own(found)
+        shutil.rmtree(found.path, ignore_errors=True)
+        return lock
+
+    monkeypatch.setattr(RunFolder, "lock", property(later))
+    with pytest.raises(ValueError, match="'one' was just renamed or deleted"):
+        ask(run)
+    assert list(run.path.parent.iterdir()) == []
+
+
+def test_a_look_that_waits_for_another_makes_no_folder(run):
+    """Its run is deleted meanwhile."""
+    lock, told = run.lock, []
+    run.place(".lock").touch()
+    with locking._LOOKING:
+        look = threading.Thread(target=lambda: told.append(lock.taken))
+        look.start()
+        time.sleep(0.1)
+        run.delete()
+    look.join()
+    assert told == [False]
+    assert not run.path.exists()
 
 
 def test_nobody_comes_to_a_clone_before_it_is_whole(run, monkeypatch):
