@@ -150,13 +150,13 @@ def _lpips(device: torch.device) -> measures.Distance | measures.Missing:
 
 
 def _shown(asked: Asked, drawn: Sequence[measures.Drawn]) -> dict[str, Any]:
-    folder = asked.folder
-    files = _kept(asked, drawn, folder=folder)  # first: a judge that fails loses none
+    before = asked.folder
+    files = _kept(asked, drawn)  # first: a judge that fails loses none
     judges = _judges(asked.teacher.load_device)
     figures = judges.of(drawn, asked.texts)
-    if asked.folder != folder or not folder.is_dir():  # which was deleted or renamed in the judges' minutes
-        folder = asked.folder
-        files = _kept(asked, drawn, folder=folder)
+    folder = asked.folder
+    if folder != before or not folder.is_dir():  # the run was deleted or renamed in all these minutes
+        files = _kept(asked, drawn)
     notes = judges.told(asked.texts)
     written = _written(asked, drawn, figures, notes, folder=folder, files=files)
     text = "\n".join([measures.as_markdown(figures), "", *notes, "", str(written)])
@@ -168,13 +168,14 @@ def _shown(asked: Asked, drawn: Sequence[measures.Drawn]) -> dict[str, Any]:
     }
 
 
-def _kept(asked: Asked, drawn: Sequence[measures.Drawn], *, folder: Path) -> dict[tuple[int, int, int], str]:
-    """The pictures in full size: their places in the folder by model, prompt and seed."""
+def _kept(asked: Asked, drawn: Sequence[measures.Drawn]) -> dict[tuple[int, int, int], str]:
+    """The pictures in full size: their places in the folder, as it is at each of them, by model, prompt and seed."""
     files = {}
     for m, one in enumerate(drawn):
         for p, s in ((p, s) for p in range(len(asked.labels)) for s in range(asked.seeds)):
             name = f"{m:02d}-{p:03d}-{s:02d}.png"
-            write_atomically(places.place(folder, "pictures", name), _png(one.pictures[p, s]))
+            content = _png(one.pictures[p, s])
+            write_atomically(places.place(asked.folder, "pictures", name), content)
             files[m, p, s] = f"pictures/{name}"
     return files
 

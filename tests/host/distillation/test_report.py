@@ -115,6 +115,29 @@ def test_a_run_that_goes_while_its_report_is_made_is_not_there_again(demo, outpu
     assert all((folder / name).exists() for name in shown)
 
 
+@pytest.mark.parametrize(
+    "gone", [lambda run: keeping.renamed(run, "later"), RunFolder.delete], ids=["renamed", "deleted"]
+)
+@pytest.mark.parametrize("number", [0, 3, 7])
+def test_a_run_that_goes_while_pictures_are_written_is_not_there_again(demo, output, monkeypatch, gone, number):
+    """A hundred in full size take a minute."""
+    train(demo["teacher"], "one", rank=4)
+    own, runs, pictures = report._png, output / "fewstep" / "runs", []
+
+    def meanwhile(picture):
+        if len(pictures) == number:
+            gone(RunFolder(runs, "one"))
+        pictures.append(own(picture))
+        return pictures[-1]
+
+    monkeypatch.setattr(report, "_png", meanwhile)
+    page = written(demo, "one")["result"][2]
+    folder = output / "fewstep" / "reports" / "one"
+    assert page == str(folder / "report.html")
+    assert not (runs / "one").exists()
+    assert len(list((folder / "pictures").iterdir())) == 2 * 2 * 2
+
+
 def test_a_connected_student_that_is_the_teacher_draws_what_the_teacher_draws(demo, output):
     sigmas = trailing_sigmas(4, table=host.models.noise_levels(host.models.model_sampling_of(demo["teacher"])))
     wired = {"student": demo["teacher"], "sampler": host.models.hosts_sampler("euler"), "sigmas": sigmas}
