@@ -195,9 +195,12 @@ class _Look:
         return changed
 
     def _picture(self) -> tuple[str, Image.Image, int] | None:
-        """The newest, where it was not shown yet: to decode it takes longer than all else here."""
+        """The newest, where it was not shown yet: to decode it takes longer than all else here. A damaged one is none."""
         newest = max(previews(self._run), default=None)
         if newest is None or newest == self._pictured:
             return None
         self._pictured = newest
-        return ("JPEG", preview_pictures.opened(preview_file(self._run, newest)).convert("RGB"), PREVIEW_PIXELS)
+        try:
+            return ("JPEG", preview_pictures.opened(preview_file(self._run, newest)).convert("RGB"), PREVIEW_PIXELS)
+        except (OSError, SyntaxError):  # of which the panel says why
+            return None

@@ -133,3 +133,18 @@ def test_a_picture_is_decoded_once_however_large(run, monkeypatch):
         look()
     assert decoded == ["00000010.png", "00000030.png"]
     assert runs.preview_pictures.about(runs.preview_file(run, 30)) == {"columns": 3, "prompts": ["a", "b", "c"]}
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [lambda whole: b"no picture", lambda whole: whole[: len(whole) // 2], lambda whole: whole[:8] + bytes(40)],
+    ids=["no picture", "cut", "broken"],
+)
+def test_a_damaged_picture_ends_no_watching(damaged, run):
+    file = runs.preview_file(run, 10)
+    runs.preview_pictures.write(file, [torch.rand(3, 64, 64, 3) for _ in range(2)], prompts=None)
+    file.write_bytes(damaged(file.read_bytes()))
+    run.log(METRICS | {"iteration": 10})
+    look = runs._Look(run)
+    look()
+    assert look._shown == 10
