@@ -125,7 +125,8 @@ def as_csv(figures: Sequence[Figures]) -> str:
 
 def no_formula(text: str) -> str:
     """The text as a table's program shows it: one that begins so it would compute, and a name may come from anywhere."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
+    mark = "'" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else ""
+    return mark + text.replace("\r", " ")  # which csv leaves bare before Python 3.13, and would end the row
 
 
 COLUMNS: dict[str, Callable[[Figures], str]] = {
