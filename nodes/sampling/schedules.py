@@ -219,8 +219,7 @@ def _with_shift(model_sampling: Any, schedule: str, *, shift: float, absolute_sh
     """The model's levels, a flow model's with the shift that is asked for in its formula."""
     found = host.models.levels_of(model_sampling)
     _require_shift(schedule, flow=found.flow is not None, shift=shift, absolute_shift=absolute_shift)
-    own = found.flow
-    if own is None:
+    if (own := found.flow) is None:
         return found
     bare = absolute_shift != 0.0 or _SCHEDULES[schedule].unshifted
     factor = absolute_shift or shift
@@ -242,6 +241,8 @@ def _require_shift(schedule: str, *, flow: bool, shift: float, absolute_shift: f
             f"{_SHIFT} is {shift} and absolute_shift is {absolute_shift}, but the first multiplies the shift that the second "
             f"replaces; set {_SHIFT} to 1 or absolute_shift to 0."
         )
+    if absolute_shift < 0.01:  # 0 / 0 in a tiny one's formula
+        raise ValueError(f"absolute_shift is {absolute_shift}; allowed are 0, the model's own, and 0.01 to 100.")
     if schedule == "flux2":
         raise ValueError(f"absolute_shift is {absolute_shift}, but flux2 computes its own; set it to 0.")
 

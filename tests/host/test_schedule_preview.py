@@ -102,6 +102,7 @@ def test_every_recipe_is_shown(name, server):
         ({"schedule": "trailing", "steps": "four"}, "steps is 'four'"),
         ({"schedule": "lcm", "steps": 4, "strength": "nan"}, "strength is nan"),
         ({"schedule": "sigmas", "steps": 1, "values": "1, 2"}, "values is '1, 2'"),
+        ({"schedule": "trailing", "steps": 4, "model": "flow", "absolute_shift": 1e-320}, "absolute_shift is 1e-320"),
         ({"schedule": "flux2", "steps": 4, "model": "flow", "latent": "x"}, "latent is 'x'; it is a connection"),
     ],
 )

@@ -130,6 +130,8 @@ def test_relative_and_absolute_shift():
             r"shift \(shown as relative_shift\) is 2.0 and absolute_shift is 3.0",
         ),
         (lambda: flow(1.0), "flux2", {"absolute_shift": 3.0}, "flux2 computes its own"),
+        (lambda: flow(1.0), "trailing", {"absolute_shift": 1e-320}, "absolute_shift is 1e-320; allowed are 0.*0.01 to"),
+        (lambda: flow(3.0), "log_snr", {"absolute_shift": 0.009}, "absolute_shift is 0.009; allowed are 0"),
         (lambda: flow(1.0), "dmd2", {}, "this is a flow model"),
         (
             lambda: sampling("ModelSamplingDiscrete", "EPS"),
