@@ -180,7 +180,7 @@ class MakeItFast:
             wanted = Wishes(model=model, vae=vae, steps=int(steps), goal=goal, layers=_layers_of(run), **wishes)
             preview_prompts.require_shown(previews, model, vae=vae is not None)
             options, told = _chosen(run, wanted, node=unique_id)
-        if do == PLAN and told:
+        if do == PLAN and told is not None:
             nothing = graph.nothing_yet("do is 'plan only'; set it to 'train' for a student.")
             return {"ui": {"text": ["\n".join(told)]}, "result": (nothing, nothing, nothing, run_name, "\n".join(told))}
         trained = dataclasses.asdict(options)
@@ -199,18 +199,19 @@ class MakeItFast:
             **wanted.data(),
         )
         recipe = Recipe.from_metadata(read_metadata(run.student_file), source=run.name)
-        text = "\n".join(told) or f"the run {run_name!r} is finished; its student is loaded."
+        finished = f"the run {run_name!r} is finished; its student is loaded."
+        text = finished if told is None else "\n".join(told)
         return {"ui": {"text": [text]}, "result": (student, *as_trained(recipe), run_name, text)}
 
 
-def _chosen(run: RunFolder, wanted: Wishes, *, node: str | None) -> tuple[TrainOptions, list[str]]:
-    """The options, and what is told of the plan; nothing of a run that is finished with all that is wanted."""
+def _chosen(run: RunFolder, wanted: Wishes, *, node: str | None) -> tuple[TrainOptions, list[str] | None]:
+    """The options, and what is told of the plan; None of a run that is finished with all that is wanted."""
     wanted.require_goes_on(run)
     if wanted.start_lora != starting_lora.NOTHING and not run.begun:
         with MESSAGES.phase(HASHING, run=run.name, node=node):
             wanted.require_start()
     if _is_done(run, wanted.method):
-        return wanted.options, []
+        return wanted.options, None
     with MESSAGES.phase(PROBING, run=run.name, node=node):
         options, plan = wanted.planned(run)
     told = [*wanted.told(), *plan.told()]
