@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .pictures import CHROMA, DEEP_SDXL, FLUX, PICTURE, SDXL, SIZE, SMALL, Z_IMAGE, Network
+from .pictures import CHROMA, DEEP_SDXL, FLUX, LIKE_OMNIGEN, PICTURE, SDXL, SIZE, SMALL, Z_IMAGE, Network
 from .setup import DEEP, TOKENS, Architecture, Noise, Numbers, Ones
 
 PIXELS = (3, 16, 24)
@@ -66,19 +66,7 @@ LENS: Network = {
     "multi_layer_encoder_feature": True,
     "selected_layer_index": (0, 1, 2, 3),
 }
-BOOGU: Network = {
-    "image_model": "boogu",
-    "hidden_size": 48,
-    "num_layers": 2,
-    "num_double_stream_layers": 1,
-    "num_refiner_layers": 1,
-    "num_attention_heads": 4,
-    "num_kv_heads": 2,
-    "multiple_of": 32,
-    "axes_dim_rope": (4, 4, 4),
-    "axes_lens": (64, 64, 64),
-    "instruction_feat_dim": 32,
-}
+BOOGU: Network = LIKE_OMNIGEN | {"image_model": "boogu", "num_double_stream_layers": 1, "instruction_feat_dim": 32}
 JOY: Network = {
     "image_model": "joyimage",
     "hidden_size": 64,

@@ -91,18 +91,12 @@ def _against(subject: Subject, name: str, gamma: float) -> Found:
 
     drawn = [
         _custom(subject, comfy.samplers.KSAMPLER(function), model=model)
-        for function, model in ((ours, subject.model), (theirs, _for_their_samplers(subject)))
+        for function, model in (
+            (ours, subject.model),
+            (theirs, subject.architecture.for_the_hosts_samplers(subject.model)),
+        )
     ]
     return _near(max(apart(a, b) for a, b in zip(*drawn, strict=True)))
-
-
-def _for_their_samplers(subject: Subject) -> Any:
-    settings = subject.architecture.samplers_own
-    if not settings:
-        return subject.model
-    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
-
-    return ModelSamplingDiscrete().patch(subject.model, **settings)[0]
 
 
 def _custom(subject: Subject, sampler: Any, *, model: Any = None) -> list[Tensor]:

@@ -208,8 +208,7 @@ KANDINSKY: Network = {
     "num_visual_blocks": 2,
     "axes_dims": (16, 24, 24),
 }
-OMNIGEN: Network = {
-    "image_model": "omnigen2",
+LIKE_OMNIGEN: Network = {
     "hidden_size": 48,
     "num_layers": 2,
     "num_refiner_layers": 1,
@@ -218,8 +217,8 @@ OMNIGEN: Network = {
     "multiple_of": 32,
     "axes_dim_rope": (4, 4, 4),
     "axes_lens": (64, 64, 64),
-    "text_feat_dim": 32,
 }
+OMNIGEN: Network = LIKE_OMNIGEN | {"image_model": "omnigen2", "text_feat_dim": 32}
 HIDREAM: Network = {
     "image_model": "hidream",
     "patch_size": 2,

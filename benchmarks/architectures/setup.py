@@ -77,6 +77,14 @@ class Architecture:
     fixed: dict[str, Any] = field(default_factory=dict)
     samplers_own: dict[str, Any] = field(default_factory=dict)
 
+    def for_the_hosts_samplers(self, model: Any) -> Any:
+        """The MODEL as samplers_own has it."""
+        if not self.samplers_own:
+            return model
+        from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+        return ModelSamplingDiscrete().patch(model, **self.samplers_own)[0]
+
     def deeper(self) -> Architecture:
         """With eight blocks wherever the network's numbers of blocks say how many, so that their share of it shows."""
         counts = {key: DEEP for key in _COUNTS if isinstance(self.network.get(key), int)}

@@ -65,9 +65,14 @@ def without_preferred_attention(network: torch.nn.Module) -> Iterator[None]:
         yield
 
 
+def may_prefer_attention(layer: object) -> bool:
+    """Whether its function is a kernel that a file names for its attention."""
+    return type(layer).__name__ == "ComfyAttention"
+
+
 def preferring_attention(network: torch.nn.Module) -> Iterator[Any]:
-    """The layers whose function is a kernel that a checkpoint names for their attention."""
-    return (layer for layer in network.modules() if type(layer).__name__ == "ComfyAttention")
+    """The layers that may."""
+    return filter(may_prefer_attention, network.modules())
 
 
 def prefers_attention(network: torch.nn.Module) -> bool:

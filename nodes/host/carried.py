@@ -153,7 +153,7 @@ def _replaced(model: Any) -> dict[str, Any]:
         name: value
         for name, value in model.object_patches.items()
         # what a LoRA's file says of attention stands aside, see following
-        if name.split(".")[0] not in _DATA and type(value).__name__ != "ComfyAttention"
+        if name.split(".")[0] not in _DATA and not backward.may_prefer_attention(value)
     }
 
 

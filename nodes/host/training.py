@@ -158,14 +158,14 @@ def as_denoiser(
     input is given it, (B,), by keyword.
     """
     options = {} if model is None else {**_transformer_options(model), "wrappers": carried.wrappers(model)}
+    # an override that is told to be None leaves attention to the host's own choice, see following
+    told = {name: value for name, value in {ATTENTION_OVERRIDE: attention, **told}.items() if value is not None}
     scale = noise_scale(network.model_sampling)
     read = reading(network.model_sampling, prediction=prediction)
 
     def denoiser(x: Tensor, sigma: Tensor, guidance_scale: Tensor | None = None, **condition: Tensor) -> Tensor:
         # a fresh copy: the host's blocks write their position into it
-        mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1], ATTENTION_OVERRIDE: attention, **told}
-        if mine[ATTENTION_OVERRIDE] is None:  # the host's own choice, see following
-            del mine[ATTENTION_OVERRIDE]
+        mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1], **told}
         with read_by(network, read), taking_scale(network, guidance_scale):
             if scale == 1.0:
                 return network.apply_model(x, sigma, transformer_options=mine, **host_inputs(condition))

@@ -19,6 +19,8 @@ import comfy.sample
 import comfy.samplers
 import comfy.supported_models_base
 from comfyui_fewstep.benchmarks.architectures.command import ARCHITECTURES
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.trainers.data.batches import TensorData
 
 CPU = torch.device("cpu")
 CHANNELS, WIDTH = 4, 6
@@ -146,6 +148,17 @@ def hosts_x0(model, x, sigma, prompt):
         model, x, 1.0, sampler, sigmas, prompt, prompt, zero, disable_pbar=True, seed=0
     )
     return model.model.process_latent_in(latents)
+
+
+def assert_seen_as_by_the_host(one, model, x, prompt, *, sigma=0.6):
+    """The training's denoiser sees in x what the host's samplers do. one: of the benchmark's table."""
+    condition = host.inputs.condition_for_training(model, prompt, latents=x, name="positive")
+    batch = TensorData(x0=x, condition=condition).first(len(x))
+    with torch.no_grad():
+        denoise = host.training.as_denoiser(host.training.loaded(model), model=model)
+        found = denoise(x, torch.full((len(x),), sigma), **batch.condition)
+    wanted = hosts_x0(one.for_the_hosts_samplers(model), x, sigma, prompt)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
 # --- a current host's own --------------------------------------------------------------------------------------------

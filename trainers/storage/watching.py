@@ -104,14 +104,14 @@ def lines_after(run: RunFolder, iteration: int) -> list[dict[str, Any]]:
 
     A look that knows the earlier ones reads the file's end alone: it is in the process that trains, again and again.
     """
-    file = run.place("metrics.jsonl")
-    if iteration < 0:
-        read = run.metrics_as_found
-        return list((_Found().read(read) or reading.Lines([], [])).lines)
-    known = _Found().read(
-        lambda: reading.read_last_lines(file, reading.METRICS, enough=lambda line: line["iteration"] <= iteration)
-    )
-    return [line for line in known or [] if line["iteration"] > iteration]
+
+    def read() -> list[dict[str, Any]]:
+        if iteration < 0:
+            return run.metrics_as_found().lines
+        file = run.place("metrics.jsonl")
+        return reading.read_last_lines(file, reading.METRICS, enough=lambda line: line["iteration"] <= iteration)
+
+    return [line for line in _Found().read(read) or [] if line["iteration"] > iteration]
 
 
 def preview_file(run: RunFolder, iteration: int) -> Path:

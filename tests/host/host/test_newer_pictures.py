@@ -9,25 +9,13 @@ import_host()
 import current_architectures
 from comfyui_fewstep.benchmarks.architectures.newer_pictures import NEWER_PICTURES
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.trainers.data.batches import TensorData
-from todays_inputs import hosts_x0
-
-SIGMA = 0.6
-
-
-def assert_seen_as_by_the_host(model, x, prompt):
-    condition = host.inputs.condition_for_training(model, prompt, latents=x, name="positive")
-    batch = TensorData(x0=x, condition=condition).first(len(x))
-    with torch.no_grad():
-        denoise = host.training.as_denoiser(host.training.loaded(model), model=model)
-        found = denoise(x, torch.full((len(x),), SIGMA), **batch.condition)
-    torch.testing.assert_close(found, hosts_x0(model, x, SIGMA, prompt), atol=1e-4, rtol=1e-4)
+from todays_inputs import assert_seen_as_by_the_host
 
 
 @pytest.mark.parametrize("kind", current_architectures.kinds(*(k for k in NEWER_PICTURES if k != "hidream_o1")))
 def test_the_denoiser_sees_what_the_hosts_sampler_sees(kind):
     one = NEWER_PICTURES[kind]
-    assert_seen_as_by_the_host(one.model(), one.noise(), one.conditioning(seed=1))
+    assert_seen_as_by_the_host(one, one.model(), one.noise(), one.conditioning(seed=1))
 
 
 @pytest.mark.parametrize("texts", [1, 2])
@@ -38,7 +26,7 @@ def test_each_latent_has_its_own_picture_of_one_entrys(kind, texts):
     ((text, options),) = one.conditioning(seed=1, batch=2)
     options |= {key: options[key][:texts] for key in ("pooled_output",) if key in options}
     prompt = [[text[:texts], options]]
-    assert_seen_as_by_the_host(one.model(), one.noise(), prompt)
+    assert_seen_as_by_the_host(one, one.model(), one.noise(), prompt)
     rows = host.inputs.prompts_of(prompt)
     assert [len(row["concat_latent_image"]) for _, row in rows] == [1, 1]
     assert torch.equal(rows[1][1]["concat_latent_image"], options["concat_latent_image"][1:])

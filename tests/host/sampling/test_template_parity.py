@@ -7,7 +7,6 @@ differ.
 
 import pytest
 import torch
-from comfyui_fewstep.benchmarks.architectures.setup import Architecture
 from comfyui_fewstep.commands.embedded import import_host, node_classes
 
 import_host("--use-pytorch-cross-attention")
@@ -18,30 +17,10 @@ from architectures import ALL
 from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS
 from comfyui_fewstep.nodes.host.graph import Execution
 from comfyui_fewstep.samplers import few_step
+from current_architectures import H3
 
 pytestmark = pytest.mark.skipif(not hasattr(comfy.supported_models, "MiniMaxH3"), reason="not of this host")
 
-H3 = Architecture(
-    "MiniMaxH3",
-    {
-        "image_model": "minimax_h3",
-        "hidden_size": 64,
-        "num_layers": 2,
-        "token_refiner_num_layers": 1,
-        "num_attention_heads": 2,
-        "attention_head_dim": 32,
-        "ffn_hidden_size": 96,
-        "text_dim": 32,
-        "timestep_input_dim": 32,
-        "time_embed_hidden_size": 48,
-        "time_embed_dim": 32,
-        "rope_inv_freq_len": 4,
-    },
-    (),
-    32,
-    streams=((24, 2, 4, 4), (32, 2, 8)),
-)
-"""Not in the benchmark's table: it takes one sample at a time, and so no batch of a training."""
 FAMILIES = ALL | {"minimax_h3": H3}
 LTX_1 = "1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0"
 SIZE = {"width": 96, "height": 64}
