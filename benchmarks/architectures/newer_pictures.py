@@ -5,7 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .pictures import CHROMA, DEEP_SDXL, FLUX, LIKE_OMNIGEN, PICTURE, SDXL, SIZE, SMALL, Z_IMAGE, Network
+from .pictures import (
+    CHROMA,
+    DEEP_SDXL,
+    DEEP_UNET,
+    FLUX,
+    HUNYUAN_DIT,
+    LIKE_OMNIGEN,
+    PICTURE,
+    SDXL,
+    SIZE,
+    SMALL,
+    UNET,
+    Z_IMAGE,
+    Network,
+)
 from .setup import DEEP, TOKENS, Architecture, Noise, Numbers, Ones
 
 PIXELS = (3, 16, 24)
@@ -103,6 +117,19 @@ PIXELDIT: Network = {
 }
 NEWER_PICTURES = {
     "chroma_radiance": Architecture("ChromaRadiance", RADIANCE, PIXELS, 32, deep={"n_layers": 1}),
+    "chroma_radiance_v": Architecture(
+        "ChromaRadiance",
+        RADIANCE
+        | {
+            "nerf_final_head_type": "linear",
+            "nerf_tile_size": 16,  # of 24 patches
+            "use_x0": False,
+            "use_sequential_txt_ids": False,
+        },
+        PIXELS,
+        32,
+        deep={"n_layers": 1},
+    ),
     "z_image_pixel": Architecture("ZImagePixelSpace", Z_IMAGE_PIXEL, PIXELS, 32),
     "longcat_image": Architecture("LongCatImage", LONGCAT, PICTURE, 3584),
     "mage_flow": Architecture(
@@ -168,4 +195,33 @@ NEWER_PICTURES = {
         deep=DEEP_SDXL | {"transformer_depth_middle": -1},
     ),
     "pixeldit": Architecture("PixelDiTT2I", PIXELDIT, PIXELS, 32),
+    "sdxl_edit": Architecture(
+        "SDXL_instructpix2pix",
+        SDXL | {"in_channels": 8},
+        SMALL,
+        2048,
+        pooled=1280,
+        options={**SIZE, "concat_latent_image": Noise(SMALL)},
+        deep=DEEP_SDXL,
+    ),
+    "sd15_edit": Architecture(
+        "SD15_instructpix2pix",
+        UNET | {"model_channels": 32, "context_dim": 768, "use_linear_in_transformer": False, "in_channels": 8},
+        SMALL,
+        768,
+        pooled=768,
+        options={"concat_latent_image": Noise(SMALL)},
+        deep=DEEP_UNET,
+    ),
+    "hunyuan_dit1": Architecture(
+        "HunyuanDiT1",
+        HUNYUAN_DIT | {"image_model": "hydit1", "size_cond": True, "use_style_cond": True},
+        SMALL,
+        32,
+        options={
+            "attention_mask": Ones((TOKENS,)),
+            "conditioning_mt5xl": Noise((6, 24)),
+            "attention_mask_mt5xl": Ones((6,)),
+        },
+    ),
 }

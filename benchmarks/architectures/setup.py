@@ -1,7 +1,7 @@
 """Tiny models of the host's own classes with random weights, and the prompts and latents that belong to them.
 
 Everything but the size is as a checkpoint would have it: the host's configuration class, what it reads off a file, the
-latent format, what a prompt carries. The tables are in architectures_pictures.py and architectures_videos.py.
+latent format, what a prompt carries. The tables are in pictures.py, videos.py and the newer ones beside them.
 """
 
 from __future__ import annotations
