@@ -1,7 +1,7 @@
 """The host made differentiable for the time of a run: its fast paths are for sampling and have no backward.
 
-Four of them: paths that the host itself avoids while it trains, fused operators without an autograd formula, attention kernels
-that give no gradient, or a wrong one, and what records how a network allocates on a card.
+Five of them: paths that the host itself avoids while it trains, fused operators without an autograd formula, attention kernels
+that give no gradient, or a wrong one, sums written into a given tensor, and what records how a network allocates on a card.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def possible() -> Iterator[None]:
 
     Attention that a MODEL brings besides, see `attention`: it is chosen call by call.
     """
-    with as_in_training(), _without_compiler(), _plain_forms(), _plain_attention():
+    with as_in_training(), _without_compiler(), _plain_forms(), _plain_attention(), _plain_sums():
         yield
 
 
@@ -158,6 +158,25 @@ def _plain_attention() -> Iterator[None]:
         for module, name in _chosen_attention():
             stack.enter_context(_set(module, name, comfy.ldm.modules.attention.attention_pytorch))
         yield
+
+
+@contextmanager
+def _plain_sums() -> Iterator[None]:
+    """Inside, a sum that is to be written into a tensor (out=) has a backward: so blocks of language models add."""
+    with _set(torch, "add", _copied_into(torch.add)):
+        yield
+
+
+def _copied_into(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The operator, whose `out`, which autograd refuses, is written afterwards where autograd watches."""
+
+    @functools.wraps(operator)
+    def written(*given: Any, out: Tensor | None = None, **named: Any) -> Tensor:
+        if out is None or not torch.is_grad_enabled():
+            return operator(*given, **named) if out is None else operator(*given, out=out, **named)
+        return out.copy_(operator(*given, **named))
+
+    return written
 
 
 def _chosen_attention() -> list[tuple[ModuleType, str]]:

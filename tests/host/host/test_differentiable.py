@@ -268,3 +268,18 @@ def test_tables_that_a_module_keeps_as_plain_attributes_are_aliased():
         (scale * module.table).sum().backward()
         assert module.table.data_ptr() == own.data_ptr()
     assert module.table is own
+
+
+def test_a_sum_written_into_what_came_in_has_a_backward():
+    """As the blocks of the host's language models add their residual, which HiDream O1 draws with."""
+    own, weight = torch.add, torch.randn(4, requires_grad=True)
+    x = torch.randn(3, 4) * weight
+    wanted = torch.autograd.grad((x + x.sin()).square().sum(), weight, retain_graph=True)[0]
+    with host.backward.possible(), copied_when_overwritten():
+        given = x.clone()
+        found = torch.add(given, given.sin(), out=given)
+        assert found is given
+        assert torch.equal(torch.autograd.grad(found.square().sum(), weight)[0], wanted)
+        with torch.no_grad():
+            assert torch.equal(torch.add(x, 1, out=torch.empty_like(x)), x + 1)
+    assert torch.add is own
