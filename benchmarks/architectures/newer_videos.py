@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,7 +15,11 @@ class Seen(Noise):
     """What the host's CLIP Vision says of a picture."""
 
     def draw(self, batch: int, generator: torch.Generator) -> Any:
-        return SimpleNamespace(penultimate_hidden_states=super().draw(batch, generator))
+        from comfy.clip_vision import Output
+
+        seen = Output()
+        seen.penultimate_hidden_states = super().draw(batch, generator)
+        return seen
 
 
 # few of its 257 tokens, which are nothing beside a real video's: they would be most of what a tiny network holds

@@ -1,24 +1,19 @@
-"""The host's LATENT and CONDITIONING as training wants them, tensors that autograd may see, and back as a network's inputs.
-
-A Condition holds tensors alone, (N, ...) each. What else the host gives a network stands in their names: the tensors of a list
-as `name[0]`, `name[1]`, ...; a constant, which a whole forward has in common, as `name=<JSON>` with an empty tensor (N, 0). So
-samples are drawn in one batch only where their constants are equal, and constants are in the data's files and hash.
-"""
+"""The host's LATENT and CONDITIONING as training wants them, tensors that autograd may see."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import comfy.clip_vision
 import comfy.conds
 import comfy.sampler_helpers
 import torch
 from torch import Tensor
 
-from ...trainers.data.batches import Condition, chosen
+from ...trainers.data.batches import Condition
+from . import conditions
 from .models import Conditioning, model_sampling_of, noise_scale
 
 Shapes = list[list[int]]
@@ -35,8 +30,6 @@ _UNSUPPORTED_CONDITIONING = (
 )
 _MOST_REPEATS = 4
 """Of a text, to make another's length: the host's CONDCrossAttn repeats no more often."""
-_FRAMES_AS_BATCH = "num_video_frames"
-"""The constant of networks whose batch is one video (Stable Video Diffusion): their rows are no samples of their own."""
 
 
 # --- latents ---------------------------------------------------------------------------------------------------------
@@ -121,7 +114,7 @@ def condition_for_training(
 ) -> Condition:
     """The model inputs of a CONDITIONING whose prompts are of one shape, (N, ...) each; see conditions_for_training."""
     prompts = conditions_for_training(model, conditioning, latents=latents, name=name, shapes=shapes)
-    shapes_found = [dict(shape_of_inputs(prompt)) for prompt in prompts]
+    shapes_found = [dict(conditions.shape_of_inputs(prompt)) for prompt in prompts]
     keys = {key for found in shapes_found for key in found}
     differing = sorted(key for key in keys if len({found.get(key) for found in shapes_found}) > 1)
     if differing:
@@ -129,7 +122,7 @@ def condition_for_training(
             f"the {name} conditioning mixes prompts of different lengths, sizes or constants ({', '.join(differing)}); give "
             "prompts that encode to one shape."
         )
-    return joined_inputs(prompts)
+    return conditions.joined_inputs(prompts)
 
 
 def conditions_for_training(
@@ -149,36 +142,9 @@ def conditions_for_training(
     ]
 
 
-def is_picture(key: str) -> bool:
-    """Whether a network's input of that name is what it is to edit, to go on from, to follow or to keep, and no text."""
-    return key.partition("[")[0] in _PICTURES
-
-
-_PICTURES = (
-    *("c_concat", "ref_latents", "ref_latent", "reference_latent", "image_cond", "clip_fea", "time_dim_concat"),
-    *("vace_context", "context_latents", "reference_motion", "pose_latents", "control_video", "camera_conditions"),
-)
-
-
-def shape_of_inputs(condition: Condition) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """What prompts have in common that may stand in one batch: the inputs' names, constants and shapes."""
-    return tuple((key, tuple(condition[key].shape[1:])) for key in sorted(condition))
-
-
-def joined_inputs(prompts: Sequence[Condition]) -> Condition:
-    """Prompts of one shape as one batch: copies, which autograd may see even of what the host made under inference mode."""
-    return {key: torch.cat([prompt[key] for prompt in prompts]) for key in prompts[0]}
-
-
 def prompts_of(conditioning: Conditioning) -> Conditioning:
     """Its prompts one by one: an entry of batch 1 for each row of its entries."""
     return [row for entry in conditioning for row in _rows(entry, _count(entry))]
-
-
-def rows_of(condition: Condition) -> list[Condition]:
-    """Its prompts one by one, what all share with each."""
-    count = max(len(value) for value in condition.values())
-    return [chosen(condition, slice(i, i + 1)) for i in range(count)]
 
 
 def in_one_length(
@@ -231,20 +197,22 @@ def encoded_together(model: Any, prompts: Sequence[Conditioning], together: Cond
 
     def constants(prompt: Conditioning) -> set[str]:
         encoded = _encoded(model, prompt[0], latents=latents, name="positive")
-        return {key for key in _as_tensors(encoded, name="positive") if "=" in key}
+        return {key for key in conditions.as_tensors(encoded, name="positive") if "=" in key}
 
     return all(constants(prompt) == constants(together) for prompt in prompts)
 
 
 def _encode(model: Any, entry: list[Any], *, latents: Tensor, name: str, shapes: Shapes | None) -> Iterator[Condition]:
     """A batch of prompts at once; one by one where constants are counted over the batch, and pictures taken for one latent."""
-    encoded = _encoded(model, entry, latents=latents, name=name, shapes=shapes)
-    constant = any(isinstance(value, comfy.conds.CONDConstant) for value in encoded.values())
-    rows = _count(entry)
-    for one in _rows(entry, rows) if (constant or "c_concat" in encoded) and rows > 1 else [entry]:
-        if one is not entry:
-            encoded = _encoded(model, one, latents=latents, name=name, shapes=shapes)
-        yield {key: value.to(model.load_device) for key, value in _as_tensors(encoded, name=name).items()}
+
+    def made(one: list[Any]) -> dict[str, Any]:
+        return _encoded(model, one, latents=latents, name=name, shapes=shapes)
+
+    rows = _rows(entry, _count(entry))
+    first = made(rows[0])
+    alone = "c_concat" in first or any(isinstance(value, comfy.conds.CONDConstant) for value in first.values())
+    for encoded in [first, *map(made, rows[1:])] if alone or len(rows) == 1 else [made(entry)]:
+        yield {key: value.to(model.load_device) for key, value in conditions.as_tensors(encoded, name=name).items()}
 
 
 def _count(entry: list[Any]) -> int:
@@ -259,6 +227,10 @@ def _rows(entry: list[Any], count: int) -> list[list[Any]]:
     def row(value: Any, i: int) -> Any:
         if type(value) in (list, tuple):
             return type(value)(row(each, i) for each in value)
+        if isinstance(value, comfy.clip_vision.Output):
+            seen = type(value)()
+            vars(seen).update({name: row(each, i) for name, each in vars(value).items()})
+            return seen
         return value[i : i + 1] if isinstance(value, Tensor) and value.ndim and len(value) == count else value
 
     return [[row(embedding, i), {key: row(value, i) for key, value in options.items()}] for i in range(count)]
@@ -335,66 +307,3 @@ def _plain(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_plain(each) for each in value)
     return {key: _plain(each) for key, each in value.items()} if type(value) is dict else value
-
-
-# --- what is no tensor -----------------------------------------------------------------------------------------------
-
-_LISTED = re.compile(r"(.+)\[(\d+)\]")
-
-
-def _as_tensors(encoded: dict[str, Any], *, name: str) -> Condition:
-    """The host's conditioning objects as a Condition. ValueError, naming the inputs, for values that no name could hold."""
-    if _FRAMES_AS_BATCH in encoded:
-        raise ValueError(
-            f"this model (Stable Video Diffusion) gives its {name} prompt {_FRAMES_AS_BATCH}: its batch is the frames of one "
-            "video, which training would draw one by one as samples of their own. Connect a model whose latents have frames."
-        )
-    tensors: Condition = {}
-    odd = []
-    for key, held in encoded.items():
-        constant = isinstance(held, comfy.conds.CONDConstant)
-        if isinstance(held.cond, Tensor) and not constant:
-            tensors[key] = held.cond
-        elif _is_list_of_tensors(held.cond) and not constant:
-            tensors |= {f"{key}[{i}]": value for i, value in enumerate(held.cond)}
-        elif (text := _json(held.cond)) is not None:
-            tensors[f"{key}={text}"] = torch.empty(1, 0)
-        else:
-            odd.append(key)
-    if odd:
-        raise ValueError(
-            f"the {name} conditioning gives this model {', '.join(odd)}, which training does not support; it knows tensors, "
-            "lists of them, and constants that are numbers or texts."
-        )
-    return tensors
-
-
-def host_inputs(condition: Condition) -> dict[str, Any]:
-    """What the host's network takes by keyword, of a Condition: its tensors, and what stands in their names.
-
-    Copies, whole where all samples share one: some networks write into their text (HunyuanDiT), or view it anew.
-    """
-    inputs: dict[str, Any] = {}
-    lists: dict[str, dict[int, Tensor]] = {}
-    for key, value in condition.items():
-        name, constant, text = key.partition("=")
-        listed = _LISTED.fullmatch(key)
-        if constant:
-            inputs[name] = json.loads(text)
-        elif listed:
-            lists.setdefault(listed[1], {})[int(listed[2])] = value.clone()
-        else:
-            inputs[key] = value.clone()
-    return inputs | {name: [values[i] for i in sorted(values)] for name, values in lists.items()}
-
-
-def _is_list_of_tensors(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(each, Tensor) for each in value)
-
-
-def _json(value: Any) -> str | None:
-    """None for what JSON would not give back as it is; tuples become lists."""
-    try:
-        return json.dumps(value)
-    except (TypeError, ValueError):
-        return None

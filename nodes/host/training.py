@@ -27,8 +27,8 @@ from ...trainers.students.adapters import AdapterSet, nearest, product, share_lo
 from . import bypass, carried, signals, weights
 from .aliases import aliased, lay_aside, renew
 from .backward import ATTENTION_OVERRIDE, attention, without_preferred_attention
+from .conditions import host_inputs
 from .guidance import taking_scale
-from .inputs import host_inputs
 from .lending import lent_again
 from .models import noise_scale, read_by, reading
 

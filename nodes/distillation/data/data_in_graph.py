@@ -126,8 +126,8 @@ def _parts(
             condition, own = host.inputs.in_one_length(model, positive, condition, own, latents=x0)
         return TensorData(x0=samples, condition=condition, unconditional=own)
 
-    if len({host.inputs.shape_of_inputs(prompt) for prompt in prompts}) == 1:
-        yield made(x0, host.inputs.joined_inputs(prompts), empty)
+    if len({host.conditions.shape_of_inputs(prompt) for prompt in prompts}) == 1:
+        yield made(x0, host.conditions.joined_inputs(prompts), empty)
     else:
         each = _one_each(prompts, len(x0), what="prompts of several lengths")
         without = [None] * len(x0) if empty is None else _one_each([empty], len(x0), what="negative prompts")
@@ -140,7 +140,7 @@ def _require_own_pictures(prompts: Sequence[Condition], empty: Condition) -> Non
     Guidance would then lead away from the pictures' difference too, and a dropped caption bring another's picture.
     """
     for key, value in empty.items():
-        if len(value) == 1 and host.inputs.is_picture(key) and _shows_something(value):
+        if len(value) == 1 and host.conditions.is_picture(key) and _shows_something(value):
             found = [row for prompt in prompts if key in prompt for row in prompt[key]]
             if any(row.shape != found[0].shape or not torch.equal(row, found[0]) for row in found):
                 raise ValueError(
@@ -157,7 +157,7 @@ def _shows_something(picture: Tensor) -> bool:
 
 def _one_each(prompts: Sequence[Condition], count: int, *, what: str) -> list[Condition]:
     """A prompt for each latent, or one for all of them. ValueError when their counts differ. what: they are."""
-    rows = [prompt for several in prompts for prompt in host.inputs.rows_of(several)]
+    rows = [prompt for several in prompts for prompt in host.conditions.rows_of(several)]
     rows = rows * count if len(rows) == 1 else rows
     if len(rows) != count:
         raise ValueError(

@@ -87,7 +87,7 @@ def test_prompts_with_counts_of_their_own_are_drawn_as_each_alone(output):
     by_count = {}
     for bucket in drawn.buckets:
         for x0, eps in zip(bucket.x0, bucket.noise, strict=True):
-            by_count.setdefault(host.inputs.host_inputs(bucket.condition)["num_tokens"], []).append((x0, eps))
+            by_count.setdefault(host.conditions.host_inputs(bucket.condition)["num_tokens"], []).append((x0, eps))
     assert {count: len(rows) for count, rows in by_count.items()} == {1: 2, 3: 2}
     for count, prompt in ((1, "one"), (3, "two and three")):
         encoded = clip.encode_from_tokens_scheduled(prompt)

@@ -51,7 +51,7 @@ def test_a_list_may_be_longer_than_ten_and_keeps_its_order():
     model, x = stand_in(), noise(1, CHANNELS, 4, 6)
     condition = encoded(model, text(4, reference_latents=latents), x)
     shuffled = dict(sorted(condition.items(), reverse=True))  # a file keeps no order
-    found = host.inputs.host_inputs(shuffled)["ref_latents"]
+    found = host.conditions.host_inputs(shuffled)["ref_latents"]
     assert all(torch.equal(one, 0.5 * other) for one, other in zip(found, latents, strict=True))
 
 
@@ -90,7 +90,7 @@ def test_prompts_of_one_entry_are_counted_one_by_one():
     """A count over a whole batch would be the sum of all."""
     mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
     condition = encoded(stand_in(), text(3, batch=2, attention_mask=mask), noise(1, CHANNELS, 4, 6))
-    assert host.inputs.host_inputs(condition)["num_tokens"] == 2
+    assert host.conditions.host_inputs(condition)["num_tokens"] == 2
     assert torch.equal(condition["c_crossattn"], text(3, batch=2)[0][0])
 
 
@@ -124,11 +124,11 @@ def test_prompts_of_several_constants_and_lengths_are_buckets_and_run(output):
     found = {}
     for bucket in data.buckets:
         for i, x0 in enumerate(bucket.x0):
-            inputs = host.inputs.host_inputs({k: v[i] if len(v) > 1 else v[0] for k, v in bucket.condition.items()})
+            inputs = host.conditions.host_inputs({k: v[i] if len(v) > 1 else v[0] for k, v in bucket.condition.items()})
             place = next(j for j in range(4) if torch.equal(x0, 0.5 * LATENTS["samples"][j]))
             found[place] = inputs["strength"]
             assert torch.equal(inputs["c_crossattn"], positive[place][0][0]), "each latent keeps its own prompt"
-        assert host.inputs.host_inputs(bucket.unconditional)["strength"] == 0.5
+        assert host.conditions.host_inputs(bucket.unconditional)["strength"] == 0.5
     assert found == {0: 1.0, 1: 1.0, 2: 1.0, 3: 2.0}
     assert sorted(len(bucket.x0) for bucket in data.buckets) == [1, 1, 2]
     with pytest.raises(ValueError, match="4 prompts of several lengths but there are 3 latents"):
@@ -143,7 +143,7 @@ def test_a_constant_is_part_of_the_datas_hash(output):
             stand_in(), name=name, latents=LATENTS, positive=text(3, strength=strength), negative=text(3, strength=1.0)
         )
         data = read_data(run_folder(output, name) / "data")
-        assert host.inputs.host_inputs(data.first(1).condition)["strength"] == strength
+        assert host.conditions.host_inputs(data.first(1).condition)["strength"] == strength
         hashes.add(tensors_sha256(data.tensors()))
     assert len(hashes) == 2
 
@@ -197,7 +197,7 @@ def test_the_streams_of_a_nested_latent_are_trained_packed(output):
     data = read_data(run_folder(output, "run") / "data")
     assert torch.equal(data.x0, x0)
     for condition in (data.condition, data.unconditional):
-        assert host.inputs.host_inputs(condition)["latent_shapes"] == [[1, 4, 3, 2, 2], [1, 8, 5]]
+        assert host.conditions.host_inputs(condition)["latent_shapes"] == [[1, 4, 3, 2, 2], [1, 8, 5]]
     heard = denoised(model, x0, data.first(2).condition)
     deaf = denoised(model, x0, {k: v for k, v in data.first(2).condition.items() if "=" not in k})
     assert torch.equal(heard[..., :48], deaf[..., :48]) and not torch.allclose(heard[..., 48:], deaf[..., 48:])
@@ -217,7 +217,7 @@ def test_what_a_network_writes_into_its_inputs_stays_in_it():
     """HunyuanDiT writes padding into its text, and views a text that all samples share in another shape."""
     text_, latent = noise(1, 5, WIDTH), noise(1, CHANNELS, 2, 2, seed=1)
     condition = {"c_crossattn": text_.expand(2, 5, WIDTH), "ref_latents[0]": latent.expand(2, CHANNELS, 2, 2)}
-    given = host.inputs.host_inputs(condition)
+    given = host.conditions.host_inputs(condition)
     for value in (given["c_crossattn"], given["ref_latents"][0]):
         value.view(-1, value.shape[-1]).zero_()
     assert torch.equal(condition["c_crossattn"][1:], text_)

@@ -134,7 +134,7 @@ def test_the_trainings_denoiser_scales_x(make):
         with torch.no_grad():
             network = host.training.loaded(model)
             found = host.training.as_denoiser(network, model=model)(x, level, **condition)
-            theirs = network.apply_model(x0, level, transformer_options={}, **host.inputs.host_inputs(condition))
+            theirs = network.apply_model(x0, level, transformer_options={}, **host.conditions.host_inputs(condition))
         torch.testing.assert_close(found, theirs, atol=1e-5, rtol=1e-4)
     assert model.model.model_sampling is own
 

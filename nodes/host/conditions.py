@@ -1,0 +1,108 @@
+"""What the host gives a network of a prompt as a Condition, and a Condition back as a network's inputs.
+
+A Condition holds tensors alone, (N, ...) each. What else the host gives a network stands in their names: the tensors of a list
+as `name[0]`, `name[1]`, ...; a constant, which a whole forward has in common, as `name=<JSON>` with an empty tensor (N, 0). So
+samples are drawn in one batch only where their constants are equal, and constants are in the data's files and hash.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.conds
+import torch
+from torch import Tensor
+
+from ...trainers.data.batches import Condition, chosen
+
+_FRAMES_AS_BATCH = "num_video_frames"
+"""The constant of networks whose batch is one video (Stable Video Diffusion): their rows are no samples of their own."""
+_LISTED = re.compile(r"(.+)\[(\d+)\]")
+
+
+def is_picture(key: str) -> bool:
+    """Whether a network's input of that name is what it is to edit, to go on from, to follow or to keep, and no text."""
+    return key.partition("[")[0] in _PICTURES
+
+
+_PICTURES = (
+    *("c_concat", "ref_latents", "ref_latent", "reference_latent", "image_cond", "clip_fea", "time_dim_concat"),
+    *("vace_context", "context_latents", "reference_motion", "pose_latents", "control_video", "camera_conditions"),
+)
+
+
+def shape_of_inputs(condition: Condition) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """What prompts have in common that may stand in one batch: the inputs' names, constants and shapes."""
+    return tuple((key, tuple(condition[key].shape[1:])) for key in sorted(condition))
+
+
+def joined_inputs(prompts: Sequence[Condition]) -> Condition:
+    """Prompts of one shape as one batch: copies, which autograd may see even of what the host made under inference mode."""
+    return {key: torch.cat([prompt[key] for prompt in prompts]) for key in prompts[0]}
+
+
+def rows_of(condition: Condition) -> list[Condition]:
+    """Its prompts one by one, what all share with each."""
+    count = max(len(value) for value in condition.values())
+    return [chosen(condition, slice(i, i + 1)) for i in range(count)]
+
+
+def as_tensors(encoded: dict[str, Any], *, name: str) -> Condition:
+    """The host's conditioning objects as a Condition. ValueError, naming the inputs, for values that no name could hold."""
+    if _FRAMES_AS_BATCH in encoded:
+        raise ValueError(
+            f"this model (Stable Video Diffusion) gives its {name} prompt {_FRAMES_AS_BATCH}: its batch is the frames of one "
+            "video, which training would draw one by one as samples of their own. Connect a model whose latents have frames."
+        )
+    tensors: Condition = {}
+    odd = []
+    for key, held in encoded.items():
+        constant = isinstance(held, comfy.conds.CONDConstant)
+        if isinstance(held.cond, Tensor) and not constant:
+            tensors[key] = held.cond
+        elif _is_list_of_tensors(held.cond) and not constant:
+            tensors |= {f"{key}[{i}]": value for i, value in enumerate(held.cond)}
+        elif (text := _json(held.cond)) is not None:
+            tensors[f"{key}={text}"] = torch.empty(1, 0)
+        else:
+            odd.append(key)
+    if odd:
+        raise ValueError(
+            f"the {name} conditioning gives this model {', '.join(odd)}, which training does not support; it knows tensors, "
+            "lists of them, and constants that are numbers or texts."
+        )
+    return tensors
+
+
+def host_inputs(condition: Condition) -> dict[str, Any]:
+    """What the host's network takes by keyword, of a Condition: its tensors, and what stands in their names.
+
+    Copies, whole where all samples share one: some networks write into their text (HunyuanDiT), or view it anew.
+    """
+    inputs: dict[str, Any] = {}
+    lists: dict[str, dict[int, Tensor]] = {}
+    for key, value in condition.items():
+        name, constant, text = key.partition("=")
+        listed = _LISTED.fullmatch(key)
+        if constant:
+            inputs[name] = json.loads(text)
+        elif listed:
+            lists.setdefault(listed[1], {})[int(listed[2])] = value.clone()
+        else:
+            inputs[key] = value.clone()
+    return inputs | {name: [values[i] for i in sorted(values)] for name, values in lists.items()}
+
+
+def _is_list_of_tensors(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(each, Tensor) for each in value)
+
+
+def _json(value: Any) -> str | None:
+    """None for what JSON would not give back as it is; tuples become lists."""
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError):
+        return None
