@@ -26,6 +26,13 @@ PIXELS = (3, 16, 24)
 FLUX2_PICTURE = (128, 4, 6)
 
 
+class Shown(Noise):
+    """A picture as the host's nodes pass it, from 0 to 1, channels last."""
+
+    def draw(self, batch: int, generator: torch.Generator) -> Tensor:
+        return super().draw(batch, generator).sigmoid()
+
+
 class Words(Numbers):
     """Tokens that end with the one in whose place HiDream O1 is told the noise level."""
 
@@ -90,7 +97,7 @@ JOY: Network = {
 }
 HIDREAM_O1_WORDS: Network = {
     "hidden_size": 64,
-    "intermediate_size": 96,
+    "intermediate_size": 192,  # as many times as a real one's
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -157,6 +164,14 @@ NEWER_PICTURES = {
         (3, 64, 96),
         1,
         options={"text_input_ids": Words((TOKENS,), 151643)},
+        deep={"text_config_overrides": HIDREAM_O1_WORDS | {"num_hidden_layers": DEEP}},
+    ),
+    "hidream_o1_edit": Architecture(
+        "HiDreamO1",
+        HIDREAM_O1,
+        (3, 64, 96),
+        1,
+        options={"text_input_ids": Words((TOKENS,), 151643), "reference_latents": [Shown((64, 64, 3))]},
         deep={"text_config_overrides": HIDREAM_O1_WORDS | {"num_hidden_layers": DEEP}},
     ),
     "joy_image": Architecture(

@@ -31,6 +31,7 @@ def is_picture(key: str) -> bool:
 _PICTURES = (
     *("c_concat", "ref_latents", "ref_latent", "reference_latent", "image_cond", "clip_fea", "time_dim_concat"),
     *("vace_context", "context_latents", "reference_motion", "pose_latents", "control_video", "camera_conditions"),
+    *("ref_patches", "ref_pixel_values"),
 )
 
 
@@ -75,6 +76,11 @@ def as_tensors(encoded: dict[str, Any], *, name: str) -> Condition:
             "lists of them, and constants that are numbers or texts."
         )
     return tensors
+
+
+def one_for_all(condition: Condition) -> bool:
+    """Whether a network takes what belongs to one sample for all of a batch: HiDream O1 sees the first one's references."""
+    return "ref_pixel_values" in condition
 
 
 def host_inputs(condition: Condition) -> dict[str, Any]:

@@ -258,7 +258,7 @@ def _encoded(
             encoded.setdefault("c_crossattn", comfy.conds.CONDCrossAttn(inputs["cross_attn"]))
     _require_one_time(model, encoded)
     _require_whole_samples(model, encoded)
-    _require_free_of_weights(model, encoded)
+    _require_free_of_weights(encoded)
     return encoded
 
 
@@ -286,13 +286,8 @@ def _require_whole_samples(model: Any, encoded: dict[str, Any]) -> None:
         )
 
 
-def _require_free_of_weights(model: Any, encoded: dict[str, Any]) -> None:
-    """ValueError for networks whose layers look back at what earlier weights made of a prompt (SenseNova U1.5, HiDream O1)."""
-    if hasattr(model.model.diffusion_model, "clear_kv_cache"):
-        raise ValueError(
-            "this model (HiDream O1) keeps the keys and values that its layers make of a prompt for later steps, whose weights "
-            "would have learnt since, and those layers have no backward; training does not support it."
-        )
+def _require_free_of_weights(encoded: dict[str, Any]) -> None:
+    """ValueError for networks whose layers look back at what earlier weights made of a prompt (SenseNova U1.5)."""
     if "prefix_keys" in encoded:
         raise ValueError(
             "this model makes keys and values of a prompt with its own weights before it is sampled (prefix_keys), which would "

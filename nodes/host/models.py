@@ -21,6 +21,7 @@ from torch import Tensor
 from ...samplers.few_step import in_order
 from ...samplers.noise import NoiseFamily, expand_like
 from ...samplers.schedules import Levels
+from . import kept_prompts
 from .continuing import leave, samples_of
 from .guidance import Conditioning as Conditioning
 from .guidance import one_forward
@@ -269,6 +270,7 @@ def sampler_function(
 
     def host_function(model: Any, x: Tensor, sigmas: Tensor, *rest: Any, **named: Any) -> Tensor:
         network = model.inner_model.inner_model
+        kept_prompts.forget(network.diffusion_model)
         sampling = network.model_sampling
         family, scale = noise_family(sampling), noise_scale(sampling)
         starts = unit_variance_start and not getattr(model, "is_under_way", False)  # see experts
@@ -391,6 +393,7 @@ def sample(
     seed: that the noise is of, and with it all that the sampler draws.
     """
     empty = torch.zeros_like(noise)
+    kept_prompts.forget(model.model.diffusion_model)
     return comfy.sample.sample_custom(
         model, noise, cfg, sampler, sigmas, positive, negative, empty, disable_pbar=True, seed=seed
     )

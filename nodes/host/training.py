@@ -22,13 +22,15 @@ import torch
 from torch import Tensor
 
 from ...samplers.noise import Denoiser
+from ...trainers.data.batches import chosen
 from ...trainers.storage.export import require_finite_weights
 from ...trainers.students.adapters import AdapterSet, nearest, product, share_lost
 from . import bypass, carried, signals, weights
 from .aliases import aliased, lay_aside, renew
 from .backward import ATTENTION_OVERRIDE, attention, without_preferred_attention
-from .conditions import host_inputs
+from .conditions import host_inputs, one_for_all
 from .guidance import taking_scale
+from .kept_prompts import none_kept
 from .lending import lent_again
 from .models import noise_scale, read_by, reading
 
@@ -127,8 +129,6 @@ def shared_network(model: Any) -> Iterator[Network]:
     Inside, plain weights stand behind aliases, and layers keep no weight for backward (see lending).
     """
     network = loaded(model)
-    # Qwen-Image 2.1 keeps what it made of a prompt: with weights that learn, it would be another's
-    getattr(network.diffusion_model, "reset_prefix_cache", lambda enabled: None)(False)
     with (
         aliased(network),
         without_preferred_attention(network),
@@ -164,9 +164,13 @@ def as_denoiser(
     read = reading(network.model_sampling, prediction=prediction)
 
     def denoiser(x: Tensor, sigma: Tensor, guidance_scale: Tensor | None = None, **condition: Tensor) -> Tensor:
+        if len(x) > 1 and one_for_all(condition):
+            scales = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+            rows = [slice(i, i + 1) for i in range(len(x))]
+            return torch.cat([denoiser(x[i], sigma[i], **chosen(scales, i), **chosen(condition, i)) for i in rows])
         # a fresh copy: the host's blocks write their position into it
         mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1], **told}
-        with read_by(network, read), taking_scale(network, guidance_scale):
+        with none_kept(network.diffusion_model), read_by(network, read), taking_scale(network, guidance_scale):
             if scale == 1.0:
                 return network.apply_model(x, sigma, transformer_options=mine, **host_inputs(condition))
             return network.apply_model(scale * x, sigma, transformer_options=mine, **host_inputs(condition)) / scale

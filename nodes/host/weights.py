@@ -114,11 +114,13 @@ _OF_A_NETWORK = (
 """Where the host notes what it holds of a weight elsewhere, and how much of a network is on the device."""
 
 
-_WHILE_SAMPLING = {
+_WHILE_SAMPLING: dict[str, Any] = {
     "current_patcher": None,
     "_current_patcher": None,
     "prefix_cache": None,
     "prefix_cache_enabled": False,
+    "_kv_cache_entries": [],
+    "_visual_cache": None,
 }
 """What a network, or the one in it, has while it is sampled, and what it has else."""
 

@@ -14,7 +14,7 @@ from comfyui_fewstep.benchmarks.architectures.setup import Architecture
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.trainers.data.batches import TensorData
 
-REFUSED = ("svd", "hunyuan_image_meanflow", "hidream_o1", "wan_causal_ar")
+REFUSED = ("svd", "hunyuan_image_meanflow", "wan_causal_ar")
 """Of training, by name."""
 H3 = Architecture(
     "MiniMaxH3",

@@ -157,8 +157,9 @@ def assert_seen_as_by_the_host(one, model, x, prompt, *, sigma=0.6):
     with torch.no_grad():
         denoise = host.training.as_denoiser(host.training.loaded(model), model=model)
         found = denoise(x, torch.full((len(x),), sigma), **batch.condition)
-    wanted = hosts_x0(one.for_the_hosts_samplers(model), x, sigma, prompt)
-    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    scale = host.models.noise_scale(model.get_model_object("model_sampling"))
+    wanted = hosts_x0(one.for_the_hosts_samplers(model), scale * x, sigma, prompt)
+    torch.testing.assert_close(scale * found, wanted, atol=1e-4, rtol=1e-4)
 
 
 # --- a current host's own --------------------------------------------------------------------------------------------

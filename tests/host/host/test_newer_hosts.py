@@ -110,15 +110,12 @@ class ComfyAttention(nn.Module):
 def test_a_kernel_that_a_checkpoint_names_for_a_layer_computes_nothing_that_learns():
     """Of a network that tells its attention no options nothing else would keep it away: gradients were wrong without a word."""
     model = tiny("sd15")
-    kernel, asked = object(), []
+    kernel = object()
     model.model.diffusion_model.preferred = ComfyAttention(kernel)
-    model.model.diffusion_model.reset_prefix_cache = asked.append
     with pytest.raises(Failed), host.training.shared_network(model) as network:
         assert network.diffusion_model.preferred.function is None
-        assert asked == [False], "nor is anything that other weights made of a prompt taken again"
         raise Failed
     assert model.model.diffusion_model.preferred.function is kernel
-    del model.model.diffusion_model.reset_prefix_cache
     copy = host.training.trainable_copy(model)
     assert copy.diffusion_model.preferred.function is None
     assert model.model.diffusion_model.preferred.function is kernel
@@ -130,11 +127,30 @@ def test_a_copy_holds_nothing_of_a_sampling():
     network = model.model
     network._current_patcher = patcher = object()
     network.diffusion_model.prefix_cache, network.diffusion_model.prefix_cache_enabled = object(), True
+    network.diffusion_model._kv_cache_entries = [torch.ones(1, requires_grad=True) * 2]
     copy = host.training.trainable_copy(model)
     assert copy._current_patcher is None
+    assert copy.diffusion_model._kv_cache_entries == []
     assert (copy.diffusion_model.prefix_cache, copy.diffusion_model.prefix_cache_enabled) == (None, False)
     assert network._current_patcher is patcher
     assert network.diffusion_model.prefix_cache_enabled
+
+
+def test_nothing_kept_of_a_prompt_is_taken_by_other_weights(monkeypatch):
+    """HiDream O1 and Qwen-Image 2.1 keep keys and values from one pass to the next, and know them by the prompt alone."""
+    model, done = tiny("sd15"), []
+    network = model.model.diffusion_model
+    monkeypatch.setattr(network, "clear_kv_cache", lambda: done.append("forgotten"), raising=False)
+    monkeypatch.setattr(network, "reset_prefix_cache", lambda enabled: done.append(enabled), raising=False)
+
+    def broken(x, sigma, **_):
+        done.append("drawn")
+        raise Failed
+
+    monkeypatch.setattr(model.model, "apply_model", broken)
+    with host.training.shared_network(model) as network, pytest.raises(Failed):
+        host.training.as_denoiser(network, model=model)(noise_for(model, batch=1), torch.ones(1))
+    assert done == [False, "forgotten", "drawn", "forgotten"]
 
 
 def test_a_prompt_that_is_encoded_with_the_networks_own_weights_is_refused(monkeypatch):

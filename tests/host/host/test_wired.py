@@ -127,7 +127,7 @@ def test_training_mixes_samples_with_noise_of_the_models_own_deviation():
 
 def test_fresh_noise_of_a_sampler_has_the_models_own_deviation():
     sampling = with_noise_scale(4.0).model.model_sampling
-    guider = types.SimpleNamespace(inner_model=types.SimpleNamespace(model_sampling=sampling))
+    guider = types.SimpleNamespace(inner_model=types.SimpleNamespace(model_sampling=sampling, diffusion_model=None))
 
     class Clean:
         inner_model = guider
