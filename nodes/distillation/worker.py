@@ -19,7 +19,7 @@ from ...trainers.training.loop import Metrics, Observer
 from ...trainers.training.plan import Plan
 from .. import host
 from ..host import folders
-from ..host.graph import Execution
+from ..host.editor.graph import Execution
 from . import perceptual, planning, running, teacher
 from .learning import students
 from .observing import Preview, stops_here

@@ -1,28 +1,10 @@
 """The host's objects as ours: the only files that import ComfyUI and know that hosts differ."""
 
-from . import (
-    backward,
-    bypass,
-    carried,
-    checkpoints,
-    conditions,
-    data,
-    encoding,
-    experts,
-    folders,
-    following,
-    graph,
-    guidance,
-    identity,
-    inputs,
-    latent_previews,
-    limits,
-    models,
-    naming,
-    precision,
-    signals,
-    training,
-)
+from .editor import graph, latent_previews, limits, signals
+from .files import checkpoints, folders, naming
+from .memory import backward, bypass, precision
+from .sampling import conditions, experts, guidance, inputs, models
+from .teachers import carried, data, encoding, following, identity, training
 
 __all__ = [
     "backward",

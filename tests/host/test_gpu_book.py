@@ -81,7 +81,7 @@ def test_each_part_measures_each_shape(name, tmp_path, monkeypatch):
 
 def test_gradients_of_other_weights_are_seen(tmp_path, monkeypatch):
     """A layer that is lent another weight in backward."""
-    from comfyui_fewstep.nodes.host import lending
+    from comfyui_fewstep.nodes.host.memory import lending
 
     name = "SD1.5, 512 px"
     monkeypatch.setitem(SHAPES, name, small(name))

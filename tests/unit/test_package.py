@@ -45,7 +45,7 @@ def test_the_wheel_holds_the_pack_and_not_the_tests(tmp_path):
         "__init__.py",
         "samplers/noise.py",
         "trainers/methods/progressive.py",
-        "nodes/host/models.py",
+        "nodes/host/sampling/models.py",
         "assets/digits_teacher.safetensors",
         "web/docs/FewStepDistill.md",
         "workflows/Distil digits to 4 steps.json",

@@ -11,8 +11,8 @@ from torch import Tensor
 from ....trainers.data.batches import Condition, TensorData
 from ....trainers.data.joining import in_buckets
 from ... import host
-from ...host.inputs import Shapes
-from ...host.models import Conditioning
+from ...host.sampling.inputs import Shapes
+from ...host.sampling.models import Conditioning
 from .data_sources import DataInGraph
 
 Latent = dict[str, Tensor]

@@ -23,7 +23,7 @@ from ....trainers.storage.identity import other_answers
 from ....trainers.storage.reading import read_json, without_nan
 from ....trainers.storage.run_folder import RunFolder
 from ... import host
-from ...host.models import Conditioning
+from ...host.sampling.models import Conditioning
 
 SHARD_SAMPLES = 64
 """In one file of the cache: what a kill costs at most, beside the file's own overhead."""

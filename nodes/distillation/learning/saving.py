@@ -7,7 +7,7 @@ from typing import Any
 from ....trainers.storage.export import CHECKPOINT, KIND_KEY, LORA, about_merged, write_model
 from ... import host
 from ...host import folders
-from ...host.naming import Naming, Precision
+from ...host.files.naming import Naming, Precision
 from . import option_inputs as inputs
 from .students import LoadStudent, loaded
 

@@ -21,7 +21,7 @@ from ....trainers.storage.run_folder import RunFolder
 from ....trainers.storage.watching import all_runs, students_of
 from ... import host
 from ...host import folders
-from ...host.models import Conditioning
+from ...host.sampling.models import Conditioning
 from ..data import training_data
 from ..fast.choosing import PROMPTS
 from ..fast.families import family_of

@@ -18,7 +18,7 @@ import comfy.ldm.modules.attention
 from architectures import conditioning, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation.learning import students
-from comfyui_fewstep.nodes.host.carried import CALLBACKS, OPTIONS, WRAPPERS, Part
+from comfyui_fewstep.nodes.host.teachers.carried import CALLBACKS, OPTIONS, WRAPPERS, Part
 from comfyui_fewstep.trainers.data.batches import Batch
 from comfyui_fewstep.trainers.students.adapters import LoRALayers, LoRAOptions
 from comfyui_fewstep.trainers.students.student import probe_writes_in_place

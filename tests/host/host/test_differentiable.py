@@ -15,7 +15,7 @@ import comfy.ops
 from architectures import conditioning, model_inputs, noise_for, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation.learning import students
-from comfyui_fewstep.nodes.host import aliases, lending
+from comfyui_fewstep.nodes.host.memory import aliases, lending
 from comfyui_fewstep.trainers.students.adapters import LoRAOptions
 from comfyui_fewstep.trainers.students.saved_tensors import copied_when_overwritten
 from torch import nn

@@ -1,4 +1,4 @@
-"""nodes/host/models.py against the host's own classes, in this process: the embedded ComfyUI or the one at COMFYUI_PATH."""
+"""host.models against the host's own classes, in this process: the embedded ComfyUI or the one at COMFYUI_PATH."""
 
 import copy
 from types import SimpleNamespace

@@ -17,7 +17,7 @@ import current_architectures
 from architectures import ALL
 from architectures import tiny as of_old
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.host.naming import Naming, Precision
+from comfyui_fewstep.nodes.host.files.naming import Naming, Precision
 from comfyui_fewstep.trainers.students.adapters import LoRALayers, LowRank, adaptable_layers, product
 from diffusers import loaders
 from diffusers.loaders import single_file_utils as theirs

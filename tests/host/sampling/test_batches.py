@@ -11,8 +11,8 @@ import_host()
 import comfy.sample
 from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS, host
 from comfyui_fewstep.nodes.demo import digits_model
-from comfyui_fewstep.nodes.host import continuing
-from comfyui_fewstep.nodes.host.graph import Execution
+from comfyui_fewstep.nodes.host.editor.graph import Execution
+from comfyui_fewstep.nodes.host.sampling import continuing
 from comfyui_fewstep.samplers.few_step import in_order, sample_few_step
 from test_cut_up import RULES, STEPS, custom, wrapping
 from test_sampling import model_of, noise_of, schedule

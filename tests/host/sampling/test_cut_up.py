@@ -12,7 +12,7 @@ import comfy.sample
 import comfy.samplers
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits_model
-from comfyui_fewstep.nodes.host import continuing
+from comfyui_fewstep.nodes.host.sampling import continuing
 from comfyui_fewstep.nodes.sampling import guidance, samplers
 from test_guidance_distilled import guided_model, rows  # noqa: F401 (a fixture)
 from test_sampling import MENU, draw, model_of, noise_of, schedule

@@ -10,7 +10,7 @@ import_host("--use-pytorch-cross-attention")
 
 import comfy.supported_models
 from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS
-from comfyui_fewstep.nodes.host.graph import Execution
+from comfyui_fewstep.nodes.host.editor.graph import Execution
 from comfyui_fewstep.samplers.presets import PRESETS, named_by
 from hosting import NOTES, ROOT, api_twin
 from test_template_parity import FAMILIES

@@ -13,7 +13,7 @@ import comfy.model_base
 import folder_paths
 from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS, previews
 from comfyui_fewstep.nodes.host import folders
-from comfyui_fewstep.nodes.host.graph import Execution, files_behind
+from comfyui_fewstep.nodes.host.editor.graph import Execution, files_behind
 from comfyui_fewstep.nodes.sampling import recipes, recognition
 from hosting import Failed
 from test_recipes import recipe_of

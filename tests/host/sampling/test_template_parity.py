@@ -15,7 +15,7 @@ import comfy.k_diffusion.sampling
 import comfy.supported_models
 from architectures import ALL
 from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS
-from comfyui_fewstep.nodes.host.graph import Execution
+from comfyui_fewstep.nodes.host.editor.graph import Execution
 from comfyui_fewstep.samplers import few_step
 from current_architectures import H3
 

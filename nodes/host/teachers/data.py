@@ -9,9 +9,9 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from . import models
+from ..sampling import models
+from ..sampling.models import Conditioning
 from .encoding import plain
-from .models import Conditioning
 
 SAMPLERS = ("euler", "ddim", "heun", "dpmpp_2m")
 """Those of the host that add no noise of their own: a picture is then a function of its first noise."""

@@ -11,7 +11,7 @@ from typing import Any
 import comfy.model_management
 import comfy.utils
 
-from .models import log
+from ..sampling.models import log
 
 
 def error_of(make: Callable[[], object]) -> bool | str:

@@ -10,8 +10,8 @@ import comfy.lora
 import torch
 from torch import Tensor
 
-from ...trainers.students.adapters import AdapterSet, LowRank, lora_file
-from .models import classes_of
+from ....trainers.students.adapters import AdapterSet, LowRank, lora_file
+from ..sampling.models import classes_of
 
 
 class Naming(Enum):

@@ -13,12 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...trainers.data.batches import Batch
-from ...trainers.measures.answers import answers
-from ...trainers.storage.files import some_of, tensors_sha256
-from ...trainers.storage.kept_hashes import kept
-from . import bypass, carried, folders, guidance, signals, training, weights
-from .models import model_sampling_of, noise_family, noise_levels
+from ....trainers.data.batches import Batch
+from ....trainers.measures.answers import answers
+from ....trainers.storage.files import some_of, tensors_sha256
+from ....trainers.storage.kept_hashes import kept
+from ..editor import signals
+from ..files import folders
+from ..memory import bypass, weights
+from ..sampling import guidance
+from ..sampling.models import model_sampling_of, noise_family, noise_levels
+from . import carried, training
 
 _NETWORK = "diffusion_model."
 

@@ -14,8 +14,8 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from ...samplers.few_step import Sample, in_order
-from ...trainers.storage.files import some_of
+from ....samplers.few_step import Sample, in_order
+from ....trainers.storage.files import some_of
 
 _KEPT = 64
 """Runs that ended above level 0, of which one may go on."""

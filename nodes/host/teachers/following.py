@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...trainers.data.batches import Batch
-from . import backward, carried
-from .models import model_sampling_of, noise_levels
+from ....trainers.data.batches import Batch
+from ..memory import backward
+from ..sampling.models import model_sampling_of, noise_levels
+from . import carried
 from .training import as_denoiser, loaded
 
 log = logging.getLogger("comfyui_fewstep")

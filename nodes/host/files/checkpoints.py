@@ -13,11 +13,11 @@ import comfy.supported_models
 import torch
 from torch import Tensor
 
-from ...samplers.noise import NoiseFamily
-from ...trainers.storage.files import writing
-from . import bypass
-from .guidance import COND_PROJ, embedding_of
-from .models import example_sampling, model_sampling_of, noise_family, noise_levels, prediction_type
+from ....samplers.noise import NoiseFamily
+from ....trainers.storage.files import writing
+from ..memory import bypass
+from ..sampling.guidance import COND_PROJ, embedding_of
+from ..sampling.models import example_sampling, model_sampling_of, noise_family, noise_levels, prediction_type
 
 _PLAYGROUND = getattr(comfy.latent_formats, "SDXL_Playground_2_5", None)
 _Continuous = comfy.model_sampling.ModelSamplingContinuousEDM

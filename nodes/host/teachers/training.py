@@ -21,18 +21,20 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...samplers.noise import Denoiser
-from ...trainers.data.batches import chosen
-from ...trainers.storage.export import require_finite_weights
-from ...trainers.students.adapters import AdapterSet, nearest, product, share_lost
-from . import bypass, carried, signals, weights
-from .aliases import aliased, lay_aside, renew
-from .backward import ATTENTION_OVERRIDE, attention, without_preferred_attention
-from .conditions import host_inputs, one_for_all
-from .guidance import taking_scale
-from .kept_prompts import none_kept
-from .lending import lent_again
-from .models import noise_scale, read_by, reading
+from ....samplers.noise import Denoiser
+from ....trainers.data.batches import chosen
+from ....trainers.storage.export import require_finite_weights
+from ....trainers.students.adapters import AdapterSet, nearest, product, share_lost
+from ..editor import signals
+from ..memory import bypass, weights
+from ..memory.aliases import aliased, lay_aside, renew
+from ..memory.backward import ATTENTION_OVERRIDE, attention, without_preferred_attention
+from ..memory.lending import lent_again
+from ..sampling.conditions import host_inputs, one_for_all
+from ..sampling.guidance import taking_scale
+from ..sampling.kept_prompts import none_kept
+from ..sampling.models import noise_scale, read_by, reading
+from . import carried
 
 Network = Any
 """The host's model object (its BaseModel): a torch module with apply_model, diffusion_model and model_sampling."""

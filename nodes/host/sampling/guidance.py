@@ -11,7 +11,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...samplers.guidance_embedding import GuidedTimeEmbedding, LearntGuidance, at_scale
+from ....samplers.guidance_embedding import GuidedTimeEmbedding, LearntGuidance, at_scale
 
 Conditioning = list[list[Any]]
 """The host's CONDITIONING: [[text embedding (B, tokens, width), {options}], ...]."""

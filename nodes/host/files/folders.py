@@ -17,18 +17,18 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from ...trainers.data.encodings import Encodings
-from ...trainers.storage import places
-from ...trainers.storage.export import is_one_of, same_tensors
-from ...trainers.storage.files import copy_atomically, file_sha256, require_whole
-from ...trainers.storage.kept_hashes import kept
-from ...trainers.storage.run_folder import RunFolder
-from ...trainers.storage.watching import all_runs, students_of
-from . import signals
-from .guidance import COND_PROJ
-from .models import log
+from ....trainers.data.encodings import Encodings
+from ....trainers.storage import places
+from ....trainers.storage.export import is_one_of, same_tensors
+from ....trainers.storage.files import copy_atomically, file_sha256, require_whole
+from ....trainers.storage.kept_hashes import kept
+from ....trainers.storage.run_folder import RunFolder
+from ....trainers.storage.watching import all_runs, students_of
+from ..editor import signals
+from ..sampling.guidance import COND_PROJ
+from ..sampling.models import log
 
-_LAUNCHER = Path(__file__).resolve().parents[2] / "launch.py"
+_LAUNCHER = Path(__file__).resolve().parents[3] / "launch.py"
 _DEMO = "FewStepDemoTeacher"
 _MODEL_FOLDERS = ("checkpoints", "unet", "diffusion_models")
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...trainers.data.encodings import Encoded, Encodings
-from ...trainers.storage.files import tensors_sha256
+from ....trainers.data.encodings import Encoded, Encodings
+from ....trainers.storage.files import tensors_sha256
+from ..sampling.models import Conditioning
 from . import identity
-from .models import Conditioning
 
 _PLAIN = (bool, int, float, str)
 _OPTIONS = "options"

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import backward
+from ..memory import backward
 
 
 class Part(Enum):

@@ -18,9 +18,9 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...samplers.few_step import in_order
-from ...samplers.noise import NoiseFamily, expand_like
-from ...samplers.schedules import Levels
+from ....samplers.few_step import in_order
+from ....samplers.noise import NoiseFamily, expand_like
+from ....samplers.schedules import Levels
 from . import kept_prompts
 from .continuing import leave, samples_of
 from .guidance import Conditioning as Conditioning

@@ -1,0 +1,1 @@
+"""The host's files: where they lie, whole checkpoints, and what LoRA files call layers."""

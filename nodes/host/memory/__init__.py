@@ -1,0 +1,1 @@
+"""Weights wherever the host keeps them, as autograd may see them."""

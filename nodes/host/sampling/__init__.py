@@ -1,0 +1,1 @@
+"""What the host's models and prompts are to samplers and to training, and how hosts differ there."""
