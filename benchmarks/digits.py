@@ -28,7 +28,7 @@ from ..trainers.objective.grid import Grid
 from ..trainers.storage.export import read_student
 from ..trainers.storage.run_folder import RunFolder
 from ..trainers.training.distillation import Distillation
-from ..trainers.training.options import TrainOptions
+from ..trainers.training.optimisation.options import TrainOptions
 from .scenes import pages
 from .scenes.curves import TEST_SEED, TUNING_SEED
 from .scenes.judges import RandomFeatures, Whitened

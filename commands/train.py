@@ -15,8 +15,8 @@ from ..trainers.processes.group import Processes, ProcessLost, StoppedElsewhere
 from ..trainers.storage.run_folder import RunFolder
 from ..trainers.training.distillation import Recorded
 from ..trainers.training.loop import Metrics
+from ..trainers.training.optimisation.tally import NonFiniteLoss
 from ..trainers.training.out_of_memory import OutOfMemory
-from ..trainers.training.tally import NonFiniteLoss
 from .demo import Terminal
 from .embedded import import_host, node_classes
 

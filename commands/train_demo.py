@@ -16,7 +16,7 @@ from ..trainers.storage.files import write_tensors
 from ..trainers.storage.run_folder import RunFolder
 from ..trainers.students.student import FullWeightsStudent
 from ..trainers.training.loop import Metrics, train
-from ..trainers.training.options import TrainOptions
+from ..trainers.training.optimisation.options import TrainOptions
 from .embedded import import_host
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,7 +21,7 @@ from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.adapters import LoRAOptions
 from ...trainers.students.student import Student, probe_writes_in_place
 from ...trainers.training.loop import train
-from ...trainers.training.options import TrainOptions
+from ...trainers.training.optimisation.options import TrainOptions
 from .setup import Architecture
 
 STEPS, BATCH, SEED, SIGMA = 4, 2, 7, 0.6

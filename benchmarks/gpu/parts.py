@@ -25,7 +25,7 @@ from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.adapters import LoRAOptions
 from ...trainers.students.student import probe_writes_in_place
 from ...trainers.training.loop import train
-from ...trainers.training.options import TrainOptions
+from ...trainers.training.optimisation.options import TrainOptions
 from ..training.setup import halving
 from .bench import Bench, Part
 from .gradients import gradients, pulls

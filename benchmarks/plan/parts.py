@@ -25,7 +25,7 @@ from ...trainers.objective.weighting import Weighting
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.adapters import LoRALayers, LoRAOptions
 from ...trainers.training.distillation import Distillation
-from ...trainers.training.options import TrainOptions
+from ...trainers.training.optimisation.options import TrainOptions
 from ...trainers.training.plan import Plan
 from ...trainers.training.stages import SAMPLES
 from ..architectures.pictures import PICTURES

@@ -26,7 +26,7 @@ from ...trainers.objective.weighting import Weighting
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.student import FullWeightsStudent
 from ...trainers.training.loop import train
-from ...trainers.training.tally import NonFiniteLoss
+from ...trainers.training.optimisation.tally import NonFiniteLoss
 from . import curves, judges, pages, students, teacher
 from .judged import PICTURES, Jury, Row
 from .machine import RESULTS, ROOT, device, learning_precision

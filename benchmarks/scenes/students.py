@@ -26,7 +26,7 @@ from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.student import FullWeightsStudent
 from ...trainers.training.distillation import Distillation
 from ...trainers.training.loop import Metrics
-from ...trainers.training.options import TrainOptions
+from ...trainers.training.optimisation.options import TrainOptions
 from . import diversity, judges, students_page, teacher
 from .judged import PICTURES, Jury, Row
 from .machine import RESULTS, ROOT, device, learning_precision

@@ -28,7 +28,7 @@ from ...trainers.storage.files import read_tensors, write_atomically, write_tens
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.student import FullWeightsStudent
 from ...trainers.training.loop import Metrics, train
-from ...trainers.training.options import TrainOptions
+from ...trainers.training.optimisation.options import TrainOptions
 from .machine import RESULTS, ROOT, device, learning_precision, machine
 from .network import SIGMA_MAX, SIGMA_MIN, SceneNetwork, as_denoiser, noise_levels
 from .world import KINDS, Split, drawn, to_latents

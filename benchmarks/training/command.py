@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ...trainers.students.student import Student
-from ...trainers.training.options import PRECISIONS
+from ...trainers.training.optimisation.options import PRECISIONS
 from ..scenes.machine import RESULTS
 from .parts import bare, loop, memory
 from .setup import METHODS, UNETS, Setup, in_one_step, learning

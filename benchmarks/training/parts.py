@@ -21,9 +21,9 @@ from ...trainers.objective.loss import weighted_error
 from ...trainers.objective.method import Method, Target
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.student import Student
-from ...trainers.training.learner import Learning
 from ...trainers.training.loop import Metrics, train
-from ...trainers.training.options import TrainOptions
+from ...trainers.training.optimisation.learner import Learning
+from ...trainers.training.optimisation.options import TrainOptions
 from .setup import METHODS, Setup, in_one_step, learning
 
 

@@ -17,7 +17,7 @@ from ...trainers.objective.method import Method, TeacherKind
 from ...trainers.objective.weighting import Weighting
 from ...trainers.students.adapters import LoRALayers, LoRAOptions
 from ...trainers.students.student import Student, probe_writes_in_place
-from ...trainers.training.options import AS_LOADED
+from ...trainers.training.optimisation.options import AS_LOADED
 
 _UNET = {
     "image_size": 32,

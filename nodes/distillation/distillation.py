@@ -9,9 +9,9 @@ from torch import Tensor
 from ...trainers.measures.charts import loss_chart
 from ...trainers.storage.places import is_link
 from ...trainers.storage.run_folder import RunFolder
-from ...trainers.training.learning_rates import SCHEDULES
-from ...trainers.training.optimisers import OPTIMISERS
-from ...trainers.training.options import AS_LOADED, PRECISIONS
+from ...trainers.training.optimisation.learning_rates import SCHEDULES
+from ...trainers.training.optimisation.optimisers import OPTIMISERS
+from ...trainers.training.optimisation.options import AS_LOADED, PRECISIONS
 from .. import host
 from ..host import folders
 from . import perceptual, running

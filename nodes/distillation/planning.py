@@ -17,7 +17,7 @@ from ...trainers.objective.method import Method
 from ...trainers.objective.perceptual import Perceptual
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.student import probe_writes_in_place
-from ...trainers.training.options import TrainOptions
+from ...trainers.training.optimisation.options import TrainOptions
 from ...trainers.training.out_of_memory import unless_no_memory
 from ...trainers.training.plan import Needs, Plan, size
 from ...trainers.training.trial import Rehearsal, StageCost, most_held

@@ -21,7 +21,7 @@ from ...trainers.students.adapters import LoRAOptions
 from ...trainers.students.student import LoRAStudent, Student
 from ...trainers.training.distillation import Distillation, Recorded
 from ...trainers.training.loop import Observer
-from ...trainers.training.options import TrainOptions
+from ...trainers.training.optimisation.options import TrainOptions
 from .. import host
 from ..host import folders
 from . import perceptual

@@ -14,7 +14,7 @@ from ...trainers.objective.method import Method, MethodOptions, student_predicti
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.adapters import LoRAOptions
 from ...trainers.training.distillation import Distillation, as_begun, require_goes_on
-from ...trainers.training.options import TrainOptions
+from ...trainers.training.optimisation.options import TrainOptions
 from .. import host
 from ..host import folders, graph
 from . import running, starting, teacher

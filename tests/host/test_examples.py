@@ -12,8 +12,8 @@ import_host()
 from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS
 from comfyui_fewstep.nodes.distillation.learning import methods, students
 from comfyui_fewstep.trainers.methods.progressive import StudentPrediction
-from comfyui_fewstep.trainers.training.micro_batches import require_equal_parts
-from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.micro_batches import require_equal_parts
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from hosting import ROOT
 
 FILES = sorted((ROOT / "docs" / "examples").glob("*.json"))

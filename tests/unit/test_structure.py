@@ -40,6 +40,7 @@ FLOORS = [
     "nodes/host/sampling",
     "trainers",
     "trainers/training",
+    "trainers/training/optimisation",
     "trainers/methods",
     "trainers/students",
     "trainers/objective",

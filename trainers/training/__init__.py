@@ -1,1 +1,1 @@
-"""Training: the loop, its options and optimisers, the stages of a run, one distillation from start to file."""
+"""Training: the loop, the stages of a run, one distillation from start to file, its trial and plan."""

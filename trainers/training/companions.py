@@ -20,11 +20,11 @@ from ..storage.prefixes import below
 from ..students.companion import CompanionNetwork
 from ..students.critic import Critic
 from ..students.student import Student
-from .bands import NoiseBands
-from .learner import Learner, Loss
-from .optimisers import load_optimiser_state, new_optimiser, optimiser_state
-from .options import TrainOptions
-from .tally import Tally
+from .optimisation.bands import NoiseBands
+from .optimisation.learner import Learner, Loss
+from .optimisation.optimisers import load_optimiser_state, new_optimiser, optimiser_state
+from .optimisation.options import TrainOptions
+from .optimisation.tally import Tally
 
 
 class Companions:

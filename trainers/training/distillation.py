@@ -24,9 +24,9 @@ from ..storage.prefixes import below
 from ..storage.reading import identity_in
 from ..storage.run_folder import RunFolder
 from ..students.student import Student, probe_writes_in_place
-from .average import AVERAGE_BEGUN_AT, start_left
 from .loop import Observer, train
-from .options import TrainOptions
+from .optimisation.average import AVERAGE_BEGUN_AT, start_left
+from .optimisation.options import TrainOptions
 from .out_of_memory import naming_what_to_lower
 from .stages import KeptStages
 

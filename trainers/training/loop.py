@@ -22,16 +22,16 @@ from ..processes.group import Processes
 from ..processes.sharding import gathered, is_divided
 from ..storage.run_folder import RunFolder
 from ..students.student import Student
-from . import optimisers
-from .average import Averages
-from .bands import NoiseBands
 from .companions import Companions
-from .learner import Learner
-from .learning_rates import learning_rate
-from .micro_batches import in_pieces, on_share, require_equal_parts
-from .options import TrainOptions
+from .optimisation import optimisers
+from .optimisation.average import Averages
+from .optimisation.bands import NoiseBands
+from .optimisation.learner import Learner
+from .optimisation.learning_rates import learning_rate
+from .optimisation.micro_batches import in_pieces, on_share, require_equal_parts
+from .optimisation.options import TrainOptions
+from .optimisation.tally import NonFiniteLoss, Tally
 from .stages import KeptStages
-from .tally import NonFiniteLoss, Tally
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from .options import AS_LOADED, TrainOptions
+from .optimisation.options import AS_LOADED, TrainOptions
 
 Result = TypeVar("Result")
 _NO_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")

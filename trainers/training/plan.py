@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 
-from .options import TrainOptions
+from .optimisation.options import TrainOptions
 from .trial import StageCost
 
 

@@ -22,9 +22,9 @@ from ..objective.method import Target
 from ..objective.score import Strength, weight_of_seen
 from ..processes.group import Processes
 from ..students.companion import CompanionNetwork
-from .bands import NoiseBands
-from .learner import Learner
-from .optimisers import new_optimiser
+from .optimisation.bands import NoiseBands
+from .optimisation.learner import Learner
+from .optimisation.optimisers import new_optimiser
 
 
 class Kind(Enum):

@@ -24,7 +24,7 @@ from ..storage.export import read_student
 from ..storage.files import is_whole
 from ..storage.run_folder import RunFolder
 from ..students.student import Student
-from .micro_batches import in_pieces
+from .optimisation.micro_batches import in_pieces
 
 SAMPLES = 8
 """That are drawn at the end of a stage: for the first samples of the data, from noise that is the same in every run."""

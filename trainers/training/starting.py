@@ -16,9 +16,9 @@ from ..storage.files import CHECKSUM_KEY, read_tensors
 from ..storage.identity import another_teacher
 from ..storage.run_folder import RunFolder
 from ..students.student import EVERY_LAYER
-from .average import AVERAGE_BEGUN_AT, RESULT, is_averaged
 from .distillation import Distillation
-from .optimisers import STATE_PREFIX, result_in_state
+from .optimisation.average import AVERAGE_BEGUN_AT, RESULT, is_averaged
+from .optimisation.optimisers import STATE_PREFIX, result_in_state
 
 _SAME = ("method", "teacher_sha256", "prediction_type", "noise_family")
 """Of a run's entries, beside those of its student: what its weights mean depends on them."""

@@ -22,7 +22,7 @@ from ..objective.perceptual import Perceptual
 from ..storage.run_folder import RunFolder
 from ..students.student import Student
 from .loop import rehearsal
-from .options import TrainOptions
+from .optimisation.options import TrainOptions
 from .stages import SAMPLES, compared
 
 LEAST_TIMED, MOST_TIMED, ENOUGH_SECONDS = 3, 15, 1.5

@@ -19,7 +19,7 @@ from ....trainers.objective.method import Method, student_prediction
 from ....trainers.storage.run_folder import RunFolder
 from ....trainers.students.adapters import LoRALayers, LoRAOptions
 from ....trainers.training.distillation import require_goes_on
-from ....trainers.training.options import TrainOptions
+from ....trainers.training.optimisation.options import TrainOptions
 from ....trainers.training.plan import Plan
 from ... import host
 from ...host import folders

@@ -11,7 +11,7 @@ from ....trainers.storage.files import read_metadata
 from ....trainers.storage.run_folder import RunFolder
 from ....trainers.students.adapters import LoRALayers
 from ....trainers.training.distillation import Recorded
-from ....trainers.training.options import TrainOptions
+from ....trainers.training.optimisation.options import TrainOptions
 from ... import host
 from ...host import folders, graph
 from ...sampling.recipes import as_trained

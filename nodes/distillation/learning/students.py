@@ -23,7 +23,7 @@ from ....trainers.storage.export import (
 from ....trainers.students.adapters import Adapters, LoRALayers, LoRAOptions
 from ....trainers.students.gradient_checkpointing import checkpointed
 from ....trainers.students.student import FullWeightsStudent, LoRAStudent, Student, copy_weights
-from ....trainers.training.options import AS_LOADED
+from ....trainers.training.optimisation.options import AS_LOADED
 from ... import host
 from ...host import folders
 from ...sampling.recipes import as_trained, require_levels

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ....trainers.training.options import AS_LOADED
+from ....trainers.training.optimisation.options import AS_LOADED
 
 _CASTS = "comfy_cast_weights"
 """The attribute of the host's layers that says whether they bring weights to their input's type in every forward."""

@@ -26,7 +26,7 @@ from comfyui_fewstep.trainers.objective.weighting import Weighting
 from comfyui_fewstep.trainers.processes.group import Processes
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.training.distillation import Distillation
-from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 
 KINDS = ("sd15", "sdxl", "sd3", "flux")
 CONVERTING = "sd15 to v_prediction"

@@ -19,8 +19,8 @@ from comfyui_fewstep import launch
 from comfyui_fewstep.commands import train as commands_train
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.trainers.processes.group import ProcessLost, StoppedElsewhere
+from comfyui_fewstep.trainers.training.optimisation.tally import NonFiniteLoss
 from comfyui_fewstep.trainers.training.out_of_memory import OutOfMemory
-from comfyui_fewstep.trainers.training.tally import NonFiniteLoss
 from test_runs import SECONDS, style, words_for, workflow  # noqa: F401 (a fixture)
 
 

@@ -28,7 +28,7 @@ from comfyui_fewstep.trainers.storage.export import read_student
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.adapters import LoRALayers, LoRAOptions
 from comfyui_fewstep.trainers.training.distillation import Distillation
-from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from test_architectures import run
 from test_lora import TRAINING, assert_whole, output, snapshot  # noqa: F401
 from test_save_student import save, small_sd15  # noqa: F401

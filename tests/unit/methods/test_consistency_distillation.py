@@ -23,7 +23,7 @@ from comfyui_fewstep.trainers.objective.weighting import Weighting
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.loop import train
-from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from diffusers import DDIMScheduler, LCMScheduler
 from gaussian import FAMILIES, gaussian_denoiser, table
 from test_consistency import LEVELS, SD, gaussian_flow_map, picture

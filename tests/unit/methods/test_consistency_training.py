@@ -18,9 +18,9 @@ from comfyui_fewstep.trainers.objective.grid import Grid
 from comfyui_fewstep.trainers.objective.method import Lesson, TeacherKind
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
-from comfyui_fewstep.trainers.training.average import Average
 from comfyui_fewstep.trainers.training.loop import train
-from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.average import Average
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from gaussian import FAMILIES, gaussian_denoiser, table
 from test_consistency import gaussian_flow_map
 from test_converging import FAMILY_OF, Affine, read, spread

@@ -17,7 +17,7 @@ from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.students.x0_and_eps import combined_x0
 from comfyui_fewstep.trainers.training.loop import train
-from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from gaussian import gaussian_denoiser, paper_target, table
 from thorough import first_then_thorough
 from torch import nn

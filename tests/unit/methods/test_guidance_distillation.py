@@ -16,7 +16,7 @@ from comfyui_fewstep.trainers.objective.weighting import Weighting
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.loop import train
-from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from gaussian import FAMILIES, Mixture, gaussian_denoiser, table
 from test_converging import FAMILY_OF, KINDS, OUTPUTS, Affine, read, spread
 from thorough import first_then_thorough

@@ -13,7 +13,7 @@ from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.adapters import Adapters, LoRAOptions
 from comfyui_fewstep.trainers.students.student import LoRAStudent
 from comfyui_fewstep.trainers.training.loop import train
-from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from gaussian import FAMILIES, gaussian_denoiser, table
 from thorough import first_then_thorough
 from torch import nn

@@ -13,7 +13,7 @@ from comfyui_fewstep.trainers.objective.distance import Distance
 from comfyui_fewstep.trainers.objective.method import Lesson, TeacherKind
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.training.distillation import Distillation
-from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from gaussian import FAMILIES, ddim, gaussian_denoiser, signal_and_noise, table
 from test_progressive import batch, conditional_teacher
 

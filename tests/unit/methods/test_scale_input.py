@@ -16,8 +16,8 @@ from comfyui_fewstep.trainers.objective.weighting import Weighting
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.loop import train
-from comfyui_fewstep.trainers.training.micro_batches import in_pieces, split
-from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.micro_batches import in_pieces, split
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from gaussian import FAMILIES, gaussian_denoiser, table
 from test_guidance_distillation import EMPTY, PROMPT, two_prompts
 from thorough import first_then_thorough

@@ -6,7 +6,7 @@ from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.objective.distance import Distance
 from comfyui_fewstep.trainers.objective.loss import weighted_error
 from comfyui_fewstep.trainers.objective.method import Target
-from comfyui_fewstep.trainers.training.micro_batches import split
+from comfyui_fewstep.trainers.training.optimisation.micro_batches import split
 from gaussian import gaussian_denoiser
 
 

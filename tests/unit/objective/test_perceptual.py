@@ -12,8 +12,8 @@ from comfyui_fewstep.trainers.objective.method import TeacherKind
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.loop import train
-from comfyui_fewstep.trainers.training.micro_batches import split
-from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.micro_batches import split
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from gaussian import FAMILIES, gaussian_denoiser, table
 from test_distance import target_of
 from test_progressive import TinyNetwork, as_denoiser, batch, options

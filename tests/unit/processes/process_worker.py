@@ -20,7 +20,7 @@ from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.adapters import Adapters, LoRALayers, LoRAOptions
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent, LoRAStudent
 from comfyui_fewstep.trainers.training.distillation import Distillation
-from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from gaussian import table
 from torch import nn
 from torch.nn import Linear

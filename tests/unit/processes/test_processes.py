@@ -11,7 +11,7 @@ from comfyui_fewstep.trainers.processes.group import Processes
 from comfyui_fewstep.trainers.storage.export import read_student
 from comfyui_fewstep.trainers.storage.files import read_tensors
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
-from comfyui_fewstep.trainers.training.micro_batches import in_pieces, on_share, require_equal_parts
+from comfyui_fewstep.trainers.training.optimisation.micro_batches import in_pieces, on_share, require_equal_parts
 from several import ROUNDING, alone, assert_same_metrics, checkpoints, ended, greatest_difference, linux, result
 from thorough import first_then_thorough
 

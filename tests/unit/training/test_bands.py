@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from comfyui_fewstep.trainers.processes.group import Processes
-from comfyui_fewstep.trainers.training.bands import BANDS, NoiseBands, band_means
-from comfyui_fewstep.trainers.training.tally import NonFiniteLoss, Tally
+from comfyui_fewstep.trainers.training.optimisation.bands import BANDS, NoiseBands, band_means
+from comfyui_fewstep.trainers.training.optimisation.tally import NonFiniteLoss, Tally
 from test_training import ITERATIONS, Stopped, Trained, stop_at
 
 

@@ -15,11 +15,11 @@ from comfyui_fewstep.trainers.storage.files import read_tensors
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.gradient_checkpointing import checkpointed
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
-from comfyui_fewstep.trainers.training.bands import NoiseBands
-from comfyui_fewstep.trainers.training.learner import Learner
 from comfyui_fewstep.trainers.training.loop import _Training, train
-from comfyui_fewstep.trainers.training.options import TrainOptions
-from comfyui_fewstep.trainers.training.tally import NonFiniteLoss
+from comfyui_fewstep.trainers.training.optimisation.bands import NoiseBands
+from comfyui_fewstep.trainers.training.optimisation.learner import Learner
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.tally import NonFiniteLoss
 from gaussian import table
 from process_worker import data, student_of
 from thorough import first_then_thorough

@@ -9,7 +9,7 @@ from comfyui_fewstep.trainers.objective.method import TeacherKind
 from comfyui_fewstep.trainers.processes.group import Processes
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.training.loop import _Training, train
-from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from gaussian import table
 from process_worker import data, student_of
 from test_companions import KINDS, equal, snapshot

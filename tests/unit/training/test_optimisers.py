@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 from comfyui_fewstep.trainers.objective.method import Lesson, Stage
-from comfyui_fewstep.trainers.training.optimisers import load_optimiser_state, optimiser_state
-from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.optimisers import load_optimiser_state, optimiser_state
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from test_progressive import TinyNetwork
 from test_training import ITERATIONS, Stopped, Trained, stop_at
 from thorough import first_then_thorough

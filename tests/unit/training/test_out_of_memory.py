@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 import torch
-from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from comfyui_fewstep.trainers.training.out_of_memory import OutOfMemory, naming_what_to_lower
 
 LORA = {"kind": "lora", "rank": 32}

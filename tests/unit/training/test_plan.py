@@ -12,7 +12,7 @@ from comfyui_fewstep.trainers.methods.distribution_matching import DistributionM
 from comfyui_fewstep.trainers.objective.method import TeacherKind
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
-from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from comfyui_fewstep.trainers.training.plan import Needs, Plan, duration, size
 from comfyui_fewstep.trainers.training.trial import Iteration, Rehearsal, StageCost, most_held
 from gaussian import table

@@ -8,7 +8,7 @@ from comfyui_fewstep.trainers.methods import METHODS, read_method
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.adapters import LoRAOptions
 from comfyui_fewstep.trainers.training.distillation import Recorded
-from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from test_run import distillation
 
 LEARNT = {"iterations": 5, "learning_rate": 1e-3}

@@ -15,8 +15,8 @@ from comfyui_fewstep.trainers.storage.files import read_tensors, write_atomicall
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.distillation import Distillation, Recorded, as_begun
-from comfyui_fewstep.trainers.training.options import TrainOptions
-from comfyui_fewstep.trainers.training.tally import NonFiniteLoss
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.tally import NonFiniteLoss
 from gaussian import gaussian_denoiser, table
 from test_progressive import TinyNetwork, as_denoiser, batch, options
 from thorough import first_then_thorough

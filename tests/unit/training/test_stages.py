@@ -19,7 +19,7 @@ from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.adapters import Adapters, LoRALayers, LoRAOptions
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent, LoRAStudent
 from comfyui_fewstep.trainers.training import stages
-from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from comfyui_fewstep.trainers.training.stages import compared
 from gaussian import FAMILIES
 from test_progressive import TinyNetwork, as_denoiser, batch, conditional_teacher, method

@@ -13,8 +13,8 @@ from comfyui_fewstep.trainers.storage.export import read_student
 from comfyui_fewstep.trainers.storage.files import read_metadata, read_tensors
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
-from comfyui_fewstep.trainers.training.average import Averages, start_left
 from comfyui_fewstep.trainers.training.loop import NonFiniteLoss
+from comfyui_fewstep.trainers.training.optimisation.average import Averages, start_left
 from comfyui_fewstep.trainers.training.starting import require_started_from, start_from
 from test_progressive import TinyNetwork, as_denoiser, method
 from test_run import FAMILY, TRAINING, Stopped, distillation, execute, stop_at

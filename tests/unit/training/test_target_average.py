@@ -14,7 +14,7 @@ from comfyui_fewstep.trainers.methods.consistency_training import ConsistencyTra
 from comfyui_fewstep.trainers.methods.progressive import Progressive
 from comfyui_fewstep.trainers.objective.method import Stage, TeacherKind
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
-from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from comfyui_fewstep.trainers.training.stages import compared, sampled
 from gaussian import FAMILIES, gaussian_denoiser, table
 from test_progressive import TinyNetwork, as_denoiser, batch, options

@@ -16,10 +16,10 @@ from comfyui_fewstep.trainers.objective.method import Lesson, Target, TeacherKin
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training import loop
-from comfyui_fewstep.trainers.training.average import Average, start_left
 from comfyui_fewstep.trainers.training.loop import train
-from comfyui_fewstep.trainers.training.micro_batches import in_pieces, split
-from comfyui_fewstep.trainers.training.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.average import Average, start_left
+from comfyui_fewstep.trainers.training.optimisation.micro_batches import in_pieces, split
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from gaussian import table
 from test_progressive import TinyNetwork, as_denoiser, batch, options
 from thorough import first_then_thorough

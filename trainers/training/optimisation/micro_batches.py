@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, cat
 
-from ...samplers.noise import Denoiser
-from ..objective.method import Target
+from ....samplers.noise import Denoiser
+from ...objective.method import Target
 
 
 def require_equal_parts(batch_size: int, *, accumulation: int, processes: int) -> None:

@@ -9,7 +9,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from ..processes.group import Processes
+from ...processes.group import Processes
 from .bands import BANDS, NoiseBands, band_means
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..processes.sharding import is_divided, part
+from ...processes.sharding import is_divided, part
 
 STATE_PREFIX = "optimiser."
 

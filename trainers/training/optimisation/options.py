@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Sequence
 
-from ..objective.choices import require_at_least_one, require_finite
-from ..objective.method import Stage
+from ...objective.choices import require_at_least_one, require_finite
+from ...objective.method import Stage
 from .learning_rates import SCHEDULES, require_room_for_warmup
 from .optimisers import OPTIMISERS, SCHEDULE_FREE, require_optimiser
 

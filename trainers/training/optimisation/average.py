@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ...samplers.noise import Denoiser
-from ..objective.method import Decay
-from ..processes.sharding import part
+from ....samplers.noise import Denoiser
+from ...objective.method import Decay
+from ...processes.sharding import part
 
 RESULT, TARGET = "average.", "target."
 """Prefixes in the state: of the average that a stage results in, and of the one that a method is given."""

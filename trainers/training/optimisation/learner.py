@@ -9,10 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..objective.loss import loss_scale
-from ..objective.method import Target
-from ..processes.group import Processes
-from ..processes.sharding import whole
+from ...objective.loss import loss_scale
+from ...objective.method import Target
+from ...processes.group import Processes
+from ...processes.sharding import whole
 from .bands import NoiseBands
 from .micro_batches import split
 
