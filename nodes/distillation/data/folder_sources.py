@@ -130,17 +130,22 @@ class FolderSource(MadeOnce):
     def _by_shape(self, files: Sequence[Captioned]) -> dict[Hashable, list[Captioned]]:
         """Every file is decoded once before any is encoded, so that all broken ones are named together."""
         groups: dict[Hashable, list[Captioned]] = {}
-        broken = {file.name: file.broken for file in files if file.broken}
+        broken: dict[str, str] = {}
         progress = Progress(len(files))
         for file in files:
             progress.next()
             try:
-                if not file.broken:
-                    groups.setdefault(self.shape(file.path), []).append(file)
+                groups.setdefault(self.shape_of(file), []).append(file)
             except BrokenFile as error:
                 broken[file.name] = str(error)
         self._say_broken(broken, of=len(files))
         return groups
+
+    def shape_of(self, file: Captioned) -> Hashable:
+        """What files that are encoded to one shape have in common. BrokenFile where one, or its caption, cannot be used."""
+        if file.broken:
+            raise BrokenFile(file.broken)
+        return self.shape(file.path)
 
     def _say_broken(self, broken: dict[str, str], *, of: int) -> None:
         if not broken:
@@ -187,7 +192,7 @@ class FolderSource(MadeOnce):
         return {}
 
     def shape(self, file: Path) -> Hashable:
-        """What files that are encoded to one shape have in common. BrokenFile for one that cannot be used."""
+        """See shape_of."""
         raise NotImplementedError
 
     def _pieces(self, file: Captioned, shape: Any) -> Iterator[Piece]:

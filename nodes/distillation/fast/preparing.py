@@ -92,7 +92,7 @@ def _seconds_of_a_file(model: Any, source: PictureFolder, left: Sequence[Any]) -
     make, seconds = source.encoder(model, told_of=_TRIED_FILES), 0.0
     for file in captioned(left[-_TRIED_FILES:], caption=source.caption):
         try:
-            shape = source.shape(file.path)
+            shape = source.shape_of(file)
         except BrokenFile:
             continue  # the start says so, for all of them
         seconds = seconds_of(lambda file=file, shape=shape: make(shape, [file]), model.load_device)  # type: ignore[misc]

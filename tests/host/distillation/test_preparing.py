@@ -76,6 +76,17 @@ def test_what_cannot_be_read_is_left_to_the_start(output, folder, vae, clip):
     assert planned(tiny("sd15"), source) == [(f"encoding {len(source.found.files)} pictures", 0.0)]
 
 
+def test_a_caption_that_cannot_be_read_is_left_to_the_start(output, folder, vae, clip):
+    """Latin-1 beside the last picture, which is one of those that are timed."""
+    (folder / "4.txt").write_bytes(b"M\xfcller")
+    source = images(vae, clip)
+    assert planned(tiny("sd15"), source) == [("encoding 5 pictures", 5 * 3.0)], "as the other one that is timed takes"
+    with pytest.raises(
+        ValueError, match=r"1 of 5 pictures in .* cannot be used: 4\.png \(its caption 4\.txt is no UTF-8"
+    ):
+        distil(tiny("sd15"), name="run", data=source)
+
+
 def test_an_encoder_that_is_missing_is_named(output, folder, clip):
     assert "vae" not in FOLDER
     with pytest.raises(ValueError, match=r"connect vae to Training Images \(Folder\)"):
