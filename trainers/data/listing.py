@@ -221,6 +221,12 @@ def _captioned(file: Found, caption: str) -> Captioned:
         return Captioned(file.path, file.name, "", "", file.repeats, str(error))
 
 
+def require_unchanged(file: Captioned) -> None:
+    """BrokenFile where the content is no longer that whose hash is known, by which all that is made of it is called."""
+    if _sha256(file.path) != file.sha256:
+        raise BrokenFile("its content is not what it was when this start looked at it")
+
+
 def _require_text(name: str) -> None:
     try:
         name.encode()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ....trainers.data.batches import Data, TensorData
 from ....trainers.data.cache import Shard, cached_data
-from ....trainers.data.listing import NOT_READ, BrokenFile, Captioned, Listing, captioned, listed
+from ....trainers.data.listing import NOT_READ, BrokenFile, Captioned, Listing, captioned, listed, require_unchanged
 from ....trainers.data.pictures import ENDINGS, PIXELS, Size, bucket_for, bucket_sizes, picture_size, pixels
 from ....trainers.storage.run_folder import RunFolder
 from ... import host
@@ -167,16 +167,28 @@ class FolderSource(MadeOnce):
         shape: Hashable,
         files: Sequence[Captioned],
     ) -> list[TensorData]:
-        samples = []
+        samples: list[Sample] = []
         for file in files:
             progress.next()
-            for piece in self._pieces(file, shape):
-                host.signals.check_cancelled()
-                latents = encoder.latents(piece.samples, seed=piece.seed, of=piece.of)
-                _require_finite(latents, name=file.name)
-                x0 = host.inputs.latents_for_training(model, {"samples": latents}).cpu()
-                samples.append(Sample(x0, file.caption, repeats=file.repeats))
+            try:
+                require_unchanged(file)
+                samples += self._encoded(model, encoder, file, shape)
+            except BrokenFile as error:
+                raise ValueError(
+                    f"{file.name} became another file while the {self.what} were encoded: {error}. Start once more, which looks "
+                    "at all of them again."
+                ) from error
         return texts.parts(samples)
+
+    def _encoded(
+        self, model: Any, encoder: host.encoding.LatentEncoder, file: Captioned, shape: Hashable
+    ) -> Iterator[Sample]:
+        for piece in self._pieces(file, shape):
+            host.signals.check_cancelled()
+            latents = encoder.latents(piece.samples, seed=piece.seed, of=piece.of)
+            _require_finite(latents, name=file.name)
+            x0 = host.inputs.latents_for_training(model, {"samples": latents}).cpu()
+            yield Sample(x0, file.caption, repeats=file.repeats)
 
     # --- what a kind of file has of its own
 
