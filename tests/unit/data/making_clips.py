@@ -24,10 +24,11 @@ def write_clip(path, *, count, rate, size, colour=lambda i: 10 * i % 256, right=
     return path
 
 
-def write_sound(path, *, seconds, rate, channels=1, hertz=100.0):
-    """A sine of half the largest amplitude, the same in every channel."""
+def write_sound(path, *, seconds, rate, channels=1, hertz=100.0, heard=slice(None)):
+    """A sine of half the largest amplitude, the same in every channel. heard: those that are not silent."""
     sine = 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
     samples = np.repeat(np.round(sine * 32767).astype("<i2")[:, None], channels, axis=1)
+    samples[:, np.setdiff1d(np.arange(channels), np.arange(channels)[heard])] = 0
     with wave.open(str(path), "wb") as file:
         file.setparams((channels, 2, rate, 0, "NONE", ""))
         file.writeframes(samples.tobytes())
