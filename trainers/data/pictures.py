@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 from torch import Tensor
 
 from .listing import BrokenFile, content
@@ -118,13 +118,22 @@ def _upright(path: Path) -> Image.Image:
                     raise BrokenFile(f"it holds {picture.n_frames} pictures, not one")
                 if picture.mode == "F":
                     raise BrokenFile("it holds floating-point values, of which nothing says what is black and white")
-                picture.load()
+                _load_whole(picture)
                 turn = _TURNS.get(_orientation(picture))
                 return picture.copy() if turn is None else picture.transpose(turn)
     except (BrokenFile, MemoryError):
         raise
     except Exception as error:  # of many kinds, by what is broken
         raise BrokenFile(str(error) or type(error).__name__) from error
+
+
+def _load_whole(picture: Image.Image) -> None:
+    """OSError where a part is missing, whatever other node packs have told Pillow for the whole process: it would be grey."""
+    told, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        picture.load()
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = told
 
 
 _TURNS = {

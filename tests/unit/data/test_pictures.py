@@ -11,7 +11,7 @@ import torch
 from comfyui_fewstep.trainers.data import pictures
 from comfyui_fewstep.trainers.data.listing import BrokenFile
 from comfyui_fewstep.trainers.data.pictures import bucket_for, bucket_sizes, fitted, picture_size, pixels
-from PIL import Image, features
+from PIL import Image, ImageFile, features
 
 
 def ramp(height, width):
@@ -227,10 +227,14 @@ def broken_files(folder):
     }
 
 
-def test_what_is_no_single_picture_says_why(tmp_path):
+@pytest.mark.parametrize("forgiving", [False, True])
+def test_what_is_no_single_picture_says_why(forgiving, tmp_path, monkeypatch):
+    """forgiving: as other node packs have Pillow when they are loaded, for the whole process."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", forgiving)
     for name, said in broken_files(tmp_path).items():
         with pytest.raises(BrokenFile, match=said):
             picture_size(tmp_path / name)
+    assert forgiving == ImageFile.LOAD_TRUNCATED_IMAGES, "which is theirs"
 
 
 def test_the_first_frame_of_a_cameras_file_is_the_picture(tmp_path):
