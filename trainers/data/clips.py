@@ -48,9 +48,9 @@ def clip_size(path: Path) -> Size:
     return (first.height, first.width) if turned else (first.width, first.height)
 
 
-def frame_count(path: Path, *, rate: float) -> int:
-    """Frames at so many a second, or with 0 as they are in the file. All of them are decoded."""
-    return sum(1 for _ in _frames(path, rate=rate))
+def frame_count(path: Path, *, rate: float, most: int | None = None) -> int:
+    """Frames at so many a second, or with 0 as they are in the file; at most so many are looked for, and each is decoded."""
+    return sum(1 for _ in itertools.islice(_frames(path, rate=rate), most))
 
 
 def clip_pieces(path: Path, *, frames: int, rate: float, seen: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:

@@ -51,7 +51,8 @@ class ClipFolder(SeenSource):
         return super().told() | {"frame_rate": self.frame_rate}
 
     def shape(self, file: Path) -> Hashable:
-        found = clips.frame_count(file, rate=self.frame_rate)
+        most = self.frames if self.pieces == FIRST else None  # of a film no more than that is trained on
+        found = clips.frame_count(file, rate=self.frame_rate, most=most)
         if found < self.frames:
             at = f" at {self.frame_rate:g} a second" if self.frame_rate else ""
             raise BrokenFile(f"it has {found} frames{at}, fewer than {self.frames}")

@@ -13,6 +13,7 @@ import_host()
 from comfyui_fewstep.benchmarks.architectures.command import ARCHITECTURES
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation.data import folder_data
+from comfyui_fewstep.trainers.data import clips as reading
 from comfyui_fewstep.trainers.data.cache import read_data
 from comfyui_fewstep.trainers.data.listing import captioned
 from encoders import Counting, RandomCLIP, wan_vae
@@ -130,6 +131,17 @@ def test_a_clip_is_mirrored_left_to_right(output, clip_folder):
     as_it_is, mirrored = (piece.samples() for piece in clips(None, flip=True)._pieces(file, (80, 48)))
     assert torch.equal(as_it_is.flip(2), mirrored)
     assert as_it_is[0, 0, 0, 0] == 0.0 != as_it_is[0, 0, -1, 0]
+
+
+@needs_av
+@pytest.mark.parametrize(("pieces", "most"), [("the first", 10), ("all", 102)])
+def test_of_a_film_no_more_is_decoded_than_is_trained_on(pieces, most, output, clip_folder, monkeypatch):
+    """Five frames beside the first, for its size, and the one after each."""
+    film = write_clip(clip_folder / "film.mkv", count=100, rate=8, size=(64, 64))
+    decoded, timed = [], reading._timed
+    monkeypatch.setattr(reading, "_timed", lambda frames, usual: timed((decoded.append(1) or f for f in frames), usual))
+    assert clips(None, pieces=pieces).shape(film) == (64, 64)
+    assert len(decoded) <= most
 
 
 @needs_av

@@ -78,6 +78,7 @@ def test_the_frames_of_a_clip_are_its_frames(tmp_path):
     clip = write_clip(tmp_path / "a.mkv", count=11, rate=8, size=(48, 32))
     assert clip_size(clip) == (48, 32)
     assert (frame_count(clip, rate=0.0), frame_count(clip, rate=4.0), frame_count(clip, rate=16.0)) == (11, 6, 22)
+    assert frame_count(clip, rate=0.0, most=5) == 5
     pieces = list(clip_pieces(clip, frames=5, rate=0.0, seen=lambda frame: frame))
     assert [tuple(piece.shape) for piece in pieces] == [(5, 32, 48, 3)] * 2
     seen = torch.cat(pieces)[:, 0, 0, 0] * 255
