@@ -93,7 +93,18 @@ def _frames(path: Path, *, rate: float) -> Iterator[Any]:
             raise BrokenFile("it holds no video")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        yield from at_rate(_timed(container.decode(stream), 1 / (stream.average_rate or Fraction(25))), rate)
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        for frame in at_rate(_timed(container.decode(stream), 1 / (stream.average_rate or Fraction(25))), rate):
+            yield frame if abs(aspect - 1) < _SQUARE else _as_seen(frame, aspect)
+
+
+_SQUARE = 0.01
+"""So far from 1, a pixel's width over its height is that of a size that was rounded."""
+
+
+def _as_seen(frame: Any, aspect: Fraction) -> Any:
+    """A frame whose pixels are no squares, as those of DVDs and HDV cameras, with as many in a row as it is wide."""
+    return frame.reformat(width=round(frame.width * aspect), format="rgb24")
 
 
 def _timed(frames: Iterable[Any], usual: Fraction) -> Iterator[tuple[Fraction, Any]]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import wave
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,13 +10,15 @@ import pytest
 needs_av = pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="PyAV is not installed")
 
 
-def write_clip(path, *, count, rate, size, colour=lambda i: 10 * i % 256, right=None):
-    """Lossless; frame i is of one grey, colour(i). right: of another grey in its right half, that of the frame of this number."""
+def write_clip(path, *, count, rate, size, colour=lambda i: 10 * i % 256, right=None, aspect=1):
+    """Lossless; frame i is of one grey, colour(i). right: of another grey in its right half, that of the frame of this number.
+    aspect: of each pixel, its width over its height."""
     import av
 
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=rate)
         (stream.width, stream.height), stream.pix_fmt = size, "bgr0"
+        stream.codec_context.sample_aspect_ratio = Fraction(aspect)
         for i in range(count):
             grey = np.full((size[1], size[0], 3), colour(i), np.uint8)
             grey[:, size[0] // 2 :] = colour(i if right is None else right)

@@ -91,6 +91,20 @@ def test_the_frames_of_a_clip_are_its_frames(tmp_path):
 
 
 @needs_av
+@pytest.mark.parametrize(
+    ("aspect", "seen"), [(Fraction(4, 3), (64, 32)), (Fraction(8, 9), (43, 32)), (Fraction(1280, 1281), (48, 32))]
+)
+def test_pixels_that_are_no_squares_are_seen_as_wide_as_they_are(aspect, seen, tmp_path):
+    """Of HDV, of DVDs, and of 853 pixels that were made 854; the left half is black and the right one grey."""
+    clip = write_clip(tmp_path / "a.mp4", count=2, rate=8, size=(48, 32), right=20, aspect=aspect)
+    assert clip_size(clip) == seen
+    (piece,) = clip_pieces(clip, frames=2, rate=0.0, seen=lambda frame: frame)
+    assert piece.shape == (2, seen[1], seen[0], 3)
+    halves = torch.stack([piece[0, :, : seen[0] // 2 - 3], piece[0, :, -(seen[0] // 2 - 3) :]])
+    torch.testing.assert_close(halves.mean(dim=(1, 2, 3)) * 255, torch.tensor([0.0, 200.0]), atol=0.5, rtol=0)
+
+
+@needs_av
 @pytest.mark.parametrize(("channels", "made", "asked"), [(1, 8000, 8000), (2, 8000, 8000), (1, 8000, 16000)])
 def test_a_sound_is_its_samples_at_the_rate_that_is_asked_for(channels, made, asked, tmp_path):
     """A sine of 100 Hz: its values at the new rate, away from the ends."""
