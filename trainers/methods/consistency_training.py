@@ -50,7 +50,8 @@ class LevelChoice(Enum):
         if self is LevelChoice.UNIFORM:
             return torch.ones(len(levels) - 1)
         sigma = levels.double()
-        ratio = sigma / (1.0 - sigma) if family is NoiseFamily.FLOW else sigma  # infinite at the top of a flow
+        # infinite at the top of a flow, which hosts round to a little above 1 at one shift in a hundred, 1.58 say
+        ratio = sigma / (1.0 - sigma).clamp(min=0.0) if family is NoiseFamily.FLOW else sigma
         mean = _MEAN + (math.log(2.0) if self is LevelChoice.LOGNORMAL_LATENTS else 0.0)
         below = torch.special.ndtr((ratio.log() - mean) / _DEVIATION)
         return (below[:-1] - below[1:]).float()

@@ -110,6 +110,20 @@ def test_levels_come_up_as_the_lognormal_says(family, iteration):
     assert 0.01 < counts[0] < 0.9, "the largest level too, from which one step begins"
 
 
+def test_a_top_that_was_rounded_to_above_one_is_pure_noise():
+    """Of ComfyUI's shift s t / (1 + (s - 1) t) in float32, which ends at 1.0000001 at many a shift."""
+    for shift in (0.2, 1.58, 2.64):
+        t = table(FLOW)
+        shifted = shift * t / (1.0 + (shift - 1.0) * t)
+        assert float(shifted[-1]) > 1.0
+        made = options(level_choice=LevelChoice.LOGNORMAL).on(TeacherKind(family=FLOW, table=shifted))
+        levels = trained_levels(Grid.TRAILING, 10, table=shifted)
+        found = LevelChoice.LOGNORMAL.likelihoods(levels, family=FLOW)
+        exact = LevelChoice.LOGNORMAL.likelihoods(levels.clamp(max=1.0), family=FLOW)
+        torch.testing.assert_close(found, exact)
+        assert float(target_of(made, student=zero).sigma.max()) == float(shifted[-1])
+
+
 @pytest.mark.parametrize("distance", [0.1, 3.0])
 def test_latents_learn_as_the_papers_pictures_do_at_half_of_everything(distance):
     """iCT's numbers are for deviation 0.5: at deviation 1 the same picture has twice the noise and twice the error.
