@@ -189,6 +189,8 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
             family=self.family,
         )
         self._samples.require_levels(below=options.guidance is Guidance.DECOUPLED)
+        if options.anchor_steps:
+            self._to_anchor()
         self._consistency = options.consistency().on(teacher) if options.consistency_levels else None
 
     @property
@@ -305,8 +307,7 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
     def _anchored(self, lesson: Lesson) -> Target:
         """The first step lands where the teacher is half of its way down, from the same noise."""
         x = start = lesson.examples["start"]
-        count = self._options.anchor_steps
-        levels = self._options.schedule(2 * count, table=self._table)[: count + 1].to(x)
+        levels = self._to_anchor().to(x)
         teacher = self._guided(lesson.teacher, lesson.batch)
         for sigma, sigma_next in pairwise(levels):
             x0 = teacher(x, sigma.expand(len(x)), **lesson.batch.condition).float()
@@ -314,6 +315,11 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
         first = levels[0].expand(len(x))
         x0 = solved_x0(start, x, sigma_t=levels[0], sigma_s=levels[-1])
         return Target(start, first, lesson.batch.condition, x0, torch.full_like(first, self._options.anchor_weight))
+
+    def _to_anchor(self) -> Tensor:
+        """(anchor_steps + 1,) the first half of the teacher's way. ValueError where the model has too few levels for it."""
+        count = self._options.anchor_steps
+        return self._options.grid.sigmas(2 * count, table=self._table, name="twice anchor_steps")[: count + 1]
 
     def _guided(self, teacher: Denoiser, batch: Batch) -> Denoiser:
         return self._options.scales.teaching(teacher, batch, self._options.guidance_scale)

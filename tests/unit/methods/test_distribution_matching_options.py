@@ -143,3 +143,11 @@ def test_the_recipe_samples_as_the_student_was_drawn(rollout, gamma):
     assert (recipe.steps, recipe.gamma, stage.gamma, recipe.schedule) == (4, gamma, gamma, "trailing")
     assert recipe.sigmas == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0])
     assert (stage.iterations, stage.lead, stage.updates, stage.betas) == (17, 7, 10, (0.0, 0.99))
+
+
+def test_an_anchor_of_more_steps_than_the_model_has_levels_is_refused_before_work():
+    """As of one that ModelSamplingDiscrete gives 50 levels."""
+    coarse = TeacherKind(family=VE, table=table(VE)[19::20])
+    assert options(anchor_steps=25).on(coarse).stages()
+    with pytest.raises(ValueError, match="twice anchor_steps is 52; this model has 50 noise levels"):
+        options(anchor_steps=26).on(coarse)
