@@ -144,18 +144,22 @@ def test_decoupled_guidance_rests_where_the_paper_says(family, step):
 
 
 def test_guidance_apart_looks_at_levels_cleaner_than_the_students():
-    """The paper's time runs the other way: its levels above are ours below."""
-    for family, step in itertools.product(FAMILIES, range(4)):
-        made, seen = method(family, guidance_scale=3.0, guidance="decoupled", steps=4), []
+    """The paper's time runs the other way: its levels above are ours below, down to the first, wherever a step lands."""
+    for family, step, lands in itertools.product(FAMILIES, range(4), (False, True)):
+        rollout = "landings" if lands else "fresh_noise"
+        made, seen = method(family, guidance_scale=3.0, guidance="decoupled", steps=4, rollout=rollout), []
 
         def teacher(x, sigma, y, seen=seen):
             seen.append(sigma)
             return x
 
         sigma = made.stages()[0].sigmas[step]
-        made.target(lesson_of(family, teacher=teacher, examples=drawn(0.0, 1.0, sigma=sigma)))
+        examples = drawn(0.0, 1.0, sigma=sigma)
+        examples["sigma_s"] += float(made.stages()[0].sigmas[step + 1]) if lands else 0.0
+        made.target(lesson_of(family, teacher=teacher, examples=examples))
         matched, guiding, without = seen
         assert torch.equal(guiding, without)
+        assert float(guiding.min()) < float(table(family)[22])
         assert float(guiding.max()) < float(sigma)
         assert float(guiding.max()) > 0.9 * float(min(sigma, table(family)[979]))
         assert float(matched.max()) > 0.99 * float(table(family)[979])
@@ -181,7 +185,9 @@ def test_a_student_in_one_of_two_modes_stays_there(family):
 def test_each_sample_is_normalised_by_itself_and_never_blown_up(family):
     examples = drawn(0.0, 1.0, sigma=table(family)[-1], count=4)
     x0 = examples["x0"].expand(4, 3, 2, 2).clone()
-    real = x0 + torch.tensor([0.0, 0.01, 1.0, 5.0], dtype=torch.float64).reshape(4, 1, 1, 1)
+    away = torch.linspace(-2.0, 1.0, 12, dtype=torch.float64).reshape(3, 2, 2)  # of either sign, and no two alike
+    away = away / away.abs().mean()
+    real = x0 + torch.tensor([0.0, 0.01, 1.0, 5.0], dtype=torch.float64).reshape(4, 1, 1, 1) * away
     found = Strength.NORMALISED.of(x0, real, sigma=torch.ones(4), family=family).flatten()
     torch.testing.assert_close(found, 1 / torch.tensor([FLOOR, FLOOR, 1.0, 5.0], dtype=torch.float64))
     sigma = torch.tensor([0.5, 0.5, 0.5, 0.5])
@@ -271,6 +277,16 @@ def test_the_students_input_is_where_its_sampler_gets(rollout, family):
         assert_close(examples["x_s"], after if lands else examples["x0"])
         assert float(examples["sigma_s"][0]) == (float(sigmas[step + 1]) if lands else 0.0)
     assert found == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_walk_begins_as_samplers_do(family):
+    """Of a variance-exploding model with the picture's own variance beside the noise, which a small largest level shows."""
+    few = table(family)[:300]
+    made = options(steps=2).on(TeacherKind(family=family, table=few))
+    start = made.examples(lesson_of(family))["start"].flatten()
+    assert_mean(start, 0.0)
+    assert_mean(start**2, few[-1] ** 2 + (0.0 if family is FLOW else 1.0))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
