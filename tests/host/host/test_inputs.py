@@ -8,6 +8,7 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
+import comfy.clip_vision
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.trainers.data.batches import Buckets
 from comfyui_fewstep.trainers.data.cache import read_data
@@ -101,6 +102,16 @@ def test_prompts_of_one_entry_have_their_own_rows_of_lists_too():
     assert torch.equal(condition["ref_latents[0]"], 0.5 * latents[0])
     assert torch.equal(condition["ref_latents[1]"], 0.5 * latents[1].expand(2, -1, -1, -1))
     assert [len(one[1]["reference_latents"][0]) for one in host.inputs.prompts_of(prompt)] == [1, 1]
+
+
+def test_what_clip_vision_says_goes_with_its_prompt():
+    """Each of two prompts in one entry had the pictures of both."""
+    seen = comfy.clip_vision.Output()
+    seen.penultimate_hidden_states = noise(2, 3, WIDTH, seed=7)
+    rows = host.inputs.prompts_of([[noise(2, 4, WIDTH), {"clip_vision_output": seen}]])
+    found = [own["clip_vision_output"]["penultimate_hidden_states"] for _, own in rows]
+    assert [len(one) for one in found] == [1, 1]
+    assert torch.equal(torch.cat(found), seen["penultimate_hidden_states"])
 
 
 def test_what_a_prompt_does_not_bring_is_not_taken_from_the_samples():

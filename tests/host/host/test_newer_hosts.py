@@ -153,6 +153,23 @@ def test_nothing_kept_of_a_prompt_is_taken_by_other_weights(monkeypatch):
     assert done == [False, "forgotten", "drawn", "forgotten"]
 
 
+def test_what_takes_one_samples_references_for_all_is_drawn_sample_by_sample(monkeypatch):
+    """HiDream O1 sees the first one's alone: each of a batch has its own references, noise level and guidance."""
+    model = tiny("sd15")
+    seen = []
+
+    def first_for_all(x, sigma, ref_pixel_values, transformer_options):
+        seen.append(transformer_options["sigmas"].item())
+        return x * ref_pixel_values[:1].mean() + sigma.reshape(-1, 1, 1, 1)
+
+    monkeypatch.setattr(model.model, "apply_model", first_for_all)
+    x, sigma, references = noise_for(model, batch=3), torch.tensor([0.2, 0.5, 0.7]), torch.randn(3, 4, 6)
+    denoise = host.training.as_denoiser(model.model, model=model)
+    wanted = x * references.mean(dim=(1, 2)).reshape(-1, 1, 1, 1) + sigma.reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(denoise(x, sigma, ref_pixel_values=references), wanted)
+    assert seen == pytest.approx(sigma.tolist())
+
+
 def test_a_prompt_that_is_encoded_with_the_networks_own_weights_is_refused(monkeypatch):
     """SenseNova U1.5: what its layers look back at would stay the teacher's, in the condition, its files and its hash."""
     model = tiny("sd15")
