@@ -106,7 +106,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FewStepEvaluateDigits": "Evaluate Digits",
 }
 
-_OPTIONAL = {"matplotlib": "charts", "sklearn": "the digits data set", "kornia": "PSNR and resizing pictures"}
+_OPTIONAL = {"matplotlib": "charts", "sklearn": "the digits data set", "kornia": "PSNR"}
 
 
 def _say_what_is_missing() -> None:

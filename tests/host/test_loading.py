@@ -52,5 +52,5 @@ except ImportError as error:
     said = load("pack", missing=["matplotlib", "sklearn", "kornia"], then=then)
     assert f"NODES {NODES} " in said
     (line,) = [line for line in said.splitlines() if line.startswith("LOG ComfyUI-FewStep")]
-    assert "matplotlib (charts), sklearn (the digits data set), kornia (PSNR and resizing pictures)" in line
+    assert "matplotlib (charts), sklearn (the digits data set), kornia (PSNR)" in line
     assert "SAID the digits data set comes with scikit-learn, which is not installed" in said

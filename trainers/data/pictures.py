@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile, UnidentifiedImageError, features
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from .listing import BrokenFile, content
 
@@ -23,7 +24,7 @@ _HEIC = (".heic", ".heif")
 ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", *_HEIC)
 _STILLS = ("MPO", "HEIF")
 """Formats of cameras and phones, which keep other views, depth or a gain map behind the one picture that is meant."""
-PIXELS = 1
+PIXELS = 2
 """Raised when other pixels are made of the same file, so that what was encoded of it before is not taken."""
 LONGEST_SIDE = 2.0
 """The longest side of a bucket, in square roots of its area: an aspect ratio of up to 4 to 1."""
@@ -73,14 +74,18 @@ def pixels(path: Path, size: Size) -> Tensor:
 
 
 def fitted(picture: Tensor, size: Size) -> Tensor:
-    """(H, W, 3) at another size (width, height), without a change of its aspect ratio: what is too much is cut off."""
+    """(H, W, 3) at another size (width, height), without a change of its aspect ratio: what is too much is cut off.
+
+    Bicubic, antialiased as Pillow's.
+    """
     height, width = picture.shape[:2]
     scale = max(size[0] / width, size[1] / height)
     if max(width * scale / size[0], height * scale / size[1]) > _STRIP:
         picture = _middle(picture, (math.ceil(_STRIP * size[1] / scale), math.ceil(_STRIP * size[0] / scale)))
         height, width = picture.shape[:2]
     covering = (max(round(height * scale), size[1]), max(round(width * scale), size[0]))
-    resized = _resize(picture.movedim(-1, 0)[None], covering)[0].clamp(0.0, 1.0).movedim(0, -1)
+    resized = interpolate(picture.movedim(-1, 0)[None], covering, mode="bicubic", antialias=True)[0]
+    resized = resized.clamp(0.0, 1.0).movedim(0, -1)
     return _middle(resized, (size[1], size[0])).contiguous()
 
 
@@ -92,17 +97,6 @@ def _middle(picture: Tensor, size: tuple[int, int]) -> Tensor:
     """At most so many rows and columns of (H, W, 3)."""
     top, left = (max(there - kept, 0) // 2 for there, kept in zip(picture.shape, size, strict=False))
     return picture[top : top + size[0], left : left + size[1]]
-
-
-def _resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    try:
-        from kornia.geometry.transform import resize
-    except ImportError as error:
-        raise ImportError(
-            "pictures are resized with kornia, which is not installed. Install it into ComfyUI's Python: "
-            "python -m pip install kornia"
-        ) from error
-    return resize(picture, size, interpolation="bicubic", align_corners=False, antialias=True)
 
 
 def _upright(path: Path) -> Image.Image:
