@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...trainers.data.batches import Buckets, Data
 from ...trainers.objective.method import Method, MethodOptions, student_prediction
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.adapters import LoRAOptions
@@ -133,6 +134,7 @@ def _with_data(wired: Wired, run: RunFolder, source: DataSource, method: Method)
         )
     with MESSAGES.phase(ENCODING):
         data = source.build(model, run, teacher_sha256=hashes.sha256)
+        _say_alike(data, wired.options.batch_size)
     return Distillation(
         run=run,
         method=method,
@@ -145,6 +147,17 @@ def _with_data(wired: Wired, run: RunFolder, source: DataSource, method: Method)
         teacher_is=teacher.described(model, data.first(1), parts=hashes.parts),
         about=host.naming.said_of_model(model, lora=not isinstance(student, students.FullWeights)),
     )
+
+
+def _say_alike(data: Data, batch_size: int) -> None:
+    """Where batches repeat a few samples, which no loss shows: of captions that the text encoder does not pad, say."""
+    if isinstance(data, Buckets) and (found := data.distinct(batch_size)) < batch_size / 2:
+        host.signals.say(
+            f"the training data are of {len(data.buckets)} shapes, by size and by length of prompt, and a batch is of one: of "
+            f"batch_size {batch_size} only {found:.1f} samples are different ones on average, each with noises of its own. More "
+            "data, or captions of a few lengths, make that more; a smaller batch_size costs less.",
+            warning=True,
+        )
 
 
 def _keep_workflow(run: RunFolder, extra_pnginfo: Mapping[str, Any] | None) -> None:

@@ -236,6 +236,11 @@ class Buckets:
         sample = torch.randint(int(ends[-1]), (1,), generator=generator)
         return self.buckets[int(torch.searchsorted(ends, sample, right=True))]
 
+    def distinct(self, size: int) -> float:
+        """How many different samples a batch of that size holds on average; repeats left aside."""
+        counts = [len(bucket.x0) for bucket in self.buckets]
+        return sum(n / sum(counts) * n * (1 - (1 - 1 / n) ** size) for n in counts)
+
     def first(self, count: int) -> Batch:
         return self.buckets[0].first(count)
 

@@ -1,5 +1,7 @@
 """Data of several kinds in one run: prompts of several lengths from a folder and from the graph, pictures of models of frames."""
 
+import logging
+
 import pytest
 import torch
 from comfyui_fewstep.commands.embedded import import_host
@@ -45,6 +47,19 @@ def test_prompts_of_77_and_154_tokens_mix_in_the_graph_as_from_a_folder(output, 
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
     learnt, again = (student_of(output, name) for name in ("folder", "graph"))
     assert all(torch.allclose(learnt[name], again[name], atol=1e-5) for name in learnt)
+
+
+@pytest.mark.parametrize("words", [(), (100, 200, 300)])
+def test_a_batch_that_repeats_a_few_samples_is_said(words, output, folder, vae, clip, caplog):
+    """Captions of four lengths for four pictures, and a batch is of one length; of one length nothing is said."""
+    picture(folder / "1.png", 64, 64, seed=8)
+    (folder / "3.png").unlink()
+    for name, count in zip("012", words, strict=False):
+        (folder / f"{name}.txt").write_text(" ".join(["fox"] * count))
+    with caplog.at_level(logging.WARNING):
+        distil(tiny("sd15"), name="run", data=images(vae, clip))
+    said = "of 4 shapes, by size and by length of prompt, and a batch is of one: of batch_size 4 only 1.0 samples are different"
+    assert (said in caplog.text) == bool(words)
 
 
 @QWEN

@@ -54,6 +54,13 @@ def test_every_sample_of_every_bucket_is_as_likely_as_every_other():
         assert abs(float(share.sum() / seen.sum()) - expected) < 4 * math.sqrt(expected * (1 - expected) / 3000)
 
 
+def test_how_many_of_a_batch_are_different_samples():
+    """As counted over many batches, of buckets of 1, 2 and 30 samples."""
+    data = Buckets([numbered(1, 4, 4), numbered(2, 4, 6), numbered(30, 6, 4)])
+    drawn = [data.batch(8, generator=rng(seed)).x0.flatten(1)[:, 0] for seed in range(2000)]
+    assert data.distinct(8) == pytest.approx(sum(len(x0.unique()) for x0 in drawn) / len(drawn), rel=0.02)
+
+
 def test_one_bucket_draws_what_it_draws_alone():
     alone, bucket = numbered(50, 2), Buckets([numbered(50, 2)])
     for dropout in (0.0, 0.3):
