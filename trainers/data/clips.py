@@ -104,7 +104,7 @@ _SQUARE = 0.01
 
 def _as_seen(frame: Any, aspect: Fraction) -> Any:
     """A frame whose pixels are no squares, as those of DVDs and HDV cameras, with as many in a row as it is wide."""
-    return frame.reformat(width=round(frame.width * aspect), format="rgb24")
+    return frame.reformat(width=round(frame.width * aspect), **_as_rgb(frame))
 
 
 def _timed(frames: Iterable[Any], usual: Fraction) -> Iterator[tuple[Fraction, Any]]:
@@ -128,8 +128,19 @@ def _quarter_turns(frame: Any) -> int:
 
 def seen_picture(frame: Any) -> Tensor:
     """(H, W, 3) in [0, 1] of one of PyAV's frames, turned as its metadata say."""
-    turned = np.rot90(frame.to_ndarray(format="rgb24"), k=_quarter_turns(frame))
+    turned = np.rot90(frame.to_ndarray(**_as_rgb(frame)), k=_quarter_turns(frame))
     return torch.from_numpy(turned.copy()).float() / 255.0
+
+
+def _as_rgb(frame: Any) -> dict[str, Any]:
+    """How PyAV is to make RGB of a frame: left alone, 16 takes HD's matrix for BT.601's, and of some frames the range wrong."""
+    matrix = {"dst_colorspace": "ITU601"} if frame.colorspace == _BT709 else {}
+    full = {"src_color_range": "JPEG"} if frame.color_range == _FULL else {}
+    return {"format": "rgb24", **matrix, **full}
+
+
+_BT709, _FULL = 1, 2
+"""FFmpeg's numbers of the matrix of HD video, and of a range from 0 to 255."""
 
 
 # --- sounds ----------------------------------------------------------------------------------------------------------

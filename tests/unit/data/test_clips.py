@@ -68,7 +68,7 @@ def test_a_reader_that_is_missing_is_named(monkeypatch):
 def test_a_frame_is_turned_as_its_metadata_say(rotation, corner):
     """Counterclockwise, as the host's own reader does: the corners 1 2 / 3 4."""
     corners = np.array([[[1], [2]], [[3], [4]]], np.uint8).repeat(3, axis=2)
-    frame = types.SimpleNamespace(rotation=rotation, to_ndarray=lambda format: corners)
+    frame = types.SimpleNamespace(rotation=rotation, colorspace=2, color_range=0, to_ndarray=lambda format: corners)
     assert seen_picture(frame)[0, 0, 0] * 255 == pytest.approx(corner)
 
 
@@ -88,6 +88,32 @@ def test_the_frames_of_a_clip_are_its_frames(tmp_path):
     (slow,) = clip_pieces(clip, frames=5, rate=4.0, seen=lambda frame: frame[:8, :8])
     torch.testing.assert_close(slow[:, 0, 0, 0] * 255, 20.0 * torch.arange(5))
     assert slow.shape == (5, 8, 8, 3)
+
+
+@needs_av
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(
+    ("matrix", "red", "blue"), [(1, 0.2126, 0.0722), (2, 0.299, 0.114), (5, 0.299, 0.114), (6, 0.299, 0.114)]
+)
+def test_colours_are_those_of_the_clips_matrix_and_range(matrix, red, blue, full, tmp_path):
+    """BT.709 of HD video, and BT.601, also where none is named, by their definitions."""
+    import av
+
+    r, g, b = 200 / 255, 60 / 255, 40 / 255
+    luma = red * r + (1 - red - blue) * g + blue * b
+    parts = (luma, (b - luma) / (2 - 2 * blue) + 0.5, (r - luma) / (2 - 2 * red) + 0.5)
+    scales = [255 * part if full else 16 + extent * part for part, extent in zip(parts, (219, 224, 224), strict=True)]
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=8)
+        (stream.width, stream.height), stream.pix_fmt = (64, 64), "yuv444p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = matrix, 2 if full else 1
+        frame = av.VideoFrame(64, 64, "yuv444p")
+        for plane, value in zip(frame.planes, scales, strict=True):
+            plane.update(bytes([round(value)]) * plane.buffer_size)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    (piece,) = clip_pieces(tmp_path / "a.mkv", frames=1, rate=0.0, seen=lambda seen: seen)
+    torch.testing.assert_close(piece[0, 32, 32] * 255, torch.tensor([200.0, 60.0, 40.0]), atol=2.0, rtol=0)
 
 
 @needs_av
