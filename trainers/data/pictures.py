@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError, features
+from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError, features
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -24,7 +24,7 @@ _HEIC = (".heic", ".heif")
 ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", *_HEIC)
 _STILLS = ("MPO", "HEIF")
 """Formats of cameras and phones, which keep other views, depth or a gain map behind the one picture that is meant."""
-PIXELS = 2
+PIXELS = 3
 """Raised when other pixels are made of the same file, so that what was encoded of it before is not taken."""
 LONGEST_SIDE = 2.0
 """The longest side of a bucket, in square roots of its area: an aspect ratio of up to 4 to 1."""
@@ -70,7 +70,7 @@ def picture_size(path: Path) -> Size:
 
 def pixels(path: Path, size: Size) -> Tensor:
     """(H, W, 3) in [0, 1], float32: enlarged or reduced until it covers size, then cut at its centre."""
-    return fitted(_colours(_upright(path)), size)
+    return fitted(_colours(_in_srgb(_upright(path))), size)
 
 
 def fitted(picture: Tensor, size: Size) -> Tensor:
@@ -171,6 +171,21 @@ def _register_heic() -> bool:
         return False
     pillow_heif.register_heif_opener()
     return True
+
+
+def _in_srgb(picture: Image.Image) -> Image.Image:
+    """With the colours that its profile means (Display P3 of phones, Adobe RGB of cameras, inks); models know sRGB alone."""
+    profile = picture.info.get("icc_profile")
+    if not profile or not features.check("littlecms2"):
+        return picture
+    if picture.mode == "P" or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    try:
+        given, wanted = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+        mode = "RGBA" if picture.mode == "RGBA" else "RGB"
+        return ImageCms.profileToProfile(picture, given, wanted, outputMode=mode) or picture
+    except (ImageCms.PyCMSError, OSError):  # a damaged profile, or one for another mode; the picture itself is whole
+        return picture
 
 
 def _colours(picture: Image.Image) -> Tensor:

@@ -1,6 +1,7 @@
 """Pictures: their sizes, their pixels, and what cannot be read."""
 
 import io
+import itertools
 import struct
 import sys
 import types
@@ -220,6 +221,37 @@ def test_what_is_transparent_lies_on_white(kind, tmp_path):
     picture = Image.fromarray(layered).convert(kind) if kind != "P" else Image.fromarray(layered).quantize(4)
     picture.save(tmp_path / "a.png")
     torch.testing.assert_close(pixels(tmp_path / "a.png", (8, 8)), torch.full((8, 8, 3), 0.8), atol=1e-6, rtol=0)
+
+
+def linear_profile(kind=b"RGB "):
+    """An ICC profile (version 2, ICC.1:2001-04) of sRGB's primaries whose values are linear light."""
+    light = [(0.9642, 1, 0.8249), (0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141)]
+    parts = [b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in xyz)) for xyz in light]
+    tags = list(zip((b"wtpt", b"rXYZ", b"gXYZ", b"bXYZ"), parts, strict=True))
+    tags += [(name, b"curv" + bytes(8)) for name in (b"rTRC", b"gTRC", b"bTRC")]
+    ends = list(itertools.accumulate((len(part) for _, part in tags), initial=132 + 12 * len(tags)))
+    table = b"".join(name + struct.pack(">II", at, len(part)) for (name, part), at in zip(tags, ends, strict=False))
+    head = struct.pack(
+        ">I4xI4s4s4s12x4s28x3i48x", ends[-1], 2 << 24, b"mntr", kind, b"XYZ ", b"acsp", 63190, 65536, 54061
+    )
+    return head + struct.pack(">I", len(tags)) + table + b"".join(part for _, part in tags)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colours_are_those_that_the_profile_means(mode, tmp_path):
+    """Linear light in sRGB, by its definition (IEC 61966-2-1); what is transparent keeps its share of white."""
+    light = np.array([200, 60, 40]) / 255
+    Image.new(mode, (8, 8), (200, 60, 40, 102)[: len(mode)]).save(tmp_path / "a.png", icc_profile=linear_profile())
+    seen = 1.055 * light ** (1 / 2.4) - 0.055
+    expected = torch.tensor(seen if mode == "RGB" else 0.4 * seen + 0.6, dtype=torch.float32)
+    torch.testing.assert_close(pixels(tmp_path / "a.png", (8, 8))[4, 4], expected, atol=1.5 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("profile", [b"none", linear_profile(b"GRAY")])
+def test_a_profile_of_no_use_leaves_the_colours(profile, tmp_path):
+    Image.new("RGB", (8, 8), (200, 60, 40)).save(tmp_path / "a.png", icc_profile=profile)
+    expected = torch.tensor([200, 60, 40]) / 255
+    torch.testing.assert_close(pixels(tmp_path / "a.png", (8, 8))[4, 4], expected, atol=1e-4, rtol=0)
 
 
 def broken_files(folder):
