@@ -382,3 +382,7 @@ def test_the_form_of_rcm_is_consistency_with_the_pull_beside():
     assert set(target.measures) == set(pulled.measures)
     assert made.needs_pictures
     assert not method(VE).needs_pictures
+    both = method(VE, steps=2, guidance_scale=2.0, consistency_levels=20, anchor_steps=3, anchor_weight=0.07)
+    anchor = both.target(lesson_of(VE, count=6, examples=both.examples(lesson))).beside.beside
+    assert anchor.pull is None
+    assert set(anchor.weight.tolist()) == {0.07}, "and the anchor beside that"
