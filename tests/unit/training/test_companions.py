@@ -167,11 +167,14 @@ def test_a_companion_learns_on_every_layer_that_full_weights_may_change():
 
 
 def test_both_learn_with_the_clip_that_is_asked_for_and_the_momentum_of_their_plans(tmp_path):
-    """After Adam's first step its moments are 1 - beta of the clipped gradient and of its square, elementwise."""
+    """After Adam's first step its moments are 1 - beta of the clipped gradient and of its square, elementwise.
+
+    Of nothing else: the student's weight decay would draw a companion back to the teacher, and what it says towards no pull.
+    """
     followed, begun = method(lead=0, updates=1), learning("lora")
     own = [dataclasses.replace(stage, betas=(0.3, 0.8)) for stage in followed.stages()]
     followed.stages = lambda: own
-    chosen = options(gradient_clip=1e-3)
+    chosen = options(gradient_clip=1e-3, optimiser="adamw", weight_decay=0.1)  # whose decay is beside the moments
     loop = _Training(RunFolder(tmp_path, "run"), followed, begun, data(), chosen, [], Processes())
     loop._step(loop._stages[0])
     (one,) = loop._companions._all.values()
@@ -183,19 +186,20 @@ def test_both_learn_with_the_clip_that_is_asked_for_and_the_momentum_of_their_pl
             torch.testing.assert_close(moments["exp_avg_sq"], (1.0 - second) * value.grad.square())
 
 
-def test_each_update_of_a_companion_has_draws_of_its_own(tmp_path):
+def test_each_update_of_each_companion_has_draws_of_its_own(tmp_path):
     followed, drawn = method(), []
-    learnt = followed.companion_target
+    learnt, (fake,) = followed.companion_target, followed.companions(stage=0)
 
     def watched(name, lesson):
-        target = learnt(name, lesson)
+        target = learnt("fake", lesson)
         drawn.append(target.x_t - target.x0)
         return target
 
     followed.companion_target = watched
+    followed.companions = lambda *, stage: [fake, dataclasses.replace(fake, name="another")]
     trained(tmp_path, "lora", followed=followed)
     noise = torch.stack(drawn).flatten(1)
-    assert len(noise) == len(noise.round(decimals=4).unique(dim=0)) == ITERATIONS * UPDATES
+    assert len(noise) == len(noise.round(decimals=4).unique(dim=0)) == 2 * ITERATIONS * UPDATES
 
 
 def test_an_average_warms_up_over_the_students_own_updates(tmp_path):
