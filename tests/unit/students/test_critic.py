@@ -151,6 +151,16 @@ def test_smoothness_is_the_approximate_r1():
     assert found == pytest.approx(critics.SMOOTHNESS * 0.01 * weight**2, rel=0.03)
 
 
+def test_every_depth_counts_alike_however_many_places_it_has():
+    """In a UNet the deep ones, which see what the picture is of, have a sixteenth of the others' places."""
+    made = linear_critic()
+    made._heads = nn.ModuleList([Logit(1.0), Logit(1.0)])
+    made._features = lambda x, sigma: [torch.full((len(x), 2, 1), 3.0), torch.zeros(len(x), 8, 1)]
+    _, each = made.loss(pairs(gaussian(0.0, 4, 0), gaussian(1.0, 4, 1)))
+    told = math.log1p(math.exp(-3.0)) + math.log1p(math.exp(3.0)), 2.0 * math.log(2.0)
+    torch.testing.assert_close(each, torch.full((4, 1), sum(told) / 2))
+
+
 def test_a_target_without_the_noisier_picture_is_refused():
     real = gaussian(0.0, 3, 1)
     with pytest.raises(ValueError, match="no picture that is a little noisier"):

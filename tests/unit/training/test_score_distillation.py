@@ -1,6 +1,7 @@
 """Score distillation of latents against its closed forms: SDS goes to the mode, VSD with many latents to the distribution."""
 
 import contextlib
+import dataclasses
 import types
 
 import pytest
@@ -172,6 +173,23 @@ def test_the_seed_decides_all_and_levels_narrow():
         sigma, _ = _drawn(start(2000), options, views(VE), done)
         assert levels[100] <= sigma.min() < levels[110]
         assert levels[int(1000 * top) - 10] < sigma.max() < levels[int(1000 * top)]
+
+
+def test_no_two_draws_are_one():
+    """Of a companion least of all: noise that the latents are pulled by would be what it has just learnt."""
+    draws = [_drawn(start(2), chosen(), views(VE), done, of_companion=fake)[1] for done in range(4) for fake in (0, 1)]
+    assert len(torch.stack(draws).flatten(1).unique(dim=0)) == 8
+
+
+def test_each_step_is_shorter_than_the_one_before_evenly_down_to_none():
+    """Where all pulls are alike Adam's step is its learning rate, to rounding."""
+    seen, ways = views(FLOW, negative=None), []
+    seen = dataclasses.replace(seen, denoiser=lambda x, sigma, y: torch.full_like(x, -1e4))
+    options = chosen(iterations=4, learning_rate=0.1, level_from=0.5, level_to=0.501, last_level_to=0.501)
+    distil_latent(start(3), options, seen, observe=lambda _, x: ways.append(x.clone()))
+    steps = -torch.stack([start(3), *ways]).diff(dim=0)
+    wanted = torch.tensor([0.1, 0.075, 0.05, 0.025]).reshape(4, 1, 1, 1, 1)
+    torch.testing.assert_close(steps, wanted.expand_as(steps), rtol=1e-3, atol=0.0)
 
 
 def test_it_tells_how_far_it_is_and_can_be_stopped():
