@@ -20,9 +20,9 @@ CHOSEN = {"steps": 4, "iterations": 5, "learning_rate": 1e-4, "guidance_scale": 
 
 
 @pytest.mark.parametrize("grid", Grid)
-@pytest.mark.parametrize("count", [4, 17, 40])
+@pytest.mark.parametrize("count", [4, 17, 40, 500])
 def test_levels_count_those_that_are_taught_on_every_grid(grid, count):
-    """One more in all: the last is the model's smallest, which teaches and is not taught."""
+    """One more in all: the last is the model's smallest, which teaches and is not taught. Of 500 it is the one below the last."""
     made = ConsistencyOptions(**CHOSEN, grid=grid, levels=count).on(TEACHER)
     assert len(made._levels) == count + 1
     assert made._levels[-1] == LEVELS[0]
