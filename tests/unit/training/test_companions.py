@@ -186,6 +186,19 @@ def test_both_learn_with_the_clip_that_is_asked_for_and_the_momentum_of_their_pl
             torch.testing.assert_close(moments["exp_avg_sq"], (1.0 - second) * value.grad.square())
 
 
+def test_what_the_student_is_asked_for_is_drawn_anew_in_each_iteration(tmp_path):
+    followed, drawn = method(), []
+    asked = followed.examples
+
+    def watched(lesson):
+        drawn.append(lesson.noise())
+        return asked(lesson)
+
+    followed.examples = watched
+    trained(tmp_path, "lora", followed=followed)
+    assert len(drawn) == len(torch.stack(drawn).flatten(1).unique(dim=0)) == ITERATIONS
+
+
 def test_each_update_of_each_companion_has_draws_of_its_own(tmp_path):
     followed, drawn = method(), []
     learnt, (fake,) = followed.companion_target, followed.companions(stage=0)
