@@ -20,8 +20,7 @@ from .distillation.telling import MESSAGES, STATE
 from .host import folders
 from .previews import of_method, of_recipe, of_schedule
 
-DOCS = Path(__file__).parents[1] / "docs"
-GUIDES = ("choose-a-method", "glossary", "examples")
+PACK = Path(__file__).parents[1]
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -129,13 +128,13 @@ def cancel(request: web.Request) -> dict[str, Any]:
 
 
 def guide(request: web.Request) -> web.StreamResponse:
-    """A page of the pack's own documentation, as the Markdown text that it is."""
-    name = request.match_info["name"]
-    if name not in GUIDES:
-        raise web.HTTPNotFound(text=f"there is no page {name!r}; there are {', '.join(GUIDES)}")
-    return web.Response(
-        text=(DOCS / f"{name}.md").read_text(encoding="utf-8"), content_type="text/plain", charset="utf-8"
-    )
+    """A file of the pack's own documentation by its place in the pack; web/guide.html shows its Markdown."""
+    place = request.match_info["place"]
+    found = [*(PACK / "docs").rglob("*"), *(PACK / "benchmarks" / "results").iterdir()]
+    pages = {file.relative_to(PACK).as_posix(): file for file in found if file.suffix in (".md", ".json", ".png")}
+    if place not in pages:
+        raise web.HTTPNotFound(text=f"the documentation has no page {place!r}; there are {', '.join(sorted(pages))}")
+    return web.FileResponse(pages[place])
 
 
 def _said(preview: Callable[[Mapping[str, str]], dict[str, Any]], request: web.Request) -> dict[str, Any]:
@@ -216,7 +215,7 @@ ROUTES: dict[tuple[str, str], Callable[[web.Request], Any]] = {
     ("POST", "/fewstep/runs/{run}/rename"): rename,
     ("POST", "/fewstep/runs/{run}/clone"): clone,
     ("POST", "/fewstep/runs/{run}/note"): note,
-    ("GET", "/fewstep/guides/{name}"): guide,
+    ("GET", "/fewstep/guides/{place:.+}"): guide,
     ("GET", "/fewstep/schedule"): lambda request: _said(of_schedule, request),
     ("GET", "/fewstep/recipe"): lambda request: _said(of_recipe, request),
     ("GET", "/fewstep/method"): lambda request: _said(of_method, request),

@@ -9,7 +9,7 @@ export function sentence(known) {
   if (known.refusal) return known.refusal;
   if (known.phase && !known.cancelling && !known.cancelAsked) return during(known.phase);
   if (known.run === null) return say("The training is shown here when it begins.");
-  const said = { unknown, absent, written, training, stopped, finished, damaged }[known.state](known);
+  const said = { unknown, absent, prepared, written, training, stopped, finished, damaged }[known.state](known);
   const error = known.error ?? known.failure;
   if (error && known.state !== "training") return say`Stopped by an error: ${error}`;
   return known.damage ? say`${said} ${capital(known.damage)} Repair or delete it in the list of runs.` : said;
@@ -47,6 +47,8 @@ const unknown = () => "..."; // until the server has answered
 const absent = ({ watching, planning }) =>
   say(watching ? "There is no run of this name yet. Queue Write Run first."
     : planning ? "Not begun. Set do to train and queue the graph." : "Not begun. Queue the graph to train.");
+const prepared = (known) =>
+  known.watching ? absent(known) : say`${absent(known)} The training data that were made are kept, and it goes on with them.`;
 const written = ({ watching, waiting }) =>
   say(watching && waiting ? "Written, and not started yet. Start it with Write Run's command in a terminal; this node waits for its student."
     : watching ? "Written, and not started yet. Start it with Write Run's command in a terminal; queue this node to wait for its student."

@@ -17,7 +17,7 @@ const SECONDS_BETWEEN_LOOKS = 3;
 const SECONDS_WITHOUT_A_WORD = 5;
 const SECONDS_WITHOUT_A_RUN = 30;
 const SECONDS_OF_A_WORD = 6; // that somebody may read it
-const STATES = { written: "not begun", training: "training", stopped: "stopped", finished: "finished", absent: "gone", damaged: "damaged" };
+const STATES = { prepared: "data alone", written: "not begun", training: "training", stopped: "stopped", finished: "finished", absent: "gone", damaged: "damaged" };
 
 const OWN_STYLE = `
   :host { overflow: auto; padding: 0.8em; text-align: left; font-size: max(13px, 0.8125rem); background: var(--menu); }
@@ -211,10 +211,10 @@ class Runs extends HTMLElement {
       button(goOn, doing(() => resume(run.run), "queued"), { hidden: !["stopped", "written"].includes(run.state), disabled: !run.has_workflow, title: goingOn }),
       button("Cancel", changing(() => cancelRun(run.run), "cancelling"), { hidden: !training, title: "Saves the state of this run and stops it at once." }),
       button("Repair", changing(() => repairRun(run.run), "repaired"), { hidden: !run.repairable, disabled: training, title: "Keeps the lines of its metrics that are whole; the file as it was stays beside." }),
-      button("Copy command", doing(() => copyOrSay(run.command), "copied"), { title: run.command }),
+      button("Copy command", doing(() => copyOrSay(run.command), "copied"), { disabled: run.state === "prepared", title: run.command }),
       writing({ label: say("Note"), title: say("Says something of this run in the list.") }, say`Note on ${run.run}`, { value: run.note ?? "", tag: "textarea" }, changing((text) => keepNote(run.run, text), "noted")),
       writing({ label: say("Rename"), title: say("Files that were published of it keep their names."), disabled: training }, say`New name of ${run.run}`, { value: run.run }, changing((name) => renameRun(run.run, name), "renamed")),
-      writing({ label: say("Clone"), title: say("Writes a new run of the same settings and data, not begun yet.") }, say`Name of the new run like ${run.run}`, { value: `${run.run} 2` }, changing((name) => cloneRun(run.run, name), (name) => say`written as ${name}`)),
+      writing({ label: say("Clone"), title: say("Writes a new run of the same settings and data, not begun yet."), disabled: run.state === "prepared" }, say`Name of the new run like ${run.run}`, { value: `${run.run} 2` }, changing((name) => cloneRun(run.run, name), (name) => say`written as ${name}`)),
       confirming({ label: say("Delete"), disabled: training }, say`Delete ${run.run} for good?`, say("Yes, delete"), changing(() => deleteRun(run.run), "deleted")),
       said);
   }

@@ -110,7 +110,7 @@ export function isAnother(run) {
 export const GUIDES = { "choose-a-method": "Choose a method", glossary: "Words", examples: "Examples" };
 
 export function guideUrl(name) {
-  return api.apiURL(`/fewstep/guides/${name}`);
+  return new URL(`guide.html?docs/${name}.md`, import.meta.url).href;
 }
 
 /** What the columns of a preview are of: {columns, prompts}. */

@@ -365,8 +365,15 @@ def test_the_guides_are_reached_from_the_list(editor):
     with editor.page.context.expect_page() as waiting:
         links.nth(1).click()
     page = waiting.value
-    page.wait_for_load_state()
-    assert page.inner_text("body").startswith("# Glossary")
+    page.get_by_role("heading", name="Glossary", level=1).wait_for()
+    assert page.get_by_role("cell", name="run", exact=True).is_visible(), "a table is one"
+    page.goto(page.url.replace("glossary", "examples"))
+    example = page.get_by_role("link", name="cifar10.json")
+    assert page.request.get(example.evaluate("(link) => link.href")).json()
+    page.goto(page.url.replace("examples", "choose-a-method"))
+    page.get_by_role("link", name="glossary").click()
+    page.get_by_role("heading", name="Glossary", level=1).wait_for()
+    assert page.title() == "Glossary - FewStep"
     page.close()
 
 

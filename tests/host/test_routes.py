@@ -1,6 +1,7 @@
 """What the browser asks the server for, as the browser asks it."""
 
 import json
+import re
 import shutil
 import threading
 import urllib.error
@@ -254,12 +255,25 @@ def write_run(runs, name, **files):
     return folder
 
 
-@pytest.mark.parametrize("name", ["choose-a-method", "glossary", "examples"])
-def test_the_guides_are_served_and_nothing_else_of_the_folder(name, server):
-    status, text = ask(server, f"/fewstep/guides/{name}")
-    assert (status, text) == (200, (ROOT / "docs" / f"{name}.md").read_bytes())
-    for other in ("README", "..%2FREADME", "%2Fetc%2Fpasswd", f"{name}.md", "pictures.png"):
+GUIDES = (
+    *("docs/choose-a-method.md", "docs/glossary.md", "docs/examples.md", "docs/examples/cifar10.json"),
+    "benchmarks/results/gpu.md",
+)
+
+
+@pytest.mark.parametrize("place", GUIDES)
+def test_the_guides_are_served_and_nothing_else_of_the_pack(place, server):
+    status, text = ask(server, f"/fewstep/guides/{place}")
+    assert (status, text) == (200, (ROOT / place).read_bytes())
+    for other in ("README.md", "..%2FREADME.md", "%2Fetc%2Fpasswd", f"{place}/..", "docs", "docs/..%2FREADME.md"):
         assert ask(server, f"/fewstep/guides/{other}")[0] == 404
+
+
+def test_the_guides_links_lead_somewhere():
+    """In the pack: to a page that is served, or to a folder, which in the editor is no link."""
+    for page in (ROOT / "docs").glob("*.md"):
+        for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def listed(server):

@@ -20,7 +20,7 @@ V = TypeVar("V")
 
 COLUMNS = ("loss", "x0_error", "gradient_norm", "learning_rate")
 MOST_POINTS = 2000
-_OF_A_RUN = ("run.json", "metrics.jsonl", "checkpoints", "stages", "student.safetensors")
+_OF_A_RUN = ("run.json", "metrics.jsonl", "checkpoints", "stages", "student.safetensors", "data/source.json")
 """Of which a run has one at least, even when it has lost the others."""
 
 Line = Mapping[str, Any]
@@ -28,9 +28,13 @@ Line = Mapping[str, Any]
 
 
 class State(str, enum.Enum):
-    """Of a run. WRITTEN: described, but nothing of worth is saved yet, and nobody trains it. DAMAGED: it cannot be told."""
+    """Of a run. PREPARED: training data are kept, and nothing else, as of a start that was cancelled while they were made.
+
+    WRITTEN: described, but nothing of worth is saved yet, and nobody trains it. DAMAGED: it cannot be told.
+    """
 
     ABSENT = "absent"
+    PREPARED = "prepared"
     WRITTEN = "written"
     TRAINING = "training"
     STOPPED = "stopped"
@@ -46,7 +50,9 @@ def state_of(run: RunFolder) -> State:
         return State.FINISHED
     if run.begun:
         return State.STOPPED
-    return State.WRITTEN if is_regular(run.place("run.json")) else State.ABSENT
+    if is_regular(run.place("run.json")):
+        return State.WRITTEN
+    return State.PREPARED if run.files("data", ".safetensors") else State.ABSENT
 
 
 def curves(lines: Sequence[Line], *, most: int = MOST_POINTS) -> dict[str, Any]:

@@ -113,6 +113,12 @@ class StudentReport:
         return inputs.folded(declared, RARE)
 
     @classmethod
+    def VALIDATE_INPUTS(cls, name: Any = None) -> bool | str:
+        """Before the training whose student it judges. Of runs it cannot be said then."""
+        given = name.strip() if isinstance(name, str) else name
+        return given == "" or folders.error_of_name(given, what="name of the report")
+
+    @classmethod
     def IS_CHANGED(cls, **_: Any) -> float:
         return float("nan")  # runs may have been trained on, or deleted
 
