@@ -11,7 +11,7 @@ from comfyui_fewstep.commands.embedded import import_host
 import_host()
 
 import comfy.sample
-from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS, host
 from comfyui_fewstep.nodes.demo import digits
 from comfyui_fewstep.nodes.distillation import distillation
 from comfyui_fewstep.nodes.distillation.learning import methods, students
@@ -229,6 +229,12 @@ def test_what_cannot_be_reported_is_refused_before_anything_is_drawn(demo, outpu
         with pytest.raises(ValueError, match=message):
             written(demo, **{"runs": "", **changed})
     assert not (output / "fewstep" / "reports").exists()
+
+
+def test_a_name_that_is_none_is_refused_before_the_training_whose_student_is_judged():
+    validate = NODE_CLASS_MAPPINGS["FewStepStudentReport"].VALIDATE_INPUTS
+    assert validate(name=[""]) is validate(name=[" mine "]) is validate(name="mine") is True
+    assert "name of the report" in validate(name=["a/b"])
 
 
 def test_a_cancel_is_heard_while_a_judge_looks(monkeypatch):
