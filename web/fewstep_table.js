@@ -1,12 +1,13 @@
-// Shows the table of an Evaluate Digits node on the node itself, after it has run.
+// Shows the table of a judging node, and what it says besides, on the node itself, after it has run.
 import { app } from "../../scripts/app.js";
 import { STYLE, addElement, define, fit, make, showAfterRunning } from "./fewstep_elements.js";
 
-const HEIGHT = 120;
+const HEIGHTS = { FewStepEvaluateDigits: 120, FewStepStudentReport: 200 };
 const WIDTH = 460;
 
 const OWN_STYLE = `
   :host { overflow: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+  p { margin: 0.5em 0 0; white-space: pre-wrap; overflow-wrap: anywhere; user-select: text; }
   th, td { padding: 0.15em 0.5em; text-align: right; border-bottom: 1px solid var(--line); } th { font-weight: normal; color: var(--soft); }
 `;
 
@@ -15,7 +16,12 @@ function cells(markdown) {
   return markdown
     .split("\n")
     .filter((line) => line.startsWith("|") && !line.startsWith("|-"))
-    .map((line) => line.slice(1, -1).split("|").map((cell) => cell.trim()));
+    .map((line) => line.slice(1, -1).split(/(?<!\\)\|/).map((cell) => cell.replaceAll("\\|", "|").trim()));
+}
+
+/** What stands beside the table: what could not be measured, and where the report is. */
+function rest(markdown) {
+  return markdown.split("\n").filter((line) => line && !line.startsWith("|")).join("\n");
 }
 
 class Table extends HTMLElement {
@@ -23,19 +29,21 @@ class Table extends HTMLElement {
     super();
     this.attachShadow({ mode: "open" });
     this.table = make("table");
-    this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), this.table);
+    this.rest = make("p");
+    this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), this.table, this.rest);
   }
 
   /** Shows a Markdown table. */
   set markdown(text) {
     const row = (texts, i) => make("tr", {}, ...texts.map((textContent) => make(i ? "td" : "th", { textContent })));
     this.table.replaceChildren(...cells(text).map(row));
+    this.rest.textContent = rest(text);
   }
 }
 
 function addTable(node) {
   const table = make("fewstep-table", { tabIndex: 0 });
-  addElement(node, "table", table, { height: () => HEIGHT });
+  addElement(node, "table", table, { height: () => HEIGHTS[node.comfyClass] });
   fit(node, WIDTH);
   return table;
 }
@@ -46,4 +54,4 @@ function show(node, { text }) {
 }
 
 define("fewstep-table", Table);
-app.registerExtension(showAfterRunning("comfyuifewstep.EvaluationTable", ["FewStepEvaluateDigits"], show));
+app.registerExtension(showAfterRunning("comfyuifewstep.EvaluationTable", Object.keys(HEIGHTS), show));
