@@ -67,6 +67,14 @@ def test_states_of_a_run_in_order(tmp_path):
     assert state_of(run) is State.ABSENT
     with run.locked():
         assert in_another_thread(lambda: state_of(RunFolder(tmp_path, "run"))) is State.TRAINING
+        run.data_folder.mkdir()
+        (run.data_folder / "source.json").write_text("{}")
+        (run.data_folder / "a.safetensors").touch()
+    assert state_of(run) is State.PREPARED
+    assert [one.name for one in all_runs(tmp_path)] == ["run"], (
+        "which may be deleted there, and is seen while it is drawn"
+    )
+    with run.locked():
         run.claim({"run": {}})
     assert state_of(run) is State.WRITTEN
     run.save_checkpoint(3, {}, {"stage": 0})
