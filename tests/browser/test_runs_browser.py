@@ -140,6 +140,26 @@ def test_deleting_wants_a_second_word(editor, runs, another):
     assert not (runs / another).exists()
 
 
+def test_a_run_of_training_data_alone_is_listed_said_and_deleted(editor, runs):
+    """What a start leaves that was cancelled while its data were made."""
+    folder = runs / f"data of {time.time_ns()}" / "data"
+    folder.mkdir(parents=True)
+    (folder / "source.json").write_text("{}")
+    (folder / "0.safetensors").touch()
+    name = folder.parent.name
+    editor.show(editor.add("FewStepDistill", run_name=name))
+    panel = editor.page.locator("fewstep-panel")
+    panel.locator(".sentence").get_by_text("The training data that were made are kept").wait_for()
+    shown = card(open_runs(editor), name)
+    assert "data alone" in shown.inner_text()
+    assert not shown.get_by_role("button", name="Start").is_visible()
+    assert shown.get_by_role("button", name="Clone").is_disabled()
+    shown.get_by_role("button", name="Delete", exact=True).click()
+    shown.get_by_role("button", name="Yes, delete").click()
+    shown.wait_for(state="detached")
+    assert not folder.exists()
+
+
 def test_a_damaged_run_is_listed_repaired_and_deleted(editor, runs):
     name = f"damaged {time.time_ns()}"
     folder = runs / name
