@@ -55,6 +55,15 @@ def test_groups_hold_nodes_whole_and_do_not_lie_over_each_other(path):
 
 
 @named(FILES)
+def test_a_slot_leaves_out_what_it_does_not_say(path):
+    """The editor's own check of a file takes null only where nothing is connected; any other fails it."""
+    workflow = read(path)
+    slots = [slot for node in workflow["nodes"] for side in ("inputs", "outputs") for slot in node.get(side, [])]
+    assert {key for slot in slots for key, said in slot.items() if said is None} <= {"link", "links"}
+    assert None not in [part for link in workflow["links"] for part in link]
+
+
+@named(FILES)
 def test_it_has_a_thumbnail(path):
     assert path.with_suffix(".jpg").is_file()
 
