@@ -32,6 +32,19 @@ def overlapping(editor):
     ]
 
 
+def boxes_beside_links(editor, known):
+    """Widgets, by node, of inputs that take links alone: the editor of 2024 has one for each, which it hides by its slot."""
+    only = {}
+    for kind in filter(lambda kind: kind.startswith("FewStep"), known):
+        declared = {**known[kind]["input"].get("required", {}), **known[kind]["input"].get("optional", {})}
+        only[kind] = [name for name, of in declared.items() if of[1:] and of[1].get("forceInput")]
+    return editor.page.evaluate(
+        "(only) => app.graph._nodes.flatMap(({ type, widgets }) => (widgets ?? []).filter(widget =>"
+        " widget.type !== 'converted-widget' && only[type]?.includes(widget.name)).map(widget => [type, widget.name]))",
+        only,
+    )
+
+
 def test_workflows_open_whole_and_queue_what_is_committed(editor):
     """One tab for all: opening a tab takes longer than the rest. Those whose nodes this host lacks are left out."""
     known = editor.server.get("/object_info")
@@ -42,6 +55,7 @@ def test_workflows_open_whole_and_queue_what_is_committed(editor):
         assert editor.missing_nodes() == [], path.stem
         assert editor.errors == [], path.stem
         assert overlapping(editor) == [], path.stem
+        assert boxes_beside_links(editor, known) == [], path.stem
 
 
 def test_what_is_saved_opens_again(editor):

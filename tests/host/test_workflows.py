@@ -117,6 +117,17 @@ def test_both_forms_of_a_workflow_agree(workflow, object_info):
     assert queued == twin
 
 
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda p: p.stem)
+def test_a_slot_that_is_filled_by_links_alone_has_no_text_box(workflow, object_info):
+    """The editor of 2024 makes one for each such text, and hides what the slot calls its widget."""
+    for node in json.loads(workflow.read_text())["nodes"]:
+        for declared in own(object_info).get(node["type"], {"input": {}})["input"].values():
+            for slot in node.get("inputs", []):
+                kind, options, *_ = [*declared.get(slot["name"], [None]), {}]
+                if kind == "STRING" and options.get("forceInput"):
+                    assert slot.get("widget") == {"name": slot["name"]}, node["type"]
+
+
 def test_the_current_template_browser_lists_the_workflows(server):
     try:
         listed = server.get("/workflow_templates")
