@@ -41,6 +41,24 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def require_port(listen: str, port: int) -> None:
+    """ServerError where a server cannot listen: another one's answer would be taken for ours."""
+    if not 1 <= port <= 65535:
+        raise ServerError(f"--port is {port}; give 1 to 65535, or leave it out for a free one.")
+    try:
+        places = socket.getaddrinfo(listen or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, _, _, address = places[0]
+        with socket.socket(family, kind) as probe:
+            if os.name != "nt":  # as servers do, which need not wait for what is left of the last one there
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ServerError(
+            f"nothing can listen at --listen {listen} --port {port} ({error.strerror}); give another port, or leave it out "
+            "for a free one."
+        ) from error
+
+
 def command(*, base: Path, listen: str, port: int, own_models: bool) -> list[str]:
     """The command line of the embedded server, or of the user's own when COMFYUI_PATH is set.
 
@@ -133,7 +151,8 @@ def serving(
     """
     base.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
-    log = base / "server.log"
+    require_port(listen, port)
+    log = base / f"server-{port}.log"
     arguments = command(base=base, listen=listen, port=port, own_models=own_models)
     environment = {**os.environ, "PYTHONPATH": str(HOME / "packages")}
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -8,7 +8,7 @@ import os
 import webbrowser
 
 from ..launch import HOME, ROOT
-from .server import LOOPBACK, serving
+from .server import LOOPBACK, ServerError, serving
 
 
 def main() -> None:
@@ -17,15 +17,22 @@ def main() -> None:
     parser.add_argument("--listen", default=LOOPBACK, metavar="IP", help="address to listen on (default: %(default)s)")
     parser.add_argument("--open", action="store_true", help="open the address in the default browser")
     arguments = parser.parse_args()
-    base = HOME / "host"
+    try:
+        show(listen=arguments.listen, port=arguments.port, browser=arguments.open)
+    except ServerError as error:
+        raise SystemExit(f"The editor did not start: {error}") from error
+
+
+def show(*, listen: str, port: int | None, browser: bool) -> None:
+    """Until Ctrl-C, or the server's own end."""
     print("Starting ComfyUI ...", flush=True)
     own = bool(os.environ.get("COMFYUI_PATH"))
-    with serving(base=base, listen=arguments.listen, port=arguments.port, own_models=own) as server:
+    with serving(base=HOME / "host", listen=listen, port=port, own_models=own) as server:
         print(f"The editor is at  {server.address}")
         where = "under Templates > FewStep, or" if own else "by the button Load,"
         print(f"Workflows of the pack: {where} out of {ROOT / 'workflows'}.")
         print(f"The log: {server.log}. Ctrl-C stops.", flush=True)
-        if arguments.open:
+        if browser:
             webbrowser.open(server.address)
         with contextlib.suppress(KeyboardInterrupt):
             server.process.wait()

@@ -4,10 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from comfyui_fewstep.commands import server
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = """
@@ -91,6 +94,60 @@ with server.serving(base=__import__("pathlib").Path(said).parent):
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     assert (tmp_path / "said").read_text() == "True"
+
+
+NEVER = """
+import sys
+from pathlib import Path
+from comfyui_fewstep.commands import server, ui
+server.HOME = ui.HOME = Path(sys.argv.pop(1))
+server.command = lambda **_: [sys.executable, "-c", "import time; time.sleep(60)"]
+server.START_SECONDS = 1
+ui.main()
+"""
+"""The editor's command with a server that says nothing, so that only another could answer."""
+
+
+def asked_to_serve(home, port):
+    command = [sys.executable, "-c", NEVER, str(home), "--port", str(port)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "The editor is at" not in done.stdout
+    return done.stderr
+
+
+def test_a_port_where_another_server_answers_is_refused_by_name(tmp_path):
+    another = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+    threading.Thread(target=another.serve_forever, daemon=True).start()
+    try:
+        said = asked_to_serve(tmp_path, another.server_port)
+    finally:
+        another.shutdown()
+        another.server_close()
+    assert said.startswith(
+        f"The editor did not start: nothing can listen at --listen 127.0.0.1 --port {another.server_port} ("
+    )
+
+
+class Answering(BaseHTTPRequestHandler):
+    """Whatever it is asked."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+
+@pytest.mark.parametrize("port", [99999, -1])
+def test_a_port_that_none_can_be_is_refused_by_name(port, tmp_path):
+    said = asked_to_serve(tmp_path, port)
+    assert said == (f"The editor did not start: --port is {port}; give 1 to 65535, or leave it out for a free one.\n")
+
+
+def test_each_server_has_a_log_of_its_own(tmp_path):
+    ports = [server.free_port() for _ in range(2)]
+    for port in ports:
+        assert f"({tmp_path / 'host' / f'server-{port}.log'})" in asked_to_serve(tmp_path, port)
+    assert len(list((tmp_path / "host").glob("*.log"))) == 2
 
 
 def launched(code, **environment):
