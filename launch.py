@@ -168,8 +168,13 @@ def run_in_environment(python: Path, *arguments: str) -> int:
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
+EXPLAINED_BY_ANY = ("commands.demo", "commands.ui", "benchmarks")
+"""Modules whose own --help asks for nothing beyond the standard library."""
+
+
 def command_module(name: str, rest: list[str]) -> int:
-    python = environment_python(tests=name == "benchmarks")
+    explained = name in EXPLAINED_BY_ANY and rest in (["-h"], ["--help"])
+    python = Path(sys.executable) if explained else environment_python(tests=name == "benchmarks")
     return run_in_environment(python, "-m", f"{PACKAGE}.{name}", *rest)
 
 

@@ -17,8 +17,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 from ..launch import HOME, ROOT
 from .server import Server, ServerError, serving
 
@@ -68,6 +66,8 @@ class Terminal:
 
 async def follow(server: Server, workflow: dict[str, Any], terminal: Terminal) -> dict[str, Any]:
     """Queues the workflow and follows it to its end. ServerError with the node's message when it fails."""
+    import aiohttp  # of the environment, which --help needs not
+
     client = uuid.uuid4().hex
     async with (
         aiohttp.ClientSession() as session,

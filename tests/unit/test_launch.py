@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from comfyui_fewstep import launch
 from comfyui_fewstep.commands import server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -214,3 +215,18 @@ def test_a_name_that_the_terminal_cannot_write_ends_nothing():
         assert (done.returncode, done.stdout) == ((0, "?\n") if encoding == "cp1252" else (1, "")), (
             "as it was asked for"
         )
+
+
+@pytest.mark.parametrize(("command", "said"), [("ui", "--port"), ("demo", "--seed"), ("bench", "architectures: Every")])
+@pytest.mark.parametrize("asked", ["-h", "--help"])
+def test_a_command_is_explained_without_an_environment(command, said, asked, tmp_path):
+    """By a Python with nothing installed."""
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    home = f"launch.HOME = pathlib.Path({str(tmp_path / 'home')!r}); launch._install = None; "
+    code = f"import pathlib, sys, launch; {home}sys.argv[1:] = {[command, asked]!r}; sys.exit(launch.main())"
+    alone = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "COMFYUI_PATH")}
+    python = str(launch.python_in(bare))
+    done = subprocess.run([python, "-c", code], cwd=ROOT, capture_output=True, text=True, env=alone, timeout=60)
+    assert (done.returncode, said in done.stdout) == (0, True), done.stderr
+    assert not (tmp_path / "home" / "venv").exists()
