@@ -48,6 +48,13 @@ def test_architectures_are_counted_as_their_table_does():
     assert f"[{whole} are right throughout]" in TEXT
 
 
+def test_the_demo_wants_the_same_libraries_wherever_it_is_said():
+    declared = re.search(r"^demo = (\[.*\])$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    said = re.findall(r"`python -m pip install ([^`]*\bmatplotlib\b[^`]*)`", TEXT)
+    assert len(said) == 2
+    assert all(sorted(names.split()) == json.loads(declared[1]) for names in said)
+
+
 def on_the_card():
     return {name: part["figures"] for name, part in result("gpu")["parts"].items()}
 
