@@ -68,11 +68,22 @@ def test_it_has_a_thumbnail(path):
     assert path.with_suffix(".jpg").is_file()
 
 
+def note_of(path):
+    (note,) = [node for node in read(path)["nodes"] if node["type"] == "Note"]
+    return note
+
+
+@named([path for path in FILES if path.stem.startswith(("Distil digits", "Distil my checkpoint", "Save a distilled"))])
+def test_a_template_to_distil_and_to_save_says_what_to_put_in_and_what_to_expect(path):
+    note = note_of(path)
+    assert note["title"] == "What to put in, what to expect"
+    assert "\n\nExpect: " in note["widgets_values"][0]
+
+
 @named(START_HERE)
 def test_a_first_template_says_what_to_put_in_and_where_the_files_are(path):
     nodes = read(path)["nodes"]
-    (note,) = [node for node in nodes if node["type"] == "Note"]
-    said = note["widgets_values"][0]
+    said = note_of(path)["widgets_values"][0]
     assert "Choose" in said
     assert "Expect: " in said
     for node in nodes:
