@@ -239,8 +239,8 @@ export function bytes(value) {
   return value < 1e9 ? `${Math.round(value / 2 ** 20)} MiB` : `${(value / 2 ** 30).toFixed(1)} GiB`;
 }
 
-/** How far a stage's student is from its teacher, in percent; what is no number is null, not 0. */
-export function distance({ mean_squared_distance: squared, teacher_mean_square: whole }) {
+/** How far a stage's student is from its teacher, in percent; what is no number, or no stage, is null, not 0. */
+export function distance({ mean_squared_distance: squared = null, teacher_mean_square: whole = null } = {}) {
   return squared === null || whole === null ? null : (100 * squared) / whole;
 }
 

@@ -1,7 +1,7 @@
 // Runs beside each other: their losses in one chart, the settings that differ, and their newest pictures.
 import "./fewstep_chart.js";
 import { smoothed } from "./fewstep_chart.js";
-import { CURVES, STYLE, define, distance as apart, figure, make } from "./fewstep_elements.js";
+import { CURVES, STYLE, define, distance, figure, make } from "./fewstep_elements.js";
 import { enlarge, previewsOf } from "./fewstep_enlarged.js";
 import { fetchRun, previewUrl } from "./fewstep_service.js";
 import { say } from "./fewstep_words.js";
@@ -14,6 +14,8 @@ const OWN_STYLE = `
   th, td { text-align: left; padding: 0.1em 0.4em; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; font-weight: normal; }
   td { min-width: 4.5em; } .number { white-space: nowrap; } th { color: var(--soft); overflow-wrap: normal; } .scroll { overflow: auto; }
 `;
+
+const APART = "distance from the teacher, percent";
 
 /** Of settings that are something else beside how far a run is. */
 const NAMES = { iterations: "iterations asked for" };
@@ -89,21 +91,23 @@ function rows(runs, told) {
   const names = [...new Set(settings.flatMap(Object.keys))].filter((name) => new Set(settings.map((one) => JSON.stringify(one[name]))).size > 1);
   return [
     ["run", ...runs.map(({ run }) => run)],
-    ["last loss", ...told.map(({ curves }) => figure(smoothed(curves.loss, curves.stage).findLast((value) => value !== null)))],
+    ["last loss", ...runs.map(({ loss }) => figure(loss))],
     ["iterations done", ...told.map(({ iteration }) => String(iteration))],
-    ["distance from the teacher, percent", ...runs.map(distance)],
+    ...distances(runs),
     ...names.map((name) => [NAMES[name] ?? name.replaceAll("_", " "), ...settings.map((one) => shown(one[name]))]),
   ];
 }
 
-/** Of the last stage that was compared. */
-function distance({ stages }) {
-  const last = stages?.at(-1);
-  return figure(last ? apart(last) : null);
+/** A row for each stage that any of them has ended: those of fewer steps are further from the teacher. */
+function distances(runs) {
+  const stages = [...new Set(runs.flatMap((run) => run.stages.map(({ stage }) => stage)))];
+  const of = (run, stage) => figure(distance(run.stages.find((one) => one.stage === stage)));
+  return stages.map((stage) => [`${APART}: ${stage}`, ...runs.map((run) => of(run, stage))]);
 }
 
 function tableRow([label, ...values], i) {
-  const [first, tag, scope] = i ? [make("th", { scope: "row", textContent: say(label) }), "td", ""] : [make("td"), "th", "col"];
+  const textContent = label.split(": ").map((part) => say(part)).join(": ");
+  const [first, tag, scope] = i ? [make("th", { scope: "row", textContent }), "td", ""] : [make("td"), "th", "col"];
   return make("tr", {}, first, ...values.map((textContent) => make(tag, scope ? { scope, textContent } : { textContent, className: isNumber(textContent) ? "number" : "" })));
 }
 

@@ -299,7 +299,8 @@ def test_two_runs_are_shown_beside_each_other(editor, runs, finished, another):
         (first, second) = csv.DictReader(file)
     assert {first["run"], second["run"]} == {finished, another}
     assert {first["run"]: first["learning rate"], second["run"]: second["learning rate"]}[another] == "0.125"
-    assert first["distance from the teacher, percent"] == second["distance from the teacher, percent"] != "-"
+    apart = "distance from the teacher, percent: 8 to 4 steps"
+    assert first[apart] == second[apart] != "-"
     card(shown, finished).get_by_label(f"Compare {finished}").uncheck()
     beside.wait_for(state="detached")
 

@@ -5,7 +5,7 @@ import json
 
 from PIL import Image
 from test_runs_browser import card, open_runs
-from test_training_panel import stopped_run
+from test_training_panel import LINE, stopped_run
 
 
 def test_pictures_are_fetched_when_they_come_into_sight(editor, runs, name):
@@ -25,6 +25,38 @@ def test_pictures_are_fetched_when_they_come_into_sight(editor, runs, name):
         card(shown, f"{name} {unseen}").locator("fewstep-compare").scroll_into_view_if_needed()
 
 
+def saved_table(shown, names):
+    """Of these runs beside each other, as it is saved: run -> {what: value}."""
+    for name in names:
+        card(shown, name).get_by_label(f"Compare {name}").check()
+    beside = shown.locator("fewstep-runs-compared")
+    beside.locator("caption", has_text="What differs").wait_for()
+    with shown.page.expect_download() as waiting:
+        beside.get_by_role("button", name="Save table as CSV").click()
+    with waiting.value.path().open(newline="", encoding="utf-8") as file:
+        return {row["run"]: row for row in csv.DictReader(file)}
+
+
+def test_runs_are_compared_stage_by_stage_and_by_their_last_loss(editor, runs, name):
+    """A run that has ended its easy stages alone is no better, and a loss is what the run's own card has."""
+    names = [f"{name} {i}" for i in range(2)]
+    for run, count in zip(names, (1, 2), strict=True):
+        stopped_run(runs, run)
+        (runs / run / "metrics.jsonl").write_text(
+            "".join(f"{json.dumps({**LINE, 'iteration': i, 'loss': 1 / i})}\n" for i in (1, 2, 4))
+        )
+        ended = [{"stage": f"{2 * steps} to {steps} steps", "steps": steps} for steps in (16, 8)][:count]
+        ended = [
+            {**stage, "mean_squared_distance": 1.0 / stage["steps"], "teacher_mean_square": 1.0} for stage in ended
+        ]
+        (runs / run / "stages.json").write_text(json.dumps(ended))
+    first, second = map(saved_table(open_runs(editor), names).get, names)
+    apart = "distance from the teacher, percent: "
+    assert [first["last loss"], second["last loss"]] == ["0.25"] * 2
+    assert [first[apart + "32 to 16 steps"], second[apart + "32 to 16 steps"]] == ["6.25"] * 2
+    assert [first[apart + "16 to 8 steps"], second[apart + "16 to 8 steps"]] == ["-", "12.5"]
+
+
 def test_a_setting_is_no_formula_in_a_table_that_is_saved(editor, runs, name):
     """Numbers stay numbers, and what is not known a dash."""
     settings = [{"from": '=HYPERLINK("a","b")', "rate": -0.5, "of": "@x"}, {"from": "b", "rate": 0.5, "of": "-y"}]
@@ -32,16 +64,8 @@ def test_a_setting_is_no_formula_in_a_table_that_is_saved(editor, runs, name):
         (runs / f"{name} {i}").mkdir(parents=True)
         said = {"method": "m", "teacher_sha256": "ab", **{f"method.{key}": value for key, value in options.items()}}
         (runs / f"{name} {i}" / "run.json").write_text(json.dumps({"run": said}))
-    shown = open_runs(editor)
-    for i in range(2):
-        card(shown, f"{name} {i}").get_by_label(f"Compare {name} {i}").check()
-    beside = shown.locator("fewstep-runs-compared")
-    beside.locator("caption", has_text="What differs").wait_for()
-    with shown.page.expect_download() as waiting:
-        beside.get_by_role("button", name="Save table as CSV").click()
-    with waiting.value.path().open(newline="", encoding="utf-8") as file:
-        saved = {row["run"]: row for row in csv.DictReader(file)}
-    first, second = (saved[f"{name} {i}"] for i in range(2))
+    names = [f"{name} {i}" for i in range(2)]
+    first, second = map(saved_table(open_runs(editor), names).get, names)
     assert [first[key] for key in ("from", "rate", "of")] == ['\'=HYPERLINK("a","b")', "-0.5", "'@x"]
     assert [second[key] for key in ("from", "rate", "of")] == ["b", "0.5", "'-y"]
     assert first["last loss"] == "-"
