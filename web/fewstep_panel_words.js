@@ -7,7 +7,7 @@ export function sentence(known) {
   if (!known.connected)
     return say("The server does not answer. If it was restarted, training has stopped; what was saved stays, and this comes back by itself.");
   if (known.refusal) return known.refusal;
-  if (known.phase && !known.cancelling && !known.cancelAsked) return during(known.phase);
+  if (known.phase && !known.cancelling && !known.cancelAsked) return during(known.phase, known);
   if (known.run === null) return say("The training is shown here when it begins.");
   const said = { unknown, absent, prepared, written, training, stopped, finished, damaged }[known.state](known);
   const error = known.error ?? known.failure;
@@ -20,7 +20,7 @@ const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 /** The same for those who hear it: said again only when something else is the case, not at every iteration. */
 export function heard(known) {
   const { live, phase, state } = known;
-  if (phase && known.connected && !known.cancelling && !known.cancelAsked) return during({ phase: phase.phase });
+  if (phase && known.connected && !known.cancelling && !known.cancelAsked) return during({ phase: phase.phase }, known);
   const goesOn = known.connected && !known.refusal && state === "training" && live && !known.cancelling && !known.cancelAsked;
   return goesOn && !known.stopping ? say`Training: ${stageOf(live)}` : sentence(known);
 }
@@ -35,11 +35,14 @@ const PHASES = {
   exporting: "Writing the student's file",
 };
 
-/** What goes on before, between and after the iterations, how far it is, and how long it still takes. */
-function during({ phase, share, seconds_left }) {
+const BEFORE = ["hashing", "encoding", "probing"]; // the iterations
+
+/** What goes on before, between and after the iterations, how far it is, how long it still takes, and whether it was heard to stop. */
+function during({ phase, share, seconds_left }, { stopping, iteration }) {
   const far = share ? `: ${Math.round(100 * share)} %` : "";
   const left = seconds_left === null || seconds_left === undefined ? "" : say`, ${seconds(seconds_left)} left`;
-  return `${say(PHASES[phase] ?? phase)}${far}${left} ...`;
+  const soon = say(iteration ? "Stopping after the next checkpoint." : "Stopping after the first checkpoint.");
+  return `${say(PHASES[phase] ?? phase)}${far}${left} ...${stopping && BEFORE.includes(phase) ? ` ${soon}` : ""}`;
 }
 
 const unknown = () => "..."; // until the server has answered
