@@ -9,6 +9,8 @@ const PLAN_ONLY = "plan only"; // of Make It Fast's do
 const LARGE = 400;
 const SMALL = 60;
 const MILLISECONDS_BETWEEN_LOOKS = 300;
+// the server refuses any other, whose console would say so at every key of a name that is being typed
+const NAME = /^(?=[\p{L}\p{N}])[\p{L}\p{M}\p{N} ._\u200c\u200d-]*(?<![ .])$/u;
 
 function addPanel(node) {
   const panel = document.createElement("fewstep-panel");
@@ -29,8 +31,10 @@ function addPanel(node) {
     if ([STATE, METRICS, PHASE].includes(kind) && isOf(data, node)) told = data.run;
   }));
   every(MILLISECONDS_BETWEEN_LOOKS, node, () => {
-    panel.run = (runNamed(node) ?? told) || null;
-    panel.now = { planning: node.widgets.some(({ name, value }) => name === "do" && value === PLAN_ONLY), waiting: isRunning(node) };
+    const named = runNamed(node);
+    const nameless = named !== null && !NAME.test(named);
+    panel.run = nameless ? null : named ?? told;
+    panel.now = { nameless, planning: node.widgets.some(({ name, value }) => name === "do" && value === PLAN_ONLY), waiting: isRunning(node) };
   });
 }
 

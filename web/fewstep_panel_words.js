@@ -8,6 +8,8 @@ export function sentence(known) {
     return say("The server does not answer. If it was restarted, training has stopped; what was saved stays, and this comes back by itself.");
   if (known.refusal) return known.refusal;
   if (known.phase && !known.cancelling && !known.cancelAsked) return during(known.phase, known);
+  if (known.nameless)
+    return say("Give run_name a name of letters, digits, spaces and . _ - which begins with a letter or digit and ends with no space or dot.");
   if (known.run === null) return say("The training is shown here when it begins.");
   const said = { unknown, absent, prepared, written, training, stopped, finished, damaged }[known.state](known);
   const error = known.error ?? known.failure;

@@ -4,7 +4,7 @@ import json
 import shutil
 
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
-from test_training_panel import panel, press, sentence
+from test_training_panel import panel, press, sentence, stopped_run
 
 TELL = (
     "async detail => (await import('/scripts/api.js')).api.dispatchEvent(new CustomEvent('fewstep.phase', { detail }))"
@@ -27,3 +27,24 @@ def test_a_stop_is_acknowledged_while_data_are_still_made(editor, runs, name):
         heard = panel(editor).get_by_role("status").text_content()
     shutil.rmtree(runs / name)
     assert heard == "Making the training data ... Stopping after the first checkpoint."
+
+
+def test_a_name_is_asked_for_where_there_is_none(editor):
+    node = editor.add("FewStepDistill", run_name="")
+    editor.show(node)
+    sentence(editor, "Give run_name a name", seconds=10)
+
+
+def test_the_server_is_asked_of_no_name_that_it_refuses(editor, runs, name):
+    """Which is in the console: of two words, the first with a blank behind it is typed on the way."""
+    stopped_run(runs, f"{name} two")
+    node = editor.add("FewStepDistill", run_name=name)
+    editor.show(node)
+    sentence(editor, "Not begun", seconds=10)
+    for typed in (f"{name} ", "two.", "-", f"{name}/two", f" {name}"):
+        editor.set(node, run_name=typed)
+        sentence(editor, "which begins with a letter or digit and ends with no space or dot.", seconds=10)
+    editor.page.wait_for_timeout(1500)  # in which it would be asked
+    editor.set(node, run_name=f"{name} two")
+    sentence(editor, "Stopped at iteration 3 of 9", seconds=10)
+    assert editor.errors == []

@@ -105,7 +105,7 @@ def test_a_node_without_a_name_shows_no_run(editor, runs, name):
     tell = "async detail => (await import('/scripts/api.js')).api.dispatchEvent(new CustomEvent('fewstep.state', { detail }))"
     editor.page.evaluate(tell, {"run": name, "node": f"{node}", "state": "stopped"})
     editor.set(node, run_name="")
-    sentence(editor, "The training is shown here when it begins.", seconds=10)
+    sentence(editor, "Give run_name a name", seconds=10)
 
 
 def test_a_run_is_watched_cancelled_reloaded_resumed_and_finished(editor, runs, name):
