@@ -20,6 +20,7 @@ const OWN_STYLE = `
   :host { display: flex; flex-direction: column; gap: 0.4em; }
   progress { width: 100%; height: 0.5em; accent-color: var(--student); }
   .view { flex: 1; min-height: 0; } :host([laid-out]) .view { min-height: 20em; } .sentence { font-weight: 600; }
+  .sentence:has(+ .heard:focus-visible) { outline: 2px solid var(--student); }
 `;
 
 class Panel extends HTMLElement {
@@ -38,7 +39,7 @@ class Panel extends HTMLElement {
     super();
     this.attachShadow({ mode: "open" });
     this.sentence = make("div", { className: "sentence", aria: { hidden: "true" } });
-    this.heard = make("div", { className: "heard", role: "status" });
+    this.heard = make("div", { className: "heard", role: "status", tabIndex: -1 });
     this.bar = make("progress", { max: 1, value: 0, aria: { label: say("Iterations done") } });
     this.figures = make("div", { className: "row soft" });
     this.tabs = Object.entries(VIEWS).map(([view, label]) =>
@@ -248,12 +249,14 @@ class Panel extends HTMLElement {
 
   #drawButtons({ state, stopping, cancelling, cancelAsked, connected }) {
     const training = connected && state === "training";
+    const focused = this.shadowRoot.activeElement;
     this.stop.hidden = this.cancel.hidden = !training;
     this.cancel.disabled = Boolean(cancelling || cancelAsked);
     this.stop.disabled = Boolean(stopping || this.cancel.disabled);
     this.resume.hidden = !(connected && state === "stopped" && this.onresume);
     this.command.hidden = !(connected && this.watching && this.#known.command && ["written", "stopped"].includes(state));
     this.buttons.hidden = !training && this.resume.hidden && this.command.hidden;
+    if (focused?.hidden) this.heard.focus({ preventScroll: true }); // no button that comes: Enter once more would stop what it began
   }
 
   #drawFigures(known) {

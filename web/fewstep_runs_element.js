@@ -146,7 +146,7 @@ class Runs extends HTMLElement {
     const place = [...this.list.children].indexOf(old);
     const card = cards.find((one) => one.dataset.run === old.dataset.run) ?? cards[Math.min(place, cards.length - 1)];
     const same = [...(card?.querySelectorAll(focused.localName) ?? [])].find((one) => one.textContent === focused.textContent);
-    return () => (same && !same.disabled ? same : card?.querySelector("input"))?.focus();
+    return () => (same && !same.disabled && !same.hidden ? same : card?.querySelector("input"))?.focus();
   }
 
   /** The card that is there where the run is as it was, with the focus and the answers that are on it. */
