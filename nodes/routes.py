@@ -146,8 +146,11 @@ def _said(preview: Callable[[Mapping[str, str]], dict[str, Any]], request: web.R
 
 
 def runs(_: web.Request) -> list[dict[str, Any]]:
-    """All runs, the one that changed last first."""
-    return [{**summary(run), "command": folders.command_for(run.path)} for run in all_runs(folders.runs_root())]
+    """All runs, the one that changed last first. demo: whether what was published of its full weights goes with it."""
+    found = all_runs(folders.runs_root())
+    return [
+        {**summary(run), "command": folders.command_for(run.path), "demo": folders.is_of_demo(run)} for run in found
+    ]
 
 
 def workflow(request: web.Request) -> dict[str, Any]:

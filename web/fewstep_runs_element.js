@@ -215,7 +215,7 @@ class Runs extends HTMLElement {
       writing({ label: say("Note"), title: say("Says something of this run in the list.") }, say`Note on ${run.run}`, { value: run.note ?? "", tag: "textarea" }, changing((text) => keepNote(run.run, text), "noted")),
       writing({ label: say("Rename"), title: say("Files that were published of it keep their names."), disabled: training }, say`New name of ${run.run}`, { value: run.run }, changing((name) => renameRun(run.run, name), "renamed")),
       writing({ label: say("Clone"), title: say("Writes a new run of the same settings and data, not begun yet."), disabled: run.state === "prepared" }, say`Name of the new run like ${run.run}`, { value: `${run.run} 2` }, changing((name) => cloneRun(run.run, name), (name) => say`written as ${name}`)),
-      confirming({ label: say("Delete"), disabled: training }, say`Delete ${run.run} for good?`, say("Yes, delete"), changing(() => deleteRun(run.run), "deleted")),
+      confirming({ label: say("Delete"), disabled: training }, question(run), say("Yes, delete"), changing(() => deleteRun(run.run), "deleted")),
       said);
   }
 }
@@ -232,6 +232,14 @@ async function copyOrSay(command) {
 
 function guide([name, title]) {
   return make("a", { href: guideUrl(name), target: "_blank", rel: "noopener", textContent: say(title) });
+}
+
+/** With what becomes of a finished student, which was published for the host's own loaders. */
+function question({ run, state, student, demo }) {
+  const folder = { lora: "output/loras/fewstep", full_weights: "output/diffusion_models/fewstep" }[student.kind];
+  if (state !== "finished" || !folder) return say`Delete ${run} for good?`;
+  if (demo && student.kind === "full_weights") return say`Delete ${run} for good? Its student goes with it.`; // no loader reads it
+  return say`Delete ${run} for good? What lies in ${folder} of its student stays.`;
 }
 
 function progress(run) {

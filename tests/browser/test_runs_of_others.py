@@ -69,3 +69,28 @@ def test_a_setting_is_no_formula_in_a_table_that_is_saved(editor, runs, name):
     assert [first[key] for key in ("from", "rate", "of")] == ['\'=HYPERLINK("a","b")', "-0.5", "'@x"]
     assert [second[key] for key in ("from", "rate", "of")] == ["b", "0.5", "'-y"]
     assert first["last loss"] == "-"
+
+
+def test_what_becomes_of_a_student_is_said_before_its_run_is_deleted(editor, runs, name):
+    """Not of one that was never published. Of the digits what no loader reads goes too."""
+    digits = {"nodes": {"1": {"class_type": "FewStepDemoTeacher", "inputs": {}}}, "outputs": {"model": ["1", 0]}}
+    questions = {
+        "unfinished": "?",
+        "lora": "? What lies in output/loras/fewstep of its student stays.",
+        "full_weights": "? What lies in output/diffusion_models/fewstep of its student stays.",
+        "digits": "? Its student goes with it.",
+    }
+    for kind in questions:
+        folder = runs / f"{name} {kind}"
+        folder.mkdir(parents=True)
+        said = {"method": "m", "teacher_sha256": "ab", "student.kind": "lora" if kind == "lora" else "full_weights"}
+        said |= {"student.rank": 8} if kind == "lora" else {}
+        (folder / "run.json").write_text(json.dumps({"run": said} | ({"teacher": digits} if kind == "digits" else {})))
+        if kind != "unfinished":
+            (folder / "student.safetensors").touch()
+    shown = open_runs(editor)
+    for kind, question in questions.items():
+        of = card(shown, f"{name} {kind}")
+        of.get_by_role("button", name="Delete", exact=True).click()
+        asked = of.locator("form", has_text="for good").evaluate("form => form.firstChild.textContent")
+        assert asked == f"Delete {name} {kind} for good{question}"

@@ -189,6 +189,7 @@ def test_runs_are_listed_opened_and_deleted(client, server, runs, name):
     assert (told["state"], told["method"], told["iteration"]) == ("finished", "progressive_distillation", 6)
     assert (told["student"], told["options"]["start_steps"]) == ({"kind": "full_weights"}, 8)
     assert told["scores"][0]["model"] == "teacher"
+    assert told["demo"] is True
     assert [(stage["stage"], stage["steps"]) for stage in told["stages"]] == [("8 to 4 steps", 4)]
     assert f"train {runs / name}" in told["command"]
     status, body = ask(server, f"/fewstep/runs/{name}/workflow")
@@ -289,6 +290,7 @@ def test_a_damaged_run_is_opened_repaired_and_deleted(server, runs, name):
     )
     told = listed(server)
     assert "error" not in told[f"{name} good"]
+    assert told[f"{name} good"]["demo"] is False
     assert "line 2 of metrics.jsonl is None, not an object and 1 lines more" in told[name]["error"]
     assert "stages.json" in told[name]["error"]
     status, body = ask(server, f"/fewstep/runs/{name}")

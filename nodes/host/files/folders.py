@@ -265,13 +265,18 @@ def _require_whole(run: RunFolder) -> None:
         ) from error
 
 
-def listed_in_vain(run: RunFolder) -> list[Path]:
-    """What was published of a student of full weights that no loader of the host reads: of the demo's teacher, by its node."""
+def is_of_demo(run: RunFolder) -> bool:
+    """Whether its teacher is the demo's, by its node; not of a run that is damaged there, of which `summary` says why."""
     try:
         nodes = (run.description().get("teacher") or {"nodes": {}})["nodes"].values()
-    except ValueError:  # damaged
-        return []
-    if not any(node["class_type"] == _DEMO for node in nodes):
+    except (ValueError, OSError):
+        return False
+    return any(node["class_type"] == _DEMO for node in nodes)
+
+
+def listed_in_vain(run: RunFolder) -> list[Path]:
+    """What was published of a student of full weights that no loader of the host reads: of the demo's teacher."""
+    if not is_of_demo(run):
         return []
     files = (_own("diffusion_models") / "fewstep").glob("*.safetensors")
     return [file for file in files if is_one_of(file, students_of(run))]
