@@ -1,7 +1,7 @@
 // The runs browser in the editor: a sidebar tab where the host has them, else a button in its menu.
 import { app } from "../../scripts/app.js";
 import "./fewstep_runs_element.js";
-import { make } from "./fewstep_elements.js";
+import { allNodes, make } from "./fewstep_elements.js";
 import { TRAINING, fetchWorkflow } from "./fewstep_service.js";
 import { asStep } from "./fewstep_step.js";
 import { say } from "./fewstep_words.js";
@@ -61,6 +61,15 @@ function addStudent(run) {
   graph.setDirtyCanvas(true, true);
 }
 
+/** Calls a run so in the graph too, which would else train it anew under the name of before. */
+function renamed(from, to) {
+  const isStudent = (value) => [" (", ", "].some((mark) => `${value}`.startsWith(from + mark)) && `${value}`.endsWith(" (run)");
+  const names = ({ name, value }) => (name === "run_name" ? value === from : isStudent(value));
+  const ours = allNodes().filter(({ comfyClass }) => comfyClass?.startsWith("FewStep"));
+  const widgets = ours.flatMap((node) => node.widgets ?? []).filter(names);
+  if (widgets.length) asStep(() => widgets.forEach((widget) => (widget.value = to + widget.value.slice(from.length))));
+}
+
 /** Whether two nodes lie on each other, each with the title above it. */
 function over(one, other) {
   const apart = (i, above) => one.pos[i] + one.size[i] < other.pos[i] - above || other.pos[i] + other.size[i] < one.pos[i] - above;
@@ -69,7 +78,7 @@ function over(one, other) {
 
 function makeRuns() {
   const runs = make("fewstep-runs");
-  runs.editor = { openWorkflow, loadStudent, resume };
+  runs.editor = { openWorkflow, loadStudent, resume, renamed };
   return runs;
 }
 

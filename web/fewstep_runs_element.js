@@ -56,7 +56,7 @@ class Runs extends HTMLElement {
       make("nav", { className: "row soft", aria: { label: say("Guides") } }, ...Object.entries(GUIDES).map(guide)));
   }
 
-  /** What the editor does with a run: {openWorkflow(name), loadStudent(name), resume(name)}. */
+  /** What the editor does with a run: {openWorkflow(name), loadStudent(name), resume(name), renamed(name, to)}. */
   editor = {};
 
   connectedCallback() {
@@ -170,6 +170,11 @@ class Runs extends HTMLElement {
     shown.show(chosen);
   }
 
+  async #rename(run, name) {
+    await renameRun(run, name);
+    this.editor.renamed(run, name);
+  }
+
   #card(run) {
     const choice = make("input", { type: "checkbox", checked: this.#chosen.has(run.run), title: say("Two or more that are chosen are shown beside each other."),
       aria: { label: say`Compare ${run.run}` }, on: { change: (event) => this.#choose(run.run, event.target.checked) } });
@@ -213,7 +218,7 @@ class Runs extends HTMLElement {
       button("Repair", changing(() => repairRun(run.run), "repaired"), { hidden: !run.repairable, disabled: training, title: "Keeps the lines of its metrics that are whole; the file as it was stays beside." }),
       button("Copy command", doing(() => copyOrSay(run.command), "copied"), { disabled: run.state === "prepared", title: run.command }),
       writing({ label: say("Note"), title: say("Says something of this run in the list.") }, say`Note on ${run.run}`, { value: run.note ?? "", tag: "textarea" }, changing((text) => keepNote(run.run, text), "noted")),
-      writing({ label: say("Rename"), title: say("Files that were published of it keep their names."), disabled: training }, say`New name of ${run.run}`, { value: run.run }, changing((name) => renameRun(run.run, name), "renamed")),
+      writing({ label: say("Rename"), title: say("Files that were published of it keep their names."), disabled: training }, say`New name of ${run.run}`, { value: run.run }, changing((name) => this.#rename(run.run, name), "renamed")),
       writing({ label: say("Clone"), title: say("Writes a new run of the same settings and data, not begun yet."), disabled: run.state === "prepared" }, say`Name of the new run like ${run.run}`, { value: `${run.run} 2` }, changing((name) => cloneRun(run.run, name), (name) => say`written as ${name}`)),
       confirming({ label: say("Delete"), disabled: training }, question(run), say("Yes, delete"), changing(() => deleteRun(run.run), "deleted")),
       said);

@@ -2,7 +2,7 @@
 
 import pytest
 from test_run_names import behind, wait_for_name  # noqa: F401 (a fixture)
-from test_runs_browser import card, open_runs
+from test_runs_browser import card, open_runs, write
 from test_training_panel import sentence, stopped_run, wait_for_points
 
 BESIDE = "PreviewImage"
@@ -129,6 +129,43 @@ def test_a_student_that_is_loaded_is_a_step(editor, told, runs, name):
     assert kinds(editor) == [BESIDE], "what was done before stays"
     press(editor, "Control+y")
     assert kinds(editor) == [BESIDE, "FewStepLoadStudent"]
+
+
+def names(editor):
+    """What the graph's nodes call a run, Load Distilled Student's in a list."""
+    widgets = "widgets.find(({ name }) => ['run_name', 'student'].includes(name))"
+    return editor.page.evaluate(
+        f"app.graph._nodes.flatMap(({{ widgets }}) => widgets ? [{widgets}] : []).map(w => w?.value)"
+    )
+
+
+@pytest.fixture
+def renamed(editor, runs, name):
+    """Renames a run that the graph names. Returns what its nodes call it before and after."""
+    stopped_run(runs, name)
+    begin_history(editor)
+    for kind, value in {"FewStepMakeItFast": name, "FewStepWatchRun": f"{name} 2"}.items():
+        editor.add(kind, run_name=value)
+    editor.add("FewStepLoadStudent", student=f"{name}, 4 steps (run)")
+    record(editor)
+    before = names(editor)
+    shown = open_runs(editor)
+    write(card(shown, name), "Rename", f"New name of {name}", f"{name} now")
+    card(shown, f"{name} now").wait_for()
+    return before, [f"{name} now", f"{name} 2", f"{name} now, 4 steps (run)"]
+
+
+def test_a_run_that_is_renamed_is_renamed_in_the_graph(editor, renamed):
+    """Else it would be trained anew; a run whose name is longer is another."""
+    assert names(editor) == renamed[1]
+
+
+def test_a_run_that_is_renamed_is_one_step(editor, told, renamed):
+    before, after = renamed
+    press(editor, "Control+z")
+    assert names(editor) == before
+    press(editor, "Control+y")
+    assert names(editor) == after
 
 
 def test_a_kind_of_model_that_is_chosen_is_a_step(editor, told):
