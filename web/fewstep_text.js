@@ -1,6 +1,6 @@
 // Shows what a node says in words, a command or a file's place, on the node itself, with a button that copies it.
 import { app } from "../../scripts/app.js";
-import { AROUND, STYLE, addElement, copied, define, fit, make, showAfterRunning, textScale, whileThere } from "./fewstep_elements.js";
+import { AROUND, STYLE, addElement, copied, define, every, fit, make, showAfterRunning, textScale, whileThere } from "./fewstep_elements.js";
 import { EVERY, PLAN, isOf, subscribe } from "./fewstep_service.js";
 import { say } from "./fewstep_words.js";
 
@@ -12,6 +12,8 @@ const HEIGHT = 70; // at least
 const MOST = 400; // beyond it scrolls
 const BORDERS = 4;
 const WIDTH = 420;
+const MILLISECONDS_BETWEEN_LOOKS = 300;
+const OF_ANY_PLAN = ["run_name", "do", "seed", "control_after_generate"]; // settings that a plan does not depend on
 
 const OWN_STYLE = `
   .said { display: flex; gap: 0.5em; align-items: flex-start; height: 100%; }
@@ -20,6 +22,9 @@ const OWN_STYLE = `
 `;
 
 class Text extends HTMLElement {
+  #text = "";
+  #outdated = false;
+
   constructor() {
     super();
     this.attachShadow({ mode: "open" });
@@ -29,11 +34,24 @@ class Text extends HTMLElement {
   }
 
   set text(text) {
-    this.area.value = text;
+    this.#text = text;
+    this.#draw();
   }
 
   get text() {
-    return this.area.value;
+    return this.#text;
+  }
+
+  /** Whether it is of other settings than those that are set now. */
+  set outdated(outdated) {
+    if (outdated === this.#outdated) return;
+    this.#outdated = outdated;
+    this.#draw();
+  }
+
+  #draw() {
+    this.area.value = this.#outdated ? `${say("Of other settings than are set now:")}\n\n${this.#text}` : this.#text;
+    this.grow?.();
   }
 
   /** The height in which all of the text is seen, in the width that it has now. */
@@ -68,18 +86,37 @@ function addText(node) {
   return text;
 }
 
+/** Node and plan -> the settings that it is of. */
+const planned = new Map();
+const planOf = (node) => `${node.id} ${node.fewstepText?.text}`;
+
+function settings({ widgets }) {
+  const chosen = widgets.filter(({ name, serialize }) => serialize !== false && !OF_ANY_PLAN.includes(name));
+  return JSON.stringify(chosen.map(({ name, value }) => [name, value]));
+}
+
+/** What trains for hours says beforehand what it will take, and whether that was of other settings than those that are set now. */
+function showPlans(node) {
+  whileThere(node, () => subscribe(EVERY, (kind, data) => {
+    if (kind !== PLAN || !isOf(data, node)) return;
+    show(node, { text: data.plan });
+    planned.set(planOf(node), settings(node));
+  }));
+  every(MILLISECONDS_BETWEEN_LOOKS, node, () => {
+    const of = planned.get(planOf(node));
+    if (node.fewstepText) node.fewstepText.outdated = of !== undefined && of !== settings(node);
+  });
+}
+
 function show(node, { text }) {
   node.fewstepText ??= addText(node);
   node.fewstepText.text = text.join("\n");
-  node.fewstepText.grow();
 }
 
 define("fewstep-text", Text);
 app.registerExtension({
   ...showAfterRunning("comfyuifewstep.Text", NODES, show),
   nodeCreated(node) {
-    // what trains for hours says beforehand what it will take
-    if (node.comfyClass !== "FewStepMakeItFast") return;
-    whileThere(node, () => subscribe(EVERY, (kind, data) => kind === PLAN && isOf(data, node) && show(node, { text: data.plan })));
+    if (node.comfyClass === "FewStepMakeItFast") showPlans(node);
   },
 });

@@ -341,6 +341,36 @@ def test_a_plan_is_on_its_node_before_the_node_ends(editor):
     editor.page.locator("fewstep-text").first.get_by_role("button", name="Copy").wait_for()
 
 
+def test_a_plan_of_other_settings_says_so(editor):
+    """Also after undo, which makes the node anew; the name of the run, and what a graph is queued for, are no such settings."""
+    node = editor.add("FewStepMakeItFast", run_name="mine", steps="4")
+    editor.show(node)
+    tell = "async detail => (await import('/scripts/api.js')).api.dispatchEvent(new CustomEvent('fewstep.plan', { detail }))"
+    said = "([id, text]) => app.graph.getNodeById(id).fewstepText?.area.value === text"
+    old = "Of other settings than are set now:\n\n"
+
+    def wait_for(text):
+        editor.page.wait_for_function(said, arg=[node, text], timeout=10000)
+
+    editor.page.evaluate(tell, {"run": "mine", "node": f"{node}", "plan": ["four steps", "2 h"]})
+    editor.set(node, do="plan only")
+    editor.page.wait_for_timeout(700)
+    wait_for("four steps\n2 h")
+    editor.set(node, steps="8")
+    wait_for(f"{old}four steps\n2 h")
+    editor.page.evaluate(
+        "([id, output]) => { app.nodeOutputs[id] = output }", [f"{node}", {"text": ["four steps\n2 h"]}]
+    )
+    editor.page.evaluate("async () => { await app.loadGraphData(app.graph.serialize(), false) }")
+    wait_for(f"{old}four steps\n2 h")
+    editor.set(node, steps="4")
+    wait_for("four steps\n2 h")
+    editor.set(node, steps="8")
+    wait_for(f"{old}four steps\n2 h")
+    editor.page.evaluate(tell, {"run": "mine", "node": f"{node}", "plan": ["eight steps"]})
+    wait_for("eight steps")
+
+
 def test_elements_are_as_wide_as_their_node_and_stay_on_it(editor):
     node = editor.add("FewStepSchedule")
     shown = editor.page.locator("fewstep-schedule")
