@@ -1,6 +1,6 @@
 // What the training panel says in words.
 import { bytes, figure, seconds } from "./fewstep_elements.js";
-import { say } from "./fewstep_words.js";
+import { say, sayName } from "./fewstep_words.js";
 
 /** Where a run stands, as one sentence. */
 export function sentence(known) {
@@ -27,7 +27,7 @@ export function heard(known) {
   return goesOn && !known.stopping ? say`Training: ${stageOf(live)}` : sentence(known);
 }
 
-const stageOf = (live) => say`stage ${live.stage + 1} of ${live.stages} (${live.stage_name})`;
+const stageOf = (live) => say`stage ${live.stage + 1} of ${live.stages} (${sayName(live.stage_name)})`;
 
 const PHASES = {
   hashing: "Reading the model's weights",

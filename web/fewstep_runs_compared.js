@@ -4,7 +4,7 @@ import { smoothed } from "./fewstep_chart.js";
 import { CURVES, STYLE, define, distance, figure, make } from "./fewstep_elements.js";
 import { enlarge, previewsOf } from "./fewstep_enlarged.js";
 import { fetchRun, previewUrl } from "./fewstep_service.js";
-import { say } from "./fewstep_words.js";
+import { say, sayName } from "./fewstep_words.js";
 
 const OWN_STYLE = `
   :host { height: auto; display: grid; gap: 0.6em; }
@@ -106,7 +106,7 @@ function distances(runs) {
 }
 
 function tableRow([label, ...values], i) {
-  const textContent = label.split(": ").map((part) => say(part)).join(": ");
+  const textContent = label.split(": ").map((part) => sayName(say(part))).join(": ");
   const [first, tag, scope] = i ? [make("th", { scope: "row", textContent }), "td", ""] : [make("td"), "th", "col"];
   return make("tr", {}, first, ...values.map((textContent) => make(tag, scope ? { scope, textContent } : { textContent, className: isNumber(textContent) ? "number" : "" })));
 }

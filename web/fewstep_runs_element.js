@@ -10,7 +10,7 @@ import {
   CONNECTION, EVERY, GUIDES, METRICS, STATE, cancelRun, cloneRun, deleteRun, fetchRuns, guideUrl, keepNote, previewUrl, reached, renameRun, repairRun,
   subscribe,
 } from "./fewstep_service.js";
-import { say } from "./fewstep_words.js";
+import { say, sayName } from "./fewstep_words.js";
 
 const SECONDS_BETWEEN_LOOKS = 3;
 // what another process trains tells nothing: while one trains, and while none does
@@ -257,11 +257,11 @@ function about({ method, options = {}, student = {}, teacher }) {
   if (!method) return "";
   const steps = options.start_steps ? say` ${options.start_steps} to ${options.target_steps} steps` : "";
   const learns = student.kind === "lora" ? say`LoRA of rank ${student.rank}` : say("full weights");
-  return say`${method.replaceAll("_", " ")}${steps}, ${learns}, teacher ${teacher.slice(0, 8)}`;
+  return say`${sayName(method)}${steps}, ${learns}, teacher ${teacher.slice(0, 8)}`;
 }
 
 function stages({ stages }) {
-  const said = stages.map((one) => `${one.stage}: ${distance(one) === null ? "-" : `${figure(distance(one))} %`}`);
+  const said = stages.map((one) => `${sayName(one.stage)}: ${distance(one) === null ? "-" : `${figure(distance(one))} %`}`);
   return say`Distance from the teacher: ${said.join("; ")}`;
 }
 

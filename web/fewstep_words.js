@@ -11,6 +11,21 @@ export function say(text, ...values) {
   return (words[english] ?? english).replace(/\{(\d)\}/g, (_, i) => values[i]);
 }
 
+/** What the training itself calls methods and stages. */
+const NAMES = [
+  ...["progressive distillation", "guidance distillation", "consistency distillation", "consistency training", "distribution matching"],
+  ...["{0} to {1} steps", "guidance {0} in one forward", "guidance {0} to {1} in one forward", "consistency over {0} levels"],
+  ...["consistency without a teacher", "matching in {0} steps"],
+];
+
+/** The name that a run has for its method or for a stage, in the editor's language; anything else as it is. */
+export function sayName(name) {
+  const numbers = [];
+  const plain = name.replaceAll("_", " ");
+  const english = plain.replace(/\d+(\.\d+)?/g, (number) => `{${numbers.push(number) - 1}}`);
+  return NAMES.includes(english) ? say(english, ...numbers) : plain;
+}
+
 async function load(name) {
   if (!LANGUAGES.includes(name)) return {};
   try {

@@ -414,8 +414,8 @@ def test_in_an_editor_in_chinese_so_are_list_and_panel(editor, finished, in_chin
     say = CHINESE.__getitem__
     shown = card(open_runs(editor, say), finished)
     shown.wait_for()
-    told = [CHINESE[text].split("{")[0] for text in ("finished", "Distance from the teacher: {0}")]
-    assert all(text in shown.inner_text() for text in told)
+    apart = say("Distance from the teacher: {0}").format(say("{0} to {1} steps").format(8, 4))
+    assert all(text in shown.inner_text() for text in (say("finished"), say("progressive distillation"), apart))
     texts = shown.locator("button").all_text_contents()
     close_runs(editor, say)
     editor.show(editor.add("FewStepDistill", run_name=finished))
