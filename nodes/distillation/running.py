@@ -67,6 +67,7 @@ def teacher_kind(sampling: Any, *, takes_scale: bool = False, empty_prompt: bool
         prediction_type=host.models.prediction_type(sampling),
         takes_scale=takes_scale,
         empty_prompt=empty_prompt,
+        unit=1.0 / host.models.noise_scale(sampling),
     )
 
 

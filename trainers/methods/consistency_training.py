@@ -45,14 +45,17 @@ class LevelChoice(Enum):
     UNIFORM = "uniform"
     LOGNORMAL_LATENTS = "lognormal_latents"
 
-    def likelihoods(self, levels: Tensor, *, family: NoiseFamily) -> Tensor:
-        """(n,) of the levels that are taught, of (n + 1,) descending ones: each has the distribution's share down to the next."""
+    def likelihoods(self, levels: Tensor, *, family: NoiseFamily, unit: float = 1.0) -> Tensor:
+        """(n,) of the levels that are taught, of (n + 1,) descending ones: each has the distribution's share down to the next.
+
+        unit: see TeacherKind.
+        """
         if self is LevelChoice.UNIFORM:
             return torch.ones(len(levels) - 1)
         sigma = levels.double()
         # infinite at the top of a flow, which hosts round to a little above 1 at one shift in a hundred, 1.58 say
         ratio = sigma / (1.0 - sigma).clamp(min=0.0) if family is NoiseFamily.FLOW else sigma
-        mean = _MEAN + (math.log(2.0) if self is LevelChoice.LOGNORMAL_LATENTS else 0.0)
+        mean = _MEAN + (math.log(2.0) if self is LevelChoice.LOGNORMAL_LATENTS else 0.0) + math.log(unit)
         below = torch.special.ndtr((ratio.log() - mean) / _DEVIATION)
         return (below[:-1] - below[1:]).float()
 
@@ -157,7 +160,7 @@ class ConsistencyTraining(OnTeacher[ConsistencyTrainingOptions]):
 
     def __init__(self, options: ConsistencyTrainingOptions, teacher: TeacherKind) -> None:
         super().__init__(options, teacher)
-        self._table = teacher.table
+        self._table, self._unit = teacher.table, teacher.unit
         self._sigmas = options.schedule(options.steps, table=teacher.table)
         self._function = ConsistencyFunction(family=teacher.family, table=teacher.table)
 
@@ -183,7 +186,7 @@ class ConsistencyTraining(OnTeacher[ConsistencyTrainingOptions]):
     def target(self, lesson: Lesson) -> Target:
         """The student's own word about the same picture with less of the same noise."""
         levels = self._options.trained_levels(lesson.iteration, table=self._table)
-        likely = self._options.level_choice.likelihoods(levels, family=self.family)
+        likely = self._options.level_choice.likelihoods(levels, family=self.family, unit=self._unit)
         batch = lesson.batch
         k = torch.multinomial(likely, len(batch.x0), replacement=True, generator=lesson.generator)
         noise = lesson.noise()

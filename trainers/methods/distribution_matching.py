@@ -32,8 +32,8 @@ FAKE = "fake"
 CRITIC = "critic"
 """The other one: who tells what the student draws from pictures."""
 SHAKEN = 0.01
-"""Of unit noise: what makes a picture a little noisier, on which the critic must not turn. With ten times as much it was half as
-steep on the drawn world, and hardly better than blind."""
+"""Of noise in the data's unit: what makes a picture a little noisier, on which the critic must not turn. With ten times as much
+it was half as steep on the drawn world, and hardly better than blind."""
 BETAS = (0.0, 0.99)
 """Of the student's Adam and the companion's: gradients of a while ago are those of another companion (Self-Forcing, rCM)."""
 
@@ -175,7 +175,7 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
     def __init__(self, options: DistributionMatchingOptions, teacher: TeacherKind) -> None:
         teacher.require_guided(options.scales, as_input=False)
         super().__init__(options, teacher)
-        self._table = teacher.table
+        self._table, self._unit = teacher.table, teacher.unit
         self._sigmas = options.schedule(options.steps, table=teacher.table)
         self._samples = StudentsSamples(
             rollout=options.rollout,
@@ -246,7 +246,8 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
         """drawn (B, ...) at sigma (B,) against as many pictures, noised to the same levels."""
         x0, noise = lesson.batch.x0, lesson.noise()
         real, near = (
-            self.family.add_noise(picture, noise, sigma=sigma) for picture in (x0, x0 + SHAKEN * lesson.noise())
+            self.family.add_noise(picture, noise, sigma=sigma)
+            for picture in (x0, x0 + SHAKEN * self._unit * lesson.noise())
         )
         return Target(drawn, sigma, lesson.batch.condition, real, torch.ones_like(sigma), near=near)
 
@@ -268,7 +269,7 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
         teacher = lesson.teacher if decoupled else self._guided(lesson.teacher, lesson.batch)
         real = teacher(x, sigma, **condition).float()
         x0 = example["x0"]
-        pull = (fake - real) * self._options.strength.of(x0, real, sigma=sigma, family=self.family)
+        pull = (fake - real) * self._options.strength.of(x0, real, sigma=sigma, family=self.family, unit=self._unit)
         if decoupled:
             pull = pull + self._guiding(lesson)
         measures = _measures(x0, fake=fake, real=real)
@@ -291,7 +292,9 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
         found = lesson.companions[CRITIC](x, sigma, **lesson.batch.condition)
         landing = 1.0 - example["sigma_s"] / example["sigma"]  # of the step's x0, what arrives where it lands
         left = self.family.signal(sigma) / self.family.signal(example["sigma_s"])
-        strength = self._options.adversarial_weight * x[0].numel() ** 0.5
+        strength = (
+            self._options.adversarial_weight * x[0].numel() ** 0.5 * self._unit**2
+        )  # a slope is one over the unit
         return expand_like(strength * landing * left, x) * found
 
     def _guiding(self, lesson: Lesson) -> Tensor:
@@ -301,7 +304,7 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
         x = self.family.add_noise(x0, lesson.noise(), sigma=sigma)
         real = lesson.teacher(x, sigma, **condition).float()
         without = unconditioned(lesson.teacher, lesson.batch.empty_prompt())(x, sigma).float()
-        strength = self._options.strength.of(x0, real, sigma=sigma, family=self.family)
+        strength = self._options.strength.of(x0, real, sigma=sigma, family=self.family, unit=self._unit)
         return (1.0 - self._options.guidance_scale) * (real - without) * strength
 
     def _anchored(self, lesson: Lesson) -> Target:

@@ -168,7 +168,8 @@ class TeacherKind:
 
     table: (T,) the model's noise levels, ascending. prediction_type: what its network predicts. takes_scale: whether its
     guidance scale is an input of it. empty_prompt: whether the data have an empty or negative prompt, for guidance by two
-    prompts.
+    prompts. unit: what is called 1 of data whose deviation is about 1; less where the model's own noise has more than that, in
+    whose units the data then are (HiDream-O1: an eighth).
     """
 
     family: NoiseFamily
@@ -176,6 +177,7 @@ class TeacherKind:
     prediction_type: str | None = None
     takes_scale: bool = False
     empty_prompt: bool = False
+    unit: float = 1.0
 
     def require_guided(self, scales: GuidanceRange, *, as_input: bool) -> None:
         """ValueError where it cannot be guided at these scales: by two prompts, or by an input as the student's."""

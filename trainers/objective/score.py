@@ -23,8 +23,8 @@ class Strength(Enum):
     """What the difference of two denoisers is multiplied with.
 
     NORMALISED: one over the mean absolute difference of the sample and what the teacher sees in it, at least FLOOR, for each
-    sample (DMD: Yin et al. 2023, equation 8). PLAIN: 1 (Diff-Instruct: Luo et al. 2023, arXiv 2305.18455). SCORE:
-    r / (1 + r^2) with r the noise over the signal, which makes it (1 - alpha-bar) times the difference of two eps (score
+    sample (DMD: Yin et al. 2023, equation 8), in the data's unit. PLAIN: 1 (Diff-Instruct: Luo et al. 2023, arXiv 2305.18455).
+    SCORE: r / (1 + r^2) with r the noise over the signal, which makes it (1 - alpha-bar) times the difference of two eps (score
     distillation; SwiftBrush: Nguyen and Tran 2023, arXiv 2312.05239).
     """
 
@@ -32,11 +32,11 @@ class Strength(Enum):
     PLAIN = "plain"
     SCORE = "score"
 
-    def of(self, x0: Tensor, real: Tensor, *, sigma: Tensor, family: NoiseFamily) -> Tensor:
-        """(B, 1, ...) for samples x0 (B, ...) in which the teacher sees `real` at sigma (B,)."""
+    def of(self, x0: Tensor, real: Tensor, *, sigma: Tensor, family: NoiseFamily, unit: float = 1.0) -> Tensor:
+        """(B, 1, ...) for samples x0 (B, ...) in which the teacher sees `real` at sigma (B,). unit: see TeacherKind."""
         match self:
             case Strength.NORMALISED:
-                strength = 1.0 / (x0 - real).abs().flatten(1).mean(dim=1).clamp(min=FLOOR)
+                strength = unit / (x0 - real).abs().flatten(1).mean(dim=1).clamp(min=FLOOR * unit)
             case Strength.PLAIN:
                 strength = torch.ones_like(sigma)
             case Strength.SCORE:

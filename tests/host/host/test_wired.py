@@ -12,6 +12,7 @@ import_host()
 import comfy.model_sampling
 from architectures import conditioning, tiny
 from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.distillation import running
 from comfyui_fewstep.nodes.distillation.learning import students
 from comfyui_fewstep.samplers.few_step import sample_few_step
 from comfyui_fewstep.samplers.noise import NoiseFamily
@@ -123,6 +124,12 @@ def test_training_mixes_samples_with_noise_of_the_models_own_deviation():
     condition = {key: value.expand(2, *value.shape[1:]) for key, value in condition.items()}
     torch.testing.assert_close(4.0 * denoised(model, x_t, condition), hosts_x0(model, mixed, SIGMA, text(4)))
     torch.testing.assert_close(host.inputs.latents_for_host(model, x0), pictures)
+
+
+def test_methods_know_what_is_1_in_the_data():
+    """Their constants, a floor or what shakes a picture, are for latents of deviation 1, which here are a quarter."""
+    for scale in (1.0, 4.0):
+        assert running.teacher_kind(with_noise_scale(scale).model.model_sampling).unit == 1 / scale
 
 
 def test_fresh_noise_of_a_sampler_has_the_models_own_deviation():

@@ -26,8 +26,8 @@ def options(**changed):
     )
 
 
-def method(family, **changed):
-    return options(**changed).on(TeacherKind(family=family, table=table(family), empty_prompt=True))
+def method(family, *, unit=1.0, **changed):
+    return options(**changed).on(TeacherKind(family=family, table=table(family), empty_prompt=True, unit=unit))
 
 
 def teacher_of(family):
@@ -190,6 +190,8 @@ def test_each_sample_is_normalised_by_itself_and_never_blown_up(family):
     real = x0 + torch.tensor([0.0, 0.01, 1.0, 5.0], dtype=torch.float64).reshape(4, 1, 1, 1) * away
     found = Strength.NORMALISED.of(x0, real, sigma=torch.ones(4), family=family).flatten()
     torch.testing.assert_close(found, 1 / torch.tensor([FLOOR, FLOOR, 1.0, 5.0], dtype=torch.float64))
+    scaled = Strength.NORMALISED.of(x0 / 8, real / 8, sigma=torch.ones(4), family=family, unit=1 / 8).flatten()
+    torch.testing.assert_close(scaled, found)  # so a pull is an eighth, as the samples are
     sigma = torch.tensor([0.5, 0.5, 0.5, 0.5])
     ratio = 1.0 if family is FLOW else 0.5
     found = Strength.SCORE.of(x0, real, sigma=sigma, family=family)
