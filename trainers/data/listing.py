@@ -272,8 +272,11 @@ def _unreadable(error: OSError) -> BrokenFile:
 def _caption(file: Path) -> str:
     """The text on one line. The encoding's mark that Windows' editors write is no text."""
     try:
-        return " ".join(content(file).decode("utf-8-sig").split())
+        text = content(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BrokenFile(f"its caption {readable(file.name)} is no UTF-8 text ({error})") from error
     except BrokenFile as error:
         raise BrokenFile(f"its caption {readable(file.name)}: {error}") from error
+    if "\0" in text:  # as UTF-16 without its mark, which is read as such without an error
+        raise BrokenFile(f"its caption {readable(file.name)} is no UTF-8 text (it holds zero bytes)")
+    return " ".join(text.split())

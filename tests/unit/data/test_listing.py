@@ -115,14 +115,16 @@ def test_a_change_below_is_seen_where_it_counts(tmp_path):
 
 
 def test_captions_lie_beside_the_files(tmp_path):
-    for name in "abcd":
+    for name in "abcde":
         draw(tmp_path / f"{name}.png")
+    (tmp_path / "e.txt").write_bytes("a fox".encode("utf-16-le"))
     (tmp_path / "a.txt").write_text("a red fox,\n  in the snow \n", encoding="utf-8")
     (tmp_path / "b.txt").write_bytes("\ufeffein F\u00fcchslein".encode())
     (tmp_path / "c.txt").write_bytes(b"\xff\xfe\x00")
     found = captioned(files_in(tmp_path), caption="a picture")
-    assert [file.caption for file in found] == ["a red fox, in the snow", "ein F\u00fcchslein", "", "a picture"]
+    assert [file.caption for file in found] == ["a red fox, in the snow", "ein F\u00fcchslein", "", "a picture", ""]
     assert found[2].broken.startswith("its caption c.txt is no UTF-8 text")
+    assert found[4].broken == "its caption e.txt is no UTF-8 text (it holds zero bytes)"
     with pytest.raises(ValueError, match=r"1 of the files have no caption file beside them: d\.png\."):
         captioned(files_in(tmp_path), caption=None)
 
