@@ -281,17 +281,6 @@ def test_what_a_node_said_is_on_it_again_in_its_tab(editor):
     editor.page.locator("fewstep-compare").get_by_text(PSNR).wait_for()
 
 
-def test_a_report_says_its_figures_what_is_missing_and_where_it_is(editor):
-    node = editor.add("FewStepStudentReport")
-    editor.show(node)
-    said = ["| model | steps |\n|---|--:|\n| teacher | 32 |\n| a\\|b | 4 |\n\nno LPIPS\n\n/a/report.html"]
-    editor.page.evaluate("([id, text]) => app.graph.getNodeById(id).onExecuted({ text })", [node, said])
-    table = editor.page.locator("fewstep-table")
-    table.get_by_text("/a/report.html").wait_for()
-    assert table.locator("td, th").all_text_contents() == ["model", "steps", "teacher", "32", "a|b", "4"]
-    assert table.locator("p").inner_text() == "no LPIPS\n/a/report.html"
-
-
 LONG = "cd /a/folder && " + " ".join(f"--option-{i} 'some value'" for i in range(25))
 
 

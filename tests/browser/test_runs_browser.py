@@ -140,26 +140,6 @@ def test_deleting_wants_a_second_word(editor, runs, another):
     assert not (runs / another).exists()
 
 
-def test_a_run_of_training_data_alone_is_listed_said_and_deleted(editor, runs):
-    """What a start leaves that was cancelled while its data were made."""
-    folder = runs / f"data of {time.time_ns()}" / "data"
-    folder.mkdir(parents=True)
-    (folder / "source.json").write_text("{}")
-    (folder / "0.safetensors").touch()
-    name = folder.parent.name
-    editor.show(editor.add("FewStepDistill", run_name=name))
-    panel = editor.page.locator("fewstep-panel")
-    panel.locator(".sentence").get_by_text("The training data that were made are kept").wait_for()
-    shown = card(open_runs(editor), name)
-    assert "data alone" in shown.inner_text()
-    assert not shown.get_by_role("button", name="Start").is_visible()
-    assert shown.get_by_role("button", name="Clone").is_disabled()
-    shown.get_by_role("button", name="Delete", exact=True).click()
-    shown.get_by_role("button", name="Yes, delete").click()
-    shown.wait_for(state="detached")
-    assert not folder.exists()
-
-
 def test_a_damaged_run_is_listed_repaired_and_deleted(editor, runs):
     name = f"damaged {time.time_ns()}"
     folder = runs / name
@@ -378,24 +358,6 @@ def test_a_picture_of_an_older_version_is_enlarged_whole(editor, runs, another):
     assert not shown.get_by_role("button", name="Next").is_visible()
     shown.get_by_role("button", name="Close").click()
     shown.wait_for(state="detached")
-
-
-def test_the_guides_are_reached_from_the_list(editor):
-    links = open_runs(editor).get_by_role("navigation", name="Guides").get_by_role("link")
-    assert links.all_text_contents() == ["Choose a method", "Words", "Examples"]
-    with editor.page.context.expect_page() as waiting:
-        links.nth(1).click()
-    page = waiting.value
-    page.get_by_role("heading", name="Glossary", level=1).wait_for()
-    assert page.get_by_role("cell", name="run", exact=True).is_visible(), "a table is one"
-    page.goto(page.url.replace("glossary", "examples"))
-    example = page.get_by_role("link", name="cifar10.json")
-    assert page.request.get(example.evaluate("(link) => link.href")).json()
-    page.goto(page.url.replace("examples", "choose-a-method"))
-    page.get_by_role("link", name="glossary").click()
-    page.get_by_role("heading", name="Glossary", level=1).wait_for()
-    assert page.title() == "Glossary - FewStep"
-    page.close()
 
 
 CHINESE = json.loads((ROOT / "web" / "words" / "zh.json").read_text(encoding="utf-8"))

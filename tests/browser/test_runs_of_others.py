@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 
 from PIL import Image
 from test_runs_browser import card, open_runs
@@ -94,3 +95,23 @@ def test_what_becomes_of_a_student_is_said_before_its_run_is_deleted(editor, run
         of.get_by_role("button", name="Delete", exact=True).click()
         asked = of.locator("form", has_text="for good").evaluate("form => form.firstChild.textContent")
         assert asked == f"Delete {name} {kind} for good{question}"
+
+
+def test_a_run_of_training_data_alone_is_listed_said_and_deleted(editor, runs):
+    """What a start leaves that was cancelled while its data were made."""
+    folder = runs / f"data of {time.time_ns()}" / "data"
+    folder.mkdir(parents=True)
+    (folder / "source.json").write_text("{}")
+    (folder / "0.safetensors").touch()
+    name = folder.parent.name
+    editor.show(editor.add("FewStepDistill", run_name=name))
+    panel = editor.page.locator("fewstep-panel")
+    panel.locator(".sentence").get_by_text("The training data that were made are kept").wait_for()
+    shown = card(open_runs(editor), name)
+    assert "data alone" in shown.inner_text()
+    assert not shown.get_by_role("button", name="Start").is_visible()
+    assert shown.get_by_role("button", name="Clone").is_disabled()
+    shown.get_by_role("button", name="Delete", exact=True).click()
+    shown.get_by_role("button", name="Yes, delete").click()
+    shown.wait_for(state="detached")
+    assert not folder.exists()
