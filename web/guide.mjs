@@ -3,11 +3,12 @@ import { marked } from "./vendor/marked/marked.esm.mjs";
 
 const SERVED = "../../fewstep/guides/"; // from /extensions/<pack>/, wherever the server's own root is
 const HERE = "http://pack/"; // links that stay in the pack are relative
+const PAGE = /^[\w-]+(\/[\w-]+)*\.md$/; // what this shows may run scripts: nothing else that the server has, a user's file say
 
 const page = decodeURIComponent(location.search.slice(1));
 const main = document.querySelector("main");
 
-const answer = await fetch(SERVED + page);
+const answer = PAGE.test(page) ? await fetch(SERVED + page) : new Response(`There is no page ${page}.`, { status: 404 });
 const text = await answer.text();
 if (answer.ok) main.innerHTML = marked.parse(text);
 else main.textContent = text;

@@ -19,3 +19,17 @@ def test_the_guides_are_reached_from_the_list(editor):
     page.get_by_role("heading", name="Glossary", level=1).wait_for()
     assert page.title() == "Glossary - FewStep"
     page.close()
+
+
+def test_a_link_shows_no_other_file_of_the_server(editor, runs, name):
+    """Its scripts would run as the editor's own."""
+    page = editor.page.context.new_page()
+    folder = runs.parents[1] / name
+    folder.mkdir(parents=True)
+    (folder / "evil.md").write_text("<img src=x onerror='window.reached = true'>\n")
+    address = f"{editor.server.address}/extensions/comfyui_fewstep/guide.html"
+    for way in ("docs/../../../", "../../", "docs/..%2F..%2F..%2F"):
+        page.goto(f"{address}?{way}view?filename=evil.md&subfolder={name}&type=output")
+        page.locator("main").get_by_text("There is no page").wait_for()
+        assert page.evaluate("() => window.reached") is None
+    page.close()
