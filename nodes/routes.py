@@ -11,6 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from ..trainers.storage import keeping, reading
+from ..trainers.storage.export import FULL_WEIGHTS
 from ..trainers.storage.places import is_regular
 from ..trainers.storage.run_folder import RunFolder
 from ..trainers.storage.watching import State, all_runs, curves, lines_after, preview_file, summary
@@ -147,10 +148,13 @@ def _said(preview: Callable[[Mapping[str, str]], dict[str, Any]], request: web.R
 
 def runs(_: web.Request) -> list[dict[str, Any]]:
     """All runs, the one that changed last first. demo: whether what was published of its full weights goes with it."""
-    found = all_runs(folders.runs_root())
-    return [
-        {**summary(run), "command": folders.command_for(run.path), "demo": folders.is_of_demo(run)} for run in found
-    ]
+    return [_in_list(run) for run in all_runs(folders.runs_root())]
+
+
+def _in_list(run: RunFolder) -> dict[str, Any]:
+    told = summary(run)
+    full = told["student"].get("kind") == FULL_WEIGHTS  # only of these run.json is read once more
+    return told | {"command": folders.command_for(run.path), "demo": full and folders.is_of_demo(run)}
 
 
 def workflow(request: web.Request) -> dict[str, Any]:

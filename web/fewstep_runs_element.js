@@ -243,7 +243,7 @@ function guide([name, title]) {
 function question({ run, state, student, demo }) {
   const folder = { lora: "output/loras/fewstep", full_weights: "output/diffusion_models/fewstep" }[student.kind];
   if (state !== "finished" || !folder) return say`Delete ${run} for good?`;
-  if (demo && student.kind === "full_weights") return say`Delete ${run} for good? Its student goes with it.`; // no loader reads it
+  if (demo) return say`Delete ${run} for good? Its student goes with it.`; // no loader reads it
   return say`Delete ${run} for good? What lies in ${folder} of its student stays.`;
 }
 

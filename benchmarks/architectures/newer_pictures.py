@@ -16,6 +16,7 @@ from .pictures import (
     SDXL,
     SIZE,
     SMALL,
+    TWO_TEXTS,
     UNET,
     Z_IMAGE,
     Network,
@@ -233,10 +234,6 @@ NEWER_PICTURES = {
         HUNYUAN_DIT | {"image_model": "hydit1", "size_cond": True, "use_style_cond": True},
         SMALL,
         32,
-        options={
-            "attention_mask": Ones((TOKENS,)),
-            "conditioning_mt5xl": Noise((6, 24)),
-            "attention_mask_mt5xl": Ones((6,)),
-        },
+        options=TWO_TEXTS,
     ),
 }

@@ -274,6 +274,12 @@ HUNYUAN_DIT: Network = {
     "text_len": TOKENS,
     "text_len_t5": 6,
 }
+TWO_TEXTS = {
+    "attention_mask": Ones((TOKENS,)),
+    "conditioning_mt5xl": Noise((6, 24)),
+    "attention_mask_mt5xl": Ones((6,)),
+}
+"""Of Hunyuan DiT's prompt, beside the first."""
 V_OF_SD2 = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 PICTURES = {
     "sd15": Architecture(
@@ -348,11 +354,7 @@ PICTURES = {
         HUNYUAN_DIT,
         SMALL,
         32,
-        options={
-            "attention_mask": Ones((TOKENS,)),
-            "conditioning_mt5xl": Noise((6, 24)),
-            "attention_mask_mt5xl": Ones((6,)),
-        },
+        options=TWO_TEXTS,
     ),
     "flux": Architecture("Flux", FLUX, PICTURE, 4096, pooled=768, options={"guidance": 3.5}),
     "flux_kontext": Architecture("Flux", FLUX, PICTURE, 4096, pooled=768, options={"guidance": 3.5, **REFERENCES}),

@@ -292,9 +292,8 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
         found = lesson.companions[CRITIC](x, sigma, **lesson.batch.condition)
         landing = 1.0 - example["sigma_s"] / example["sigma"]  # of the step's x0, what arrives where it lands
         left = self.family.signal(sigma) / self.family.signal(example["sigma_s"])
-        strength = (
-            self._options.adversarial_weight * x[0].numel() ** 0.5 * self._unit**2
-        )  # a slope is one over the unit
+        # a slope is one over the unit
+        strength = self._options.adversarial_weight * x[0].numel() ** 0.5 * self._unit**2
         return expand_like(strength * landing * left, x) * found
 
     def _guiding(self, lesson: Lesson) -> Tensor:

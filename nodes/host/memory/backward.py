@@ -173,7 +173,7 @@ def _copied_into(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(operator)
     def written(*given: Any, out: Tensor | None = None, **named: Any) -> Tensor:
         if out is None or not torch.is_grad_enabled():
-            return operator(*given, **named) if out is None else operator(*given, out=out, **named)
+            return operator(*given, out=out, **named)
         return out.copy_(operator(*given, **named))
 
     return written
