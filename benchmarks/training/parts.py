@@ -33,9 +33,9 @@ class Timed(TensorData):
 
     waited: list[float] = dataclasses.field(default_factory=list)
 
-    def batch(self, size: int, *, generator: torch.Generator, caption_dropout: float = 0.0) -> Batch:
+    def batch(self, size: int, **how: Any) -> Batch:
         begin = _now(self.x0.device)
-        drawn = super().batch(size, generator=generator, caption_dropout=caption_dropout)
+        drawn = super().batch(size, **how)
         self.waited.append(_now(self.x0.device) - begin)
         return drawn
 

@@ -15,7 +15,7 @@ from ...trainers.objective.method import Method, MethodOptions, student_predicti
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.adapters import LoRAOptions
 from ...trainers.training.distillation import Distillation, as_begun, require_goes_on
-from ...trainers.training.optimisation.options import TrainOptions
+from ...trainers.training.optimisation.options import OF_NEW_RUNS, TrainOptions
 from .. import host
 from ..host import folders, graph
 from . import running, starting, teacher
@@ -56,7 +56,7 @@ class Wired:
     def of(cls, *, student: students.StudentOptions | None = None, **given: Any) -> Wired:
         """As the host gives them, those of TrainOptions among the others. ValueError, naming the input, for what none can be."""
         options = {name: given.pop(name) for name in _OPTIONS & given.keys()}
-        return cls(student=student or LoRAOptions(), options=TrainOptions(ema_warms_up=True, **options), **given)
+        return cls(student=student or LoRAOptions(), options=TrainOptions(**OF_NEW_RUNS, **options), **given)
 
     def source(self) -> DataSource:
         """ValueError for neither kind of data, half of one, or both."""
@@ -134,7 +134,7 @@ def _with_data(wired: Wired, run: RunFolder, source: DataSource, method: Method)
         )
     with MESSAGES.phase(ENCODING):
         data = source.build(model, run, teacher_sha256=hashes.sha256)
-        _say_alike(data, wired.options.batch_size)
+        _say_alike(data, as_begun(wired.options, run))
     return Distillation(
         run=run,
         method=method,
@@ -149,13 +149,15 @@ def _with_data(wired: Wired, run: RunFolder, source: DataSource, method: Method)
     )
 
 
-def _say_alike(data: Data, batch_size: int) -> None:
-    """Where batches repeat a few samples, which no loss shows: of captions that the text encoder does not pad, say."""
-    if isinstance(data, Buckets) and (found := data.distinct(batch_size)) < batch_size / 2:
+def _say_alike(data: Data, options: TrainOptions) -> None:
+    """Where batches repeat a few samples, which no loss shows: of pictures in many aspect ratios, say."""
+    few = options.batch_size / 2
+    if isinstance(data, Buckets) and (found := data.distinct(options.batch_size, mixed=options.mixed_prompts)) < few:
+        of_what = "by size" if options.mixed_prompts else "by size and by length of prompt"
         host.signals.say(
-            f"the training data are of {len(data.buckets)} shapes, by size and by length of prompt, and a batch is of one: of "
-            f"batch_size {batch_size} only {found:.1f} samples are different ones on average, each with noises of its own. More "
-            "data, or captions of a few lengths, make that more; a smaller batch_size costs less.",
+            f"the training data are of {len(data.buckets)} shapes, and a batch is of one {of_what}: of batch_size "
+            f"{options.batch_size} only {found:.1f} samples are different ones on average, each with noises of its own. More "
+            "data make that more; a smaller batch_size costs less.",
             warning=True,
         )
 

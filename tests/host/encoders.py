@@ -93,17 +93,19 @@ def tiny_clip(seed=0):
 
 
 class RandomCLIP:
-    """A stand-in with another model's widths: a text's embedding is drawn from the text."""
+    """A stand-in with another model's widths: a text's embedding is drawn from the text. padded: to 77 tokens, or 154; else as
+    long as its words, as language models' are."""
 
-    def __init__(self, width, pooled):
-        self.width, self.pooled = width, pooled
+    def __init__(self, width, pooled, padded=True):
+        self.width, self.pooled, self.padded = width, pooled, padded
 
     def tokenize(self, text):
         return text
 
     def encode_from_tokens(self, text, return_pooled=False):
         generator = torch.Generator().manual_seed(zlib.crc32(text.encode()))
-        tokens = 77 * (1 + len(text.split()) // 75)
+        words = len(text.split())
+        tokens = 77 * (1 + words // 75) if self.padded else 4 + words
         embedding = torch.randn(1, tokens, self.width, generator=generator)
         pooled = torch.randn(1, self.pooled, generator=generator)
         return (embedding, pooled) if return_pooled else embedding

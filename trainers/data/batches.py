@@ -11,17 +11,7 @@ from torch import Tensor
 
 from ...samplers.noise import expand_like
 from ..storage.files import Rows, tensors_sha256
-
-Condition = dict[str, Tensor]
-"""Model inputs by name, as the denoiser takes them by keyword; each (N, ...), or (1, ...) when all samples share it.
-
-What samples of one batch must have in common, and is no tensor, may stand in a name, with an empty tensor (N, 0).
-"""
-
-
-def chosen(condition: Condition, rows: Tensor | slice) -> Condition:
-    """Of these rows, in which what all share stays (1, ...)."""
-    return {name: value[rows] if len(value) > 1 else value for name, value in condition.items()}
+from .conditions import Condition, chosen, one_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +45,14 @@ class Data(Protocol):
     def unconditional(self) -> Condition | None:
         """The empty prompt's inputs, or None where there are none; with several shapes those of the first."""
 
-    def batch(self, size: int, *, generator: torch.Generator, caption_dropout: float = 0.0) -> Batch:
+    def batch(
+        self, size: int, *, generator: torch.Generator, caption_dropout: float = 0.0, mixed: bool = False
+    ) -> Batch:
         """`size` samples drawn with replacement, so that what is drawn depends on the generator (CPU) alone.
 
         caption_dropout: share of the samples whose whole condition becomes the empty prompt's. Where that is of another
-        shape than theirs, all of a batch or none.
+        shape than theirs, all of a batch or none. mixed: conditions may be of several shapes in one batch, see conditions.py,
+        the empty prompt's too.
         """
 
     def first(self, count: int) -> Batch:
@@ -140,17 +133,24 @@ class TensorData:
     def device(self) -> torch.device:
         return self.batch_device or self.x0.device
 
-    def batch(self, size: int, *, generator: torch.Generator, caption_dropout: float = 0.0) -> Batch:
-        index = torch.randint(self.size, (size,), generator=generator)
-        if self.repeats is not None:
-            index = torch.searchsorted(self.repeats.cumsum(0), index, right=True)
-        drawn = self.take(index)
+    def batch(
+        self, size: int, *, generator: torch.Generator, caption_dropout: float = 0.0, mixed: bool = False
+    ) -> Batch:
+        drawn = self.drawn(torch.randint(self.size, (size,), generator=generator))
         if not caption_dropout:
             return drawn
         if self._one_shape():
             dropped = torch.rand(size, generator=generator) < caption_dropout
             return _without_captions(drawn, dropped.to(self.device))
+        if mixed:
+            return _in_one([drawn], dropped=torch.rand(size, generator=generator) < caption_dropout)
         return _without_caption(drawn) if torch.rand((), generator=generator) < caption_dropout else drawn
+
+    def drawn(self, numbers: Tensor) -> Batch:
+        """The samples of these numbers (B,), below size."""
+        if self.repeats is None:
+            return self.take(numbers)
+        return self.take(torch.searchsorted(self.repeats.cumsum(0), numbers, right=True))
 
     def _one_shape(self) -> bool:
         """Of the prompts' inputs and the empty prompt's, so that both may stand in one batch."""
@@ -227,18 +227,42 @@ class Buckets:
     def unconditional(self) -> Condition | None:
         return self.buckets[0].unconditional
 
-    def batch(self, size: int, *, generator: torch.Generator, caption_dropout: float = 0.0) -> Batch:
+    def batch(
+        self, size: int, *, generator: torch.Generator, caption_dropout: float = 0.0, mixed: bool = False
+    ) -> Batch:
         drawn = self._drawn_bucket(generator) if len(self.buckets) > 1 else self.buckets[0]
-        return drawn.batch(size, generator=generator, caption_dropout=caption_dropout)
+        alike = [bucket for bucket in self.buckets if _stand_together(bucket, drawn)] if mixed else [drawn]
+        if len(alike) == 1:
+            return drawn.batch(size, generator=generator, caption_dropout=caption_dropout, mixed=mixed)
+        ends = torch.tensor([bucket.size for bucket in alike]).cumsum(0)
+        # in order: pieces of a batch, which pass a network one after another, are then of few shapes each
+        numbers = torch.randint(int(ends[-1]), (size,), generator=generator).sort().values
+        dropped = torch.rand(size, generator=generator) < caption_dropout if caption_dropout else None
+        own = [
+            numbers[(numbers >= end - bucket.size) & (numbers < end)] for bucket, end in zip(alike, ends, strict=True)
+        ]
+        parts = [
+            bucket.drawn(some - (end - bucket.size))
+            for bucket, some, end in zip(alike, own, ends, strict=True)
+            if len(some)
+        ]
+        return _in_one(parts, dropped=dropped)
 
     def _drawn_bucket(self, generator: torch.Generator) -> TensorData:
         ends = torch.tensor([bucket.size for bucket in self.buckets]).cumsum(0)
         sample = torch.randint(int(ends[-1]), (1,), generator=generator)
         return self.buckets[int(torch.searchsorted(ends, sample, right=True))]
 
-    def distinct(self, size: int) -> float:
-        """How many different samples a batch of that size holds on average; repeats left aside."""
-        counts = [len(bucket.x0) for bucket in self.buckets]
+    def distinct(self, size: int, *, mixed: bool = False) -> float:
+        """How many different samples a batch of that size holds on average; repeats left aside. mixed: see batch."""
+        groups: list[list[TensorData]] = []
+        for bucket in self.buckets:
+            own = next((group for group in groups if mixed and _stand_together(group[0], bucket)), None)
+            if own is None:
+                groups.append([bucket])
+            else:
+                own.append(bucket)
+        counts = [sum(len(bucket.x0) for bucket in group) for group in groups]
         return sum(n / sum(counts) * n * (1 - (1 - 1 / n) ** size) for n in counts)
 
     def first(self, count: int) -> Batch:
@@ -271,6 +295,37 @@ def shape_of(data: TensorData) -> Shape:
     named = {"x0": data.x0} | {f"condition.{name}": value for name, value in data.condition.items()}
     named |= {} if data.noise is None else {"noise": data.noise}
     return tuple((name, value.dtype, value.shape[1:]) for name, value in sorted(named.items()))
+
+
+def _stand_together(one: TensorData, other: TensorData) -> bool:
+    """Whether samples of both may be in one batch, their conditions of whatever shapes: latents and kinds of inputs are alike."""
+
+    def kinds(data: TensorData) -> list[tuple[str, torch.dtype]]:
+        return sorted((name, value.dtype) for name, value in data.condition.items() if value.numel())
+
+    return _latents_of(one) == _latents_of(other) and kinds(one) == kinds(other)
+
+
+def _latents_of(data: TensorData) -> list[tuple[torch.dtype, torch.Size]]:
+    return [(value.dtype, value.shape[1:]) for value in (data.x0, data.noise) if value is not None]
+
+
+def _in_one(parts: Sequence[Batch], *, dropped: Tensor | None) -> Batch:
+    """Batches of one shape each as one, of whatever shapes. dropped: (B,) whose condition becomes the empty prompt's."""
+    rows, empty = (_row_by_row(parts, told) for told in ("condition", "unconditional"))
+    if dropped is not None:
+        rows = [without if drop else row for row, without, drop in zip(rows, empty, dropped.tolist(), strict=True)]
+    return Batch(
+        torch.cat([part.x0 for part in parts]),
+        one_batch(rows),
+        None if parts[0].noise is None else torch.cat([part.noise for part in parts if part.noise is not None]),
+        None if parts[0].unconditional is None else one_batch(empty),
+    )
+
+
+def _row_by_row(parts: Sequence[Batch], told: str) -> list[Condition]:
+    """Of each sample, (1, ...) each. told: the field of a batch."""
+    return [chosen(getattr(part, told) or {}, slice(i, i + 1)) for part in parts for i in range(len(part.x0))]
 
 
 def _without_captions(batch: Batch, dropped: Tensor) -> Batch:

@@ -23,7 +23,8 @@ from ..storage.files import CHECKSUM_KEY, read_metadata, read_tensors, write_ato
 from ..storage.places import place
 from ..storage.prefixes import below
 from ..storage.reading import Check, is_text_by_name, read_json, require
-from .batches import Batch, Buckets, Data, TensorData, chosen
+from .batches import Batch, Buckets, Data, TensorData
+from .conditions import chosen
 from .joining import in_buckets
 
 SHARD_SAMPLES = 256

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..storage.files import some_of
-from .batches import Buckets, Condition, Shape, TensorData, shape_of
+from .batches import Buckets, Shape, TensorData, shape_of
+from .conditions import Condition
 
 
 def in_buckets(parts: Iterable[TensorData], device: torch.device | None = None) -> TensorData | Buckets:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.batches import Condition, TensorData
+from ..data.batches import TensorData
+from ..data.conditions import Condition
 
 DIGITS = 10
 MEAN, STD = 0.3053, 0.3760

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ...samplers.noise import Denoiser, NoiseFamily, solved_x0
 from ...samplers.recipe import Recipe
-from ..data.batches import Batch, Condition
+from ..data.batches import Batch
+from ..data.conditions import Condition
 from ..objective import choices
 from ..objective.consistency_function import timestep
 from ..objective.distance import Distance

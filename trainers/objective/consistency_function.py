@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...samplers.boundary import lcm_scalings
 from ...samplers.noise import Denoiser, NoiseFamily, expand_like
-from ..data.batches import Condition
+from ..data.conditions import Condition
 from .distance import Distance
 from .grid import Grid
 from .method import Target

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ...samplers.noise import Denoiser, guided
-from ..data.batches import Batch, Condition
+from ..data.batches import Batch
+from ..data.conditions import Condition
 
 SCALE = "guidance_scale"
 """The model input, (B,) or (1,), by which denoisers of students that take their scale as an input are given it."""

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ...samplers.noise import Denoiser, NoiseFamily
 from ...samplers.recipe import Recipe
-from ..data.batches import Batch, Condition
+from ..data.batches import Batch
+from ..data.conditions import Condition
 from . import choices
 from .distance import Distance
 from .grid import Grid

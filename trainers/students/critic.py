@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ..data.conditions import by_shape
 from ..objective.loss import loss_scale
 from ..objective.method import Target
 from .adapters import require_same_shapes
@@ -63,7 +64,7 @@ class Critic:
         scale = loss_scale(x[0])
         with torch.enable_grad(), self._features.bare(), self._around():
             x = x.detach().requires_grad_()
-            loss = _mean([softplus(-logits) for logits in self._logits(x, sigma, condition, through=True)]).sum()
+            loss = by_shape(self._found_drawn, x, sigma, condition=condition).sum()
             (found,) = torch.autograd.grad(scale * loss, x)
         return found.float() / scale
 
@@ -75,11 +76,20 @@ class Critic:
         """
         if target.near is None:
             raise ValueError("a critic's target has no picture that is a little noisier.")
-        places = target.sigma, dict(target.condition)
-        drawn, real, near = (self._logits(x, *places, through=False) for x in (target.x_t, target.x0, target.near))
-        told = _mean([softplus(-a) + softplus(b) for a, b in zip(real, drawn, strict=True)])
-        steep = _mean([(a - b).square() for a, b in zip(real, near, strict=True)])
+        pairs = target.x_t, target.x0, target.near, target.sigma
+        told, steep = by_shape(self._told_and_steep, *pairs, condition=dict(target.condition)).unbind(dim=1)
         return (target.weight * (told + SMOOTHNESS * steep)).mean(), told.detach()[:, None]
+
+    def _found_drawn(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+        """(B,) softplus(-logit)."""
+        return _mean([softplus(-logits) for logits in self._logits(x, sigma, condition, through=True)])
+
+    def _told_and_steep(self, drawn: Tensor, real: Tensor, near: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+        """(B, 2) how ill each pair is told apart, and the difference that the smoothness counts."""
+        of_drawn, of_real, of_near = (self._logits(x, sigma, condition, through=False) for x in (drawn, real, near))
+        told = _mean([softplus(-a) + softplus(b) for a, b in zip(of_real, of_drawn, strict=True)])
+        steep = _mean([(a - b).square() for a, b in zip(of_real, of_near, strict=True)])
+        return torch.stack([told, steep], dim=1)
 
     def _logits(self, x: Tensor, sigma: Tensor, condition: dict[str, Tensor], *, through: bool) -> list[Tensor]:
         """(B, places) of each tap. through: whether a gradient goes through the network below."""

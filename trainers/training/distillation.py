@@ -26,7 +26,7 @@ from ..storage.run_folder import RunFolder
 from ..students.student import Student, probe_writes_in_place
 from .loop import Observer, train
 from .optimisation.average import AVERAGE_BEGUN_AT, start_left
-from .optimisation.options import TrainOptions
+from .optimisation.options import OF_NEW_RUNS, TrainOptions
 from .out_of_memory import naming_what_to_lower
 from .stages import KeptStages
 
@@ -35,9 +35,6 @@ FORMAT = 1
 _FREE = ("log_every", "checkpoint_every", "gradient_checkpointing", "accumulation")
 """Of TrainOptions: may differ between starts of one run, since they change nothing of its result but rounding. Who runs out of
 memory may switch gradient checkpointing on, or raise accumulation, and go on with the same run."""
-
-_AS_BEGUN = ("ema_warms_up",)
-"""Of TrainOptions: what nobody chooses. A run goes on as the version of this pack trains that began it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -252,7 +249,7 @@ def as_begun(options: TrainOptions, run: RunFolder) -> TrainOptions:
     if not run.begun:
         return options
     found = _OPTIONS_OF_OLD | run.description()["run"]
-    return dataclasses.replace(options, **{name: found[f"training.{name}"] for name in _AS_BEGUN})
+    return dataclasses.replace(options, **{name: found[f"training.{name}"] for name in OF_NEW_RUNS})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -92,8 +92,7 @@ def train(
     kept: keeps the student of every stage, which a run without checkpoints goes on from. perceptual: what targets whose
     distance is LPIPS are measured by.
     """
-    one = processes or Processes()
-    _Training(run, method, student, data, options, list(observers), one, kept, perceptual).run()
+    _Training(run, method, student, data, options, list(observers), processes or Processes(), kept, perceptual).run()
 
 
 def rehearsal(
@@ -178,8 +177,12 @@ class _Training:
     def _lesson(self) -> Lesson:
         """On the whole batch: how it is split must not change what is drawn. Only this process's rows of an x0 are true."""
         generator = torch.Generator().manual_seed(stream(self._options.seed, self._iteration))
+        options = self._options
         batch = self._data.batch(
-            self._options.batch_size, generator=generator, caption_dropout=self._options.caption_dropout
+            options.batch_size,
+            generator=generator,
+            caption_dropout=options.caption_dropout,
+            mixed=options.mixed_prompts,
         )
         lesson = Lesson(
             batch=batch,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...samplers.noise import Denoiser, NoiseFamily, expand_like, guided, unconditioned
-from ..data.batches import Condition
+from ..data.conditions import Condition
 from ..data.streams import stream
 from ..objective import choices
 from ..objective.loss import loss_and_error

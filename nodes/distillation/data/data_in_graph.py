@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....trainers.data.batches import Condition, TensorData
+from ....trainers.data.batches import TensorData
+from ....trainers.data.conditions import Condition
 from ....trainers.data.joining import in_buckets
 from ... import host
 from ...host.sampling.inputs import Shapes

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ....samplers.schedules import trailing_sigmas
-from ....trainers.data.batches import Buckets, Condition, Data, TensorData
+from ....trainers.data.batches import Buckets, Data, TensorData
 from ....trainers.data.cache import Shard, cached_data, first_made, forget, write_data
+from ....trainers.data.conditions import Condition
 from ....trainers.data.joining import in_buckets
 from ....trainers.data.streams import stream
 from ....trainers.objective.choices import require_at_least_one

@@ -19,7 +19,7 @@ from ....trainers.objective.method import Method, student_prediction
 from ....trainers.storage.run_folder import RunFolder
 from ....trainers.students.adapters import LoRALayers, LoRAOptions
 from ....trainers.training.distillation import require_goes_on
-from ....trainers.training.optimisation.options import TrainOptions
+from ....trainers.training.optimisation.options import OF_NEW_RUNS, TrainOptions
 from ....trainers.training.plan import Plan
 from ... import host
 from ...host import folders
@@ -219,7 +219,7 @@ class Wishes:
     @property
     def options(self) -> TrainOptions:
         batch_size = self._card.batch_size if self._card else BATCH
-        return TrainOptions(batch_size=batch_size, checkpoint_every=100, seed=self.seed, ema_warms_up=True)
+        return TrainOptions(batch_size=batch_size, checkpoint_every=100, seed=self.seed, **OF_NEW_RUNS)
 
     def data(self) -> dict[str, Any]:
         """As Distill Model takes it."""

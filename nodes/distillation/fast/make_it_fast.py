@@ -11,7 +11,7 @@ from ....trainers.storage.files import read_metadata
 from ....trainers.storage.run_folder import RunFolder
 from ....trainers.students.adapters import LoRALayers
 from ....trainers.training.distillation import Recorded
-from ....trainers.training.optimisation.options import TrainOptions
+from ....trainers.training.optimisation.options import OF_NEW_RUNS, TrainOptions
 from ... import host
 from ...host import folders, graph
 from ...sampling.recipes import as_trained
@@ -183,8 +183,7 @@ class MakeItFast:
         if do == PLAN and told is not None:
             nothing = graph.nothing_yet("do is 'plan only'; set it to 'train' for a student.")
             return {"ui": {"text": ["\n".join(told)]}, "result": (nothing, nothing, nothing, run_name, "\n".join(told))}
-        trained = dataclasses.asdict(options)
-        del trained["ema_warms_up"]  # which nobody chooses
+        trained = {name: value for name, value in dataclasses.asdict(options).items() if name not in OF_NEW_RUNS}
         student, *_ = distillation.Distill().distil(
             model,
             run_name=run_name,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ....samplers.noise import Denoiser
-from ....trainers.data.batches import Condition, TensorData
+from ....trainers.data.batches import TensorData
+from ....trainers.data.conditions import Condition
 from ....trainers.students.adapters import Adapters, LoRAOptions
 from ....trainers.students.student import LoRAStudent, probe_writes_in_place
 from ....trainers.training.score_distillation import Kind, LearningFake, ScoreDistillationOptions, Views, distil_latent

@@ -16,7 +16,7 @@ import comfy.conds
 import torch
 from torch import Tensor
 
-from ....trainers.data.batches import Condition, chosen
+from ....trainers.data.conditions import Condition, chosen
 
 _FRAMES_AS_BATCH = "num_video_frames"
 """The constant of networks whose batch is one video (Stable Video Diffusion): their rows are no samples of their own."""

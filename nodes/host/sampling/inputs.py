@@ -12,7 +12,7 @@ import comfy.sampler_helpers
 import torch
 from torch import Tensor
 
-from ....trainers.data.batches import Condition
+from ....trainers.data.conditions import Condition
 from . import conditions
 from .models import Conditioning, model_sampling_of, noise_scale
 

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from ....samplers.noise import Denoiser
-from ....trainers.data.batches import chosen
+from ....trainers.data.conditions import by_shape, is_mixed
+from ....trainers.processes.sharding import is_divided
 from ....trainers.storage.export import require_finite_weights
 from ....trainers.students.adapters import AdapterSet, nearest, product, share_lost
 from ..editor import signals
@@ -165,17 +166,18 @@ def as_denoiser(
     scale = noise_scale(network.model_sampling)
     read = reading(network.model_sampling, prediction=prediction)
 
-    def denoiser(x: Tensor, sigma: Tensor, guidance_scale: Tensor | None = None, **condition: Tensor) -> Tensor:
-        if len(x) > 1 and one_for_all(condition):
-            scales = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
-            rows = [slice(i, i + 1) for i in range(len(x))]
-            return torch.cat([denoiser(x[i], sigma[i], **chosen(scales, i), **chosen(condition, i)) for i in rows])
+    def of_one_shape(x: Tensor, sigma: Tensor, guidance_scale: Tensor | None = None, **condition: Tensor) -> Tensor:
         # a fresh copy: the host's blocks write their position into it
         mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1], **told}
         with none_kept(network.diffusion_model), read_by(network, read), taking_scale(network, guidance_scale):
             if scale == 1.0:
                 return network.apply_model(x, sigma, transformer_options=mine, **host_inputs(condition))
             return network.apply_model(scale * x, sigma, transformer_options=mine, **host_inputs(condition)) / scale
+
+    def denoiser(x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+        # of divided weights all processes must ask for a layer's equally often, and they have as many samples each
+        alone = one_for_all(condition) or (is_mixed(condition) and any(map(is_divided, network.parameters())))
+        return by_shape(of_one_shape, x, sigma, condition=condition, each_alone=alone)
 
     return denoiser
 

@@ -13,6 +13,7 @@ from comfyui_fewstep.benchmarks.architectures.command import ARCHITECTURES
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.samplers.schedules import trailing_sigmas
 from comfyui_fewstep.trainers.data.cache import read_data
+from comfyui_fewstep.trainers.data.conditions import chosen, is_mixed
 from encoders import RandomCLIP, wan_vae
 from making_data import LONG, distil, images, picture, prompts, run_folder, student_of
 
@@ -49,17 +50,47 @@ def test_prompts_of_77_and_154_tokens_mix_in_the_graph_as_from_a_folder(output, 
     assert all(torch.allclose(learnt[name], again[name], atol=1e-5) for name in learnt)
 
 
-@pytest.mark.parametrize("words", [(), (100, 200, 300)])
-def test_a_batch_that_repeats_a_few_samples_is_said(words, output, folder, vae, clip, caplog):
-    """Captions of four lengths for four pictures, and a batch is of one length; of one length nothing is said."""
-    picture(folder / "1.png", 64, 64, seed=8)
-    (folder / "3.png").unlink()
-    for name, count in zip("012", words, strict=False):
-        (folder / f"{name}.txt").write_text(" ".join(["fox"] * count))
+@pytest.mark.parametrize("what", ["lengths", "sizes"])
+def test_a_batch_that_repeats_a_few_samples_is_said(what, output, folder, vae, clip, caplog):
+    """Of four pictures in four sizes, of which a batch is of one; captions of four lengths stand in one batch."""
+    (folder / "4.png").unlink()
+    for i, (width, height) in enumerate([(64, 64), (96, 48), (48, 96), (128, 32)]):
+        picture(folder / f"{i}.png", *((width, height) if what == "sizes" else (64, 64)), seed=i)
+        (folder / f"{i}.txt").write_text(" ".join(["fox"] * (100 * i + 1 if what == "lengths" else 1)))
     with caplog.at_level(logging.WARNING):
         distil(tiny("sd15"), name="run", data=images(vae, clip))
-    said = "of 4 shapes, by size and by length of prompt, and a batch is of one: of batch_size 4 only 1.0 samples are different"
-    assert (said in caplog.text) == bool(words)
+    assert len(data_of(output, "run").buckets) == 4
+    said = "of 4 shapes, and a batch is of one by size: of batch_size 4 only 1.0 samples are different ones on average"
+    assert (said in caplog.text) == (what == "sizes")
+
+
+def in_lengths(kind):
+    """(MODEL, data node) of prompts whose inputs are of several lengths."""
+    text = f"a red fox\n{LONG}" if kind == "sd15" else "a red fox\n\na blue house by the sea\n\none cat"
+    model = tiny(kind) if kind == "sd15" else ARCHITECTURES[kind].model(seed=0)
+    widths = {"sd15": (768, 768), "z_image": (32, 24), "qwen_image": (32, 24)}[kind]
+    return model, prompts(RandomCLIP(*widths, padded=kind == "sd15"), text=text)
+
+
+@pytest.mark.parametrize("kind", ["sd15", "z_image", "qwen_image"])
+def test_a_batch_of_several_lengths_is_seen_as_each_of_its_samples_is_alone(kind, output):
+    """Through the host's network: what is put behind a short prompt is seen by nobody."""
+    if not ARCHITECTURES[kind].known():
+        pytest.skip(f"this host has no {kind}")
+    model, data = in_lengths(kind)
+    distil(model, name="run", data=data)
+    kept = data_of(output, "run")
+    batch = kept.batch(6, generator=torch.Generator().manual_seed(1), caption_dropout=0.3, mixed=True)
+    assert is_mixed(batch.condition)
+    network = host.training.trainable_copy(model)
+    denoiser = host.training.as_denoiser(network, model=model)
+    sigma = torch.linspace(0.3, 0.9, 6)
+    with torch.no_grad():
+        said = denoiser(batch.x0, sigma, **batch.condition)
+        for i in range(6):
+            row = slice(i, i + 1)
+            own = denoiser(batch.x0[row], sigma[row], **chosen(batch.condition, row))
+            torch.testing.assert_close(said[row], own, atol=1e-5, rtol=1e-4)
 
 
 @QWEN

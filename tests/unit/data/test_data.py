@@ -171,8 +171,8 @@ def test_an_empty_prompt_of_another_shape_stands_in_whole_batches(empty):
 
 
 def test_the_loop_refuses_and_hands_on_the_dropout(tmp_path):
-    """The run of test_run, whose data have no empty prompt; then one that has."""
-    training = TrainOptions(batch_size=8, log_every=5, seed=4, caption_dropout=0.5)
+    """And whether prompts may be of several lengths. The run of test_run, whose data have no empty prompt; then one that has."""
+    training = TrainOptions(batch_size=8, log_every=5, seed=4, caption_dropout=0.5, mixed_prompts=True)
     refused = distillation(tmp_path / "a", training=training)
     with pytest.raises(ValueError, match="needs the empty prompt"):
         execute(refused)
@@ -182,15 +182,15 @@ def test_the_loop_refuses_and_hands_on_the_dropout(tmp_path):
         device, unconditional = inner.device, None
         first, tensors, sha256 = inner.first, inner.tensors, inner.sha256
 
-        def batch(self, size, *, generator, caption_dropout=0.0):
-            asked.append(caption_dropout)
+        def batch(self, size, *, generator, caption_dropout=0.0, mixed=False):
+            asked.append((caption_dropout, mixed))
             return inner.batch(size, generator=generator)
 
         def require_droppable(self):
             pass
 
     execute(dataclasses.replace(refused, data=Watched()))
-    assert set(asked) == {0.5}
+    assert set(asked) == {(0.5, True)}
     assert json.loads((refused.run.path / "run.json").read_text())["run"]["training.caption_dropout"] == 0.5
 
 

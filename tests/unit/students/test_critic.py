@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from comfyui_fewstep.trainers.data.batches import Batch
+from comfyui_fewstep.trainers.data.conditions import one_batch
 from comfyui_fewstep.trainers.objective.method import Target
 from comfyui_fewstep.trainers.students import critic as critics
 from comfyui_fewstep.trainers.students import features as seeing
@@ -159,6 +160,30 @@ def test_every_depth_counts_alike_however_many_places_it_has():
     _, each = made.loss(pairs(gaussian(0.0, 4, 0), gaussian(1.0, 4, 1)))
     told = math.log1p(math.exp(-3.0)) + math.log1p(math.exp(3.0)), 2.0 * math.log(2.0)
     torch.testing.assert_close(each, torch.full((4, 1), sum(told) / 2))
+
+
+def test_prompts_of_several_lengths_are_each_judged_as_alone():
+    """Their tokens are places of the network's, so that each sample has as many as its prompt."""
+    network = Network()
+
+    def denoise(x, sigma, text):
+        return network(torch.cat([x, text], dim=1))
+
+    sample = Batch(torch.randn(1, PLACES, CHANNELS), {"text": torch.randn(1, 2, CHANNELS)})
+    features = Features(network, denoise, bare=contextlib.nullcontext, sample=sample)
+    made = Critic(features, device=torch.device("cpu"), seed=3, around=contextlib.nullcontext)
+    torch.nn.init.normal_(made.parameters()[2], generator=torch.Generator().manual_seed(4))
+    rows = [{"text": torch.randn(1, length, CHANNELS)} for length in (4, 1, 4, 2)]
+    x, real, near = torch.randn(3, 4, PLACES, CHANNELS).unbind()
+    sigma, weight = torch.rand(4), torch.rand(4)
+    alone = [(slice(i, i + 1), rows[i]) for i in range(4)]
+    pulls = torch.cat([made.gradient(x[i], sigma[i], **row) for i, row in alone])
+    torch.testing.assert_close(made.gradient(x, sigma, **one_batch(rows)), pulls)
+    losses = [made.loss(Target(x[i], sigma[i], row, real[i], weight[i], near=near[i])) for i, row in alone]
+    loss, each = made.loss(Target(x, sigma, one_batch(rows), real, weight, near=near))
+    assert pulls.flatten(1).norm(dim=1).min() > 1e-3
+    torch.testing.assert_close(loss, torch.stack([one for one, _ in losses]).mean())
+    torch.testing.assert_close(each, torch.cat([one for _, one in losses]))
 
 
 def test_a_target_without_the_noisier_picture_is_refused():

@@ -15,7 +15,7 @@ from comfyui_fewstep.trainers.storage.files import read_tensors, write_atomicall
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.distillation import Distillation, Recorded, as_begun
-from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
+from comfyui_fewstep.trainers.training.optimisation.options import OF_NEW_RUNS, TrainOptions
 from comfyui_fewstep.trainers.training.optimisation.tally import NonFiniteLoss
 from gaussian import gaussian_denoiser, table
 from test_progressive import TinyNetwork, as_denoiser, batch, options
@@ -207,7 +207,7 @@ def test_a_run_goes_on_in_smaller_pieces(older, whole, tmp_path):
 
 
 def test_an_older_run_goes_on_with_the_average_that_it_was_begun_with(tmp_path):
-    """Its run.json knows nothing of a warm-up; a new run has one, and both are what they are to their end."""
+    """Its run.json knows nothing of a warm-up, nor of batches of several lengths; a new run has both, to its end."""
     chosen = dataclasses.replace(TRAINING, ema_decay=0.9)
     expected, _ = execute(distillation(tmp_path, name="whole", training=chosen))
     broken = distillation(tmp_path, training=chosen)
@@ -215,9 +215,10 @@ def test_an_older_run_goes_on_with_the_average_that_it_was_begun_with(tmp_path):
         execute(broken, [stop_at(16)])
     file = broken.run.place("run.json")
     written = json.loads(file.read_text())
-    del written["run"]["training.ema_warms_up"]
+    for name in OF_NEW_RUNS:
+        del written["run"][f"training.{name}"]
     file.write_text(json.dumps(written))
-    today = dataclasses.replace(chosen, ema_warms_up=True)
+    today = dataclasses.replace(chosen, **OF_NEW_RUNS)
     assert as_begun(today, RunFolder(tmp_path, "new")) == today
     resumed, done = execute(distillation(tmp_path, training=as_begun(today, broken.run)))
     assert done

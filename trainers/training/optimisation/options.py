@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from ...objective.choices import require_at_least_one, require_finite
 from ...objective.method import Stage
@@ -20,6 +21,10 @@ _CHOICES: dict[str, Collection[str]] = {
 }
 
 
+OF_NEW_RUNS: Mapping[str, Any] = {"ema_warms_up": True, "mixed_prompts": True}
+"""Of TrainOptions: what nobody chooses. A run goes on as the version of this pack trains that began it."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """What a user chooses about the optimisation. ValueError, naming the input, for values that no run could use.
@@ -28,7 +33,7 @@ class TrainOptions:
     more need less memory, and the gradient stays the mean over the whole batch. learning_rate_schedule: of each stage,
     one of SCHEDULES, after `warmup` iterations of rising. ema_decay: of the moving average of the weights, which then is
     what a stage results in; 0 is none. ema_warms_up: see warmed_up. caption_dropout: share of the samples that see
-    the empty prompt, not their own.
+    the empty prompt, not their own. mixed_prompts: a batch may have prompts of several lengths, see Data.batch.
     precision: of the networks, one of PRECISIONS; what learns, targets and losses are float32 whatever it is.
     gradient_checkpointing: less memory, more time, the same result.
     """
@@ -48,6 +53,7 @@ class TrainOptions:
     precision: str = AS_LOADED
     gradient_checkpointing: bool = False
     ema_warms_up: bool = False
+    mixed_prompts: bool = False
 
     def require_suit(self, stages: Sequence[Stage], *, libraries: bool = True) -> None:
         """ValueError, naming the input, where no run of these stages could use them. libraries: these are asked for too."""
