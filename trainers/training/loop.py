@@ -177,13 +177,7 @@ class _Training:
     def _lesson(self) -> Lesson:
         """On the whole batch: how it is split must not change what is drawn. Only this process's rows of an x0 are true."""
         generator = torch.Generator().manual_seed(stream(self._options.seed, self._iteration))
-        options = self._options
-        batch = self._data.batch(
-            options.batch_size,
-            generator=generator,
-            caption_dropout=options.caption_dropout,
-            mixed=options.mixed_prompts,
-        )
+        batch = self._data.batch(**self._options.of_a_batch, generator=generator)
         lesson = Lesson(
             batch=batch,
             stage=self._stage,

@@ -55,6 +55,11 @@ class TrainOptions:
     ema_warms_up: bool = False
     mixed_prompts: bool = False
 
+    @property
+    def of_a_batch(self) -> dict[str, Any]:
+        """How one is drawn, see Data.batch."""
+        return {"size": self.batch_size, "caption_dropout": self.caption_dropout, "mixed": self.mixed_prompts}
+
     def require_suit(self, stages: Sequence[Stage], *, libraries: bool = True) -> None:
         """ValueError, naming the input, where no run of these stages could use them. libraries: these are asked for too."""
         for stage in stages:
