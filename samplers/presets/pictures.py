@@ -14,9 +14,14 @@ _HYPER_SD3 = ((4, 3.0), (8, 5.0), (16, 7.0))
 """Steps and cfg."""
 _SIMPLE = "ComfyUI: euler with the scheduler simple at the model's shift of 3"
 _QWEN = "github.com/ModelTC/Qwen-Image-Lightning, generate_with_diffusers.py"
+_VIGGLE = (
+    "github.com/ModelTC/LightX2V, configs/qwen_image_21/qwen_image_21_viggle_v03.json: sigmas, do_time_shift false"
+)
 _QWEN21 = "huggingface.co/Qwen/Qwen-Image-2.1-Turbo, model_index.json: sample_sigmas"
 _Z = "huggingface.co/Tongyi-MAI/Z-Image-Turbo, discussion 158; diffusers ZImagePipeline"
+_Z_FUN = "huggingface.co/alibaba-pai/Z-Image-Fun-Lora-Distill: scheduler simple; Tongyi-MAI/Z-Image, scheduler_config: shift 3"
 _KREA = "github.com/krea-ai/krea-2, README: --steps 8 --cfg 0.0 --mu 1.15"
+_KREA_4 = "huggingface.co/lvladikov/Krea2-Turbo-Distill-4step-LoRA: Euler, guidance 0, at Krea 2 Turbo's own shift"
 _KLEIN = "github.com/black-forest-labs/flux2, util.py: num_steps 4, guidance 1; sampling.py: compute_empirical_mu"
 _KLEIN3 = "diffusers, Flux3: a constant shift of 6.93"
 _FLUX2_TURBO = "huggingface.co/fal/FLUX.2-dev-Turbo: TURBO_SIGMAS as they stand, guidance 2.5"
@@ -41,6 +46,15 @@ _FLUX2_SIGMAS = "1, 0.6509, 0.4374, 0.2932, 0.1893, 0.1108, 0.0495, 0.00031"
 
 def _qwen(steps: int, *, shift: float, source: str) -> Preset:
     return flow(steps, "QwenImage", source=source, absolute_shift=shift, files=f"{_QWEN_FILE}{steps}steps")
+
+
+def _krea(steps: int, *, source: str, files: str) -> Preset:
+    return flow(steps, "Krea2", source=source, absolute_shift=math.exp(1.15), files=files)
+
+
+def _z_fun(steps: int) -> Preset:
+    files = f"z-image-fun-lora-distill-{steps}-steps"
+    return flow(steps, "Lumina2", source=_Z_FUN, absolute_shift=3.0, files=files)
 
 
 def _hyper_flux(steps: int) -> Preset:
@@ -93,7 +107,9 @@ PICTURES: dict[str, Preset] = {
     "Z-Image-Turbo, 8 steps (res_multistep, ComfyUI's templates)": dataclasses.replace(
         _Z_IMAGE, sampler="res_multistep", source=TEMPLATES
     ),
-    "Krea 2 Turbo, 8 steps": flow(8, "Krea2", source=_KREA, absolute_shift=math.exp(1.15), files="krea-?2-turbo"),
+    **{f"Z-Image Fun distill LoRA, {in_steps(n)}": _z_fun(n) for n in (2, 4, 8)},
+    "Krea 2 Turbo, 8 steps": _krea(8, source=_KREA, files=r"krea-?2-turbo(?!-\dstep)"),
+    "Krea 2 Turbo distill LoRA, 4 steps": _krea(4, source=_KREA_4, files="krea-?2-turbo-4step"),
     **{f"Qwen-Image-Lightning, {in_steps(n)}": _qwen(n, shift=3.0, source=_QWEN) for n in (4, 8)},
     **{
         f"Qwen-Image-Lightning, {in_steps(n)} (shift 3.1, ComfyUI's templates)": _qwen(n, shift=3.1, source=TEMPLATES)
@@ -101,6 +117,9 @@ PICTURES: dict[str, Preset] = {
     },
     "Qwen-Image 2512 Turbo LoRA, 2 steps": flow(
         2, "QwenImage", source=TEMPLATES, absolute_shift=3.0, files="qwen-image-2512-turbo-lora-2steps"
+    ),
+    "Qwen-Image 2.1 Viggle turbo v0.3 LoRA, 6 steps": listed(
+        "1, 0.9375, 0.875, 0.75, 0.5, 0.25", source=_VIGGLE, files="qwen-image-2-1-viggle-turbo-v0-3-6step"
     ),
     "Qwen-Image 2.1 Turbo, 8 steps": listed(_QWEN21_SIGMAS, source=_QWEN21, files="qwen-image-2-1-turbo"),
     "FLUX.2 klein, 4 steps": flow(4, "Flux2", source=_KLEIN, schedule="flux2", files=_KLEIN_FILE),

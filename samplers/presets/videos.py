@@ -9,7 +9,14 @@ from .preset import TEMPLATES, Preset, flow, in_steps, listed, without_penultima
 
 _LTX = "github.com/Lightricks/LTX-2, ltx_pipelines/utils/constants.py"
 _LTX25 = "github.com/Lightricks/LTX-2, ltx_pipelines/distilled.py: ancestral at eta 1 from version 2.5 on, then Euler"
-_H3 = "huggingface.co/lightx2v/Minimax-h3-Turbo, discussions 42 (4 steps) and 48 (8 steps)"
+_H3 = "huggingface.co/lightx2v/Minimax-h3-Turbo, discussions 42 (4 steps) and 48 (8 steps): of 768p"
+_H3_544P = "github.com/ModelTC/Minimax-H3-Turbo, README, model specs: shifts 12 and 3 where not of 768p"
+_H3_FILE = "minimax-h3-(fl2v|ref2v).*turbo-{0}step"
+_HYPERFLOW = "github.com/Video-Rebirth/hyperflow, hyperflow_h3/schedule.py: nine levels before the shifts, 12 and 3"
+_HYPERFLOW_LIST = "1, 0.931506, 0.839236, 0.703462, 0.5, 0.296538, 0.160764, 0.068494"
+_HYPERFLOW_NOTE = (
+    "It was trained to be told where each step ends, too, which needs its authors' code or a node of its own."
+)
 _FASTH3 = "huggingface.co/FastVideo/FastVideo-FastH3-8-Step-V2: eight forwards, shifts 10 and 3"
 _WAN = (
     "github.com/ModelTC/LightX2V, configs/distill/wan21 and wan22: 1000, 750, 500, 250 at sample_shift 5; "
@@ -44,8 +51,7 @@ _WAN22_FILE = "wan-?2-?2.*({0}.*(lightx2v|lightning)|lightning.*{0})"
 _LIGHTX2V_FILE = "lightx2v-(t2v|i2v)-14b.*distill"
 
 
-def _h3(steps: int, *, shift: float, source: str, files: str = "", **named: Any) -> Preset:
-    files = files or f"minimax-h3-.*turbo-{steps}step"
+def _h3(steps: int, *, shift: float, source: str, files: str, **named: Any) -> Preset:
     return flow(steps, "MiniMaxH3", source=source, absolute_shift=shift, audio_shift=3.0, files=files, **named)
 
 
@@ -103,10 +109,28 @@ VIDEOS: dict[str, Preset] = {
     f"LTX-2.5 distilled, stage 2, 3 steps (ancestral from 0.85, {_FROM_TEMPLATES})": _ltx(
         _LTX_TEMPLATES, source=TEMPLATES, files=_LTX25_FILE, **_ANCESTRAL
     ),
-    **{f"MiniMax H3 Turbo LoRA, {in_steps(n)}": _h3(n, shift=6.0, source=_H3) for n in (4, 8)},
+    **{
+        f"MiniMax H3 Turbo LoRA, {in_steps(n)}": _h3(n, shift=6.0, source=_H3, files=f"{_H3_FILE.format(n)}.*768p")
+        for n in (4, 8)
+    },
+    **{
+        f"MiniMax H3 Turbo LoRA of 544p, {in_steps(n)}": _h3(
+            n, shift=12.0, source=_H3_544P, files=f"^(?!.*768p).*{_H3_FILE.format(n)}"
+        )
+        for n in (4, 8)
+    },
+    "MiniMax H3 HyperFlow LoRA, 8 steps": listed(
+        _HYPERFLOW_LIST,
+        "MiniMaxH3",
+        source=_HYPERFLOW,
+        absolute_shift=12.0,
+        audio_shift=3.0,
+        files="hyperflow.*8step",
+        note=_HYPERFLOW_NOTE,
+    ),
     **{
         f"MiniMax H3 Turbo LoRA, {in_steps(n)} (res_multistep at shift 12, {_FROM_TEMPLATES})": _h3(
-            n, shift=12.0, source=TEMPLATES, sampler="res_multistep", files=f"minimax-h3-.*turbo-{of}step"
+            n, shift=12.0, source=TEMPLATES, sampler="res_multistep", files=_H3_FILE.format(of)
         )
         for n, of in ((4, 4), (6, 8), (8, 8))
     },

@@ -54,7 +54,16 @@ SIGMAS = {
     "LTX-2.5 distilled, stage 2, 3 steps": [0.909375, 0.725, 0.421875],
     "MiniMax H3 Turbo LoRA, 4 steps": [1.0, 0.947368, 0.857143, 0.666667],
     "MiniMax H3 Turbo LoRA, 8 steps": [1.0, 0.976744, 0.947368, 0.909091, 0.857143, 0.782609, 0.666667, 0.461538],
+    "MiniMax H3 Turbo LoRA of 544p, 4 steps": [1.0, 0.972973, 0.923077, 0.8],
+    "MiniMax H3 HyperFlow LoRA, 8 steps": [
+        *(1.0, 0.9939097854, 0.9842874953, 0.9660637197, 0.9230769231, 0.8349423898, 0.6968520491, 0.4687533149)
+    ],
     "Z-Image-Turbo, 8 steps": BENT_8_BY_3,
+    "Z-Image Fun distill LoRA, 2 steps": [1.0, 0.75],
+    "Z-Image Fun distill LoRA, 4 steps": [1.0, 0.9, 0.75, 0.5],
+    "Z-Image Fun distill LoRA, 8 steps": BENT_8_BY_3,
+    "Krea 2 Turbo distill LoRA, 4 steps": [1.0, 0.904531, 0.759511, 0.512844],
+    "Qwen-Image 2.1 Viggle turbo v0.3 LoRA, 6 steps": [1.0, 0.9375, 0.875, 0.75, 0.5, 0.25],
     "ACE-Step 1.5 turbo, 8 steps": BENT_8_BY_3,
     "Wan 2.1 or 2.2 lightx2v, 4 steps": [1.0, 0.9375, 0.833333, 0.625],
     "Wan 2.2 lightx2v, image to video, 4 steps": [1.0, 0.9375, 0.833333, 0.625],
@@ -76,6 +85,7 @@ SIGMAS = {
     **dict.fromkeys(
         (
             "MiniMax H3 Turbo LoRA, 8 steps (res_multistep at shift 12, ComfyUI's templates)",
+            "MiniMax H3 Turbo LoRA of 544p, 8 steps",
             "FastH3 OmniRef, 8 steps (ComfyUI's templates)",
         ),
         (1.0, 0.988235, 0.972973, 0.952381, 0.923077, 0.878049, 0.8, 0.631579),

@@ -179,6 +179,8 @@ CHAINS = {
     ),
     "MiniMax H3 Turbo LoRA, 4 steps": ("minimax_h3", h3("euler", 4, shifts=(6.0, 3.0))),
     "MiniMax H3 Turbo LoRA, 8 steps": ("minimax_h3", h3("euler", 8, shifts=(6.0, 3.0))),
+    "MiniMax H3 Turbo LoRA of 544p, 4 steps": ("minimax_h3", h3("euler", 4)),
+    "MiniMax H3 Turbo LoRA of 544p, 8 steps": ("minimax_h3", h3("euler", 8)),
     "FastH3, 8 steps (res_multistep, ComfyUI's templates)": ("minimax_h3", h3("res_multistep", 8, shifts=(10.0, 3.0))),
     "FastH3 OmniRef, 8 steps (ComfyUI's templates)": ("minimax_h3", h3("euler", 8, shifts=(12.0, 3.0))),
     "LTX-2 or 2.3 distilled, stage 1, 8 steps": ("ltxav", manual("euler", LTX_1)),
