@@ -15,7 +15,12 @@ _HYPER_SD3 = ((4, 3.0), (8, 5.0), (16, 7.0))
 _SIMPLE = "ComfyUI: euler with the scheduler simple at the model's shift of 3"
 _QWEN = "github.com/ModelTC/Qwen-Image-Lightning, generate_with_diffusers.py"
 _VIGGLE = (
-    "github.com/ModelTC/LightX2V, configs/qwen_image_21/qwen_image_21_viggle_v03.json: sigmas, do_time_shift false"
+    "huggingface.co/Viggle/Qwen-Image-2.1-viggle-turbo: its nodes behind Qwen-Image-2.1's own shift, which grows with the "
+    "picture, and nothing at the end; here as for 1024 x 1024"
+)
+_QWEN21_LIGHTNING = (
+    "huggingface.co/lightx2v/Qwen-Image-2.1-Lightning: four steps, dynamic exponential shifting, no terminal stretching; here "
+    "as for 1024 x 1024"
 )
 _QWEN21 = "huggingface.co/Qwen/Qwen-Image-2.1-Turbo, model_index.json: sample_sigmas"
 _Z = "huggingface.co/Tongyi-MAI/Z-Image-Turbo, discussion 158; diffusers ZImagePipeline"
@@ -38,6 +43,7 @@ _QWEN_FILE = r"(qwen-image(-edit)?(-\d+)?|firered-image-edit-1-0)-lightning-"
 _KLEIN_FILE = "flux-2-klein-(4b|9b)"
 _FLUX2_FILE = "flux-?2-?turbo"
 _MARIGOLD = "Begins from the picture without noise: connect DisableNoise and the encoded picture."
+_UNMERGED = "As a LoRA its authors load it beside the weights, not merged into them: Load LoRA (Bypass)."
 _LENS_MU = 1.829
 _LENS = "ComfyUI, comfy/supported_models.py: mu 1.829 from 1440 x 1440 on; its workflow templates"
 _QWEN21_SIGMAS = "1, 0.978453, 0.95418, 0.926626, 0.89508, 0.845148, 0.704534, 0.414568"
@@ -46,6 +52,12 @@ _FLUX2_SIGMAS = "1, 0.6509, 0.4374, 0.2932, 0.1893, 0.1108, 0.0495, 0.00031"
 
 def _qwen(steps: int, *, shift: float, source: str) -> Preset:
     return flow(steps, "QwenImage", source=source, absolute_shift=shift, files=f"{_QWEN_FILE}{steps}steps")
+
+
+def _qwen21(values: str, *, source: str, files: str, note: str = "") -> Preset:
+    """Behind the shift for 4096 tokens: huggingface.co/Qwen/Qwen-Image-2.1, scheduler_config: mu 0.5 at 256 to 0.9 at 8192."""
+    mu = 0.5 + (0.9 - 0.5) * (4096 - 256) / (8192 - 256)
+    return listed(values, source=source, files=files, absolute_shift=math.exp(mu), note=note)
 
 
 def _krea(steps: int, *, source: str, files: str) -> Preset:
@@ -118,8 +130,14 @@ PICTURES: dict[str, Preset] = {
     "Qwen-Image 2512 Turbo LoRA, 2 steps": flow(
         2, "QwenImage", source=TEMPLATES, absolute_shift=3.0, files="qwen-image-2512-turbo-lora-2steps"
     ),
-    "Qwen-Image 2.1 Viggle turbo v0.3 LoRA, 6 steps": listed(
-        "1, 0.9375, 0.875, 0.75, 0.5, 0.25", source=_VIGGLE, files="qwen-image-2-1-viggle-turbo-v0-3-6step"
+    "Qwen-Image 2.1 Viggle turbo, 6 steps (as for 1024 x 1024)": _qwen21(
+        "1, 0.9375, 0.875, 0.75, 0.5, 0.25", source=_VIGGLE, files="qwen-image-2-1-viggle-turbo.*6step", note=_UNMERGED
+    ),
+    "Qwen-Image 2.1 Viggle turbo, 4 steps (as for 1024 x 1024)": _qwen21(
+        "1, 0.75, 0.5, 0.25", source=_VIGGLE, files="qwen-image-2-1-viggle-turbo.*4step", note=_UNMERGED
+    ),
+    "Qwen-Image 2.1 Lightning, 4 steps (as for 1024 x 1024)": _qwen21(
+        "1, 0.75, 0.5, 0.25", source=_QWEN21_LIGHTNING, files="qwen-image-2-1-lightning"
     ),
     "Qwen-Image 2.1 Turbo, 8 steps": listed(_QWEN21_SIGMAS, source=_QWEN21, files="qwen-image-2-1-turbo"),
     "FLUX.2 klein, 4 steps": flow(4, "Flux2", source=_KLEIN, schedule="flux2", files=_KLEIN_FILE),
