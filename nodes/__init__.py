@@ -12,7 +12,7 @@ from .distillation.fast import make_it_fast
 from .distillation.learning import experts_part, latent_method, matching_method, methods, saving, students
 from .distillation.reports import report
 from .host import folders, limits
-from .sampling import comparison, experts, guidance, model_sampling, recipes, samplers, schedules
+from .sampling import comparison, experts, guidance, lists, model_sampling, recipes, samplers, schedules
 
 NODE_CLASS_MAPPINGS = {
     "FewStepMakeItFast": make_it_fast.MakeItFast,
@@ -122,6 +122,6 @@ def _say_what_is_missing() -> None:
 _say_what_is_missing()
 limits.enforce(NODE_CLASS_MAPPINGS)
 samplers.add_to_menu()
-schedules.add_to_menu()
+lists.add_to_menu()
 folders.list_own_models()
 routes.add_routes()

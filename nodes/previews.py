@@ -15,7 +15,8 @@ from . import host
 from .distillation import running
 from .distillation.learning import matching_method, methods
 from .sampling import recipes, recognition
-from .sampling.schedules import Schedule, levels
+from .sampling.lists import levels
+from .sampling.schedules import Schedule
 
 METHODS: dict[str, Any] = {
     "FewStepProgressiveDistillation": methods.ProgressiveDistillation,

@@ -14,9 +14,10 @@ from ...samplers.recipe import Recipe
 from ...trainers.storage.files import read_metadata
 from .. import host
 from ..host import folders
+from .lists import levels
 from .model_sampling import LCMBoundary
 from .recognition import misfit, proposal, strength_told
-from .schedules import levels, pixels
+from .schedules import pixels
 
 FROM_FILE = "from the file's own metadata"
 RECOGNISED = "recognised by the model's files"

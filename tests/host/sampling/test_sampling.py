@@ -16,7 +16,7 @@ import comfy.sample
 import comfy.samplers
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits_model
-from comfyui_fewstep.nodes.sampling import samplers, schedules
+from comfyui_fewstep.nodes.sampling import lists, samplers, schedules
 from comfyui_fewstep.samplers.few_step import sample_ancestral, sample_few_step
 
 KINDS = ["EPS", "V_PREDICTION", "EDM", "FLOW"]
@@ -202,7 +202,7 @@ def test_bad_schedules_are_named(kind, name, steps, options, said):
 def test_the_stock_menu_has_ours_and_lost_nothing():
     before = list(comfy.samplers.KSampler.SAMPLERS)
     samplers.add_to_menu()
-    schedules.add_to_menu()
+    lists.add_to_menu()
     assert before == comfy.samplers.KSampler.SAMPLERS, "a second time adds nothing"
     assert {*MENU, "fewstep_guidance_distilled", "fewstep_guidance_distilled_lcm", "euler", "lcm"} <= set(before)
     assert len(before) == len(set(before))
@@ -345,7 +345,7 @@ def test_ours_stand_in_the_menus_whatever_pack_came_before(monkeypatch):
         monkeypatch.setattr(comfy.samplers.KSampler, f"{menu}S", [*others, "another pack's"])
         monkeypatch.setattr(comfy.samplers, f"{menu}_NAMES", list(others))
     samplers.add_to_menu()
-    schedules.add_to_menu()
+    lists.add_to_menu()
     wanted = {"SAMPLER": "fewstep_lcm", "SCHEDULER": "fewstep_turbo"}
     for menu, name in wanted.items():
         if menu == "SAMPLER" or hasattr(comfy.samplers, "SCHEDULER_HANDLERS"):

@@ -11,7 +11,7 @@ import_host()
 import comfy.model_sampling as kinds
 import comfy.samplers
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.sampling.schedules import levels
+from comfyui_fewstep.nodes.sampling.lists import levels
 
 CURRENT_HOST = pytest.mark.skipif(not hasattr(kinds, "ModelSamplingFlux"), reason="this host has no such levels")
 

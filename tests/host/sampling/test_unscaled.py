@@ -12,7 +12,7 @@ import comfy.sample
 import comfy.samplers
 from architectures import conditioning, noise_for, tiny
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.sampling.schedules import levels
+from comfyui_fewstep.nodes.sampling.lists import levels
 from comfyui_fewstep.samplers.few_step import sample_few_step
 from comfyui_fewstep.samplers.noise import NoiseFamily
 
