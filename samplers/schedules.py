@@ -157,6 +157,14 @@ def flux2_mu(steps: int, *, tokens: int) -> float:
     return at_200 + (at_200 - at_10) / 190.0 * (steps - 200.0)
 
 
+def qwen_image_21_mu(*, tokens: int) -> float:
+    """Qwen-Image 2.1's mu, the log of its shift, for a picture of so many tokens: 0.5 at 256, 0.9 at 8192, and on that line.
+
+    Qwen/Qwen-Image-2.1, scheduler_config.json, and calculate_shift of diffusers' QwenImage21Pipeline. tokens: of 16 x 16 pixels.
+    """
+    return 0.5 + (0.9 - 0.5) * (tokens - 256) / (8192 - 256)
+
+
 def log_snr_shares(steps: int, *, first: float = -6.2, last: float = 2.0) -> Tensor:
     """(steps + 1,) levels of a flow model even in log((1 - sigma) / sigma), the ends then set to 1 and 0.
 

@@ -22,6 +22,7 @@ from ...samplers.schedules import (
     lcm_timesteps,
     log_snr_shares,
     parse_numbers,
+    qwen_image_21_mu,
     shifted_sigmas,
     timestep_shares,
     turbo_timesteps,
@@ -32,7 +33,7 @@ from .. import host
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """The inputs that only some lists read. tokens: of flux2_mu."""
+    """The inputs that only some lists read. tokens: of 16 x 16 pixels, in the picture."""
 
     original_steps: int = 50
     strength: float = 1.0
@@ -125,14 +126,14 @@ def _require_shift(schedule: str, *, flow: bool, shift: float, absolute_shift: f
         )
     if absolute_shift < 0.01:  # 0 / 0 in a tiny one's formula
         raise ValueError(f"absolute_shift is {absolute_shift}; allowed are 0, the model's own, and 0.01 to 100.")
-    if schedule == "flux2":
-        raise ValueError(f"absolute_shift is {absolute_shift}, but flux2 computes its own; set it to 0.")
+    if schedule in ("flux2", "qwen_image_21"):
+        raise ValueError(f"absolute_shift is {absolute_shift}, but {schedule} computes its own; set it to 0.")
 
 
 def _tokens_of(samples: Tensor) -> int:
-    """FLUX.2's own latents have 128 channels and a token at every place; others are of 8 x 8 pixels, four to a token."""
+    """FLUX.2's and Qwen-Image 2.1's own latents have a token at every place; others are of 8 x 8 pixels, four to a token."""
     places = samples.shape[-1] * samples.shape[-2]
-    return places if samples.shape[1] == 128 else round(places / 4)
+    return places if samples.shape[1] in (64, 128) else round(places / 4)
 
 
 # --- where image-to-image begins -------------------------------------------------------------------------------------
@@ -214,6 +215,12 @@ def _typed_timesteps(found: Levels, _: int, asked: _Asked) -> Tensor:
 
 
 def _typed_sigmas(found: Levels, _: int, asked: _Asked) -> Tensor:
+    sigmas = _typed(found, asked)
+    return sigmas if found.flow is None else found.at(sigmas)
+
+
+def _typed(found: Levels, asked: _Asked) -> Tensor:
+    """(n + 1,) as they stand in values, and a final 0."""
     numbers = parse_numbers(asked.values, name="values")
     if numbers == [0.0]:
         raise ValueError("values is 0 alone, which leaves no step to take; give at least one level above it.")
@@ -227,13 +234,19 @@ def _typed_sigmas(found: Levels, _: int, asked: _Asked) -> Tensor:
             f"values is {asked.values!r}, but this model's noise levels end at {largest:g}: give that or less, or connect the "
             "model whose list it is."
         )
-    sigmas = torch.tensor(numbers if numbers[-1] == 0.0 else [*numbers, 0.0])
-    return sigmas if found.flow is None else found.at(sigmas)
+    return torch.tensor(numbers if numbers[-1] == 0.0 else [*numbers, 0.0])
 
 
 def _flux2(found: Levels, steps: int, asked: _Asked) -> Tensor:
     shift = math.exp(flux2_mu(steps, tokens=asked.tokens))
     return found.at(shifted_sigmas(even_shares(steps), shift=shift))
+
+
+def _qwen_image_21(found: Levels, steps: int, asked: _Asked) -> Tensor:
+    """Typed values, or else even steps: so its few-step LoRAs name theirs. Nothing is stretched to a last level."""
+    shift = math.exp(qwen_image_21_mu(tokens=asked.tokens))
+    shares = _typed(found, asked) if asked.values.strip() else even_shares(steps)
+    return found.at(shifted_sigmas(shares, shift=shift))
 
 
 def _twice_shifted(found: Levels, steps: int, _: _Asked) -> Tensor:
@@ -260,6 +273,7 @@ _SCHEDULES: dict[str, _List] = {
     "timesteps": _List(_typed_timesteps, timesteps=True, strength=_last_of_list),
     "sigmas": _List(_typed_sigmas, strength=_last_of_list, unshifted=True),
     "flux2": _List(_flux2, only=_FLOW, strength=_tail, unshifted=True),
+    "qwen_image_21": _List(_qwen_image_21, only=_FLOW, strength=_last_of_list, unshifted=True),
     "twice_shifted": _List(_twice_shifted, only=_FLOW, strength=_tail),
     "log_snr": _List(_log_snr, only=_FLOW, unshifted=True),
 }

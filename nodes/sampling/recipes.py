@@ -86,11 +86,13 @@ class ApplyRecipe:
                 ),
                 "positive": ("CONDITIONING", {"tooltip": "Needed for the guider output only."}),
                 "negative": ("CONDITIONING", {"tooltip": "For the guider output of recipes with a cfg above 1."}),
-                "width": pixels("width", what="FLUX.2 klein"),
-                "height": pixels("height", what="FLUX.2 klein"),
+                "width": pixels("width", what="FLUX.2 klein, Qwen-Image 2.1 LoRAs"),
+                "height": pixels("height", what="FLUX.2 klein, Qwen-Image 2.1 LoRAs"),
                 "latent": (
                     "LATENT",
-                    {"tooltip": "FLUX.2 klein: what is sampled; its size counts, not width and height."},
+                    {
+                        "tooltip": "FLUX.2 klein, Qwen-Image 2.1 LoRAs: what is sampled; its size counts, not width and height."
+                    },
                 ),
             },
             "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID"},

@@ -27,13 +27,15 @@ class Schedule:
         "trailing",
         "noise levels",
         "flux 2",
+        "qwen image 2.1",
     ]
     DESCRIPTION = (
         "The exact noise levels that few-step models were trained on, which the stock schedulers miss. trailing: "
         "SDXL-Lightning, Hyper-SD N-step, progressive students (4 steps: timesteps 999, 749, 499, 249), and even steps of "
         "flow models. lcm: LCM and LCM-LoRA (999, 759, 499, 259). tcd: the same, ending at the smallest level as TCD does. "
         "turbo: SD- and SDXL-Turbo. dmd2: 1 or 4 steps. consistency: consistency models. timesteps, sigmas: typed into "
-        "values. Flow models also: flux2, twice_shifted (SD3.5-Large-Turbo, HiDream-I1), log_snr (Stable Audio 3)."
+        "values. Flow models also: flux2, qwen_image_21 (Qwen-Image 2.1's LoRAs), twice_shifted (SD3.5-Large-Turbo, HiDream-I1), "
+        "log_snr (Stable Audio 3)."
     )
 
     @classmethod
@@ -92,7 +94,8 @@ class Schedule:
                     {
                         "default": "",
                         "tooltip": "timesteps or sigmas: the list, falling, commas between: 999, 749, 499, 249, or 1000, 750, "
-                        "500, 250, both the same. A final 0 is added to sigmas that do not end in it.",
+                        "500, 250, both the same. A final 0 is added to sigmas that do not end in it. qwen_image_21: the list "
+                        "before its shift; empty is even steps.",
                     },
                 ),
                 "absolute_shift": (
@@ -106,11 +109,13 @@ class Schedule:
                         "Qwen-Image-Lightning). 0 keeps the model's own.",
                     },
                 ),
-                "width": pixels("width", what="flux2"),
-                "height": pixels("height", what="flux2"),
+                "width": pixels("width", what="flux2, qwen_image_21"),
+                "height": pixels("height", what="flux2, qwen_image_21"),
                 "latent": (
                     "LATENT",
-                    {"tooltip": "flux2: the latent that is sampled; its size counts, not width and height."},
+                    {
+                        "tooltip": "flux2, qwen_image_21: the latent that is sampled; its size counts, not width and height."
+                    },
                 ),
             },
         }

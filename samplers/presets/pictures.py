@@ -16,11 +16,10 @@ _SIMPLE = "ComfyUI: euler with the scheduler simple at the model's shift of 3"
 _QWEN = "github.com/ModelTC/Qwen-Image-Lightning, generate_with_diffusers.py"
 _VIGGLE = (
     "huggingface.co/Viggle/Qwen-Image-2.1-viggle-turbo: its nodes behind Qwen-Image-2.1's own shift, which grows with the "
-    "picture, and nothing at the end; here as for 1024 x 1024"
+    "picture, and nothing at the end"
 )
 _QWEN21_LIGHTNING = (
-    "huggingface.co/lightx2v/Qwen-Image-2.1-Lightning: four steps, dynamic exponential shifting, no terminal stretching; here "
-    "as for 1024 x 1024"
+    "huggingface.co/lightx2v/Qwen-Image-2.1-Lightning: four steps, dynamic exponential shifting, no terminal stretching"
 )
 _QWEN21 = "huggingface.co/Qwen/Qwen-Image-2.1-Turbo, model_index.json: sample_sigmas"
 _Z = "huggingface.co/Tongyi-MAI/Z-Image-Turbo, discussion 158; diffusers ZImagePipeline"
@@ -54,10 +53,10 @@ def _qwen(steps: int, *, shift: float, source: str) -> Preset:
     return flow(steps, "QwenImage", source=source, absolute_shift=shift, files=f"{_QWEN_FILE}{steps}steps")
 
 
-def _qwen21(values: str, *, source: str, files: str, note: str = "") -> Preset:
-    """Behind the shift for 4096 tokens: huggingface.co/Qwen/Qwen-Image-2.1, scheduler_config: mu 0.5 at 256 to 0.9 at 8192."""
-    mu = 0.5 + (0.9 - 0.5) * (4096 - 256) / (8192 - 256)
-    return listed(values, source=source, files=files, absolute_shift=math.exp(mu), note=note)
+def _viggle(values: str) -> Preset:
+    steps = len(values.split(","))
+    files = f"qwen-image-2-1-viggle-turbo.*{steps}step"
+    return flow(steps, source=_VIGGLE, schedule="qwen_image_21", values=values, files=files, note=_UNMERGED)
 
 
 def _krea(steps: int, *, source: str, files: str) -> Preset:
@@ -130,14 +129,10 @@ PICTURES: dict[str, Preset] = {
     "Qwen-Image 2512 Turbo LoRA, 2 steps": flow(
         2, "QwenImage", source=TEMPLATES, absolute_shift=3.0, files="qwen-image-2512-turbo-lora-2steps"
     ),
-    "Qwen-Image 2.1 Viggle turbo, 6 steps (as for 1024 x 1024)": _qwen21(
-        "1, 0.9375, 0.875, 0.75, 0.5, 0.25", source=_VIGGLE, files="qwen-image-2-1-viggle-turbo.*6step", note=_UNMERGED
-    ),
-    "Qwen-Image 2.1 Viggle turbo, 4 steps (as for 1024 x 1024)": _qwen21(
-        "1, 0.75, 0.5, 0.25", source=_VIGGLE, files="qwen-image-2-1-viggle-turbo.*4step", note=_UNMERGED
-    ),
-    "Qwen-Image 2.1 Lightning, 4 steps (as for 1024 x 1024)": _qwen21(
-        "1, 0.75, 0.5, 0.25", source=_QWEN21_LIGHTNING, files="qwen-image-2-1-lightning"
+    "Qwen-Image 2.1 Viggle turbo, 6 steps": _viggle("1, 0.9375, 0.875, 0.75, 0.5, 0.25"),
+    "Qwen-Image 2.1 Viggle turbo, 4 steps": _viggle("1, 0.75, 0.5, 0.25"),
+    "Qwen-Image 2.1 Lightning, 4 steps": flow(
+        4, source=_QWEN21_LIGHTNING, schedule="qwen_image_21", files="qwen-image-2-1-lightning"
     ),
     "Qwen-Image 2.1 Turbo, 8 steps": listed(_QWEN21_SIGMAS, source=_QWEN21, files="qwen-image-2-1-turbo"),
     "FLUX.2 klein, 4 steps": flow(4, "Flux2", source=_KLEIN, schedule="flux2", files=_KLEIN_FILE),

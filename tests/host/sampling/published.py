@@ -63,7 +63,7 @@ SIGMAS = {
     "Z-Image Fun distill LoRA, 4 steps": [1.0, 0.9, 0.75, 0.5],
     "Z-Image Fun distill LoRA, 8 steps": BENT_8_BY_3,
     "Krea 2 Turbo distill LoRA, 4 steps": [1.0, 0.904531, 0.759511, 0.512844],
-    "Qwen-Image 2.1 Viggle turbo, 6 steps (as for 1024 x 1024)": [
+    "Qwen-Image 2.1 Viggle turbo, 6 steps": [
         1.0,
         0.967754,
         0.933358,
@@ -71,8 +71,8 @@ SIGMAS = {
         0.666756,
         0.400096,
     ],
-    "Qwen-Image 2.1 Viggle turbo, 4 steps (as for 1024 x 1024)": [1.0, 0.857192, 0.666756, 0.400096],
-    "Qwen-Image 2.1 Lightning, 4 steps (as for 1024 x 1024)": [1.0, 0.857192, 0.666756, 0.400096],
+    "Qwen-Image 2.1 Viggle turbo, 4 steps": [1.0, 0.857192, 0.666756, 0.400096],
+    "Qwen-Image 2.1 Lightning, 4 steps": [1.0, 0.857192, 0.666756, 0.400096],
     "ACE-Step 1.5 turbo, 8 steps": BENT_8_BY_3,
     "Wan 2.1 or 2.2 lightx2v, 4 steps": [1.0, 0.9375, 0.833333, 0.625],
     "Wan 2.2 lightx2v, image to video, 4 steps": [1.0, 0.9375, 0.833333, 0.625],

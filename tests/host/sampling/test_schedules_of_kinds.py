@@ -107,6 +107,21 @@ def test_flux2_is_the_hosts_flux2_scheduler(steps, width, height):
         assert torch.equal(levels(flow(1.0), "flux2", steps, latent={"samples": latent}), made)
 
 
+@pytest.mark.parametrize(("side", "shift"), [(256, math.exp(0.5)), (1024, 2.000803), (2048, math.exp(1.312903))])
+def test_qwen_images_shift_grows_with_the_picture(side, shift):
+    """mu is 0.5 at 256 tokens and 0.9 at 8192, of 16 x 16 pixels, and goes on in a line."""
+    nodes = [1, 0.9375, 0.875, 0.75, 0.5, 0.25]
+    typed = ", ".join(map(str, nodes))
+    near(levels(flow(1.15), "qwen_image_21", 6, values=typed, width=side, height=side), bent(nodes, shift))
+    near(levels(flow(1.15), "qwen_image_21", 4, width=side, height=side), bent([1, 0.75, 0.5, 0.25], shift))
+    latent = torch.zeros(1, 64, side // 16, side // 16)
+    near(levels(flow(1.15), "qwen_image_21", 4, latent={"samples": latent}), bent([1, 0.75, 0.5, 0.25], shift))
+    near(
+        levels(flow(1.15), "qwen_image_21", 4, shift=2.0, latent={"samples": latent}),
+        bent([1, 0.75, 0.5, 0.25], 2 * shift),
+    )
+
+
 def test_relative_and_absolute_shift():
     quarters = [1, 0.75, 0.5, 0.25]
     for name, values in (("trailing", ""), ("timesteps", "999, 749, 499, 249")):
@@ -130,6 +145,8 @@ def test_relative_and_absolute_shift():
             r"shift \(shown as relative_shift\) is 2.0 and absolute_shift is 3.0",
         ),
         (lambda: flow(1.0), "flux2", {"absolute_shift": 3.0}, "flux2 computes its own"),
+        (lambda: flow(1.0), "qwen_image_21", {"absolute_shift": 3.0}, "qwen_image_21 computes its own"),
+        (lambda: flow(1.0), "qwen_image_21", {"values": "1000, 500"}, "levels of a flow model end at 1"),
         (lambda: flow(1.0), "trailing", {"absolute_shift": 1e-320}, "absolute_shift is 1e-320; allowed are 0.*0.01 to"),
         (lambda: flow(3.0), "log_snr", {"absolute_shift": 0.009}, "absolute_shift is 0.009; allowed are 0"),
         (lambda: flow(1.0), "dmd2", {}, "this is a flow model"),

@@ -34,11 +34,9 @@ FIRST = {
     "krea2_turbo_fp8_scaled.safetensors": "Krea 2 Turbo, 8 steps",
     "krea2_turbo_distill_8step_r128.safetensors": "Krea 2 Turbo, 8 steps",
     "krea2_turbo_4step_rank_64_lora_latest_comfyui.safetensors": "Krea 2 Turbo distill LoRA, 4 steps",
-    "Qwen-Image-2.1-viggle-turbo-v0.3-6step-lora-r256.safetensors": (
-        "Qwen-Image 2.1 Viggle turbo, 6 steps (as for 1024 x 1024)"
-    ),
-    "Qwen-Image-2.1-viggle-turbo-4step-lora-r64.safetensors": "Qwen-Image 2.1 Viggle turbo, 4 steps (as for 1024 x 1024)",
-    "Qwen-Image-2.1-Lightning.safetensors": "Qwen-Image 2.1 Lightning, 4 steps (as for 1024 x 1024)",
+    "Qwen-Image-2.1-viggle-turbo-v0.3-6step-lora-r256.safetensors": ("Qwen-Image 2.1 Viggle turbo, 6 steps"),
+    "Qwen-Image-2.1-viggle-turbo-4step-lora-r64.safetensors": "Qwen-Image 2.1 Viggle turbo, 4 steps",
+    "Qwen-Image-2.1-Lightning.safetensors": "Qwen-Image 2.1 Lightning, 4 steps",
     "Qwen-Image-Edit-2509-Lightning-4steps-V1.0-bf16.safetensors": "Qwen-Image-Lightning, 4 steps",
     "Qwen-Image-Lightning-8steps-V1.0.safetensors": "Qwen-Image-Lightning, 8 steps",
     "FireRed-Image-Edit-1.0-Lightning-8steps-v1.0.safetensors": "Qwen-Image-Lightning, 8 steps",
