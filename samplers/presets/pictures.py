@@ -10,6 +10,7 @@ from .preset import TEMPLATES, Preset, flow, in_steps, listed
 
 _FLUX = "huggingface.co/black-forest-labs/FLUX.1-schnell; github.com/black-forest-labs/flux"
 _HYPER = "huggingface.co/ByteDance/Hyper-SD; arXiv 2404.13686"
+_ALPHA = "huggingface.co/alimama-creative/FLUX.1-Turbo-Alpha: 8 steps, guidance_scale 3.5, lora_scale 1"
 _HYPER_SD3 = ((4, 3.0), (8, 5.0), (16, 7.0))
 """Steps and cfg."""
 _SIMPLE = "ComfyUI: euler with the scheduler simple at the model's shift of 3"
@@ -109,6 +110,9 @@ _FLUX2 = listed(_FLUX2_SIGMAS, "Flux2", source=_FLUX2_TURBO, guidance_scale=2.5,
 PICTURES: dict[str, Preset] = {
     **{f"FLUX.1 schnell, {in_steps(n)}": flow(n, "Flux", source=_FLUX, files="flux1-schnell") for n in (4, 1)},
     **{f"Hyper-FLUX LoRA, {in_steps(n)}": _hyper_flux(n) for n in (8, 16)},
+    "FLUX.1 Turbo Alpha LoRA, 8 steps": flow(
+        8, "Flux", source=_ALPHA, guidance_scale=3.5, files="flux(-?1)?-turbo-alpha"
+    ),
     **{f"Hyper-SD3 LoRA, {in_steps(n)}": _hyper_sd3(n, cfg=cfg) for n, cfg in _HYPER_SD3},
     **{f"Hyper-SD3 LoRA, {in_steps(n)} (even)": _hyper_sd3(n, cfg=cfg, even=True) for n, cfg in _HYPER_SD3},
     "SD3.5-Large-Turbo, 4 steps": flow(

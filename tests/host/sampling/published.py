@@ -39,6 +39,7 @@ SIGMAS = {
     "FLUX.1 schnell, 1 step": [1.0],
     "FLUX.1 schnell, 4 steps": [1.0, 0.75, 0.5, 0.25],
     "Hyper-FLUX LoRA, 8 steps": [1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125],
+    "FLUX.1 Turbo Alpha LoRA, 8 steps": [1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125],
     "Hyper-FLUX LoRA, 16 steps": [1 - k / 16 for k in range(16)],
     "Qwen-Image-Lightning, 4 steps": [1.0, 0.9, 0.75, 0.5],
     "Qwen-Image-Lightning, 8 steps": BENT_8_BY_3,

@@ -24,6 +24,8 @@ FIRST = {
     "pcm_sd15_lcmlike_lora_converted.safetensors": "PCM LCM-like LoRA, 4 steps",
     "flux1-schnell-fp8.safetensors": "FLUX.1 schnell, 4 steps",
     "Hyper-FLUX.1-dev-8steps-lora.safetensors": "Hyper-FLUX LoRA, 8 steps",
+    "FLUX.1-Turbo-Alpha.safetensors": "FLUX.1 Turbo Alpha LoRA, 8 steps",
+    "flux-turbo-alpha.safetensors": "FLUX.1 Turbo Alpha LoRA, 8 steps",
     "Hyper-SD3-16steps-CFG-lora.safetensors": "Hyper-SD3 LoRA, 16 steps",
     "sd3.5_large_turbo.safetensors": "SD3.5-Large-Turbo, 4 steps",
     "z_image_turbo_bf16.safetensors": "Z-Image-Turbo, 8 steps",
