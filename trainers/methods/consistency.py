@@ -133,11 +133,11 @@ class Consistency(OnTeacher[ConsistencyOptions]):
     def __init__(self, options: ConsistencyOptions, teacher: TeacherKind) -> None:
         teacher.require_guided(options.scales, as_input=options.scale_input)
         super().__init__(options, teacher)
-        options.weighting.require_for(teacher.family, table=teacher.table)
+        options.weighting.require_for(teacher.family, table=teacher.table, unit=teacher.unit)
         self._takes_scale = teacher.takes_scale
         self._levels = options.trained_levels(table=teacher.table)
         self._sigmas = options.schedule(options.steps, table=teacher.table)
-        self._function = ConsistencyFunction(family=teacher.family, table=teacher.table)
+        self._function = ConsistencyFunction(family=teacher.family, table=teacher.table, unit=teacher.unit)
 
     def stages(self) -> list[Stage]:
         return [
@@ -169,7 +169,7 @@ class Consistency(OnTeacher[ConsistencyOptions]):
         )
         condition = with_scale(batch.condition, scales) if self.scale_input else batch.condition
         wanted = self._function.of(lesson.student)(x_s, sigma_next, **condition)
-        weight = self._options.weighting(sigma, family=self.family)
+        weight = self._options.weighting(sigma, family=self.family, unit=self._unit)
         return self._function.target(
             x_t, wanted, sigma=sigma, condition=condition, weight=weight, distance=self._options.distance
         )

@@ -160,9 +160,9 @@ class ConsistencyTraining(OnTeacher[ConsistencyTrainingOptions]):
 
     def __init__(self, options: ConsistencyTrainingOptions, teacher: TeacherKind) -> None:
         super().__init__(options, teacher)
-        self._table, self._unit = teacher.table, teacher.unit
+        self._table = teacher.table
         self._sigmas = options.schedule(options.steps, table=teacher.table)
-        self._function = ConsistencyFunction(family=teacher.family, table=teacher.table)
+        self._function = ConsistencyFunction(family=teacher.family, table=teacher.table, unit=teacher.unit)
 
     def options_of_old(self) -> dict[str, Any]:
         old = level_count_of_old(self._options.grid) | reaches_last_of_old(

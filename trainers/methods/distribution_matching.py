@@ -175,7 +175,7 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
     def __init__(self, options: DistributionMatchingOptions, teacher: TeacherKind) -> None:
         teacher.require_guided(options.scales, as_input=False)
         super().__init__(options, teacher)
-        self._table, self._unit = teacher.table, teacher.unit
+        self._table = teacher.table
         self._sigmas = options.schedule(options.steps, table=teacher.table)
         self._samples = StudentsSamples(
             rollout=options.rollout,

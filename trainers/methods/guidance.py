@@ -82,7 +82,7 @@ class GuidanceDistillation(OnTeacher[GuidanceOptions]):
             )
         teacher.require_guided(options.scales, as_input=options.guidance_scale_max > 0.0)
         super().__init__(options, teacher)
-        options.weighting.require_for(teacher.family, table=teacher.table)
+        options.weighting.require_for(teacher.family, table=teacher.table, unit=teacher.unit)
         self.levels = LevelRange(options.level_from, options.level_to)
         self._trained = teacher.table[self.levels.holds(teacher.table, family=teacher.family, table=teacher.table)]
         self._sigmas = options.schedule(options.steps, table=teacher.table)
@@ -108,11 +108,11 @@ class GuidanceDistillation(OnTeacher[GuidanceOptions]):
         batch, k, noise = lesson.batch, lesson.numbers(len(self._trained)), lesson.noise()
         sigma = self._trained[k].to(batch.x0)
         x_t = self.family.add_noise(batch.x0, noise, sigma=sigma)
-        weight = self._options.weighting(sigma, family=self.family)
+        weight = self._options.weighting(sigma, family=self.family, unit=self._unit)
         scales = self._options.scales.draw(len(k), generator=lesson.generator).to(x_t)
         x0 = self._options.scales.teaching(lesson.teacher, batch, scales)(x_t, sigma, **batch.condition).float()
         condition = with_scale(batch.condition, scales) if self.scale_input else batch.condition
-        return Target(x_t, sigma, condition, x0, weight, self._options.distance)
+        return Target(x_t, sigma, condition, x0, weight, self._options.distance, unit=self._unit)
 
     @property
     def scale_input(self) -> GuidanceRange | None:

@@ -138,7 +138,7 @@ class Progressive(OnTeacher[ProgressiveOptions]):
     def __init__(self, options: ProgressiveOptions, teacher: TeacherKind) -> None:
         teacher.require_guided(options.scales, as_input=options.guidance_scale_max > 0.0)
         super().__init__(options, teacher)
-        options.weighting.require_for(teacher.family, table=teacher.table)
+        options.weighting.require_for(teacher.family, table=teacher.table, unit=teacher.unit)
         self._takes_scale = teacher.takes_scale
         self._converts = _converts(options.student_prediction, teacher=teacher.prediction_type)
         self._finest = options.schedule(options.start_steps, table=teacher.table)
@@ -220,8 +220,8 @@ class Progressive(OnTeacher[ProgressiveOptions]):
         return own.start + lesson.numbers(len(own))
 
     def _target(self, x_t: Tensor, sigma: Tensor, condition: Condition, x0: Tensor) -> Target:
-        weight = self._options.weighting(sigma, family=self.family)
-        return Target(x_t, sigma, condition, x0, weight, self._options.distance)
+        weight = self._options.weighting(sigma, family=self.family, unit=self._unit)
+        return Target(x_t, sigma, condition, x0, weight, self._options.distance, unit=self._unit)
 
     def teaching(self, teacher: Denoiser, *, stage: int, batch: Batch) -> Denoiser:
         """Guided in the first stage alone, whichever that is: every later teacher has the guidance in it, or takes its scale."""

@@ -83,10 +83,10 @@ def timestep(sigma: Tensor, *, table: Tensor) -> Tensor:
 
 
 class ConsistencyFunction:
-    """What the student's denoiser means, on one model's noise levels. table: (T,) ascending."""
+    """What the student's denoiser means, on one model's noise levels. table: (T,) ascending. unit: see TeacherKind."""
 
-    def __init__(self, *, family: NoiseFamily, table: Tensor) -> None:
-        self._family, self._table = family, table
+    def __init__(self, *, family: NoiseFamily, table: Tensor, unit: float = 1.0) -> None:
+        self._family, self._table, self._unit = family, table, unit
 
     def of(self, denoiser: Denoiser) -> Denoiser:
         """f(x (B, ...), sigma (B,), **condition), in float32 or better."""
@@ -111,7 +111,7 @@ class ConsistencyFunction:
         if distance is Distance.LPIPS:
             return Target(x_t, sigma, condition, x0, weight, distance, skipped, c_out)
         scale = flat**2 if distance is Distance.SQUARED else flat
-        return Target(x_t, sigma, condition, x0, weight * scale, distance)
+        return Target(x_t, sigma, condition, x0, weight * scale, distance, unit=self._unit)
 
     def _scaled(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(c_skip x, c_out), the second (B, 1, ...)."""

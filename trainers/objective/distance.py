@@ -27,8 +27,10 @@ class Distance(Enum):
     LPIPS = "lpips"
     PSEUDO_HUBER_LATENTS = "pseudo_huber_latents"
 
-    def __call__(self, squared_error: Tensor) -> Tensor:
+    def __call__(self, squared_error: Tensor, *, unit: float = 1.0) -> Tensor:
         """(B, ...) or (B,) whose means over all but B are the distances; squared_error: (B, ...), of each element.
+
+        unit: what is 1 of these data where c is for those of deviation 0.5 or 1, see TeacherKind.
 
         The squared distance is the squared error itself, elements and all: a caller's mean is then one mean. ValueError for
         LPIPS, which wants both x0 and not their error.
@@ -37,5 +39,5 @@ class Distance(Enum):
             raise ValueError("lpips is no function of the squared error; it compares pictures.")
         if self is Distance.SQUARED:
             return squared_error
-        c = 2 * PSEUDO_HUBER_C if self is Distance.PSEUDO_HUBER_LATENTS else PSEUDO_HUBER_C
+        c = unit * (2 * PSEUDO_HUBER_C if self is Distance.PSEUDO_HUBER_LATENTS else PSEUDO_HUBER_C)
         return (squared_error.flatten(1).mean(dim=1) + c**2).sqrt() - c

@@ -23,7 +23,7 @@ def loss_and_error(
         return _pulled(found, target.pull, target.weight)
     error = (found - wanted).square()
     if target.distance is not Distance.LPIPS:
-        return _weighted_mean(target.distance(error), target), error
+        return _weighted_mean(target.distance(error, unit=target.unit), target), error
     if perceptual is None:
         raise ValueError("distance is lpips, which compares pictures, but nothing was given that decodes and compares.")
     return _weighted_mean(perceptual(target.compared(found), target.compared(wanted)), target), error.detach()

@@ -33,6 +33,7 @@ class Target(NamedTuple):
     x0 is what the student says less the pull, of which nothing else is asked. measures: (B,) each, told by name beside the loss.
     beside: a further target of the same student, of as many samples, whose loss is added. near (B, ...): of a critic's target,
     whose x_t is what the student drew and x0 a picture, both noised to sigma: the picture made a little noisier before.
+    unit: of the data, see TeacherKind: what a distance's constant is in.
     """
 
     x_t: Tensor
@@ -47,6 +48,7 @@ class Target(NamedTuple):
     measures: Mapping[str, Tensor] = types.MappingProxyType({})
     beside: Target | None = None
     near: Tensor | None = None
+    unit: float = 1.0
 
     def compared(self, x0: Tensor) -> Tensor:
         """(B, ...) what a distance between pictures decodes: x0 (B, ...), or the consistency function's word."""
@@ -245,7 +247,7 @@ class OnTeacher(Alone, Generic[Options]):
 
     def __init__(self, options: Options, teacher: TeacherKind) -> None:
         options.grid.require_for(teacher.family)
-        self.family, self._options = teacher.family, options
+        self.family, self._options, self._unit = teacher.family, options, teacher.unit
 
     def options(self) -> dict[str, Any]:
         return self._options.written()

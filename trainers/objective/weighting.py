@@ -33,12 +33,12 @@ class Weighting(Enum):
     SNR = "snr"
     CONSTANT = "constant"
 
-    def require_for(self, family: NoiseFamily, *, table: Tensor) -> None:
+    def require_for(self, family: NoiseFamily, *, table: Tensor, unit: float = 1.0) -> None:
         """ValueError where a model would never learn its first level: pure noise, with next to no signal.
 
-        table: (T,) its noise levels, ascending. Flow models begin so, and those of zero terminal SNR.
+        table: (T,) its noise levels, ascending. Flow models begin so, and those of zero terminal SNR. unit: see __call__.
         """
-        first = float(self(table[-1:], family=family))
+        first = float(self(table[-1:], family=family, unit=unit))
         if self is Weighting.SNR and first < NO_SIGNAL:
             others = ", ".join(weighting.value for weighting in Weighting if weighting is not Weighting.SNR)
             raise ValueError(
@@ -46,9 +46,12 @@ class Weighting(Enum):
                 f"students begin; allowed are {others}."
             )
 
-    def __call__(self, sigma: Tensor, *, family: NoiseFamily) -> Tensor:
-        """The weight (B,) at noise levels sigma (B,), all above 0."""
-        signal = family.signal(sigma)
+    def __call__(self, sigma: Tensor, *, family: NoiseFamily, unit: float = 1.0) -> Tensor:
+        """The weight (B,) at noise levels sigma (B,), all above 0.
+
+        unit: of the data, see TeacherKind. Errors of x0 and the signal are in it, so that what is 1 here is 1 of their own.
+        """
+        signal = unit * family.signal(sigma)
         snr = (signal / sigma) ** 2
         match self:
             case Weighting.TRUNCATED_SNR:

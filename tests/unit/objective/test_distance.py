@@ -34,6 +34,17 @@ def test_pseudo_huber_is_equation_7_over_the_root_of_the_dimension(size):
     assert float(x0_error) == pytest.approx(float(error.square().mean()), rel=1e-5), "of metrics: squared as ever"
 
 
+@pytest.mark.parametrize("distance", [Distance.PSEUDO_HUBER, Distance.PSEUDO_HUBER_LATENTS])
+def test_of_data_an_eighth_as_large_the_distance_is_an_eighth(distance):
+    """The constant is in the unit of the data: small errors are small for them. Errors as small as it tell."""
+    squared = torch.tensor([[1e-8, 4e-7], [1e-6, 1e-2]])
+    torch.testing.assert_close(8 * distance(squared / 64, unit=1 / 8), distance(squared))
+    target = target_of(distance)._replace(unit=1 / 8)
+    loss, _ = weighted_error(denoiser, target)
+    each = (denoiser(target.x_t, target.sigma).float() - target.x0.float()).square()
+    assert torch.equal(loss, (target.weight * distance(each, unit=1 / 8)).mean())
+
+
 def test_the_squared_distance_is_what_it_was():
     target = target_of(Distance.SQUARED)
     error = (denoiser(target.x_t, target.sigma).float() - target.x0.float()).square()

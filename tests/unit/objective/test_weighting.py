@@ -22,6 +22,16 @@ def test_variance_exploding_weights(weighting, at_half, at_two):
     torch.testing.assert_close(weighting(sigma, family=NoiseFamily.VARIANCE_EXPLODING), torch.tensor([at_half, at_two]))
 
 
+@pytest.mark.parametrize("weighting", Weighting)
+def test_data_an_eighth_as_large_are_weighed_alike_at_an_eighth_of_the_level(weighting):
+    """The same problem in another unit: where noise is as large as the data, an error of x0 counts as one of eps."""
+    sigma = torch.tensor([0.3, 1.0, 4.0])
+    family = NoiseFamily.VARIANCE_EXPLODING
+    torch.testing.assert_close(weighting(sigma / 8, family=family, unit=1 / 8), weighting(sigma, family=family))
+    where_alike = torch.tensor([1 / 9])  # of a flow model, (1 - sigma) / 8 = sigma
+    assert float(Weighting.SNR(where_alike, family=NoiseFamily.FLOW, unit=1 / 8)) == pytest.approx(1.0)
+
+
 def test_flow_snr_is_one_in_the_middle():
     sigma = torch.tensor([0.2, 0.5, 1.0])
     torch.testing.assert_close(Weighting.SNR(sigma, family=NoiseFamily.FLOW), torch.tensor([16.0, 1.0, 0.0]))
