@@ -29,13 +29,13 @@ from ..trainers.storage.export import read_student
 from ..trainers.storage.run_folder import RunFolder
 from ..trainers.training.distillation import Distillation
 from ..trainers.training.optimisation.options import TrainOptions
-from .scenes import pages
 from .scenes.curves import TEST_SEED, TUNING_SEED
-from .scenes.judges import RandomFeatures, Whitened
-from .scenes.machine import RESULTS, ROOT
-from .scenes.parts import Figures, Parts
+from .scenes.engine.machine import RESULTS, ROOT
+from .scenes.engine.parts import Figures, Parts
+from .scenes.judging.judges import RandomFeatures, Whitened
 from .scenes.students import say
-from .scenes.trainings import by_training, distance, in_order, over_trainings
+from .scenes.tables import pages
+from .scenes.tables.trainings import by_training, distance, in_order, over_trainings
 from .scenes.trials import TRIALS, measure
 
 HOME = ROOT / ".fewstep" / "digits"

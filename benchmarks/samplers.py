@@ -21,7 +21,7 @@ from torch import Tensor
 from ..samplers.few_step import sample_few_step
 from ..samplers.noise import NoiseFamily
 from ..samplers.schedules import trailing_sigmas
-from .scenes.machine import RESULTS
+from .scenes.engine.machine import RESULTS
 
 FAMILY = NoiseFamily.VARIANCE_EXPLODING
 

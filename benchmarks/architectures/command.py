@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ..scenes.machine import RESULTS, machine
+from ..scenes.engine.machine import RESULTS, machine
 from . import formats as architectures_formats
 from .newer_pictures import NEWER_PICTURES
 from .newer_videos import NEWER_VIDEOS

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..scenes.machine import RESULTS
-from ..scenes.parts import Parts
+from ..scenes.engine.machine import RESULTS
+from ..scenes.engine.parts import Parts
 from .cells import MARK
 from .gradients import ROOMS
 from .parts import PARTS, STEPS

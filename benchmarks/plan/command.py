@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..scenes.machine import RESULTS
-from ..scenes.parts import Figures, Parts
+from ..scenes.engine.machine import RESULTS
+from ..scenes.engine.parts import Figures, Parts
 from . import parts as plan_parts
 from .parts import METHODS, PARTS, Case
 

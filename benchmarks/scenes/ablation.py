@@ -27,13 +27,16 @@ from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.student import FullWeightsStudent
 from ...trainers.training.loop import train
 from ...trainers.training.optimisation.tally import NonFiniteLoss
-from . import curves, judges, pages, students, teacher
-from .judged import PICTURES, Jury, Row
-from .machine import RESULTS, ROOT, device, learning_precision
-from .network import PREDICTIONS, SceneNetwork, as_denoiser, noise_levels
-from .parts import Parts
-from .solvers import Setting
-from .world import CHANNELS, Split
+from . import curves, students
+from .engine.machine import RESULTS, ROOT, device, learning_precision
+from .engine.parts import Parts
+from .judging import judges
+from .judging.judged import PICTURES, Jury, Row
+from .model import teacher
+from .model.network import PREDICTIONS, SceneNetwork, as_denoiser, noise_levels
+from .model.solvers import Setting
+from .model.world import CHANNELS, Split
+from .tables import pages
 
 HOME = ROOT / ".fewstep" / "scenes" / "ablation"
 ITERATIONS = 2000

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 
-from . import ablation, curves, judges, readme, students, teacher
+from . import ablation, curves, readme, students
+from .judging import judges
+from .model import teacher
 
 PARTS = {
     "teacher": teacher.main,

@@ -15,13 +15,15 @@ from typing import Any
 
 from ...samplers.noise import Denoiser
 from ...trainers.objective.grid import Grid
-from . import judges, pages, teacher
-from .judged import PICTURES, Jury, Row, spoiled
-from .machine import RESULTS
-from .network import as_denoiser
-from .parts import Parts
-from .solvers import CALLS, Setting, draw, noise, setting, solvers
-from .world import Split, to_pictures
+from .engine.machine import RESULTS
+from .engine.parts import Parts
+from .judging import judges
+from .judging.judged import PICTURES, Jury, Row, spoiled
+from .model import teacher
+from .model.network import as_denoiser
+from .model.solvers import CALLS, Setting, draw, noise, setting, solvers
+from .model.world import Split, to_pictures
+from .tables import pages
 
 GUIDANCES = (1.0, 1.5, 2.0, 3.0)
 GRIDS = (Grid.TRAILING.value, Grid.EDM.value)

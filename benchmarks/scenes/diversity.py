@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ...trainers.measures.fidelity import Estimate
 from ...trainers.storage.run_folder import RunFolder
-from . import pages
-from .parts import Figures, Parts
-from .trainings import Students, in_order, over_trainings, ratio
+from .engine.parts import Figures, Parts
+from .tables import pages
+from .tables.trainings import Students, in_order, over_trainings, ratio
 from .trials import Subject
 
 BEGINNING = "spread: "

@@ -10,9 +10,10 @@ import json
 from typing import Any
 
 from ...trainers.storage.files import write_atomically
-from . import ablation, pages, students_page
-from .machine import RESULTS, ROOT
-from .trainings import by_training, distance
+from . import ablation, students_page
+from .engine.machine import RESULTS, ROOT
+from .tables import pages
+from .tables.trainings import by_training, distance
 
 Figures = dict[str, Any]
 FILE = ROOT / "README.md"

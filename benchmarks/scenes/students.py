@@ -27,14 +27,16 @@ from ...trainers.students.student import FullWeightsStudent
 from ...trainers.training.distillation import Distillation
 from ...trainers.training.loop import Metrics
 from ...trainers.training.optimisation.options import TrainOptions
-from . import diversity, judges, students_page, teacher
-from .judged import PICTURES, Jury, Row
-from .machine import RESULTS, ROOT, device, learning_precision
-from .network import SceneNetwork, as_denoiser, noise_levels
-from .parts import Figures, Parts
-from .solvers import CHUNK, FAMILY, Setting, draw, noise
+from . import diversity, students_page
+from .engine.machine import RESULTS, ROOT, device, learning_precision
+from .engine.parts import Figures, Parts
+from .judging import judges
+from .judging.judged import PICTURES, Jury, Row
+from .model import teacher
+from .model.network import SceneNetwork, as_denoiser, noise_levels
+from .model.solvers import CHUNK, FAMILY, Setting, draw, noise
+from .model.world import Split, to_pictures
 from .trials import TRIALS, Trial, measure
-from .world import Split, to_pictures
 
 HOME = ROOT / ".fewstep" / "scenes" / "students"
 LEARNT, BATCH = 2**14, 64

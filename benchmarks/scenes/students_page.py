@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...trainers.measures.charts import Interval, curves_chart
-from . import diversity, pages
-from .machine import RESULTS, save_picture
-from .solvers import CHUNK
-from .trainings import Students, by_training, distance, in_order, over_trainings, ratio
+from . import diversity
+from .engine.machine import RESULTS, save_picture
+from .model.solvers import CHUNK
+from .tables import pages
+from .tables.trainings import Students, by_training, distance, in_order, over_trainings, ratio
 from .trials import ADDED, adds_noise
 
 Figures = dict[str, Any]

@@ -12,7 +12,7 @@ from ...trainers.methods import Consistency, DistributionMatching, GuidanceDisti
 from ...trainers.objective.method import MethodOptions
 from ...trainers.storage.run_folder import RunFolder
 from .curves import TEST_SEED
-from .parts import Figures, Parts
+from .engine.parts import Figures, Parts
 
 SCALE = 2.0
 """Guidance that is baked in."""

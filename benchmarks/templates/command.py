@@ -23,7 +23,7 @@ from typing import Any
 from ...samplers.presets import PRESETS
 from ...samplers.presets.preset import TEMPLATES
 from ..architectures.command import version_of_comfyui
-from ..scenes.machine import RESULTS
+from ..scenes.engine.machine import RESULTS
 from .graph import Graph
 from .judge import covered_by
 from .samplings import Sampling, samplings

@@ -23,7 +23,7 @@ import torch
 
 from ...trainers.students.student import Student
 from ...trainers.training.optimisation.options import PRECISIONS
-from ..scenes.machine import RESULTS
+from ..scenes.engine.machine import RESULTS
 from .parts import bare, loop, memory
 from .setup import METHODS, UNETS, Setup, in_one_step, learning
 

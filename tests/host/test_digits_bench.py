@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from comfyui_fewstep.benchmarks import digits
-from comfyui_fewstep.benchmarks.scenes.parts import Parts
+from comfyui_fewstep.benchmarks.scenes.engine.parts import Parts
 from comfyui_fewstep.benchmarks.scenes.trials import measure
 
 

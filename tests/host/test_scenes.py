@@ -6,20 +6,13 @@ import re
 
 import pytest
 import torch
-from comfyui_fewstep.benchmarks.scenes import (
-    ablation,
-    curves,
-    diversity,
-    judges,
-    pages,
-    students,
-    students_page,
-    teacher,
-    trials,
-)
-from comfyui_fewstep.benchmarks.scenes.network import noise_levels
-from comfyui_fewstep.benchmarks.scenes.parts import Parts
-from comfyui_fewstep.benchmarks.scenes.solvers import CALLS, Setting, draw, noise, setting, solvers
+from comfyui_fewstep.benchmarks.scenes import ablation, curves, diversity, students, students_page, trials
+from comfyui_fewstep.benchmarks.scenes.engine.parts import Parts
+from comfyui_fewstep.benchmarks.scenes.judging import judges
+from comfyui_fewstep.benchmarks.scenes.model import teacher
+from comfyui_fewstep.benchmarks.scenes.model.network import noise_levels
+from comfyui_fewstep.benchmarks.scenes.model.solvers import CALLS, Setting, draw, noise, setting, solvers
+from comfyui_fewstep.benchmarks.scenes.tables import pages
 from PIL import Image
 
 NAMES = ("DDIM", "Heun", "DPM++ 2M", "UniPC")

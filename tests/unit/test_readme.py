@@ -6,8 +6,9 @@ import statistics
 from pathlib import Path
 
 import pytest
-from comfyui_fewstep.benchmarks.scenes import pages, readme
-from comfyui_fewstep.benchmarks.scenes.trainings import by_training, distance, over_trainings
+from comfyui_fewstep.benchmarks.scenes import readme
+from comfyui_fewstep.benchmarks.scenes.tables import pages
+from comfyui_fewstep.benchmarks.scenes.tables.trainings import by_training, distance, over_trainings
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from comfyui_fewstep.benchmarks.scenes.judged import Jury, spoiled
-from comfyui_fewstep.benchmarks.scenes.judges import RandomFeatures, load_judges, right
-from comfyui_fewstep.benchmarks.scenes.world import Split, drawn
+from comfyui_fewstep.benchmarks.scenes.judging.judged import Jury, spoiled
+from comfyui_fewstep.benchmarks.scenes.judging.judges import RandomFeatures, load_judges, right
+from comfyui_fewstep.benchmarks.scenes.model.world import Split, drawn
 
 
 @pytest.fixture(scope="module")

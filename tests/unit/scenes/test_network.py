@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from comfyui_fewstep.benchmarks.scenes.network import (
+from comfyui_fewstep.benchmarks.scenes.model.network import (
     PREDICTIONS,
     SIGMA_MAX,
     SIGMA_MIN,

@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
-from comfyui_fewstep.benchmarks.scenes import ablation, diversity, machine, pages, readme, students_page, trainings
-from comfyui_fewstep.benchmarks.scenes.parts import Parts
+from comfyui_fewstep.benchmarks.scenes import ablation, diversity, readme, students_page
+from comfyui_fewstep.benchmarks.scenes.engine import machine
+from comfyui_fewstep.benchmarks.scenes.engine.parts import Parts
+from comfyui_fewstep.benchmarks.scenes.tables import pages, trainings
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
-from comfyui_fewstep.benchmarks.scenes import teacher
-from comfyui_fewstep.benchmarks.scenes.network import SceneNetwork
+from comfyui_fewstep.benchmarks.scenes.model import teacher
+from comfyui_fewstep.benchmarks.scenes.model.network import SceneNetwork
 from comfyui_fewstep.trainers.storage.files import read_tensors
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 

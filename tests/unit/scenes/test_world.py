@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from comfyui_fewstep.benchmarks.scenes.world import (
+from comfyui_fewstep.benchmarks.scenes.model.world import (
     COLOURS,
     KINDS,
     SHAPES,

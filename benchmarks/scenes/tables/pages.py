@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from ...trainers.measures.fidelity import Estimate
-from .solvers import CALLS
+from ....trainers.measures.fidelity import Estimate
+from ..model.solvers import CALLS
 
 Figures = dict[str, Any]
 _DISTANCES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from ...trainers.measures.fidelity import Estimate
+from ....trainers.measures.fidelity import Estimate
 from . import pages
 
 Figures = dict[str, Any]

@@ -21,15 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...samplers.noise import Denoiser
-from ...trainers.data.batches import TensorData
-from ...trainers.methods.denoising import Denoising
-from ...trainers.storage.files import read_tensors, write_atomically, write_tensors
-from ...trainers.storage.run_folder import RunFolder
-from ...trainers.students.student import FullWeightsStudent
-from ...trainers.training.loop import Metrics, train
-from ...trainers.training.optimisation.options import TrainOptions
-from .machine import RESULTS, ROOT, device, learning_precision, machine
+from ....samplers.noise import Denoiser
+from ....trainers.data.batches import TensorData
+from ....trainers.methods.denoising import Denoising
+from ....trainers.storage.files import read_tensors, write_atomically, write_tensors
+from ....trainers.storage.run_folder import RunFolder
+from ....trainers.students.student import FullWeightsStudent
+from ....trainers.training.loop import Metrics, train
+from ....trainers.training.optimisation.options import TrainOptions
+from ..engine.machine import RESULTS, ROOT, device, learning_precision, machine
 from .network import SIGMA_MAX, SIGMA_MIN, SceneNetwork, as_denoiser, noise_levels
 from .world import KINDS, Split, drawn, to_latents
 

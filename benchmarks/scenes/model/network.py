@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...samplers.noise import Denoiser, expand_like
-from ...trainers.students.x0_and_eps import combined_x0
-from .machine import computing_in
+from ....samplers.noise import Denoiser, expand_like
+from ....trainers.students.x0_and_eps import combined_x0
+from ..engine.machine import computing_in
 from .world import CHANNELS, KINDS
 
 WIDTH = 64

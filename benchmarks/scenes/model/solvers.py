@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...samplers.few_step import sample_few_step
-from ...samplers.noise import Denoiser, NoiseFamily, guided
-from ...trainers.objective.grid import Grid
-from .machine import device
+from ....samplers.few_step import sample_few_step
+from ....samplers.noise import Denoiser, NoiseFamily, guided
+from ....trainers.objective.grid import Grid
+from ..engine.machine import device
 from .network import noise_levels
 
 FAMILY = NoiseFamily.VARIANCE_EXPLODING
@@ -52,7 +52,7 @@ class Setting(NamedTuple):
 @functools.cache
 def solvers() -> dict[str, Solver]:
     """By name. ComfyUI is imported on the first call."""
-    from ...commands.embedded import import_host
+    from ....commands.embedded import import_host
 
     import_host()
     import comfy.extra_samplers.uni_pc as uni_pc

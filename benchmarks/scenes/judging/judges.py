@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...trainers.measures.fidelity import Estimate, share
-from ...trainers.storage.files import read_tensors, write_atomically, write_tensors
-from ...trainers.storage.prefixes import below
-from .machine import RESULTS, ROOT, computing_in, faster_precision, machine
-from .world import KINDS, Split, drawn
+from ....trainers.measures.fidelity import Estimate, share
+from ....trainers.storage.files import read_tensors, write_atomically, write_tensors
+from ....trainers.storage.prefixes import below
+from ..engine.machine import RESULTS, ROOT, computing_in, faster_precision, machine
+from ..model.world import KINDS, Split, drawn
 
 FILE = ROOT / "assets" / "scenes_judges.safetensors"
 CPU = torch.device("cpu")

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...trainers.measures.fidelity import (
+from ....trainers.measures.fidelity import (
     copied_share,
     frechet_at_infinity,
     jackknife,
     kernel_estimate,
     neighbourhoods,
 )
+from ..model.world import Split, drawn
 from .judges import load_judges, right
-from .world import Split, drawn
 
 PICTURES, REAL, NEIGHBOURS, COPIES, MEMORY = 2048, 8192, 2048, 512, 2**14
 """In a row; real ones that it is compared with; of both for neighbourhoods; looked up among so many learnt and unseen."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ...trainers.storage.files import write_atomically
+from ....trainers.storage.files import write_atomically
 from .machine import machine
 
 Figures = dict[str, Any]

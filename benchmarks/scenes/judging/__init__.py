@@ -1,0 +1,1 @@
+"""Who judges pictures of scenes: readers of captions and features, and what they say of many."""

@@ -1,0 +1,1 @@
+"""Figures as they stand on pages, over noises and trainings."""
