@@ -34,6 +34,8 @@ _FIRST = _FILE.format(0)
 _NAMED_DIFFERENCES = 5
 
 _OF_KEY = "fewstep.of"
+_MADE_IN = "made_in"
+"""Of source.json, and not compared: what each of those that the data are made with computes in."""
 
 
 class Shard(NamedTuple):
@@ -55,15 +57,18 @@ def cached_data(
     replace: bool,
     device: torch.device | None = None,
     newer: Collection[str] = (),
+    made_with: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Data:
     """The data in folder, of which only those shards are made that are not there yet.
 
     source: JSON values that decide the data; None for what is not known this time, which is then not compared. plan: the
     shards, asked for only when one is missing. replace: data of another source give way; otherwise ValueError, naming what
     differs. ValueError too when a shard is damaged. device: where batches go. newer: names of source that folders of before
-    lack; a run that has begun without them keeps its data.
+    lack; a run that has begun without them keeps its data. made_with: names of source that count only while something is to be
+    made, with the dtype that each computes in. say: is told where data give way, or are not of what they would be made with.
     """
-    fill(folder, source=source, plan=plan, replace=replace, newer=newer)
+    fill(folder, source=source, plan=plan, replace=replace, newer=newer, made_with=made_with, say=say)
     data = read_data(folder, device=device)
     if data is None:
         raise RuntimeError(f"the data in {folder} were removed while they were being made.")
@@ -83,14 +88,17 @@ def fill(
     plan: Callable[[], Sequence[Shard]],
     replace: bool,
     newer: Collection[str] = (),
+    made_with: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Makes what is missing in folder; see cached_data."""
-    _require_same_source(folder, source, replace=replace, newer=newer)
+    made_with = made_with or {}
+    _require_same_source(folder, source, replace=replace, newer=newer, made_with=made_with, say=say)
     if _complete(folder):
         return
     shards = plan()
     if not (folder / "source.json").exists():
-        _write_json(folder / "source.json", source)
+        _write_json(folder / "source.json", {**source, **({_MADE_IN: made_with} if made_with else {})})
     files = [folder / _FILE.format(number) for number in range(len(shards))]
     for file, shard in zip(files, shards, strict=True):
         if not file.exists() or not _is_of(file, shard.of):
@@ -147,32 +155,67 @@ def _shards(folder: Path) -> Iterator[list[TensorData]]:
 
 
 def _require_same_source(
-    folder: Path, source: Mapping[str, Any], *, replace: bool, newer: Collection[str] = ()
+    folder: Path,
+    source: Mapping[str, Any],
+    *,
+    replace: bool,
+    newer: Collection[str],
+    made_with: Mapping[str, str],
+    say: Callable[[str], None],
 ) -> None:
     file = folder / "source.json"
     there = _read_json(file) if file.exists() else None
-    if there is not None and not replace:
+    if there is None:  # without it no shard says what it is
+        forget(folder)
+        return
+    said = there.pop(_MADE_IN, {})
+    made_in = said if is_text_by_name(said) else {}
+    if not replace:
         source = {name: value for name, value in source.items() if name in there or name not in newer}
-    lines = [] if there is None else _differences(there, json.loads(json.dumps(source)))
-    if lines and not replace:
-        more = f"; and {len(lines) - _NAMED_DIFFERENCES} more" if len(lines) > _NAMED_DIFFERENCES else ""
+    differing = _differing(there, json.loads(json.dumps(source)))
+    lines = {
+        name: f"{name}: there {_short(was)}{_in(made_in.get(name))}, here {_short(now)}{_in(made_with.get(name))}"
+        for name, (was, now) in differing.items()
+    }
+    if replace and lines:
+        if any(folder.glob("*.safetensors")):
+            say(f"the training data in {folder} are made anew, for they are of another source: {_listed(lines)}.")
+        forget(folder)
+    elif lines.keys() - made_with.keys() or (lines and not _complete(folder)):
+        as_then = "" if _complete(folder) or not lines.keys() & made_with.keys() else _AS_THEN
         raise ValueError(
             f"this run has begun on other training data, which are in {folder}. Choose another run name, or restore the "
-            f"data. What differs: {'; '.join(lines[:_NAMED_DIFFERENCES])}{more}."
+            f"data. What differs: {_listed(lines)}.{as_then}"
         )
-    if lines or there is None:  # without its source no shard says what it is
-        forget(folder)
+    elif lines:
+        say(
+            f"the run goes on with the training data that it has, in {folder}, which were not made with what is connected: "
+            f"{_listed(lines)}. Nothing is encoded anew; choose another run name for data of what is connected."
+        )
 
 
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+_AS_THEN = (
+    " Not all of the data are there, so the VAE and CLIP that made the others must make the rest. They are known by their "
+    "weights as these are loaded, and the same ones in another dtype, of another card or of --fp32-vae and its like, encode "
+    "otherwise: load them as they were then."
+)
+
+
+def _in(dtype: str | None) -> str:
+    return f" in {dtype}" if dtype else ""
+
+
+def _listed(lines: Mapping[str, str]) -> str:
+    more = f"; and {len(lines) - _NAMED_DIFFERENCES} more" if len(lines) > _NAMED_DIFFERENCES else ""
+    return f"{'; '.join([*lines.values()][:_NAMED_DIFFERENCES])}{more}"
+
+
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Both values by name; without what is None here."""
     found, wanted = _flat(there), _flat(here)
     unknown = [name for name, value in wanted.items() if value is None]
     keys = [key for key in sorted(found.keys() | wanted.keys()) if not any(_within(key, name) for name in unknown)]
-    return [
-        f"{key}: there {_short(found.get(key))}, here {_short(wanted.get(key))}"
-        for key in keys
-        if found.get(key) != wanted.get(key)
-    ]
+    return {key: (found.get(key), wanted.get(key)) for key in keys if found.get(key) != wanted.get(key)}
 
 
 def _within(key: str, name: str) -> bool:

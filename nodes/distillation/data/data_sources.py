@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -77,12 +77,41 @@ class MadeOnce:
 
     has_pictures = True
 
+    def encoders(self) -> dict[str, Any]:
+        """What encodes, by the name of its input; None where that is not connected."""
+        raise NotImplementedError
+
     @property
     def unconditional(self) -> Condition | None:
         return {}
 
     def keep(self, run: RunFolder) -> None:
         """Nothing is left to do."""
+
+    def kept(
+        self,
+        model: Any,
+        run: RunFolder,
+        *,
+        source: Mapping[str, Any],
+        plan: Callable[[], Sequence[Shard]],
+        newer: Collection[str] = (),
+    ) -> Data:
+        """The run's data, see cached_data. source: all that decides them but what encodes, which is added."""
+        connected = {name: holder for name, holder in self.encoders().items() if holder is not None}
+        known = {name: host.encoding.weights_sha256(holder) for name, holder in connected.items()}
+        return cached_data(
+            run.data_folder,
+            source={**source, **dict.fromkeys(self.encoders()), **known},
+            plan=plan,
+            replace=not run.begun,
+            device=model.load_device,
+            newer=newer,
+            made_with={
+                name: host.encoding.dtype_of(connected[name]) if name in connected else "" for name in self.encoders()
+            },
+            say=functools.partial(host.signals.say, warning=True),
+        )
 
 
 class Sample(NamedTuple):
@@ -180,26 +209,25 @@ class PromptSource(MadeOnce):
         shape = host.data.latent_shape(model, width=self.width, height=self.height)
         if not run.begun:
             _forget_anothers(model, run.data_folder)
-        return cached_data(
-            run.data_folder,
-            source=self._source()
+        return self.kept(
+            model,
+            run,
+            source=self.described()
             | {"sigmas": sigmas.tolist()}
             | of_teacher(model, teacher_sha256)
             | _patches_of(model, run)
             | ({"batch_size": None} if run.begun else {}),  # its pictures are there, drawn as they were
             plan=lambda: self._plan(model, sigmas, shape, folder=run.data_folder),
-            replace=not run.begun,
-            device=model.load_device,
         )
+
+    def encoders(self) -> dict[str, Any]:
+        return {"clip": self.clip}
 
     def described(self) -> dict[str, Any]:
         """What decides the data and can be told without looking at any file or weight, as JSON values."""
         names = {field.name for field in dataclasses.fields(self)} - {"clip", "guidance"}
         options = {name: getattr(self, name) for name in sorted(names)} | of_guidance(self.guidance)
         return {"kind": "prompts", **options}
-
-    def _source(self) -> dict[str, Any]:
-        return {**self.described(), "clip": None if self.clip is None else host.encoding.weights_sha256(self.clip)}
 
     def _plan(self, model: Any, sigmas: Tensor, shape: tuple[int, ...], *, folder: Path) -> list[Shard]:
         """A shard is what the teacher draws at once, so that a resumed cache is drawn in the same batches."""

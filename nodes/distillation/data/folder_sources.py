@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ....trainers.data.batches import Data, TensorData
-from ....trainers.data.cache import Shard, cached_data
+from ....trainers.data.cache import Shard
 from ....trainers.data.listing import NOT_READ, BrokenFile, Captioned, Listing, captioned, listed, require_unchanged
 from ....trainers.data.pictures import ENDINGS, PIXELS, Size, bucket_for, bucket_sizes, picture_size, pixels
 from ....trainers.storage.run_folder import RunFolder
@@ -75,21 +75,21 @@ class FolderSource(MadeOnce):
         host.signals.say(listing.said())
         progress = Progress(len(listing.files))
         files = captioned(listing.files, caption=self.caption, looked=progress.next)
-        return cached_data(
-            run.data_folder,
+        return self.kept(
+            model,
+            run,
             source=self._source(files) | of_teacher(model, teacher_sha256),
             plan=lambda: self._plan(model, files),
-            replace=not run.begun,
-            device=model.load_device,
             newer=("caption_syntax",),
         )
+
+    def encoders(self) -> dict[str, Any]:
+        return {"vae": self.vae, "clip": self.clip}
 
     def _source(self, files: Sequence[Captioned]) -> dict[str, Any]:
         return self.described() | {
             self.what: {file.name: file.sha256 for file in files},
             "captions": {file.name: file.caption for file in files},
-            "vae": None if self.vae is None else host.encoding.weights_sha256(self.vae),
-            "clip": None if self.clip is None else host.encoding.weights_sha256(self.clip),
         }
 
     def described(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ....trainers.data.batches import Data, TensorData
-from ....trainers.data.cache import Shard, cached_data
+from ....trainers.data.cache import Shard
 from ....trainers.storage.run_folder import RunFolder
 from ... import host
 from .data_sources import (
@@ -47,18 +47,12 @@ class PromptsAlone(MadeOnce):
         return {"guidance": self.guidance}
 
     def build(self, model: Any, run: RunFolder, *, teacher_sha256: str) -> Data:
-        return cached_data(
-            run.data_folder,
-            source=self._source() | of_teacher(model, teacher_sha256),
-            plan=lambda: self._plan(model),
-            replace=not run.begun,
-            device=model.load_device,
-        )
-
-    def _source(self) -> dict[str, Any]:
-        clip = None if self.clip is None else host.encoding.weights_sha256(self.clip)
         options = {name: getattr(self, name) for name in ("prompts", "negative", "width", "height")}
-        return {"kind": "prompts alone", **options, **of_guidance(self.guidance), "clip": clip}
+        source = {"kind": "prompts alone", **options, **of_guidance(self.guidance), **of_teacher(model, teacher_sha256)}
+        return self.kept(model, run, source=source, plan=lambda: self._plan(model))
+
+    def encoders(self) -> dict[str, Any]:
+        return {"clip": self.clip}
 
     def _plan(self, model: Any) -> list[Shard]:
         require_connected("Training Prompts (No Pictures)", clip=self.clip)

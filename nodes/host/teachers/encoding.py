@@ -5,6 +5,7 @@ Something is kept only of encoders that are known by their weights: nothing else
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -110,6 +111,17 @@ def weights_sha256(holder: Any) -> str:
     if getattr(holder, "first_stage_model", None) is not None:
         return _of_network(holder, holder.first_stage_model)
     return f"{type(holder).__module__.rpartition('.')[-1]}.{type(holder).__qualname__}"
+
+
+def dtype_of(holder: Any) -> str:
+    """What a VAE computes in, or most of a CLIP's values are of: "bfloat16". Empty for one without weights."""
+    chosen = getattr(holder, "vae_dtype", None)
+    network = getattr(holder, "cond_stage_model", None)
+    counts: collections.Counter[torch.dtype | None] = collections.Counter([chosen])
+    for value in () if network is None else network.state_dict().values():
+        counts[value.dtype] += value.numel()
+    ((dtype, _),) = counts.most_common(1)
+    return "" if dtype is None else str(dtype).removeprefix("torch.")
 
 
 def _of_network(holder: Any, network: Any) -> str:
