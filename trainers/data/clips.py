@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .listing import BrokenFile, require_file
+from .files import BrokenFile, Hashed, HashedFile, require_file
 from .pictures import Size
 
 CLIP_ENDINGS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts")
@@ -53,12 +53,14 @@ def frame_count(path: Path, *, rate: float, most: int | None = None) -> int:
     return sum(1 for _ in itertools.islice(_frames(path, rate=rate), most))
 
 
-def clip_pieces(path: Path, *, frames: int, rate: float, seen: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+def clip_pieces(
+    path: Path, *, frames: int, rate: float, seen: Callable[[Tensor], Tensor], hashed: Hashed | None = None
+) -> Iterator[Tensor]:
     """The pieces of a clip one after another, (frames, H, W, 3) each; what is left at the end is left out.
 
-    seen: what becomes of a frame (H, W, 3) in [0, 1].
+    seen: what becomes of a frame (H, W, 3) in [0, 1]. hashed: what the file must still be.
     """
-    for piece in in_pieces(_frames(path, rate=rate), frames):
+    for piece in in_pieces(_frames(path, rate=rate, hashed=hashed), frames):
         yield torch.stack([seen(seen_picture(frame)) for frame in piece])
 
 
@@ -86,15 +88,16 @@ def at_rate(frames: Iterable[tuple[Fraction, Item]], rate: float) -> Iterator[It
             shown += 1
 
 
-def _frames(path: Path, *, rate: float) -> Iterator[Any]:
+def _frames(path: Path, *, rate: float, hashed: Hashed | None = None) -> Iterator[Any]:
     """PyAV's frames of the first stream of video."""
-    with _opened(path) as container:
+    with _opened(path, hashed) as (container, require_read):
         if not container.streams.video:
             raise BrokenFile("it holds no video")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         aspect = stream.sample_aspect_ratio or Fraction(1)
         for frame in at_rate(_timed(container.decode(stream), 1 / (stream.average_rate or Fraction(25))), rate):
+            require_read()
             yield frame if abs(aspect - 1) < _SQUARE else _as_seen(frame, aspect)
 
 
@@ -151,14 +154,15 @@ def sample_count(path: Path, *, rate: int) -> int:
     return sum(block.shape[1] for block in _blocks(path, rate=rate))
 
 
-def sound_pieces(path: Path, *, samples: int, rate: int) -> Iterator[Tensor]:
+def sound_pieces(path: Path, *, samples: int, rate: int, hashed: Hashed | None = None) -> Iterator[Tensor]:
     """The pieces of a sound one after another, (1, samples, 2) each in about [-1, 1]; what is left at the end is left out.
 
     A single channel stands in both. More than two are mixed: of six, VAEs take the first two, without the voices in the middle.
+    hashed: what the file must still be.
     """
     blocks: list[Tensor] = []
     count = 0  # put together once they are enough: a reader gives a thousand samples at a time
-    for block in _blocks(path, rate=rate):
+    for block in _blocks(path, rate=rate, hashed=hashed):
         blocks.append(block)
         count += block.shape[1]
         if count < samples:
@@ -170,11 +174,11 @@ def sound_pieces(path: Path, *, samples: int, rate: int) -> Iterator[Tensor]:
         blocks, count = [held], held.shape[1]
 
 
-def _blocks(path: Path, *, rate: int) -> Iterator[Tensor]:
+def _blocks(path: Path, *, rate: int, hashed: Hashed | None = None) -> Iterator[Tensor]:
     """(1 or 2, n) each, of the first stream of sound."""
     import av
 
-    with _opened(path) as container:
+    with _opened(path, hashed) as (container, require_read):
         if not container.streams.audio:
             raise BrokenFile("it holds no sound")
         stream = container.streams.audio[0]
@@ -182,19 +186,30 @@ def _blocks(path: Path, *, rate: int) -> Iterator[Tensor]:
         resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
         for frame in itertools.chain(container.decode(stream), [None]):
             for block in resampler.resample(frame):
+                require_read()
                 yield torch.from_numpy(block.to_ndarray())
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Errors of the reader while it is open are BrokenFile."""
+def _opened(path: Path, hashed: Hashed | None) -> Iterator[tuple[Any, Callable[[], None]]]:
+    """PyAV's container, and what raises BrokenFile once anything but what was hashed was read; its other errors are one too."""
     import av
 
     require_file(path)
-    try:
-        with av.open(str(path), metadata_errors="replace") as container:  # old tags are in any encoding
-            yield container
-    except BrokenFile:
-        raise
-    except (av.error.FFmpegError, ValueError) as error:  # the latter where a sound's channels become others
-        raise BrokenFile(f"it cannot be decoded ({getattr(error, 'strerror', None) or error})") from error
+    with contextlib.ExitStack() as stack:
+        file = None if hashed is None else stack.enter_context(HashedFile(path, hashed))
+        require_read = _nothing if file is None else file.require_read
+        try:
+            given = str(path) if file is None else file
+            container = stack.enter_context(av.open(given, metadata_errors="replace"))  # old tags are in any encoding
+            yield container, require_read
+            require_read()
+        except BrokenFile:
+            raise
+        except (av.error.FFmpegError, ValueError) as error:  # the latter where a sound's channels become others
+            require_read()
+            raise BrokenFile(f"it cannot be decoded ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _nothing() -> None:
+    """Of a file of which nothing else is known."""

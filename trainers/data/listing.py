@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 import os
 import re
-import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..storage.places import is_link
+from .files import NO_FILE, BrokenFile, Hashed, content
 
 CAPTION_ENDINGS = (".txt", ".caption")
 """In any case of letters; the first that is there counts."""
@@ -23,10 +22,6 @@ SUBFOLDERS = (NOT_READ, READ, REPEATED)
 """What becomes of folders below. With repeats the files below `10_name` count ten times, and `name` describes those that no
 file of their own does, as in kohya's sd-scripts."""
 _CONCEPT = re.compile(r"(\d+)_(.+)")
-
-
-class BrokenFile(ValueError):
-    """A file that cannot be trained on; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +58,18 @@ class Listing:
 
 @dataclasses.dataclass(frozen=True)
 class Captioned:
-    """A file, the text that describes it, and the SHA-256 of its content. broken: why it cannot be read, as far as it shows."""
+    """A file, the text that describes it, and what its content was. broken: why it cannot be read, as far as it shows."""
 
     path: Path
     name: str
     caption: str
-    sha256: str
+    hashed: Hashed
     repeats: int = 1
     broken: str = ""
+
+    @property
+    def sha256(self) -> str:
+        return self.hashed.sha256
 
 
 def listed(folder: Path, endings: Collection[str], *, what: str = "pictures", subfolders: str = NOT_READ) -> Listing:
@@ -216,15 +215,9 @@ def _captioned(file: Found, caption: str) -> Captioned:
     try:
         _require_text(str(file.path))
         text = file.concept or caption if file.caption_file is None else _caption(file.caption_file)
-        return Captioned(file.path, file.name, text, _sha256(file.path), file.repeats)
+        return Captioned(file.path, file.name, text, Hashed.of(file.path), file.repeats)
     except BrokenFile as error:
-        return Captioned(file.path, file.name, "", "", file.repeats, str(error))
-
-
-def require_unchanged(file: Captioned) -> None:
-    """BrokenFile where the content is no longer that whose hash is known, by which all that is made of it is called."""
-    if _sha256(file.path) != file.sha256:
-        raise BrokenFile("its content is not what it was when this start looked at it")
+        return Captioned(file.path, file.name, "", NO_FILE, file.repeats, str(error))
 
 
 def _require_text(name: str) -> None:
@@ -232,41 +225,6 @@ def _require_text(name: str) -> None:
         name.encode()
     except UnicodeEncodeError as error:
         raise BrokenFile("its name is no UTF-8 text; rename it") from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    require_file(path)
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(2**20):
-                digest.update(piece)
-    except OSError as error:
-        raise _unreadable(error) from error
-    return digest.hexdigest()
-
-
-def content(path: Path) -> bytes:
-    """BrokenFile for what is no file that can be read."""
-    require_file(path)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _unreadable(error) from error
-
-
-def require_file(path: Path) -> None:
-    """BrokenFile for a folder, a link to nothing, and a pipe or device, which might never end."""
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise _unreadable(error) from error
-    if not stat.S_ISREG(mode):
-        raise BrokenFile("it is a folder, pipe or device, not a file")
-
-
-def _unreadable(error: OSError) -> BrokenFile:
-    return BrokenFile(f"it cannot be read ({error.strerror or error})")
 
 
 def _caption(file: Path) -> str:

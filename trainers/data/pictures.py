@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError, features
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .listing import BrokenFile, content
+from .files import BrokenFile, content, require_file
 
 _HEIC = (".heic", ".heif")
 ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", *_HEIC)
@@ -68,9 +68,30 @@ def picture_size(path: Path) -> Size:
     return _upright(path).size
 
 
-def pixels(path: Path, size: Size) -> Tensor:
-    """(H, W, 3) in [0, 1], float32: enlarged or reduced until it covers size, then cut at its centre."""
-    return fitted(_colours(_in_srgb(_upright(path))), size)
+def stated_size(path: Path) -> Size | None:
+    """As it is stored, by the file's beginning: nothing is decoded. None for what is no picture."""
+    try:
+        require_file(path)
+        if path.suffix.lower() in _HEIC:
+            _register_heic()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                return picture.size
+    except MemoryError:
+        raise
+    except Exception:  # of many kinds, by what is broken
+        return None
+
+
+def pixels(path: Path, size: Size, *, read: Callable[[Path], bytes] = content) -> Tensor:
+    """(H, W, 3) in [0, 1], float32: enlarged or reduced until it covers size, then cut at its centre. read: gives its bytes."""
+    return fitted(_colours(_in_srgb(_upright(path, read=read))), size)
+
+
+def enlarged(picture: Size, size: Size) -> float:
+    """How many times a picture is enlarged to cover size; below 1 it is reduced."""
+    return max(size[0] / picture[0], size[1] / picture[1])
 
 
 def fitted(picture: Tensor, size: Size) -> Tensor:
@@ -99,7 +120,7 @@ def _middle(picture: Tensor, size: tuple[int, int]) -> Tensor:
     return picture[top : top + size[0], left : left + size[1]]
 
 
-def _upright(path: Path) -> Image.Image:
+def _upright(path: Path, *, read: Callable[[Path], bytes] = content) -> Image.Image:
     """The one picture of a file, decoded and turned as its EXIF says. BrokenFile otherwise.
 
     As large as Pillow takes it, twice its limit of warning: 179 million pixels.
@@ -107,7 +128,7 @@ def _upright(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with _opened(path) as picture:
+            with _opened(path, read(path)) as picture:
                 if getattr(picture, "n_frames", 1) > 1 and picture.format not in _STILLS:
                     raise BrokenFile(f"it holds {picture.n_frames} pictures, not one")
                 if picture.mode == "F":
@@ -150,11 +171,11 @@ def _orientation(picture: Image.Image) -> int:
         return 1
 
 
-def _opened(path: Path) -> Image.Image:
+def _opened(path: Path, found: bytes) -> Image.Image:
     """BrokenFile for what no reader knows, naming the one that is not installed."""
     known = path.suffix.lower() not in _HEIC or _register_heic()
     try:
-        return Image.open(io.BytesIO(content(path)))
+        return Image.open(io.BytesIO(found))
     except UnidentifiedImageError as error:
         if not known:
             raise BrokenFile("HEIC is read with pillow-heif: python -m pip install pillow-heif") from error

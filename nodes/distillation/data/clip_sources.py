@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from ....trainers.data import clips
-from ....trainers.data.listing import BrokenFile, Captioned
+from ....trainers.data.files import BrokenFile
+from ....trainers.data.listing import Captioned
 from ....trainers.data.pictures import PIXELS, Size, fitted
 from ... import host
-from .folder_sources import FolderSource, Piece, SeenSource, seed_of
+from .folder_sources import FolderSource, Look, Piece, SeenSource, seed_of
 
 FIRST, ALL = "the first", "all"
 PIECES = (FIRST, ALL)
@@ -50,20 +51,20 @@ class ClipFolder(SeenSource):
     def told(self) -> dict[str, float]:
         return super().told() | {"frame_rate": self.frame_rate}
 
-    def shape(self, file: Path) -> Hashable:
+    def look(self, file: Path) -> Look:
         most = self.frames if self.pieces == FIRST else None  # of a film no more than that is trained on
         found = clips.frame_count(file, rate=self.frame_rate, most=most)
         if found < self.frames:
             at = f" at {self.frame_rate:g} a second" if self.frame_rate else ""
             raise BrokenFile(f"it has {found} frames{at}, fewer than {self.frames}")
-        return super().shape(file)
+        return super().look(file)
 
     def _size(self, file: Path) -> Size:
         return clips.clip_size(file)
 
     def _pieces(self, file: Captioned, shape: Size) -> Iterator[Piece]:
         seen = functools.partial(fitted, size=shape)
-        found = clips.clip_pieces(file.path, frames=self.frames, rate=self.frame_rate, seen=seen)
+        found = clips.clip_pieces(file.path, frames=self.frames, rate=self.frame_rate, seen=seen, hashed=file.hashed)
         for number, frames in enumerate(islice(found, 1 if self.pieces == FIRST else None)):
             for mirrored in (False, True) if self.flip else (False,):
                 of = {"clip": file.sha256, "piece": number, "frames": self.frames, "frame_rate": self.frame_rate}
@@ -105,16 +106,16 @@ class SoundFolder(FolderSource):
     def told(self) -> dict[str, float]:
         return {"seconds_start": 0.0, "seconds_total": self.seconds}
 
-    def shape(self, file: Path) -> Hashable:
+    def look(self, file: Path) -> Look:
         samples, rate = self._length()
         found = clips.sample_count(file, rate=rate)
         if found < samples:
             raise BrokenFile(f"it lasts {found / rate:.2f} seconds, less than {samples / rate:.2f}")
-        return samples
+        return Look(samples)
 
     def _pieces(self, file: Captioned, shape: int) -> Iterator[Piece]:
         _, rate = self._length()
-        found = clips.sound_pieces(file.path, samples=shape, rate=rate)
+        found = clips.sound_pieces(file.path, samples=shape, rate=rate, hashed=file.hashed)
         for number, sound in enumerate(islice(found, 1 if self.pieces == FIRST else None)):
             of = {"sound": file.sha256, "piece": number, "samples": shape, "rate": rate}
             yield Piece(functools.partial(_same, sound), of, seed=seed_of(file) + number)

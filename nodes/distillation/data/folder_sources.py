@@ -13,8 +13,19 @@ from torch import Tensor
 
 from ....trainers.data.batches import Data, TensorData
 from ....trainers.data.cache import Shard
-from ....trainers.data.listing import NOT_READ, BrokenFile, Captioned, Listing, captioned, listed, require_unchanged
-from ....trainers.data.pictures import ENDINGS, PIXELS, Size, bucket_for, bucket_sizes, picture_size, pixels
+from ....trainers.data.files import BrokenFile, hashed_content
+from ....trainers.data.listing import NOT_READ, Captioned, Listing, captioned, listed
+from ....trainers.data.pictures import (
+    ENDINGS,
+    PIXELS,
+    Size,
+    bucket_for,
+    bucket_sizes,
+    enlarged,
+    picture_size,
+    pixels,
+    stated_size,
+)
 from ....trainers.storage.run_folder import RunFolder
 from ... import host
 from .data_sources import SHARD_SAMPLES, MadeOnce, Progress, Sample, Texts, of_guidance, of_teacher, require_connected
@@ -22,6 +33,17 @@ from .data_sources import SHARD_SAMPLES, MadeOnce, Progress, Sample, Texts, of_g
 LITERAL, PROMPT_SYNTAX = "literal", "prompt syntax"
 CAPTION_SYNTAX = (LITERAL, PROMPT_SYNTAX)
 """How the parentheses of a caption are read: as letters, or as emphasis, as in a prompt."""
+
+
+_NAMED = 5
+"""Of many files."""
+
+
+class Look(NamedTuple):
+    """shape: what files that are encoded to one shape have in common. enlarged: how many times one is, where that is above 1."""
+
+    shape: Hashable
+    enlarged: float = 1.0
 
 
 class Piece(NamedTuple):
@@ -131,21 +153,24 @@ class FolderSource(MadeOnce):
         """Every file is decoded once before any is encoded, so that all broken ones are named together."""
         groups: dict[Hashable, list[Captioned]] = {}
         broken: dict[str, str] = {}
+        times: dict[str, float] = {}
         progress = Progress(len(files))
         for file in files:
             progress.next()
             try:
-                groups.setdefault(self.shape_of(file), []).append(file)
+                shape, times[file.name] = self.look_at(file)
+                groups.setdefault(shape, []).append(file)
             except BrokenFile as error:
                 broken[file.name] = str(error)
         self._say_broken(broken, of=len(files))
+        self._say_enlarged({name: by for name, by in times.items() if by > 1.0}, of=len(files))
         return groups
 
-    def shape_of(self, file: Captioned) -> Hashable:
-        """What files that are encoded to one shape have in common. BrokenFile where one, or its caption, cannot be used."""
+    def look_at(self, file: Captioned) -> Look:
+        """BrokenFile where a file, or its caption, cannot be used."""
         if file.broken:
             raise BrokenFile(file.broken)
-        return self.shape(file.path)
+        return self.look(file.path)
 
     def _say_broken(self, broken: dict[str, str], *, of: int) -> None:
         if not broken:
@@ -157,6 +182,17 @@ class FolderSource(MadeOnce):
                 f"{'.' if self.skip_broken else ', or set broken to skip.'}"
             )
         host.signals.say(f"{len(broken)} of {of} {self.what} in {self.folder} are skipped: {names}", warning=True)
+
+    def _say_enlarged(self, times: Mapping[str, float], *, of: int) -> None:
+        if not times:
+            return
+        most = sorted(times, key=lambda name: -times[name])[:_NAMED]
+        names = ", ".join(f"{name} ({times[name]:.2g} times)" for name in most)
+        host.signals.say(
+            f"{len(times)} of {of} {self.what} in {self.folder} are smaller than what they are trained at and are enlarged: "
+            f"{names}{', and others less' if len(times) > _NAMED else ''}. A lower resolution leaves them as they are.",
+            warning=True,
+        )
 
     def _shard(
         self,
@@ -171,7 +207,6 @@ class FolderSource(MadeOnce):
         for file in files:
             progress.next()
             try:
-                require_unchanged(file)
                 samples += self._encoded(model, encoder, file, shape)
             except BrokenFile as error:
                 raise ValueError(
@@ -203,8 +238,8 @@ class FolderSource(MadeOnce):
         """See Texts."""
         return {}
 
-    def shape(self, file: Path) -> Hashable:
-        """See shape_of."""
+    def look(self, file: Path) -> Look:
+        """BrokenFile where it cannot be used."""
         raise NotImplementedError
 
     def _pieces(self, file: Captioned, shape: Any) -> Iterator[Piece]:
@@ -236,8 +271,12 @@ class SeenSource(FolderSource):
     def told(self) -> dict[str, float]:
         return {"guidance": self.guidance}
 
-    def shape(self, file: Path) -> Hashable:
-        return bucket_for(self._size(file), bucket_sizes(self.resolution, self.bucket_step))
+    def look(self, file: Path) -> Look:
+        return self._look(self._size(file))
+
+    def _look(self, size: Size) -> Look:
+        bucket = bucket_for(size, bucket_sizes(self.resolution, self.bucket_step))
+        return Look(bucket, enlarged(size, bucket))
 
     def _size(self, file: Path) -> Size:
         """As it is seen."""
@@ -253,19 +292,31 @@ class PictureFolder(SeenSource):
     what = "pictures"
     endings = ENDINGS
 
+    def _require_vae(self) -> None:
+        host.encoding.require_sides(self.vae, bucket_step=self.bucket_step)
+
+    def small(self) -> list[float]:
+        """How many times each of those that are smaller than what they are trained at is enlarged, by what their files say."""
+        found = []
+        for file in self.found.files:
+            host.signals.check_cancelled()
+            size = stated_size(file.path)
+            found += [] if size is None else [self._look(size).enlarged]
+        return [times for times in found if times > 1.0]
+
     def _size(self, file: Path) -> Size:
         return picture_size(file)
 
     def _pieces(self, file: Captioned, shape: Size) -> Iterator[Piece]:
         for mirrored in (False, True) if self.flip else (False,):
             of = {"picture": file.sha256, "size": shape, "mirrored": mirrored, "pixels": PIXELS}
-            make = functools.partial(_upright, file.path, shape, mirrored=mirrored)
+            make = functools.partial(_upright, file, shape, mirrored=mirrored)
             yield Piece(make, of, seed=seed_of(file) + mirrored)
 
 
-def _upright(path: Path, size: Size, *, mirrored: bool) -> Tensor:
+def _upright(file: Captioned, size: Size, *, mirrored: bool) -> Tensor:
     """(1, H, W, 3)"""
-    picture = pixels(path, size)
+    picture = pixels(file.path, size, read=functools.partial(hashed_content, hashed=file.hashed))
     return (picture.flip(1) if mirrored else picture)[None]
 
 

@@ -307,8 +307,11 @@ class Wishes:
         left = count - drawn.found.described
         without = f"; {left} have no caption and count as pictures of the empty prompt" if left else ""
         only = "; of them only captions and sizes count for this goal" if self.goal in _DRAWS_ITS_OWN else ""
+        small = [] if only else drawn.small()
+        enlarged = f"; {len(small)} smaller than that and enlarged, {max(small):.2g} times at most" if small else ""
         return (
-            f"data: {count} pictures of {drawn.folder}, at about {drawn.resolution} x {drawn.resolution}{without}{only}"
+            f"data: {count} pictures of {drawn.folder}, at about {drawn.resolution} x {drawn.resolution}"
+            f"{enlarged}{without}{only}"
         )
 
     # --- what it takes ---

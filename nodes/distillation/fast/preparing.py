@@ -12,7 +12,8 @@ from torch import Tensor
 from ....samplers.schedules import trailing_sigmas
 from ....trainers.data.batches import Batch
 from ....trainers.data.cache import made_so_far
-from ....trainers.data.listing import BrokenFile, captioned
+from ....trainers.data.files import BrokenFile
+from ....trainers.data.listing import captioned
 from ....trainers.storage.places import is_regular
 from ....trainers.storage.run_folder import RunFolder
 from ....trainers.training.trial import seconds_of
@@ -92,7 +93,7 @@ def _seconds_of_a_file(model: Any, source: PictureFolder, left: Sequence[Any]) -
     make, seconds = source.encoder(model, told_of=_TRIED_FILES), 0.0
     for file in captioned(left[-_TRIED_FILES:], caption=source.caption):
         try:
-            shape = source.shape_of(file)
+            shape, _ = source.look_at(file)
         except BrokenFile:
             continue  # the start says so, for all of them
         seconds = seconds_of(lambda file=file, shape=shape: make(shape, [file]), model.load_device)  # type: ignore[misc]

@@ -65,8 +65,17 @@ def require_frames(vae: Any, *, frames: int, bucket_step: int) -> None:
     if frames not in allowed:
         near = sorted(sorted(allowed, key=lambda n: abs(n - frames))[:2])
         raise ValueError(f"frames is {frames}; this VAE takes {' or '.join(map(str, near))}, for example.")
-    if bucket_step % vae.downscale_ratio[-1]:
-        raise ValueError(f"bucket_step is {bucket_step}; this VAE wants multiples of {vae.downscale_ratio[-1]}.")
+    require_sides(vae, bucket_step=bucket_step)
+
+
+def require_sides(vae: Any, *, bucket_step: int) -> None:
+    """ValueError, naming the input, for multiples of which the host would cut some off, and for a VAE of sounds."""
+    if getattr(vae, "latent_dim", 2) == 1 or getattr(vae, "extra_1d_channel", None) is not None:
+        raise ValueError("the VAE encodes sounds, no pictures; connect the VAE of a model of pictures.")
+    ratio = getattr(vae, "downscale_ratio", 1)
+    side = ratio[-1] if isinstance(ratio, tuple) else ratio
+    if bucket_step % side:
+        raise ValueError(f"bucket_step is {bucket_step}; this VAE wants multiples of {side}.")
 
 
 def samples_of(vae: Any, *, seconds: float) -> tuple[int, int]:

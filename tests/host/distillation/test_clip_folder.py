@@ -140,7 +140,7 @@ def test_of_a_film_no_more_is_decoded_than_is_trained_on(pieces, most, output, c
     film = write_clip(clip_folder / "film.mkv", count=100, rate=8, size=(64, 64))
     decoded, timed = [], reading._timed
     monkeypatch.setattr(reading, "_timed", lambda frames, usual: timed((decoded.append(1) or f for f in frames), usual))
-    assert clips(None, pieces=pieces).shape(film) == (64, 64)
+    assert clips(None, pieces=pieces).look(film).shape == (64, 64)
     assert len(decoded) <= most
 
 

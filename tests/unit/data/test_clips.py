@@ -20,7 +20,7 @@ from comfyui_fewstep.trainers.data.clips import (
     seen_picture,
     sound_pieces,
 )
-from comfyui_fewstep.trainers.data.listing import BrokenFile
+from comfyui_fewstep.trainers.data.files import BrokenFile
 from making_clips import needs_av, write_clip, write_sound
 
 

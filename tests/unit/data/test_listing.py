@@ -3,11 +3,11 @@
 import os
 
 import pytest
+from comfyui_fewstep.trainers.data.files import BrokenFile
 from comfyui_fewstep.trainers.data.listing import (
     NOT_READ,
     READ,
     REPEATED,
-    BrokenFile,
     captioned,
     content_of,
     listed,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui_fewstep.trainers.data import pictures
-from comfyui_fewstep.trainers.data.listing import BrokenFile
+from comfyui_fewstep.trainers.data.files import BrokenFile
 from comfyui_fewstep.trainers.data.pictures import bucket_for, bucket_sizes, fitted, picture_size, pixels
 from PIL import Image, ImageFile, features
 from torch.nn.functional import interpolate
