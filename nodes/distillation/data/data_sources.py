@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ....samplers.schedules import trailing_sigmas
 from ....trainers.data.batches import Buckets, Data, TensorData
-from ....trainers.data.cache import Shard, cached_data, first_made, forget, write_data
+from ....trainers.data.cache import Shard, cached_data, first_made, forget, made_so_far, write_data
 from ....trainers.data.conditions import Condition
 from ....trainers.data.joining import in_buckets
 from ....trainers.data.streams import stream
@@ -207,8 +207,8 @@ class PromptSource(MadeOnce):
     def build(self, model: Any, run: RunFolder, *, teacher_sha256: str) -> Data:
         sigmas = trailing_sigmas(self.steps, table=host.models.noise_levels(host.models.model_sampling_of(model)))
         shape = host.data.latent_shape(model, width=self.width, height=self.height)
-        if not run.begun:
-            _forget_anothers(model, run.data_folder)
+        if not run.begun and made_so_far(run.data_folder, of=self.described() | of_teacher(model, teacher_sha256)):
+            _forget_anothers(model, run.data_folder)  # of another source they give way unasked
         return self.kept(
             model,
             run,

@@ -1,5 +1,7 @@
 """Training Prompts (Teacher's Pictures) on the host's own classes, and which data Distill Model takes."""
 
+import logging
+
 import pytest
 import torch
 from comfyui_fewstep.commands.embedded import import_host
@@ -219,3 +221,14 @@ def test_captions_are_dropped_in_the_graph_too(output):
     assert torch.equal(data.unconditional["c_crossattn"], sd3["negative"][0][0]), (
         "SD3 attends to its text itself, where a copy would count twice: whole batches see the empty prompt"
     )
+
+
+def test_another_kind_of_model_under_the_name_draws_its_own(output, clip, monkeypatch, caplog):
+    """After a start that was cancelled while SD1.5 drew: SDXL cannot be asked what SD1.5 said of its first picture."""
+    with monkeypatch.context() as patched, pytest.raises(Cancelled):
+        cancel_at(patched, 6)
+        distil(tiny("sd15"), name="run", data=prompts(clip))
+    assert (run_folder(output, "run") / "data" / "teacher.json").exists()
+    with caplog.at_level(logging.WARNING):
+        distil(tiny("sdxl"), name="run", data=prompts(RandomCLIP(2048, 1280)))
+    assert any("made anew" in record.getMessage() for record in caplog.records)
