@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import random
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,19 +21,29 @@ from ....trainers.storage.places import is_regular
 from ....trainers.storage.run_folder import RunFolder
 from ....trainers.training.trial import seconds_of
 from ... import host
+from .. import teacher
 from ..data.data_sources import PromptSource, Texts
 from ..data.folder_sources import PictureFolder
 
-_TRIED_STEPS, _TRIED_FILES = 2, 2
+_TRIED_STEPS, _TRIED_FILES = 2, 3
 
 
 def preparing(model: Any, source: object, run: RunFolder, *, sample: Batch) -> list[tuple[str, float]]:
     """(what, seconds) of what a source has left to do. sample: of the data's shape, one or noise."""
-    if is_regular(run.place("data", "index.json")):
-        return []
+    if run.begun and is_regular(run.place("data", "index.json")):
+        return []  # of one that has not begun, data of another source give way
     if isinstance(source, PromptSource):
         return _drawing(model, source, run, sample=sample)
     return _encoding(model, source, run) if isinstance(source, PictureFolder) else []
+
+
+def _made(model: Any, source: PromptSource | PictureFolder, run: RunFolder) -> list[tuple[str, ...]]:
+    """What each file of data says it is made of, of those that stay: of this source, for this teacher."""
+    of = source.described()
+    found = made_so_far(run.data_folder, of=of)
+    if not found or run.begun:
+        return found
+    return made_so_far(run.data_folder, of={**of, "teacher_sha256": teacher.hashed(model).sha256})
 
 
 def _told(what: str, left: int, count: int) -> str:
@@ -46,7 +59,7 @@ def _told(what: str, left: int, count: int) -> str:
 
 def _drawing(model: Any, source: PromptSource, run: RunFolder, *, sample: Batch) -> list[tuple[str, float]]:
     count = len(source.prompts) * source.pictures_per_prompt
-    left = max(0, count - source.batch_size * len(made_so_far(run.data_folder, of=source.described())))
+    left = max(0, count - source.batch_size * len(_made(model, source, run)))
     if not left:
         return []
     each = _seconds_of_a_step(model, source, sample) * source.steps
@@ -82,19 +95,24 @@ def _seconds_of_a_step(model: Any, source: PromptSource, sample: Batch) -> float
 
 
 def _encoding(model: Any, source: PictureFolder, run: RunFolder) -> list[tuple[str, float]]:
-    made = {name for names in made_so_far(run.data_folder, of=source.described()) for name in names}
+    made = {name for names in _made(model, source, run) for name in names}
     left = [file for file in source.found.files if file.name not in made]
     each = _seconds_of_a_file(model, source, left)
     return [(_told("encoding", len(left), len(source.found.files)), each * len(left))] if left else []
 
 
 def _seconds_of_a_file(model: Any, source: PictureFolder, left: Sequence[Any]) -> float:
-    """Of the last that is left, after one that is not counted: the last are encoded last, and what is encoded is kept."""
-    make, seconds = source.encoder(model, told_of=_TRIED_FILES), 0.0
-    for file in captioned(left[-_TRIED_FILES:], caption=source.caption):
+    """The mean of some of those that are left, after one that is not counted.
+
+    By chance: what is encoded already, of another run or by a plan before, takes no time, and counts by its share.
+    """
+    make, seconds = source.encoder(model, told_of=_TRIED_FILES), list[float]()
+    some = random.sample(left, min(_TRIED_FILES, len(left)))
+    for file in captioned(some, caption=source.caption):
         try:
             shape, _ = source.look_at(file)
         except BrokenFile:
             continue  # the start says so, for all of them
-        seconds = seconds_of(lambda file=file, shape=shape: make(shape, [file]), model.load_device)  # type: ignore[misc]
-    return seconds
+        seconds.append(seconds_of(functools.partial(make, shape, [file]), model.load_device))
+    counted = seconds[1:] or seconds
+    return statistics.fmean(counted) if counted else 0.0

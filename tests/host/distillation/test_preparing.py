@@ -1,5 +1,8 @@
 """What comes before a run's training, as the plan says it: what is there already is not charged again."""
 
+import random
+import time
+
 import pytest
 import torch
 from comfyui_fewstep.commands.embedded import import_host
@@ -8,10 +11,13 @@ import_host()
 
 from architectures import noise_for, tiny
 from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.distillation import teacher
 from comfyui_fewstep.nodes.distillation.data import folder_sources
 from comfyui_fewstep.nodes.distillation.fast import preparing
 from comfyui_fewstep.trainers.data.batches import Batch
-from making_data import FOLDER, Cancelled, cancel_at, distil, images, prompts
+from comfyui_fewstep.trainers.training import trial
+from encoders import Counting, tiny_vae
+from making_data import FOLDER, Cancelled, cancel_at, distil, images, picture, prompts
 
 
 @pytest.fixture(autouse=True)
@@ -48,14 +54,14 @@ def test_drawing_counts_the_batches_that_are_left(output, clip, monkeypatch):
 
 
 def test_encoding_counts_the_files_that_are_left(output, folder, vae, clip, monkeypatch, worked):
-    """One file in each file of the cache; the last of those left is timed, after the one before."""
+    """One file in each file of the cache; two of those left are timed, after another."""
     monkeypatch.setattr(folder_sources.FolderSource, "together", 1)
     model, source = tiny("sd15"), images(vae, clip)
     count = len(source.found.files)
     assert count >= 4
     ((what, seconds),) = planned(model, source)
     assert (what, seconds) == (f"encoding {count} pictures", 3.0 * count)
-    assert len(worked) == 2
+    assert len(worked) == 3
     assert all(torch.isfinite(part.x0).all() for parts in worked for part in parts), "it is the encoding that is timed"
 
     begun(monkeypatch, model, source, call=2 * count + 4)
@@ -91,3 +97,32 @@ def test_an_encoder_that_is_missing_is_named(output, folder, clip):
     assert "vae" not in FOLDER
     with pytest.raises(ValueError, match=r"connect vae to Training Images \(Folder\)"):
         planned(tiny("sd15"), images(None, clip))
+
+
+def test_data_that_will_give_way_are_none(output, clip):
+    """Of a start that ended before its first checkpoint: with another seed, or by another teacher, they are drawn anew."""
+    model, run = tiny("sd15"), host.folders.run_named("run")
+    with torch.inference_mode(False):
+        prompts(clip).build(model, run, teacher_sha256=teacher.hashed(model).sha256)
+    assert planned(model, prompts(clip)) == []
+    for other, source in ((model, prompts(clip, seed=8)), (tiny("sd15", seed=1), prompts(clip))):
+        assert [what for what, _ in planned(other, source)] == ["drawing 6 pictures"]
+
+
+def test_a_second_plan_times_the_encoding_as_the_first(output, folder, clip, monkeypatch):
+    """What the first one tried is kept, and takes no time."""
+    monkeypatch.setattr(preparing, "seconds_of", trial.seconds_of)
+    for number in range(40):
+        picture(folder / f"more {number}.png", 16, 16, seed=number)
+
+    class Slow(Counting):
+        def encode(self, pixels):
+            time.sleep(0.1)
+            return self._inner.encode(pixels)
+
+    model, source = tiny("sd15"), images(Slow(tiny_vae()), clip)
+    random.seed(0)
+    for _ in range(3):
+        ((what, seconds),) = planned(model, source)
+        assert what == "encoding 45 pictures"
+        assert seconds > 0.1 * 45
