@@ -163,6 +163,8 @@ class Wishes:
         """By the name that it has here; the sources made of it have their own."""
         if self.side:
             host.data.require_sides(self.model, side=self.side)
+            if not self.folder.strip() and self.side % self._side_step:
+                raise ValueError(f"side is {self.side}; pictures of this model want multiples of {self._side_step}.")
             if self.folder.strip() and self.side < PictureFolder.bucket_step:
                 raise ValueError(f"side is {self.side}; pictures of a folder want {PictureFolder.bucket_step} or more.")
 
@@ -183,7 +185,13 @@ class Wishes:
 
     @property
     def _side(self) -> int:
-        return self.side or min(self.family.side, self._card.most_side if self._card else self.family.side)
+        usual = min(self.family.side, self._card.most_side if self._card else self.family.side)
+        return self.side or usual // self._side_step * self._side_step
+
+    @property
+    def _side_step(self) -> int:
+        """Of drawn pictures, in pixels: 8, and a latent's of the model."""
+        return math.lcm(8, host.data.require_sides(self.model))
 
     @functools.cached_property
     def _card(self) -> Card | None:

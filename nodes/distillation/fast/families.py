@@ -41,8 +41,10 @@ _FAMILIES = (
     Family(name="Z-Image or Lumina 2", classes=("ZImage", "Lumina2")),
     Family(name="HunyuanImage", classes=("HunyuanImage21",), guidance=3.5),
     Family(
-        name="Anima, Krea 2 or another picture DiT", classes=("Anima", "Krea2", "ErnieImage", "HiDream", "Omnigen2")
+        name="Anima, Krea 2 or another picture DiT",
+        classes=("Anima", "Krea2", "ErnieImage", "HiDream", "Omnigen2", "JoyImage"),
     ),
+    Family(name="Cosmos Predict2", classes=("CosmosPredict2",)),
     Family(name="PixArt or HunyuanDiT", classes=("PixArt", "HunyuanDiT"), guidance=4.5),
     Family(name="Stable Cascade", classes=("StableCascade_C", "StableCascade_B")),
     Family(name="HunyuanVideo", classes=("HunyuanVideo",), guidance=1.0, untold=6.0, video=True),
@@ -60,7 +62,8 @@ def family_of(model: Any) -> Family:
     named = [family for name in classes for family in _FAMILIES if name in family.classes]
     family = named[0] if named else _unnamed(model)
     guidance = family.guidance if not family.untold or host.models.takes_guidance(model) else family.untold
-    video = family.video or (host.data.has_frames(model) and not named)
+    of_a_picture = getattr(model.model, "image_to_video", False)  # of one class with what draws pictures
+    video = family.video or of_a_picture or (host.data.has_frames(model) and not named)
     return dataclasses.replace(family, guidance=guidance, video=video)
 
 

@@ -7,6 +7,7 @@ from comfyui_fewstep.commands.embedded import import_host
 import_host()
 
 from architectures import tiny
+from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation.fast import choosing
 from comfyui_fewstep.nodes.distillation.fast.families import family_of
 from encoders import RandomCLIP
@@ -18,6 +19,7 @@ FAMILIES = [
     ("sdxl", "SDXL", 1024, 7.0),
     ("sd3", "Stable Diffusion 3", 1024, 4.5),
 ]
+PICTURES_IN_FRAMES = ("anima", "cosmos_predict2", "joy_image", "krea2", "qwen_image")
 TODAYS_FAMILIES = {
     "flux": ("Flux", 1.0),
     "flux2": ("FLUX.2", 1.0),
@@ -27,6 +29,8 @@ TODAYS_FAMILIES = {
     "hunyuan_video15": ("HunyuanVideo", 6.0),
     "cogvideox": ("CogVideoX", 6.0),
     "wan": ("another flow model", 4.0),
+    "cosmos_predict2": ("Cosmos Predict2", 4.0),
+    "cosmos_predict2_i2v": ("Cosmos Predict2", 4.0),
 }
 
 
@@ -41,7 +45,23 @@ def test_families_of_today(kind):
     """A network that is told its guidance was distilled from a guided one, and is drawn with at cfg 1; its base is guided."""
     found = family_of(current_architectures.tiny(kind)[0])
     assert (found.name, found.guidance) == TODAYS_FAMILIES[kind]
-    assert found.video == (kind in ("hunyuan_video", "hunyuan_video15", "cogvideox", "wan"))
+    assert found.video == (kind in ("hunyuan_video", "hunyuan_video15", "cogvideox", "wan", "cosmos_predict2_i2v"))
+
+
+@pytest.mark.parametrize("kind", current_architectures.kinds(*PICTURES_IN_FRAMES))
+def test_a_model_of_pictures_in_a_videos_form_is_no_model_of_video(kind):
+    assert not family_of(current_architectures.tiny(kind)[0]).video
+
+
+@pytest.mark.parametrize("kind", current_architectures.kinds("cascade_c", "hunyuan_image", "chroma_radiance"))
+@pytest.mark.parametrize("goal", choosing.GOALS)
+def test_a_usual_side_is_one_that_the_model_takes(kind, goal):
+    """42 pixels of Stable Cascade are one latent."""
+    model = current_architectures.tiny(kind)[0]
+    wishes = choosing.Wishes(model=model, steps=4, goal=goal, clip=object())
+    width = wishes.data()["data"].width
+    host.data.require_sides(model, width=width)
+    assert 1000 <= width <= 1024
 
 
 def wished(tmp_path, captions, **changed):
