@@ -82,6 +82,12 @@ def command(*, base: Path, listen: str, port: int, own_models: bool) -> list[str
     return [*start, "--extra-model-paths-config", str(paths)]
 
 
+def address_of(listen: str, port: int) -> str:
+    """Where a server that listens there answers this machine, as a browser takes it."""
+    host = {"0.0.0.0": LOOPBACK, "": LOOPBACK, "::": "::1"}.get(listen, listen)  # noqa: S104 (compared only)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 class Server:
     """A running server at `address`; its log is a file."""
 
@@ -162,8 +168,7 @@ def serving(
         process = subprocess.Popen(
             arguments, cwd=base, env=environment, stdout=output, stderr=subprocess.STDOUT, **_APART
         )
-    address = f"http://{LOOPBACK if listen in ('0.0.0.0', '') else listen}:{port}"  # noqa: S104 (compared only)
-    server = Server(process, address=address, log=log)
+    server = Server(process, address=address_of(listen, port), log=log)
     with _ended_as_by_ctrl_c():
         try:
             server.wait_until_ready()

@@ -230,3 +230,21 @@ def test_a_command_is_explained_without_an_environment(command, said, asked, tmp
     done = subprocess.run([python, "-c", code], cwd=ROOT, capture_output=True, text=True, env=alone, timeout=60)
     assert (done.returncode, said in done.stdout) == (0, True), done.stderr
     assert not (tmp_path / "home" / "venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("listen", "host"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("localhost", "localhost"),
+        ("0.0.0.0", "127.0.0.1"),  # noqa: S104
+        ("::1", "[::1]"),
+        ("::", "[::1]"),
+    ],
+)
+def test_a_server_is_at_an_address_that_browsers_take(listen, host, tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "require_port", lambda *_: None)
+    monkeypatch.setattr(server, "command", lambda **_: [sys.executable, "-c", ""])
+    monkeypatch.setattr(server.Server, "wait_until_ready", lambda self: None)
+    with server.serving(base=tmp_path, listen=listen, port=8188) as running:
+        assert running.address == f"http://{host}:8188"
