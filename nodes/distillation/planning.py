@@ -149,7 +149,7 @@ def fitted(
         if rows >= min(ENOUGH_AT_ONCE, options.batch_size):
             break
     if not rows:
-        raise ValueError(_too_large(trial.student, needs, allowed))
+        raise ValueError(_too_large(trial.student, needs, allowed, options=options))
     options = dataclasses.replace(options, accumulation=options.batch_size // rows)
     return options, _planned(trial, options, needs=needs, room=allowed, free=free, preparing=preparing)
 
@@ -165,10 +165,12 @@ def _most_rows(trial: Trial, options: TrainOptions, *, allowed: float, free: flo
 
 
 def planned(trial: Trial, options: TrainOptions) -> Plan:
-    """With the options as they are."""
+    """With the options as they are. ValueError, saying what would need less, where there is no room for one sample here."""
     rows = options.batch_size // options.accumulation
     trial.expect(1, 2, rows, rows=rows, batch_size=options.batch_size)
     free, needs = trial.room(), trial.needs(options)
+    if math.isinf(needs.at(1)):  # how long one takes cannot be tried either
+        raise ValueError(_too_large(trial.student, needs, free, options=options))
     if rows not in needs.tried and needs.at(rows) <= free:
         needs = needs.with_tried(rows, trial.held(options, rows=rows))
     return _planned(trial, options, needs=needs, room=free, free=free)
@@ -200,11 +202,13 @@ def _done(trial: Trial) -> int:
     return sum(stage.iterations for stage in there)
 
 
-def _too_large(student: students.StudentOptions, needs: Needs, room: float) -> str:
+def _too_large(student: students.StudentOptions, needs: Needs, room: float, *, options: TrainOptions) -> str:
     smaller = "train a LoRA" if isinstance(student, students.FullWeights) else "lower the LoRA's rank"
     one = needs.at(1)
     wanted = "more than there is" if math.isinf(one) else size(one)
+    checkpointing = options.gradient_checkpointing
+    take = "Take" if checkpointing else "Switch gradient_checkpointing on, take"
     return (
-        f"one picture at a time, with gradient checkpointing, wants {wanted} beside the model, and "
-        f"{size(room)} are free. Take smaller pictures, {smaller}, or load the model in fewer bits (fp8)."
+        f"one picture at a time{', with gradient checkpointing,' if checkpointing else ''} wants {wanted} beside the model, and "
+        f"{size(room)} are free. {take} smaller pictures, {smaller}, or load the model in fewer bits (fp8)."
     )
