@@ -93,10 +93,14 @@ def fill(
 ) -> None:
     """Makes what is missing in folder; see cached_data."""
     made_with = made_with or {}
-    _require_same_source(folder, source, replace=replace, newer=newer, made_with=made_with, say=say)
-    if _complete(folder):
+    another = _another_source(folder, source, replace=replace, newer=newer, made_with=made_with, say=say)
+    if another is None and _complete(folder):
         return
-    shards = plan()
+    shards = plan()  # which may refuse, and then what is there stays
+    if another is not None:
+        if another and any(folder.glob("*.safetensors")):
+            say(f"the training data in {folder} are made anew, for they are of another source: {another}.")
+        forget(folder)
     if not (folder / "source.json").exists():
         _write_json(folder / "source.json", {**source, **({_MADE_IN: made_with} if made_with else {})})
     files = [folder / _FILE.format(number) for number in range(len(shards))]
@@ -154,7 +158,7 @@ def _shards(folder: Path) -> Iterator[list[TensorData]]:
 # --- whose data they are ---------------------------------------------------------------------------------------------
 
 
-def _require_same_source(
+def _another_source(
     folder: Path,
     source: Mapping[str, Any],
     *,
@@ -162,12 +166,15 @@ def _require_same_source(
     newer: Collection[str],
     made_with: Mapping[str, str],
     say: Callable[[str], None],
-) -> None:
+) -> str | None:
+    """How the source of what is to give way differs, nothing where it has none; None for what may stay.
+
+    ValueError where another run's data are there.
+    """
     file = folder / "source.json"
     there = _read_json(file) if file.exists() else None
     if there is None:  # without it no shard says what it is
-        forget(folder)
-        return
+        return ""
     said = there.pop(_MADE_IN, {})
     made_in = said if is_text_by_name(said) else {}
     if not replace:
@@ -178,20 +185,19 @@ def _require_same_source(
         for name, (was, now) in differing.items()
     }
     if replace and lines:
-        if any(folder.glob("*.safetensors")):
-            say(f"the training data in {folder} are made anew, for they are of another source: {_listed(lines)}.")
-        forget(folder)
-    elif lines.keys() - made_with.keys() or (lines and not _complete(folder)):
+        return _listed(lines)
+    if lines.keys() - made_with.keys() or (lines and not _complete(folder)):
         as_then = "" if _complete(folder) or not lines.keys() & made_with.keys() else _AS_THEN
         raise ValueError(
             f"this run has begun on other training data, which are in {folder}. Choose another run name, or restore the "
             f"data. What differs: {_listed(lines)}.{as_then}"
         )
-    elif lines:
+    if lines:
         say(
             f"the run goes on with the training data that it has, in {folder}, which were not made with what is connected: "
             f"{_listed(lines)}. Nothing is encoded anew; choose another run name for data of what is connected."
         )
+    return None
 
 
 _AS_THEN = (

@@ -4,7 +4,7 @@ import pytest
 import torch
 from comfyui_fewstep.trainers.data import joining
 from comfyui_fewstep.trainers.data.batches import TensorData
-from comfyui_fewstep.trainers.data.cache import SHARD_SAMPLES, read_data, read_first, write_data
+from comfyui_fewstep.trainers.data.cache import SHARD_SAMPLES, cached_data, read_data, read_first, write_data
 from test_data import rng
 
 COUNT = 2 * SHARD_SAMPLES + 1
@@ -72,3 +72,17 @@ def test_a_damaged_index_is_named(content, tmp_path):
             ValueError, match=r"index\.json is damaged .*shards.* Delete .* to have the data made again"
         ):
             read(tmp_path)
+
+
+def test_a_start_that_is_refused_leaves_the_data_that_would_give_way(tmp_path):
+    """They may have taken hours, and what was changed may be put back: a VAE that is not connected, a broken picture."""
+    write_data(tmp_path, data(prompts=1, empty=1))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def refuse():
+        raise ValueError("1 of 5 pictures cannot be used")
+
+    with pytest.raises(ValueError, match="1 of 5 pictures"):
+        cached_data(tmp_path, source={"kind": "another"}, plan=refuse, replace=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert read_data(tmp_path) is not None
