@@ -72,7 +72,7 @@ def cloned(run: RunFolder, name: Any) -> RunFolder:
         raise _taken(to) from error
     with to.gone_if_refused(keep_data=False), to.locked():  # half of a run is none
         if run.data_folder.is_dir():
-            shutil.copytree(run.data_folder, to.data_folder)
+            shutil.copytree(run.data_folder, to.data_folder, ignore=shutil.ignore_patterns(".*.part"))
         if workflow:
             to.keep_workflow(workflow)
         for file in ("previews.safetensors", "run.json"):

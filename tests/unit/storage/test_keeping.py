@@ -9,6 +9,7 @@ import time
 
 import pytest
 from comfyui_fewstep.trainers.storage import keeping, locking
+from comfyui_fewstep.trainers.storage.files import writing
 from comfyui_fewstep.trainers.storage.reading import LONGEST_LINE
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.storage.watching import State, state_of, summary
@@ -92,6 +93,14 @@ def test_a_clone_has_the_settings_and_data_and_has_not_begun(run):
     assert (state_of(now), state_of(run)) == (State.WRITTEN, State.STOPPED)
     assert called(now)
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_of_data_that_are_being_made_a_clone_has_what_is_whole(run):
+    """What is half written may be gone, under its own name, before it is copied."""
+    with writing(run.data_folder / "00001.safetensors") as unfinished:
+        unfinished.write_bytes(b"half of")
+        now = keeping.cloned(run, "two")
+    assert [path.name for path in now.data_folder.iterdir()] == ["cache.safetensors"]
 
 
 def test_a_damaged_run_has_no_clone(run):
@@ -280,7 +289,7 @@ def test_a_look_that_waits_for_another_makes_no_folder(run):
 def test_nobody_comes_to_a_clone_before_it_is_whole(run, monkeypatch):
     """And one that fails leaves none behind."""
 
-    def copied(_, data):
+    def copied(_, data, **how):
         with pytest.raises(ValueError, match="is being trained"):
             start(data.parent)
         raise OSError("the disk is full")
