@@ -77,7 +77,7 @@ def another_teacher(found: Mapping[str, Any] | None, wanted: Mapping[str, Any] |
     """What differs between two teachers, by their "teacher_is"; nothing where one is of a run older than that."""
     if not found or not wanted:
         return []
-    kinds = (_other_hashes, _other_levels, _other_changes)
+    kinds = (other_hashes, _other_levels, _other_changes)
     lines = [line for kind in kinds for line in kind(found, wanted)]
     return [*lines, *other_answers(found["answers"], wanted["answers"])]
 
@@ -89,7 +89,8 @@ def _known_of_teacher(found: Mapping[str, Any] | None, wanted: Mapping[str, Any]
     return {**found, "answers": {**wanted["answers"], **found["answers"]}}
 
 
-def _other_hashes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def other_hashes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Which of two teachers' hashes differ, in words."""
     return [f"{words} differ" for key, words in _HASHED.items() if found[key] != wanted[key]]
 
 

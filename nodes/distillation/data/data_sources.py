@@ -20,8 +20,8 @@ from ....trainers.data.joining import in_buckets
 from ....trainers.data.streams import stream
 from ....trainers.objective.choices import require_at_least_one
 from ....trainers.storage.files import write_atomically
-from ....trainers.storage.identity import other_answers
-from ....trainers.storage.reading import read_json, without_nan
+from ....trainers.storage.identity import other_answers, other_hashes
+from ....trainers.storage.reading import identity_in, read_json, without_nan
 from ....trainers.storage.run_folder import RunFolder
 from ... import host
 from ...host.sampling.models import Conditioning
@@ -97,7 +97,12 @@ class MadeOnce:
         plan: Callable[[], Sequence[Shard]],
         newer: Collection[str] = (),
     ) -> Data:
-        """The run's data, see cached_data. source: all that decides them but what encodes, which is added."""
+        """The run's data, see cached_data. source: all that decides them but what encodes, which is added.
+
+        ValueError too, saying what differs, where the run was begun with another teacher.
+        """
+        if run.begun:
+            _require_teacher(model, run, teacher_sha256=source["teacher_sha256"])
         connected = {name: holder for name, holder in self.encoders().items() if holder is not None}
         known = {name: host.encoding.weights_sha256(holder) for name, holder in connected.items()}
         return cached_data(
@@ -112,6 +117,21 @@ class MadeOnce:
             },
             say=functools.partial(host.signals.say, warning=True),
         )
+
+
+def _require_teacher(model: Any, run: RunFolder, *, teacher_sha256: str) -> None:
+    """Before its data are asked, of which that would say no more than a hash."""
+    description = run.description()
+    there = identity_in(description)["teacher_sha256"]
+    if there == teacher_sha256:
+        return
+    hashes = f"its weights have the hash {there[:12]}..., those here {teacher_sha256[:12]}..."
+    known = description.get("teacher_is")
+    differing = other_hashes(known, host.identity.teacher_parts(model)) if known else []
+    raise ValueError(
+        f"the run {run.name!r} was begun with another teacher. Use the same checkpoint, LoRA files and model nodes, or choose "
+        f"another run name. What differs: {'; '.join(differing or [hashes])}."
+    )
 
 
 class Sample(NamedTuple):

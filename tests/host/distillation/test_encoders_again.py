@@ -60,13 +60,14 @@ def test_of_prompts_too(output, clip):
     distil(model, name="drawn", data=prompts(clip))
     distil(model, name="drawn", data=prompts(in_bfloat16(clip=tiny_clip())))
     options = {"prompts": "a red fox", "negative": "", "width": 48, "height": 32}
+    run = host.folders.run_named("alone")
     for encoder in (clip, in_bfloat16(clip=tiny_clip())):
         (alone,) = training_data.TrainingPrompts().describe(**options, clip=encoder)
-        run = host.folders.run_named("alone")
         with torch.inference_mode(False):
             alone.build(model, run, teacher_sha256="0")
-        (run.path / "checkpoints").mkdir(exist_ok=True)
-        (run.path / "checkpoints" / "00000001.safetensors").touch()
+        run.place("checkpoints").mkdir(exist_ok=True)
+        run.place("checkpoints", "00000001.safetensors").touch()
+        run.place("run.json").write_text(json.dumps({"run": {"method": "x", "teacher_sha256": "0"}}))
 
 
 def test_what_is_missing_wants_the_same_in_the_same_dtype(output, folder, vae, clip):

@@ -135,8 +135,18 @@ def test_another_teacher_or_setting_is_another_source(output, clip):
     distil(tiny("sd15"), name="run", data=prompts(clip))
     with pytest.raises(ValueError, match=r"begun on other training data.*cfg: there 2.0, here 3.0"):
         distil(tiny("sd15"), name="run", data=prompts(clip, cfg=3.0))
-    with pytest.raises(ValueError, match=r"begun on other training data.*teacher_sha256: there"):
+    with pytest.raises(
+        ValueError, match=r"'run' was begun with another teacher.*differs: the teacher's weights differ\.$"
+    ):
         distil(tiny("sd15", seed=1), name="run", data=prompts(clip))
+    patched = tiny("sd15").clone()
+    patched.add_patches({"diffusion_model.out.2.bias": (torch.ones(4),)}, 0.5)
+    with pytest.raises(
+        ValueError, match=r"begun with another teacher.*differs: the LoRAs and other patches in its weights"
+    ):
+        distil(patched, name="run", data=prompts(clip))
+    with pytest.raises(ValueError, match="begun with another teacher"):  # of whose data it cannot be asked
+        distil(tiny("sdxl"), name="run", data=prompts(RandomCLIP(2048, 1280)))
 
 
 @pytest.mark.parametrize(
