@@ -113,21 +113,22 @@ def _another() -> BrokenFile:
 class HashedFile(io.RawIOBase):
     """A file that was hashed, open to be read in any order: each block is compared before anything of it is given.
 
-    BrokenFile where the file is no longer what was hashed, on reading and again from `require_read`: whoever decodes may take an
-    error in the middle for the end.
+    BrokenFile where the file is no longer what was hashed, on reading, after which it ends, and again from `require_read`:
+    whoever decodes may take an error in the middle for the end.
     """
 
     def __init__(self, path: Path, hashed: Hashed) -> None:
         super().__init__()
         self._file, self._hashed, self._at = opened(path), hashed, 0
         self.name = str(path)
-        self._broken = os.fstat(self._file.fileno()).st_size != hashed.size
+        self._broken, self._ended = os.fstat(self._file.fileno()).st_size != hashed.size, False
         self._block: Callable[[int], bytes] = functools.lru_cache(maxsize=_BLOCKS_HELD)(self._compared)
 
     def _compared(self, number: int) -> bytes:
         self._file.seek(number * _BLOCK)
         block = _read(self._file, _BLOCK)
         self._broken = self._broken or not self._hashed.has(number, block)
+        self._ended = self._broken
         self.require_read()
         return block
 
@@ -138,7 +139,7 @@ class HashedFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         inside = self._at % _BLOCK
-        block = b"" if self._at >= self._hashed.size else self._block(self._at // _BLOCK)
+        block = b"" if self._ended or self._at >= self._hashed.size else self._block(self._at // _BLOCK)
         part = block[inside : inside + len(buffer)]
         buffer[: len(part)] = part
         self._at += len(part)

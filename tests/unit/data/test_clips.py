@@ -1,5 +1,6 @@
 """Clips and sounds: frames at an even rate by their times, pieces of one length, and what cannot be decoded."""
 
+import functools
 import itertools
 import struct
 import sys
@@ -20,7 +21,7 @@ from comfyui_fewstep.trainers.data.clips import (
     seen_picture,
     sound_pieces,
 )
-from comfyui_fewstep.trainers.data.files import BrokenFile
+from comfyui_fewstep.trainers.data.files import BrokenFile, Hashed
 from making_clips import needs_av, write_clip, write_sound
 
 
@@ -183,3 +184,23 @@ def test_what_cannot_be_decoded_says_why(tmp_path):
     whole = write_clip(tmp_path / "b.mkv", count=100, rate=8, size=(64, 64)).read_bytes()
     (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
     assert 0 < frame_count(tmp_path / "cut.mkv", rate=0.0) < 100
+
+
+@needs_av
+@pytest.mark.parametrize("kind", ["clip", "sound"])
+def test_what_was_hashed_is_decoded_as_any_file_and_nothing_else(kind, tmp_path):
+    """A byte in the middle, or in what is read first."""
+    if kind == "clip":
+        path = write_clip(tmp_path / "a.mkv", count=40, rate=8, size=(64, 32))
+        read = functools.partial(clip_pieces, path, frames=5, rate=8.0, seen=lambda frame: frame)
+    else:
+        path = write_sound(tmp_path / "a.wav", seconds=20.0, rate=44100, channels=2)
+        read = functools.partial(sound_pieces, path, samples=44100, rate=44100)
+    hashed, whole = Hashed.of(path), path.read_bytes()
+    expected = list(read())
+    assert len(expected) in (8, 20)
+    assert all(map(torch.equal, read(hashed=hashed), expected))
+    for place in (len(whole) // 2, 40):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(BrokenFile, match="is not what it was"):
+            list(read(hashed=hashed))

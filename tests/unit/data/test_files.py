@@ -64,6 +64,7 @@ def test_what_became_another_is_broken(change, path):
         file.seek(64)
         with pytest.raises(BrokenFile, match="is not what it was"):
             file.read(10)
+        assert file.read(10) == b"", "who went on all the same"
         with pytest.raises(BrokenFile, match="is not what it was"):
             file.require_read()
 
