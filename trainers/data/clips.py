@@ -25,6 +25,10 @@ SOUND_ENDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aif
 Item = TypeVar("Item")
 
 
+def _nothing() -> None:
+    """Of nothing that could stop it, or be another."""
+
+
 def require_reader() -> None:
     """ValueError, naming it, where PyAV is not installed."""
     try:
@@ -48,9 +52,16 @@ def clip_size(path: Path) -> Size:
     return (first.height, first.width) if turned else (first.width, first.height)
 
 
-def frame_count(path: Path, *, rate: float, most: int | None = None) -> int:
-    """Frames at so many a second, or with 0 as they are in the file; at most so many are looked for, and each is decoded."""
-    return sum(1 for _ in itertools.islice(_frames(path, rate=rate), most))
+def frame_count(path: Path, *, rate: float, most: int | None = None, heed: Callable[[], None] = _nothing) -> int:
+    """Frames at so many a second, or with 0 as they are in the file; at most so many are looked for, and each is decoded.
+
+    heed: called before each, which it stops by raising.
+    """
+    count = 0
+    for _ in itertools.islice(_frames(path, rate=rate), most):
+        heed()
+        count += 1
+    return count
 
 
 def clip_pieces(
@@ -209,7 +220,3 @@ def _opened(path: Path, hashed: Hashed | None) -> Iterator[tuple[Any, Callable[[
         except (av.error.FFmpegError, ValueError) as error:  # the latter where a sound's channels become others
             require_read()
             raise BrokenFile(f"it cannot be decoded ({getattr(error, 'strerror', None) or error})") from error
-
-
-def _nothing() -> None:
-    """Of a file of which nothing else is known."""

@@ -53,7 +53,7 @@ class ClipFolder(SeenSource):
 
     def look(self, file: Path) -> Look:
         most = self.frames if self.pieces == FIRST else None  # of a film no more than that is trained on
-        found = clips.frame_count(file, rate=self.frame_rate, most=most)
+        found = clips.frame_count(file, rate=self.frame_rate, most=most, heed=host.signals.check_cancelled)
         if found < self.frames:
             at = f" at {self.frame_rate:g} a second" if self.frame_rate else ""
             raise BrokenFile(f"it has {found} frames{at}, fewer than {self.frames}")

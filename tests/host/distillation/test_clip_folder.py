@@ -18,7 +18,7 @@ from comfyui_fewstep.trainers.data.cache import read_data
 from comfyui_fewstep.trainers.data.listing import captioned
 from encoders import Counting, RandomCLIP, wan_vae
 from making_clips import needs_av, write_clip, write_sound
-from making_data import distil, run_folder, student_of
+from making_data import Cancelled, cancel_at, distil, run_folder, student_of
 
 CAPTIONS = {"caption": "a clip", "without_caption": "use caption", "negative": "", "broken": "stop"}
 CLIPS = {
@@ -142,6 +142,18 @@ def test_of_a_film_no_more_is_decoded_than_is_trained_on(pieces, most, output, c
     monkeypatch.setattr(reading, "_timed", lambda frames, usual: timed((decoded.append(1) or f for f in frames), usual))
     assert clips(None, pieces=pieces).look(film).shape == (64, 64)
     assert len(decoded) <= most
+
+
+@needs_av
+def test_a_cancel_is_heard_while_a_film_is_counted(output, clip_folder, monkeypatch):
+    """All of its frames are decoded for that, which may take half an hour."""
+    film = write_clip(clip_folder / "film.mkv", count=100, rate=8, size=(64, 64))
+    decoded, timed = [], reading._timed
+    monkeypatch.setattr(reading, "_timed", lambda frames, usual: timed((decoded.append(1) or f for f in frames), usual))
+    with pytest.raises(Cancelled):
+        cancel_at(monkeypatch, 20)
+        clips(None, pieces="all").look(film)
+    assert len(decoded) < 30
 
 
 @needs_av
