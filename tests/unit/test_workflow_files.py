@@ -73,6 +73,14 @@ def note_of(path):
     return note
 
 
+@named(FILES)
+def test_it_says_what_to_put_in_or_change_and_what_comes_of_it(path):
+    said = note_of(path)["widgets_values"][0]
+    assert said.isascii()
+    assert 200 < len(said) < 1200
+    assert "Expect: " in said or "Change: " in said
+
+
 @named([path for path in FILES if path.stem.startswith(("Distil digits", "Distil my checkpoint", "Save a distilled"))])
 def test_a_template_to_distil_and_to_save_says_what_to_put_in_and_what_to_expect(path):
     note = note_of(path)
