@@ -23,6 +23,8 @@ from .embedded import cpu_options
 
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 180
+KEPT_LOGS = 5
+"""Of servers that have ended, each of a port of its own."""
 
 
 _APART: dict[str, Any] = (
@@ -159,6 +161,7 @@ def serving(
     port = port or free_port()
     require_port(listen, port)
     log = base / f"server-{port}.log"
+    _remove_old_logs(base)
     arguments = command(base=base, listen=listen, port=port, own_models=own_models)
     environment = {**os.environ, "PYTHONPATH": str(HOME / "packages")}
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -175,6 +178,23 @@ def serving(
             yield server
         finally:
             server.stop()
+
+
+def _remove_old_logs(base: Path) -> None:
+    """But those of the newest starts, and of servers that run. Nothing where the disk refuses: they are in nobody's way."""
+    with contextlib.suppress(OSError):
+        logs = sorted(base.glob("server-*.log"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for log in logs[KEPT_LOGS:]:
+            port = log.stem.removeprefix("server-")
+            if port.isdecimal() and not _answers(int(port)):
+                log.unlink()
+
+
+def _answers(port: int) -> bool:
+    """Whether somebody listens there, on this machine."""
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((LOOPBACK, port)) == 0
 
 
 @contextlib.contextmanager

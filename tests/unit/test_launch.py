@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -95,6 +96,27 @@ with server.serving(base=__import__("pathlib").Path(said).parent):
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     assert (tmp_path / "said").read_text() == "True"
+
+
+def test_of_the_logs_of_free_ports_the_newest_few_stay(tmp_path, monkeypatch):
+    """Each start has a port of its own, and a log; that of a server that still runs is not taken from under it."""
+    with socket.socket() as running:
+        running.bind((server.LOOPBACK, 0))
+        running.listen()
+        taken = running.getsockname()[1]
+        ports = [taken, *range(1, 10)]
+        for age, port in enumerate(reversed(ports)):
+            log = tmp_path / f"server-{port}.log"
+            log.touch()
+            os.utime(log, (1e9 - age, 1e9 - age))
+        (tmp_path / "server-mine.log").touch()
+        os.utime(tmp_path / "server-mine.log", (1e8, 1e8))
+        monkeypatch.setattr(server, "command", lambda **_: [sys.executable, "-c", ""])
+        monkeypatch.setattr(server.Server, "wait_until_ready", lambda self: self.process.wait())
+        with server.serving(base=tmp_path) as now:
+            left = {path.name for path in tmp_path.glob("server-*.log")}
+    newest = {f"server-{port}.log" for port in range(9, 9 - server.KEPT_LOGS, -1)}
+    assert left == {*newest, f"server-{taken}.log", "server-mine.log", now.log.name}
 
 
 NEVER = """
