@@ -12,7 +12,7 @@ from aiohttp import web
 
 from ..trainers.storage import keeping, reading
 from ..trainers.storage.export import FULL_WEIGHTS
-from ..trainers.storage.places import is_regular
+from ..trainers.storage.places import is_name, is_regular
 from ..trainers.storage.run_folder import RunFolder
 from ..trainers.storage.watching import State, all_runs, curves, lines_after, preview_file, summary
 from . import host
@@ -96,6 +96,11 @@ def run_now(request: web.Request) -> dict[str, Any]:
         "cancelling": training and run.cancel_asked,
         "command": folders.command_for(run.path),
     }
+
+
+def name_allowed(request: web.Request) -> dict[str, bool]:
+    """Whether a run may be called `text`: an ordinary answer, since whoever is typing has not finished yet."""
+    return {"allowed": is_name(request.query.get("text", ""))}
 
 
 def preview(request: web.Request) -> web.StreamResponse:
@@ -223,6 +228,7 @@ ROUTES: dict[tuple[str, str], Callable[[web.Request], Any]] = {
     ("POST", "/fewstep/runs/{run}/clone"): clone,
     ("POST", "/fewstep/runs/{run}/note"): note,
     ("GET", "/fewstep/guides/{place:.+}"): guide,
+    ("GET", "/fewstep/name"): name_allowed,
     ("GET", "/fewstep/schedule"): lambda request: _said(of_schedule, request),
     ("GET", "/fewstep/recipe"): lambda request: _said(of_recipe, request),
     ("GET", "/fewstep/method"): lambda request: _said(of_method, request),

@@ -1,7 +1,7 @@
 // A line chart over iterations, on uPlot: raw and smoothed values, stages as dashed lines, in the colours of the page.
 import uPlot from "./vendor/uplot/uPlot.esm.mjs";
 import { define, figure, make } from "./fewstep_elements.js";
-import { say } from "./fewstep_words.js";
+import { say, sayName } from "./fewstep_words.js";
 
 const STYLESHEET = new URL("./vendor/uplot/uPlot.min.css", import.meta.url);
 const SMOOTHING = 0.9;
@@ -173,7 +173,7 @@ class Chart extends HTMLElement {
     const lefts = starts.map((start) => Math.round(plot.valToPos(x[start], "x", true)));
     starts.forEach((start, i) => {
       if (i) this.#dashed(ctx, lefts[i], bbox);
-      const name = names?.[stages[start]] ?? "";
+      const name = sayName(names?.[stages[start]] ?? "");
       const fits = ctx.measureText(name).width + 2 * margin < (lefts[i + 1] ?? bbox.left + bbox.width) - lefts[i];
       if (fits) ctx.fillText(name, lefts[i] + margin, bbox.top + 1.1 * this.#em * devicePixelRatio);
     });

@@ -2,15 +2,13 @@
 import { app } from "../../scripts/app.js";
 import "./fewstep_panel_element.js";
 import { AROUND, addElement, every, fit, textScale, whileThere } from "./fewstep_elements.js";
-import { EVERY, METRICS, PHASE, STATE, TRAINING, isOf, runNamed, subscribe } from "./fewstep_service.js";
+import { EVERY, METRICS, PHASE, STATE, TRAINING, isName, isOf, runNamed, subscribe } from "./fewstep_service.js";
 
 const NODES = [...TRAINING, "FewStepWatchRun"];
 const PLAN_ONLY = "plan only"; // of Make It Fast's do
 const LARGE = 400;
 const SMALL = 60;
 const MILLISECONDS_BETWEEN_LOOKS = 300;
-// the server refuses any other, whose console would say so at every key of a name that is being typed
-const NAME = /^(?=[\p{L}\p{N}])[\p{L}\p{M}\p{N} ._\u200c\u200d-]*(?<![ .])$/u;
 
 function addPanel(node) {
   const panel = document.createElement("fewstep-panel");
@@ -32,9 +30,10 @@ function addPanel(node) {
   }));
   every(MILLISECONDS_BETWEEN_LOOKS, node, () => {
     const named = runNamed(node);
-    const nameless = named !== null && !NAME.test(named);
-    panel.run = nameless ? null : named ?? told;
-    panel.now = { nameless, planning: node.widgets.some(({ name, value }) => name === "do" && value === PLAN_ONLY), waiting: isRunning(node) };
+    const known = named === null || isName(named);
+    const planning = node.widgets.some(({ name, value }) => name === "do" && value === PLAN_ONLY);
+    panel.run = known ? named ?? told : null;
+    panel.now = { nameless: known === false, unsure: known === undefined, planning, waiting: isRunning(node) };
   });
 }
 

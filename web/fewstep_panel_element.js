@@ -3,7 +3,7 @@ import "./fewstep_chart.js";
 import "./fewstep_previews.js";
 import { CURVES, STYLE, copied, define, make, markLaidOut } from "./fewstep_elements.js";
 import { smoothed } from "./fewstep_chart.js";
-import { figures, heard, sentence } from "./fewstep_panel_words.js";
+import { figures, heard, isFailure, sentence } from "./fewstep_panel_words.js";
 import { say } from "./fewstep_words.js";
 import { CONNECTION, PHASE, STATE, METRICS, cancelRun, fetchRun, isAnother, isConnected, reached, stopAfterCheckpoint, subscribe } from "./fewstep_service.js";
 
@@ -90,7 +90,8 @@ class Panel extends HTMLElement {
     this.#asking = null;
   }
 
-  /** Of the node: {planning} whether it is told to plan only, {waiting} whether the graph's execution is at it. */
+  /** Of the node: {nameless, unsure} whether its name is none, or nobody knows yet, {planning} whether it is told to plan only,
+   *  {waiting} whether the graph's execution is at it. */
   set now(now) {
     if (JSON.stringify(now) === JSON.stringify(this.#now)) return;
     this.#now = now;
@@ -135,6 +136,7 @@ class Panel extends HTMLElement {
   #heard(kind, data) {
     if (kind === METRICS) this.#known = { ...this.#known, live: data, phase: null, state: "training" };
     if (kind === PHASE) this.#known = { ...this.#known, phase: data.phase ? data : null };
+    if (kind === PHASE && data.phase) this.#known = { ...this.#known, error: null }; // of a start before: of a plan no begin is told
     if (kind === STATE && data.state === "changed") this.#forget(); // another run may have its name now
     if (kind === CONNECTION) this.#givenUp();
     // what was under way when the connection broke may have ended unheard
@@ -239,7 +241,7 @@ class Panel extends HTMLElement {
     const known = { ...this.#known, ...node, iteration: reached(this.#known), connected: isConnected(), run: this.#run };
     this.sentence.textContent = sentence(known);
     if (this.heard.textContent !== heard(known)) this.heard.textContent = heard(known);
-    this.sentence.classList.toggle("failed", Boolean(known.error || known.failure || known.refusal || known.damage || !known.connected));
+    this.sentence.classList.toggle("failed", isFailure(known));
     this.#drawButtons(known);
     for (const element of this.body) element.hidden = !this.large;
     this.#drawFigures(known);

@@ -7,9 +7,10 @@ export function sentence(known) {
   if (!known.connected)
     return say("The server does not answer. If it was restarted, training has stopped; what was saved stays, and this comes back by itself.");
   if (known.refusal) return known.refusal;
-  if (known.phase && !known.cancelling && !known.cancelAsked) return during(known.phase, known);
+  if (isDuring(known)) return during(known.phase, known);
+  if (known.unsure) return unknown();
   if (known.nameless)
-    return say("Give run_name a name of letters, digits, spaces and . _ - which begins with a letter or digit and ends with no space or dot.");
+    return say("Give run_name a name of letters, digits, spaces and . _ - which begins with a letter or digit and ends with no space or dot; of 100 letters at most, and none that Windows keeps for a device (CON, NUL).");
   if (known.run === null) return say("The training is shown here when it begins.");
   const said = { unknown, absent, prepared, written, training, stopped, finished, damaged }[known.state](known);
   const error = known.error ?? known.failure;
@@ -17,12 +18,21 @@ export function sentence(known) {
   return known.damage ? say`${said} ${capital(known.damage)} Repair or delete it in the list of runs.` : said;
 }
 
+/** Whether that is of something that went wrong: not of a start before, while another goes on. */
+export function isFailure(known) {
+  if (!known.connected || known.refusal) return true;
+  if (isDuring(known)) return false;
+  return Boolean(known.damage || (known.state !== "training" && (known.error ?? known.failure)));
+}
+
+const isDuring = ({ phase, cancelling, cancelAsked }) => phase && !cancelling && !cancelAsked;
+
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 /** The same for those who hear it: said again only when something else is the case, not at every iteration. */
 export function heard(known) {
   const { live, phase, state } = known;
-  if (phase && known.connected && !known.cancelling && !known.cancelAsked) return during({ phase: phase.phase }, known);
+  if (isDuring(known) && known.connected) return during({ phase: phase.phase }, known);
   const goesOn = known.connected && !known.refusal && state === "training" && live && !known.cancelling && !known.cancelAsked;
   return goesOn && !known.stopping ? say`Training: ${stageOf(live)}` : sentence(known);
 }
@@ -40,11 +50,18 @@ const PHASES = {
 const BEFORE = ["hashing", "encoding", "probing"]; // the iterations
 
 /** What goes on before, between and after the iterations, how far it is, how long it still takes, and whether it was heard to stop. */
-function during({ phase, share, seconds_left }, { stopping, iteration }) {
+function during({ phase, share, seconds_left }, known) {
   const far = share ? `: ${Math.round(100 * share)} %` : "";
   const left = seconds_left === null || seconds_left === undefined ? "" : say`, ${seconds(seconds_left)} left`;
-  const soon = say(iteration ? "Stopping after the next checkpoint." : "Stopping after the first checkpoint.");
-  return `${say(PHASES[phase] ?? phase)}${far}${left} ...${stopping && BEFORE.includes(phase) ? ` ${soon}` : ""}`;
+  return `${say(PHASES[phase] ?? phase)}${far}${left} ...${known.stopping ? ` ${stopFrom(phase, known)}` : ""}`;
+}
+
+/** What comes of a stop that was asked for by then. */
+function stopFrom(phase, { live, iteration, iterations }) {
+  if (BEFORE.includes(phase) && !iteration) return say("Stopping after the first checkpoint.");
+  const done = (live?.iteration ?? iteration) >= (live?.iterations ?? iterations);
+  return phase === "exporting" || (phase === "measuring" && done) ? say("All iterations are done, so it ends with this.")
+    : say("Stopping after the next checkpoint.");
 }
 
 const unknown = () => "..."; // until the server has answered

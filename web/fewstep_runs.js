@@ -1,7 +1,7 @@
 // The runs browser in the editor: a sidebar tab where the host has them, else a button in its menu.
 import { app } from "../../scripts/app.js";
 import "./fewstep_runs_element.js";
-import { allNodes, make } from "./fewstep_elements.js";
+import { allNodes, isLinked, make } from "./fewstep_elements.js";
 import { TRAINING, fetchWorkflow } from "./fewstep_service.js";
 import { asStep } from "./fewstep_step.js";
 import { say } from "./fewstep_words.js";
@@ -65,9 +65,13 @@ function addStudent(run) {
 function renamed(from, to) {
   const isStudent = (value) => [" (", ", "].some((mark) => `${value}`.startsWith(from + mark)) && `${value}`.endsWith(" (run)");
   const names = ({ name, value }) => (name === "run_name" ? value === from : isStudent(value));
-  const ours = allNodes().filter(({ comfyClass }) => comfyClass?.startsWith("FewStep"));
-  const widgets = ours.flatMap((node) => node.widgets ?? []).filter(names);
-  if (widgets.length) asStep(() => widgets.forEach((widget) => (widget.value = to + widget.value.slice(from.length))));
+  const nodes = allNodes();
+  const ours = nodes.filter(({ comfyClass }) => comfyClass?.startsWith("FewStep"));
+  const outside = nodes.filter((node) => node.isSubgraphNode?.()); // where what a subgraph asks for is given
+  const own = [...ours, ...outside].flatMap((node) => node.widgets ?? []).filter(names);
+  const given = ours.filter((node) => isLinked(node, "run_name")).flatMap((node) => node.getInputNode(node.findInputSlot("run_name"))?.widgets ?? []);
+  const widgets = new Set([...own, ...given.filter(({ value }) => value === from)]);
+  if (widgets.size) asStep(() => widgets.forEach((widget) => (widget.value = to + widget.value.slice(from.length))));
 }
 
 /** Whether two nodes lie on each other, each with the title above it. */

@@ -16,8 +16,11 @@ const SECONDS_BETWEEN_LOOKS = 3;
 // what another process trains tells nothing: while one trains, and while none does
 const SECONDS_WITHOUT_A_WORD = 5;
 const SECONDS_WITHOUT_A_RUN = 30;
-const SECONDS_OF_A_WORD = 6; // that somebody may read it
+const SECONDS_OF_A_WORD = 6; // that somebody may read it, or more of a long one
+const LETTERS_READ_IN_A_SECOND = 8;
 const STATES = { prepared: "data alone", written: "not begun", training: "training", stopped: "stopped", finished: "finished", absent: "gone", damaged: "damaged" };
+
+const RENAMED = "renamed, in the graph that is seen too; graphs in other tabs still have the old name";
 
 const OWN_STYLE = `
   :host { overflow: auto; padding: 0.8em; text-align: left; font-size: max(13px, 0.8125rem); background: var(--menu); }
@@ -25,6 +28,7 @@ const OWN_STYLE = `
   li { border: 1px solid var(--line); border-radius: 6px; padding: 0.6em; display: grid; gap: 0.4em; min-width: 0; }
   h3 { font-size: 1em; margin: 0; overflow-wrap: anywhere; } fewstep-compare { min-height: 5em; max-height: 14em; }
   fewstep-chart { height: 15em; } .state { margin-left: auto; } .note { font-style: italic; white-space: pre-wrap; overflow-wrap: anywhere; }
+  span:has(> .asking:not([hidden])) { flex: 1 0 100%; } .asking :is(input, textarea) { flex: 1 0 100%; }
   nav { gap: 1em; } a { color: inherit; }
   section { border: 1px solid var(--line); border-radius: 6px; padding: 0.6em; }
 `;
@@ -126,9 +130,9 @@ class Runs extends HTMLElement {
     this.#waiting = told !== this.#told && this.shadowRoot.querySelector(OPEN) !== null;
     if (told === this.#told || this.#waiting) return;
     this.#told = told;
-    this.said.textContent = runs.length ? "" : say("No runs yet. Distill Model and Write Run make them.");
     this.#chosen = new Set(runs.map(({ run }) => run).filter((name) => this.#chosen.has(name)));
     this.#runs = runs;
+    this.said.textContent = this.#always;
     this.#cards = new Map(runs.map((run) => [run.run, this.#kept(run)]));
     const cards = [...this.#cards.values()].map(({ card }) => card);
     const refocus = this.#refocusing(cards);
@@ -192,15 +196,32 @@ class Runs extends HTMLElement {
     return card;
   }
 
+  /** Where something is said of a run that has one of these names now: on its card, which may be another meanwhile, or above all. */
+  #place(...names) {
+    const { card } = names.map((name) => this.#cards.get(name)).find(Boolean) ?? {};
+    return card?.querySelector(".said") ?? this.said;
+  }
+
+  /** Says something for some seconds, and then again what is always said there. */
+  #sayIn(place, text) {
+    place.textContent = text;
+    const seconds = Math.max(SECONDS_OF_A_WORD, text.length / LETTERS_READ_IN_A_SECOND);
+    setTimeout(() => place.textContent === text && (place.textContent = place === this.said ? this.#always : ""), 1000 * seconds);
+  }
+
+  get #always() {
+    return this.#runs.length ? "" : say("No runs yet. Distill Model and Write Run make them.");
+  }
+
   #buttons(run) {
-    const said = make("span", { className: "soft", role: "status" });
+    const said = make("span", { className: "soft said", role: "status" });
     const doing = (action, done) => async (...given) => {
       said.textContent = "";
       try {
         await action(...given);
-        saidFor(said, typeof done === "string" ? say(done) : done(...given));
+        this.#sayIn(this.#place(run.run, ...given), typeof done === "string" ? say(done) : done(...given));
       } catch (error) {
-        said.textContent = error.message; // until something else is done
+        this.#place(run.run).textContent = error.message; // until something else is done
       }
     };
     const changing = (action, done) => doing((...given) => Promise.resolve(action(...given)).then(() => this.#look()), done);
@@ -218,17 +239,11 @@ class Runs extends HTMLElement {
       button("Repair", changing(() => repairRun(run.run), "repaired"), { hidden: !run.repairable, disabled: training, title: "Keeps the lines of its metrics that are whole; the file as it was stays beside." }),
       button("Copy command", doing(() => copyOrSay(run.command), "copied"), { disabled: run.state === "prepared", title: run.command }),
       writing({ label: say("Note"), title: say("Says something of this run in the list.") }, say`Note on ${run.run}`, { value: run.note ?? "", tag: "textarea" }, changing((text) => keepNote(run.run, text), "noted")),
-      writing({ label: say("Rename"), title: say("Files that were published of it keep their names."), disabled: training }, say`New name of ${run.run}`, { value: run.run }, changing((name) => this.#rename(run.run, name), "renamed")),
+      writing({ label: say("Rename"), title: say("Files that were published of it keep their names."), disabled: training }, say`New name of ${run.run}`, { value: run.run }, changing((name) => this.#rename(run.run, name), RENAMED)),
       writing({ label: say("Clone"), title: say("Writes a new run of the same settings and data, not begun yet."), disabled: run.state === "prepared" }, say`Name of the new run like ${run.run}`, { value: `${run.run} 2` }, changing((name) => cloneRun(run.run, name), (name) => say`written as ${name}`)),
-      confirming({ label: say("Delete"), disabled: training }, question(run), say("Yes, delete"), changing(() => deleteRun(run.run), "deleted")),
+      confirming({ label: say("Delete"), disabled: training }, question(run), say("Yes, delete"), changing(() => deleteRun(run.run), () => say`${run.run} is deleted`)),
       said);
   }
-}
-
-/** Says something for some seconds. */
-function saidFor(place, text) {
-  place.textContent = text;
-  setTimeout(() => place.textContent === text && (place.textContent = ""), 1000 * SECONDS_OF_A_WORD);
 }
 
 async function copyOrSay(command) {

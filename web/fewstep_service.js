@@ -88,6 +88,19 @@ function place(run) {
   return `runs/${encodeURIComponent(run)}`;
 }
 
+/** text -> whether a run may be called so; undefined until the server, whose rule it is, has answered. */
+const names = new Map();
+
+/** Whether a run may be called so; undefined while nobody knows. A run of another name is asked for in vain, and the console says so
+ *  at every key of a name that is being typed. */
+export function isName(text) {
+  if (connected && !names.has(text)) {
+    names.set(text, undefined);
+    ask(`name?${new URLSearchParams({ text })}`).then(({ allowed }) => names.set(text, allowed), () => names.set(text, true)); // the run itself says why
+  }
+  return names.get(text);
+}
+
 /** The state of a run, and its curves after an iteration. */
 export function fetchRun(run, { after = -1, signal } = {}) {
   return ask(`${place(run)}?after=${after}`, { signal });

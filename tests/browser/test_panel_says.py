@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pytest
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from test_training_panel import panel, press, sentence, stopped_run
 
@@ -29,6 +30,64 @@ def test_a_stop_is_acknowledged_while_data_are_still_made(editor, runs, name):
     assert heard == "Making the training data ... Stopping after the first checkpoint."
 
 
+def begun(runs, name, *, iteration=0, iterations=9):
+    """The folder of a run that somebody trains, so many iterations of it done."""
+    (runs / name).mkdir(parents=True)
+    (runs / name / "run.json").write_text(json.dumps({"run": {"method": "m", "teacher_sha256": "ab"}}))
+    line = {
+        "iteration": iteration,
+        "iterations": iterations,
+        "stage": 0,
+        "stage_name": "s",
+        "loss": 2.0,
+        "x0_error": 0.25,
+    }
+    line |= {"gradient_norm": 1.0, "learning_rate": 0.1, "band_errors": [None], "measures": {}}
+    (runs / name / "metrics.jsonl").write_text(f"{json.dumps(line)}\n")
+
+
+@pytest.mark.parametrize(
+    ("phase", "iteration", "said"),
+    [
+        ("measuring", 4, "Comparing the student with its teacher ... Stopping after the next checkpoint."),
+        ("measuring", 9, "Comparing the student with its teacher ... All iterations are done, so it ends with this."),
+        ("exporting", 9, "Writing the student's file ... All iterations are done, so it ends with this."),
+    ],
+)
+def test_a_stop_is_acknowledged_while_the_student_is_compared_or_written(phase, iteration, said, editor, runs, name):
+    begun(runs, name, iteration=iteration)
+    node = editor.add("FewStepDistill", run_name=name)
+    editor.show(node)
+    with RunFolder(runs, name).locked():
+        sentence(editor, f"Training, at iteration {iteration}.", seconds=10)
+        editor.page.evaluate(
+            TELL, {"run": name, "node": f"{node}", "phase": phase, "share": None, "seconds_left": None}
+        )
+        press(editor, "Stop after this checkpoint")
+        sentence(editor, said, seconds=10)
+        heard = panel(editor).get_by_role("status").text_content()
+    shutil.rmtree(runs / name)
+    assert heard == said
+
+
+def test_the_error_of_a_start_is_not_said_of_the_plan_that_is_made_after_it(editor, name):
+    """Nor in its colour while the plan is made; of a plan that was made nothing is told but its phases."""
+    node = editor.add("FewStepMakeItFast", run_name=name, do="plan only")
+    editor.show(node)
+    sentence(editor, "Not begun. Set do to train", seconds=10)
+    failed = {"run": name, "node": f"{node}", "state": "failed", "error": "clip is not connected"}
+    editor.page.evaluate(TELL.replace("phase", "state"), failed)
+    sentence(editor, "Stopped by an error: clip is not connected", seconds=10)
+    red = "panel => panel.sentence.classList.contains('failed')"
+    assert panel(editor).evaluate(red)
+    phase = {"run": name, "node": f"{node}", "phase": "probing", "share": None, "seconds_left": None}
+    editor.page.evaluate(TELL, phase)
+    sentence(editor, "Trying a few iterations ...", seconds=10)
+    assert not panel(editor).evaluate(red)
+    editor.page.evaluate(TELL, {**phase, "phase": None})
+    sentence(editor, "Not begun. Set do to train", seconds=10)
+
+
 def test_a_name_is_asked_for_where_there_is_none(editor):
     node = editor.add("FewStepDistill", run_name="")
     editor.show(node)
@@ -41,9 +100,11 @@ def test_the_server_is_asked_of_no_name_that_it_refuses(editor, runs, name):
     node = editor.add("FewStepDistill", run_name=name)
     editor.show(node)
     sentence(editor, "Not begun", seconds=10)
-    for typed in (f"{name} ", "two.", "-", f"{name}/two", f" {name}"):
+    for typed in (f"{name} ", "two.", "-", "..", f"{name}/two", f" {name}", f"{name[:8]}" * 13, "con", "nul.txt"):
         editor.set(node, run_name=typed)
-        sentence(editor, "which begins with a letter or digit and ends with no space or dot.", seconds=10)
+        sentence(editor, "which begins with a letter or digit and ends with no space or dot;", seconds=10)
+        editor.set(node, run_name="two")
+        sentence(editor, "Not begun", seconds=10)
     editor.page.wait_for_timeout(1500)  # in which it would be asked
     editor.set(node, run_name=f"{name} two")
     sentence(editor, "Stopped at iteration 3 of 9", seconds=10)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -194,3 +195,19 @@ def refusal(node, name, value, sockets):
 
 def listed(folder):
     return set(folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("my run 2", True),
+        ("\u5b66\u751f", True),
+        ("", False),
+        ("..", False),
+        ("a/b", False),
+        ("a ", False),
+        ("con", False),
+    ],
+)
+def test_whether_a_run_may_be_called_so_is_an_ordinary_answer(text, allowed, server):
+    assert server.get(f"/fewstep/name?{urllib.parse.urlencode({'text': text})}") == {"allowed": allowed}

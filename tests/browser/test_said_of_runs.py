@@ -1,0 +1,60 @@
+"""What is said when something was done with a run is seen, and what a run is called it is called everywhere."""
+
+import pytest
+from test_runs_browser import CHINESE, another, card, finished, in_chinese, open_runs, write  # noqa: F401 (fixtures)
+from test_training_panel import wait_for_points
+
+
+def said(shown, run):
+    return card(shown, run).get_by_role("status")
+
+
+def test_what_was_done_is_said_on_the_card_that_is_there_then(editor, runs, another):  # noqa: F811
+    """A note or another name makes the card anew; what was said on the one before nobody saw."""
+    shown, renamed = open_runs(editor), f"{another} renamed"
+    write(card(shown, another), "Note", f"Note on {another}", "a note")
+    said(shown, another).get_by_text("noted").wait_for(timeout=5000)
+    write(card(shown, another), "Rename", f"New name of {another}", renamed)
+    said(shown, renamed).get_by_text("graphs in other tabs still have the old name").wait_for(timeout=5000)
+
+
+def test_a_deletion_is_said_above_the_list(editor, runs, another):  # noqa: F811
+    shown = open_runs(editor)
+    card(shown, another).get_by_role("button", name="Delete", exact=True).click()
+    card(shown, another).get_by_role("button", name="Yes, delete").click()
+    shown.get_by_text(f"{another} is deleted").wait_for(timeout=5000)
+
+
+def test_a_run_that_is_renamed_is_renamed_where_its_name_comes_from(editor, runs, another):  # noqa: F811
+    """Over a link, from a node that another may take it from."""
+    if "PrimitiveString" not in editor.server.get("/object_info"):
+        pytest.skip("this editor has no node of a text that may be linked to a widget")
+    source, other = (editor.add("PrimitiveString", value=value) for value in (another, f"{another} 2"))
+    for given in (source, other):
+        node = editor.add("FewStepWatchRun")
+        editor.page.evaluate(
+            "([from, to]) => { const [source, node] = [from, to].map(id => app.graph.getNodeById(id));"
+            " source.connect(0, node, node.findInputSlot('run_name')) }",
+            [given, node],
+        )
+    shown, renamed = open_runs(editor), f"{another} renamed"
+    write(card(shown, another), "Rename", f"New name of {another}", renamed)
+    card(shown, renamed).wait_for()
+    values = "ids => ids.map(id => app.graph.getNodeById(id).widgets[0].value)"
+    assert editor.page.evaluate(values, [source, other]) == [renamed, f"{another} 2"]
+
+
+KEEP_TEXTS = (
+    "() => { window.drawn = []; const { fillText } = CanvasRenderingContext2D.prototype;"
+    " CanvasRenderingContext2D.prototype.fillText = function (text) {"
+    " drawn.push(text); return fillText.apply(this, arguments) } }"
+)
+
+
+def test_stages_are_named_in_chinese_on_the_chart_too(editor, finished, in_chinese):  # noqa: F811
+    editor.page.evaluate(KEEP_TEXTS)
+    editor.show(editor.add("FewStepDistill", run_name=finished))
+    wait_for_points(editor, 0)
+    stage = CHINESE["{0} to {1} steps"].format(8, 4)
+    editor.page.wait_for_function("stage => drawn.includes(stage)", arg=stage, timeout=10_000)
+    assert "8 to 4 steps" not in editor.page.evaluate("drawn")
