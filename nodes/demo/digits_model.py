@@ -164,6 +164,9 @@ class DigitVAE:
 class DigitCLIP:
     """What the host's CLIP nodes call: a text of digits to the class vectors that the teacher takes."""
 
+    usual_prompts = tuple(map(str, range(DIGITS)))
+    """Where none are given: see training_data.usual_prompts."""
+
     def tokenize(self, text: str, **_options: Any) -> str:
         return text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ... import host
@@ -10,6 +11,7 @@ from .data_sources import PromptSource
 from .folder_data import CLIP, GUIDANCE, NEGATIVE
 from .prompts_alone import PromptsAlone
 
+_EVERYDAY = Path(__file__).parents[3] / "prompts" / "everyday.txt"
 RARE = ("sampler", "batch_size")
 """Inputs of Teacher's Pictures that editors may fold."""
 SIDE = (
@@ -115,6 +117,11 @@ class TrainingPrompts:
 
     def describe(self, prompts: str, **options: Any) -> tuple[Any]:
         return (PromptsAlone(prompts=lines(prompts), **options),)
+
+
+def usual_prompts(clip: Any) -> tuple[str, ...]:
+    """Where none are given: everyday ones, or those of a text encoder that knows no others, the demo's."""
+    return getattr(clip, "usual_prompts", ()) or lines(_EVERYDAY.read_text(encoding="utf-8"))
 
 
 def lines(text: str) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +35,6 @@ from .cards import NO_CARD, Card, cards
 from .families import Family, family_of
 from .preparing import preparing
 
-PROMPTS = Path(__file__).parents[3] / "prompts" / "everyday.txt"
 CLOSEST, SHARPEST, CHEAPEST = "closest to my model", "sharpest", "cheapest to train"
 CARDS = {"what is free now": None, **{f"{size} GB": float(size) for size in (8, 12, 16, 24, 32)}}
 Guided = ProgressiveOptions | ConsistencyOptions | DistributionMatchingOptions
@@ -263,7 +261,7 @@ class Wishes:
 
     @property
     def _lines(self) -> tuple[str, ...]:
-        return training_data.lines(self.prompts if self.prompts.strip() else PROMPTS.read_text(encoding="utf-8"))
+        return training_data.lines(self.prompts) or training_data.usual_prompts(self.clip)
 
     def _prompts_alone(self) -> PromptsAlone:
         size = {"width": self._side, "height": self._side}

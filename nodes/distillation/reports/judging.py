@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from ... import host
 from ...host import folders
 from ...host.sampling.models import Conditioning
 from ..data import training_data
-from ..fast.choosing import PROMPTS
 from ..fast.families import family_of
 from ..learning import students
 
@@ -122,7 +122,7 @@ class Asked:
         """None where the prompts came encoded."""
         if self.positive is not None:
             return None
-        return list(training_data.lines(self.prompts or "\n".join(_everyday())))
+        return list(training_data.lines(self.prompts)) or _few(training_data.usual_prompts(self.clip))
 
     @functools.cached_property
     def _conditionings(self) -> list[Conditioning]:
@@ -232,8 +232,7 @@ class Asked:
 # --- students --------------------------------------------------------------------------------------------------------
 
 
-def _everyday() -> list[str]:
-    lines = training_data.lines(PROMPTS.read_text(encoding="utf-8"))
+def _few(lines: Sequence[str]) -> list[str]:
     return list(lines[:: len(lines) // _FEW][:_FEW])
 
 

@@ -8,6 +8,7 @@ import_host()
 
 from architectures import tiny
 from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.demo import digits
 from comfyui_fewstep.nodes.distillation.fast import choosing
 from comfyui_fewstep.nodes.distillation.fast.families import family_of
 from encoders import RandomCLIP
@@ -101,3 +102,14 @@ def test_prompts_of_nothing_are_the_everyday_ones(prompts):
         model=tiny("sd15"), steps=4, goal=choosing.SHARPEST, clip=RandomCLIP(768, 768), prompts=prompts, side=32
     )
     assert len(wishes.data()["data"].prompts) == 240
+
+
+@pytest.mark.parametrize("goal", choosing.GOALS)
+def test_of_the_demo_nothing_has_to_be_given(goal):
+    """Its text encoder knows digits alone, and of 512 pixels a side it would draw 256 of them."""
+    teacher, vae, clip = digits.DemoTeacher().load()
+    wishes = choosing.Wishes(model=teacher, vae=vae, clip=clip, steps=4, goal=goal)
+    made = wishes.data()["data"]
+    assert made.prompts == tuple("0123456789")
+    assert (made.width, made.height, wishes.method.guidance_scale) == (32, 32, 1.5)
+    assert "your model: the demo's digits" in wishes.told()

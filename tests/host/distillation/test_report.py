@@ -91,6 +91,14 @@ def test_several_runs_are_compared_in_one_table(demo, output):
     assert torch.equal(again["result"][0], picture)
 
 
+@pytest.mark.parametrize("prompts", ["", " \n"])
+def test_without_prompts_a_few_are_drawn_that_the_text_encoder_knows(demo, output, prompts):
+    train(demo["teacher"], "one", rank=4)
+    written(demo, "one", prompts=prompts, seeds=1)
+    said = json.loads((output / "fewstep" / "runs" / "one" / "report" / "report.json").read_text())
+    assert said["prompts"] == ["0", "2", "4", "6"]
+
+
 @pytest.mark.parametrize(
     "gone", [lambda run: keeping.renamed(run, "later"), RunFolder.delete], ids=["renamed", "deleted"]
 )
