@@ -202,9 +202,12 @@ class Runs extends HTMLElement {
     return card?.querySelector(".said") ?? this.said;
   }
 
-  /** Says something for some seconds, and then again what is always said there. */
-  #sayIn(place, text) {
+  /** Says something for some seconds, and then again what is always said there; what failed until something else is done. */
+  #sayIn(place, text, { failed = false } = {}) {
     place.textContent = text;
+    place.classList.toggle("soft", !failed);
+    place.classList.toggle("failed", failed);
+    if (failed) return;
     const seconds = Math.max(SECONDS_OF_A_WORD, text.length / LETTERS_READ_IN_A_SECOND);
     setTimeout(() => place.textContent === text && (place.textContent = place === this.said ? this.#always : ""), 1000 * seconds);
   }
@@ -221,7 +224,7 @@ class Runs extends HTMLElement {
         await action(...given);
         this.#sayIn(this.#place(run.run, ...given), typeof done === "string" ? say(done) : done(...given));
       } catch (error) {
-        this.#place(run.run).textContent = error.message; // until something else is done
+        this.#sayIn(this.#place(run.run), error.message, { failed: true });
       }
     };
     const changing = (action, done) => doing((...given) => Promise.resolve(action(...given)).then(() => this.#look()), done);

@@ -58,6 +58,9 @@ class Data(Protocol):
     def first(self, count: int) -> Batch:
         """The first samples, at most `count`, of one shape."""
 
+    def spread(self, count: int) -> Batch:
+        """As many, at even distances: samples that lie side by side may be of one prompt."""
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by a stable name, each prompt as often as it has samples."""
 
@@ -163,6 +166,10 @@ class TensorData:
     def first(self, count: int) -> Batch:
         return self.take(torch.arange(min(count, len(self.x0))))
 
+    def spread(self, count: int) -> Batch:
+        taken = min(count, len(self.x0))
+        return self.take(torch.arange(taken) * len(self.x0) // taken)
+
     def take(self, index: Tensor) -> Batch:
         """The samples at index (B,), each with its own condition or the one that all share."""
         rows = index if self.prompts is None else self.prompts[index]
@@ -267,6 +274,9 @@ class Buckets:
 
     def first(self, count: int) -> Batch:
         return self.buckets[0].first(count)
+
+    def spread(self, count: int) -> Batch:
+        return self.buckets[0].spread(count)
 
     def tensors(self) -> dict[str, Tensor]:
         return _numbered(bucket.tensors() for bucket in self.buckets)

@@ -57,7 +57,7 @@ ABOUT_SCALE_INPUT = (
 
 PREVIEWS: Input = (
     "FEWSTEP_PREVIEWS",
-    {"tooltip": "From Preview Prompts: what is drawn at every checkpoint. Unconnected: the first training samples."},
+    {"tooltip": "From Preview Prompts: what is drawn at every checkpoint. Unconnected: training samples."},
 )
 
 

@@ -112,3 +112,11 @@ def test_a_begun_run_keeps_data_of_before_its_source_knew_a_name(tmp_path):
     assert not same(made({"a": 1, "syntax": "literal"}, replace=True), old), "what has not begun is made anew"
     with pytest.raises(ValueError, match=r"syntax: there .literal., here .other."):
         made({"a": 1, "syntax": "other"}, replace=False)
+
+
+@pytest.mark.parametrize(("count", "taken"), [(1, [0]), (3, [0, 2, 4]), (4, [0, 1, 3, 5]), (7, [0, 1, 2, 3, 4, 5, 6])])
+def test_samples_from_all_over_the_data(count, taken):
+    """The teacher draws all pictures of one prompt before those of the next."""
+    assert numbered(7, 4).spread(count).x0[:, 0].tolist() == taken
+    assert Buckets([numbered(7, 4), numbered(5, 6)]).spread(count).x0[:, 0].tolist() == taken
+    assert numbered(2, 4).spread(10).x0[:, 0].tolist() == [0, 1]
