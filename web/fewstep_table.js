@@ -1,8 +1,9 @@
 // Shows the table of a judging node, and what it says besides, on the node itself, after it has run.
 import { app } from "../../scripts/app.js";
-import { STYLE, addElement, define, fit, make, showAfterRunning } from "./fewstep_elements.js";
+import { AROUND, STYLE, addElement, define, fit, make, showAfterRunning, textScale } from "./fewstep_elements.js";
 
 const HEIGHTS = { FewStepEvaluateDigits: 120, FewStepStudentReport: 200 };
+const MOST = 600; // in height; more is scrolled
 const WIDTH = 460;
 
 const OWN_STYLE = `
@@ -30,7 +31,8 @@ class Table extends HTMLElement {
     this.attachShadow({ mode: "open" });
     this.table = make("table");
     this.rest = make("p");
-    this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), this.table, this.rest);
+    this.content = make("div", {}, this.table, this.rest);
+    this.shadowRoot.append(make("style", { textContent: STYLE + OWN_STYLE }), this.content);
   }
 
   /** Shows a Markdown table. */
@@ -43,8 +45,15 @@ class Table extends HTMLElement {
 
 function addTable(node) {
   const table = make("fewstep-table", { tabIndex: 0 });
-  addElement(node, "table", table, { height: () => HEIGHTS[node.comfyClass] });
+  let height = HEIGHTS[node.comfyClass];
+  addElement(node, "table", table, { height: () => height });
   fit(node, WIDTH);
+  new ResizeObserver(() => {
+    const needed = Math.min((table.content.offsetHeight + AROUND) / textScale(), MOST);
+    if (needed <= height) return;
+    height = needed; // what is missing and where the report is stand last
+    fit(node, WIDTH);
+  }).observe(table.content);
   return table;
 }
 

@@ -75,7 +75,6 @@ class Asked:
     def _require_students(self) -> None:
         for name in self.runs:
             _file_of(name)
-        _ = self.folder
         trio = {"student": self.student, "sampler": self.sampler, "sigmas": self.sigmas}
         missing = [name for name, value in trio.items() if value is None]
         if 0 < len(missing) < len(trio):
@@ -86,6 +85,7 @@ class Asked:
             raise ValueError(
                 "runs is empty and no student is connected; name a finished run on each line, or connect one."
             )
+        _ = self.folder
 
     def _require_prompts(self) -> None:
         if self.clip is None and self.positive is None:

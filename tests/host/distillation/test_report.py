@@ -229,7 +229,8 @@ def test_what_cannot_be_reported_is_refused_before_anything_is_drawn(demo, outpu
     wired = {"student": demo["teacher"], "sampler": host.models.hosts_sampler("euler"), "sigmas": torch.zeros(2)}
     for changed, message in (
         ({"runs": "gone"}, r"runs names 'gone', which is no finished run or student"),
-        ({}, "name is empty, and runs begins with no run"),
+        ({}, "runs is empty and no student is connected"),
+        (wired, "name is empty, and runs begins with no run"),
         ({"name": "mine"}, "runs is empty and no student is connected"),
         ({"name": "mine", "student": demo["teacher"]}, "sampler and sigmas is missing"),
         ({"name": "mine", **wired, "side": 36}, "side is 36; this model wants multiples of 8"),
