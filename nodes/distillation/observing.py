@@ -62,16 +62,17 @@ def stops_here(distillation: Distillation, metrics: Metrics) -> bool:
 class Preview:
     """Pictures at fixed noise and equal steps, what teaches this stage above and the student below, kept in the run folder.
 
-    Of the prompts that the run's folder keeps, each from the noise of seed 0, as samplers draw it; else of training samples from
-    all over the data. The teacher is drawn as the student learns from it, see Method.teaching: with its guidance, say. The
-    student as the stage would result in it now: its average, where there is one. Of video the frame in the middle.
+    Of the prompts that the run's folder keeps, each from the noise of seed 0, as samplers draw it; else of the first training
+    samples, of as many prompts as there are. The teacher is drawn as the student learns from it, see Method.teaching: with its
+    guidance, say. The student as the stage would result in it now: its average, where there is one. Of video the frame in the
+    middle.
     """
 
     def __init__(self, distillation: Distillation, student: Student, *, model: Any, vae: Any) -> None:
         self._distillation, self._student, self._model, self._vae = distillation, student, model, vae
         own = preview_prompts.kept(distillation.run, distillation.data)
         self._prompts = [prompt for prompt, _ in own] or None
-        self._samples = [sample for _, sample in own] or [distillation.data.spread(PREVIEW_PICTURES)]
+        self._samples = [sample for _, sample in own] or [distillation.data.varied(PREVIEW_PICTURES)]
 
     def due(self, metrics: Metrics) -> bool:
         """With every checkpoint, and at the end of a stage."""

@@ -58,8 +58,8 @@ class Data(Protocol):
     def first(self, count: int) -> Batch:
         """The first samples, at most `count`, of one shape."""
 
-    def spread(self, count: int) -> Batch:
-        """As many, at even distances: samples that lie side by side may be of one prompt."""
+    def varied(self, count: int) -> Batch:
+        """As many, the first of each prompt before any other: those that lie side by side may be of one prompt."""
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by a stable name, each prompt as often as it has samples."""
@@ -166,9 +166,15 @@ class TensorData:
     def first(self, count: int) -> Batch:
         return self.take(torch.arange(min(count, len(self.x0))))
 
-    def spread(self, count: int) -> Batch:
-        taken = min(count, len(self.x0))
-        return self.take(torch.arange(taken) * len(self.x0) // taken)
+    def varied(self, count: int) -> Batch:
+        if self.prompts is None:
+            return self.first(count)
+        seen: dict[int, int] = {}
+        for i, prompt in enumerate(self.prompts.tolist()):
+            seen.setdefault(prompt, i)
+        firsts = list(seen.values())[:count]
+        others = [i for i in range(len(self.x0)) if i not in firsts] if len(firsts) < count else []
+        return self.take(torch.tensor([*firsts, *others][:count]))
 
     def take(self, index: Tensor) -> Batch:
         """The samples at index (B,), each with its own condition or the one that all share."""
@@ -275,8 +281,8 @@ class Buckets:
     def first(self, count: int) -> Batch:
         return self.buckets[0].first(count)
 
-    def spread(self, count: int) -> Batch:
-        return self.buckets[0].spread(count)
+    def varied(self, count: int) -> Batch:
+        return self.buckets[0].varied(count)
 
     def tensors(self) -> dict[str, Tensor]:
         return _numbered(bucket.tensors() for bucket in self.buckets)

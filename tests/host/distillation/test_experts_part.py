@@ -86,7 +86,7 @@ def test_a_preview_shows_what_an_expert_sees_at_the_end_of_its_part(tmp_path):
     sample = Batch(x0=torch.full((2, 1, 2, 2), 5.0), condition={})
     run = types.SimpleNamespace(
         method=part.on(kind),
-        data=types.SimpleNamespace(spread=lambda _: sample),
+        data=types.SimpleNamespace(varied=lambda _: sample),
         run=RunFolder(tmp_path, "run"),
         at_once=2,
     )

@@ -114,9 +114,13 @@ def test_a_begun_run_keeps_data_of_before_its_source_knew_a_name(tmp_path):
         made({"a": 1, "syntax": "other"}, replace=False)
 
 
-@pytest.mark.parametrize(("count", "taken"), [(1, [0]), (3, [0, 2, 4]), (4, [0, 1, 3, 5]), (7, [0, 1, 2, 3, 4, 5, 6])])
-def test_samples_from_all_over_the_data(count, taken):
+@pytest.mark.parametrize(("count", "taken"), [(1, [0]), (3, [0, 2, 4]), (5, [0, 2, 4, 1, 3]), (9, [0, 2, 4, 1, 3, 5])])
+def test_the_first_of_each_prompt_come_before_others(count, taken):
     """The teacher draws all pictures of one prompt before those of the next."""
-    assert numbered(7, 4).spread(count).x0[:, 0].tolist() == taken
-    assert Buckets([numbered(7, 4), numbered(5, 6)]).spread(count).x0[:, 0].tolist() == taken
-    assert numbered(2, 4).spread(10).x0[:, 0].tolist() == [0, 1]
+    data = in_buckets(one_by_one(PROMPTS))
+    assert data.varied(count).x0[:, 0].tolist() == taken
+
+
+def test_samples_of_one_prompt_or_of_none_that_is_shared_come_in_their_order():
+    assert in_buckets(one_by_one([5, 5, 5])).varied(2).x0[:, 0].tolist() == [0, 1]
+    assert numbered(7, 4).varied(3).x0[:, 0].tolist() == [0, 1, 2]
