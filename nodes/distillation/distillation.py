@@ -266,7 +266,7 @@ class LossChart:
         }
 
     def draw(self, run_name: str) -> tuple[Tensor]:
-        losses = folders.run_named(run_name).losses()
-        if not losses:
+        run = folders.run_named(run_name)
+        if not run.losses():
             raise ValueError(f"the run {run_name!r} has logged nothing yet; distil first.")
-        return (loss_chart(losses)[None],)
+        return (loss_chart(run.metrics())[None],)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -105,16 +105,20 @@ def curves_chart(curves: Mapping[str, Mapping[int, Interval]], *, over: str, val
     return _render(figure)
 
 
-def loss_chart(losses: Mapping[str, Sequence[float]]) -> Tensor:
-    """The loss over logged iterations, one curve after the other for each stage, on a log axis."""
+def loss_chart(metrics: Iterable[Mapping[str, Any]]) -> Tensor:
+    """The logged loss over iterations, a curve for each stage, on a log axis. metrics: a run's lines; before the student's first
+    update there is no loss.
+    """
+    stages: dict[str, list[tuple[int, float]]] = {}
+    for line in metrics:
+        if line["loss"] is not None:
+            stages.setdefault(line["stage_name"], []).append((line["iteration"], line["loss"]))
     figure = _figure(width=9.0, height=3.8)
     axis = figure.subplots()
-    start = 0
-    for stage, values in losses.items():
-        axis.plot(range(start, start + len(values)), values, linewidth=1.2, label=stage)
-        start += len(values)
+    for stage, points in stages.items():
+        axis.plot(*zip(*points, strict=True), linewidth=1.2, label=stage)
     axis.set_yscale("log")
-    axis.set_xlabel("logged point")
+    axis.set_xlabel("iteration")
     axis.set_title("loss")
     axis.grid(alpha=0.3)
     axis.legend()

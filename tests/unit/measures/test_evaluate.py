@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from comfyui_fewstep.trainers.measures import charts
 from comfyui_fewstep.trainers.measures.charts import curves_chart, loss_chart, picture_grid, quality_chart
 from comfyui_fewstep.trainers.measures.digits import DigitClassifier, load_pictures, split, to_latents, to_pictures
 from comfyui_fewstep.trainers.measures.evaluate import (
@@ -105,11 +106,30 @@ def test_the_table_has_a_row_for_each_score():
     assert "| - |" in lines[2]
 
 
+LOGGED = [
+    {"stage_name": "a", "iteration": 10, "loss": None},
+    {"stage_name": "a", "iteration": 20, "loss": 1.0},
+    {"stage_name": "a", "iteration": 30, "loss": 0.5},
+    {"stage_name": "b", "iteration": 40, "loss": 0.4},
+]
+"""Of a run's lines what the chart needs."""
+
+
+def test_the_loss_is_drawn_over_iterations_as_on_the_node(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(charts, "_render", drawn.append)
+    loss_chart(LOGGED)
+    (axis,) = drawn[0].axes
+    lines = [(line.get_label(), line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axis.lines]
+    assert lines == [("a", [20, 30], [1.0, 0.5]), ("b", [40], [0.4])]
+    assert axis.get_xlabel() == "iteration"
+
+
 def test_charts_draw_something_in_range():
     rows = {"teacher": torch.rand(4, 8, 8, 3), "student": torch.rand(4, 8, 8, 3)}
     curves = {"teacher, DDIM": {1: (9.0, 0.5), 31: (0.1, 0.2)}, "student": {1: (1.0, 0.1)}}
     over = curves_chart(curves, over="calls", value="distance", beside="teacher")
-    for chart in (quality_chart(SCORES), loss_chart({"a": [1.0, 0.5], "b": [0.4]}), picture_grid(rows), over):
+    for chart in (quality_chart(SCORES), loss_chart(LOGGED), picture_grid(rows), over):
         assert chart.ndim == 3
         assert chart.shape[-1] == 3
         assert 0.0 <= chart.min() < chart.max() <= 1.0
