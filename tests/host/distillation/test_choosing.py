@@ -1,5 +1,7 @@
 """What Make It Fast chooses by a model's family and says of the data, and the folder that it does not take."""
 
+import sys
+
 import current_architectures
 import pytest
 from comfyui_fewstep.commands.embedded import import_host
@@ -11,8 +13,11 @@ from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits
 from comfyui_fewstep.nodes.distillation.fast import choosing
 from comfyui_fewstep.nodes.distillation.fast.families import family_of
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from encoders import RandomCLIP
 from PIL import Image
+from test_lora import output  # noqa: F401 (a fixture)
+from test_make_it_fast import make, timed_once  # noqa: F401 (a fixture)
 
 FAMILIES = [
     ("sd15", "Stable Diffusion 1 or 2", 512, 7.0),
@@ -113,3 +118,15 @@ def test_of_the_demo_nothing_has_to_be_given(goal):
     assert made.prompts == tuple("0123456789")
     assert (made.width, made.height, wishes.method.guidance_scale) == (32, 32, 1.5)
     assert "your model: the demo's digits" in wishes.told()
+
+
+def test_the_demo_is_made_fast_where_nothing_is_given_and_no_library_of_ours_installed(output, monkeypatch):  # noqa: F811
+    """The template Make digits fast says so."""
+    for library in ("matplotlib", "sklearn", "kornia"):
+        monkeypatch.setitem(sys.modules, library, None)
+    teacher, vae, clip = digits.DemoTeacher().load()
+    made = make(teacher, steps="8", name="digits", vae=vae, clip=clip, pictures=10, iterations=2)
+    assert "your model: the demo's digits" in made["ui"]["text"][0]
+    run = RunFolder(output / "fewstep" / "runs", "digits")
+    assert run.finished
+    assert len(list((run.path / "previews").glob("*.png"))) == 3, "one for each halving"
