@@ -14,6 +14,7 @@ const SECONDS_OF_A_REFUSAL = 6; // that somebody may read it
 const VIEWS = { loss: "Loss", bands: "Noise levels", measures: "Companion", rate: "Learning rate", pictures: "Pictures" };
 // what shows a companion lagging, contrast growing, and a critic that has the say
 const MEASURES = ["gap", "cosine", "std", "real_std", "adversarial"];
+const LEARNERS = ["fake", "critic"]; // besides the student
 const COLUMNS = ["iteration", "stage", "loss", "x0_error", "gradient_norm", "learning_rate"];
 
 const OWN_STYLE = `
@@ -309,7 +310,8 @@ function content(view, { curves, stages }) {
 /** The losses of those who learn besides the student. */
 function companionLines({ measures, stage }) {
   const names = Object.keys(measures).filter((name) => name.endsWith("_loss"));
-  return names.map((name, i) => ({ label: say`${name.replace(/_loss$/, "")} loss`, values: smoothed(measures[name], stage), colour: CURVES[i % 3][0], dash: CURVES[1 + (i % 3)][1] }));
+  const learner = (name) => (LEARNERS.includes(name) ? say(name) : name);
+  return names.map((name, i) => ({ label: say`${learner(name.replace(/_loss$/, ""))} loss`, values: smoothed(measures[name], stage), colour: CURVES[i % 3][0], dash: CURVES[1 + (i % 3)][1] }));
 }
 
 function measureLines({ measures, stage }) {

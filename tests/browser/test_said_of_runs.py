@@ -1,5 +1,7 @@
 """What is said when something was done with a run is seen, and what a run is called it is called everywhere."""
 
+import json
+
 import pytest
 from test_runs_browser import CHINESE, another, card, finished, in_chinese, open_runs, write  # noqa: F401 (fixtures)
 from test_training_panel import wait_for_points
@@ -58,3 +60,17 @@ def test_stages_are_named_in_chinese_on_the_chart_too(editor, finished, in_chine
     stage = CHINESE["{0} to {1} steps"].format(8, 4)
     editor.page.wait_for_function("stage => drawn.includes(stage)", arg=stage, timeout=10_000)
     assert "8 to 4 steps" not in editor.page.evaluate("drawn")
+
+
+def test_who_learns_besides_the_student_is_named_in_chinese(editor, runs, name, in_chinese):  # noqa: F811
+    (runs / name).mkdir(parents=True)
+    (runs / name / "run.json").write_text(json.dumps({"run": {"method": "m", "teacher_sha256": "ab"}}))
+    line = {"iterations": 9, "stage": 0, "stage_name": "s", "loss": 2.0, "x0_error": 0.25, "gradient_norm": 1.0}
+    line |= {"learning_rate": 0.1, "band_errors": [None], "measures": {"fake_loss": 0.125, "critic_loss": 1.5}}
+    lines = [json.dumps(line | {"iteration": i}) for i in (1, 2)]
+    (runs / name / "metrics.jsonl").write_text("".join(f"{one}\n" for one in lines))
+    editor.show(editor.add("FewStepDistill", run_name=name))
+    wait_for_points(editor, 1)
+    labels = "document.querySelector('fewstep-panel').shadowRoot.querySelector('fewstep-chart').shadowRoot"
+    texts = editor.page.evaluate(f"() => [...{labels}.querySelectorAll('.u-label')].map(one => one.textContent)")
+    assert [CHINESE["{0} loss"].format(CHINESE[one]) for one in ("fake", "critic")] == texts[-2:]
