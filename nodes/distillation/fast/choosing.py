@@ -184,7 +184,8 @@ class Wishes:
     @property
     def _side(self) -> int:
         usual = min(self.family.side, self._card.most_side if self._card else self.family.side)
-        return self.side or usual // self._side_step * self._side_step
+        usual = usual // self._side_step * self._side_step
+        return self.side or max(usual, PictureFolder.bucket_step if self.folder.strip() else 0)
 
     @property
     def _side_step(self) -> int:

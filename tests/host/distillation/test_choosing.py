@@ -120,6 +120,15 @@ def test_of_the_demo_nothing_has_to_be_given(goal):
     assert "your model: the demo's digits" in wishes.told()
 
 
+def test_a_folder_of_digits_is_taken_at_the_least_size_that_a_folder_has(tmp_path):
+    """The digits' own is smaller."""
+    Image.new("L", (64, 64)).save(tmp_path / "7.png")
+    (tmp_path / "7.txt").write_text("7")
+    teacher, vae, clip = digits.DemoTeacher().load()
+    wishes = choosing.Wishes(model=teacher, vae=vae, clip=clip, steps=4, goal=choosing.CLOSEST, folder=str(tmp_path))
+    assert wishes.data()["data"].resolution == 64
+
+
 def test_the_demo_is_made_fast_where_nothing_is_given_and_no_library_of_ours_installed(output, monkeypatch):  # noqa: F811
     """The template Make digits fast says so."""
     for library in ("matplotlib", "sklearn", "kornia"):
