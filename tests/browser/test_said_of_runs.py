@@ -54,6 +54,7 @@ KEEP_TEXTS = (
 
 
 def test_stages_are_named_in_chinese_on_the_chart_too(editor, finished, in_chinese):  # noqa: F811
+    editor.clear()  # of what an editor of old brings back as it is loaded again
     editor.page.evaluate(KEEP_TEXTS)
     editor.show(editor.add("FewStepDistill", run_name=finished))
     wait_for_points(editor, 0)
@@ -69,6 +70,7 @@ def test_who_learns_besides_the_student_is_named_in_chinese(editor, runs, name, 
     line |= {"learning_rate": 0.1, "band_errors": [None], "measures": {"fake_loss": 0.125, "critic_loss": 1.5}}
     lines = [json.dumps(line | {"iteration": i}) for i in (1, 2)]
     (runs / name / "metrics.jsonl").write_text("".join(f"{one}\n" for one in lines))
+    editor.clear()
     editor.show(editor.add("FewStepDistill", run_name=name))
     wait_for_points(editor, 1)
     labels = "document.querySelector('fewstep-panel').shadowRoot.querySelector('fewstep-chart').shadowRoot"
