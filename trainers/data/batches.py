@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
@@ -59,7 +60,7 @@ class Data(Protocol):
         """The first samples, at most `count`, of one shape."""
 
     def varied(self, count: int) -> Batch:
-        """As many, the first of each prompt before any other: those that lie side by side may be of one prompt."""
+        """As many of one size, the first of each prompt before any other: those that lie side by side may be of one prompt."""
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by a stable name, each prompt as often as it has samples."""
@@ -167,14 +168,18 @@ class TensorData:
         return self.take(torch.arange(min(count, len(self.x0))))
 
     def varied(self, count: int) -> Batch:
+        return self.take(torch.tensor(self.in_variety(count)))
+
+    def in_variety(self, count: int) -> list[int]:
+        """At most so many samples by number, the first of each prompt before any other."""
         if self.prompts is None:
-            return self.first(count)
+            return list(range(len(self.x0)))[:count]
         seen: dict[int, int] = {}
         for i, prompt in enumerate(self.prompts.tolist()):
             seen.setdefault(prompt, i)
         firsts = list(seen.values())[:count]
         others = [i for i in range(len(self.x0)) if i not in firsts] if len(firsts) < count else []
-        return self.take(torch.tensor([*firsts, *others][:count]))
+        return [*firsts, *others][:count]
 
     def take(self, index: Tensor) -> Batch:
         """The samples at index (B,), each with its own condition or the one that all share."""
@@ -282,7 +287,15 @@ class Buckets:
         return self.buckets[0].first(count)
 
     def varied(self, count: int) -> Batch:
-        return self.buckets[0].varied(count)
+        """Of those that may stand in one batch with the first, in turn."""
+        alike = [bucket for bucket in self.buckets if _stand_together(bucket, self.buckets[0])]
+        if len(alike) == 1:
+            return alike[0].varied(count)
+        orders = [bucket.in_variety(count) for bucket in alike]
+        turns = [(turn, number) for number, order in enumerate(orders) for turn in range(len(order))]
+        taken = collections.Counter(number for _, number in sorted(turns)[:count])
+        parts = [alike[number].take(torch.tensor(orders[number][:many])) for number, many in sorted(taken.items())]
+        return _in_one(parts, dropped=None)
 
     def tensors(self) -> dict[str, Tensor]:
         return _numbered(bucket.tensors() for bucket in self.buckets)

@@ -187,6 +187,22 @@ def test_how_many_of_a_mixed_batch_are_different():
     assert data.distinct(8, mixed=True) == pytest.approx(sum(len(x0.unique()) for x0 in drawn) / 2000, rel=0.02)
 
 
+def test_what_is_shown_is_of_as_many_lengths_as_there_are():
+    """Each in turn, as many as asked for; a size of its own stands apart."""
+    data = Buckets([*DATA.buckets, of_length(3, 12, 13, size=(3,))])
+    for count, numbers in (
+        (1, [0]),
+        (2, [0, 4]),
+        (5, [0, 1, 4, 5, 6]),
+        (8, [0, 1, 2, 4, 5, 6, 7, 8]),
+        (99, [*range(12)]),
+    ):
+        shown = data.varied(count)
+        assert shown.x0[:, 0].tolist() == numbers
+        sigma = torch.ones(len(numbers))
+        torch.testing.assert_close(denoiser(shown.x0, sigma, **shown.condition), expected(shown.x0, sigma))
+
+
 def test_what_all_have_in_one_shape_stays_as_it_is():
     rows = [{"text": torch.ones(1, length, 2), "y": torch.ones(1, 4)} for length in (2, 2, 3)]
     assert one_batch(rows[:2])["text"].shape == (2, 2, 2)
