@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from ...trainers.storage.watching import preview_file
 from ...trainers.students.student import Student
 from ...trainers.training.distillation import Distillation
 from ...trainers.training.loop import Metrics
-from ...trainers.training.stages import sampled
+from ...trainers.training.stages import few_at_once, sampled
 from .. import host
 from .data import preview_pictures, preview_prompts
 from .telling import MEASURING, MESSAGES, METRICS, Messages
@@ -88,10 +89,13 @@ class Preview:
 
     def _drawn(self, sample: Batch, stage: Stage, *, number: int) -> tuple[Tensor, Tensor]:
         """The latents of the teacher of stage `number`, and of the student."""
-        teacher = self._distillation.method.teaching(self._student.teacher, stage=number, batch=sample)
+        few = functools.partial(
+            few_at_once, batch=sample, at_once=self._distillation.at_once, heed=host.signals.check_cancelled
+        )
+        teacher = self._distillation.method.teaching(few(self._student.teacher), stage=number, batch=sample)
         return (
             self._draw(teacher, sample, stage, gamma=0.0),
-            self._draw(self._student.denoiser, sample, stage, gamma=stage.gamma),
+            self._draw(few(self._student.denoiser), sample, stage, gamma=stage.gamma),
         )
 
     def _draw(self, denoiser: Any, sample: Batch, stage: Stage, *, gamma: float) -> Tensor:
@@ -103,8 +107,6 @@ class Preview:
             stage=stage,
             family=self._distillation.method.family,
             gamma=gamma,
-            at_once=self._distillation.at_once,
-            heed=host.signals.check_cancelled,
         )
 
     def _decoded(self, drawn: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:

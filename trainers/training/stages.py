@@ -7,6 +7,7 @@ to go on after that stage: when the checkpoints are gone, or with further halvin
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -109,12 +110,11 @@ def compared(
     """
     trained = method.stages()[stage]
     own, teachers, gamma = trained.compared
-    teacher = method.teaching(student.teacher, stage=stage, batch=batch)
+    few = functools.partial(few_at_once, batch=batch, at_once=at_once, heed=heed)
+    teacher = method.teaching(few(student.teacher), stage=stage, batch=batch)
     drawn, wanted = (
-        sampled(
-            denoiser, batch, sigmas, stage=trained, family=method.family, gamma=gamma, at_once=at_once, heed=heed
-        ).double()
-        for denoiser, sigmas in ((student.denoiser, own), (teacher, teachers))
+        sampled(denoiser, batch, sigmas, stage=trained, family=method.family, gamma=gamma).double()
+        for denoiser, sigmas in ((few(student.denoiser), own), (teacher, teachers))
     )
     return {
         "stage": trained.name,
@@ -134,16 +134,14 @@ def sampled(
     stage: Stage,
     family: NoiseFamily,
     gamma: float,
-    at_once: int,
-    heed: Callable[[], None],
 ) -> Tensor:
-    """(B, ...) from the noise of seed 0 for the conditions of batch, so many samples at a time as training was found to hold.
+    """(B, ...) from the noise of seed 0 for the conditions of batch.
 
     Of one of two experts from the data in noise, where its part of the levels begins below the top.
     """
     noise = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(0)).to(batch.x0)
     return draw_from_noise(
-        in_pieces(heeding(denoiser, heed), -(-len(noise) // at_once)),
+        denoiser,
         noise,
         sigmas,
         batch.condition,
@@ -152,6 +150,14 @@ def sampled(
         gamma=gamma,
         x0=None if stage.from_noise else batch.x0,
     )
+
+
+def few_at_once(denoiser: Denoiser, *, batch: Batch, at_once: int, heed: Callable[[], None]) -> Denoiser:
+    """A network as it answers for the samples of batch, so many at a time as training was found to hold.
+
+    Guidance belongs around it: each sample may have an empty prompt of its own.
+    """
+    return in_pieces(heeding(denoiser, heed), -(-len(batch.x0) // at_once))
 
 
 def heeding(denoiser: Denoiser, heed: Callable[[], None]) -> Denoiser:

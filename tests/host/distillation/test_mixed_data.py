@@ -11,6 +11,7 @@ import_host()
 from architectures import tiny
 from comfyui_fewstep.benchmarks.architectures.command import ARCHITECTURES
 from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.distillation.data import preview_pictures
 from comfyui_fewstep.samplers.schedules import trailing_sigmas
 from comfyui_fewstep.trainers.data.cache import read_data
 from comfyui_fewstep.trainers.data.conditions import chosen, is_mixed
@@ -91,6 +92,15 @@ def test_a_batch_of_several_lengths_is_seen_as_each_of_its_samples_is_alone(kind
             row = slice(i, i + 1)
             own = denoiser(batch.x0[row], sigma[row], **chosen(batch.condition, row))
             torch.testing.assert_close(said[row], own, atol=1e-5, rtol=1e-4)
+
+
+@QWEN
+def test_previews_show_prompts_of_every_length(output):
+    """Three prompts of a length each, of which a preview showed the first alone; three pictures of each."""
+    model, data = in_lengths("qwen_image")
+    distil(model, name="run", data=data, vae=wan_vae())
+    newest = sorted((run_folder(output, "run") / "previews").glob("*.png"))[-1]
+    assert preview_pictures.about(newest)["columns"] == 9
 
 
 @QWEN

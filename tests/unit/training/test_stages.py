@@ -349,6 +349,16 @@ def test_the_comparison_is_of_the_pictures_with_the_guidance_of_the_stage(stage,
     assert (found["steps"], found["teacher_steps"], found["samples"]) == ((8, 16, 5) if stage == 0 else (4, 8, 5))
 
 
+def test_each_sample_is_drawn_away_from_its_own_empty_prompt():
+    """Of edit models, whose negative prompt has the sample's picture: whatever number of them passes the network together."""
+    empty = torch.linspace(0.0, 0.4, 5)[:, None]
+    given = dataclasses.replace(batch(5), unconditional={"y": empty})
+    answers = Answers(lambda x, sigma, y: torch.zeros_like(x), conditional_teacher)
+    for at_once in (5, 2):
+        found = compared(method(FAMILIES[0], guidance_scale=3.0), answers, given, stage=0, at_once=at_once)
+        assert found["teacher_mean_square"] == pytest.approx(float((3.0 - 2.0 * empty).square().mean()), rel=1e-5)
+
+
 def test_each_draws_from_the_same_noise_in_its_own_steps():
     family, seen = FAMILIES[0], {"student": [], "teacher": []}
     made = method(family)

@@ -199,7 +199,7 @@ def test_what_is_compared_is_sampled_as_the_stage_says(family, gamma, expert):
     stage = Stage(name="", iterations=1, learning_rate=1e-3, sigmas=own, top=float(own[int(expert)]))
     walk = {"family": family, "gamma": gamma}
     denoise, given = gaussian_denoiser(family), batch(4)
-    found = sampled(denoise, given, stage.walked(own), stage=stage, at_once=2, heed=lambda: None, **walk)
+    found = sampled(denoise, given, stage.walked(own), stage=stage, **walk)
     noise = torch.randn(given.x0.shape, generator=torch.Generator().manual_seed(0))
     begun = {"x0": given.x0} if expert else {}
     assert torch.equal(found, draw_from_noise(denoise, noise, own[int(expert) :], {}, seed=0, **begun, **walk))
