@@ -176,6 +176,12 @@ TRIALS = {
         passes="8400 of progressive to 4 steps, "
         "then 1212 of 1.5 + 1 + 2 x 3 + 2 x 2.25, of which 1112 of 2 + 1 + 1.5 + 3 more",
     ),
+    "progressive then matching with a critic in 4 four times as long at half that rate": dataclasses.replace(
+        _THEN_IN_4,
+        options={**_CRITIC_THEN_IN_4, "iterations": 1112},
+        passes="8400 of progressive to 4 steps, "
+        "then 1212 of 1.5 + 1 + 2 x 3 + 2 x 2.25, of which 1112 of 2 + 1 + 1.5 + 3 more",
+    ),
     "half progressive then matching with a critic in 2": dataclasses.replace(
         _IN_4,
         options={**_CRITIC_AFTER_HALF, "steps": 2, "iterations": 447},
@@ -184,10 +190,25 @@ TRIALS = {
         steps=(2,),
         after="half progressive",
     ),
+    "half progressive then matching with a critic in 2 four times as long": dataclasses.replace(
+        _IN_4,
+        options={**_CRITIC_AFTER_HALF, "steps": 2, "iterations": 1788},
+        passes="5950 of half progressive to 2 steps, "
+        "then 1848 of 0.5 + 1 + 2 x 3 + 2 x 2.25, of which 1788 of 2 + 1 + 1.5 + 3 more",
+        steps=(2,),
+        after="half progressive",
+    ),
     "half progressive then matching with a critic in 1": dataclasses.replace(
         _IN_4,
         options={**_CRITIC_AFTER_HALF, "steps": 1, "iterations": 369},
         passes="7700 of half progressive, then 429 of 1 + 2 x 3 + 2 x 2.25, of which 369 of 2 + 1 + 1.5 + 3 more",
+        steps=(1,),
+        after="half progressive",
+    ),
+    "half progressive then matching with a critic in 1 four times as long": dataclasses.replace(
+        _IN_4,
+        options={**_CRITIC_AFTER_HALF, "steps": 1, "iterations": 1476},
+        passes="7700 of half progressive, then 1536 of 1 + 2 x 3 + 2 x 2.25, of which 1476 of 2 + 1 + 1.5 + 3 more",
         steps=(1,),
         after="half progressive",
     ),
