@@ -94,6 +94,21 @@ def test_a_batch_of_several_lengths_is_seen_as_each_of_its_samples_is_alone(kind
             torch.testing.assert_close(said[row], own, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("divided", "asked"), [(False, [3, 3]), (True, [1] * 6)])
+def test_of_divided_weights_each_sample_passes_alone(divided, asked, output, monkeypatch):
+    """Processes that hold a part each must ask for a layer equally often, whatever the lengths of their samples."""
+    model, data = in_lengths("sd15")
+    distil(model, name="run", data=data)
+    batch = data_of(output, "run").varied(6)
+    network, seen = host.training.trainable_copy(model), []
+    own = network.apply_model
+    monkeypatch.setattr(network, "apply_model", lambda x, *a, **k: seen.append(len(x)) or own(x, *a, **k))
+    monkeypatch.setattr(host.training, "is_divided", lambda weight: divided)
+    with torch.no_grad():
+        host.training.as_denoiser(network, model=model)(batch.x0, torch.full((6,), 0.5), **batch.condition)
+    assert seen == asked
+
+
 @QWEN
 def test_previews_show_prompts_of_every_length(output):
     """Three prompts of a length each, of which a preview showed the first alone; three pictures of each."""
