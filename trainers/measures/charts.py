@@ -75,7 +75,8 @@ def curves_chart(curves: Mapping[str, Mapping[int, Interval]], *, over: str, val
     curves = {label: of for label, of in curves.items() if of}
     if not curves:
         raise ValueError(f"there is no {value} to draw: no curve holds a finite number.")
-    figure = _figure(width=12.0, height=5.0)
+    columns = 2
+    figure = _figure(width=10.0, height=5.0 + 0.2 * math.ceil(len(curves) / columns))
     from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     axis, lines = figure.subplots(), itertools.cycle(["--", "-.", ":", (0, (6, 3))])
@@ -101,7 +102,7 @@ def curves_chart(curves: Mapping[str, Mapping[int, Interval]], *, over: str, val
     axis.set_xlabel(over)
     axis.set_ylabel(value)
     axis.grid(alpha=0.3)
-    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))  # beside: it would hide curves
+    figure.legend(loc="outside lower center", ncols=columns, fontsize="small")  # inside it would hide curves
     return _render(figure)
 
 

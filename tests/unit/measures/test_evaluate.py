@@ -125,6 +125,21 @@ def test_the_loss_is_drawn_over_iterations_as_on_the_node(monkeypatch):
     assert axis.get_xlabel() == "iteration"
 
 
+def test_a_legend_of_many_long_names_is_drawn_whole(monkeypatch):
+    drawn = []
+    render = charts._render
+    monkeypatch.setattr(charts, "_render", lambda figure: drawn.append(figure) or render(figure))
+    curves_chart(
+        {f"a rather long name of a student, number {k}": {4: (1.0, 0.1)} for k in range(40)}, over="", value=""
+    )
+    (figure,) = drawn
+    (axis,) = figure.axes
+    box = (axis.get_legend() or figure.legends[0]).get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert 0 <= box.y0 < box.y1 <= figure.bbox.y1
+    assert axis.get_window_extent().height > 400, "the curves are squeezed"
+
+
 def test_charts_draw_something_in_range():
     rows = {"teacher": torch.rand(4, 8, 8, 3), "student": torch.rand(4, 8, 8, 3)}
     curves = {"teacher, DDIM": {1: (9.0, 0.5), 31: (0.1, 0.2)}, "student": {1: (1.0, 0.1)}}
