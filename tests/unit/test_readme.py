@@ -290,17 +290,24 @@ def test_what_the_choice_of_a_method_says_of_matching_is_in_the_table():
     assert (said + "{:.2f} GiB beside the weights for {:.2f}").format(*step, *(size / 2**30 for size in held)) in text
 
 
+LONG = " four times as long"
+
+
 def test_what_a_critic_brought_is_in_the_table():
     trainings = by_training(result("scenes_students")["parts"])
 
     def of(label, calls, key="frechet"):
         return f"{pages.over(over_trainings(trainings[label, calls]), key)[0]:.2f}"
 
-    longer = ("progressive then matching with a critic in 4 four times as long", 4)
-    begun = ("progressive", 4)
-    random = "frechet_random"
-    assert f"came to {of(*longer)} in 4 calls, farther than the {of(*begun)} that it began at" in TEXT
-    assert f"on random features from {of(*begun, random)} to {of(*longer, random)} (one training)" in TEXT
+    ones, twos, fours = (
+        f"{half}progressive then matching with a critic in {n}{LONG}"
+        for half, n in (("half ", 1), ("half ", 2), ("", 4))
+    )
+    slower, begun, random = (f"{fours} at half that rate", 4), ("progressive", 4), "frechet_random"
+    assert f"nearer in 1 call, from {of(ones.removesuffix(LONG), 1)} to {of(ones, 1)}" in TEXT
+    assert f"and in 2 to {of(twos, 2)} from {of(twos.removesuffix(LONG), 2)}, no difference" in TEXT
+    assert f"in 4 calls to {of(fours, 4)}, and at half the rate to {of(*slower)}, farther than the {of(*begun)}" in TEXT
+    assert f"from {of(*begun, random)} to {of(fours, 4, random)} and {of(*slower, random)}." in TEXT
     for calls, without in ((2, "progressive then matching in 2"), (1, "half progressive then matching in 1")):
         critic = f"half progressive then matching with a critic in {calls}"
         assert f"from {of(without, calls, random)} to {of(critic, calls, random)} in {calls}" in TEXT
