@@ -214,9 +214,7 @@ def test_previews_show_what_the_stage_would_result_in(ema_decay, output, monkeyp
     drawing = observing.Preview._draw
 
     def watched(preview, denoiser, *args, **kwargs):
-        student = getattr(denoiser, "__self__", None)
-        if student:  # not the guided teacher
-            drawn_with.append({name: value.clone() for name, value in student.exported().items()})
+        drawn_with.append({name: value.clone() for name, value in preview._student.exported().items()})
         return drawing(preview, denoiser, *args, **kwargs)
 
     monkeypatch.setattr(observing.Preview, "_draw", watched)
