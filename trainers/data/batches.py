@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import torch
@@ -220,7 +221,8 @@ class TensorData:
 
 @dataclasses.dataclass(frozen=True)
 class Buckets:
-    """Samples of several shapes, of latents or of conditions. A batch is drawn from one bucket, so it has one shape.
+    """Samples of several shapes, of latents or of conditions. A batch is drawn from one bucket, so it has one shape; a mixed one
+    from all whose latents are of that bucket's.
 
     A bucket comes up as often as its share of the samples, so that every sample is as likely as every other one.
     ValueError when there is none, when two have one shape, or when only some are pairs or have an empty prompt.
@@ -249,22 +251,24 @@ class Buckets:
         self, size: int, *, generator: torch.Generator, caption_dropout: float = 0.0, mixed: bool = False
     ) -> Batch:
         drawn = self._drawn_bucket(generator) if len(self.buckets) > 1 else self.buckets[0]
-        alike = [bucket for bucket in self.buckets if _stand_together(bucket, drawn)] if mixed else [drawn]
+        alike = self._together[_kind_of(drawn)] if mixed else [drawn]
         if len(alike) == 1:
             return drawn.batch(size, generator=generator, caption_dropout=caption_dropout, mixed=mixed)
         ends = torch.tensor([bucket.size for bucket in alike]).cumsum(0)
         # in order: pieces of a batch, which pass a network one after another, are then of few shapes each
         numbers = torch.randint(int(ends[-1]), (size,), generator=generator).sort().values
         dropped = torch.rand(size, generator=generator) < caption_dropout if caption_dropout else None
-        own = [
-            numbers[(numbers >= end - bucket.size) & (numbers < end)] for bucket, end in zip(alike, ends, strict=True)
-        ]
-        parts = [
-            bucket.drawn(some - (end - bucket.size))
-            for bucket, some, end in zip(alike, own, ends, strict=True)
-            if len(some)
-        ]
+        own = torch.searchsorted(ends, numbers, right=True)
+        parts = [alike[k].drawn(numbers[own == k] - (ends[k] - alike[k].size)) for k in own.unique().tolist()]
         return _in_one(parts, dropped=dropped)
+
+    @functools.cached_property
+    def _together(self) -> dict[Hashable, list[TensorData]]:
+        """By what they have in common, those whose samples may be in one mixed batch."""
+        groups: dict[Hashable, list[TensorData]] = {}
+        for bucket in self.buckets:
+            groups.setdefault(_kind_of(bucket), []).append(bucket)
+        return groups
 
     def _drawn_bucket(self, generator: torch.Generator) -> TensorData:
         ends = torch.tensor([bucket.size for bucket in self.buckets]).cumsum(0)
@@ -273,13 +277,7 @@ class Buckets:
 
     def distinct(self, size: int, *, mixed: bool = False) -> float:
         """How many different samples a batch of that size holds on average; repeats left aside. mixed: see batch."""
-        groups: list[list[TensorData]] = []
-        for bucket in self.buckets:
-            own = next((group for group in groups if mixed and _stand_together(group[0], bucket)), None)
-            if own is None:
-                groups.append([bucket])
-            else:
-                own.append(bucket)
+        groups = self._together.values() if mixed else [[bucket] for bucket in self.buckets]
         counts = [sum(len(bucket.x0) for bucket in group) for group in groups]
         return sum(n / sum(counts) * n * (1 - (1 - 1 / n) ** size) for n in counts)
 
@@ -288,7 +286,7 @@ class Buckets:
 
     def varied(self, count: int) -> Batch:
         """Of those that may stand in one batch with the first, in turn."""
-        alike = [bucket for bucket in self.buckets if _stand_together(bucket, self.buckets[0])]
+        alike = self._together[_kind_of(self.buckets[0])]
         if len(alike) == 1:
             return alike[0].varied(count)
         orders = [bucket.in_variety(count) for bucket in alike]
@@ -326,17 +324,10 @@ def shape_of(data: TensorData) -> Shape:
     return tuple((name, value.dtype, value.shape[1:]) for name, value in sorted(named.items()))
 
 
-def _stand_together(one: TensorData, other: TensorData) -> bool:
-    """Whether samples of both may be in one batch, their conditions of whatever shapes: latents and kinds of inputs are alike."""
-
-    def kinds(data: TensorData) -> list[tuple[str, torch.dtype]]:
-        return sorted((name, value.dtype) for name, value in data.condition.items() if value.numel())
-
-    return _latents_of(one) == _latents_of(other) and kinds(one) == kinds(other)
-
-
-def _latents_of(data: TensorData) -> list[tuple[torch.dtype, torch.Size]]:
-    return [(value.dtype, value.shape[1:]) for value in (data.x0, data.noise) if value is not None]
+def _kind_of(data: TensorData) -> Hashable:
+    """What samples of one mixed batch have in common: latents and the kinds of their inputs, of whatever shapes these are."""
+    latents = tuple((value.dtype, value.shape[1:]) for value in (data.x0, data.noise) if value is not None)
+    return latents, frozenset((name, value.dtype) for name, value in data.condition.items() if value.numel())
 
 
 def _in_one(parts: Sequence[Batch], *, dropped: Tensor | None) -> Batch:
