@@ -84,6 +84,12 @@ _THEN_IN_4 = dataclasses.replace(
     passes="8400 of progressive to 4 steps, then 565 of 1.5 + 1 + 2 x 3, of which 365 of 2 + 1 + 3 more",
     after="progressive",
 )
+_LONGER_IN_4 = dataclasses.replace(
+    _THEN_IN_4,
+    options={**_CRITIC_THEN_IN_4, "iterations": 1112},
+    passes="8400 of progressive to 4 steps, "
+    "then 1212 of 1.5 + 1 + 2 x 3 + 2 x 2.25, of which 1112 of 2 + 1 + 1.5 + 3 more",
+)
 TRIALS = {
     "progressive": _PROGRESSIVE,
     "guidance": Trial(
@@ -171,17 +177,9 @@ TRIALS = {
         passes="8400 of progressive to 4 steps, then 378 of 1.5 + 1 + 2 x 3 + 2 x 2.25, of which 278 of 2 + 1 + 1.5 + 3 more",
     ),
     "progressive then matching with a critic in 4 four times as long": dataclasses.replace(
-        _THEN_IN_4,
-        options={**_CRITIC_THEN_IN_4, "iterations": 1112, "learning_rate": 1e-4},
-        passes="8400 of progressive to 4 steps, "
-        "then 1212 of 1.5 + 1 + 2 x 3 + 2 x 2.25, of which 1112 of 2 + 1 + 1.5 + 3 more",
+        _LONGER_IN_4, options={**_LONGER_IN_4.options, "learning_rate": 1e-4}
     ),
-    "progressive then matching with a critic in 4 four times as long at half that rate": dataclasses.replace(
-        _THEN_IN_4,
-        options={**_CRITIC_THEN_IN_4, "iterations": 1112},
-        passes="8400 of progressive to 4 steps, "
-        "then 1212 of 1.5 + 1 + 2 x 3 + 2 x 2.25, of which 1112 of 2 + 1 + 1.5 + 3 more",
-    ),
+    "progressive then matching with a critic in 4 four times as long at half that rate": _LONGER_IN_4,
     "half progressive then matching with a critic in 2": dataclasses.replace(
         _IN_4,
         options={**_CRITIC_AFTER_HALF, "steps": 2, "iterations": 447},

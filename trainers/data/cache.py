@@ -184,19 +184,21 @@ def _another_source(
         name: f"{name}: there {_short(was)}{_in(made_in.get(name))}, here {_short(now)}{_in(made_with.get(name))}"
         for name, (was, now) in differing.items()
     }
-    if replace and lines:
+    if not lines:
+        return None
+    if replace:
         return _listed(lines)
-    if lines.keys() - made_with.keys() or (lines and not _complete(folder)):
-        as_then = "" if _complete(folder) or not lines.keys() & made_with.keys() else _AS_THEN
+    whole = _complete(folder)
+    if not whole or lines.keys() - made_with.keys():
+        as_then = "" if whole or not lines.keys() & made_with.keys() else _AS_THEN
         raise ValueError(
             f"this run has begun on other training data, which are in {folder}. Choose another run name, or restore the "
             f"data. What differs: {_listed(lines)}.{as_then}"
         )
-    if lines:
-        say(
-            f"the run goes on with the training data that it has, in {folder}, which were not made with what is connected: "
-            f"{_listed(lines)}. Nothing is encoded anew; choose another run name for data of what is connected."
-        )
+    say(
+        f"the run goes on with the training data that it has, in {folder}, which were not made with what is connected: "
+        f"{_listed(lines)}. Nothing is encoded anew; choose another run name for data of what is connected."
+    )
     return None
 
 

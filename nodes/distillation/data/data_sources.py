@@ -103,18 +103,18 @@ class MadeOnce:
         """
         if run.begun:
             _require_teacher(model, run, teacher_sha256=source["teacher_sha256"])
-        connected = {name: holder for name, holder in self.encoders().items() if holder is not None}
+        encoders = self.encoders()
+        connected = {name: holder for name, holder in encoders.items() if holder is not None}
         known = {name: host.encoding.weights_sha256(holder) for name, holder in connected.items()}
+        dtypes = {name: host.encoding.dtype_of(holder) for name, holder in connected.items()}
         return cached_data(
             run.data_folder,
-            source={**source, **dict.fromkeys(self.encoders()), **known},
+            source={**source, **dict.fromkeys(encoders), **known},
             plan=plan,
             replace=not run.begun,
             device=model.load_device,
             newer=newer,
-            made_with={
-                name: host.encoding.dtype_of(connected[name]) if name in connected else "" for name in self.encoders()
-            },
+            made_with={**dict.fromkeys(encoders, ""), **dtypes},
             say=functools.partial(host.signals.say, warning=True),
         )
 
