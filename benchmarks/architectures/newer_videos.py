@@ -58,6 +58,20 @@ COSMOS_1: Network = COSMOS | {
     "extra_per_block_abs_pos_emb": True,
     "extra_per_block_abs_pos_emb_type": "learnable",
 }
+MINIMAX_H3: Network = {
+    "image_model": "minimax_h3",
+    "hidden_size": 64,
+    "num_layers": 2,
+    "token_refiner_num_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 32,
+    "ffn_hidden_size": 96,
+    "text_dim": 32,
+    "timestep_input_dim": 32,
+    "time_embed_hidden_size": 48,
+    "time_embed_dim": 32,
+    "rope_inv_freq_len": 4,
+}
 NEWER_VIDEOS = {
     "wan_vace": Architecture(
         "WAN21_Vace",
@@ -165,4 +179,5 @@ NEWER_VIDEOS = {
         encoder="diffusion_transformer.transformer.layers",
         options={"conditioning_scale": Noise((1, 1))},
     ),
+    "minimax_h3": Architecture("MiniMaxH3", MINIMAX_H3, (), 32, streams=((24, 2, 4, 4), (32, 2, 8)), at_once=1),
 }

@@ -49,7 +49,7 @@ def ksampler(subject: Subject) -> Found:
     import comfy.samplers
 
     prompts = _prompts(subject)
-    noise = subject.architecture.noise(batch=BATCH)
+    noise = subject.architecture.noise(batch=subject.architecture.at_once)
     same = 0
     for name in SAMPLERS:
         drawn = comfy.sample.sample(
@@ -104,7 +104,7 @@ def _custom(subject: Subject, sampler: Any, *, model: Any = None) -> list[Tensor
     import comfy.sample
     import comfy.samplers
 
-    noise = subject.architecture.noise(batch=BATCH)
+    noise = subject.architecture.noise(batch=subject.architecture.at_once)
     sampling = subject.model.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", STEPS)
     return _each(

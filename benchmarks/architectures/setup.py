@@ -61,7 +61,8 @@ class Architecture:
     beside the network, by which the host tells the prediction. encoder: a large part of the network that works on prompts
     alone, and is left out; of a list of blocks all but the first. deep: what the network has for many blocks beside the
     numbers of them, see deeper. fixed: sizes that the host's class sets itself, whatever a file holds, made small. samplers_own:
-    settings of the host's ModelSamplingDiscrete, where only behind that its own euler and lcm are right.
+    settings of the host's ModelSamplingDiscrete, where only behind that its own euler and lcm are right. at_once: how many
+    samples the host's samplers are given.
     """
 
     config: str
@@ -76,6 +77,7 @@ class Architecture:
     deep: dict[str, Any] = field(default_factory=dict)
     fixed: dict[str, Any] = field(default_factory=dict)
     samplers_own: dict[str, Any] = field(default_factory=dict)
+    at_once: int = 2
 
     def for_the_hosts_samplers(self, model: Any) -> Any:
         """The MODEL as samplers_own has it."""

@@ -17,6 +17,11 @@ _HYPERFLOW_LIST = "1, 0.931506, 0.839236, 0.703462, 0.5, 0.296538, 0.160764, 0.0
 _HYPERFLOW_NOTE = (
     "It was trained to be told where each step ends, too, which needs its authors' code or a node of its own."
 )
+_PDD = (
+    "github.com/Comfy-Org/ComfyUI/pull/15908 and github.com/roadmaus/ComfyUI-Continuity/issues/34, of "
+    "huggingface.co/alibaba-pai/MiniMax-H3-Acc-LoRAs: Euler, even steps at shifts 12 and 3"
+)
+_PDD_NOTE = "Its heads, one for each part of the way, are loaded by ComfyUI of September 2026 or later alone."
 _FASTH3 = "huggingface.co/FastVideo/FastVideo-FastH3-8-Step-V2: eight forwards, shifts 10 and 3"
 _WAN = (
     "github.com/ModelTC/LightX2V, configs/distill/wan21 and wan22: 1000, 750, 500, 250 at sample_shift 5; "
@@ -127,6 +132,9 @@ VIDEOS: dict[str, Preset] = {
         audio_shift=3.0,
         files="hyperflow.*8step",
         note=_HYPERFLOW_NOTE,
+    ),
+    "MiniMax H3 PDD LoRA, 8 steps": _h3(
+        8, shift=12.0, source=_PDD, files="minimax-h3-(fl2v|ref2v)a?-acc-8step", note=_PDD_NOTE
     ),
     **{
         f"MiniMax H3 Turbo LoRA, {in_steps(n)} (res_multistep at shift 12, {_FROM_TEMPLATES})": _h3(

@@ -10,33 +10,11 @@ import_host()
 
 from architectures import ALL
 from architectures import ARCHITECTURES as OLD
-from comfyui_fewstep.benchmarks.architectures.setup import Architecture
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.trainers.data.batches import TensorData
 
 REFUSED = ("svd", "hunyuan_image_meanflow", "wan_causal_ar")
 """Of training, by name."""
-H3 = Architecture(
-    "MiniMaxH3",
-    {
-        "image_model": "minimax_h3",
-        "hidden_size": 64,
-        "num_layers": 2,
-        "token_refiner_num_layers": 1,
-        "num_attention_heads": 2,
-        "attention_head_dim": 32,
-        "ffn_hidden_size": 96,
-        "text_dim": 32,
-        "timestep_input_dim": 32,
-        "time_embed_hidden_size": 48,
-        "time_embed_dim": 32,
-        "rope_inv_freq_len": 4,
-    },
-    (),
-    32,
-    streams=((24, 2, 4, 4), (32, 2, 8)),
-)
-"""Not in the benchmark's table: it takes one sample at a time, and so no batch of a training."""
 ARCHITECTURES = {kind: one for kind, one in ALL.items() if kind not in REFUSED and (kind not in OLD or kind == "flux")}
 
 

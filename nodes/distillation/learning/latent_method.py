@@ -116,7 +116,8 @@ class ScoreDistillation:
 
             with _looking(model, prompts, latent, start, options) as (views, fake):
                 found = distil_latent(start, options, views, fake=fake, mask=_product(whole), observe=observe)
-            found = host.inputs.latents_for_host(model, found).cpu()
+            shapes = host.inputs.stream_shapes(latent)
+            found = host.inputs.latents_for_host(model, found, shapes=shapes).cpu()
             return ({**latent, "samples": host.inputs.as_given(found, latent)},)
 
 

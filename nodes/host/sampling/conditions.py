@@ -2,7 +2,8 @@
 
 A Condition holds tensors alone, (N, ...) each. What else the host gives a network stands in their names: the tensors of a list
 as `name[0]`, `name[1]`, ...; a constant, which a whole forward has in common, as `name=<JSON>` with an empty tensor (N, 0). So
-samples are drawn in one batch only where their constants are equal, and constants are in the data's files and hash.
+samples are drawn in one batch only where their constants are equal, and constants are in the data's files and hash. Tensors that
+a constant holds stand by their places, as `name.refs[0].latent`, (1, ...) as of one sample, and null is where they were.
 """
 
 from __future__ import annotations
@@ -20,12 +21,17 @@ from ....trainers.data.conditions import Condition, chosen
 
 _FRAMES_AS_BATCH = "num_video_frames"
 """The constant of networks whose batch is one video (Stable Video Diffusion): their rows are no samples of their own."""
+_ONE_SAMPLES = ("ref_pixel_values", "minimax_payload")
+"""What a network takes for all of a batch, though it belongs to a sample: HiDream O1 the references, MiniMax H3 all it knows."""
 _LISTED = re.compile(r"(.+)\[(\d+)\]")
+_STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
+_MADE_ANEW = ("minimax_payload.layout",)
+"""By the network itself, where it is not told: what the host counts once for a whole sampling."""
 
 
 def is_picture(key: str) -> bool:
     """Whether a network's input of that name is what it is to edit, to go on from, to follow or to keep, and no text."""
-    return key.partition("[")[0] in _PICTURES
+    return key.partition("[")[0] in _PICTURES or key.startswith(_PICTURES_OF_CONSTANTS)
 
 
 _PICTURES = (
@@ -33,6 +39,7 @@ _PICTURES = (
     *("vace_context", "context_latents", "reference_motion", "pose_latents", "control_video", "camera_conditions"),
     *("ref_patches", "ref_pixel_values"),
 )
+_PICTURES_OF_CONSTANTS = ("minimax_payload.keyframes[", "minimax_payload.refs[")
 
 
 def shape_of_inputs(condition: Condition) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -66,8 +73,8 @@ def as_tensors(encoded: dict[str, Any], *, name: str) -> Condition:
             tensors[key] = held.cond
         elif _is_list_of_tensors(held.cond) and not constant:
             tensors |= {f"{key}[{i}]": value for i, value in enumerate(held.cond)}
-        elif (text := _json(held.cond)) is not None:
-            tensors[f"{key}={text}"] = torch.empty(1, 0)
+        elif (laid_out := _laid_out(key, held.cond)) is not None:
+            tensors |= laid_out
         else:
             odd.append(key)
     if odd:
@@ -79,8 +86,8 @@ def as_tensors(encoded: dict[str, Any], *, name: str) -> Condition:
 
 
 def one_for_all(condition: Condition) -> bool:
-    """Whether a network takes what belongs to one sample for all of a batch: HiDream O1 sees the first one's references."""
-    return "ref_pixel_values" in condition
+    """Whether a network takes what belongs to one sample for all of a batch."""
+    return any(_STEP.split(key.partition("=")[0])[0] in _ONE_SAMPLES for key in condition)
 
 
 def host_inputs(condition: Condition) -> dict[str, Any]:
@@ -90,15 +97,20 @@ def host_inputs(condition: Condition) -> dict[str, Any]:
     """
     inputs: dict[str, Any] = {}
     lists: dict[str, dict[int, Tensor]] = {}
+    held: dict[str, Tensor] = {}
     for key, value in condition.items():
         name, constant, text = key.partition("=")
         listed = _LISTED.fullmatch(key)
         if constant:
             inputs[name] = json.loads(text)
+        elif "." in key:
+            held[key] = value[0].clone()
         elif listed:
             lists.setdefault(listed[1], {})[int(listed[2])] = value.clone()
         else:
             inputs[key] = value.clone()
+    for key, value in held.items():
+        _put(inputs, key, value)
     return inputs | {name: [values[i] for i in sorted(values)] for name, values in lists.items()}
 
 
@@ -106,9 +118,34 @@ def _is_list_of_tensors(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(each, Tensor) for each in value)
 
 
-def _json(value: Any) -> str | None:
-    """None for what JSON would not give back as it is; tuples become lists."""
+def _laid_out(key: str, constant: Any) -> Condition | None:
+    """None for what JSON would not give back as it is; tuples become lists. Of tensors one sample's dictionary may hold some."""
+    tensors: Condition = {}
+    may_hold_some = key in _ONE_SAMPLES and isinstance(constant, dict)
+
+    def plain(value: Any, place: str) -> Any:
+        if may_hold_some and isinstance(value, Tensor):
+            tensors[place] = value.unsqueeze(0)
+            return None
+        if isinstance(value, (list, tuple)):
+            return [plain(each, f"{place}[{i}]") for i, each in enumerate(value)]
+        if isinstance(value, dict):
+            if not all(isinstance(name, str) and name.isidentifier() for name in value):
+                raise ValueError(f"{place} has names that are no words")
+            places = {name: f"{place}.{name}" for name in value}
+            return {name: plain(value[name], at) for name, at in places.items() if at not in _MADE_ANEW}
+        return value
+
     try:
-        return json.dumps(value)
+        return {f"{key}={json.dumps(plain(constant, key))}": torch.empty(1, 0), **tensors}
     except (TypeError, ValueError):
         return None
+
+
+def _put(inputs: dict[str, Any], key: str, value: Tensor) -> None:
+    """A tensor back in its constant."""
+    *steps, last = [name or int(number) for name, number in _STEP.findall(key)]
+    held = inputs[key.partition(".")[0]]
+    for step in steps:
+        held = held[step]
+    held[last] = value

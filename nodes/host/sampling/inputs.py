@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.clip_vision
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ....trainers.data.conditions import Condition
 from . import conditions
-from .models import Conditioning, model_sampling_of, noise_scale
+from .models import Conditioning, model_sampling_of, noise_scale, read_by
 
 Shapes = list[list[int]]
 """Of the streams of a nested latent (video and sound), (1, ...) each."""
@@ -47,14 +48,35 @@ def latents_for_training(model: Any, latent: dict[str, Any]) -> Tensor:
     with torch.inference_mode(False):
         streams = [stream.clone().float() for stream in _streams(latent)]
         samples = _packed(streams) if len(streams) > 1 else _in_rank(model, streams[0])
-        scaled = model.model.process_latent_in(samples).to(model.load_device)
+        with _as_sampled(model, stream_shapes(latent)):
+            scaled = model.model.process_latent_in(samples).to(model.load_device)
         scale = noise_scale(model_sampling_of(model))
         return scaled if scale == 1.0 else scaled / scale
 
 
-def latents_for_host(model: Any, latents: Tensor) -> Tensor:
-    """The inverse of latents_for_training, without a device: what a VAE decodes."""
-    return model.model.process_latent_out(noise_scale(model_sampling_of(model)) * latents)
+def latents_for_host(model: Any, latents: Tensor, *, shapes: Shapes | None = None) -> Tensor:
+    """The inverse of latents_for_training, without a device: what a VAE decodes. shapes: from stream_shapes."""
+    with _as_sampled(model, shapes):
+        return model.model.process_latent_out(noise_scale(model_sampling_of(model)) * latents)
+
+
+@contextmanager
+def _as_sampled(model: Any, shapes: Shapes | None) -> Iterator[None]:
+    """Inside, the host's network knows what its latents are packed from, and its noise levels, as while it is sampled.
+
+    MiniMax H3's samplers carry the sound in units of its own noise levels' beside those of the pictures.
+    """
+    network = model.model
+    if not hasattr(network, "latent_shapes"):  # no network of such a host asks
+        yield
+        return
+    before = network.latent_shapes
+    try:
+        network.latent_shapes = shapes
+        with read_by(network, model_sampling_of(model)):
+            yield
+    finally:
+        network.latent_shapes = before
 
 
 def mask_for_training(mask: Tensor, *, like: Tensor) -> Tensor:
@@ -253,11 +275,13 @@ def _encoded(
         inputs["cross_attn"] = _plain(embedding)
         # a sampler that begins with noise goes on from an empty latent; of the samples' own nothing may be seen
         sampled = {"noise": latents[:1], "latent_image": torch.zeros_like(latents[:1])}
-        encoded = model.model.extra_conds(**{**size, **streams, **inputs}, device=model.load_device, **sampled)
+        with _as_sampled(model, shapes):
+            encoded = model.model.extra_conds(**{**size, **streams, **inputs}, device=model.load_device, **sampled)
         if inputs["cross_attn"] is not None:
             encoded.setdefault("c_crossattn", comfy.conds.CONDCrossAttn(inputs["cross_attn"]))
     _require_one_time(model, encoded)
-    _require_whole_samples(model, encoded)
+    _require_whole_samples(model)
+    _require_one_head(model)
     _require_free_of_weights(encoded)
     return encoded
 
@@ -272,17 +296,23 @@ def _require_one_time(model: Any, encoded: dict[str, Any]) -> None:
         )
 
 
-def _require_whole_samples(model: Any, encoded: dict[str, Any]) -> None:
-    """ValueError for networks that are to draw a video in blocks of frames (Causal Forcing), or take no batch (MiniMax H3)."""
-    if "minimax_payload" in encoded:
-        raise ValueError(
-            "this model (MiniMax H3) takes one sample at a time, and with it a layout of its words, sound and frames that is "
-            "made before it is sampled (minimax_payload); training, which draws samples in batches, does not support it."
-        )
+def _require_whole_samples(model: Any) -> None:
+    """ValueError for networks that are to draw a video in blocks of frames (Causal Forcing)."""
     if hasattr(model.model.diffusion_model, "init_kv_caches"):
         raise ValueError(
             "this model is autoregressive: it draws a video in blocks of frames, each with what it remembers of those before, "
             "but training would show it whole videos at once. Connect the model that it was made from."
+        )
+
+
+def _require_one_head(model: Any) -> None:
+    """ValueError for networks with a bank of output heads (PDD, of MiniMax H3), of which a step takes those that it spans."""
+    head = getattr(getattr(model.model.diffusion_model, "final_layer", None), "video_out", None)
+    if head is not None and head.weight.shape[0] > head.out_features:
+        raise ValueError(
+            f"this model has {head.weight.shape[0] // head.out_features} output heads for parts of the way (a PDD LoRA), of which "
+            "a step takes those on its way to the next noise level; training, in which there is none, does not support it. Connect "
+            "the model without that LoRA."
         )
 
 

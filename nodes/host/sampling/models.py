@@ -392,7 +392,7 @@ def sample(
 
     seed: that the noise is of, and with it all that the sampler draws.
     """
-    empty = torch.zeros_like(noise)
+    empty = noise * 0.0  # of several streams too
     kept_prompts.forget(model.model.diffusion_model)
     return comfy.sample.sample_custom(
         model, noise, cfg, sampler, sigmas, positive, negative, empty, disable_pbar=True, seed=seed

@@ -96,6 +96,7 @@ SIGMAS = {
         (
             "MiniMax H3 Turbo LoRA, 8 steps (res_multistep at shift 12, ComfyUI's templates)",
             "MiniMax H3 Turbo LoRA of 544p, 8 steps",
+            "MiniMax H3 PDD LoRA, 8 steps",
             "FastH3 OmniRef, 8 steps (ComfyUI's templates)",
         ),
         (1.0, 0.988235, 0.972973, 0.952381, 0.923077, 0.878049, 0.8, 0.631579),

@@ -66,6 +66,7 @@ FIRST = {
     "minimax_h3_fl2v_turbo_8step_v1.0_comfyui_bf16.safetensors": "MiniMax H3 Turbo LoRA of 544p, 8 steps",
     "minimax_h3_ref2v_turbo_4step_v0.1_comfyui_bf16.safetensors": "MiniMax H3 Turbo LoRA of 544p, 4 steps",
     "minimax_h3_fl2v_lightx2v_turbo_4step_v0.1_comfy.safetensors": "MiniMax H3 Turbo LoRA of 544p, 4 steps",
+    "MiniMax-H3-Ref2VA-Acc-8Step_pruned_comfy.safetensors": "MiniMax H3 PDD LoRA, 8 steps",
     "minimax_h3_hyperflow_8step_v1.0.safetensors": "MiniMax H3 HyperFlow LoRA, 8 steps",
     "fastvideo_fasth3_8step_v2_pruned_int8_convrot.safetensors": "FastH3, 8 steps",
     "fasth3_omniref_8step_pruned_int8_convrot.safetensors": "FastH3 OmniRef, 8 steps (ComfyUI's templates)",
