@@ -20,6 +20,7 @@ from ...trainers.training.distillation import Distillation
 from ...trainers.training.loop import Metrics
 from ...trainers.training.stages import few_at_once, sampled
 from .. import host
+from ..host.sampling.inputs import Shapes
 from .data import preview_pictures, preview_prompts
 from .telling import MEASURING, MESSAGES, METRICS, Messages
 
@@ -66,7 +67,7 @@ class Preview:
     Of the prompts that the run's folder keeps, each from the noise of seed 0, as samplers draw it; else of the first training
     samples, of as many prompts as there are. The teacher is drawn as the student learns from it, see Method.teaching: with its
     guidance, say. The student as the stage would result in it now: its average, where there is one. Of video the frame in the
-    middle.
+    middle, of video with sound too.
     """
 
     def __init__(self, distillation: Distillation, student: Student, *, model: Any, vae: Any) -> None:
@@ -74,6 +75,7 @@ class Preview:
         own = preview_prompts.kept(distillation.run, distillation.data)
         self._prompts = [prompt for prompt, _ in own] or None
         self._samples = [sample for _, sample in own] or [distillation.data.varied(PREVIEW_PICTURES)]
+        self._shapes = [host.inputs.shapes_told(sample.condition) for sample in self._samples]
 
     def due(self, metrics: Metrics) -> bool:
         """With every checkpoint, and at the end of a stage."""
@@ -115,12 +117,18 @@ class Preview:
             host.training.may_go(self._model)
         try:
             with torch.inference_mode():  # the host's VAE holds inference tensors, which autograd refuses to save
-                return [torch.cat([self._decode(latents) for latents in row]) for row in zip(*drawn, strict=True)]
+                return [
+                    torch.cat(
+                        [self._decode(latents, shapes) for latents, shapes in zip(row, self._shapes, strict=True)]
+                    )
+                    for row in zip(*drawn, strict=True)
+                ]
         finally:
             if self._student.kind == LORA:
                 host.training.loaded(self._model)
 
-    def _decode(self, latents: Tensor) -> Tensor:
+    def _decode(self, latents: Tensor, shapes: Shapes | None) -> Tensor:
         host.signals.check_cancelled()
-        pictures = self._vae.decode(host.inputs.latents_for_host(self._model, latents))[..., :3].clamp(0.0, 1.0)
+        ready = host.inputs.latents_for_host(self._model, latents, shapes=shapes)
+        pictures = self._vae.decode(host.inputs.first_stream(ready, shapes))[..., :3].clamp(0.0, 1.0)
         return pictures[:, pictures.shape[1] // 2] if pictures.ndim == 5 else pictures

@@ -112,7 +112,7 @@ def execute(
         learner = stack.enter_context(learning(model, student, method=distillation.method, options=options))
         if isinstance(learner, LoRAStudent) and isinstance(student, StartingLoRA) and not distillation.run.begun:
             starting_lora.begin(learner, student, model=model)
-        shown = vae is not None and host.data.makes_pictures(model)
+        shown = vae is not None and host.data.shows_pictures(model)
         preview = Preview(distillation, learner, model=model, vae=vae) if shown else None
         stack.enter_context(host.backward.heard_between_iterations())
         distillation.execute(learner, observers=[show(preview)], perceptual=measure, heed=heed)

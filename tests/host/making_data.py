@@ -51,7 +51,8 @@ def method_and_lora(*, iterations=4, layers="linear"):
 def distil(model, *, name, layers="linear", iterations=2, **inputs):
     """As the graph runs it."""
     method, lora = method_and_lora(iterations=iterations, layers=layers)
-    return distillation.Distill().distil(model, method=method, run_name=name, **{**TRAINING, "student": lora, **inputs})
+    given = {**TRAINING, "method": method, "student": lora, **inputs}
+    return distillation.Distill().distil(model, run_name=name, **given)
 
 
 def images(vae, clip, **changed):

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ....samplers.schedules import trailing_sigmas
 from ....trainers.data.batches import Buckets, Data, TensorData
-from ....trainers.data.cache import Shard, cached_data, first_made, forget, made_so_far, write_data
+from ....trainers.data.cache import Shard, cached_data, write_data
 from ....trainers.data.conditions import Condition
 from ....trainers.data.joining import in_buckets
-from ....trainers.data.streams import stream
-from ....trainers.objective.choices import require_at_least_one
-from ....trainers.storage.files import write_atomically
-from ....trainers.storage.identity import other_answers, other_hashes
-from ....trainers.storage.reading import identity_in, read_json, without_nan
+from ....trainers.storage.identity import other_hashes
+from ....trainers.storage.reading import identity_in
 from ....trainers.storage.run_folder import RunFolder
 from ... import host
+from ...host.sampling.inputs import Shapes
 from ...host.sampling.models import Conditioning
 
 SHARD_SAMPLES = 64
@@ -147,13 +142,21 @@ class Texts:
     """Samples with their texts as training data, in one shape each."""
 
     def __init__(
-        self, model: Any, clip: Any, negative: str, *, literal: bool = False, told: Mapping[str, float] | None = None
+        self,
+        model: Any,
+        clip: Any,
+        negative: str,
+        *,
+        literal: bool = False,
+        told: Mapping[str, float] | None = None,
+        streams: Shapes | None = None,
     ) -> None:
         """literal: the samples' texts are no prompts, in which parentheses are emphasis; the negative one always is.
 
-        told: what the model is told with every text, by the name of the host's option; see host.inputs.told.
+        told: what the model is told with every text, by the name of the host's option; see host.inputs.told. streams: of all
+        samples, see host.inputs.stream_shapes.
         """
-        self._model, self._literal, self._told = model, literal, told or {}
+        self._model, self._literal, self._told, self._streams = model, literal, told or {}, streams
         self._encoder = host.encoding.TextEncoder(clip, host.folders.encodings())
         self.negative = self._with_told(self._encoder.conditioning(negative))
         # as many as a shard holds; all texts of a folder would fill the memory
@@ -183,128 +186,12 @@ class Texts:
         """With the prompt and with the negative one, for latents of x0's shape."""
         positive = self.conditioning(text)
         condition, empty = (
-            host.inputs.condition_for_training(self._model, prompt, latents=x0, name=name)
+            host.inputs.condition_for_training(self._model, prompt, latents=x0, name=name, shapes=self._streams)
             for prompt, name in ((positive, "positive"), (self.negative, "negative"))
         )
         condition, empty = host.inputs.in_one_length(self._model, positive, condition, empty, latents=x0)
         condition, empty = ({name: value.cpu() for name, value in inputs.items()} for inputs in (condition, empty))
         return condition, empty
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PromptSource(MadeOnce):
-    """Prompts whose pictures the teacher draws, on the trailing schedule. ValueError, naming the input, for values of no use.
-
-    The noise of picture i is drawn from (seed, i) alone. pairs: it is kept beside the picture. clip: the host's, None where
-    the data are made already. guidance: what a guidance-distilled model is told, 0 for its own.
-    """
-
-    prompts: tuple[str, ...]
-    negative: str = ""
-    width: int = 512
-    height: int = 512
-    pictures_per_prompt: int = 16
-    steps: int = 32
-    cfg: float = 7.5
-    sampler: str = "euler"
-    seed: int = 0
-    batch_size: int = 8
-    pairs: bool = False
-    clip: Any = None
-    guidance: float = 0.0
-
-    def __post_init__(self) -> None:
-        require_prompts(self.prompts, width=self.width, height=self.height)
-        require_at_least_one(self, "pictures_per_prompt", "steps", "batch_size")
-        if not 1.0 <= self.cfg <= 100.0:
-            raise ValueError(f"cfg is {self.cfg}; allowed is 1 (no guidance) to 100.")
-        if self.sampler not in host.data.SAMPLERS:
-            raise ValueError(f"sampler is {self.sampler!r}; allowed are {', '.join(host.data.SAMPLERS)}.")
-
-    def told(self) -> dict[str, float]:
-        return {"guidance": self.guidance}
-
-    def build(self, model: Any, run: RunFolder, *, teacher_sha256: str) -> Data:
-        sigmas = trailing_sigmas(self.steps, table=host.models.noise_levels(host.models.model_sampling_of(model)))
-        shape = host.data.latent_shape(model, width=self.width, height=self.height)
-        if not run.begun and made_so_far(run.data_folder, of=self.described() | of_teacher(model, teacher_sha256)):
-            _forget_anothers(model, run.data_folder)  # of another source they give way unasked
-        return self.kept(
-            model,
-            run,
-            source=self.described()
-            | {"sigmas": sigmas.tolist()}
-            | of_teacher(model, teacher_sha256)
-            | _patches_of(model, run)
-            | ({"batch_size": None} if run.begun else {}),  # its pictures are there, drawn as they were
-            plan=lambda: self._plan(model, sigmas, shape, folder=run.data_folder),
-        )
-
-    def encoders(self) -> dict[str, Any]:
-        return {"clip": self.clip}
-
-    def described(self) -> dict[str, Any]:
-        """What decides the data and can be told without looking at any file or weight, as JSON values."""
-        names = {field.name for field in dataclasses.fields(self)} - {"clip", "guidance"}
-        options = {name: getattr(self, name) for name in sorted(names)} | of_guidance(self.guidance)
-        return {"kind": "prompts", **options}
-
-    def _plan(self, model: Any, sigmas: Tensor, shape: tuple[int, ...], *, folder: Path) -> list[Shard]:
-        """A shard is what the teacher draws at once, so that a resumed cache is drawn in the same batches."""
-
-        def first(batch: range) -> Sequence[TensorData]:
-            parts = make(batch)
-            _keep_answers(model, parts, folder)
-            return parts
-
-        require_connected("Training Prompts (Teacher's Pictures)", clip=self.clip)
-        count = len(self.prompts) * self.pictures_per_prompt
-        texts, progress = Texts(model, self.clip, self.negative, told=self.told()), Progress(count)
-        starts = range(0, count, self.batch_size)
-        batches = [range(start, min(start + self.batch_size, count)) for start in starts]
-        make = functools.partial(self._shard, model, texts, progress, sigmas, shape)
-        later = [Shard(functools.partial(make, batch)) for batch in batches[1:]]
-        return [Shard(functools.partial(first, batches[0])), *later]
-
-    def _shard(
-        self, model: Any, texts: Texts, progress: Progress, sigmas: Tensor, shape: tuple[int, ...], batch: range
-    ) -> list[TensorData]:
-        kinds: dict[Any, list[int]] = {}
-        for i in batch:
-            progress.next()
-            kinds.setdefault(host.data.kind_of(texts.conditioning(self._prompt(i))), []).append(i)
-        groups = [group for alike in kinds.values() for group in self._together(model, texts, shape, alike)]
-        return [part for group in groups for part in self._drawn(model, texts, sigmas, shape, group)]
-
-    def _together(
-        self, model: Any, texts: Texts, shape: tuple[int, ...], pictures: Sequence[int]
-    ) -> Sequence[Sequence[int]]:
-        """Pictures of prompts of one kind, in one batch where the host can sample them so, else each alone."""
-        prompts = [texts.conditioning(self._prompt(i)) for i in pictures]
-        x = torch.zeros(1, *shape, device=model.load_device)
-        alike = host.inputs.encoded_together(model, prompts, host.data.batched(prompts), latents=x)
-        return [pictures] if alike else [[i] for i in pictures]
-
-    def _drawn(
-        self, model: Any, texts: Texts, sigmas: Tensor, shape: tuple[int, ...], pictures: Sequence[int]
-    ) -> list[TensorData]:
-        """pictures: their numbers, of prompts that can be sampled in one batch."""
-        noise = torch.stack([self._noise(i, shape) for i in pictures])
-        positive = host.data.batched([texts.conditioning(self._prompt(i)) for i in pictures])
-        latents = host.data.draw(
-            model, self.sampler, sigmas, noise=noise, positive=positive, negative=texts.negative, cfg=self.cfg
-        )
-        x0 = host.inputs.latents_for_training(model, {"samples": latents}).cpu()
-        return texts.parts(
-            Sample(x0[j : j + 1], self._prompt(i), noise[j : j + 1] if self.pairs else None)
-            for j, i in enumerate(pictures)
-        )
-
-    def _prompt(self, picture: int) -> str:
-        return self.prompts[picture // self.pictures_per_prompt]
-
-    def _noise(self, picture: int, shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=torch.Generator().manual_seed(stream(self.seed, picture)))
 
 
 class Progress:
@@ -339,33 +226,9 @@ def of_guidance(guidance: float) -> dict[str, float]:
     return {"guidance": guidance} if guidance else {}
 
 
-def _patches_of(model: Any, run: RunFolder) -> dict[str, Any]:
-    """What changes the pictures that the MODEL draws and is in no weight; of a run that has begun its own identity tells."""
-    return {"changes": None if run.begun else {kind: len(made) for kind, made in host.identity.changes(model).items()}}
-
-
-_ANSWERS = "teacher.json"
-
-
-def _keep_answers(model: Any, parts: Sequence[TensorData], folder: Path) -> None:
-    """What the teacher says of the first picture that it drew: much changes what a MODEL draws and is in no weight."""
-    asked = in_buckets(parts, model.load_device).first(1)
-    host.training.loaded(model)
-    write_atomically(folder / _ANSWERS, json.dumps(without_nan(host.identity.answers_of(model, asked))).encode())
-
-
-def _forget_anothers(model: Any, folder: Path) -> None:
-    """Pictures of a start that came to nothing, where this MODEL would draw others: it is asked the same once more."""
-    asked = first_made(folder, device=model.load_device) if (folder / _ANSWERS).exists() else None
-    if asked is None:
-        return
-    host.training.loaded(model)
-    differing = list(other_answers(read_json(folder / _ANSWERS), without_nan(host.identity.answers_of(model, asked))))
-    if differing:
-        host.signals.say(
-            f"the pictures in {folder} were drawn by another teacher ({differing[0]}); they are drawn anew."
-        )
-        forget(folder)
+def of_frames(frames: int) -> dict[str, int]:
+    """Its part in a source: named of clips, of which older folders know nothing."""
+    return {"frames": frames} if frames > 1 else {}
 
 
 def require_connected(node: str, **inputs: Any) -> None:

@@ -38,11 +38,12 @@ class Previews:
 
     def keep(self, run: RunFolder, model: Any, *, data: Data, told: Mapping[str, float]) -> None:
         """Of the shape of the first training sample, in place of what was kept before. told: see Texts."""
-        encoder, x0 = host.encoding.TextEncoder(self.clip, host.folders.encodings()), data.first(1).x0
+        encoder, first = host.encoding.TextEncoder(self.clip, host.folders.encodings()), data.first(1)
+        like: dict[str, Any] = {"latents": first.x0, "shapes": host.inputs.shapes_told(first.condition)}
         tensors: dict[str, Tensor] = {}
         for number, prompt in enumerate(self.prompts):
             conditioning = host.inputs.told(model, encoder.conditioning(prompt), told)
-            condition = host.inputs.condition_for_training(model, conditioning, latents=x0, name="previews")
+            condition = host.inputs.condition_for_training(model, conditioning, name="previews", **like)
             tensors |= {f"{number:02d}.{name}": value.cpu().contiguous() for name, value in condition.items()}
         write_tensors(_file(run), tensors, metadata={_PROMPTS: json.dumps(self.prompts)})
 
@@ -87,7 +88,7 @@ def require_shown(previews: Previews | None, model: Any, *, vae: bool) -> None:
     """ValueError, naming the input, where they could not be. vae: whether one is connected."""
     if previews is not None and not vae:
         raise ValueError("previews is connected but vae is not, which shows what is drawn; connect it.")
-    if previews is not None and not host.data.makes_pictures(model):
+    if previews is not None and not host.data.shows_pictures(model):
         raise ValueError("previews is connected, but this model draws no pictures; disconnect it.")
 
 

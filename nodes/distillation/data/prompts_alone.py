@@ -6,18 +6,21 @@ import dataclasses
 import functools
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from ....trainers.data.batches import Data, TensorData
 from ....trainers.data.cache import Shard
+from ....trainers.objective.choices import require_at_least_one
 from ....trainers.storage.run_folder import RunFolder
 from ... import host
+from ...host.teachers.data import Empty
 from .data_sources import (
     SHARD_SAMPLES,
     MadeOnce,
     Progress,
     Sample,
     Texts,
+    of_frames,
     of_guidance,
     of_teacher,
     require_connected,
@@ -29,7 +32,7 @@ from .data_sources import (
 class PromptsAlone(MadeOnce):
     """Each prompt is a sample whose x0 nobody looks at. ValueError, naming the input, for values of no use.
 
-    clip: the host's, None where the data are made already. guidance: see Texts.
+    clip: the host's, None where the data are made already. guidance, frames: see teacher_pictures.PromptSource.
     """
 
     prompts: tuple[str, ...]
@@ -38,31 +41,34 @@ class PromptsAlone(MadeOnce):
     height: int = 512
     clip: Any = None
     guidance: float = 0.0
+    frames: int = 1
     has_pictures = False
 
     def __post_init__(self) -> None:
         require_prompts(self.prompts, width=self.width, height=self.height)
+        require_at_least_one(self, "frames")
 
     def told(self) -> dict[str, float]:
         return {"guidance": self.guidance}
 
     def build(self, model: Any, run: RunFolder, *, teacher_sha256: str) -> Data:
         options = {name: getattr(self, name) for name in ("prompts", "negative", "width", "height")}
-        source = {"kind": "prompts alone", **options, **of_guidance(self.guidance), **of_teacher(model, teacher_sha256)}
-        return self.kept(model, run, source=source, plan=lambda: self._plan(model))
+        options |= of_guidance(self.guidance) | of_frames(self.frames)
+        empty = host.data.empty(model, width=self.width, height=self.height, frames=self.frames)
+        source = {"kind": "prompts alone", **options, **of_teacher(model, teacher_sha256)}
+        return self.kept(model, run, source=source, plan=lambda: self._plan(model, empty))
 
     def encoders(self) -> dict[str, Any]:
         return {"clip": self.clip}
 
-    def _plan(self, model: Any) -> list[Shard]:
+    def _plan(self, model: Any, empty: Empty) -> list[Shard]:
         require_connected("Training Prompts (No Pictures)", clip=self.clip)
-        texts = Texts(model, self.clip, self.negative, told=self.told())
+        texts = Texts(model, self.clip, self.negative, told=self.told(), streams=empty.streams)
         progress = Progress(len(self.prompts))
         starts = range(0, len(self.prompts), SHARD_SAMPLES)
-        return [Shard(functools.partial(self._shard, model, texts, progress, start)) for start in starts]
+        return [Shard(functools.partial(self._shard, texts, progress, empty.x0.cpu(), start)) for start in starts]
 
-    def _shard(self, model: Any, texts: Texts, progress: Progress, start: int) -> list[TensorData]:
-        x0 = torch.zeros(1, *host.data.latent_shape(model, width=self.width, height=self.height))
+    def _shard(self, texts: Texts, progress: Progress, x0: Tensor, start: int) -> list[TensorData]:
         samples = []
         for prompt in self.prompts[start : start + SHARD_SAMPLES]:
             progress.next()

@@ -7,9 +7,9 @@ from typing import Any
 
 from ... import host
 from ..learning import option_inputs as inputs
-from .data_sources import PromptSource
 from .folder_data import CLIP, GUIDANCE, NEGATIVE
 from .prompts_alone import PromptsAlone
+from .teacher_pictures import PromptSource
 
 _EVERYDAY = Path(__file__).parents[3] / "prompts" / "everyday.txt"
 RARE = ("sampler", "batch_size")
@@ -26,6 +26,18 @@ SIDE = (
 )
 
 
+FRAMES = (
+    "INT",
+    {
+        "default": 1,
+        "min": 1,
+        "max": 10000,
+        "tooltip": "Of a clip, for models of video, as in the model's own empty latent: 81 for Wan, say, or 124 for MiniMax H3, "
+        "which draws sound of that length too. 1: a still picture.",
+    },
+)
+
+
 class TeacherPictures:
     RETURN_TYPES = ("FEWSTEP_DATA",)
     RETURN_NAMES = ("data",)
@@ -35,8 +47,8 @@ class TeacherPictures:
     SEARCH_ALIASES = ["data set", "dataset", "synthetic", "train lora"]
     DESCRIPTION = (
         "Training data from prompts alone: the teacher, which is the model on Distill Model, draws the pictures itself, "
-        "with a deterministic sampler on the trailing schedule. They are kept as latents in the run's folder. With pairs "
-        "on, the noise that each was drawn from is kept too."
+        "with a deterministic sampler on the trailing schedule. They are kept as latents in the run's folder; of a "
+        "model of video, clips of so many frames. With pairs on, the noise that each was drawn from is kept too."
     )
 
     @classmethod
@@ -82,7 +94,7 @@ class TeacherPictures:
                     },
                 ),
             },
-            "optional": {"clip": CLIP, "guidance": GUIDANCE},
+            "optional": {"clip": CLIP, "guidance": GUIDANCE, "frames": FRAMES},
         }
         return inputs.folded(declared, RARE)
 
@@ -104,7 +116,7 @@ class TrainingPrompts:
     SEARCH_ALIASES = ["data set", "dataset", "data-free", "dmd"]
     DESCRIPTION = (
         "Training data for methods that want no pictures (Distribution Matching): prompts, and the size at which the student "
-        "draws. Nothing is drawn beforehand."
+        "draws, of video the frames too. Nothing is drawn beforehand."
     )
 
     @classmethod

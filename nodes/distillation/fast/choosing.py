@@ -22,12 +22,14 @@ from ....trainers.training.optimisation.options import OF_NEW_RUNS, TrainOptions
 from ....trainers.training.plan import Plan
 from ... import host
 from ...host import folders
+from ...host.teachers.data import Empty
 from .. import planning, running, teacher
 from ..data import training_data
 from ..data.data_in_graph import data_in_graph
-from ..data.data_sources import PromptSource, Sample, Texts
+from ..data.data_sources import Sample, Texts
 from ..data.folder_sources import PictureFolder
 from ..data.prompts_alone import PromptsAlone
+from ..data.teacher_pictures import PromptSource
 from ..learning import matching_method, methods, students
 from ..learning import option_inputs as inputs
 from ..learning.starting_lora import NOTHING, StartingLoRA, require_suits
@@ -39,6 +41,7 @@ CLOSEST, SHARPEST, CHEAPEST = "closest to my model", "sharpest", "cheapest to tr
 CARDS = {"what is free now": None, **{f"{size} GB": float(size) for size in (8, 12, 16, 24, 32)}}
 Guided = ProgressiveOptions | ConsistencyOptions | DistributionMatchingOptions
 BATCH, RANK = 16, 64
+_SIDE_OF_CLIPS = 480
 _DRAWN_AT_ONCE = 4
 _AFTER_A_START = 400
 """Iterations of a goal that draws its own pictures where the LoRA begins as another: few hundreds do instead of thousands."""
@@ -126,6 +129,7 @@ class Wishes:
     negative: Any = None
     preset: str = NO_CARD
     start_lora: str = NOTHING
+    frames: int = 0
     layers: LoRALayers | None = None
     """Of a run that has begun."""
 
@@ -135,7 +139,8 @@ class Wishes:
                 f"guidance is {self.guidance:g}; allowed are 1 (none) to 100, and 0 for what is usual for the model's family."
             )
         if self.from_graph:
-            both = [name for name in ("prompts", "folder") if getattr(self, name).strip()]
+            given = {"prompts": self.prompts.strip(), "folder": self.folder.strip(), "frames": self.frames}
+            both = [name for name, value in given.items() if value]
             if both:
                 raise ValueError(
                     f"latents or positive is connected, and {both[0]} is given too; give training data in one way."
@@ -149,13 +154,26 @@ class Wishes:
             )
         if self.folder.strip() and self.vae is None:
             raise ValueError("folder is given but vae is not connected, which encodes its pictures.")
-        if self.family.video:
-            raise ValueError(
-                "this is a model of video, whose training data are clips. Connect latents of clips and positive, or use Training "
-                "Clips (Folder) with Distill Model."
-            )
+        self._require_frames()
         self._require_side()
+        if not self.folder.strip():
+            _ = self._empty  # which names frames of no use
         _ = self._source  # which names a folder or prompts of no use
+
+    def _require_frames(self) -> None:
+        if self.frames and self.folder.strip():
+            raise ValueError(f"frames is {self.frames}, but folder is of still pictures; give one of the two.")
+        if self.frames and getattr(self.model.model, "image_to_video", False):
+            raise ValueError(
+                f"frames is {self.frames}, but this model goes on from a picture, which prompts alone do not have. Connect "
+                "latents of clips and positive."
+            )
+        if self.family.video and not self.frames:
+            raise ValueError(
+                "this is a model of video, whose training data are clips. Set frames, for clips that the model draws from the "
+                "prompts, 81 for Wan, say; or connect latents of clips and positive, or use Training Clips (Folder) with Distill "
+                "Model."
+            )
 
     def _require_side(self) -> None:
         """By the name that it has here; the sources made of it have their own."""
@@ -183,7 +201,8 @@ class Wishes:
 
     @property
     def _side(self) -> int:
-        usual = min(self.family.side, self._card.most_side if self._card else self.family.side)
+        family = _SIDE_OF_CLIPS if self.frames else self.family.side
+        usual = min(family, self._card.most_side if self._card else family)
         usual = usual // self._side_step * self._side_step
         return self.side or max(usual, PictureFolder.bucket_step if self.folder.strip() else 0)
 
@@ -264,22 +283,29 @@ class Wishes:
     def _lines(self) -> tuple[str, ...]:
         return training_data.lines(self.prompts) or training_data.usual_prompts(self.clip)
 
+    @property
+    def _size(self) -> dict[str, Any]:
+        """Of what is drawn from prompts."""
+        return {"width": self._side, "height": self._side, "frames": self.frames or 1}
+
+    @property
+    def _empty(self) -> Empty:
+        return host.data.empty(self.model, **self._size)
+
     def _prompts_alone(self) -> PromptsAlone:
-        size = {"width": self._side, "height": self._side}
-        return PromptsAlone(prompts=self._lines, negative=self.negative_prompt, clip=self.clip, **size)
+        return PromptsAlone(prompts=self._lines, negative=self.negative_prompt, clip=self.clip, **self._size)
 
     def _prompts(self) -> PromptSource:
         lines = self._lines[: self.pictures]
         return PromptSource(
             prompts=lines,
             negative=self.negative_prompt,
-            width=self._side,
-            height=self._side,
+            **self._size,
             pictures_per_prompt=math.ceil(self.pictures / max(1, len(lines))),
             steps=self.family.start_steps,
             cfg=self._guidance,
             seed=self.seed,
-            batch_size=_DRAWN_AT_ONCE,
+            batch_size=1 if self.frames else _DRAWN_AT_ONCE,
             clip=self.clip,
         )
 
@@ -291,11 +317,11 @@ class Wishes:
             count = len(drawn.prompts) * drawn.pictures_per_prompt
             left = len(self._lines) - len(drawn.prompts)
             said.append(
-                f"data: {count} pictures of {drawn.width} x {drawn.height} that your model draws from {len(drawn.prompts)} "
+                f"data: {count} {_what(drawn)} that your model draws from {len(drawn.prompts)} "
                 f"prompts{f'; {left} more are left out, for pictures is {self.pictures}' if left else ''}"
             )
         elif isinstance(drawn, PromptsAlone):
-            said.append(f"data: {len(drawn.prompts)} prompts, for pictures of {drawn.width} x {drawn.height}")
+            said.append(f"data: {len(drawn.prompts)} prompts, for {_what(drawn)}")
         elif drawn is not None:
             said.append(self._told_of_folder(drawn))
         if self._card:
@@ -350,7 +376,7 @@ class Wishes:
         trial = planning.Trial(model=self.model, run=run, method=method, student=self.student, sample=sample)
         card = CARDS[self.memory] or (self._card.gigabytes if self._card else None)
         room = None if card is None else host.training.beside_on_card(self.model, gigabytes=card)
-        before = preparing(self.model, self._source, run, sample=sample)
+        before = preparing(self.model, self._source, run)
         return planning.fitted(trial, self.options, room=room, preparing=before)
 
     def _sample(self) -> Batch:
@@ -358,7 +384,12 @@ class Wishes:
         with torch.inference_mode(False):
             if self.from_graph:
                 return data_in_graph(self.model, self.latents, self.positive, self.negative, dropout=0.0).data.first(1)
-            shape = host.data.latent_shape(self.model, width=self._side, height=self._side)
-            x0 = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(self.model.load_device)
-            texts = Texts(self.model, self.clip, self.negative_prompt)
+            empty = self._empty
+            x0 = torch.randn(empty.x0.shape, generator=torch.Generator().manual_seed(0)).to(self.model.load_device)
+            texts = Texts(self.model, self.clip, self.negative_prompt, streams=empty.streams)
             return texts.parts([Sample(x0, self._lines[0])])[0].first(1)
+
+
+def _what(drawn: PromptSource | PromptsAlone) -> str:
+    size = f"{drawn.width} x {drawn.height}"
+    return f"clips of {drawn.frames} frames of {size}" if drawn.frames > 1 else f"pictures of {size}"

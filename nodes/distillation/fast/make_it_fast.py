@@ -27,7 +27,7 @@ TRAIN, PLAN = "train", "plan only"
 STEPS = ["1", "2", "4", "8"]
 
 
-RARE = ("negative_prompt", "guidance", "side", "pictures", "iterations", "memory", "seed", "start_lora")
+RARE = ("negative_prompt", "guidance", "side", "pictures", "iterations", "memory", "seed", "start_lora", "frames")
 """Inputs that few people need."""
 
 
@@ -148,6 +148,12 @@ class MakeItFast:
                     },
                 ),
                 "previews": inputs.PREVIEWS,
+                "frames": inputs.count(
+                    0,
+                    "Of the clips that a model of video draws from the prompts: 81 for Wan, say, or 124 for MiniMax H3. 0: for "
+                    "models of still pictures.",
+                    most=10000,
+                ),
             },
             "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID", "extra_pnginfo": "EXTRA_PNGINFO"},
         }

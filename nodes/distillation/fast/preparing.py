@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ....samplers.schedules import trailing_sigmas
-from ....trainers.data.batches import Batch
 from ....trainers.data.cache import made_so_far
 from ....trainers.data.files import BrokenFile
 from ....trainers.data.listing import captioned
@@ -22,18 +21,19 @@ from ....trainers.storage.run_folder import RunFolder
 from ....trainers.training.trial import seconds_of
 from ... import host
 from .. import teacher
-from ..data.data_sources import PromptSource, Texts
+from ..data.data_sources import Texts
 from ..data.folder_sources import PictureFolder
+from ..data.teacher_pictures import PromptSource
 
 _TRIED_STEPS, _TRIED_FILES = 2, 3
 
 
-def preparing(model: Any, source: object, run: RunFolder, *, sample: Batch) -> list[tuple[str, float]]:
-    """(what, seconds) of what a source has left to do. sample: of the data's shape, one or noise."""
+def preparing(model: Any, source: object, run: RunFolder) -> list[tuple[str, float]]:
+    """(what, seconds) of what a source has left to do."""
     if run.begun and is_regular(run.place("data", "index.json")):
         return []  # of one that has not begun, data of another source give way
     if isinstance(source, PromptSource):
-        return _drawing(model, source, run, sample=sample)
+        return _drawing(model, source, run)
     return _encoding(model, source, run) if isinstance(source, PictureFolder) else []
 
 
@@ -46,32 +46,35 @@ def _made(model: Any, source: PromptSource | PictureFolder, run: RunFolder) -> l
     return made_so_far(run.data_folder, of={**of, "teacher_sha256": teacher.hashed(model).sha256})
 
 
-def _told(what: str, left: int, count: int) -> str:
+def _told(what: str, left: int, count: int, *, things: str = "pictures") -> str:
     return (
-        f"{what} {count} pictures"
+        f"{what} {count} {things}"
         if left == count
-        else f"{what} {left} of {count} pictures, for {count - left} are there"
+        else f"{what} {left} of {count} {things}, for {count - left} are there"
     )
 
 
 # --- pictures that the teacher draws ---------------------------------------------------------------------------------
 
 
-def _drawing(model: Any, source: PromptSource, run: RunFolder, *, sample: Batch) -> list[tuple[str, float]]:
+def _drawing(model: Any, source: PromptSource, run: RunFolder) -> list[tuple[str, float]]:
     count = len(source.prompts) * source.pictures_per_prompt
     left = max(0, count - source.batch_size * len(_made(model, source, run)))
     if not left:
         return []
-    each = _seconds_of_a_step(model, source, sample) * source.steps
-    return [(_told("drawing", left, count), each * math.ceil(left / source.batch_size))]
+    each = _seconds_of_a_step(model, source) * source.steps
+    things = "clips" if source.frames > 1 else "pictures"
+    return [(_told("drawing", left, count, things=things), each * math.ceil(left / source.batch_size))]
 
 
-def _seconds_of_a_step(model: Any, source: PromptSource, sample: Batch) -> float:
+def _seconds_of_a_step(model: Any, source: PromptSource) -> float:
     """Of the sampler, on as many pictures as are drawn at once; after one that is not counted."""
     sigmas = trailing_sigmas(source.steps, table=host.models.noise_levels(host.models.model_sampling_of(model)))
     texts = Texts(model, source.clip, source.negative)
     positive = host.data.batched([texts.conditioning(source.prompts[0])] * source.batch_size)
-    noise = torch.randn(source.batch_size, *sample.x0.shape[1:], generator=torch.Generator().manual_seed(0))
+    empty = host.data.empty(model, width=source.width, height=source.height, frames=source.frames)
+    shape = source.batch_size, *empty.x0.shape[1:]
+    noise = empty.for_host(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
 
     def drawn(count: int) -> float:
         def draw() -> Tensor:

@@ -93,10 +93,26 @@ def as_given(found: Tensor, latent: dict[str, Any]) -> Any:
     return type(latent["samples"])([part.unflatten(1, one.shape[1:]) for part, one in zip(parts, streams, strict=True)])
 
 
+def first_stream(latents: Tensor, shapes: Shapes | None) -> Tensor:
+    """Of latents that are packed from streams of these shapes the pictures."""
+    if shapes is None:
+        return latents
+    first = shapes[0][1:]
+    return latents.flatten(1)[:, : math.prod(first)].unflatten(1, first)
+
+
 def stream_shapes(latent: dict[str, Any]) -> Shapes | None:
     """What the streams of a nested latent are packed from; None for a latent of one."""
     streams = _streams(latent)
     return [[1, *stream.shape[1:]] for stream in streams] if len(streams) > 1 else None
+
+
+def shapes_told(condition: Condition) -> Shapes | None:
+    """What a network is told that its latents are packed from, see stream_shapes."""
+    shapes: Shapes | None = conditions.host_inputs({k: v for k, v in condition.items() if "=" in k}).get(
+        "latent_shapes"
+    )
+    return shapes
 
 
 def _streams(latent: dict[str, Any]) -> list[Tensor]:
@@ -214,13 +230,28 @@ def _takes_guidance(model: Any, conditioning: Conditioning) -> bool:
     return "guidance" in _encoded(model, conditioning[0], latents=x, name="positive")
 
 
-def encoded_together(model: Any, prompts: Sequence[Conditioning], together: Conditioning, *, latents: Tensor) -> bool:
-    """Whether the host encodes prompts in one entry as it does each alone: some constants count over the whole batch."""
+def encoded_together(
+    model: Any,
+    prompts: Sequence[Conditioning],
+    together: Conditioning,
+    *,
+    latents: Tensor,
+    shapes: Shapes | None = None,
+) -> bool:
+    """Whether the host encodes prompts in one entry as it does each alone: some constants count over the whole batch.
+
+    Networks that take one sample at a time it samples so, too.
+    """
+
+    def inputs(prompt: Conditioning) -> Condition:
+        encoded = _encoded(model, prompt[0], latents=latents, name="positive", shapes=shapes)
+        return conditions.as_tensors(encoded, name="positive")
 
     def constants(prompt: Conditioning) -> set[str]:
-        encoded = _encoded(model, prompt[0], latents=latents, name="positive")
-        return {key for key in conditions.as_tensors(encoded, name="positive") if "=" in key}
+        return {key for key in inputs(prompt) if "=" in key}
 
+    if len(prompts) > 1 and conditions.one_for_all(inputs(prompts[0])):
+        return False
     return all(constants(prompt) == constants(together) for prompt in prompts)
 
 
@@ -310,9 +341,8 @@ def _require_one_head(model: Any) -> None:
     head = getattr(getattr(model.model.diffusion_model, "final_layer", None), "video_out", None)
     if head is not None and head.weight.shape[0] > head.out_features:
         raise ValueError(
-            f"this model has {head.weight.shape[0] // head.out_features} output heads for parts of the way (a PDD LoRA), of which "
-            "a step takes those on its way to the next noise level; training, in which there is none, does not support it. Connect "
-            "the model without that LoRA."
+            f"this model has {head.weight.shape[0] // head.out_features} output heads for parts of the way (a PDD LoRA), of "
+            "which a step takes those up to the next noise level; in training there is none. Connect the model without that LoRA."
         )
 
 

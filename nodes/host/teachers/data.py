@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..sampling import models
+from ..sampling import inputs, models
+from ..sampling.inputs import Shapes
 from ..sampling.models import Conditioning
 from .encoding import plain
 
@@ -39,12 +40,12 @@ def draw(
     sampler: str,
     sigmas: Tensor,
     *,
-    noise: Tensor,
+    noise: Any,
     positive: Conditioning,
     negative: Conditioning,
     cfg: float,
-) -> Tensor:
-    """The teacher's latents (B, C, h, w) in the host's scale, on the CPU, from unit noise of that shape."""
+) -> Any:
+    """The teacher's latents (B, ...) in the host's scale, on the CPU, from unit noise of that shape; nested as the noise is."""
     with torch.inference_mode():
         made = comfy.samplers.sampler_object(sampler)
         latents = models.sample(
@@ -57,6 +58,8 @@ def draw(
             cfg=cfg,
             seed=0,  # of which none of the SAMPLERS makes use
         )
+    if getattr(latents, "is_nested", False):
+        return type(latents)([plain(stream).float() for stream in latents.unbind()])
     return plain(latents).float()
 
 
@@ -79,7 +82,17 @@ def makes_pictures(model: Any) -> bool:
     """Whether the model's latents are still pictures or frames. Hosts tell sound apart by nothing but the format's name."""
     latent_format = model.get_model_object("latent_format")
     name = type(latent_format).__name__
-    return getattr(latent_format, "latent_dimensions", 2) in (2, 3) and "Audio" not in name and not name.endswith("AV")
+    return getattr(latent_format, "latent_dimensions", 2) in (2, 3) and "Audio" not in name and not _with_sound(model)
+
+
+def shows_pictures(model: Any) -> bool:
+    """Whether there is something to see in what the model draws: of video with sound, too."""
+    return makes_pictures(model) or _with_sound(model)
+
+
+def _with_sound(model: Any) -> bool:
+    """By the format's name, as hosts tell it."""
+    return type(model.get_model_object("latent_format")).__name__.endswith("AV")
 
 
 def has_frames(model: Any) -> bool:
@@ -110,3 +123,67 @@ def latent_shape(model: Any, *, width: int, height: int) -> tuple[int, ...]:
     factor = require_sides(model, width=width, height=height)
     frames = (1,) if has_frames(model) else ()
     return (latent_format.latent_channels, *frames, height // factor, width // factor)
+
+
+class Empty(NamedTuple):
+    """A sample with nothing in it. latent: the host's LATENT of it, nested where there is sound. x0: zeros, as training has it.
+
+    streams: what x0 (1, ...) is packed from, see inputs.stream_shapes.
+    """
+
+    latent: dict[str, Any]
+    x0: Tensor
+    streams: Shapes | None
+
+    def for_host(self, packed: Tensor) -> Any:
+        """Noise (B, ...) like x0 in the form of the LATENT's samples."""
+        return inputs.as_given(packed, self.latent)
+
+
+def empty(model: Any, *, width: int, height: int, frames: int = 1) -> Empty:
+    """Of a picture, or of a clip of so many frames with its sound. ValueError, naming the input, for what cannot be drawn."""
+    latent_format = model.get_model_object("latent_format")
+    with_sound = _with_sound(model)
+    if not with_sound and (frames == 1 or not makes_pictures(model)):
+        samples = torch.zeros(1, *latent_shape(model, width=width, height=height))
+    else:
+        long = _latent_frames(model, frames)
+        factor = require_sides(model, width=width, height=height)
+        samples = torch.zeros(1, latent_format.latent_channels, long, height // factor, width // factor)
+    if with_sound:
+        samples = latent_format.fix_empty_latent(samples)
+        if not getattr(samples, "is_nested", False):
+            name = type(latent_format).__name__
+            raise ValueError(
+                f"this ComfyUI does not say how long the sound of this model's clips is ({name}); connect latents of clips and "
+                "positive in place of prompts."
+            )
+    latent = {"samples": samples}
+    return Empty(latent, torch.zeros_like(inputs.latents_for_training(model, latent)), inputs.stream_shapes(latent))
+
+
+def _latent_frames(model: Any, frames: int) -> int:
+    """How many of a latent a clip of so many frames has, by the rule of the host's own nodes. ValueError for other numbers."""
+    latent_format = model.get_model_object("latent_format")
+    if not has_frames(model):
+        raise ValueError(f"frames is {frames}, but this model draws still pictures; set it to 1.")
+    if type(latent_format).__name__.startswith("MiniMaxH3"):  # one frame, then four, four, four and four, and so on
+        fives, rest = divmod(frames - _H3_FEWEST, _H3_EVERY)
+        if fives < 0 or rest:
+            raise ValueError(
+                f"frames is {frames}; this model wants {_H3_FEWEST}, or multiples of {_H3_EVERY} more: 124, for example."
+            )
+        return 5 * fives + 2
+    ratio = getattr(latent_format, "temporal_downscale_ratio", None)
+    if ratio is None:
+        raise ValueError(
+            f"frames is {frames}, but this ComfyUI does not say how many of them a latent of this model holds; update it."
+        )
+    if (frames - 1) % ratio:
+        raise ValueError(
+            f"frames is {frames}; this model wants 1 more than a multiple of {ratio}: {10 * ratio + 1}, for example."
+        )
+    return (frames - 1) // ratio + 1
+
+
+_H3_FEWEST, _H3_EVERY = 5, 17

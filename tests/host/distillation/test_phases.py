@@ -13,7 +13,7 @@ import_host()
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits
 from comfyui_fewstep.nodes.distillation import distillation, telling
-from comfyui_fewstep.nodes.distillation.data.data_sources import PromptSource
+from comfyui_fewstep.nodes.distillation.data.teacher_pictures import PromptSource
 from comfyui_fewstep.nodes.distillation.fast import choosing, make_it_fast
 from comfyui_fewstep.nodes.distillation.learning import methods, students
 from comfyui_fewstep.nodes.distillation.planning import HELD, TIMED

@@ -9,12 +9,11 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-from architectures import noise_for, tiny
+from architectures import tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import teacher
 from comfyui_fewstep.nodes.distillation.data import folder_sources
 from comfyui_fewstep.nodes.distillation.fast import preparing
-from comfyui_fewstep.trainers.data.batches import Batch
 from comfyui_fewstep.trainers.training import trial
 from encoders import Counting, tiny_vae
 from making_data import FOLDER, Cancelled, cancel_at, distil, images, picture, prompts
@@ -30,8 +29,7 @@ def worked(monkeypatch):
 
 def planned(model, source, *, name="run"):
     with torch.inference_mode(False):
-        sample = Batch(noise_for(model, seed=1), {})
-        return preparing.preparing(model, source, host.folders.run_named(name), sample=sample)
+        return preparing.preparing(model, source, host.folders.run_named(name))
 
 
 def begun(monkeypatch, model, source, *, call, name="run"):

@@ -9,11 +9,11 @@ from comfyui_fewstep.commands.embedded import import_host, node_classes
 import_host("--use-pytorch-cross-attention")
 
 import comfy.supported_models
+from architectures import ALL
 from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS
 from comfyui_fewstep.nodes.host.editor.graph import Execution
 from comfyui_fewstep.samplers.presets import PRESETS, named_by
 from hosting import NOTES, ROOT, api_twin
-from test_template_parity import FAMILIES
 
 FAMILY = {
     "Z-Image-Turbo in 8 steps": "z_image",
@@ -66,7 +66,7 @@ def test_its_recipes_are_those_that_its_files_propose(name):
 
 def stand_ins(family, seen):
     """Node classes in the place of those that load, encode, decode or save; what is decoded is kept."""
-    one = FAMILIES[family]
+    one = ALL[family]
 
     def node(outputs, make):
         class StandIn:
@@ -133,7 +133,7 @@ def test_it_draws(name):
     run = Execution(graph, classes={**node_classes(), **NODE_CLASS_MAPPINGS, **stand_ins(FAMILY[name], seen)})
     for end in ends:
         run.output((end, 0))
-    shapes = FAMILIES[FAMILY[name]].streams or (FAMILIES[FAMILY[name]].latent,)
+    shapes = ALL[FAMILY[name]].streams or (ALL[FAMILY[name]].latent,)
     assert len(seen) == len(shapes)
     for latent, shape in zip(seen, shapes, strict=True):
         assert latent.shape[:2] == (1, shape[0])
