@@ -35,9 +35,13 @@ TODAYS_FAMILIES = {
     "hunyuan_video15": ("HunyuanVideo", 6.0),
     "cogvideox": ("CogVideoX", 6.0),
     "wan": ("another flow model", 4.0),
+    "minimax_h3": ("MiniMax H3", 1.0),
     "cosmos_predict2": ("Cosmos Predict2", 4.0),
     "cosmos_predict2_i2v": ("Cosmos Predict2", 4.0),
 }
+
+
+OF_VIDEO = ("hunyuan_video", "hunyuan_video15", "cogvideox", "wan", "cosmos_predict2_i2v", "minimax_h3")
 
 
 @pytest.mark.parametrize(("kind", "name", "side", "guidance"), FAMILIES)
@@ -51,7 +55,7 @@ def test_families_of_today(kind):
     """A network that is told its guidance was distilled from a guided one, and is drawn with at cfg 1; its base is guided."""
     found = family_of(current_architectures.tiny(kind)[0])
     assert (found.name, found.guidance) == TODAYS_FAMILIES[kind]
-    assert found.video == (kind in ("hunyuan_video", "hunyuan_video15", "cogvideox", "wan", "cosmos_predict2_i2v"))
+    assert found.video == (kind in OF_VIDEO)
 
 
 @pytest.mark.parametrize("kind", current_architectures.kinds(*PICTURES_IN_FRAMES))
