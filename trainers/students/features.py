@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...samplers.noise import Denoiser
 from ..data.batches import Batch
+from ..data.conditions import chosen
 from .gradient_checkpointing import blocks_of
 
 DEPTHS = (0.25, 0.5, 0.75)
@@ -19,11 +20,14 @@ only turns that into a picture again, and is not run at all."""
 
 
 class Tap(NamedTuple):
-    """One tensor of what a block says: its path, which of its tensors, the axes of samples and channels, how many channels."""
+    """One tensor of what a block says: its path, which of its tensors, the axes of samples and channels, how many channels.
+
+    samples: None where each sample passes the block by itself, which then has no such axis, or one of a single row.
+    """
 
     path: str
     which: int
-    samples: int
+    samples: int | None
     axis: int
     channels: int
 
@@ -33,7 +37,8 @@ class Features:
 
     network: whose blocks these are. denoise: the same as D(x, sigma, **condition), of which only that it runs is used. bare:
     entered around each pass, and the way back through it, so that the network is nobody's student. sample: one, for two trial
-    passes, which find the taps. ValueError where the network has no blocks that could be seen through.
+    passes, which find the taps. ValueError where the network has no blocks that could be seen through. Where denoise asks the
+    network for one sample after the other, so does this.
     """
 
     def __init__(
@@ -46,11 +51,13 @@ class Features:
     ) -> None:
         self._denoise, self.bare = denoise, bare
         self.taps, self._blocks = self._found(blocks_of(network), sample)
+        self._one_by_one = any(tap.samples is None for tap in self.taps)
 
     def _found(self, blocks: dict[str, nn.Module], sample: Batch) -> tuple[list[Tap], dict[str, nn.Module]]:
         """Of the blocks that ran and say something of each sample, those at DEPTHS; and these blocks by path."""
-        one, two = (self._said(blocks, sample, rows=rows) for rows in (1, 2))
-        order = [_taps(path, blocks[path], zip(one[path], two[path], strict=True)) for path in one]
+        (one, once), (two, twice) = (self._said(blocks, sample, rows=rows) for rows in (1, 2))
+        alone = twice == {path: 2 * times for path, times in once.items()}
+        order = [_taps(path, blocks[path], zip(one[path], two[path], strict=True), alone=alone) for path in one]
         found = [taps for taps in order if taps]
         if not found:
             raise ValueError(
@@ -60,14 +67,18 @@ class Features:
         taps = [tap for index in sorted({int(depth * len(found)) for depth in DEPTHS}) for tap in found[index]]
         return taps, {tap.path: blocks[tap.path] for tap in taps}
 
-    def _said(self, blocks: dict[str, nn.Module], sample: Batch, *, rows: int) -> dict[str, list[_Shape]]:
-        """By path, in the order in which they run: the shape of each tensor of a block's.
+    def _said(
+        self, blocks: dict[str, nn.Module], sample: Batch, *, rows: int
+    ) -> tuple[dict[str, list[_Shape]], dict[str, int]]:
+        """By path, in the order in which they run: the shape of each tensor of a block's; and how often it ran.
 
         Of one sample None for what does not hang on x, which its graph tells; that of two would take twice the memory.
         """
         order: dict[str, list[_Shape]] = {}
+        times: dict[str, int] = {}
 
         def seen(path: str, said: list[Tensor]) -> None:
+            times[path] = times.get(path, 0) + 1
             order.setdefault(path, [value.shape if value.requires_grad == graph else None for value in said])
 
         graph = rows == 1
@@ -75,9 +86,13 @@ class Features:
         condition = {name: value.expand(rows, *value.shape[1:]) for name, value in sample.condition.items()}
         with torch.set_grad_enabled(graph):
             self._run(blocks, seen, x, x.new_ones(rows), condition)
-        return order
+        return order, times
 
     def __call__(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> list[Tensor]:
+        if self._one_by_one and len(x) > 1:
+            rows = [slice(i, i + 1) for i in range(len(x))]
+            each = [self(x[row], sigma[row], **chosen(condition, row)) for row in rows]
+            return [torch.cat(said) for said in zip(*each, strict=True)]
         found: dict[str, list[Tensor]] = {}
 
         def seen(path: str, said: list[Tensor]) -> None:
@@ -119,24 +134,30 @@ def _tensors(output: Any) -> list[Tensor]:
 _Shape = torch.Size | None
 
 
-def _taps(path: str, block: nn.Module, shapes: Iterable[tuple[_Shape, _Shape]]) -> list[Tap]:
-    """shapes: of each tensor of the block's, for one sample and for two."""
+def _taps(path: str, block: nn.Module, shapes: Iterable[tuple[_Shape, _Shape]], *, alone: bool) -> list[Tap]:
+    """shapes: of each tensor of the block's, for one sample and for two. alone: these two pass one after the other."""
     channels = {size for layer in block.modules() for size in _sizes(layer)}
-    axes = [_axes(one, two, channels) if one and two else None for one, two in shapes]
+    axes = [_axes(one, None if alone else two, channels) if one and two else None for one, two in shapes]
     return [Tap(path, which, *found) for which, found in enumerate(axes) if found]
 
 
-def _axes(one: torch.Size, two: torch.Size, channels: set[Any]) -> tuple[int, int, int] | None:
-    """Of a tap. None for what does not grow with the samples along one axis, or has no channels that a layer knows."""
-    if len(one) < 2 or len(one) != len(two):
+def _axes(one: torch.Size, two: _Shape, channels: set[Any]) -> tuple[int | None, int, int] | None:
+    """Of a tap. None for what does not grow with the samples along one axis, or has no channels that a layer knows.
+
+    two: None where samples pass alone, and nothing grows.
+    """
+    if len(one) < 2 or (two is not None and len(one) != len(two)):
         return None
-    grown = [axis for axis, (size, other) in enumerate(zip(one, two, strict=True)) if size != other]
-    if len(grown) != 1 or two[grown[0]] != 2 * one[grown[0]]:  # video blocks may have a row for each frame
-        return None
-    last, maps = len(one) - 1, len(one) > 3 and grown == [0]
+    samples = None
+    if two is not None:
+        grown = [axis for axis, (size, other) in enumerate(zip(one, two, strict=True)) if size != other]
+        if len(grown) != 1 or two[grown[0]] != 2 * one[grown[0]]:  # video blocks may have a row for each frame
+            return None
+        (samples,) = grown
+    last, maps = len(one) - 1, len(one) > 3 and samples in (0, None)
     for axis in (1, last) if maps else (last, 1):  # tokens have their channels last, maps their places
-        if axis != grown[0] and one[axis] in channels:
-            return grown[0], axis, one[axis]
+        if axis != samples and one[axis] in channels:
+            return samples, axis, one[axis]
     return None
 
 
@@ -147,4 +168,5 @@ def _sizes(layer: nn.Module) -> list[Any]:
 
 def _by_place(value: Tensor, tap: Tap, *, rows: int) -> Tensor:
     """(rows, places, channels)."""
-    return value.float().movedim((tap.samples, tap.axis), (0, -1)).reshape(rows, -1, tap.channels)
+    axes = (tap.axis,) if tap.samples is None else (tap.samples, tap.axis)
+    return value.float().movedim(axes, (0, -1)[-len(axes) :]).reshape(rows, -1, tap.channels)
