@@ -20,15 +20,9 @@ from .models import Conditioning, model_sampling_of, noise_scale, read_by
 Shapes = list[list[int]]
 """Of the streams of a nested latent (video and sound), (1, ...) each."""
 
-_UNSUPPORTED_CONDITIONING = (
-    "area",
-    "mask",
-    "control",
-    "gligen",
-    "hooks",
-    "timestep_start",
-    "timestep_end",
-)
+_UNSUPPORTED_CONDITIONING = ("area", "mask", "control", "gligen", "hooks", "timestep_start", "timestep_end", "default")
+_BEGINS, _ENDS = ("start_percent", "clip_start_percent"), ("end_percent", "clip_end_percent")
+"""What a prompt says of the part of a sampling that it is for; of its whole, 0 to 1, as nodes give it by default, nothing."""
 _MOST_REPEATS = 4
 """Of a text, to make another's length: the host's CONDCrossAttn repeats no more often."""
 
@@ -295,6 +289,8 @@ def _encoded(
     """What the host's samplers make of an entry: its own conditioning objects by the name of the model's input."""
     embedding, options = entry
     refused = [key for key in _UNSUPPORTED_CONDITIONING if options.get(key) is not None]
+    refused += [key for key in _BEGINS if options.get(key, 0.0) > 0.0]
+    refused += [key for key in _ENDS if options.get(key, 1.0) < 1.0]
     if refused:
         raise ValueError(
             f"the {name} conditioning carries {', '.join(refused)}, which training does not support; remove it."

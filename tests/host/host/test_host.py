@@ -153,6 +153,23 @@ def test_conditioning_that_training_cannot_honour_is_refused(option):
         host.inputs.condition_for_training(teacher(), prompt, latents=torch.zeros(1, 4, 4, 4), name="positive")
 
 
+PART = [("start_percent", 0.2), ("end_percent", 0.8), ("clip_start_percent", 0.2), ("clip_end_percent", 0.8)]
+
+
+@pytest.mark.parametrize(("option", "value"), [*PART, ("default", True)])
+def test_a_prompt_for_a_part_of_the_sampling_is_refused_and_one_for_its_whole_is_not(option, value):
+    """Conditioning Set Timestep Range, text encoders with a schedule of hooks, and what fills in where no mask is."""
+    prompt = copy.deepcopy(digits_model.prompt("1"))
+    prompt[0][1] |= {"start_percent": 0.0, "end_percent": 1.0, "clip_start_percent": 0.0, "clip_end_percent": 1.0}
+    latents = torch.zeros(1, 4, 4, 4)
+    whole = host.inputs.condition_for_training(teacher(), prompt, latents=latents, name="positive")
+    plain = host.inputs.condition_for_training(teacher(), digits_model.prompt("1"), latents=latents, name="positive")
+    assert whole.keys() == plain.keys()
+    prompt[0][1][option] = value
+    with pytest.raises(ValueError, match=f"positive conditioning carries {option}, which training does not support"):
+        host.inputs.condition_for_training(teacher(), prompt, latents=latents, name="positive")
+
+
 def test_latents_of_another_model_are_refused():
     with pytest.raises(ValueError, match="latents have 16 channels but this model works on 4"):
         host.inputs.latents_for_training(teacher(), {"samples": torch.zeros(1, 16, 4, 4)})
