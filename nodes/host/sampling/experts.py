@@ -44,7 +44,7 @@ class TwoExperts:
             return only.sample(noise, latent_image, sampler, sigmas, callback=callback, seed=seed, **rest)
         _require_function(sampler)
         left: list[Tensor] = []
-        first, second = _leaving(sampler, left), _resuming(sampler, left)
+        first, second = _leaving(sampler, left, of=sigmas), _resuming(sampler, left, of=sigmas)
         parts = [_counting(callback, start=start, of=len(sigmas) - 1) for start in (0, cut)]
         self._high.sample(noise, latent_image, first, sigmas[: cut + 1], callback=parts[0], seed=seed, **rest)
         seed = _seed_of_second(sampler, seed)
@@ -70,24 +70,31 @@ def _with_function(sampler: Any, function: Callable[..., Tensor]) -> Any:
     return made
 
 
-def _leaving(sampler: Any, left: list[Tensor]) -> Any:
-    """The sampler, which leaves there where it ends."""
+def _leaving(sampler: Any, left: list[Tensor], *, of: Tensor) -> Any:
+    """The sampler, which leaves there where it ends. of: the levels of the whole."""
 
-    def function(*given: Any, **named: Any) -> Tensor:
-        left.append(sampler.sampler_function(*given, **named))
+    def function(model: Any, *given: Any, **named: Any) -> Tensor:
+        _tell_levels(model, of)
+        left.append(sampler.sampler_function(model, *given, **named))
         return left[-1]
 
     return _with_function(sampler, function)
 
 
-def _resuming(sampler: Any, left: list[Tensor]) -> Any:
-    """The sampler, which begins where the other ended."""
+def _resuming(sampler: Any, left: list[Tensor], *, of: Tensor) -> Any:
+    """The sampler, which begins where the other ended. of: the levels of the whole."""
 
     def function(model: Any, x: Tensor, *given: Any, **named: Any) -> Tensor:
+        _tell_levels(model, of)
         model.is_under_way = True  # on the host's wrapper, which it makes anew for every sampling
         return sampler.sampler_function(model, left[-1].to(x), *given, **named)
 
     return _with_function(sampler, function)
+
+
+def _tell_levels(model: Any, levels: Tensor) -> None:
+    """To masks that grow with the sampling (Differential Diffusion): from the first level of the whole to its last."""
+    model.sigmas = levels.to(model.sigmas)
 
 
 def _counting(callback: Callable[..., None] | None, *, start: int, of: int) -> Callable[..., None] | None:

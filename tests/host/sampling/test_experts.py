@@ -66,6 +66,25 @@ def test_two_of_the_same_draw_the_whole_runs_picture(sampler, boundary, kind):
         assert torch.equal(drawn(guider(model, model, boundary), made, sigmas, **start), whole)
 
 
+@pytest.mark.parametrize("sampler", ["lcm", "euler"])
+def test_a_mask_that_grows_with_the_sampling_grows_with_the_whole(sampler):
+    """Differential Diffusion: how much of a grey mask is open is told by the level, between the sampling's first and last."""
+    model, made = model_of("FLOW"), SAMPLERS[sampler]()
+    asked = []
+
+    def growing(sigma, denoise_mask, extra_options):
+        levels = extra_options["sigmas"]
+        asked.append((float(levels[0]), float(levels[-1])))
+        return (denoise_mask >= (sigma[0] - levels[-1]) / (levels[0] - levels[-1])).to(denoise_mask)
+
+    model.set_model_denoise_mask_function(growing)
+    mask = torch.linspace(0.0, 1.0, 16).reshape(1, 1, 4, 4).expand(4, 1, 4, 4)
+    start, sigmas = {"latent": noise_of(seed=5), "mask": mask}, schedule(model)
+    whole = drawn(alone(model), made, sigmas, **start)
+    assert torch.equal(drawn(guider(model, model, 0.7), made, sigmas, **start), whole)
+    assert set(asked) == {(1.0, 0.0)}
+
+
 def test_each_expert_is_asked_at_its_own_levels(monkeypatch):
     """Wan's rule: from the boundary up the one for high noise, at the boundary itself too."""
     high, low = model_of("FLOW"), model_of("FLOW")
