@@ -237,8 +237,8 @@ def _guider(model: Any, positive: Any, negative: Any, *, cfg: float, guidance_sc
         return host.models.no_guider("connect positive to Apply Recipe: its guider output needs a prompt.")
     if guidance_scale is not None:
         return host.guidance.guidance_distilled_guider(model, positive, guidance_scale=guidance_scale)
-    if cfg == 1.0:
-        return host.models.guider(model, {"positive": positive}, cfg=1.0)
-    if negative is None:
+    if cfg != 1.0 and negative is None:
         return host.models.no_guider(f"connect negative to Apply Recipe: this recipe samples at cfg {cfg:g}.")
-    return host.models.guider(model, {"positive": positive, "negative": negative}, cfg=cfg)
+    # at cfg 1 it is not evaluated but where a patch asks for it (CFG Override)
+    prompts = {"positive": positive} | ({} if negative is None else {"negative": negative})
+    return host.models.guider(model, prompts, cfg=cfg)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import comfy.conds
@@ -15,6 +15,8 @@ from ....samplers.guidance_embedding import GuidedTimeEmbedding, LearntGuidance,
 
 Conditioning = list[list[Any]]
 """The host's CONDITIONING: [[text embedding (B, tokens, width), {options}], ...]."""
+
+_NONE: Mapping[str, Any] = {}
 
 COND_PROJ = "cond_proj.weight"
 """How the names of a guidance embedding's weights end, in files of every layout."""
@@ -96,10 +98,29 @@ def _has_guidance_input(diffusion_model: torch.nn.Module) -> bool:
     return layer is not None and not isinstance(layer, torch.nn.Identity)
 
 
+class OnePromptGuider(comfy.samplers.CFGGuider):
+    """Without a negative prompt, and so without guidance.
+
+    A patch may set another cfg for a step (CFG Override), and the host's own guider would multiply the picture by it.
+    """
+
+    def predict_noise(self, x: Tensor, timestep: Tensor, model_options: Any = _NONE, seed: int | None = None) -> Tensor:
+        if self.cfg != 1.0:
+            raise ValueError(
+                f"the MODEL carries a cfg of {self.cfg:g} (CFG Override, say), but guidance needs a negative prompt: connect "
+                "negative, or remove that node."
+            )
+        return super().predict_noise(x, timestep, model_options, seed)
+
+
 class _GuidanceDistilledGuider(comfy.samplers.CFGGuider):
-    """One forward a step: the positive conditioning only, the scale inside the network."""
+    """One forward a step: the positive conditioning only, its cfg inside the network."""
 
     guidance_scale: float
+
+    def predict_noise(self, x: Tensor, timestep: Tensor, model_options: Any = _NONE, seed: int | None = None) -> Tensor:
+        with _cfg_in_network(self, has=self.guidance_scale):
+            return super().predict_noise(x, timestep, model_options, seed)
 
 
 def guidance_distilled_guider(model: Any, positive: Conditioning, *, guidance_scale: float) -> Any:
@@ -114,6 +135,7 @@ def guidance_distilled_guider(model: Any, positive: Conditioning, *, guidance_sc
     guider = _GuidanceDistilledGuider(model)
     guider.inner_set_conds({"positive": positive})
     guider.guidance_scale = guidance_scale
+    guider.set_cfg(guidance_scale)
     return guider
 
 
@@ -141,13 +163,37 @@ def one_forward(guider: Any) -> Iterator[None]:
 
     The guider itself, since a sampler that wraps another (Detail Daemon) holds it where we cannot put another in its place.
     """
-    scale, cfg, conds = _scale_of(guider), guider.cfg, guider.conds
+    if isinstance(guider, _GuidanceDistilledGuider):
+        yield
+        return
+    scale, own, conds = _scale_of(guider), guider.predict_noise, guider.conds
+
+    def predict_noise(*given: Any, **named: Any) -> Tensor:
+        with _cfg_in_network(guider, has=scale):
+            return own(*given, **named)
+
     try:
-        guider.cfg, guider.conds = 1.0, {"positive": conds["positive"]}
+        guider.conds, guider.predict_noise = {"positive": conds["positive"]}, predict_noise
         with _at_scale(guider, scale):
             yield
     finally:
-        guider.cfg, guider.conds = cfg, conds
+        guider.conds = conds
+        del guider.predict_noise
+
+
+@contextmanager
+def _cfg_in_network(guider: Any, *, has: float) -> Iterator[None]:
+    """Inside, the guider has no guidance of its own; its cfg, which a patch may have set for this step, is the network's.
+
+    has: the scale that the network is at.
+    """
+    cfg = guider.cfg
+    try:
+        guider.cfg = 1.0
+        with nullcontext() if cfg == has else _at_scale(guider, cfg):
+            yield
+    finally:
+        guider.cfg = cfg
 
 
 @contextmanager
@@ -161,17 +207,18 @@ def _at_scale(guider: Any, scale: float) -> Iterator[None]:
             yield
     elif _has_guidance_input(diffusion_model):
         guidance = {"guidance": comfy.conds.CONDRegular(torch.tensor([scale]))}
-        guider.conds["positive"] = [
-            {**entry, "model_conds": {**entry["model_conds"], **guidance}} for entry in guider.conds["positive"]
-        ]
-        yield
+        before = guider.conds["positive"]
+        told = [{**entry, "model_conds": {**entry["model_conds"], **guidance}} for entry in before]
+        try:
+            guider.conds["positive"] = told
+            yield
+        finally:
+            guider.conds["positive"] = before
     else:
         raise ValueError(_NO_GUIDANCE_INPUT)
 
 
 def _scale_of(guider: Any) -> float:
-    if isinstance(guider, _GuidanceDistilledGuider):
-        return guider.guidance_scale
     if type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise or "negative" not in guider.conds:
         raise ValueError(
             f"a guidance-distilled sampler takes its scale from the cfg, but {type(guider).__name__} has none. Use "

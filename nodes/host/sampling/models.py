@@ -24,7 +24,7 @@ from ....samplers.schedules import Levels
 from . import kept_prompts
 from .continuing import leave, samples_of
 from .guidance import Conditioning as Conditioning
-from .guidance import one_forward
+from .guidance import OnePromptGuider, one_forward
 
 log = logging.getLogger("comfyui_fewstep")
 
@@ -330,7 +330,7 @@ def hosts_sampler(name: str) -> Any:
 
 def guider(model: Any, conditioning: dict[str, Conditioning], *, cfg: float) -> Any:
     """A GUIDER. conditioning: positive, and negative where cfg is not 1."""
-    made = comfy.samplers.CFGGuider(model)
+    made = (comfy.samplers.CFGGuider if "negative" in conditioning else OnePromptGuider)(model)
     made.inner_set_conds(conditioning)
     made.set_cfg(cfg)
     return made

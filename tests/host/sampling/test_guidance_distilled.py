@@ -12,7 +12,7 @@ import comfy.samplers
 from architectures import conditioning, kinds, noise_for, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits_model
-from comfyui_fewstep.nodes.sampling import guidance, samplers
+from comfyui_fewstep.nodes.sampling import guidance, recipes, samplers
 from test_sampling import model_of, noise_of, schedule
 
 BATCH = 4
@@ -121,8 +121,72 @@ def test_a_guider_without_cfg_is_refused():
     (sampler,) = guidance.GuidanceDistilledSampler().make(0.0)
     model = guided_model()
     guider = host.models.guider(model, {"positive": PROMPT}, cfg=1.0)
-    with pytest.raises(ValueError, match="takes its scale from the cfg, but CFGGuider has none"):
+    with pytest.raises(ValueError, match="takes its scale from the cfg, but OnePromptGuider has none"):
         advanced(guider, sampler, schedule(model))
+
+
+HAS_WRAPPERS = hasattr(model_of("EPS"), "add_wrapper")
+
+
+def overridden(model, cfg, *, down_to=0.0):
+    """As CFG Override: another cfg at levels from the top down to one."""
+
+    def other_cfg(executor, x, timestep, *rest, **named):
+        guider = executor.class_obj
+        before = guider.cfg
+        try:
+            guider.cfg = cfg if float(timestep[0]) >= down_to else before
+            return executor(x, timestep, *rest, **named)
+        finally:
+            guider.cfg = before
+
+    clone = model.clone()
+    clone.add_wrapper("predict_noise", other_cfg)
+    return clone
+
+
+@pytest.mark.skipif(not HAS_WRAPPERS, reason="no node of this host sets another cfg for a step")
+@pytest.mark.parametrize("way", ["sampler", "guider", "guider and host's sampler"])
+def test_a_cfg_that_a_patch_sets_for_some_steps_goes_into_the_network_too(way, rows):
+    """Of these steps alone, and still at one forward each."""
+    (distilled,) = guidance.GuidanceDistilledSampler().make(0.0)
+    sigmas = schedule(guided_model(), steps=4)
+
+    def draw(model, cfg):
+        if way == "sampler":
+            return advanced(
+                host.models.guider(model, {"positive": PROMPT, "negative": NO_PROMPT}, cfg=cfg), distilled, sigmas
+            )
+        made = distilled if way == "guider" else comfy.samplers.sampler_object("euler")
+        return advanced(guidance.GuidanceDistilledGuider().make(model, PROMPT, cfg)[0], made, sigmas)
+
+    asked = draw(guided_model(), 3.0)
+    assert torch.equal(draw(overridden(guided_model(), 3.0), 7.0), asked)
+    rows.clear()
+    partly = draw(overridden(guided_model(), 3.0, down_to=float(sigmas[1])), 7.0)
+    assert rows == [BATCH] * 4
+    assert not torch.equal(partly, asked)
+    first, second = sigmas[:3], sigmas[2:]
+    noise, none = noise_of(BATCH), torch.zeros(BATCH, 4, 4, 4)
+    (lightning,) = samplers.LightningSampler().make()
+    with torch.inference_mode():
+        one, other = (host.models.guider(guided_model(scale), {"positive": PROMPT}, cfg=1.0) for scale in (3.0, 7.0))
+        half = one.sample(noise, none, lightning, first, disable_pbar=True, seed=3)
+        whole = other.sample(none, half, lightning, second, disable_pbar=True, seed=3)
+    torch.testing.assert_close(partly, whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not HAS_WRAPPERS, reason="no node of this host sets another cfg for a step")
+def test_a_cfg_that_a_patch_sets_wants_a_negative_prompt():
+    """Without one the host takes zeros for what it predicts: the picture times the cfg."""
+    model, sigmas = overridden(model_of("EPS"), 3.0), schedule(model_of("EPS"))
+    (lightning,) = samplers.LightningSampler().make()
+    with pytest.raises(ValueError, match=r"carries a cfg of 3 \(CFG Override, say\), .* connect negative"):
+        advanced(host.models.guider(model, {"positive": PROMPT}, cfg=1.0), lightning, sigmas)
+    name = "SDXL-Lightning, 4 steps"
+    guider = recipes.ApplyRecipe().apply(model, name, positive=PROMPT, negative=NO_PROMPT)[4]
+    both = host.models.guider(model_of("EPS"), {"positive": PROMPT, "negative": NO_PROMPT}, cfg=3.0)
+    assert torch.equal(advanced(guider, lightning, sigmas), advanced(both, lightning, sigmas))
 
 
 @pytest.mark.parametrize("kind", kinds("flux"))
@@ -134,7 +198,7 @@ def test_the_hosts_own_guidance_input_takes_the_scale(kind, rows):
     prompt_of = lambda scale: [[text, {**options, "guidance": scale}] for text, options in prompt]  # noqa: E731
     negative = conditioning(kind, seed=1)
 
-    def draw(name, positive, cfg):
+    def draw(name, positive, cfg, model=model):
         empty = torch.ones_like(noise)  # an empty one would have its channels counted wrongly by some hosts
         return comfy.sample.sample(
             model, noise, 3, cfg, name, "simple", positive, negative, empty, disable_pbar=True, seed=3
@@ -150,6 +214,7 @@ def test_the_hosts_own_guidance_input_takes_the_scale(kind, rows):
     guided = guider.sample(noise, torch.ones_like(noise), sampler, sigmas, disable_pbar=True, seed=3)
     assert torch.equal(drawn, guided)
     assert prompt[0][1]["guidance"] == 3.5, "the connected prompt is as it was"
+    assert torch.equal(drawn, draw("fewstep_guidance_distilled", prompt, 3.0, model=overridden(model, 7.5)))
 
 
 def test_a_network_built_without_guidance_is_refused():
