@@ -20,6 +20,8 @@ _PLACE = 0.02
 """Of the outputs' deviation: by what a sample may differ in another place of the batch. Rounding in few bits stays below."""
 _KERNEL = 0.1
 """By what kernels of attention may: those of SageAttention's kind, in 8 bits and 4, stay below."""
+_LEVELS = 21
+"""Of the model's, from its first to its last, at which a patch may begin or end: a twentieth of the sampling is not missed."""
 
 
 def require_followed(model: Any, batch: Batch) -> None:
@@ -55,6 +57,7 @@ class _Probe:
         self._model, self._network, self._batch = model, loaded(model), batch
         levels = noise_levels(model_sampling_of(model)).to(batch.x0.device)
         self._low, self._level = levels[len(levels) // 10], levels[len(levels) // 2]
+        self._levels = levels[torch.linspace(0, len(levels) - 1, _LEVELS).long()]
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn((2, *batch.x0.shape[1:]), generator=generator).to(batch.x0)
         self._samples = noise * torch.clamp(self._level, min=1.0)
@@ -98,8 +101,9 @@ class _Probe:
 
     def looks_at_levels(self) -> str | None:
         """Start and end of a patch, as a share of the sampling."""
-        low = self._answer(sigmas=self._low[None])
-        return "it acts on a part of the noise levels" if self._is_other(low, self._twice) else None
+        asked = (self._answer(sigmas=level[None]) for level in self._levels)
+        found = any(self._is_other(answer, self._twice) for answer in asked)
+        return "it acts on a part of the noise levels" if found else None
 
     def replaces_attention(self) -> str | None:
         """What computes the MODEL's attention stands aside for a run, so it may be faster and no more than that."""

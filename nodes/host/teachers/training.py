@@ -141,9 +141,11 @@ def shared_network(model: Any) -> Iterator[Network]:
 
 
 def model_from(network: Network, *, like: Any) -> Any:
-    """A MODEL around a network of ours, with the device policy of another MODEL."""
+    """A MODEL around a network of ours, with the device policy of another MODEL, and told what that is (Scale RoPE)."""
     network = network.eval().requires_grad_(False)
-    return comfy.model_patcher.ModelPatcher(network, like.load_device, like.offload_device)
+    made = comfy.model_patcher.ModelPatcher(network, like.load_device, like.offload_device)
+    made.model_options["transformer_options"] = _transformer_options(like.clone())
+    return made
 
 
 def _transformer_options(model: Any) -> dict[str, Any]:

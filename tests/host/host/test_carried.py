@@ -15,7 +15,7 @@ from comfyui_fewstep.commands.embedded import import_host
 import_host()
 
 import comfy.ldm.modules.attention
-from architectures import conditioning, tiny
+from architectures import conditioning, kinds, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation.learning import students
 from comfyui_fewstep.nodes.host.teachers.carried import CALLBACKS, OPTIONS, WRAPPERS, Part
@@ -23,7 +23,7 @@ from comfyui_fewstep.trainers.data.batches import Batch
 from comfyui_fewstep.trainers.students.adapters import LoRALayers, LoRAOptions
 from comfyui_fewstep.trainers.students.student import probe_writes_in_place
 from gradients import cosine, of_lora
-from todays_inputs import noise
+from todays_inputs import hosts_x0, noise
 
 ATTENTION = comfy.ldm.modules.attention
 CURRENT = pytest.mark.skipif(not hasattr(tiny("sd15"), "add_wrapper_with_key"), reason="this host has no wrappers")
@@ -137,6 +137,11 @@ def in_the_first_half(out, options):
     return torch.cat([out[:1] * 1.5, out[1:]])
 
 
+def at_the_highest_noise(out, options):
+    """As Patch Model Add Downscale: in the first third of a sampling."""
+    return out * 1.5 if options["sigmas"][0] > 5.0 else out
+
+
 class Cache:
     """Of the step before, where this one's input is near."""
 
@@ -156,6 +161,7 @@ class Cache:
     [
         (guided, r"guided of .*acts on prompt and negative prompt together"),
         (at_high_noise, "acts on a part of the noise levels"),
+        (at_the_highest_noise, "acts on a part of the noise levels"),
         (in_the_first_half, "acts on a sample by its place in the batch"),
         (Cache(), "Cache of .*remembers the step before"),
     ],
@@ -233,6 +239,20 @@ def test_full_weights_are_told_the_models_options():
         student.module.apply_model = lambda x, t, transformer_options, **_: seen.append(transformer_options) or x
         student.denoiser(noise(1, 4, 8, 8), torch.ones(1))
     assert seen[0]["rope_options"] == {"scale_x": 2.0}
+
+
+@pytest.mark.parametrize("kind", kinds("flux"))
+def test_a_student_of_full_weights_draws_as_it_was_trained_with_the_models_options(kind):
+    model = tiny(kind)
+    options = {"scale_x": 1.3, "shift_x": 0.0, "scale_y": 1.3, "shift_y": 0.0, "scale_t": 1.0, "shift_t": 0.0}
+    model.set_model_rope_options(*options.values())
+    made = host.training.model_from(host.training.trainable_copy(model), like=model)
+    x, prompt = noise(1, 16, 4, 6), conditioning(kind)
+    wanted = hosts_x0(model, x, 0.6, prompt)
+    torch.testing.assert_close(hosts_x0(made, x, 0.6, prompt), wanted, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(hosts_x0(tiny(kind), x, 0.6, prompt), wanted, atol=1e-2), "the options count"
+    made.model_options["transformer_options"]["rope_options"] = {}
+    assert model.model_options["transformer_options"]["rope_options"] == options, "and are the model's own"
 
 
 # --- attention without a backward ------------------------------------------------------------------------------------
