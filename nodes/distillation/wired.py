@@ -112,6 +112,8 @@ def _possible(wired: Wired, run: RunFolder, source: DataSource, *, elsewhere: bo
     _require_pictures(method, source)
     host.precision.require(model, options.precision)
     students.require_scale_input(model, wired.student, method.scale_input)
+    if isinstance(wired.student, students.FullWeights):
+        host.training.require_copyable(model)
     require_goes_on(run, method=method, options=options, student=students.description(wired.student))
     if not run.begun:
         options.require_suit(method.stages(), libraries=not elsewhere)

@@ -102,6 +102,7 @@ class PromptSource(MadeOnce):
         """A shard is what the teacher draws at once, so that a resumed cache is drawn in the same batches."""
 
         def first(batch: range) -> Sequence[TensorData]:
+            _require_followed(model, texts, self._prompt(batch[0]), empty)
             parts = make(batch)
             _keep_answers(model, parts, folder)
             return parts
@@ -164,6 +165,12 @@ class PromptSource(MadeOnce):
 def _patches_of(model: Any, run: RunFolder) -> dict[str, Any]:
     """What changes the pictures that the MODEL draws and is in no weight; of a run that has begun its own identity tells."""
     return {"changes": None if run.begun else {kind: len(made) for kind, made in host.identity.changes(model).items()}}
+
+
+def _require_followed(model: Any, texts: Texts, prompt: str, empty: Empty) -> None:
+    """ValueError for patches that training could not follow, before the teacher draws for hours with them."""
+    sample = in_buckets(texts.parts([Sample(empty.x0, prompt)]), model.load_device).first(1)
+    host.following.require_followed(model, sample)
 
 
 _ANSWERS = "teacher.json"

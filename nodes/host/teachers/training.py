@@ -47,13 +47,18 @@ def trainable_copy(model: Any) -> Network:
 
     Its weights are ordinary float32 tensors, whatever the host's own are and wherever it keeps them.
     """
-    bypass.require_none(model)
-    carried.require_in_a_copy(model)
+    require_copyable(model)
     loaded(model)
     network = weights.copied(model)
     network.diffusion_model.dtype = torch.float32  # the host casts inputs to what this says
     network.manual_cast_dtype = None
     return network
+
+
+def require_copyable(model: Any) -> None:
+    """ValueError, naming it, for what is wired into the MODEL and would be missing in a trainable_copy."""
+    bypass.require_none(model)
+    carried.require_in_a_copy(model)
 
 
 def loaded(model: Any) -> Network:

@@ -8,8 +8,10 @@ from comfyui_fewstep.commands.embedded import import_host
 import_host()
 
 from architectures import tiny
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.distillation.learning import students
 from encoders import Counting
-from making_data import distil, images, run_folder
+from making_data import distil, images, prompts, run_folder
 from test_starting_lora import LoRALayers, speed_lora, student
 
 
@@ -30,6 +32,39 @@ def test_what_no_run_could_use_is_refused_before_anything_is_encoded(
     with pytest.raises(ValueError, match=said):
         distil(tiny("sd15"), name="refused", data=images(*counted), **given)
     assert [len(each.seen) for each in counted] == [0, 0]
+    assert not run_folder(output, "refused").exists()
+
+
+def patched(factor):
+    """A MODEL whose attention is another by a factor, for the prompt alone if that is 0."""
+    model = tiny("sd15")
+    model.set_model_attn1_output_patch(
+        lambda out, options: out * (factor or 1.0 + options["cond_or_uncond"].count(0) / len(options["cond_or_uncond"]))
+    )
+    return model
+
+
+@pytest.mark.parametrize(
+    ("factor", "student", "said"),
+    [
+        (
+            0.0,
+            None,
+            "attn1_output_patch .* it acts on prompt and negative prompt together, which training cannot follow",
+        ),
+        (1.5, students.FullWeights(), "attn1_output_patch .*, which full weights cannot take over"),
+    ],
+    ids=["a LoRA", "full weights"],
+)
+def test_patches_that_training_cannot_follow_are_refused_before_the_teacher_draws(
+    factor, student, said, output, clip, monkeypatch
+):
+    drawn, draw = [], host.data.draw
+    monkeypatch.setattr(host.data, "draw", lambda *given, **named: drawn.append(1) or draw(*given, **named))
+    given = {} if student is None else {"student": student}
+    with pytest.raises(ValueError, match=said):
+        distil(patched(factor), name="refused", data=prompts(clip), **given)
+    assert drawn == []
     assert not run_folder(output, "refused").exists()
 
 
