@@ -132,6 +132,10 @@ def _looking(
         found = host.inputs.condition_for_training(model, prompts[name], latents=start, name=name, shapes=shapes)
         return TensorData(x0=start, condition=found).first(len(start)).condition
 
+    host.training.loaded(model)
+    given = {name: encoded(name) for name in _PROMPTS if prompts[name] is not None}
+    sample = TensorData(x0=start, condition=given["positive"], unconditional=given.get("negative"))
+    host.following.require_followed(model, sample.first(1))
     sampling = host.models.model_sampling_of(model)
     with host.backward.possible(), host.training.shared_network(model) as network:
         denoise = host.training.as_denoiser(network, model=model)
@@ -139,8 +143,8 @@ def _looking(
             denoiser=denoise,
             family=host.models.noise_family(sampling),
             table=host.models.noise_levels(sampling),
-            condition=encoded("positive"),
-            **{name: encoded(name) for name in _PROMPTS[1:] if prompts[name] is not None},
+            condition=given.pop("positive"),
+            **given,
         )
         views.require_for(options)
         if options.kind is not Kind.VSD:

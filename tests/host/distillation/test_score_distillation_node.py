@@ -132,6 +132,15 @@ def test_a_step_is_as_long_as_said_in_the_latents_own_units(scale, monkeypatch):
     torch.testing.assert_close(told[-1].cpu(), after, atol=1e-4, rtol=0.0)
 
 
+def test_patches_that_it_could_not_follow_are_named_before_work(monkeypatch):
+    """As NAG: it acts where prompt and negative prompt stand in one batch, and here they never do."""
+    model = tiny("sd15")
+    model.set_model_attn1_output_patch(lambda out, options: out * len(set(options["cond_or_uncond"])))
+    monkeypatch.setattr(latent_method, "distil_latent", lambda *_, **__: pytest.fail("it began"))
+    with pytest.raises(ValueError, match=r"attn1_output_patch \(.* it acts on prompt and negative prompt together"):
+        moved(model)
+
+
 def test_what_is_missing_is_named_before_work():
     for given, said in (
         (
