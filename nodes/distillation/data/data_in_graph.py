@@ -49,7 +49,7 @@ def data_in_graph(
     data = parts[0] if len(parts) == 1 else in_buckets(parts)
     if dropout:
         data.require_droppable()
-    return DataInGraph(data)
+    return DataInGraph(data, has_pictures=not all(map(host.inputs.is_empty, given)))
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------

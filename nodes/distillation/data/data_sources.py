@@ -51,7 +51,7 @@ class DataInGraph:
     """Data that are made already."""
 
     data: TensorData | Buckets
-    has_pictures = True
+    has_pictures: bool = True
 
     @property
     def unconditional(self) -> Condition | None:

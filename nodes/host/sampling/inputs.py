@@ -109,6 +109,11 @@ def shapes_told(condition: Condition) -> Shapes | None:
     return shapes
 
 
+def is_empty(latent: dict[str, Any]) -> bool:
+    """Whether it says no more than a size: the host's empty latents hold one number."""
+    return all(bool((stream == stream.flatten()[:1]).all()) for stream in _streams(latent))
+
+
 def _streams(latent: dict[str, Any]) -> list[Tensor]:
     samples = latent["samples"]
     return list(samples.unbind()) if getattr(samples, "is_nested", False) else [samples]

@@ -14,6 +14,7 @@ from architectures import ALL, conditioning, noise_for, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import distillation
 from comfyui_fewstep.nodes.distillation.data import training_data
+from comfyui_fewstep.nodes.distillation.data.data_in_graph import data_in_graph
 from comfyui_fewstep.nodes.distillation.learning import matching_method, methods, students
 from comfyui_fewstep.trainers.data.batches import TensorData
 from comfyui_fewstep.trainers.data.cache import read_data
@@ -192,6 +193,25 @@ def test_methods_that_look_at_pictures_refuse_prompts_alone(make, said, output, 
     with pytest.raises(ValueError, match=said):
         matched(tiny("sd15"), name="run", data=prompts(clip), method=make()[0])
     assert not (output / "fewstep" / "runs" / "run").exists()
+
+
+@pytest.mark.parametrize("fill", [0.0, 0.0609])
+def test_methods_that_look_at_pictures_refuse_empty_latents(fill, output):
+    """As Empty Latent Image makes them, and SD3's of earlier hosts; of several, one with a picture is enough."""
+    model, data = tiny("sd15"), in_graph("sd15", tiny("sd15"))
+    empty = {"samples": torch.full_like(data["latents"]["samples"], fill)}
+    (consistency,) = methods.ConsistencyDistillation().make(
+        steps=2, iterations=2, learning_rate=1e-3, guidance_scale=1.0
+    )
+    given = {**data, "latents": empty, "method": consistency}
+    with pytest.raises(
+        ValueError, match="latents are empty, but consistency distillation learns from pictures; connect lat"
+    ):
+        matched(model, name="run", **given)
+    assert not (output / "fewstep" / "runs" / "run").exists()
+    empty["samples"][1] = noise_for(model, batch=1)[0]
+    with torch.inference_mode(False):
+        assert data_in_graph(model, empty, data["positive"], None, dropout=0.0).has_pictures
 
 
 def test_guidance_without_a_negative_prompt_is_refused_before_work(output):
