@@ -166,19 +166,19 @@ def one_forward(guider: Any) -> Iterator[None]:
     if isinstance(guider, _GuidanceDistilledGuider):
         yield
         return
-    scale, own, conds = _scale_of(guider), guider.predict_noise, guider.conds
+    scale, own, before = _scale_of(guider), guider.predict_noise, dict(vars(guider))
 
     def predict_noise(*given: Any, **named: Any) -> Tensor:
         with _cfg_in_network(guider, has=scale):
             return own(*given, **named)
 
     try:
-        guider.conds, guider.predict_noise = {"positive": conds["positive"]}, predict_noise
+        guider.conds, guider.predict_noise = {"positive": guider.conds["positive"]}, predict_noise
         with _at_scale(guider, scale):
             yield
     finally:
-        guider.conds = conds
         del guider.predict_noise
+        vars(guider).update({name: before[name] for name in ("conds", "predict_noise") if name in before})
 
 
 @contextmanager
