@@ -14,12 +14,11 @@ from torch import Tensor
 from tqdm.auto import trange
 
 from .noise import Denoiser, NoiseFamily, expand_like
+from .schedules import TRAIN_TIMESTEPS
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 """noise_sampler(sigma, sigma_next) -> fresh unit noise in the shape of x."""
 
-
-TRAIN_TIMESTEPS = 1000
 
 Sample = tuple[int, int]
 """(seed, place): whose fresh noise a sample of a batch gets, of a graph's seed and by its place among that seed's samples."""

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+TRAIN_TIMESTEPS = 1000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Levels:
@@ -127,7 +129,18 @@ def trailing_sigmas(steps: int, *, table: Tensor) -> Tensor:
 
 
 def even_sigmas(steps: int, *, levels: Levels) -> Tensor:
-    """(steps + 1,) even in the model's range: by the formula of a flow model, else the trailing timesteps of its table."""
+    """(steps + 1,) even in the model's range: by the formula of a flow model, else the trailing timesteps of its table.
+
+    Of a table that holds a part of the training timesteps (ModelSamplingDiscrete with lcm: 50) between its levels, where the
+    authors' lists are.
+    """
+    if (
+        levels.flow is None
+        and levels.has_timesteps
+        and steps <= TRAIN_TIMESTEPS
+        and len(levels.table) < TRAIN_TIMESTEPS
+    ):
+        return levels.at(timestep_shares(trailing_timesteps(steps)))
     if levels.flow is None and steps <= len(levels.table):
         return trailing_sigmas(steps, table=levels.table)
     return levels.at(even_shares(steps))

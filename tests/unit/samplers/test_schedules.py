@@ -35,6 +35,18 @@ def test_trailing_equals_diffusers(steps):
     np.testing.assert_allclose(ours.numpy(), scheduler.sigmas.numpy(), rtol=2e-6)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 48])
+def test_trailing_is_at_its_timesteps_on_a_table_of_every_twentieth_too(steps):
+    """ModelSamplingDiscrete with lcm leaves 50 levels, by whose places 4 steps were 999, 759, 499, 239."""
+    whole = table(NoiseFamily.VARIANCE_EXPLODING)
+    wanted = trailing_sigmas(steps, table=whole)
+    found = even_sigmas(steps, levels=Levels(table=whole[19::20]))
+    kept = wanted >= whole[19]  # below its smallest level the table knows nothing
+    torch.testing.assert_close(found[kept], wanted[kept], rtol=1e-2, atol=0.0)
+    assert found[-1] == 0.0
+    assert (found.diff() <= 0.0).all()
+
+
 def test_a_trailing_schedule_has_as_many_steps_as_asked_for():
     """At 61 steps and 61 others of the 1000, rounding makes numpy's arange one longer, down to a timestep of -1."""
     for steps in range(1, 1001):
