@@ -1,11 +1,11 @@
 // What the training panel says in words.
 import { bytes, figure, seconds } from "./fewstep_elements.js";
+import { unanswered } from "./fewstep_service.js";
 import { say, sayName } from "./fewstep_words.js";
 
 /** Where a run stands, as one sentence. */
 export function sentence(known) {
-  if (!known.connected)
-    return say("The server does not answer. If it was restarted, training has stopped; what was saved stays, and this comes back by itself.");
+  if (!known.connected) return unanswered();
   if (known.refusal) return known.refusal;
   if (isDuring(known)) return during(known.phase, known);
   if (known.unsure) return unknown();

@@ -44,6 +44,7 @@ class Runs extends HTMLElement {
   #cards = new Map(); // run name -> {told, card}
   #chosen = new Set();
   #waiting = false;
+  #unanswered = false;
 
   constructor() {
     super();
@@ -105,7 +106,7 @@ class Runs extends HTMLElement {
       const runs = await fetchRuns({ signal });
       if (!signal.aborted) this.#draw(runs);
     } catch (error) {
-      if (!signal.aborted) this.said.textContent = error.message;
+      if (!signal.aborted) this.#sayIn(this.said, error.message, { failed: (this.#unanswered = true) });
     }
     if (signal.aborted) return;
     this.#asking = null;
@@ -126,13 +127,14 @@ class Runs extends HTMLElement {
 
   /** Only what is new: whoever is about to press a button keeps it. */
   #draw(runs) {
+    if (this.#unanswered) this.#sayAlways(); // also of runs that are as they were
     const told = JSON.stringify(runs);
     this.#waiting = told !== this.#told && this.shadowRoot.querySelector(OPEN) !== null;
     if (told === this.#told || this.#waiting) return;
     this.#told = told;
     this.#chosen = new Set(runs.map(({ run }) => run).filter((name) => this.#chosen.has(name)));
     this.#runs = runs;
-    this.said.textContent = this.#always;
+    this.#sayAlways();
     this.#cards = new Map(runs.map((run) => [run.run, this.#kept(run)]));
     const cards = [...this.#cards.values()].map(({ card }) => card);
     const refocus = this.#refocusing(cards);
@@ -212,8 +214,13 @@ class Runs extends HTMLElement {
     setTimeout(() => place.textContent === text && (place.textContent = place === this.said ? this.#always : ""), 1000 * seconds);
   }
 
+  #sayAlways() {
+    this.#unanswered = false;
+    this.#sayIn(this.said, this.#always);
+  }
+
   get #always() {
-    return this.#runs.length ? "" : say("No runs yet. Distill Model and Write Run make them.");
+    return this.#runs.length ? "" : say("No runs yet. Make It Fast, Distill Model and Write Run make them.");
   }
 
   #buttons(run) {

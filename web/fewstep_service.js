@@ -1,6 +1,7 @@
 // Between the host's socket and the elements: who shows a run subscribes here, and asks the server's routes here.
 import { api } from "../../scripts/api.js";
 import { isLinked } from "./fewstep_elements.js";
+import { say } from "./fewstep_words.js";
 
 export const METRICS = "fewstep.metrics";
 export const STATE = "fewstep.state";
@@ -76,9 +77,15 @@ export function isConnected() {
   return connected;
 }
 
-/** The JSON answer of a route. Error with the server's own words where it refuses, or where nobody answers. */
+export const unanswered = () =>
+  say("The server does not answer. If it was restarted, training has stopped; what was saved stays, and this comes back by itself.");
+
+/** The JSON answer of a route. Error with the server's own words where it refuses, in ours where nobody answers: each browser has
+ *  others for that ("Failed to fetch", "NetworkError when attempting to fetch resource."). */
 export async function ask(path, options) {
-  const answer = await api.fetchApi(`/fewstep/${path}`, { cache: "no-store", ...options });
+  const answer = await api.fetchApi(`/fewstep/${path}`, { cache: "no-store", ...options }).catch((error) => {
+    throw error.name === "AbortError" ? error : new Error(unanswered());
+  });
   const said = await answer.json().catch(() => ({}));
   if (!answer.ok || said.error) throw new Error(said.error ?? `the server answered ${answer.status}`);
   return said;

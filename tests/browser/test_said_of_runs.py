@@ -46,6 +46,32 @@ def test_a_run_that_is_renamed_is_renamed_where_its_name_comes_from(editor, runs
     assert editor.page.evaluate(values, [source, other]) == [renamed, f"{another} 2"]
 
 
+def test_a_server_that_does_not_answer_is_said_until_it_answers(editor, runs, another):  # noqa: F811
+    """In our words, in the colour of a refusal; also where nothing changed meanwhile, and of a button that is pressed then."""
+    shown, unanswered = open_runs(editor), "The server does not answer."
+    card(shown, another).wait_for()
+    above = shown.locator(":scope > p[role=status]")
+    editor.page.route("**/fewstep/runs**", lambda route: route.abort("connectionrefused"))
+    try:
+        shown.get_by_role("button", name="Refresh").click()
+        above.get_by_text(unanswered).wait_for(timeout=5000)
+        assert above.evaluate("said => said.classList.contains('failed')")
+        write(card(shown, another), "Note", f"Note on {another}", "a note")
+        said(shown, another).get_by_text(unanswered).wait_for(timeout=5000)
+    finally:
+        editor.page.unroute("**/fewstep/runs**")
+        editor.errors.clear()  # the browser's own, of what it asked in vain
+    shown.get_by_role("button", name="Refresh").click()
+    above.get_by_text(unanswered).wait_for(state="hidden", timeout=5000)
+    assert not above.evaluate("said => said.classList.contains('failed')")
+
+
+def test_an_empty_list_names_the_nodes_that_make_runs(editor, runs):
+    """Make It Fast first, with which most begin."""
+    editor.page.route("**/fewstep/runs", lambda route: route.fulfill(json=[]), times=1)
+    open_runs(editor).get_by_text("No runs yet. Make It Fast, Distill Model and Write Run make them.").wait_for()
+
+
 KEEP_TEXTS = (
     "() => { window.drawn = []; const { fillText } = CanvasRenderingContext2D.prototype;"
     " CanvasRenderingContext2D.prototype.fillText = function (text) {"
