@@ -179,7 +179,7 @@ class FolderSource(MadeOnce):
         if not self.skip_broken or len(broken) == of:
             raise ValueError(
                 f"{len(broken)} of {of} {self.what} in {self.folder} cannot be used: {names}. Remove or repair them"
-                f"{'.' if self.skip_broken else ', or set broken to skip.'}"
+                f"{'.' if self.skip_broken else f', or set broken to skip on {self.node}.'}"
             )
         host.signals.say(f"{len(broken)} of {of} {self.what} in {self.folder} are skipped: {names}", warning=True)
 

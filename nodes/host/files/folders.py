@@ -81,14 +81,21 @@ def guidance_embedding(name: str) -> Tensor | None:
         return content.get_tensor(names[0]) if names else None
 
 
+_QUOTES = ('"', "'")
+
+
 def training_folder(text: str) -> Path:
     """A folder that the user names: an absolute path is theirs to choose, a relative one lies in the host's input folder.
 
+    Quotes around it are none of its name: Windows puts them there as it copies a path, terminals as one is dragged into them.
     ValueError for a relative one that leads out of it.
     """
-    if not text.strip():
+    given = text.strip()
+    if given[:1] in _QUOTES and given.endswith(given[0]):
+        given = given[1:-1].strip()
+    if not given:
         raise ValueError("the folder of training data is empty; give the path of a folder.")
-    root, path = Path(folder_paths.get_input_directory()), _at_home(text.strip())
+    root, path = Path(folder_paths.get_input_directory()), _at_home(given)
     if not path.is_absolute() and ".." in path.parts:
         raise ValueError(
             f"the folder of training data is {text!r}; a relative path lies in ComfyUI's input folder ({root}), and .. "

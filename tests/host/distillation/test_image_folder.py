@@ -238,9 +238,8 @@ def test_broken_files_are_named_before_any_is_encoded_or_left_out_by_choice(outp
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:200])
     (folder / "4.png").write_text("no picture")
     counted = Counting(vae)
-    with pytest.raises(
-        ValueError, match=r"2 of 5 pictures in .* cannot be used: 1\.png \(.*; 4\.png \(.*or set broken to"
-    ):
+    said = r"2 of 5 pictures in .* cannot be used: 1\.png \(.*; 4\.png \(.*or set broken to skip on Training Images \(Folder\)"
+    with pytest.raises(ValueError, match=said):
         distil(tiny("sd15"), name="run", data=images(counted, clip))
     assert counted.seen == []
     with caplog.at_level(logging.WARNING):
@@ -365,6 +364,7 @@ def test_long_captions_are_buckets_of_their_own_and_can_be_dropped(output, folde
     [
         ({"folder": "missing"}, "which is no folder"),
         ({"folder": " "}, "is empty; give the path"),
+        ({"folder": '""'}, "is empty; give the path"),
         ({"folder": "."}, "holds no pictures"),
         ({"resolution": 8}, "resolution is 8 and bucket_step is 16"),
         ({"bucket_step": 12}, "bucket_step is 12; allowed are multiples of 8"),
@@ -377,6 +377,13 @@ def test_a_folder_of_no_use_is_named_on_its_node(inputs, said, output, folder):
         assert said[:12] in folder_data.ImageFolder.VALIDATE_INPUTS(**inputs)
     assert folder_data.ImageFolder.VALIDATE_INPUTS("pictures") is True
     assert folder_data.ImageFolder.VALIDATE_INPUTS(None) is True, "a linked value is not known yet"
+
+
+def test_quotes_around_a_copied_path_are_none_of_it(output, folder):
+    for given in ('"pictures"', "'pictures'", f' "{folder}" '):
+        assert folder_data.ImageFolder.VALIDATE_INPUTS(given) is True
+    folder.rename(folder.parent / 'a "good" one')
+    assert folder_data.ImageFolder.VALIDATE_INPUTS('a "good" one') is True
 
 
 def test_captions_may_be_wanted_for_every_picture(output, folder, vae, clip):
