@@ -1,11 +1,15 @@
-// Lists of students, recipes and LoRAs are as they are now once a run has ended or changed: editors ask for them at their start.
+// Lists of students, recipes and model files are as they are now once a run has ended or changed, or a student was saved: editors ask
+// for them at their start.
 import { api } from "../../scripts/api.js";
 import { allNodes } from "./fewstep_elements.js";
 import { STATE } from "./fewstep_service.js";
 
+const SAVING = ["FewStepSaveStudent", "FewStepSaveStudentLoRA"];
 const KINDS = [
-  ...["FewStepLoadStudent", "FewStepSaveStudent", "FewStepSaveStudentLoRA"],
-  ...["FewStepApplyRecipe", "FewStepLoRAStudent", "FewStepMakeItFast"],
+  ...SAVING,
+  ...["FewStepLoadStudent", "FewStepApplyRecipe", "FewStepLoRAStudent", "FewStepMakeItFast"],
+  // the host's own, with which students are loaded like any other file
+  ...["LoraLoader", "LoraLoaderModelOnly", "CheckpointLoaderSimple", "UNETLoader"],
 ];
 
 /** Input name -> list, of a declaration's inputs. */
@@ -28,6 +32,13 @@ async function refresh(kind) {
   }
 }
 
-api.addEventListener(STATE, ({ detail }) => {
-  if (detail.state !== "begun") Promise.all(KINDS.map(refresh)).catch((error) => console.warn(`ComfyUI-FewStep: ${error.message}`));
+function refreshAll() {
+  const known = KINDS.filter((kind) => LiteGraph.registered_node_types[kind]?.nodeData);
+  Promise.all(known.map(refresh)).catch((error) => console.warn(`ComfyUI-FewStep: ${error.message}`));
+}
+
+api.addEventListener(STATE, ({ detail }) => detail.state !== "begun" && refreshAll());
+api.addEventListener("executed", ({ detail }) => {
+  const number = String(detail.node).split(":").at(-1); // of one inside a subgraph, behind those that it is in
+  if (allNodes().some(({ id, comfyClass }) => String(id) === number && SAVING.includes(comfyClass))) refreshAll();
 });

@@ -36,3 +36,26 @@ def test_a_new_student_is_listed_at_once_and_a_choice_stays(editor, runs, finish
     editor.server.post(f"/fewstep/runs/{name}/delete", {})
     wait_until_listed(editor, shown, f"{name} (run)", listed=False)
     assert editor.page.evaluate(chosen, saving) == f"{name} (run)"
+
+
+def test_the_hosts_own_loaders_list_it_too(editor, runs, name):
+    """Of a run, and of a node that saves one: nobody need know of the editor's key for that."""
+    folder = runs.parents[1] / "loras" / "fewstep"
+    folder.mkdir(parents=True, exist_ok=True)
+    loader, saving = editor.add("LoraLoaderModelOnly"), editor.add("FewStepSaveStudentLoRA")
+    events = (
+        ("fewstep.state", {"run": name, "state": "finished"}),
+        ("executed", {"node": f"7:{saving}", "output": {}}),
+    )
+    send = "async ([kind, detail]) => (await import('/scripts/api.js')).api.dispatchEvent(new CustomEvent(kind, { detail }))"
+    for number, event in enumerate(events):
+        file = folder / f"{name} {number}.safetensors"
+        file.write_bytes(b"")
+        editor.page.evaluate(send, list(event))
+        for node in (loader, editor.add("LoraLoaderModelOnly")):
+            editor.page.wait_for_function(
+                "([id, file]) => app.graph.getNodeById(id).widgets[0].options.values.some(one => one.endsWith(file))",
+                arg=[node, file.name],
+                timeout=10_000,
+            )
+        file.unlink()
