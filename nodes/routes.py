@@ -75,7 +75,8 @@ def _number(request: web.Request, name: str, *, default: int) -> int:
 
 
 def run_now(request: web.Request) -> dict[str, Any]:
-    """How a run stands, and its curves after the iteration `after`. live: the newest message of a run that goes on here."""
+    """How a run stands, and its curves after the iteration `after`. live, phase: the newest words of one that goes on here, which
+    in its first phases is no run yet."""
     run = _run_of(request)
     told = summary(run)
     lines = lines_after(run, _number(request, "after", default=-1))
@@ -92,6 +93,7 @@ def run_now(request: web.Request) -> dict[str, Any]:
         "curves": curves(lines),
         "previews": told["previews"],
         "live": MESSAGES.newest.get(run.name) if training else None,
+        "phase": MESSAGES.phases.get(run.name),
         "stopping": training and run.stop_asked,
         "cancelling": training and run.cancel_asked,
         "command": folders.command_for(run.path),

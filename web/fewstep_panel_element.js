@@ -31,6 +31,7 @@ class Panel extends HTMLElement {
   #again = false;
   #timer = 0;
   #looked = 0;
+  #words = 0; // that were heard
   #refused = -Infinity;
   #known = {};
   #now = {};
@@ -135,6 +136,7 @@ class Panel extends HTMLElement {
   }
 
   #heard(kind, data) {
+    this.#words += 1;
     if (kind === METRICS) this.#known = { ...this.#known, live: data, phase: null, state: "training" };
     if (kind === PHASE) this.#known = { ...this.#known, phase: data.phase ? data : null };
     if (kind === PHASE && data.phase) this.#known = { ...this.#known, error: null }; // of a start before: of a plan no begin is told
@@ -159,11 +161,12 @@ class Panel extends HTMLElement {
     if (this.#asking) return (this.#again = true); // a slow server would else never be heard to the end
     this.#looked = performance.now();
     const asking = (this.#asking = new AbortController());
+    const words = this.#words;
     this.#again = false;
     try {
       const iterations = this.#known.curves.iteration;
       const told = await fetchRun(this.#run, { after: iterations.at(-1) ?? -1, signal: asking.signal });
-      if (!asking.signal.aborted) this.#learn(told);
+      if (!asking.signal.aborted) this.#learn(told, { newest: words === this.#words });
     } catch (error) {
       if (asking.signal.aborted) return;
       this.#known = { ...this.#known, refusal: isConnected() ? error.message : null };
@@ -175,7 +178,8 @@ class Panel extends HTMLElement {
     }
   }
 
-  #learn(told) {
+  /** newest: whether nothing was heard since it was asked, as what goes on in a page that was just opened. */
+  #learn(told, { newest }) {
     const last = this.#known.curves.iteration.at(-1) ?? -1;
     if (told.iteration < last) {
       isAnother(this.#run);
@@ -188,7 +192,8 @@ class Panel extends HTMLElement {
     const cancelAsked = this.#known.cancelAsked && told.state === "training";
     const error = told.state === "training" ? null : this.#known.error; // of the start before
     const refusal = performance.now() < this.#refused + 1000 * SECONDS_OF_A_REFUSAL ? this.#known.refusal : null;
-    this.#known = { ...this.#known, ...told, curves, live, cancelAsked, error, refusal };
+    const phase = (newest && told.phase) || this.#known.phase;
+    this.#known = { ...this.#known, ...told, curves, live, phase, cancelAsked, error, refusal };
     this.#draw();
     // what another process does is told by nobody
     if (told.state === "training" || (this.watching && told.state !== "finished")) this.#lookSoon(SECONDS_WITHOUT_A_WORD);

@@ -26,7 +26,7 @@ Message = dict[str, Any]
 class Messages:
     """At most MOST_IN_A_SECOND, and one in SECONDS_BETWEEN_MESSAGES unless it is important.
 
-    The newest of each run is kept for tabs that open later.
+    The newest of each run is kept for tabs that open later, and the phase that it is in, which may last for hours without a word.
     """
 
     def __init__(
@@ -40,12 +40,14 @@ class Messages:
         self._sent = collections.deque([-math.inf] * MOST_IN_A_SECOND, maxlen=MOST_IN_A_SECOND)
         self._about: Message | None = None
         self.newest: dict[str, Message] = {}
+        self.phases: dict[str, Message] = {}
 
     def offer(self, event: str, message: Message, *, important: bool = False) -> bool:
         """Whether it was sent. What is important waits where a second is full; anything else is dropped when it comes too early.
 
         Training stands still while it waits, and a run's start and end have many important words in a moment.
         """
+        self._keep_phase(event, message)
         now, full_until = self._clock(), self._sent[0] + 1.0
         if not important and now < max(full_until, self._sent[-1] + SECONDS_BETWEEN_MESSAGES):
             return False
@@ -57,6 +59,12 @@ class Messages:
             message = self.newest[message["run"]] = {**(self._about or {}), **message}
         self._send(event, message)
         return True
+
+    def _keep_phase(self, event: str, message: Message) -> None:
+        if event == PHASE and message["phase"]:
+            self.phases[message["run"]] = message
+        elif event in (PHASE, METRICS, STATE):
+            self.phases.pop(message["run"], None)
 
     @contextmanager
     def of_run(self, run: RunFolder, *, node: str | None) -> Iterator[Message]:

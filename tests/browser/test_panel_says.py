@@ -88,6 +88,24 @@ def test_the_error_of_a_start_is_not_said_of_the_plan_that_is_made_after_it(edit
     sentence(editor, "Not begun. Set do to train", seconds=10)
 
 
+def test_a_page_that_is_opened_while_a_plan_is_tried_says_so(editor, name):
+    """Of what is no run yet, and tells nothing for minutes where a try takes them."""
+    phase = {"run": name, "node": "1", "phase": "probing", "share": 0.25, "seconds_left": None}
+
+    def answer(route):
+        told = route.fetch()
+        route.fulfill(response=told, json={**told.json(), "phase": phase})
+
+    editor.page.route(f"**/fewstep/runs/{name}?*", answer)
+    try:
+        editor.show(editor.add("FewStepMakeItFast", run_name=name))
+        sentence(editor, "Trying a few iterations: 25 % ...", seconds=10)
+    finally:
+        editor.page.unroute(f"**/fewstep/runs/{name}?*")
+    editor.page.evaluate(TELL, {**phase, "phase": None, "share": None})
+    sentence(editor, "Not begun", seconds=10)
+
+
 def test_a_name_is_asked_for_where_there_is_none(editor):
     node = editor.add("FewStepDistill", run_name="")
     editor.show(node)

@@ -181,6 +181,7 @@ def test_while_it_trains_a_second_tab_finds_the_newest_figures(client, server, n
     assert told["live"]["run"] == name
     assert told["live"]["iterations"] == 2000
     assert told["live"]["seconds_left"] > 0.0
+    assert told["phase"] is None
 
 
 def test_runs_are_listed_opened_and_deleted(client, server, runs, name):

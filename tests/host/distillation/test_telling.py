@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from comfyui_fewstep.commands.embedded import import_host
@@ -92,6 +93,37 @@ def test_a_tab_that_opens_later_finds_the_newest_message(clock, messages):
         messages.offer(METRICS, {"run": "a", "iteration": 2}, important=True)
         assert messages.newest["a"]["iteration"] == 2
     assert messages.newest == {}
+
+
+def test_a_tab_that_opens_later_finds_the_phase_too(clock, messages):
+    """Also where a second is full of other words, and of what is no run yet."""
+    from comfyui_fewstep.nodes.distillation.telling import METRICS, PHASE, PROBING
+    from comfyui_fewstep.nodes.host import signals
+
+    with messages.phase(PROBING, run="a", node="5"):
+        signals.progressed(1, 4)
+        signals.progressed(2, 4)
+        assert (messages.phases["a"]["phase"], messages.phases["a"]["share"]) == (PROBING, 0.5)
+        assert clock.sent[-1][2]["share"] < 0.5
+    assert messages.phases == {}
+    with messages.of_run(Named("a"), node="5"):
+        with messages.phase(PROBING):
+            assert messages.phases["a"]["node"] == "5"
+        messages.offer(METRICS, {"run": "a", "iteration": 1})
+        assert messages.phases == {}
+        messages.offer(PHASE, {"run": "a", "node": "5", "phase": PROBING, "share": None, "seconds_left": None})
+    assert messages.phases == {}
+
+
+def test_the_browser_asks_for_it():
+    from comfyui_fewstep.nodes import routes
+    from comfyui_fewstep.nodes.distillation.telling import MESSAGES, PROBING
+
+    asked = SimpleNamespace(match_info={"run": "no run yet"}, query={})
+    with MESSAGES.phase(PROBING, run="no run yet", node="5"):
+        told = routes.run_now(asked)
+    assert (told["state"], told["phase"]["phase"], told["phase"]["node"]) == ("absent", PROBING, "5")
+    assert routes.run_now(asked)["phase"] is None
 
 
 class Named:
