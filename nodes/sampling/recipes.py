@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...samplers.few_step import sample_ancestral, sample_few_step, sample_tcd
+from ...samplers.noise import NoiseFamily
 from ...samplers.presets import OURS, PRESETS, Preset
 from ...samplers.recipe import Recipe
 from ...trainers.storage.files import read_metadata
@@ -200,7 +201,9 @@ def _read_as_told(model: Any, recipe: Recipe, file: str) -> Any:
     sampling = host.models.model_sampling_of(model)
     family = host.models.noise_family(sampling)
     if family.value != recipe.noise_family:
-        raise ValueError(f"{file} is for {recipe.noise_family} models, but the connected model is {family.value}.")
+        wanted = kind_told(recipe.noise_family, recipe.prediction_type)
+        found = kind_told(family.value, host.models.prediction_type(sampling))
+        raise ValueError(f"{file} is for {wanted}, but the connected model is {found}.")
     require_levels(recipe, sampling, file=file)
     cond_proj = folders.guidance_embedding(file)
     if cond_proj is not None and host.guidance.embedding_of(model) is None:
@@ -208,6 +211,13 @@ def _read_as_told(model: Any, recipe: Recipe, file: str) -> Any:
     if recipe.prediction_type != host.models.prediction_type(sampling):
         model = host.models.with_model_sampling(model, prediction=recipe.prediction_type)
     return model
+
+
+def kind_told(noise_family: str, prediction: str) -> str:
+    """What a model is, with its article, in an error."""
+    if noise_family != NoiseFamily.FLOW.value:
+        return f"a model of Stable Diffusion's kind that predicts {prediction}"
+    return "a flow model" if prediction in ("flow", "rflow") else f"a flow model that predicts {prediction}"
 
 
 def require_levels(recipe: Recipe, model_sampling: Any, *, file: str) -> None:

@@ -26,7 +26,7 @@ from ....trainers.students.student import FullWeightsStudent, LoRAStudent, Stude
 from ....trainers.training.optimisation.options import AS_LOADED
 from ... import host
 from ...host import folders
-from ...sampling.recipes import as_trained, require_levels
+from ...sampling.recipes import as_trained, kind_told, require_levels
 from . import option_inputs as inputs
 from . import starting_lora
 
@@ -172,7 +172,7 @@ def loaded(model: Any, student: str, *, merged: bool = False) -> tuple[Any, Reci
     teacher = (recipe.noise_family, metadata.get(TEACHER_PREDICTION_KEY, recipe.prediction_type))
     if found != teacher:
         raise ValueError(
-            f"{student} was distilled from a {' '.join(teacher)} model, but the connected model is {' '.join(found)}. "
+            f"{student} was distilled from {kind_told(*teacher)}, but the connected model is {kind_told(*found)}. "
             "Connect the model that it was distilled from."
         )
     require_levels(recipe, sampling, file=student)

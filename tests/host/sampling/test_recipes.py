@@ -284,7 +284,11 @@ def test_a_student_that_predicts_otherwise_is_read_so(lora):
     [
         ("EPS", {}, "carries no FewStep recipe.*Known families have recipes of their own in the menu"),
         ("EPS", {"fewstep.recipe": "nonsense"}, "cannot be read"),
-        ("FLOW", recipe_of(), "is for variance_exploding models, but the connected model is flow"),
+        (
+            "FLOW",
+            recipe_of(),
+            "is for a model of Stable Diffusion's kind that predicts eps, but the connected model is a flow model.",
+        ),
         (
             "EPS",
             recipe_of(sigmas=(80.0, 1.6, 0.0)),
