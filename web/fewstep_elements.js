@@ -23,6 +23,7 @@ export const STYLE = `
     --curve-1: #3d84f7; --curve-2: #12a150; --curve-3: #c264d9; --curve-4: #e8590c;
     color: var(--ink); font: max(12px, 0.75rem)/1.4 system-ui, sans-serif; }
   :host([hidden]) { display: none; } .error, .failed { color: var(--failed); }
+  .error, .failed, .sentence { overflow-wrap: anywhere; } /* paths are longer than a panel is wide */
   * { box-sizing: border-box; }
   button, select, input, textarea { font: inherit; color: var(--ink); background: var(--ground); border: 1px solid var(--line);
     border-radius: 4px; padding: 0.2em 0.6em; cursor: pointer; }

@@ -25,7 +25,8 @@ const RENAMED = "renamed, in the graph that is seen too; graphs in other tabs st
 const OWN_STYLE = `
   :host { overflow: auto; padding: 0.8em; text-align: left; font-size: max(13px, 0.8125rem); background: var(--menu); }
   h2 { font-size: 1.2em; margin: 0; flex: 1; } ul { list-style: none; margin: 0.6em 0; padding: 0; display: grid; gap: 0.8em; }
-  li { border: 1px solid var(--line); border-radius: 6px; padding: 0.6em; display: grid; gap: 0.4em; min-width: 0; }
+  li { border: 1px solid var(--line); border-radius: 6px; padding: 0.6em; display: grid; gap: 0.4em; min-width: 0;
+    grid-template-columns: minmax(0, 1fr); }
   h3 { font-size: 1em; margin: 0; overflow-wrap: anywhere; } fewstep-compare { min-height: 5em; max-height: 14em; }
   fewstep-chart { height: 15em; } .state { margin-left: auto; } .note { font-style: italic; white-space: pre-wrap; overflow-wrap: anywhere; }
   span:has(> .asking:not([hidden])) { flex: 1 0 100%; } .asking :is(input, textarea) { flex: 1 0 100%; }

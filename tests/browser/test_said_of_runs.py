@@ -4,7 +4,7 @@ import json
 
 import pytest
 from test_runs_browser import CHINESE, another, card, finished, in_chinese, open_runs, write  # noqa: F401 (fixtures)
-from test_training_panel import wait_for_points
+from test_training_panel import panel, sentence, wait_for_points
 
 
 def said(shown, run):
@@ -70,6 +70,20 @@ def test_an_empty_list_names_the_nodes_that_make_runs(editor, runs):
     """Make It Fast first, with which most begin."""
     editor.page.route("**/fewstep/runs", lambda route: route.fulfill(json=[]), times=1)
     open_runs(editor).get_by_text("No runs yet. Make It Fast, Distill Model and Write Run make them.").wait_for()
+
+
+def test_an_error_with_a_long_path_is_read_whole(editor, runs, another):  # noqa: F811
+    """It made its card wider than the list, whose buttons were out of sight, and was cut off on its node."""
+    path = "C:\\Users\\somebody\\ComfyUI_windows_portable\\ComfyUI\\output\\fewstep\\runs\\one\\checkpoints\\00000400.safetensors"
+    (runs / another / "error.txt").write_text(f"[Errno 28] {path} could not be written: No space left on device")
+    shown, node = open_runs(editor), editor.add("FewStepDistill", run_name=another)
+    editor.show(node)
+    shown.get_by_role("button", name="Refresh").click()
+    card(shown, another).get_by_text("could not be written").wait_for()
+    sentence(editor, "could not be written", seconds=10)
+    inside = "e => e.scrollWidth <= e.clientWidth"
+    assert card(shown, another).evaluate(inside)
+    assert panel(editor).locator(".sentence").evaluate(inside)
 
 
 KEEP_TEXTS = (
