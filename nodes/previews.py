@@ -29,8 +29,10 @@ METHODS: dict[str, Any] = {
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "sd": ("Stable Diffusion 1.5, 2 and XL", {}),
     "flow": ("a flow model of shift 1 (FLUX.1 schnell)", {"flow_shift": 1.0}),
-    "flow3": ("a flow model of shift 3 (Stable Diffusion 3)", {"flow_shift": 3.0}),
-    "flux": ("FLUX.1 dev at its shift of 1.15", {"flow_shift": math.exp(1.15)}),
+    "flow3": ("a flow model of shift 3 (Stable Diffusion 3, Z-Image)", {"flow_shift": 3.0}),
+    "flow8": ("a flow model of shift 8 (Wan)", {"flow_shift": 8.0}),
+    "flux": ("FLUX.1 dev at its shift of 1.15, as Qwen-Image", {"flow_shift": math.exp(1.15)}),
+    "flux2": ("FLUX.2 at its shift of 2.02", {"flow_shift": math.exp(2.02)}),
     "consistency": ("a consistency model, levels 0.002 to 80", {"consistency": True}),
 }
 """Kinds of models that a schedule can be shown for: name, and what makes an example of the host's."""

@@ -4,7 +4,7 @@ import "./fewstep_schedule_element.js";
 import { addElement, every, isLinked } from "./fewstep_elements.js";
 import { asStep } from "./fewstep_step.js";
 import { say } from "./fewstep_words.js";
-import { filesBehind, modelInput } from "./fewstep_files.js";
+import { filesBehind, filesOfModel, modelInput } from "./fewstep_files.js";
 
 const HEIGHTS = { schedule: 215, recipe: 215, method: 260 };
 const CHOSEN = "FewStep schedule shown for"; // in the node's properties, so that a saved graph keeps it
@@ -25,15 +25,34 @@ const KINDS = {
   ModelSamplingContinuousEDM: "consistency",
 };
 
-/** The kind of model that the nodes before this one tell of, or before the one that a method goes to; else Stable Diffusion. */
+// what files of these kinds are usually called; no part of another word (a swan is no Wan), the first that fits
+const CALLED = [
+  [/(?<![a-z])z.?image/i, "flow3"],
+  [/(?<![a-z])(sd|stable.?diffusion).?3/i, "flow3"],
+  [/(?<![a-z])wan(?![a-z])/i, "flow8"],
+  [/(?<![a-z])qwen.?image/i, "flux"],
+  [/(?<![a-z])flux.?2/i, "flux2"],
+  [/(?<![a-z])flux.*schnell/i, "flow"],
+  [/(?<![a-z])flux/i, "flux"],
+];
+
+/** The kind of model that the nodes before this one tell of, or before the one that a method goes to, or its file; else Stable
+ *  Diffusion. */
 function kindOf(node) {
-  let before = modelInput(node) < 0 ? node.getOutputNodes(0)?.[0] : node;
+  const start = modelInput(node) < 0 ? node.getOutputNodes(0)?.[0] : node;
+  let before = start;
   for (let i = 0; before && i < 50; i++) {
     if (KINDS[before.type]) return KINDS[before.type];
     const input = modelInput(before);
     before = input < 0 ? null : before.getInputNode(input);
   }
-  return "sd";
+  return start ? calledSo(filesOfModel(start)) : "sd";
+}
+
+/** The checkpoint comes first, then the LoRAs on it. */
+function calledSo(files) {
+  const names = files.map((file) => file.split(/[\\/]/).at(-1));
+  return names.flatMap((name) => CALLED.filter(([pattern]) => pattern.test(name))).map(([, kind]) => kind)[0] ?? "sd";
 }
 
 function look(node, element, { route, inputs }) {

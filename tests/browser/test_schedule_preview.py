@@ -189,3 +189,44 @@ ROWS = """async ([module, widgets]) => {
 def test_loras_that_are_off_are_none_of_the_files_behind_a_node(editor, widgets, found):
     made = [{"name": name, "value": value} for name, value in widgets.items()]
     assert editor.page.evaluate(ROWS, ["/extensions/comfyui_fewstep/fewstep_files.js", made]) == found
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        *[
+            ("z_image_bf16.safetensors", "flow3"),
+            ("sd3.5_large.safetensors", "flow3"),
+            ("qwen_image_fp8.safetensors", "flux"),
+        ],
+        *[
+            ("Wan2_1-T2V.safetensors", "flow8"),
+            ("video\\wan2.2_t2v.gguf", "flow8"),
+            ("swan_and_taiwan_xl.safetensors", "sd"),
+        ],
+        *[
+            ("flux1-schnell.safetensors", "flow"),
+            ("flux1-dev.safetensors", "flux"),
+            ("flux-2-klein-4b.safetensors", "flux2"),
+        ],
+    ],
+)
+def test_the_kind_of_model_is_taken_from_its_file(file, kind, editor, schedule):
+    """A schedule of a DiT was shown at Stable Diffusion's levels unless somebody chose another, and so was a method."""
+    method = editor.add("FewStepProgressiveDistillation")
+    editor.page.evaluate(
+        "([file, ids]) => { const add = kind => { const node = LiteGraph.createNode(kind); app.graph.add(node); return node };"
+        " const [loader, lora, distil] = ['CheckpointLoaderSimple', 'LoraLoaderModelOnly', 'FewStepDistill'].map(add);"
+        " loader.widgets[0].value = file; lora.widgets[0].value = 'qwen_image_style.safetensors'; loader.connect(0, lora, 0);"
+        " const [schedule, method] = ids.map(id => app.graph.getNodeById(id));"
+        " lora.connect(0, schedule, schedule.findInputSlot('model')); loader.connect(0, distil, distil.findInputSlot('model'));"
+        " method.connect(0, distil, distil.findInputSlot('method')); if (!file.startsWith('swan')) return;"
+        " lora.widgets[0].value = 'none' }",
+        [file, [schedule, method]],
+    )
+    for number in (0, 1):
+        editor.page.wait_for_function(
+            "([number, kind]) => document.querySelectorAll('fewstep-schedule')[number]?.choice.value === kind",
+            arg=[number, kind],
+            timeout=10_000,
+        )

@@ -6,7 +6,7 @@ import urllib.parse
 
 import pytest
 import torch
-from architectures import tiny
+from architectures import ALL, tiny
 from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS, host, previews
 from comfyui_fewstep.nodes.demo import digits_model
 from comfyui_fewstep.nodes.distillation import running
@@ -48,6 +48,22 @@ def test_what_is_shown_is_what_the_node_makes(inputs, server):
 def test_what_is_shown_for_flow_models_is_what_the_node_makes(inputs, server):
     (made,) = Schedule().make(tiny("sd3"), **inputs)
     assert shown(server, "schedule", model="flow3", **inputs)["sigmas"] == made.tolist()
+
+
+@pytest.mark.parametrize(
+    ("kind", "model"),
+    [
+        *[("sd", "sdxl"), ("flow3", "sd3"), ("flow3", "z_image"), ("flow8", "wan")],
+        *[("flux", "flux"), ("flux", "qwen_image"), ("flux2", "flux2")],
+    ],
+)
+def test_a_kind_is_shown_at_the_levels_of_the_models_that_it_names(kind, model):
+    """At which the host samples them as they are loaded."""
+    if not ALL[model].known():
+        pytest.skip(f"this host has no {model}")
+    (made,) = Schedule().make(ALL[model].model(), "trailing", 6)
+    told = previews.of_schedule({"schedule": "trailing", "steps": "6", "model": kind})
+    assert told["sigmas"] == pytest.approx(made.tolist(), rel=1e-3)
 
 
 def test_flow_models_too(server):
