@@ -32,8 +32,8 @@ FRAMES = (
         "default": 1,
         "min": 1,
         "max": 10000,
-        "tooltip": "Of a clip, for models of video, as in the model's own empty latent: 81 for Wan, say, or 124 for MiniMax H3, "
-        "which draws sound of that length too. 1: a still picture.",
+        "tooltip": "Of a clip, for models of video, as in the model's own empty latent: 81 for Wan, 97 for LTX-2, 124 for "
+        "MiniMax H3, say, with the sound of the last two. 1: a still picture.",
     },
 )
 

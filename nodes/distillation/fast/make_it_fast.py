@@ -150,8 +150,8 @@ class MakeItFast:
                 "previews": inputs.PREVIEWS,
                 "frames": inputs.count(
                     0,
-                    "Of the clips that a model of video draws from the prompts: 81 for Wan, say, or 124 for MiniMax H3. 0: for "
-                    "models of still pictures.",
+                    "Of the clips that a model of video draws from the prompts: 81 for Wan, 97 for LTX-2, 124 for MiniMax "
+                    "H3, say. 0: for models of still pictures.",
                     most=10000,
                 ),
             },

@@ -150,16 +150,27 @@ def empty(model: Any, *, width: int, height: int, frames: int = 1) -> Empty:
         long = _latent_frames(model, frames)
         factor = require_sides(model, width=width, height=height)
         samples = torch.zeros(1, latent_format.latent_channels, long, height // factor, width // factor)
-    if with_sound:
-        samples = latent_format.fix_empty_latent(samples)
-        if not getattr(samples, "is_nested", False):
-            name = type(latent_format).__name__
-            raise ValueError(
-                f"this ComfyUI does not say how long the sound of this model's clips is ({name}); connect latents of clips and "
-                "positive in place of prompts."
-            )
-    latent = {"samples": samples}
+    latent = {"samples": _and_sound(model, samples, frames) if with_sound else samples}
     return Empty(latent, torch.zeros_like(inputs.latents_for_training(model, latent)), inputs.stream_shapes(latent))
+
+
+def _and_sound(model: Any, video: Tensor, frames: int) -> Any:
+    """The host's nested tensor of empty latents of a clip and of its sound. ValueError where nothing says how long that is."""
+    latent_format, network = model.get_model_object("latent_format"), model.get_model_object("diffusion_model")
+    if hasattr(network, "a_patchifier"):  # LTX-2, at the rate that it takes where it is told none
+        from comfy.nested_tensor import NestedTensor
+
+        rate = network.a_patchifier
+        in_a_second = rate.sample_rate / rate.hop_length / rate.audio_latent_downsample_factor
+        long = round(frames / _LTX_FRAME_RATE * in_a_second)
+        return NestedTensor([video, torch.zeros(1, network.num_audio_channels, long, network.audio_frequency_bins)])
+    samples = latent_format.fix_empty_latent(video) if hasattr(latent_format, "fix_empty_latent") else video
+    if not getattr(samples, "is_nested", False):
+        raise ValueError(
+            f"this ComfyUI does not say how long the sound of this model's clips is ({type(latent_format).__name__}); connect "
+            "latents of clips and positive in place of prompts."
+        )
+    return samples
 
 
 def _latent_frames(model: Any, frames: int) -> int:
@@ -187,3 +198,4 @@ def _latent_frames(model: Any, frames: int) -> int:
 
 
 _H3_FEWEST, _H3_EVERY = 5, 17
+_LTX_FRAME_RATE = 25.0

@@ -1,5 +1,8 @@
 """Clips from prompts alone: what the teacher draws of so many frames, with sound too, and prompts whose clips nobody draws."""
 
+import functools
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -144,8 +147,19 @@ def test_a_model_that_goes_on_from_a_picture_has_none_in_prompts():
 
 # --- the host's own --------------------------------------------------------------------------------------------------
 
-LENGTHS = {"wan": 9, "ltxv": 17, "hunyuan_video": 9, "mochi": 13, "cosmos": 17, "cogvideox": 9, "minimax_h3": 22}
+LENGTHS = {
+    "wan": 9,
+    "ltxv": 17,
+    "hunyuan_video": 9,
+    "mochi": 13,
+    "cosmos": 17,
+    "cogvideox": 9,
+    "minimax_h3": 22,
+    "ltxav": 41,
+}
 """In frames."""
+SHORT = {"wan": 5, "minimax_h3": 5, "ltxav": 9}
+"""Of two latent frames."""
 EMPTY = {
     "wan": "EmptyHunyuanLatentVideo",
     "ltxv": "EmptyLTXVLatentVideo",
@@ -153,6 +167,7 @@ EMPTY = {
     "mochi": "EmptyMochiLatentVideo",
     "cosmos": "EmptyCosmosLatentVideo",
     "minimax_h3": "EmptyMiniMaxH3LatentAV",
+    "ltxav": "EmptyLTXVLatentVideo",
 }
 """The host's own nodes."""
 MODULES = ("hunyuan", "lt", "mochi", "cosmos", "minimax_h3")
@@ -172,11 +187,25 @@ def hosts_own(kind, *, width, height, length):
     raise LookupError(kind)
 
 
+def with_sound_of_ltx(video, frames):
+    """By the host's own node, of a VAE of sound that is what LTX-2's says of itself: 16 kHz, a mel of 64 for each 160 samples."""
+    from comfy.ldm.lightricks.vae.audio_vae import LATENT_DOWNSAMPLE_FACTOR, AudioVAE
+    from comfy.nested_tensor import NestedTensor
+    from comfy_extras.nodes_lt_audio import LTXVEmptyLatentAudio
+
+    own = SimpleNamespace(latents_per_second=16000 / 160 / LATENT_DOWNSAMPLE_FACTOR)
+    own.num_of_latents_from_frames = functools.partial(AudioVAE.num_of_latents_from_frames, own)
+    own.latent_frequency_bins, own.output_sample_rate, own.sample_rate = 64 // LATENT_DOWNSAMPLE_FACTOR, 24000, 16000
+    sound = LTXVEmptyLatentAudio.execute(frames, 25.0, 1, SimpleNamespace(latent_channels=8, first_stage_model=own))
+    return NestedTensor([video, sound[0]["samples"]])
+
+
 @pytest.mark.parametrize("kind", known(*EMPTY))
 def test_a_clip_is_as_long_as_the_hosts_own_empty_latent(kind):
     size = {"width": 64, "height": 96}
     made = host.data.empty(ALL[kind].model(), **size, frames=LENGTHS[kind]).latent["samples"]
     theirs = hosts_own(kind, **size, length=LENGTHS[kind])
+    theirs = with_sound_of_ltx(theirs, LENGTHS[kind]) if kind == "ltxav" else theirs
     streams = [one.unbind() if getattr(one, "is_nested", False) else [one] for one in (made, theirs)]
     assert [stream.shape for stream in streams[0]] == [stream.shape for stream in streams[1]]
 
@@ -188,10 +217,10 @@ def test_h3_wants_clips_of_its_own_lengths(kind, frames):
         host.data.empty(ALL[kind].model(), width=64, height=64, frames=frames)
 
 
-@pytest.mark.parametrize("kind", known("wan", "minimax_h3"))
+@pytest.mark.parametrize("kind", known("wan", "minimax_h3", "ltxav"))
 def test_a_clip_drawn_again_from_its_noise_is_the_stored_one(kind, output):
     """By the host's own sampler; with sound, whose noise is packed behind that of the pictures."""
-    model, clip, frames = ALL[kind].model(), RandomCLIP(ALL[kind].width, 8), 5
+    model, clip, frames = ALL[kind].model(), RandomCLIP(ALL[kind].width, 8), SHORT[kind]
     size = {"width": 64, "height": 32}
     distil(model, name="run", data=prompts(clip, text="a red fox", pictures_per_prompt=2, frames=frames, **size))
     data = read_data(run_folder(output, "run") / "data")
@@ -215,7 +244,7 @@ def test_a_clip_drawn_again_from_its_noise_is_the_stored_one(kind, output):
         torch.testing.assert_close(again, data.x0[i : i + 1], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", known("wan", "minimax_h3"))
+@pytest.mark.parametrize("kind", known("wan", "minimax_h3", "ltxav"))
 def test_a_student_learns_clips_from_prompts_that_nobody_draws(kind, output):
     """Distribution matching, with a preview of the pictures in the middle, of one's own prompts too."""
     model, clip = ALL[kind].model(), RandomCLIP(ALL[kind].width, 8)
@@ -223,12 +252,12 @@ def test_a_student_learns_clips_from_prompts_that_nobody_draws(kind, output):
         steps=2, iterations=2, learning_rate=1e-3, guidance_scale=2.0
     )
     (source,) = training_data.TrainingPrompts().describe(
-        "a fox\na cat", clip=clip, negative="", width=64, height=32, frames=5
+        "a fox\na cat", clip=clip, negative="", width=64, height=32, frames=SHORT[kind]
     )
     shown = preview_prompts.Previews(prompts=("a bird",), clip=clip)
     distil(model, name="run", method=method, data=source, vae=Film(), previews=shown, batch_size=2)
     data = read_data(run_folder(output, "run") / "data")
-    assert data.x0.shape[1:] == host.data.empty(model, width=64, height=32, frames=5).x0.shape[1:]
+    assert data.x0.shape[1:] == host.data.empty(model, width=64, height=32, frames=SHORT[kind]).x0.shape[1:]
     assert (run_folder(output, "run") / "student.safetensors").exists()
     pictures = [np.asarray(Image.open(file)) for file in previews(output, "run")]
     assert pictures
