@@ -94,8 +94,10 @@ class Asked:
             )
         if self.positive is not None and self.prompts.strip():
             raise ValueError("positive is connected and prompts are given too; give the prompts in one way.")
-        if not host.data.makes_pictures(self.teacher):
+        if not host.data.shows_pictures(self.teacher):
             raise ValueError("teacher draws no pictures, so there is nothing that a report could show.")
+        if self.latent is None and not host.data.makes_pictures(self.teacher):
+            raise ValueError("teacher draws video with sound; connect latent, an empty one of the clips to be judged.")
         if self.side and self.latent is None:
             host.data.require_sides(self.teacher, side=self.side)
         _ = self._negative
@@ -151,13 +153,13 @@ class Asked:
             )
         return list(self._conditionings[0])
 
-    @property
-    def _shape(self) -> tuple[int, ...]:
-        """Of one picture's latents."""
+    @functools.cached_property
+    def _empty(self) -> Any:
+        """Samples of a LATENT whose size is that of what is drawn."""
         if self.latent is not None:
-            return tuple(self.latent["samples"].shape[1:])
+            return self.latent["samples"]
         side = self.side or family_of(self.teacher).side
-        return host.data.latent_shape(self.teacher, width=side, height=side)
+        return torch.zeros(1, *host.data.latent_shape(self.teacher, width=side, height=side))
 
     @property
     def labels(self) -> list[str]:
@@ -208,9 +210,10 @@ class Asked:
             settings=one.settings,
         )
 
-    def _picture(self, one: Model, counting: Any, conditioning: Conditioning, seed: int) -> Tensor:
+    def _picture(self, one: Model, counting: Any, conditioning: Conditioning, seed: int) -> Any:
+        """Latents, nested where there is sound."""
         seed %= 2**64  # as KSampler has it
-        noise = torch.randn(1, *self._shape, generator=torch.Generator().manual_seed(seed))
+        noise = host.data.noise_like(self._empty, seed=seed)
         return host.models.sample(
             counting,
             one.sampler,
@@ -222,11 +225,13 @@ class Asked:
             seed=seed,
         )
 
-    def _decoded(self, latents: Tensor) -> Tensor:
-        """(H, W, 3) in [0, 1], of video the first frame."""
+    def _decoded(self, latents: Any) -> Tensor:
+        """(H, W, 3) in [0, 1], of video (H, 3 W, 3): its first frame, that in the middle and the last."""
         host.signals.check_cancelled()
-        pictures = self.vae.decode(latents)[..., :3].float().cpu().clamp(0.0, 1.0)
-        return pictures.flatten(0, -4)[0]
+        seen = latents.unbind()[0] if getattr(latents, "is_nested", False) else latents
+        frames = self.vae.decode(seen)[..., :3].float().cpu().clamp(0.0, 1.0).flatten(0, -4)
+        shown = [0] if len(frames) == 1 else [0, len(frames) // 2, len(frames) - 1]
+        return torch.cat([frames[i] for i in shown], dim=1)
 
 
 # --- students --------------------------------------------------------------------------------------------------------

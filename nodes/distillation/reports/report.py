@@ -92,8 +92,8 @@ class StudentReport:
                 "latent": (
                     "LATENT",
                     {
-                        "tooltip": "In place of side: an empty latent of the pictures' size, or of a video, whose first frame "
-                        "is judged."
+                        "tooltip": "In place of side: an empty latent of the pictures' size, or of a video: its first frame, the "
+                        "one in the middle and the last are judged, side by side."
                     },
                 ),
                 "positive": ("CONDITIONING", {"tooltip": "In place of clip and prompts: one or several."}),

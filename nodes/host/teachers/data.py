@@ -63,6 +63,14 @@ def draw(
     return plain(latents).float()
 
 
+def noise_like(samples: Any, *, seed: int) -> Any:
+    """One sample's unit noise of a LATENT's samples, of several streams too, as KSampler draws it at the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    streams = samples.unbind() if getattr(samples, "is_nested", False) else [samples]
+    drawn = [torch.randn(1, *stream.shape[1:], generator=generator) for stream in streams]
+    return drawn[0] if len(drawn) == 1 else type(samples)(drawn)
+
+
 def counting(model: Any) -> tuple[Any, list[int]]:
     """(a clone of the MODEL, a list that gets the samples of each forward of its network: two for one picture with guidance)."""
     clone, rows = model.clone(), list[int]()
