@@ -20,7 +20,7 @@ from comfyui_fewstep.nodes.host.editor.graph import Execution
 from comfyui_fewstep.samplers.schedules import trailing_sigmas
 from comfyui_fewstep.trainers.data.cache import read_data
 from encoders import RandomCLIP
-from hosting import ROOT, api_twin
+from hosting import ROOT, api_twin, stand_in_node
 from making_data import distil, prompts, run_folder
 from PIL import Image
 from test_frames import Counts, Film, Sound, previews
@@ -273,22 +273,6 @@ def test_make_it_fast_plans_and_trains_video_with_sound(kind, output, quick):
     assert (run_folder(output, "run") / "student.safetensors").exists()
 
 
-def stand_in_node(outputs, made):
-    """A node class that gives what it is told to, whatever it is given."""
-
-    class StandIn:
-        RETURN_TYPES, FUNCTION = outputs, "run"
-
-        @classmethod
-        def INPUT_TYPES(cls):
-            return {"required": {}}
-
-        def run(self, **inputs):
-            return (made(inputs),)
-
-    return StandIn
-
-
 @pytest.mark.parametrize("kind", known("wan"))
 def test_the_template_from_prompts_alone_draws_a_clip_with_its_student(kind, output, quick):
     one = ALL[kind]
@@ -299,10 +283,10 @@ def test_the_template_from_prompts_alone_draws_a_clip_with_its_student(kind, out
     classes = {
         **node_classes(),
         **NODE_CLASS_MAPPINGS,
-        "UNETLoader": stand_in_node(("MODEL",), lambda _: one.model()),
-        "CLIPLoader": stand_in_node(("CLIP",), lambda _: RandomCLIP(one.width, 8)),
-        "VAELoader": stand_in_node(("VAE",), lambda _: Film()),
-        "CLIPTextEncode": stand_in_node(("CONDITIONING",), lambda _: one.conditioning()),
+        "UNETLoader": stand_in_node(("MODEL",), lambda _: (one.model(),)),
+        "CLIPLoader": stand_in_node(("CLIP",), lambda _: (RandomCLIP(one.width, 8),)),
+        "VAELoader": stand_in_node(("VAE",), lambda _: (Film(),)),
+        "CLIPTextEncode": stand_in_node(("CONDITIONING",), lambda _: (one.conditioning(),)),
     }
     (place,) = [number for number, node in graph.items() if node["class_type"] == "SamplerCustom"]
     drawn = Execution(graph, classes=classes).output((place, 0))["samples"]

@@ -13,7 +13,7 @@ from architectures import ALL
 from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS
 from comfyui_fewstep.nodes.host.editor.graph import Execution
 from comfyui_fewstep.samplers.presets import PRESETS, named_by
-from hosting import NOTES, ROOT, api_twin
+from hosting import NOTES, ROOT, api_twin, stand_in_node
 
 FAMILY = {
     "Z-Image-Turbo in 8 steps": "z_image",
@@ -68,25 +68,12 @@ def stand_ins(family, seen):
     """Node classes in the place of those that load, encode, decode or save; what is decoded is kept."""
     one = ALL[family]
 
-    def node(outputs, make):
-        class StandIn:
-            RETURN_TYPES, FUNCTION = outputs, "run"
-
-            @classmethod
-            def INPUT_TYPES(cls):
-                return {"required": {}}
-
-            def run(self, **inputs):
-                return make(inputs)
-
-        return StandIn
-
     def latent(stream):
         def made(_):
             shapes = one.streams or (one.latent,)
             return ({"samples": torch.zeros(1, *shapes[stream])},)
 
-        return node(("LATENT",), made)
+        return stand_in_node(("LATENT",), made)
 
     def model(inputs):
         return (one.model(seed=len(str(inputs))), "clip", "vae")
@@ -98,7 +85,7 @@ def stand_ins(family, seen):
         seen.append(inputs["samples"]["samples"])
         return ("picture",)
 
-    prompt = node(("CONDITIONING",), lambda _: (one.conditioning(),))
+    prompt = stand_in_node(("CONDITIONING",), lambda _: (one.conditioning(),))
     loaders = ("UNETLoader", "CheckpointLoaderSimple")
     others = (
         "CLIPLoader",
@@ -110,16 +97,16 @@ def stand_ins(family, seen):
     )
     empty = ("EmptySD3LatentImage", "EmptyLatentImage", "EmptyFlux2LatentImage", "EmptyHunyuanLatentVideo", "VAEEncode")
     return {
-        **dict.fromkeys(loaders, node(("MODEL", "CLIP", "VAE"), model)),
-        **dict.fromkeys((*others, "FluxKontextImageScale"), node(("ANY",), lambda _: ("loaded",))),
-        "LoraLoaderModelOnly": node(("MODEL",), lambda inputs: (inputs["model"],)),
+        **dict.fromkeys(loaders, stand_in_node(("MODEL", "CLIP", "VAE"), model)),
+        **dict.fromkeys((*others, "FluxKontextImageScale"), stand_in_node(("ANY",), lambda _: ("loaded",))),
+        "LoraLoaderModelOnly": stand_in_node(("MODEL",), lambda inputs: (inputs["model"],)),
         **dict.fromkeys((*empty, "EmptyLTXVLatentVideo"), latent(0)),
         "LTXVEmptyLatentAudio": latent(1),
-        "LTXVLatentUpsampler": node(("LATENT",), larger),
+        "LTXVLatentUpsampler": stand_in_node(("LATENT",), larger),
         **dict.fromkeys(("CLIPTextEncode", "TextEncodeQwenImageEditPlus"), prompt),
-        **dict.fromkeys(("VAEDecode", "LTXVAudioVAEDecode"), node(("IMAGE",), kept)),
-        "CreateVideo": node(("VIDEO",), lambda _: ("video",)),
-        **dict.fromkeys(("SaveImage", "SaveVideo"), node((), lambda _: ())),
+        **dict.fromkeys(("VAEDecode", "LTXVAudioVAEDecode"), stand_in_node(("IMAGE",), kept)),
+        "CreateVideo": stand_in_node(("VIDEO",), lambda _: ("video",)),
+        **dict.fromkeys(("SaveImage", "SaveVideo"), stand_in_node((), lambda _: ())),
     }
 
 
