@@ -50,7 +50,8 @@ class SaveStudentCheckpoint:
         about = about_merged(metadata, kind=CHECKPOINT, title=name) | host.naming.said_of_model(model, lora=False)
         said = host.checkpoints.save_checkpoint(file, made, clip, vae, metadata=about)
         folders.list_own_models()
-        return {"ui": {"text": [f"{file}\n{said}" if said else str(file)]}, "result": (f"fewstep/{file.name}",)}
+        text = "\n".join([str(file), *([said] if said else []), *_left_out(model)])
+        return {"ui": {"text": [text]}, "result": (f"fewstep/{file.name}",)}
 
 
 class SaveStudentLoRA:
@@ -122,5 +123,15 @@ class SaveStudentLoRA:
         sizes = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
         write_model(file, tensors, metadata=about | sizes)
         folders.list_own_models()
-        said = f"{file}\nof the change to the weights {100.0 * lost:.3g} percent is lost at rank {rank}"
-        return {"ui": {"text": [said]}, "result": (f"fewstep/{file.name}",)}
+        lines = [str(file), f"of the change to the weights {100.0 * lost:.3g} percent is lost at rank {rank}"]
+        return {"ui": {"text": ["\n".join([*lines, *_left_out(model)])]}, "result": (f"fewstep/{file.name}",)}
+
+
+def _left_out(model: Any) -> list[str]:
+    """A line for people on what the student was trained with beside the teacher's weights, or none."""
+    found = host.carried.in_no_file(model)
+    return (
+        [f"not in the file: {'; '.join(found)}. Connect it behind the loader, as behind the teacher's."]
+        if found
+        else []
+    )

@@ -68,6 +68,8 @@ CALLBACKS = {
 
 _ONLY_FASTER = ("torch.compile", "easycache", "lazycache")
 """Keys of wrappers that stand aside: compiled code, and the host's caches over the steps of one sampling."""
+_NOT_TOLD = ("patches", "patches_replace", "wrappers", "callbacks", "easycache", backward.ATTENTION_OVERRIDE)
+"""In transformer options: what has a place of its own here, or means nothing; all others are for a network to read."""
 _DATA = ("model_sampling", "latent_format", "manual_cast_dtype")
 """Objects that nodes exchange and that are asked for by name, see models."""
 
@@ -132,6 +134,12 @@ def acting(model: Any) -> list[str]:
     several = _patches(model) | wrappers(model) | _replaced(model)
     own = override(model)
     return _each(several | ({backward.ATTENTION_OVERRIDE: own} if own else {}))
+
+
+def in_no_file(model: Any) -> list[str]:
+    """What changes the MODEL's answers and no file of weights holds: patches, with whose they are, and what networks are told."""
+    told = {name for name, value in _transformer_options(model).items() if value and name not in _NOT_TOLD}
+    return [*_each(_patches(model) | wrappers(model) | _replaced(model)), *sorted(told)]
 
 
 def _patches(model: Any) -> dict[str, Any]:

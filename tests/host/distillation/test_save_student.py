@@ -110,6 +110,23 @@ def test_the_full_student_is_a_diffusion_model_of_the_hosts(small_sd15, output):
     torch.testing.assert_close(draw(loaded, "sd15"), draw(student, "sd15"), atol=1e-5, rtol=1e-5)
 
 
+def test_what_is_wired_in_and_in_no_file_is_said(small_sd15, output):  # noqa: F811
+    """FreeU's kind, which the student learnt with, and what a network is told (Scale RoPE)."""
+    model = tiny("sd15")
+    model.set_model_patch(lambda h, skip, options: (1.1 * h, skip), "output_block_patch")
+    model.model_options["transformer_options"]["rope_options"] = {"scale_x": 1.2}
+    _, _, name, _ = distil(model, "sd15")
+    line = (
+        "not in the file: output_block_patch (test_what_is_wired_in_and_in_no_file_is_said of test_save_student); rope_options. "
+        "Connect it behind the loader, as behind the teacher's."
+    )
+    assert save(model, name)["ui"]["text"][0].splitlines()[-1] == line
+    model.patches = {"diffusion_model.out.2.weight": [(1.0, ("diff", (torch.zeros(4, 32, 3, 3),)), 1.0, None, None)]}
+    with torch.inference_mode():
+        said = saving.SaveStudentLoRA().save(model, f"{name} (run)", 4, "one")["ui"]["text"][0]
+    assert said.splitlines()[-1] == line
+
+
 def test_an_existing_checkpoint_is_kept(small_sd15, output):  # noqa: F811
     model = tiny("sd15")
     _, _, name, _ = distil(model, "sd15")
