@@ -101,7 +101,8 @@ def _has_guidance_input(diffusion_model: torch.nn.Module) -> bool:
 class OnePromptGuider(comfy.samplers.CFGGuider):
     """Without a negative prompt, and so without guidance.
 
-    A patch may set another cfg for a step (CFG Override), and the host's own guider would multiply the picture by it.
+    A patch may set another cfg for a step (CFG Override), and a sampler ask for the negative prediction (CFG++): the host's own
+    guider takes zeros for that.
     """
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options: Any = _NONE, seed: int | None = None) -> Tensor:
@@ -110,7 +111,20 @@ class OnePromptGuider(comfy.samplers.CFGGuider):
                 f"the MODEL carries a cfg of {self.cfg:g} (CFG Override, say), but guidance needs a negative prompt: connect "
                 "negative, or remove that node."
             )
+        _require_none_asked(model_options, "connect negative, or take another sampler or remove that node")
         return super().predict_noise(x, timestep, model_options, seed)
+
+
+def _require_none_asked(model_options: Mapping[str, Any], mend: str) -> None:
+    """ValueError for samplers and patches that want what is predicted for a negative prompt, whatever the cfg."""
+    if model_options.get("disable_cfg1_optimization"):
+        raise ValueError(
+            "the sampler (one of CFG++), or a patch of the MODEL (Self-Attention Guidance), wants what is predicted for a "
+            f"negative prompt, which is not evaluated here: {mend}."
+        )
+
+
+_NEVER_ASKED = "take another sampler, or remove that node"
 
 
 class _GuidanceDistilledGuider(comfy.samplers.CFGGuider):
@@ -119,6 +133,7 @@ class _GuidanceDistilledGuider(comfy.samplers.CFGGuider):
     guidance_scale: float
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options: Any = _NONE, seed: int | None = None) -> Tensor:
+        _require_none_asked(model_options, _NEVER_ASKED)
         with _cfg_in_network(self, has=self.guidance_scale):
             return super().predict_noise(x, timestep, model_options, seed)
 
@@ -168,9 +183,10 @@ def one_forward(guider: Any) -> Iterator[None]:
         return
     scale, own, before = _scale_of(guider), guider.predict_noise, dict(vars(guider))
 
-    def predict_noise(*given: Any, **named: Any) -> Tensor:
+    def predict_noise(x: Tensor, timestep: Tensor, model_options: Any = _NONE, seed: int | None = None) -> Tensor:
+        _require_none_asked(model_options, _NEVER_ASKED)
         with _cfg_in_network(guider, has=scale):
-            return own(*given, **named)
+            return own(x, timestep, model_options, seed)
 
     try:
         guider.conds, guider.predict_noise = {"positive": guider.conds["positive"]}, predict_noise

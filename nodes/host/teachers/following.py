@@ -20,8 +20,8 @@ _PLACE = 0.02
 """Of the outputs' deviation: by what a sample may differ in another place of the batch. Rounding in few bits stays below."""
 _KERNEL = 0.1
 """By what kernels of attention may: those of SageAttention's kind, in 8 bits and 4, stay below."""
-_LEVELS = 21
-"""Of the model's, from its first to its last, at which a patch may begin or end: a twentieth of the sampling is not missed."""
+_LEVELS = 11
+"""Of the model's, from its first to its last, at which a patch may act or not: a tenth of the sampling is not missed."""
 
 
 def require_followed(model: Any, batch: Batch) -> None:

@@ -189,6 +189,31 @@ def test_a_cfg_that_a_patch_sets_wants_a_negative_prompt():
     assert torch.equal(advanced(guider, lightning, sigmas), advanced(both, lightning, sigmas))
 
 
+@pytest.mark.parametrize("way", ["one prompt", "guider", "sampler"])
+def test_what_wants_the_negative_prediction_whatever_the_cfg_is_refused_where_there_is_none(way):
+    """CFG++ samplers and Self-Attention Guidance: the host gave them zeros, and the picture was another."""
+
+    def asking(inner, x, sigmas, extra_args=None, **_):
+        options = {**extra_args["model_options"], "disable_cfg1_optimization": True}
+        return inner(x, sigmas[0].expand(len(x)), **{**extra_args, "model_options": options})
+
+    model, sigmas = guided_model(3.0), schedule(guided_model(), steps=4)
+    made = comfy.samplers.KSAMPLER(asking)
+    if way == "sampler":
+        model.model_options["disable_cfg1_optimization"] = True
+        (made,) = guidance.GuidanceDistilledSampler().make(0.0)
+        guider = host.models.guider(model, {"positive": PROMPT, "negative": NO_PROMPT}, cfg=3.0)
+    elif way == "guider":
+        (guider,) = guidance.GuidanceDistilledGuider().make(model, PROMPT, 3.0)
+    else:
+        guider = host.models.guider(model, {"positive": PROMPT}, cfg=1.0)
+        both = host.models.guider(model, {"positive": PROMPT, "negative": NO_PROMPT}, cfg=1.0)
+        assert advanced(both, made, sigmas).isfinite().all()
+        assert advanced(guider, comfy.samplers.sampler_object("dpmpp_2m"), sigmas).isfinite().all()
+    with pytest.raises(ValueError, match=r"one of CFG\+\+.* wants what is predicted for a negative prompt"):
+        advanced(guider, made, sigmas)
+
+
 @pytest.mark.parametrize("kind", kinds("flux"))
 @torch.inference_mode()
 def test_the_hosts_own_guidance_input_takes_the_scale(kind, rows):
