@@ -68,17 +68,19 @@ CALLBACKS = {
 
 _ONLY_FASTER = ("torch.compile", "easycache", "lazycache")
 """Keys of wrappers that stand aside: compiled code, and the host's caches over the steps of one sampling."""
-_NOT_TOLD = ("patches", "patches_replace", "wrappers", "callbacks", "easycache", backward.ATTENTION_OVERRIDE)
-"""In transformer options: what has a place of its own here, or means nothing; all others are for a network to read."""
+_CACHES = ("easycache", "animate2_cache")
+"""In transformer options: what networks keep over the steps of one sampling, whose weights do not change (Wan Animate 2's)."""
+_NOT_TOLD = (*_CACHES, "patches", "patches_replace", "wrappers", "callbacks", backward.ATTENTION_OVERRIDE)
+"""There too: what has a place of its own here, or means nothing; all others are for a network to read."""
 _DATA = ("model_sampling", "latent_format", "manual_cast_dtype")
 """Objects that nodes exchange and that are asked for by name, see models."""
 
 
 def require_supported(model: Any) -> None:
     """ValueError naming what a training step has no place for, and whose it is."""
-    options = {k: v for k, v in model.model_options.items() if OPTIONS.get(k) is Part.REFUSED and v}
-    if options:
-        raise ValueError(f"the MODEL carries {_listed(options)}, which training does not support; remove that node.")
+    refused = {k: v for k, v in model.model_options.items() if OPTIONS.get(k) is Part.REFUSED and v}
+    if refused:
+        raise ValueError(f"the MODEL carries {_listed(refused)}, which training does not support; remove that node.")
     around = {kind: keyed for kind, keyed in wrappers(model).items() if WRAPPERS.get(kind) is not Part.HONOURED}
     if around:
         raise ValueError(
@@ -117,9 +119,16 @@ def wrappers(model: Any) -> dict[str, dict[Any, list[Any]]]:
     }
 
 
+def options(model: Any) -> dict[str, Any]:
+    """The MODEL's transformer options as a training step tells them to the network, its wrappers among them."""
+    told = {name: value for name, value in _transformer_options(model).items() if name not in _CACHES}
+    return {**told, "wrappers": wrappers(model)}
+
+
 def aside(model: Any) -> list[str]:
     """What is left out of a training step, by names for people."""
     faster = {key for keyed in _every_wrapper(model).values() for key in keyed if key in _ONLY_FASTER}
+    faster |= {name for name in _CACHES if name in _transformer_options(model)}
     own = override(model)
     return sorted(faster) + ([f"{backward.ATTENTION_OVERRIDE} ({whose(own)})"] if own else [])
 
@@ -144,8 +153,8 @@ def in_no_file(model: Any) -> list[str]:
 
 def _patches(model: Any) -> dict[str, Any]:
     """By the place in the network's forward."""
-    options = _transformer_options(model)
-    kinds = [options[kind] for kind in ("patches", "patches_replace") if kind in options]
+    told = _transformer_options(model)
+    kinds = [told[kind] for kind in ("patches", "patches_replace") if kind in told]
     return {name: held for kind in kinds for name, held in kind.items() if held}
 
 

@@ -167,7 +167,7 @@ def as_denoiser(
     units of the deviation of the model's noise, see latents_for_training. A network that learns to take its guidance scale as an
     input is given it, (B,), by keyword.
     """
-    options = {} if model is None else {**_transformer_options(model), "wrappers": carried.wrappers(model)}
+    options = {} if model is None else carried.options(model)
     # an override that is told to be None leaves attention to the host's own choice, see following
     told = {name: value for name, value in {ATTENTION_OVERRIDE: attention, **told}.items() if value is not None}
     scale = noise_scale(network.model_sampling)

@@ -241,6 +241,23 @@ def test_full_weights_are_told_the_models_options():
     assert seen[0]["rope_options"] == {"scale_x": 2.0}
 
 
+def test_what_a_network_keeps_over_the_steps_of_a_sampling_stands_aside(caplog):
+    """WanAnimate2Cache: of the weights that came first, and here teacher and student take turns."""
+    model, seen = tiny("sd15"), []
+    model.model_options["transformer_options"] |= {"animate2_cache": Cache(), "audio_embeds": 3}
+    network = host.training.loaded(model)
+    denoise = host.training.as_denoiser(network, model=model)
+    network.apply_model = lambda x, t, transformer_options, **_: seen.append(transformer_options) or x
+    denoise(noise(1, 4, 8, 8), torch.ones(1))
+    del network.apply_model
+    assert "animate2_cache" not in seen[0]
+    assert seen[0]["audio_embeds"] == 3
+    with caplog.at_level("INFO", logger="comfyui_fewstep"):
+        host.following.require_followed(model, batch_of(model))
+    assert "animate2_cache stands aside" in caplog.text
+    assert "animate2_cache" in model.model_options["transformer_options"], "the MODEL keeps its own"
+
+
 @pytest.mark.parametrize("kind", kinds("flux"))
 def test_a_student_of_full_weights_draws_as_it_was_trained_with_the_models_options(kind):
     model = tiny(kind)
