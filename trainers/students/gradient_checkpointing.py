@@ -64,11 +64,12 @@ def _size(module: nn.Module) -> int:
 
 
 @contextmanager
-def checkpointed(network: nn.Module) -> Iterator[None]:
+def checkpointed(network: nn.Module, *, compared: bool = False) -> Iterator[None]:
     """Inside, every block of the network recomputes its activations in backward; on leaving there is no trace of it.
 
     Passes without gradient pay nothing. What a block reads beside its arguments, such as the adapters that are active,
-    must be the same in backward. ValueError when the network has no blocks.
+    must be the same in backward. compared: RuntimeError in backward where it was not, as with patches that count their calls;
+    a look at some of each block's values. ValueError when the network has no blocks.
     """
     blocks = list(blocks_of(network).values())
     if not blocks:
@@ -76,7 +77,7 @@ def checkpointed(network: nn.Module) -> Iterator[None]:
     own = [block.__dict__.get("forward") for block in blocks]
     try:
         for block in blocks:
-            block.__dict__["forward"] = recomputed(block.forward)
+            block.__dict__["forward"] = recomputed(block.forward, compared=compared)
         yield
     finally:
         for block, before in zip(blocks, own, strict=True):
@@ -85,8 +86,8 @@ def checkpointed(network: nn.Module) -> Iterator[None]:
                 block.__dict__["forward"] = before
 
 
-def recomputed(forward: Forward) -> Forward:
-    """The same function of tensors, which keeps its inputs instead of its activations for backward.
+def recomputed(forward: Forward, *, compared: bool = False) -> Forward:
+    """The same function of tensors, which keeps its inputs instead of its activations for backward. compared: see checkpointed.
 
     What others overwrite of its inputs once it has returned is known when the first of its calls is let go of, with backward
     or without; until then backward is refused.
@@ -102,7 +103,7 @@ def recomputed(forward: Forward) -> Forward:
         call = _Call(forward, inputs)
         with saved_tensors_hooks(call.pack, call.unpack):
             output = forward(*args, **kwargs)  # on the caller's own: into some of it hosts write
-        call.passed()
+        call.passed(_looked_at(output) if compared else None)
         overwrites = inputs.settle()
         return output
 
@@ -204,6 +205,7 @@ class _Call:
         self._saved: list[tuple[weakref.ref[_Saved], torch.Size]] = []
         self._seen: list[tuple[Tensor, int]] = []
         self._overwritten: set[int] = set()
+        self._gave: list[Tensor] | None = None
 
     def pack(self, tensor: Tensor) -> _Saved:
         """In the first pass."""
@@ -212,8 +214,9 @@ class _Call:
         self._seen.append((tensor, tensor._version))
         return saved
 
-    def passed(self) -> None:
-        """After the first pass: which of the saved tensors it overwrote itself."""
+    def passed(self, gave: list[Tensor] | None) -> None:
+        """After the first pass: which of the saved tensors it overwrote itself. gave: what to compare the second with."""
+        self._gave = gave
         self._overwritten = {i for i, (tensor, version) in enumerate(self._seen) if tensor._version != version}
         self._seen.clear()
 
@@ -235,7 +238,13 @@ class _Call:
             self._inputs
         )  # one that the block overwrites leads to the second graph, which holds pack: a ring nobody collects
         with torch.enable_grad(), saved_tensors_hooks(pack, _no_way_back):
-            inputs.call(self._forward)
+            output = inputs.call(self._forward)
+        if self._gave is not None and _differ(_looked_at(output), self._gave):
+            raise RuntimeError(
+                "a checkpointed block gave another answer when it was computed again, so that its gradients would be wrong: "
+                "something wired into the model counts its calls, remembers or draws random numbers. Switch "
+                "gradient_checkpointing off, or remove that node."
+            )
         if again != [shape for _, shape in self._saved]:
             raise RuntimeError(
                 f"a checkpointed block saved {len(self._saved)} tensors and then {len(again)}, or others; switch "
@@ -246,6 +255,25 @@ class _Call:
         saved = self._saved[index][0]() if index < len(self._saved) else None
         if saved is not None:
             saved.value = tensor.detach().clone() if index in self._overwritten else tensor.detach()
+
+
+_LOOKED_AT = 64
+_ROUNDING = 0.05
+"""Of the values' deviation: by what two passes of one block may differ."""
+
+
+def _looked_at(output: Any) -> list[Tensor]:
+    """Some values of each tensor, of their own: hosts write into what a block gives."""
+    several = [value.detach().flatten() for _, value in _tensors(output)]
+    return [value[:: max(1, len(value) // _LOOKED_AT)].clone() for value in several]
+
+
+def _differ(found: list[Tensor], wanted: list[Tensor]) -> bool:
+    return any(
+        bool((one - other).abs().max() > _ROUNDING * other.float().std(unbiased=False))
+        for one, other in zip(found, wanted, strict=True)
+        if len(other)
+    )
 
 
 def _no_way_back(_: None) -> Tensor:

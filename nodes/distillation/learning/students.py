@@ -217,7 +217,8 @@ def student_of(
     """
     host.precision.require(model, precision)
     require_scale_input(model, options, scale_input)
-    memory = checkpointed if gradient_checkpointing else nullcontext
+    between = host.carried.acting(model)
+    memory = functools.partial(checkpointed, compared=bool(between)) if gradient_checkpointing else nullcontext
     converts = prediction not in (None, host.models.prediction_type(host.models.model_sampling_of(model)))
     if isinstance(options, FullWeights):  # the teacher is a second copy: later stages replace its weights
         copies = [_copy(model, scale_input) for _ in range(2)]
@@ -234,7 +235,7 @@ def student_of(
                 named_weights=host.training.network_state_dict,
                 first_teacher=functools.partial(host.training.as_denoiser, model=model) if converts else None,
                 adapted=host.training.diffusion_model_of,
-                between=host.carried.acting(model),
+                between=between,
             )
         return
     with (
@@ -251,7 +252,7 @@ def student_of(
             names=host.naming.lora_names(model, adapters.paths),
             seed=seed,
             first_teacher=host.training.as_denoiser(network, model=model) if converts else None,
-            between=host.carried.acting(model),
+            between=between,
         )
 
 

@@ -160,6 +160,26 @@ def test_the_hosts_notes_between_blocks_are_seen_again():
     assert all(torch.equal(one, two) for one, two in zip(gradients, expected, strict=True))
 
 
+def test_a_patch_that_finds_its_block_by_counting_is_refused_with_checkpointing_and_taken_without():
+    """As the host's Z-Image control patch: computed again in backward, the blocks would count on."""
+    model, seen = tiny("sd15"), []
+
+    def by_count(q, k, v, options):
+        place = (options["block"], options["block_index"])
+        del seen[: len(seen) if place in seen[:1] else 0]
+        seen.append(place)
+        return q * (1.0 + 0.3 * len(seen)), k, v
+
+    model.set_model_attn1_patch(by_count)
+    with step_of("sd15", "LoRA", model=model) as plain:
+        assert torch.equal(plain.gradients()[0], plain.gradients()[0])
+    said = pytest.raises(
+        RuntimeError, match=r"counts its calls.* Switch gradient_checkpointing off, or remove that node"
+    )
+    with step_of("sd15", "LoRA", model=model, gradient_checkpointing=True) as less, said:
+        less.gradients()
+
+
 def test_in_place_blocks_need_no_other_guard_with_checkpointing():
     """What the blocks overwrite is kept by the checkpoints; copying on every write costs time."""
     with step_of("sd15", "LoRA", gradient_checkpointing=True) as less:

@@ -104,6 +104,31 @@ def test_the_gradients_are_the_same_bit_for_bit(kind):
     assert all(value.abs().max() > 0 for value in expected)
 
 
+class Counting(Careful):
+    """Acts by how often it was called, as patches that find their block by counting do: another time in backward."""
+
+    calls = 0
+
+    def forward(self, x, shared, options=None):
+        self.calls += 1
+        return super().forward(x * self.calls, shared)
+
+
+@pytest.mark.parametrize("kind", [Careful, InPlace, Listening, TwoStreams, Counting])
+def test_a_block_that_answers_otherwise_in_backward_is_found_where_it_is_looked_for(kind):
+    """Without looking its gradients are wrong, and nothing says so."""
+    network = Network(kind)
+    expected = None if kind is Counting else gradients(network, allow=True)
+    with checkpointed(network, compared=True):
+        if expected is not None:
+            assert_equal(gradients(network), expected)
+            return
+        with pytest.raises(
+            RuntimeError, match="another answer when it was computed again, so that its gradients would be"
+        ):
+            gradients(network)
+
+
 def test_in_place_is_why_torchs_own_does_not_do():
     """It raises where an input is overwritten; given copies of the inputs it is silently wrong."""
     network = Network(InPlace)
