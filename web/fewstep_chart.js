@@ -131,11 +131,12 @@ class Chart extends HTMLElement {
     return getComputedStyle(this).getPropertyValue(name).trim() || "#888";
   }
 
-  #options({ log, lines, xLabel, points }) {
+  #options({ log, lines, names, xLabel, points }) {
     const axis = { stroke: () => this.#colour("--soft"), font: this.#font(1), ticks: { show: false },
       grid: { stroke: () => this.#colour("--line"), width: 0.5 } };
     return {
       ...this.#size(),
+      padding: [names ? 1.6 * this.#em : null, null, null, null], // room for the stages' names: a loss begins at the top
       scales: { x: { time: false, ...(xLabel ? { distr: 3, log: 2 } : {}) }, y: log ? { distr: 3 } : {} },
       axes: [{ ...axis, size: 2.5 * this.#em }, { ...axis, size: 4.8 * this.#em, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : figure(tick))) }],
       series: [{ label: say(xLabel ?? "iteration") }, ...lines.map((line) => this.#series(line, points))],
@@ -175,7 +176,7 @@ class Chart extends HTMLElement {
       if (i) this.#dashed(ctx, lefts[i], bbox);
       const name = sayName(names?.[stages[start]] ?? "");
       const fits = ctx.measureText(name).width + 2 * margin < (lefts[i + 1] ?? bbox.left + bbox.width) - lefts[i];
-      if (fits) ctx.fillText(name, lefts[i] + margin, bbox.top + 1.1 * this.#em * devicePixelRatio);
+      if (fits) ctx.fillText(name, lefts[i] + margin, bbox.top - 0.4 * this.#em * devicePixelRatio);
     });
     ctx.restore();
   }

@@ -87,9 +87,9 @@ def test_an_error_with_a_long_path_is_read_whole(editor, runs, another):  # noqa
 
 
 KEEP_TEXTS = (
-    "() => { window.drawn = []; const { fillText } = CanvasRenderingContext2D.prototype;"
-    " CanvasRenderingContext2D.prototype.fillText = function (text) {"
-    " drawn.push(text); return fillText.apply(this, arguments) } }"
+    "() => { window.drawn = []; window.lowest = {}; const { fillText } = CanvasRenderingContext2D.prototype;"
+    " CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {"
+    " drawn.push(text); lowest[text] = Math.max(y, lowest[text] ?? y); return fillText.apply(this, arguments) } }"
 )
 
 
@@ -101,6 +101,23 @@ def test_stages_are_named_in_chinese_on_the_chart_too(editor, finished, in_chine
     stage = CHINESE["{0} to {1} steps"].format(8, 4)
     editor.page.wait_for_function("stage => drawn.includes(stage)", arg=stage, timeout=10_000)
     assert "8 to 4 steps" not in editor.page.evaluate("drawn")
+
+
+def test_stages_are_named_above_the_curves(editor, finished):  # noqa: F811
+    """In them the first one's name was struck through: a loss begins at the top."""
+    editor.clear()
+    editor.page.evaluate(KEEP_TEXTS)
+    editor.show(editor.add("FewStepDistill", run_name=finished))
+    editor.page.wait_for_function("() => '8 to 4 steps' in lowest", timeout=10_000)
+    editor.wait_until_drawn()
+    top, lowest = (
+        panel(editor)
+        .locator("fewstep-chart")
+        .evaluate(
+            "chart => [chart.shadowRoot.querySelector('.u-over').offsetTop * devicePixelRatio, lowest['8 to 4 steps']]"
+        )
+    )
+    assert 0 < lowest < top
 
 
 def test_who_learns_besides_the_student_is_named_in_chinese(editor, runs, name, in_chinese):  # noqa: F811
