@@ -112,9 +112,10 @@ class Panel extends HTMLElement {
     return this.#run;
   }
 
-  /** Whether there is more to show than a sentence. */
+  /** Whether there is more to show than a sentence: not while training data are made, for hours it may be. */
   get large() {
-    return this.#known.curves.iteration.length > 0 || this.#known.previews.length > 0 || this.#known.state === "training";
+    const { curves, previews, state, live } = this.#known;
+    return curves.iteration.length > 0 || previews.length > 0 || (state === "training" && live !== null);
   }
 
   /** The height in which all is seen while there is no more than a sentence, and buttons. */

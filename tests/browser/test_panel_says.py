@@ -23,9 +23,23 @@ def test_a_stop_is_acknowledged_while_data_are_still_made(editor, runs, name):
         sentence(editor, "Preparing the training", seconds=10)
         editor.page.evaluate(TELL, phase)
         sentence(editor, "Making the training data: 32 % ...", seconds=10)
+        charts = panel(editor).locator("fewstep-chart")
+        assert not charts.is_visible(), "nor an empty chart is shown for hours"
         press(editor, "Stop after this checkpoint")
         sentence(editor, "Making the training data: 32 % ... Stopping after the first checkpoint.", seconds=10)
         heard = panel(editor).get_by_role("status").text_content()
+        figures = {
+            "iteration": 1,
+            "iterations": 9,
+            "stage": 0,
+            "stages": 1,
+            "stage_name": "s",
+            "loss": 2.0,
+            "x0_error": 0.25,
+        }
+        first = {**figures, "run": name, "node": f"{node}", "learning_rate": 0.1, "seconds_left": 8.0}
+        editor.page.evaluate(TELL.replace("phase", "metrics"), first)
+        charts.wait_for(timeout=5000)
     shutil.rmtree(runs / name)
     assert heard == "Making the training data ... Stopping after the first checkpoint."
 
