@@ -165,7 +165,9 @@ class Runs extends HTMLElement {
 
   #choose(run, chosen) {
     this.#chosen[chosen ? "add" : "delete"](run);
+    const before = this.compared.hidden;
     this.#compare(this.#runs);
+    if (before && !this.compared.hidden) this.compared.scrollIntoView({ block: "nearest" }); // above a list that may be long
   }
 
   /** Those that are chosen, from two on. */

@@ -1,6 +1,7 @@
 """What is said when something was done with a run is seen, and what a run is called it is called everywhere."""
 
 import json
+import shutil
 
 import pytest
 from test_runs_browser import CHINESE, another, card, finished, in_chinese, open_runs, write  # noqa: F401 (fixtures)
@@ -70,6 +71,22 @@ def test_an_empty_list_names_the_nodes_that_make_runs(editor, runs):
     """Make It Fast first, with which most begin."""
     editor.page.route("**/fewstep/runs", lambda route: route.fulfill(json=[]), times=1)
     open_runs(editor).get_by_text("No runs yet. Make It Fast, Distill Model and Write Run make them.").wait_for()
+
+
+def test_what_is_compared_is_seen_from_far_down_the_list(editor, runs, finished, another):  # noqa: F811
+    """It is above the list; the second choice seemed to do nothing."""
+    for one in range(6):
+        shutil.copytree(runs / finished, runs / f"{another} {one}")
+    shown = open_runs(editor)
+    card(shown, f"{another} 5").wait_for()
+    for run in shown.locator("h3").all_text_contents()[-2:]:
+        card(shown, run).get_by_role("checkbox").click()
+    shown.locator("fewstep-runs-compared").wait_for()
+    editor.wait_until_drawn()
+    top = shown.evaluate("list => list.shadowRoot.querySelector('section').getBoundingClientRect().top")
+    for one in range(6):
+        shutil.rmtree(runs / f"{another} {one}")
+    assert top >= 0
 
 
 def test_an_error_with_a_long_path_is_read_whole(editor, runs, another):  # noqa: F811
