@@ -15,7 +15,7 @@ from .. import host
 SECONDS_BETWEEN_MESSAGES = 0.25
 MOST_IN_A_SECOND = 5
 METRICS, STATE, PHASE, PLAN = "fewstep.metrics", "fewstep.state", "fewstep.phase", "fewstep.plan"
-HASHING, ENCODING, PROBING, MEASURING, EXPORTING = "hashing", "encoding", "probing", "measuring", "exporting"
+HASHING, ENCODING, PROBING, MEASURING, EXPORTING = host.signals.HASHING, "encoding", "probing", "measuring", "exporting"
 """What comes before, between and after the iterations of a run, as it is told. The training itself tells its metrics."""
 _PARTS = 1000
 """Of the host's bar."""
@@ -111,17 +111,21 @@ class Messages:
 
     @contextmanager
     def phase(self, phase: str, **about: Any) -> Iterator[None]:
-        """Inside, the browser and the host's bar are told how far work is, as host.signals.progressed tells it, and how many
-        seconds are left by its pace. about: run and node, where no run goes on yet."""
+        """Inside, the browser and the host's bar are told how far work is, and of what, as host.signals.progressed tells it, and
+        how many seconds are left by its pace. about: run and node, where no run goes on yet."""
         own, about = bool(about), about or self._about or {}
         if not about:
             yield
             return
-        bar, began = host.signals.progress_bar(_PARTS), self._clock()
+        bar, began = host.signals.progress_bar(_PARTS), {phase: (self._clock(), 0.0)}
 
-        def follow(share: float) -> None:
-            left = (self._clock() - began) * (1.0 - share) / share if share else None
-            if self.offer(PHASE, {**about, "phase": phase, "share": share, "seconds_left": left}):
+        def follow(share: float, of: str | None) -> None:
+            now, what = self._clock(), of or phase
+            start, before = began.get(what, (now, 0.0))
+            start = now if share < before else start  # of the next weights
+            began[what] = (start, share)
+            left = (now - start) * (1.0 - share) / share if share and now > start else None
+            if self.offer(PHASE, {**about, "phase": what, "share": share, "seconds_left": left}):
                 bar.update_absolute(round(_PARTS * share), _PARTS)
 
         self.offer(PHASE, {**about, "phase": phase, "share": 0.0, "seconds_left": None}, important=True)

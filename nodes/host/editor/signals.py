@@ -55,13 +55,15 @@ def check_cancelled() -> None:
         raise Cancelled
 
 
-_followers: list[Callable[[float], None]] = []
+HASHING = "hashing"
+"""Work inside of whatever else goes on: weights are read as a whole, to be known again."""
+_followers: list[Callable[[float, str | None], None]] = []
 """Who is told how far the work is that goes on."""
 
 
 @contextmanager
-def following(follow: Callable[[float], None]) -> Iterator[None]:
-    """Inside, follow is told the share that is done whenever progressed is called."""
+def following(follow: Callable[[float, str | None], None]) -> Iterator[None]:
+    """Inside, follow is told the share that is done, and of what, whenever progressed is called."""
     _followers.append(follow)
     try:
         yield
@@ -69,11 +71,15 @@ def following(follow: Callable[[float], None]) -> Iterator[None]:
         _followers.remove(follow)
 
 
-def progressed(done: int, total: int) -> None:
-    """Of work that takes its time: heeds a cancel, and tells whoever follows."""
+def progressed(done: int, total: int, *, of: str | None = None) -> None:
+    """Of work that takes its time: heeds a cancel, and tells whoever follows. of: None for what they follow itself."""
     check_cancelled()
     for follow in _followers:
-        follow(done / total)
+        follow(done / total, of)
+
+
+def hashed(done: int, total: int) -> None:
+    progressed(done, total, of=HASHING)
 
 
 def progress_bar(total: int) -> Any:

@@ -77,10 +77,10 @@ def weights_sha256(tensors: Mapping[str, Tensor], *, owner: nn.Module, file: tup
     sample = tensors_sha256({name: _sample(value) for name, value in tensors.items()})
     if file is not None:
         key = json.dumps([*file, sample])
-        return kept(folders.known_weights(), key, lambda: tensors_sha256(tensors, heard=signals.progressed))
+        return kept(folders.known_weights(), key, lambda: tensors_sha256(tensors, heard=signals.hashed))
     known = _of_networks.setdefault(owner, {})
     if sample not in known:
-        known[sample] = tensors_sha256(tensors, heard=signals.progressed)
+        known[sample] = tensors_sha256(tensors, heard=signals.hashed)
     return known[sample]
 
 

@@ -5,6 +5,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
@@ -113,6 +114,28 @@ def test_a_tab_that_opens_later_finds_the_phase_too(clock, messages):
         assert messages.phases == {}
         messages.offer(PHASE, {"run": "a", "node": "5", "phase": PROBING, "share": None, "seconds_left": None})
     assert messages.phases == {}
+
+
+def test_weights_that_are_read_inside_a_phase_are_told_as_such(clock, messages):
+    """With a pace of their own: a plan of 90 minutes said "45 %, 0 s left" of them."""
+    from comfyui_fewstep.nodes.distillation.telling import HASHING, PROBING
+    from comfyui_fewstep.nodes.host import identity, signals
+
+    def told(seconds, *share, of=None):
+        clock.now += seconds
+        signals.progressed(*share, of=of)
+        return [clock.sent[-1][2][key] for key in ("phase", "share", "seconds_left")]
+
+    with messages.phase(PROBING, run="a", node="5"):
+        assert told(1, 1, 4, of=HASHING) == [HASHING, 0.25, None]
+        assert told(2, 2, 4, of=HASHING) == [HASHING, 0.5, 2.0]
+        assert told(3, 1, 4, of=HASHING) == [HASHING, 0.25, None], "of the next weights"
+        assert told(2, 1, 4) == [PROBING, 0.25, 24.0]
+    heard = []
+    with signals.following(lambda share, of: heard.append((share, of))):
+        identity.weights_sha256({"a": torch.ones(2), "b": torch.ones(3)}, owner=torch.nn.Identity(), file=None)
+    assert heard
+    assert {of for _, of in heard} == {HASHING}
 
 
 def test_the_browser_asks_for_it():
