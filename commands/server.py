@@ -191,10 +191,11 @@ def _remove_old_logs(base: Path) -> None:
 
 
 def _answers(port: int) -> bool:
-    """Whether somebody listens there, on this machine."""
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex((LOOPBACK, port)) == 0
+    """Whether somebody listens there, on this machine, by either protocol."""
+    for host in (LOOPBACK, "::1"):
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1.0):
+            return True
+    return False
 
 
 @contextlib.contextmanager
