@@ -12,6 +12,7 @@ from torch import Tensor
 from ..sampling import inputs, models
 from ..sampling.inputs import Shapes
 from ..sampling.models import Conditioning
+from . import refusals
 from .encoding import plain
 
 SAMPLERS = ("euler", "ddim", "heun", "dpmpp_2m")
@@ -46,7 +47,7 @@ def draw(
     cfg: float,
 ) -> Any:
     """The teacher's latents (B, ...) in the host's scale, on the CPU, from unit noise of that shape; nested as the noise is."""
-    with torch.inference_mode():
+    with torch.inference_mode(), refusals.of_prompts():
         made = comfy.samplers.sampler_object(sampler)
         latents = models.sample(
             model,

@@ -35,7 +35,7 @@ from ..sampling.conditions import host_inputs, one_for_all
 from ..sampling.guidance import taking_scale
 from ..sampling.kept_prompts import none_kept
 from ..sampling.models import noise_scale, read_by, reading
-from . import carried
+from . import carried, refusals
 
 Network = Any
 """The host's model object (its BaseModel): a torch module with apply_model, diffusion_model and model_sampling."""
@@ -176,7 +176,12 @@ def as_denoiser(
     def of_one_shape(x: Tensor, sigma: Tensor, guidance_scale: Tensor | None = None, **condition: Tensor) -> Tensor:
         # a fresh copy: the host's blocks write their position into it
         mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1], **told}
-        with none_kept(network.diffusion_model), read_by(network, read), taking_scale(network, guidance_scale):
+        with (
+            refusals.of_prompts(),
+            none_kept(network.diffusion_model),
+            read_by(network, read),
+            taking_scale(network, guidance_scale),
+        ):
             if scale == 1.0:
                 return network.apply_model(x, sigma, transformer_options=mine, **host_inputs(condition))
             return network.apply_model(scale * x, sigma, transformer_options=mine, **host_inputs(condition)) / scale
