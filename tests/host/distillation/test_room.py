@@ -197,7 +197,12 @@ def test_a_model_that_goes_for_a_vae_leaves_nothing_behind():
     vae = Pictures(before=comfy.model_management.unload_all_models)
     with torch.inference_mode(False), host.training.shared_network(styled) as network:
         preview = object.__new__(observing.Preview)
-        preview._student, preview._model, preview._vae = SimpleNamespace(kind=LORA), styled, vae
+        preview._student, preview._model, preview._vae, preview._shapes = (
+            SimpleNamespace(kind=LORA),
+            styled,
+            vae,
+            [None],
+        )
         held = {name: weakref.ref(value) for name, value in network.named_parameters()}
         preview._decoded([(torch.ones(1, 4, 8, 8), torch.ones(1, 4, 8, 8))])
         gc.collect()
