@@ -20,6 +20,8 @@ from ....trainers.storage.run_folder import RunFolder
 from ... import host
 from ...host.sampling.inputs import Shapes
 from ...host.sampling.models import Conditioning
+from ...host.teachers.data import Empty
+from ..learning.families import family_of
 
 SHARD_SAMPLES = 64
 """In one file of the cache: what a kill costs at most, beside the file's own overhead."""
@@ -224,6 +226,13 @@ def of_teacher(model: Any, teacher_sha256: str) -> dict[str, Any]:
 def of_guidance(guidance: float) -> dict[str, float]:
     """Its part in a source: named where the model is told one, of which older folders know nothing."""
     return {"guidance": guidance} if guidance else {}
+
+
+def empty_sample(model: Any, *, width: int, height: int, frames: int) -> Empty:
+    """Of what is drawn from prompts. Says where a model of video is to draw stills: its student would know nothing else."""
+    if frames == 1 and family_of(model).video:
+        host.signals.say("this is a model of video, and frames is 1: still pictures are what is learnt.", warning=True)
+    return host.data.empty(model, width=width, height=height, frames=frames)
 
 
 def of_frames(frames: int) -> dict[str, int]:

@@ -12,7 +12,6 @@ from ....trainers.data.batches import Data, TensorData
 from ....trainers.data.cache import Shard
 from ....trainers.objective.choices import require_at_least_one
 from ....trainers.storage.run_folder import RunFolder
-from ... import host
 from ...host.teachers.data import Empty
 from .data_sources import (
     SHARD_SAMPLES,
@@ -20,6 +19,7 @@ from .data_sources import (
     Progress,
     Sample,
     Texts,
+    empty_sample,
     of_frames,
     of_guidance,
     of_teacher,
@@ -54,7 +54,7 @@ class PromptsAlone(MadeOnce):
     def build(self, model: Any, run: RunFolder, *, teacher_sha256: str) -> Data:
         options = {name: getattr(self, name) for name in ("prompts", "negative", "width", "height")}
         options |= of_guidance(self.guidance) | of_frames(self.frames)
-        empty = host.data.empty(model, width=self.width, height=self.height, frames=self.frames)
+        empty = empty_sample(model, width=self.width, height=self.height, frames=self.frames)
         source = {"kind": "prompts alone", **options, **of_teacher(model, teacher_sha256)}
         return self.kept(model, run, source=source, plan=lambda: self._plan(model, empty))
 

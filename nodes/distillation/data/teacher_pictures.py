@@ -29,6 +29,7 @@ from .data_sources import (
     Progress,
     Sample,
     Texts,
+    empty_sample,
     of_frames,
     of_guidance,
     of_teacher,
@@ -74,7 +75,7 @@ class PromptSource(MadeOnce):
 
     def build(self, model: Any, run: RunFolder, *, teacher_sha256: str) -> Data:
         sigmas = trailing_sigmas(self.steps, table=host.models.noise_levels(host.models.model_sampling_of(model)))
-        empty = host.data.empty(model, width=self.width, height=self.height, frames=self.frames)
+        empty = empty_sample(model, width=self.width, height=self.height, frames=self.frames)
         if not run.begun and made_so_far(run.data_folder, of=self.described() | of_teacher(model, teacher_sha256)):
             _forget_anothers(model, run.data_folder)  # of another source they give way unasked
         return self.kept(

@@ -32,9 +32,9 @@ from ..data.prompts_alone import PromptsAlone
 from ..data.teacher_pictures import PromptSource
 from ..learning import matching_method, methods, students
 from ..learning import option_inputs as inputs
+from ..learning.families import Family, family_of
 from ..learning.starting_lora import NOTHING, StartingLoRA, require_suits
 from .cards import NO_CARD, Card, cards
-from .families import Family, family_of
 from .preparing import preparing
 
 CLOSEST, SHARPEST, CHEAPEST = "closest to my model", "sharpest", "cheapest to train"

@@ -24,8 +24,8 @@ from ... import host
 from ...host import folders
 from ...host.sampling.models import Conditioning
 from ..data import training_data
-from ..fast.families import family_of
 from ..learning import students
+from ..learning.families import family_of
 
 _FEW = 4
 """Of the prompts that come with the pack."""

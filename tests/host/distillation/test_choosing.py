@@ -12,7 +12,7 @@ from architectures import tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits
 from comfyui_fewstep.nodes.distillation.fast import choosing
-from comfyui_fewstep.nodes.distillation.fast.families import family_of
+from comfyui_fewstep.nodes.distillation.learning.families import family_of
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from encoders import RandomCLIP
 from PIL import Image

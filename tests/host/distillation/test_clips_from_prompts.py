@@ -74,6 +74,12 @@ def test_frames_that_the_model_does_not_draw_are_refused_before_work(latent_form
     refused(latent_format, said, output, frames=frames)
 
 
+@pytest.mark.parametrize(("latent_format", "frames", "said"), [(Video, 1, True), (Video, 5, False), (Stills, 1, False)])
+def test_stills_of_a_model_of_video_are_said(latent_format, frames, said, output, caplog):
+    distil(stand_in(latent_format), name="run", data=prompts(Counts(), frames=frames))
+    assert ("this is a model of video, and frames is 1" in caplog.text) == said
+
+
 def test_clips_of_another_length_are_other_data_and_pictures_are_those_of_before(output):
     assert "frames" not in prompts(Counts()).described(), "of a run from before clips it says what it said"
     distil(stand_in(Video), name="run", data=prompts(Counts(), frames=5))
