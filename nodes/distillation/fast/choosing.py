@@ -288,7 +288,7 @@ class Wishes:
         """Of what is drawn from prompts."""
         return {"width": self._side, "height": self._side, "frames": self.frames or 1}
 
-    @property
+    @functools.cached_property
     def _empty(self) -> Empty:
         return host.data.empty(self.model, **self._size)
 

@@ -228,8 +228,9 @@ class Asked:
     def _decoded(self, latents: Any) -> Tensor:
         """(H, W, 3) in [0, 1], of video (H, 3 W, 3): its first frame, that in the middle and the last."""
         host.signals.check_cancelled()
-        seen = latents.unbind()[0] if getattr(latents, "is_nested", False) else latents
-        frames = self.vae.decode(seen)[..., :3].float().cpu().clamp(0.0, 1.0).flatten(0, -4)
+        frames = (
+            self.vae.decode(host.inputs.streams_of(latents)[0])[..., :3].float().cpu().clamp(0.0, 1.0).flatten(0, -4)
+        )
         shown = [0] if len(frames) == 1 else [0, len(frames) // 2, len(frames) - 1]
         return torch.cat([frames[i] for i in shown], dim=1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -115,8 +115,18 @@ def is_empty(latent: dict[str, Any]) -> bool:
 
 
 def _streams(latent: dict[str, Any]) -> list[Tensor]:
-    samples = latent["samples"]
+    return streams_of(latent["samples"])
+
+
+def streams_of(samples: Any) -> list[Tensor]:
+    """Of a LATENT's samples: the pictures first, where there are several."""
     return list(samples.unbind()) if getattr(samples, "is_nested", False) else [samples]
+
+
+def for_each_stream(samples: Any, made: Callable[[Tensor], Tensor]) -> Any:
+    """A LATENT's samples with what is made of each of its streams, in their order, nested as they are."""
+    found = [made(stream) for stream in streams_of(samples)]
+    return found[0] if len(found) == 1 else type(samples)(found)
 
 
 def _packed(streams: Sequence[Tensor]) -> Tensor:

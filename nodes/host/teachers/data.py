@@ -59,17 +59,13 @@ def draw(
             cfg=cfg,
             seed=0,  # of which none of the SAMPLERS makes use
         )
-    if getattr(latents, "is_nested", False):
-        return type(latents)([plain(stream).float() for stream in latents.unbind()])
-    return plain(latents).float()
+    return inputs.for_each_stream(latents, lambda stream: plain(stream).float())
 
 
 def noise_like(samples: Any, *, seed: int) -> Any:
     """One sample's unit noise of a LATENT's samples, of several streams too, as KSampler draws it at the seed."""
     generator = torch.Generator().manual_seed(seed)
-    streams = samples.unbind() if getattr(samples, "is_nested", False) else [samples]
-    drawn = [torch.randn(1, *stream.shape[1:], generator=generator) for stream in streams]
-    return drawn[0] if len(drawn) == 1 else type(samples)(drawn)
+    return inputs.for_each_stream(samples, lambda stream: torch.randn(1, *stream.shape[1:], generator=generator))
 
 
 def counting(model: Any) -> tuple[Any, list[int]]:
