@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -112,18 +113,70 @@ def unconditioned(denoiser: Denoiser, unconditional: dict[str, Tensor]) -> Denoi
     return denoise
 
 
-def guided(denoiser: Denoiser, *, guidance_scale: float | Tensor, unconditional: dict[str, Tensor]) -> Denoiser:
+class GuidanceRule(Protocol):
+    """What is made of a network's answers with its prompt and without, where that is not classifier-free guidance alone.
+
+    needs_both: whether it wants both at a scale of 1, too.
+    """
+
+    @property
+    def needs_both(self) -> bool: ...
+
+    def __str__(self) -> str:
+        """Whose it is, for people."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        with_prompt: Tensor,
+        without: Tensor | None,
+        *,
+        scale: float | Tensor,
+        denoiser: Denoiser,
+        condition: dict[str, Tensor],
+        unconditional: dict[str, Tensor],
+    ) -> Tensor:
+        """x0 (B, ...) from what was seen in x (B, ...) at sigma (B,). scale: one, or (B,).
+
+        without: None where nobody asked. denoiser, condition, unconditional: what it was seen by, for rules that ask once more.
+        """
+
+
+def guided(
+    denoiser: Denoiser,
+    *,
+    guidance_scale: float | Tensor,
+    unconditional: dict[str, Tensor],
+    rule: GuidanceRule | None = None,
+) -> Denoiser:
     """Classifier-free guidance: x0 = uncond + guidance_scale * (cond - uncond) (Ho and Salimans 2021, with w = s - 1).
 
     guidance_scale: one, or one for each sample (B,). unconditional: the model inputs of the empty prompt, (1, ...) or
-    (B, ...) each. A scale of 1 for all is the denoiser itself.
+    (B, ...) each. A scale of 1 for all is the denoiser itself. rule: takes that formula's place.
     """
-    if not isinstance(guidance_scale, Tensor) and guidance_scale == 1.0:
+    both = needs_both(guidance_scale, rule)
+    if rule is None and not both:
         return denoiser
+    without_prompt = unconditioned(denoiser, unconditional)
 
     def guided_denoiser(x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
-        without = unconditioned(denoiser, unconditional)(x, sigma)
-        scale = expand_like(guidance_scale, x) if isinstance(guidance_scale, Tensor) else guidance_scale
-        return without + scale * (denoiser(x, sigma, **condition) - without)
+        without = without_prompt(x, sigma) if both else None
+        with_prompt = denoiser(x, sigma, **condition)
+        if rule is not None:
+            prompts = {"condition": condition, "unconditional": unconditional}
+            return rule(x, sigma, with_prompt, without, scale=guidance_scale, denoiser=denoiser, **prompts)
+        return _classifier_free(with_prompt, without, scale=guidance_scale)
 
     return guided_denoiser
+
+
+def _classifier_free(with_prompt: Tensor, without: Tensor | None, *, scale: float | Tensor) -> Tensor:
+    if without is None:
+        return with_prompt
+    return without + (expand_like(scale, without) if isinstance(scale, Tensor) else scale) * (with_prompt - without)
+
+
+def needs_both(guidance_scale: float | Tensor, rule: GuidanceRule | None) -> bool:
+    """Whether guidance asks for what is seen without the prompt, besides."""
+    return isinstance(guidance_scale, Tensor) or guidance_scale != 1.0 or (rule is not None and rule.needs_both)

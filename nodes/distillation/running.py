@@ -41,10 +41,12 @@ def method_on(model: Any, method: MethodOptions, *, empty_prompt: bool) -> Metho
             f"student_prediction is {method.student_prediction.value}, which needs twice the output channels, and ComfyUI "
             f"loads no such model; allowed are {', '.join(STUDENT_PREDICTIONS)}."
         )
-    takes_scale = host.guidance.embedding_of(model) is not None
-    return method.on(
-        teacher_kind(host.models.model_sampling_of(model), takes_scale=takes_scale, empty_prompt=empty_prompt)
+    kind = teacher_kind(
+        host.models.model_sampling_of(model),
+        takes_scale=host.guidance.embedding_of(model) is not None,
+        empty_prompt=empty_prompt,
     )
+    return method.on(dataclasses.replace(kind, rule=host.guiding.rule_of(model)))
 
 
 def method_as_begun(method: MethodOptions, run: RunFolder) -> MethodOptions:
@@ -131,10 +133,10 @@ def finished(
         file = published(run, student)
         if file.stem != run.name:
             told["published"] = f"fewstep/{file.name}"
-        tensors, recipe, _ = read_student(run.student_file, heed=host.signals.check_cancelled)
+        tensors, recipe, metadata = read_student(run.student_file, heed=host.signals.check_cancelled)
         lora = isinstance(student, LoRAOptions)
         losses = [loss for stage in run.losses().values() for loss in stage]
-        made = students.with_student(model, tensors, lora=lora, recipe=recipe)
+        made = students.with_student(model, tensors, lora=lora, recipe=recipe, metadata=metadata)
         return made, {"loss": losses}, run.name, tensors if lora else {}
 
 

@@ -4,7 +4,7 @@ from .editor import graph, latent_previews, limits, signals
 from .files import checkpoints, folders, naming
 from .memory import backward, bypass, precision
 from .sampling import conditions, experts, guidance, inputs, models
-from .teachers import carried, data, encoding, following, identity, training
+from .teachers import carried, data, encoding, following, guiding, identity, training
 
 __all__ = [
     "backward",
@@ -19,6 +19,7 @@ __all__ = [
     "following",
     "graph",
     "guidance",
+    "guiding",
     "identity",
     "inputs",
     "latent_previews",

@@ -134,7 +134,7 @@ def noise(*shape, seed=0):
 
 
 @torch.inference_mode()
-def hosts_x0(model, x, sigma, prompt):
+def hosts_x0(model, x, sigma, prompt, negative=None, *, cfg=1.0):
     """What the host's own samplers see in x (B, ...) at one noise level, of the model as wired, in the model's scale."""
 
     streams = x.unbind() if getattr(x, "is_nested", False) else [x]
@@ -145,7 +145,7 @@ def hosts_x0(model, x, sigma, prompt):
 
     sampler, sigmas, zero = comfy.samplers.KSAMPLER(once), torch.tensor([sigma, 0.0]), x * 0.0
     latents = comfy.sample.sample_custom(
-        model, x, 1.0, sampler, sigmas, prompt, prompt, zero, disable_pbar=True, seed=0
+        model, x, cfg, sampler, sigmas, prompt, negative or prompt, zero, disable_pbar=True, seed=0
     )
     return model.model.process_latent_in(latents)
 

@@ -65,6 +65,11 @@ def is_mixed(condition: Condition) -> bool:
     return any(name.startswith(_SHAPE) for name in condition)
 
 
+def of_row(condition: Condition, row: int) -> Condition:
+    """Of one sample, (1, ...) each, as it was before it stood in a batch."""
+    return _as_it_was(chosen(condition, slice(row, row + 1)))
+
+
 def by_shape(
     function: Callable[..., Tensor], *tensors: Tensor, condition: Condition, each_alone: bool = False
 ) -> Tensor:

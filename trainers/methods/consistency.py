@@ -182,7 +182,7 @@ class Consistency(OnTeacher[ConsistencyOptions]):
         return self._options.scales if self._options.scale_input else None
 
     def _taught_by(self, teacher: Denoiser, batch: Batch, scales: float | Tensor) -> Denoiser:
-        return self._options.scales.teaching(teacher, batch, scales, takes_scale=self._takes_scale)
+        return self._options.scales.teaching(teacher, batch, scales, takes_scale=self._takes_scale, rule=self._rule)
 
     def teaching(self, teacher: Denoiser, *, stage: int, batch: Batch) -> Denoiser:
         """At the middle of the range of guidance scales."""

@@ -164,6 +164,11 @@ class ConsistencyTraining(OnTeacher[ConsistencyTrainingOptions]):
         self._sigmas = options.schedule(options.steps, table=teacher.table)
         self._function = ConsistencyFunction(family=teacher.family, table=teacher.table, unit=teacher.unit)
 
+    @property
+    def guided_by(self) -> str:
+        """It learns from pictures, of no guidance."""
+        return ""
+
     def options_of_old(self) -> dict[str, Any]:
         old = level_count_of_old(self._options.grid) | reaches_last_of_old(
             self._options.first_levels, self._options.last_levels

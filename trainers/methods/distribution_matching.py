@@ -174,6 +174,11 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
 
     def __init__(self, options: DistributionMatchingOptions, teacher: TeacherKind) -> None:
         teacher.require_guided(options.scales, as_input=False)
+        if options.guidance is Guidance.DECOUPLED and teacher.rule is not None:
+            raise ValueError(
+                f"guidance is {options.guidance.value}, which takes guidance apart, but the MODEL carries {teacher.rule}, which "
+                "makes another thing of it; remove that node, or choose another guidance."
+            )
         super().__init__(options, teacher)
         self._table = teacher.table
         self._sigmas = options.schedule(options.steps, table=teacher.table)
@@ -324,7 +329,7 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
         return self._options.grid.sigmas(2 * count, table=self._table, name="twice anchor_steps")[: count + 1]
 
     def _guided(self, teacher: Denoiser, batch: Batch) -> Denoiser:
-        return self._options.scales.teaching(teacher, batch, self._options.guidance_scale)
+        return self._options.scales.teaching(teacher, batch, self._options.guidance_scale, rule=self._rule)
 
     def teaching(self, teacher: Denoiser, *, stage: int, batch: Batch) -> Denoiser:
         return self._guided(teacher, batch)

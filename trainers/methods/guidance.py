@@ -110,7 +110,7 @@ class GuidanceDistillation(OnTeacher[GuidanceOptions]):
         x_t = self.family.add_noise(batch.x0, noise, sigma=sigma)
         weight = self._options.weighting(sigma, family=self.family, unit=self._unit)
         scales = self._options.scales.draw(len(k), generator=lesson.generator).to(x_t)
-        x0 = self._options.scales.teaching(lesson.teacher, batch, scales)(x_t, sigma, **batch.condition).float()
+        x0 = self._taught_by(lesson.teacher, batch, scales)(x_t, sigma, **batch.condition).float()
         condition = with_scale(batch.condition, scales) if self.scale_input else batch.condition
         return Target(x_t, sigma, condition, x0, weight, self._options.distance, unit=self._unit)
 
@@ -120,7 +120,10 @@ class GuidanceDistillation(OnTeacher[GuidanceOptions]):
 
     def teaching(self, teacher: Denoiser, *, stage: int, batch: Batch) -> Denoiser:
         """At the middle of the range of guidance scales."""
-        return self._options.scales.teaching(teacher, batch, self._options.scales.usual)
+        return self._taught_by(teacher, batch, self._options.scales.usual)
+
+    def _taught_by(self, teacher: Denoiser, batch: Batch, scales: float | Tensor) -> Denoiser:
+        return self._options.scales.teaching(teacher, batch, scales, rule=self._rule)
 
     def recipe(self, *, stage: int, prediction_type: str) -> Recipe:
         return self._sampled(self._sigmas, prediction_type=prediction_type, guidance_scale=self._options.scales.usual)

@@ -225,14 +225,14 @@ class Progressive(OnTeacher[ProgressiveOptions]):
 
     def teaching(self, teacher: Denoiser, *, stage: int, batch: Batch) -> Denoiser:
         """Guided in the first stage alone, whichever that is: every later teacher has the guidance in it, or takes its scale."""
-        if self.scale_input is None and (stage > 0 or not self._options.scales.guides):
+        if self.scale_input is None and stage > 0:
             return teacher
         return self._at(self._options.scales.usual, teacher, stage=stage, batch=batch)
 
     def _at(self, scales: float | Tensor, teacher: Denoiser, *, stage: int, batch: Batch) -> Denoiser:
         if stage > 0:
             return taking(teacher, scales)
-        return self._options.scales.teaching(teacher, batch, scales, takes_scale=self._takes_scale)
+        return self._options.scales.teaching(teacher, batch, scales, takes_scale=self._takes_scale, rule=self._rule)
 
     def continues(self, options: Mapping[str, Any]) -> bool:
         """With a larger target_steps, all else equal: the schedules are those of start_steps, and so the same.

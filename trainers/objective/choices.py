@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, TypeVar
 
+from ...samplers.noise import GuidanceRule
+
 Options = TypeVar("Options")
 
 
@@ -105,6 +107,20 @@ def require_empty_prompt(scale: float, *, given: bool) -> None:
         raise ValueError(
             f"guidance_scale is {scale}, which needs the empty prompt: connect the negative conditioning, or set "
             "guidance_scale to 1."
+        )
+
+
+def require_rule(rule: GuidanceRule, *, takes_scale: bool, empty_prompt: bool) -> None:
+    """ValueError where a rule of guidance has not what it is a rule of."""
+    if takes_scale:
+        raise ValueError(
+            f"the connected model takes its guidance scale as an input, but it also carries {rule}, which acts on guidance by "
+            "two prompts; remove that node."
+        )
+    if rule.needs_both and not empty_prompt:
+        raise ValueError(
+            f"the MODEL carries {rule}, which wants the empty prompt at every guidance_scale: connect the negative conditioning, "
+            "or remove that node."
         )
 
 

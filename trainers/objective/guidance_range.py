@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from ...samplers.noise import Denoiser, guided
+from ...samplers.noise import Denoiser, GuidanceRule, guided, needs_both
 from ..data.batches import Batch
 from ..data.conditions import Condition
 
@@ -55,17 +55,23 @@ class GuidanceRange:
         return self.low + (self.high - self.low) * torch.rand(count, generator=generator)
 
     def teaching(
-        self, teacher: Denoiser, batch: Batch, scales: float | Tensor, *, takes_scale: bool = False
+        self,
+        teacher: Denoiser,
+        batch: Batch,
+        scales: float | Tensor,
+        *,
+        takes_scale: bool = False,
+        rule: GuidanceRule | None = None,
     ) -> Denoiser:
         """The teacher at a scale, or at one for each sample (B,): by both of its prompts, or as its own input.
 
-        A range of 1 alone leaves it as it is.
+        A range of 1 alone leaves it as it is, but for what its rule of guidance makes of it.
         """
-        if not self.guides:
-            return teacher
-        if takes_scale:
+        if self.guides and takes_scale:
             return taking(teacher, scales)
-        return guided(teacher, guidance_scale=scales, unconditional=batch.empty_prompt())
+        scales = scales if self.guides else 1.0
+        unconditional = batch.empty_prompt() if needs_both(scales, rule) else {}
+        return guided(teacher, guidance_scale=scales, unconditional=unconditional, rule=rule)
 
     def __str__(self) -> str:
         return f"{self.low:g}" if self.low == self.high else f"{self.low:g} to {self.high:g}"

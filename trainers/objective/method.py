@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ...samplers.noise import Denoiser, NoiseFamily
+from ...samplers.noise import Denoiser, GuidanceRule, NoiseFamily
 from ...samplers.recipe import Recipe
 from ..data.batches import Batch
 from ..data.conditions import Condition
@@ -172,7 +172,7 @@ class TeacherKind:
     table: (T,) the model's noise levels, ascending. prediction_type: what its network predicts. takes_scale: whether its
     guidance scale is an input of it. empty_prompt: whether the data have an empty or negative prompt, for guidance by two
     prompts. unit: what is called 1 of data whose deviation is about 1; less where the model's own noise has more than that, in
-    whose units the data then are (HiDream-O1: an eighth).
+    whose units the data then are (HiDream-O1: an eighth). rule: of its guidance, where that is not the usual one.
     """
 
     family: NoiseFamily
@@ -181,10 +181,13 @@ class TeacherKind:
     takes_scale: bool = False
     empty_prompt: bool = False
     unit: float = 1.0
+    rule: GuidanceRule | None = None
 
     def require_guided(self, scales: GuidanceRange, *, as_input: bool) -> None:
         """ValueError where it cannot be guided at these scales: by two prompts, or by an input as the student's."""
         choices.require_empty_prompt(scales.high, given=self.empty_prompt or self.takes_scale)
+        if self.rule is not None:
+            choices.require_rule(self.rule, takes_scale=self.takes_scale, empty_prompt=self.empty_prompt)
         if self.takes_scale and not as_input:
             choices.require_guided_once(scales.high)
 
@@ -228,6 +231,10 @@ class Alone:
     def needs_pictures(self) -> bool:
         return True
 
+    @property
+    def guided_by(self) -> str:
+        return ""
+
     def companions(self, *, stage: int) -> Sequence[Companion]:
         return ()
 
@@ -248,12 +255,17 @@ class OnTeacher(Alone, Generic[Options]):
     def __init__(self, options: Options, teacher: TeacherKind) -> None:
         options.grid.require_for(teacher.family)
         self.family, self._options, self._unit = teacher.family, options, teacher.unit
+        self._rule = teacher.rule
 
     def options(self) -> dict[str, Any]:
         return self._options.written()
 
     def options_of_old(self) -> dict[str, Any]:
         return choices.defaults(type(self._options))
+
+    @property
+    def guided_by(self) -> str:
+        return "" if self._rule is None else str(self._rule)
 
     def continues(self, options: Mapping[str, Any]) -> bool:
         """Of one stage: there is nothing to go on with."""
@@ -289,6 +301,10 @@ class Method(Protocol):
     @property
     def scale_input(self) -> GuidanceRange | None:
         """The scales of a student that takes its guidance scale as an input; None where it does not."""
+
+    @property
+    def guided_by(self) -> str:
+        """Whose functions its teacher's guidance goes through, which the student learns with it; empty where it is as usual."""
 
     @property
     def needs_pictures(self) -> bool:

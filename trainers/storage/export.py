@@ -16,6 +16,8 @@ TEACHER_KEY = "fewstep.teacher_sha256"
 KIND_KEY = "fewstep.kind"
 TEACHER_PREDICTION_KEY = "fewstep.teacher_prediction_type"
 """What the teacher's network predicts. The student's may differ from it, but not in files that are too old to say this."""
+GUIDED_KEY = "fewstep.guided_by"
+"""Whose functions the teacher's guidance went through, which the student has learnt with it."""
 SCALE_INPUT_KEY = "fewstep.scale_input"
 """The guidance scales, as text, that the student was taught to take as an input."""
 _SPECIFICATION = {"eps": "epsilon", "v_prediction": "v"}

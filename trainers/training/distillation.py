@@ -17,7 +17,7 @@ from ..objective.choices import read_options
 from ..objective.method import Method, student_prediction
 from ..objective.perceptual import Perceptual
 from ..processes.group import Processes
-from ..storage.export import FULL_WEIGHTS, LORA, SCALE_INPUT_KEY, TEACHER_PREDICTION_KEY, write_student
+from ..storage.export import FULL_WEIGHTS, GUIDED_KEY, LORA, SCALE_INPUT_KEY, TEACHER_PREDICTION_KEY, write_student
 from ..storage.files import copy_atomically
 from ..storage.identity import gone_on_with
 from ..storage.prefixes import below
@@ -191,6 +191,7 @@ class Distillation:
             **({"fewstep.ema_start_left": f"{self.start_left:.3g}"} if self.options.ema_decay else {}),
             **({"fewstep.started_from": json.dumps(start)} if start else {}),
             TEACHER_PREDICTION_KEY: self.prediction_type,
+            **({GUIDED_KEY: self.method.guided_by} if self.method.guided_by else {}),
             **({SCALE_INPUT_KEY: str(self.method.scale_input)} if self.method.scale_input else {}),
         }
         if self.student["kind"] != LORA:

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...samplers.noise import Denoiser, NoiseFamily, expand_like, guided, unconditioned
+from ...samplers.noise import Denoiser, GuidanceRule, NoiseFamily, expand_like, guided, needs_both, unconditioned
 from ..data.conditions import Condition
 from ..data.streams import stream
 from ..objective import choices
@@ -79,7 +79,7 @@ class Views:
     """A teacher and its prompts: the model's inputs, (B, ...) each, or (1, ...) for those that guidance leads away from.
 
     negative: of guidance. empty: the empty prompt, which NFSD tells from the negative one. source: what the start shows, whose
-    pull is subtracted.
+    pull is subtracted. rule: of the teacher's guidance, where that is not the usual one.
     """
 
     denoiser: Denoiser
@@ -89,10 +89,16 @@ class Views:
     negative: Condition | None = None
     empty: Condition | None = None
     source: Condition | None = None
+    rule: GuidanceRule | None = None
 
     def require_for(self, options: ScoreDistillationOptions) -> None:
         """ValueError, naming the input, for a prompt that the kind needs and that is not there."""
-        if self.negative is None and (options.guidance_scale != 1.0 or options.kind is Kind.NFSD):
+        if self.rule is not None and options.kind is Kind.NFSD:
+            raise ValueError(
+                f"kind is nfsd, which takes guidance apart, but the MODEL carries {self.rule}, which makes another thing of it; "
+                "remove that node, or choose another kind."
+            )
+        if self.negative is None and (needs_both(options.guidance_scale, self.rule) or options.kind is Kind.NFSD):
             raise ValueError(
                 f"guidance_scale is {options.guidance_scale} and kind is {options.kind.value}, which need the negative prompt: "
                 "connect negative."
@@ -106,7 +112,7 @@ class Views:
             )
 
     def guided(self, scale: float) -> Denoiser:
-        return guided(self.denoiser, guidance_scale=scale, unconditional=self.negative or {})
+        return guided(self.denoiser, guidance_scale=scale, unconditional=self.negative or {}, rule=self.rule)
 
 
 class Fake(Protocol):

@@ -144,6 +144,7 @@ def _looking(
             family=host.models.noise_family(sampling),
             table=host.models.noise_levels(sampling),
             condition=given.pop("positive"),
+            rule=host.guiding.rule_of(model),
             **given,
         )
         views.require_for(options)

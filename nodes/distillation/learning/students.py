@@ -14,6 +14,7 @@ from ....samplers.recipe import Recipe
 from ....trainers.objective.guidance_range import GuidanceRange
 from ....trainers.storage.export import (
     FULL_WEIGHTS,
+    GUIDED_KEY,
     KIND_KEY,
     LORA,
     TEACHER_PREDICTION_KEY,
@@ -36,6 +37,7 @@ class FullWeights:
 
 
 StudentOptions = LoRAOptions | FullWeights
+_NOTHING: Mapping[str, str] = {}
 
 
 class LoRAStudentNode:
@@ -178,7 +180,8 @@ def loaded(model: Any, student: str, *, merged: bool = False) -> tuple[Any, Reci
     require_levels(recipe, sampling, file=student)
     lora = metadata.get(KIND_KEY) == LORA
     try:
-        return with_student(model, tensors, lora=lora, recipe=recipe, merged=merged), recipe, metadata
+        made = with_student(model, tensors, lora=lora, recipe=recipe, metadata=metadata, merged=merged)
+        return made, recipe, metadata
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{student} does not fit the connected model: {error}") from error
 
@@ -278,13 +281,24 @@ def require_scale_input(model: Any, options: StudentOptions, scale_input: Guidan
     host.guidance.require_place(model)
 
 
-def with_student(model: Any, tensors: dict[str, Tensor], *, lora: bool, recipe: Recipe, merged: bool = False) -> Any:
+def with_student(
+    model: Any,
+    tensors: dict[str, Tensor],
+    *,
+    lora: bool,
+    recipe: Recipe,
+    metadata: Mapping[str, str] = _NOTHING,
+    merged: bool = False,
+) -> Any:
     """The connected model as the student: with its LoRA, or with its weights, and read as it predicts.
 
-    One that takes its guidance scale as an input is at the recipe's, until Guidance Embedding or a guider sets another.
+    One that takes its guidance scale as an input is at the recipe's, until Guidance Embedding or a guider sets another. What it
+    has learnt of its teacher's guidance (RescaleCFG), as the file's metadata say, is not done to it once more.
     merged: a LoRA goes into the weights, whatever they lose by it, as a file of them needs.
     """
     prediction = recipe.prediction_type
+    if GUIDED_KEY in metadata:
+        model = host.guiding.without(model)
     if lora:
         made = host.training.with_lora(model, tensors, merged=merged)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import PurePath
 from typing import Any
@@ -24,9 +24,9 @@ class Part(Enum):
 OPTIONS = {
     "transformer_options": Part.HONOURED,
     "model_function_wrapper": Part.REFUSED,
-    "sampler_cfg_function": Part.REFUSED,
-    "sampler_pre_cfg_function": Part.REFUSED,
-    "sampler_post_cfg_function": Part.REFUSED,
+    "sampler_cfg_function": Part.HONOURED,  # these three by the teacher's guidance, see guiding
+    "sampler_pre_cfg_function": Part.HONOURED,
+    "sampler_post_cfg_function": Part.HONOURED,
     "sampler_calc_cond_batch_function": Part.REFUSED,
     "denoise_mask_function": Part.REFUSED,
     "context_handler": Part.REFUSED,
@@ -39,6 +39,8 @@ OPTIONS = {
     "ignore_multigpu": Part.ASIDE,
 }
 """All that hosts read in a MODEL's options. Others are data of what is itself in one of these tables."""
+
+GUIDING = ("sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function")
 
 WRAPPERS = {
     "apply_model": Part.HONOURED,
@@ -80,18 +82,18 @@ def require_supported(model: Any) -> None:
     """ValueError naming what a training step has no place for, and whose it is."""
     refused = {k: v for k, v in model.model_options.items() if OPTIONS.get(k) is Part.REFUSED and v}
     if refused:
-        raise ValueError(f"the MODEL carries {_listed(refused)}, which training does not support; remove that node.")
+        raise ValueError(f"the MODEL carries {listed(refused)}, which training does not support; remove that node.")
     around = {kind: keyed for kind, keyed in wrappers(model).items() if WRAPPERS.get(kind) is not Part.HONOURED}
     if around:
         raise ValueError(
-            f"the MODEL carries wrappers around {_listed(around)}, which training does not support; remove that node."
+            f"the MODEL carries wrappers around {listed(around)}, which training does not support; remove that node."
         )
     called = {
         kind: keyed for kind, keyed in _callbacks(model).items() if CALLBACKS.get(kind, Part.REFUSED) is Part.REFUSED
     }
     if called:
         raise ValueError(
-            f"the MODEL carries callbacks {_listed(called)}, which training does not support; remove that node."
+            f"the MODEL carries callbacks {listed(called)}, which training does not support; remove that node."
         )
 
 
@@ -99,14 +101,14 @@ def require_in_a_copy(model: Any) -> None:
     """ValueError for what full weights would lose: all that is neither a number nor a module with its weights."""
     if wrappers(model):
         raise ValueError(
-            f"the MODEL carries wrappers around {_listed(wrappers(model))}, which full weights cannot take over; remove that "
+            f"the MODEL carries wrappers around {listed(wrappers(model))}, which full weights cannot take over; remove that "
             "node or train a LoRA."
         )
     functions = {k: v for k, v in _replaced(model).items() if callable(v) and not isinstance(v, torch.nn.Module)}
     lost = _patches(model) | functions
     if lost:
         raise ValueError(
-            f"the MODEL carries patches ({_listed(lost)}), which full weights cannot take over; remove that node or train a LoRA."
+            f"the MODEL carries patches ({listed(lost)}), which full weights cannot take over; remove that node or train a LoRA."
         )
 
 
@@ -119,9 +121,13 @@ def wrappers(model: Any) -> dict[str, dict[Any, list[Any]]]:
     }
 
 
-def options(model: Any) -> dict[str, Any]:
-    """The MODEL's transformer options as a training step tells them to the network, its wrappers among them."""
-    told = {name: value for name, value in _transformer_options(model).items() if name not in _CACHES}
+def options(model: Any, *, instead: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The MODEL's transformer options as a training step tells them to the network, its wrappers among them.
+
+    instead: options that take their place.
+    """
+    options = _transformer_options(model) if instead is None else instead
+    told = {name: value for name, value in options.items() if name not in _CACHES}
     return {**told, "wrappers": wrappers(model)}
 
 
@@ -131,6 +137,11 @@ def aside(model: Any) -> list[str]:
     faster |= {name for name in _CACHES if name in _transformer_options(model)}
     own = override(model)
     return sorted(faster) + ([f"{backward.ATTENTION_OVERRIDE} ({whose(own)})"] if own else [])
+
+
+def guiding(model: Any) -> dict[str, Any]:
+    """What acts on the network's answers with its prompt and without, by where a sampler calls it."""
+    return {name: model.model_options[name] for name in GUIDING if model.model_options.get(name)}
 
 
 def override(model: Any) -> Any:
@@ -211,20 +222,21 @@ def whose(thing: Any) -> str:
 def _each(several: dict[str, Any]) -> list[str]:
     """Names with whose they are, one for each."""
     return [
-        f"{name} ({', '.join(dict.fromkeys(whose(one) for one in _functions(held)))})" for name, held in several.items()
+        f"{name} ({', '.join(dict.fromkeys(whose(one) for one in functions(held)))})" for name, held in several.items()
     ]
 
 
-def _listed(several: dict[str, Any]) -> str:
+def listed(several: dict[str, Any]) -> str:
+    """Names with whose they are, as one text."""
     return ", ".join(_each(several))
 
 
-def _functions(held: Any) -> Iterator[Any]:
+def functions(held: Any) -> Iterator[Any]:
     """All that is called in a holder of whatever form."""
     if isinstance(held, dict):
         held = list(held.values())
     if isinstance(held, list | tuple):
         for one in held:
-            yield from _functions(one)
+            yield from functions(one)
     else:
         yield held

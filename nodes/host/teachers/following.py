@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....samplers.noise import GuidanceRule
 from ....trainers.data.batches import Batch
+from ....trainers.data.conditions import of_row
 from ..memory import backward
 from ..sampling.models import model_sampling_of, noise_levels
-from . import carried
+from . import carried, guiding
 from .training import as_denoiser, loaded
 
 log = logging.getLogger("comfyui_fewstep")
@@ -20,6 +22,7 @@ _PLACE = 0.02
 """Of the outputs' deviation: by what a sample may differ in another place of the batch. Rounding in few bits stays below."""
 _KERNEL = 0.1
 """By what kernels of attention may: those of SageAttention's kind, in 8 bits and 4, stay below."""
+_SCALE, _SAME = 3.0, 1e-3
 _LEVELS = 11
 """Of the model's, from its first to its last, at which a patch may act or not: a tenth of the sampling is not missed."""
 
@@ -33,6 +36,9 @@ def require_followed(model: Any, batch: Batch) -> None:
     """
     for name in carried.aside(model):
         log.info("%s stands aside for the training", name)
+    rule = guiding.rule_of(model)
+    if rule is not None and (stray := _strays(rule, model, batch)):
+        raise ValueError(f"the MODEL carries {rule}: {stray}, which training cannot follow; remove that node.")
     if carried.acting(model):
         probe = _Probe(model, batch)
         wrong = probe.mixes() or probe.remembers() or probe.looks_at_levels() or probe.replaces_attention()
@@ -50,6 +56,35 @@ def require_followed(model: Any, batch: Batch) -> None:
             )
 
 
+@torch.no_grad()
+def _strays(rule: GuidanceRule, model: Any, batch: Batch) -> str | None:
+    """Why what a MODEL's functions make of its guidance is not a matter of one step's answers alone; None where it is."""
+    levels = _some_levels(model, batch)
+    level = levels[len(levels) // 2].expand(1)
+    x = torch.randn(batch.x0[:1].shape, generator=torch.Generator().manual_seed(0)).to(batch.x0)
+    x = x * torch.clamp(level, min=1.0)
+    denoise = as_denoiser(loaded(model), model=model)
+    condition, unconditional = of_row(batch.condition, 0), of_row(batch.unconditional or {}, 0)
+    seen, without = denoise(x, level, **condition), denoise(x, level, **unconditional) if unconditional else None
+
+    def said(at: Tensor) -> Tensor:
+        scale = 1.0 if without is None else _SCALE
+        prompts = {"condition": condition, "unconditional": unconditional}
+        return rule(x, at.expand(1), seen, without, scale=scale, denoiser=denoise, **prompts)
+
+    try:
+        first, *later = said(level), said(level), *map(said, levels), said(level)
+    except Exception as error:  # whatever somebody's function raises, where it is not called by a sampler
+        return f"it cannot be called there ({error})"
+    far = max(float((first - again).std()) for again in (later[0], later[-1]))
+    return "it remembers the step before" if far > _SAME * float(first.std()) else None
+
+
+def _some_levels(model: Any, batch: Batch) -> Tensor:
+    levels = noise_levels(model_sampling_of(model)).to(batch.x0)
+    return levels[torch.linspace(0, len(levels) - 1, _LEVELS).long()]
+
+
 class _Probe:
     """A network's answers on two samples of noise, without gradient."""
 
@@ -57,7 +92,7 @@ class _Probe:
         self._model, self._network, self._batch = model, loaded(model), batch
         levels = noise_levels(model_sampling_of(model)).to(batch.x0.device)
         self._low, self._level = levels[len(levels) // 10], levels[len(levels) // 2]
-        self._levels = levels[torch.linspace(0, len(levels) - 1, _LEVELS).long()]
+        self._levels = _some_levels(model, batch)
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn((2, *batch.x0.shape[1:]), generator=generator).to(batch.x0)
         self._samples = noise * torch.clamp(self._level, min=1.0)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ....samplers.noise import Denoiser, guided
 from ....trainers.data.batches import Batch
 from ....trainers.measures.answers import answers
 from ....trainers.storage.files import some_of, tensors_sha256
@@ -22,7 +23,7 @@ from ..files import folders
 from ..memory import bypass, weights
 from ..sampling import guidance
 from ..sampling.models import model_sampling_of, noise_family, noise_levels
-from . import carried, training
+from . import carried, guiding, training
 
 _NETWORK = "diffusion_model."
 
@@ -176,6 +177,7 @@ def changes(model: Any) -> dict[str, list[str]]:
         found[f"wrappers around {kind}"] = [one for several in keyed.values() for one in several]
     for kind, several in getattr(model, "injections", {}).items():
         found[f"{kind} injections"] = list(several)
+    found |= {f"{kind} of guidance": list(carried.functions(held)) for kind, held in carried.guiding(model).items()}
     return {kind: sorted(map(_maker, several)) for kind, several in sorted(found.items()) if several}
 
 
@@ -196,6 +198,8 @@ def computes_in(model: Any) -> str:
 _ASKED_AT = (0.5, 0.75)
 """Shares of the MODEL's table of noise levels at which it is asked: 1.6 and 4.1 of SD1.5's 0.03 to 14.6."""
 
+_GUIDED_AT = 3.0
+
 
 def answers_of(model: Any, first: Batch) -> dict[str, list[dict[str, Any]]]:
     """What a loaded MODEL answers to the sample in fixed noise, by what it computes in; see storage's identity."""
@@ -207,6 +211,15 @@ def _answers(model: Any, first: Batch, table: Tensor) -> list[dict[str, Any]]:
     sigmas = [float(table[int(share * (len(table) - 1))]) for share in _ASKED_AT]
     family = noise_family(model_sampling_of(model))
     with torch.inference_mode(False), training.shared_network(model) as network:
-        denoiser = training.as_denoiser(network, model=model)
+        denoiser = _as_guided(training.as_denoiser(network, model=model), model, first)
         found = answers(denoiser, first, sigmas=sigmas, family=family)
     return [{"sigma": sigma, "numbers": numbers} for sigma, numbers in zip(sigmas, found, strict=True)]
+
+
+def _as_guided(denoiser: Denoiser, model: Any, first: Batch) -> Denoiser:
+    """Where the MODEL has functions of its own for that, guided by them: what they are set to is in no weight either."""
+    rule, unconditional = guiding.rule_of(model), first.unconditional
+    if rule is None or (unconditional is None and rule.needs_both):
+        return denoiser
+    scale = 1.0 if unconditional is None else _GUIDED_AT
+    return guided(denoiser, guidance_scale=scale, unconditional=unconditional or {}, rule=rule)

@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,6 @@ def as_denoiser(
     units of the deviation of the model's noise, see latents_for_training. A network that learns to take its guidance scale as an
     input is given it, (B,), by keyword.
     """
-    options = {} if model is None else carried.options(model)
     # an override that is told to be None leaves attention to the host's own choice, see following
     told = {name: value for name, value in {ATTENTION_OVERRIDE: attention, **told}.items() if value is not None}
     scale = noise_scale(network.model_sampling)
@@ -175,6 +175,7 @@ def as_denoiser(
 
     def of_one_shape(x: Tensor, sigma: Tensor, guidance_scale: Tensor | None = None, **condition: Tensor) -> Tensor:
         # a fresh copy: the host's blocks write their position into it
+        options = {} if model is None else carried.options(model, instead=_told_instead.get())
         mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1], **told}
         with (
             refusals.of_prompts(),
@@ -192,6 +193,19 @@ def as_denoiser(
         return by_shape(of_one_shape, x, sigma, condition=condition, each_alone=alone)
 
     return denoiser
+
+
+_told_instead: ContextVar[Mapping[str, Any] | None] = ContextVar("told_instead", default=None)
+
+
+@contextmanager
+def told_instead(transformer_options: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, denoisers tell their networks this in place of the MODEL's own options."""
+    before = _told_instead.set(transformer_options)
+    try:
+        yield
+    finally:
+        _told_instead.reset(before)
 
 
 def diffusion_model_of(network: Network) -> torch.nn.Module:

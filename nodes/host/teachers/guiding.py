@@ -1,0 +1,128 @@
+"""What a MODEL's patches make of its network's answers with a prompt and without: RescaleCFG, CFG-Zero*, CFGNorm, APG, PAG.
+
+A sampler calls them once a step, on samples of one noise level. Training draws a level, and a scale, for each sample: it has them
+called for each alone, so that they see no other's, and one that acts in a part of the sampling acts in that part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.conds
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ....samplers.noise import Denoiser, GuidanceRule
+from ....trainers.data.conditions import Condition, of_row
+from ..sampling.conditions import host_inputs
+from ..sampling.models import model_sampling_of, noise_scale
+from . import carried, training
+
+
+def rule_of(model: Any) -> GuidanceRule | None:
+    """None where the MODEL is guided as usual."""
+    return _Rule(model) if carried.guiding(model) else None
+
+
+def without(model: Any) -> Any:
+    """A clone that is guided as usual."""
+    bare = model.clone()
+    bare.model_options = {name: value for name, value in bare.model_options.items() if name not in carried.GUIDING}
+    return bare
+
+
+class _Rule:
+    """The functions of one MODEL, called as the host's samplers call them."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    @property
+    def needs_both(self) -> bool:
+        return bool(self._model.model_options.get("disable_cfg1_optimization"))
+
+    def __str__(self) -> str:
+        return carried.listed(carried.guiding(self._model))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        with_prompt: Tensor,
+        without: Tensor | None,
+        *,
+        scale: float | Tensor,
+        denoiser: Denoiser,
+        condition: Condition,
+        unconditional: Condition,
+    ) -> Tensor:
+        scales = torch.as_tensor(scale).expand(len(x)).tolist()
+        rows = []
+        for i in range(len(x)):
+            prompts = [of_row(condition, i)] + ([] if without is None else [of_row(unconditional, i)])
+            network = _Asked(self._model, denoiser, sigma[i : i + 1], prompts)
+            answers = [answer[i : i + 1] for answer in (with_prompt, without) if answer is not None]
+            rows.append(self._of_one(network, x[i : i + 1], answers, scale=scales[i]))
+        return torch.cat(rows).to(with_prompt)
+
+    def _of_one(self, network: _Asked, x: Tensor, seen: list[Tensor], *, scale: float) -> Tensor:
+        """Of one sample. Where nobody asked without the prompt the host's samplers have zeros and None."""
+        unit = noise_scale(model_sampling_of(self._model))
+        alone = len(seen) == 1
+        answers = [unit * answer for answer in (*seen, torch.zeros_like(x))[:2]]
+        prompts = [network.prompts[0], None if alone else network.prompts[1]]
+        x, sigma, options = unit * x, network.sigma, self._model.model_options
+        told: Mapping[str, Any] = {"input": x, "sigma": sigma, "timestep": sigma, "cond_scale": scale}
+        for function in options.get("sampler_pre_cfg_function", []):
+            answers = function(
+                {**told, "conds": prompts, "conds_out": answers, "model": network, "model_options": options}
+            )
+        found: Tensor = comfy.samplers.cfg_function(
+            network, *answers[:2], scale, x, sigma, model_options=options, cond=prompts[0], uncond=prompts[1]
+        )
+        return found / unit
+
+
+class _Asked:
+    """The host's network for functions that read from it, or have it answer once more (PAG, skipped layers).
+
+    It is the teacher who answers, whatever learns on the same weights. prompts: the sample's, as the host's samplers hold them.
+    """
+
+    def __init__(self, model: Any, denoiser: Denoiser, sigma: Tensor, conditions: list[Condition]) -> None:
+        self._network, self.current_patcher = model.model, model
+        self._denoiser, self.sigma, self._conditions = denoiser, sigma, conditions
+        self.prompts = [[{"model_conds": _as_conds(host_inputs(one)), "uuid": i}] for i, one in enumerate(conditions)]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
+
+    def apply_model(
+        self, x: Tensor, sigma: Tensor, *, transformer_options: Mapping[str, Any], control: Any = None, **given: Any
+    ) -> Tensor:
+        """The host's, of one sample. ValueError for another prompt than the sample's."""
+        unit = noise_scale(self._network.model_sampling)
+        for condition in self._conditions:
+            if _equal(given, host_inputs(condition)):
+                with training.told_instead(transformer_options):
+                    return unit * self._denoiser(x / unit, sigma, **condition)
+        raise ValueError("it has the network answer to other prompts")
+
+
+def _as_conds(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The host's conditioning objects of a network's inputs."""
+    kinds = {Tensor: comfy.conds.CONDRegular, list: getattr(comfy.conds, "CONDList", None)}
+    return {name: (kinds.get(type(value)) or comfy.conds.CONDConstant)(value) for name, value in inputs.items()}
+
+
+def _equal(given: Any, wanted: Any) -> bool:
+    if isinstance(wanted, Tensor):
+        return isinstance(given, Tensor) and given.shape == wanted.shape and torch.equal(given.to(wanted), wanted)
+    if isinstance(wanted, Mapping):
+        return given.keys() == wanted.keys() and all(_equal(given[name], wanted[name]) for name in wanted)
+    if isinstance(wanted, list):
+        return len(given) == len(wanted) and all(map(_equal, given, wanted))
+    return bool(given == wanted)
