@@ -182,6 +182,8 @@ def of_host(module, name, *given):
     ],
 )
 def test_the_hosts_own_nodes_guide_the_teacher_as_they_guide_its_samplers(module, name, given, of):
+    if (name, of) == ("PerturbedAttentionGuidance", "sd3"):
+        pytest.skip("the node acts on UNets alone")
     made = of_host(module, name, *given)(tiny(of))
     host.following.require_followed(made, batch_of(made, of=of))
     assert_taught_as_by_the_host(made, of=of)
