@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -113,6 +113,21 @@ def unconditioned(denoiser: Denoiser, unconditional: dict[str, Tensor]) -> Denoi
     return denoise
 
 
+class Answers(NamedTuple):
+    """What a denoiser sees in x (B, ...) at sigma (B,), by its prompts.
+
+    without: None where nobody asked. denoiser, condition, unconditional: what it was asked of, for rules that ask once more.
+    """
+
+    x: Tensor
+    sigma: Tensor
+    with_prompt: Tensor
+    without: Tensor | None
+    denoiser: Denoiser
+    condition: dict[str, Tensor]
+    unconditional: dict[str, Tensor]
+
+
 class GuidanceRule(Protocol):
     """What is made of a network's answers with its prompt and without, where that is not classifier-free guidance alone.
 
@@ -125,22 +140,8 @@ class GuidanceRule(Protocol):
     def __str__(self) -> str:
         """Whose it is, for people."""
 
-    def __call__(
-        self,
-        x: Tensor,
-        sigma: Tensor,
-        with_prompt: Tensor,
-        without: Tensor | None,
-        *,
-        scale: float | Tensor,
-        denoiser: Denoiser,
-        condition: dict[str, Tensor],
-        unconditional: dict[str, Tensor],
-    ) -> Tensor:
-        """x0 (B, ...) from what was seen in x (B, ...) at sigma (B,). scale: one, or (B,).
-
-        without: None where nobody asked. denoiser, condition, unconditional: what it was seen by, for rules that ask once more.
-        """
+    def __call__(self, answers: Answers, *, scale: float | Tensor) -> Tensor:
+        """x0 (B, ...). scale: one, or (B,)."""
 
 
 def guided(
@@ -158,20 +159,19 @@ def guided(
     both = needs_both(guidance_scale, rule)
     if rule is None and not both:
         return denoiser
-    without_prompt = unconditioned(denoiser, unconditional)
+    without_prompt, combined = unconditioned(denoiser, unconditional), rule or _classifier_free
 
     def guided_denoiser(x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
         without = without_prompt(x, sigma) if both else None
         with_prompt = denoiser(x, sigma, **condition)
-        if rule is not None:
-            prompts = {"condition": condition, "unconditional": unconditional}
-            return rule(x, sigma, with_prompt, without, scale=guidance_scale, denoiser=denoiser, **prompts)
-        return _classifier_free(with_prompt, without, scale=guidance_scale)
+        answers = Answers(x, sigma, with_prompt, without, denoiser, condition, unconditional)
+        return combined(answers, scale=guidance_scale)
 
     return guided_denoiser
 
 
-def _classifier_free(with_prompt: Tensor, without: Tensor | None, *, scale: float | Tensor) -> Tensor:
+def _classifier_free(answers: Answers, *, scale: float | Tensor) -> Tensor:
+    with_prompt, without = answers.with_prompt, answers.without
     if without is None:
         return with_prompt
     return without + (expand_like(scale, without) if isinstance(scale, Tensor) else scale) * (with_prompt - without)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...samplers.noise import GuidanceRule
 from ...trainers.methods import METHODS, UNCHOSEN, read_method
 from ...trainers.methods.progressive import ProgressiveOptions
 from ...trainers.objective.method import Method, MethodOptions, TeacherKind, student_prediction
@@ -45,8 +46,9 @@ def method_on(model: Any, method: MethodOptions, *, empty_prompt: bool) -> Metho
         host.models.model_sampling_of(model),
         takes_scale=host.guidance.embedding_of(model) is not None,
         empty_prompt=empty_prompt,
+        rule=host.guiding.rule_of(model),
     )
-    return method.on(dataclasses.replace(kind, rule=host.guiding.rule_of(model)))
+    return method.on(kind)
 
 
 def method_as_begun(method: MethodOptions, run: RunFolder) -> MethodOptions:
@@ -61,7 +63,9 @@ def method_as_begun(method: MethodOptions, run: RunFolder) -> MethodOptions:
     return dataclasses.replace(method, **kept)  # type: ignore[type-var]
 
 
-def teacher_kind(sampling: Any, *, takes_scale: bool = False, empty_prompt: bool = False) -> TeacherKind:
+def teacher_kind(
+    sampling: Any, *, takes_scale: bool = False, empty_prompt: bool = False, rule: GuidanceRule | None = None
+) -> TeacherKind:
     """Of a host's model sampling."""
     return TeacherKind(
         family=host.models.noise_family(sampling),
@@ -70,6 +74,7 @@ def teacher_kind(sampling: Any, *, takes_scale: bool = False, empty_prompt: bool
         takes_scale=takes_scale,
         empty_prompt=empty_prompt,
         unit=1.0 / host.models.noise_scale(sampling),
+        rule=rule,
     )
 
 

@@ -150,6 +150,15 @@ def hosts_x0(model, x, sigma, prompt, negative=None, *, cfg=1.0):
     return model.model.process_latent_in(latents)
 
 
+def perturbed(args):
+    """As PAG, and skipped layers: of what the network answers with its attention left out."""
+    options = comfy.model_patcher.set_model_options_patch_replace(
+        args["model_options"].copy(), lambda q, k, v, extra: v, "attn1", "middle", 0
+    )
+    (other,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], options)
+    return args["denoised"] + 2.0 * (args["cond_denoised"] - other)
+
+
 def assert_seen_as_by_the_host(one, model, x, prompt, *, sigma=0.6):
     """The training's denoiser sees in x what the host's samplers do. one: of the benchmark's table."""
     condition = host.inputs.condition_for_training(model, prompt, latents=x, name="positive")

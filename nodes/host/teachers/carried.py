@@ -17,6 +17,7 @@ class Part(Enum):
     """What a kind of patch is in a training step."""
 
     HONOURED = "called as a sampler calls it"
+    GUIDES = "called on the network's answers with its prompt and without, see guiding"
     ASIDE = "no part of what the model means"
     REFUSED = "what a training step cannot call"
 
@@ -24,9 +25,9 @@ class Part(Enum):
 OPTIONS = {
     "transformer_options": Part.HONOURED,
     "model_function_wrapper": Part.REFUSED,
-    "sampler_cfg_function": Part.HONOURED,  # these three by the teacher's guidance, see guiding
-    "sampler_pre_cfg_function": Part.HONOURED,
-    "sampler_post_cfg_function": Part.HONOURED,
+    "sampler_cfg_function": Part.GUIDES,
+    "sampler_pre_cfg_function": Part.GUIDES,
+    "sampler_post_cfg_function": Part.GUIDES,
     "sampler_calc_cond_batch_function": Part.REFUSED,
     "denoise_mask_function": Part.REFUSED,
     "context_handler": Part.REFUSED,
@@ -39,8 +40,6 @@ OPTIONS = {
     "ignore_multigpu": Part.ASIDE,
 }
 """All that hosts read in a MODEL's options. Others are data of what is itself in one of these tables."""
-
-GUIDING = ("sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function")
 
 WRAPPERS = {
     "apply_model": Part.HONOURED,
@@ -141,7 +140,7 @@ def aside(model: Any) -> list[str]:
 
 def guiding(model: Any) -> dict[str, Any]:
     """What acts on the network's answers with its prompt and without, by where a sampler calls it."""
-    return {name: model.model_options[name] for name in GUIDING if model.model_options.get(name)}
+    return {name: held for name, held in model.model_options.items() if OPTIONS.get(name) is Part.GUIDES and held}
 
 
 def override(model: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....samplers.noise import GuidanceRule
+from ....samplers.noise import Answers, GuidanceRule
 from ....trainers.data.batches import Batch
 from ....trainers.data.conditions import of_row
 from ..memory import backward
@@ -22,7 +22,10 @@ _PLACE = 0.02
 """Of the outputs' deviation: by what a sample may differ in another place of the batch. Rounding in few bits stays below."""
 _KERNEL = 0.1
 """By what kernels of attention may: those of SageAttention's kind, in 8 bits and 4, stay below."""
-_SCALE, _SAME = 3.0, 1e-3
+_SAME = 1e-3
+"""By what guidance may that is asked the same again: kernels of a GPU add up in no fixed order."""
+_SCALE = 3.0
+"""Of guidance that is tried."""
 _LEVELS = 11
 """Of the model's, from its first to its last, at which a patch may act or not: a tenth of the sampling is not missed."""
 
@@ -61,16 +64,15 @@ def _strays(rule: GuidanceRule, model: Any, batch: Batch) -> str | None:
     """Why what a MODEL's functions make of its guidance is not a matter of one step's answers alone; None where it is."""
     levels = _some_levels(model, batch)
     level = levels[len(levels) // 2].expand(1)
-    x = torch.randn(batch.x0[:1].shape, generator=torch.Generator().manual_seed(0)).to(batch.x0)
-    x = x * torch.clamp(level, min=1.0)
+    x = _noise(batch, 1) * torch.clamp(level, min=1.0)
     denoise = as_denoiser(loaded(model), model=model)
     condition, unconditional = of_row(batch.condition, 0), of_row(batch.unconditional or {}, 0)
     seen, without = denoise(x, level, **condition), denoise(x, level, **unconditional) if unconditional else None
 
+    answers = Answers(x, level, seen, without, denoise, condition, unconditional)
+
     def said(at: Tensor) -> Tensor:
-        scale = 1.0 if without is None else _SCALE
-        prompts = {"condition": condition, "unconditional": unconditional}
-        return rule(x, at.expand(1), seen, without, scale=scale, denoiser=denoise, **prompts)
+        return rule(answers._replace(sigma=at.expand(1)), scale=1.0 if without is None else _SCALE)
 
     try:
         first, *later = said(level), said(level), *map(said, levels), said(level)
@@ -78,6 +80,10 @@ def _strays(rule: GuidanceRule, model: Any, batch: Batch) -> str | None:
         return f"it cannot be called there ({error})"
     far = max(float((first - again).std()) for again in (later[0], later[-1]))
     return "it remembers the step before" if far > _SAME * float(first.std()) else None
+
+
+def _noise(batch: Batch, count: int) -> Tensor:
+    return torch.randn((count, *batch.x0.shape[1:]), generator=torch.Generator().manual_seed(0)).to(batch.x0)
 
 
 def _some_levels(model: Any, batch: Batch) -> Tensor:
@@ -93,9 +99,7 @@ class _Probe:
         levels = noise_levels(model_sampling_of(model)).to(batch.x0.device)
         self._low, self._level = levels[len(levels) // 10], levels[len(levels) // 2]
         self._levels = _some_levels(model, batch)
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn((2, *batch.x0.shape[1:]), generator=generator).to(batch.x0)
-        self._samples = noise * torch.clamp(self._level, min=1.0)
+        self._samples = _noise(batch, 2) * torch.clamp(self._level, min=1.0)
         self._condition = {name: torch.cat([value[:1], value[:1]]) for name, value in batch.condition.items()}
         self._twice, self._again = self._answer(), self._answer()
 

@@ -14,7 +14,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ....samplers.noise import Denoiser, GuidanceRule
+from ....samplers.noise import Answers, Denoiser, GuidanceRule
 from ....trainers.data.conditions import Condition, of_row
 from ..sampling.conditions import host_inputs
 from ..sampling.models import model_sampling_of, noise_scale
@@ -28,8 +28,8 @@ def rule_of(model: Any) -> GuidanceRule | None:
 
 def without(model: Any) -> Any:
     """A clone that is guided as usual."""
-    bare = model.clone()
-    bare.model_options = {name: value for name, value in bare.model_options.items() if name not in carried.GUIDING}
+    bare, own = model.clone(), carried.guiding(model)
+    bare.model_options = {name: value for name, value in bare.model_options.items() if name not in own}
     return bare
 
 
@@ -47,26 +47,16 @@ class _Rule:
         return carried.listed(carried.guiding(self._model))
 
     @torch.no_grad()
-    def __call__(
-        self,
-        x: Tensor,
-        sigma: Tensor,
-        with_prompt: Tensor,
-        without: Tensor | None,
-        *,
-        scale: float | Tensor,
-        denoiser: Denoiser,
-        condition: Condition,
-        unconditional: Condition,
-    ) -> Tensor:
-        scales = torch.as_tensor(scale).expand(len(x)).tolist()
+    def __call__(self, answers: Answers, *, scale: float | Tensor) -> Tensor:
+        x, sigma = answers.x, answers.sigma
+        prompts = [answers.condition] if answers.without is None else [answers.condition, answers.unconditional]
+        seen = [answer for answer in (answers.with_prompt, answers.without) if answer is not None]
         rows = []
-        for i in range(len(x)):
-            prompts = [of_row(condition, i)] + ([] if without is None else [of_row(unconditional, i)])
-            network = _Asked(self._model, denoiser, sigma[i : i + 1], prompts)
-            answers = [answer[i : i + 1] for answer in (with_prompt, without) if answer is not None]
-            rows.append(self._of_one(network, x[i : i + 1], answers, scale=scales[i]))
-        return torch.cat(rows).to(with_prompt)
+        for i, own in enumerate(torch.as_tensor(scale).expand(len(x)).tolist()):
+            at = slice(i, i + 1)
+            network = _Asked(self._model, answers.denoiser, sigma[at], [of_row(prompt, i) for prompt in prompts])
+            rows.append(self._of_one(network, x[at], [answer[at] for answer in seen], scale=own))
+        return torch.cat(rows).to(answers.with_prompt)
 
     def _of_one(self, network: _Asked, x: Tensor, seen: list[Tensor], *, scale: float) -> Tensor:
         """Of one sample. Where nobody asked without the prompt the host's samplers have zeros and None."""

@@ -199,6 +199,7 @@ _ASKED_AT = (0.5, 0.75)
 """Shares of the MODEL's table of noise levels at which it is asked: 1.6 and 4.1 of SD1.5's 0.03 to 14.6."""
 
 _GUIDED_AT = 3.0
+"""The scale at which it is asked, where it has functions of its own for guidance."""
 
 
 def answers_of(model: Any, first: Batch) -> dict[str, list[dict[str, Any]]]:

@@ -6,8 +6,6 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
-import comfy.model_patcher
-import comfy.samplers
 from architectures import conditioning, noise_for, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation.learning import methods, students
@@ -17,7 +15,7 @@ from comfyui_fewstep.trainers.storage.files import read_metadata
 from comfyui_fewstep.trainers.students.adapters import LoRALayers, LoRAOptions
 from gradients import cosine_of_all
 from test_lora import distil, draw, output  # noqa: F401
-from todays_inputs import hosts_x0
+from todays_inputs import hosts_x0, perturbed
 
 
 def with_scaled_guidance(factor=2.0, *, of="sd15"):
@@ -28,21 +26,6 @@ def with_scaled_guidance(factor=2.0, *, of="sd15"):
         return args["uncond"] + factor * args["cond_scale"] * (args["cond"] - args["uncond"])
 
     model.set_model_sampler_cfg_function(scaled)
-    return model
-
-
-def asking_once_more(model):
-    """As PAG."""
-
-    def perturbed(args):
-        options = comfy.model_patcher.set_model_options_patch_replace(
-            args["model_options"].copy(), lambda q, k, v, extra: v, "attn1", "middle", 0
-        )
-        sampled = comfy.samplers.calc_cond_batch
-        (other,) = sampled(args["model"], [args["cond"]], args["input"], args["sigma"], options)
-        return args["denoised"] + 2.0 * (args["cond_denoised"] - other)
-
-    model.set_model_sampler_post_cfg_function(perturbed)
     return model
 
 
@@ -93,7 +76,8 @@ def test_a_run_goes_on_with_the_same_guidance_alone(output):  # noqa: F811
 
 def test_it_is_the_teacher_who_answers_once_more():
     """The same weights carry the student's LoRA meanwhile."""
-    model = asking_once_more(tiny("sd15"))
+    model = tiny("sd15")
+    model.set_model_sampler_post_cfg_function(perturbed)
     x, sigma = 2.0 * noise_for(model)[:1], torch.full((1,), 3.0)
     prompts = [
         host.inputs.condition_for_training(model, conditioning("sd15", seed=seed), latents=x, name="positive")

@@ -9,13 +9,12 @@ from comfyui_fewstep.commands.embedded import import_host
 import_host()
 
 import comfy.conds
-import comfy.model_patcher
 import comfy.samplers
 from architectures import conditioning, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.samplers.noise import guided
 from comfyui_fewstep.trainers.data.batches import Batch
-from todays_inputs import hosts_x0, noise
+from todays_inputs import hosts_x0, noise, perturbed
 
 LEVELS, SCALES = (3.0, 0.4), (2.0, 5.0)
 HAS_PRE_CFG = hasattr(tiny("sd15"), "set_model_sampler_pre_cfg_function")
@@ -56,15 +55,6 @@ def by_the_sampling_object(args):
     """As TSR."""
     table = args["model"].current_patcher.get_model_object("model_sampling")
     return args["denoised"] * (1.0 - args["sigma"] / table.sigma_max)
-
-
-def perturbed(args):
-    """As PAG, and skipped layers: of what the network answers with its attention left out."""
-    options = comfy.model_patcher.set_model_options_patch_replace(
-        args["model_options"].copy(), lambda q, k, v, extra: v, "attn1", "middle", 0
-    )
-    (other,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], options)
-    return args["denoised"] + 2.0 * (args["cond_denoised"] - other)
 
 
 def from_the_negative(args):

@@ -32,9 +32,10 @@ class Rule:
     def __str__(self):
         return "a rule of a node"
 
-    def __call__(self, x, sigma, with_prompt, without, *, scale, denoiser, condition, unconditional):
-        without = torch.zeros_like(x) if without is None else without
-        assert torch.equal(denoiser(x, sigma, **condition), with_prompt)
+    def __call__(self, answers, *, scale):
+        x, with_prompt = answers.x, answers.with_prompt
+        without = torch.zeros_like(x) if answers.without is None else answers.without
+        assert torch.equal(answers.denoiser(x, answers.sigma, **answers.condition), with_prompt)
         return 10.0 * (expand_like(scale, x) if isinstance(scale, torch.Tensor) else scale) + with_prompt - without
 
 
