@@ -20,6 +20,9 @@ from ..sampling.conditions import host_inputs
 from ..sampling.models import model_sampling_of, noise_scale
 from . import carried, training
 
+_BOTH_AT_1 = "disable_cfg1_optimization"
+"""The option by which such functions have the host's samplers ask without the prompt at a cfg of 1, too."""
+
 
 def rule_of(model: Any) -> GuidanceRule | None:
     """None where the MODEL is guided as usual."""
@@ -27,8 +30,8 @@ def rule_of(model: Any) -> GuidanceRule | None:
 
 
 def without(model: Any) -> Any:
-    """A clone that is guided as usual."""
-    bare, own = model.clone(), carried.guiding(model)
+    """A clone that is guided as usual, and at a scale of 1 asked by its prompt alone."""
+    bare, own = model.clone(), [*carried.guiding(model), _BOTH_AT_1]
     bare.model_options = {name: value for name, value in bare.model_options.items() if name not in own}
     return bare
 
@@ -41,7 +44,7 @@ class _Rule:
 
     @property
     def needs_both(self) -> bool:
-        return bool(self._model.model_options.get("disable_cfg1_optimization"))
+        return bool(self._model.model_options.get(_BOTH_AT_1))
 
     def __str__(self) -> str:
         return carried.listed(carried.guiding(self._model))

@@ -14,7 +14,8 @@ from architectures import conditioning, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.samplers.noise import guided
 from comfyui_fewstep.trainers.data.batches import Batch
-from todays_inputs import hosts_x0, noise, perturbed
+from test_wired import with_noise_scale
+from todays_inputs import CHANNELS, hosts_x0, noise, perturbed, text
 
 LEVELS, SCALES = (3.0, 0.4), (2.0, 5.0)
 HAS_PRE_CFG = hasattr(tiny("sd15"), "set_model_sampler_pre_cfg_function")
@@ -177,6 +178,41 @@ def test_the_hosts_own_nodes_guide_the_teacher_as_they_guide_its_samplers(module
     made = of_host(module, name, *given)(tiny(of))
     host.following.require_followed(made, batch_of(made, of=of))
     assert_taught_as_by_the_host(made, of=of)
+
+
+def test_guidance_sees_samples_in_the_models_own_scale():
+    """HiDream O1's noise has another deviation than 1, in whose units training has all its samples."""
+    model, x, unit = with_noise_scale(4.0), noise(1, CHANNELS, 1, 4, 4), 4.0
+    model.model_options["sampler_post_cfg_function"] = [of_a_size, asked_again]
+    prompts = text(4), text(4, seed=1)
+    positive, negative = (
+        host.inputs.condition_for_training(model, prompt, latents=x, name="positive") for prompt in prompts
+    )
+    with torch.no_grad():
+        denoise = host.training.as_denoiser(host.training.loaded(model), model=model)
+        taught = guided(denoise, guidance_scale=3.0, unconditional=negative, rule=host.guiding.rule_of(model))
+        found = taught(x, torch.full((1,), 0.6), **positive)
+    torch.testing.assert_close(unit * found, hosts_x0(model, unit * x, 0.6, *prompts, cfg=3.0))
+
+
+def of_a_size(args):
+    """As what is large is cut off: of latents of some hundreds here."""
+    return args["denoised"].clamp(-200.0, 200.0)
+
+
+def asked_again(args):
+    (other,) = comfy.samplers.calc_cond_batch(
+        args["model"], [args["cond"]], 0.5 * args["input"], args["sigma"], args["model_options"]
+    )
+    return args["denoised"] + other.square()
+
+
+def test_a_student_is_asked_once_a_step_whatever_its_teachers_functions_wanted():
+    """SAG's have the host ask without the prompt at a cfg of 1, too; they are gone."""
+    model = carrying(sampler_post_cfg_function=[from_the_negative], disable_cfg1_optimization=True)
+    counting, rows = host.data.counting(host.guiding.without(model))
+    hosts_x0(counting, noise(1, 4, 8, 8), 3.0, conditioning("sd15", seed=0), conditioning("sd15", seed=1))
+    assert rows == [1]
 
 
 # --- before the run --------------------------------------------------------------------------------------------------
