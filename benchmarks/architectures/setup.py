@@ -62,7 +62,7 @@ class Architecture:
     alone, and is left out; of a list of blocks all but the first. deep: what the network has for many blocks beside the
     numbers of them, see deeper. fixed: sizes that the host's class sets itself, whatever a file holds, made small. samplers_own:
     settings of the host's ModelSamplingDiscrete, where only behind that its own euler and lcm are right. at_once: how many
-    samples the host's samplers are given.
+    samples the host's samplers are given. frames: of a video, where a network's batch is one.
     """
 
     config: str
@@ -78,6 +78,7 @@ class Architecture:
     fixed: dict[str, Any] = field(default_factory=dict)
     samplers_own: dict[str, Any] = field(default_factory=dict)
     at_once: int = 2
+    frames: int = 0
 
     def for_the_hosts_samplers(self, model: Any) -> Any:
         """The MODEL as samplers_own has it."""
@@ -127,10 +128,17 @@ class Architecture:
         """Unit noise in the shape of the model's latents; of several streams the host's nested tensor."""
         generator = torch.Generator().manual_seed(seed)
         if not self.streams:
-            return torch.randn(batch, *self.latent, generator=generator)
+            return torch.randn(batch * max(1, self.frames), *self.latent, generator=generator)
         from comfy.nested_tensor import NestedTensor
 
         return NestedTensor([torch.randn(batch, *shape, generator=generator) for shape in self.streams])
+
+    def samples(self, model: Any, latents: Any) -> Tensor:
+        """Latents like noise as a training has them, (batch, ...)."""
+        from ...nodes.host import inputs
+
+        apart = latents.split(self.frames) if self.frames else [latents]
+        return torch.cat([inputs.latents_for_training(model, {"samples": each}) for each in apart])
 
 
 _NEWER = "txt_ids_dims"

@@ -61,7 +61,7 @@ class Subject:
 
         noise = self.architecture.noise(batch=BATCH)
         latent = {"samples": noise if self.architecture.streams else self.model.model.process_latent_out(noise)}
-        x0, shapes = inputs.latents_for_training(self.model, latent), inputs.stream_shapes(latent)
+        x0, shapes = self.architecture.samples(self.model, latent["samples"]), inputs.stream_shapes(latent)
         prompts = [
             inputs.condition_for_training(
                 self.model, self.architecture.conditioning(seed=seed), latents=x0, name=name, shapes=shapes

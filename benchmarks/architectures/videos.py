@@ -116,7 +116,14 @@ def seconds(*names: str) -> dict[str, Noise]:
 
 VIDEOS = {
     "svd": Architecture(
-        "SVD_img2vid", SVD, (4, 4, 6), 1024, options={"concat_latent_image": Noise((4, 4, 6))}, deep=DEEP_UNET
+        "SVD_img2vid",
+        SVD,
+        (4, 4, 6),
+        1024,
+        options={"concat_latent_image": Noise((4, 4, 6))},
+        deep=DEEP_UNET,
+        at_once=1,
+        frames=3,
     ),
     "wan": Architecture("WAN21_T2V", WAN, FRAMES, 32),
     "wan_i2v": Architecture(

@@ -129,6 +129,12 @@ class Preview:
 
     def _decode(self, latents: Tensor, shapes: Shapes | None) -> Tensor:
         host.signals.check_cancelled()
+        if not host.videos.batch_is_frames(self._model.model):
+            return self._seen(latents, shapes)
+        videos = [self._seen(one, shapes) for one in latents.split(1)]  # a batch of frames of the VAE is one video, too
+        return torch.stack([frames[len(frames) // 2] for frames in videos])
+
+    def _seen(self, latents: Tensor, shapes: Shapes | None) -> Tensor:
         ready = host.inputs.latents_for_host(self._model, latents, shapes=shapes)
         pictures = self._vae.decode(host.inputs.first_stream(ready, shapes))[..., :3].clamp(0.0, 1.0)
         return pictures[:, pictures.shape[1] // 2] if pictures.ndim == 5 else pictures

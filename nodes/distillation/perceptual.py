@@ -48,6 +48,11 @@ def perceptual_of(method: Method, sample: Batch, *, model: Any, vae: Any) -> Per
     if not _wanted(options):
         return None
     require(options, vae=vae)
+    if host.videos.batch_is_frames(model.model):
+        raise ValueError(
+            "distance is 'lpips', which compares pictures, but this model's samples are videos; choose another distance: squared "
+            "or pseudo_huber."
+        )
     pictures = pictures_of(vae, model=model)
     _require_gradient(pictures, sample.x0, vae=vae)
     return lpips_distance(pictures, device=sample.x0.device)

@@ -3,7 +3,7 @@
 from .editor import graph, latent_previews, limits, signals
 from .files import checkpoints, folders, naming
 from .memory import backward, bypass, precision
-from .sampling import conditions, experts, guidance, inputs, models
+from .sampling import conditions, experts, guidance, inputs, models, videos
 from .teachers import carried, data, encoding, following, guiding, identity, training
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "precision",
     "signals",
     "training",
+    "videos",
 ]

@@ -13,7 +13,7 @@ from architectures import ARCHITECTURES as OLD
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.trainers.data.batches import TensorData
 
-REFUSED = ("svd", "hunyuan_image_meanflow", "wan_causal_ar")
+REFUSED = ("hunyuan_image_meanflow", "wan_causal_ar")
 """Of training, by name."""
 ARCHITECTURES = {kind: one for kind, one in ALL.items() if kind not in REFUSED and (kind not in OLD or kind == "flux")}
 
@@ -30,7 +30,7 @@ def tiny(name: str, *, seed: int = 0, batch: int = 2) -> tuple[Any, torch.Tensor
     """(MODEL, noise, the denoiser's inputs besides x and sigma); all drawn from the seed."""
     one = ALL[name]
     model, noise = one.model(seed=seed), {"samples": one.noise(seed=seed, batch=batch)}
-    x, shapes = host.inputs.latents_for_training(model, noise), host.inputs.stream_shapes(noise)
+    x, shapes = one.samples(model, noise["samples"]), host.inputs.stream_shapes(noise)
     prompt = one.conditioning(seed=seed, batch=batch)
     inputs = host.inputs.condition_for_training(model, prompt, latents=x, name="positive", shapes=shapes)
     # the host's attention on CPUs takes no mask of several rows; Mochi asks torch's own, and for one always

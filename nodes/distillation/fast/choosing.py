@@ -163,10 +163,10 @@ class Wishes:
     def _require_frames(self) -> None:
         if self.frames and self.folder.strip():
             raise ValueError(f"frames is {self.frames}, but folder is of still pictures; give one of the two.")
-        if self.frames and getattr(self.model.model, "image_to_video", False):
+        if host.data.wants_a_picture(self.model):
             raise ValueError(
-                f"frames is {self.frames}, but this model goes on from a picture, which prompts alone do not have. Connect "
-                "latents of clips and positive."
+                "this model goes on from a picture, which prompts alone and folders of pictures do not give it. Connect latents "
+                "of clips, and positive and negative of their pictures."
             )
         if self.family.video and not self.frames:
             raise ValueError(

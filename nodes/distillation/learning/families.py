@@ -50,6 +50,7 @@ _FAMILIES = (
     Family(name="HunyuanVideo", classes=("HunyuanVideo",), guidance=1.0, untold=6.0, video=True),
     Family(name="CogVideoX", classes=("CogVideoX",), guidance=6.0, video=True),
     Family(name="MiniMax H3", classes=("MiniMaxH3",), guidance=1.0, video=True),
+    Family(name="Stable Video Diffusion", classes=("SVD_img2vid",), guidance=2.5, video=True),
     Family(name="the demo's digits", classes=("DigitModel",), side=32, guidance=1.5, start_steps=64),
 )
 _OTHERS = {

@@ -104,7 +104,7 @@ class ScoreDistillation:
                 raise ValueError(
                     "a mask is connected, but latent has several streams, of video and of sound; leave the mask out."
                 )
-            whole = [host.inputs.mask_for_training(one, like=start) for one in masks]
+            whole = [host.inputs.mask_for_training(model, one, like=start) for one in masks]
             show = host.latent_previews.watching(model, options.iterations)
             # where latents are told in units of the model's noise, the step is as long in the latent's own
             unit = host.models.noise_scale(host.models.model_sampling_of(model))
@@ -112,7 +112,7 @@ class ScoreDistillation:
 
             def observe(done: int, x: Tensor) -> None:
                 host.signals.check_cancelled()
-                show(done, host.inputs.as_given(unit * x, latent))
+                show(done, host.inputs.as_given(host.videos.in_batch(model.model, unit * x), latent))
 
             with _looking(model, prompts, latent, start, options) as (views, fake):
                 found = distil_latent(start, options, views, fake=fake, mask=_product(whole), observe=observe)

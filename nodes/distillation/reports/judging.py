@@ -213,7 +213,7 @@ class Asked:
     def _picture(self, one: Model, counting: Any, conditioning: Conditioning, seed: int) -> Any:
         """Latents, nested where there is sound."""
         seed %= 2**64  # as KSampler has it
-        noise = host.data.noise_like(self._empty, seed=seed)
+        noise = host.data.noise_like(self.teacher, self._empty, seed=seed)
         return host.models.sample(
             counting,
             one.sampler,

@@ -3,7 +3,8 @@
 A Condition holds tensors alone, (N, ...) each. What else the host gives a network stands in their names: the tensors of a list
 as `name[0]`, `name[1]`, ...; a constant, which a whole forward has in common, as `name=<JSON>` with an empty tensor (N, 0). So
 samples are drawn in one batch only where their constants are equal, and constants are in the data's files and hash. Tensors that
-a constant holds stand by their places, as `name.refs[0].latent`, (1, ...) as of one sample, and null is where they were.
+a constant holds stand by their places, as `name.refs[0].latent`, (1, ...) as of one sample, and null is where they were. Of a
+network whose batch is the frames of a video tensors are (N, F or 1, ...), what its frames have each or in common.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ import torch
 from torch import Tensor
 
 from ....trainers.data.conditions import Condition, chosen
+from .videos import FRAMES
 
-_FRAMES_AS_BATCH = "num_video_frames"
-"""The constant of networks whose batch is one video (Stable Video Diffusion): their rows are no samples of their own."""
 _ONE_SAMPLES = ("ref_pixel_values", "minimax_payload")
 """What a network takes for all of a batch, though it belongs to a sample: HiDream O1 the references, MiniMax H3 all it knows."""
 _LISTED = re.compile(r"(.+)\[(\d+)\]")
@@ -60,11 +60,6 @@ def rows_of(condition: Condition) -> list[Condition]:
 
 def as_tensors(encoded: dict[str, Any], *, name: str) -> Condition:
     """The host's conditioning objects as a Condition. ValueError, naming the inputs, for values that no name could hold."""
-    if _FRAMES_AS_BATCH in encoded:
-        raise ValueError(
-            f"this model (Stable Video Diffusion) gives its {name} prompt {_FRAMES_AS_BATCH}: its batch is the frames of one "
-            "video, which training would draw one by one as samples of their own. Connect a model whose latents have frames."
-        )
     tensors: Condition = {}
     odd = []
     for key, held in encoded.items():
@@ -82,7 +77,9 @@ def as_tensors(encoded: dict[str, Any], *, name: str) -> Condition:
             f"the {name} conditioning gives this model {', '.join(odd)}, which training does not support; it knows tensors, "
             "lists of them, and constants that are numbers or texts."
         )
-    return tensors
+    if FRAMES not in encoded:
+        return tensors
+    return {key: value if "=" in key else value.unsqueeze(0) for key, value in tensors.items()}
 
 
 def one_for_all(condition: Condition) -> bool:
@@ -93,9 +90,11 @@ def one_for_all(condition: Condition) -> bool:
 def host_inputs(condition: Condition) -> dict[str, Any]:
     """What the host's network takes by keyword, of a Condition: its tensors, and what stands in their names.
 
-    Copies, whole where all samples share one: some networks write into their text (HunyuanDiT), or view it anew.
+    Copies, whole where all samples share one: some networks write into their text (HunyuanDiT), or view it anew. What belongs
+    to a video, of a network whose batch is its frames, each of them gets.
     """
     inputs: dict[str, Any] = {}
+    frames = next((json.loads(key.partition("=")[2]) for key in condition if key.startswith(f"{FRAMES}=")), None)
     lists: dict[str, dict[int, Tensor]] = {}
     held: dict[str, Tensor] = {}
     for key, value in condition.items():
@@ -107,8 +106,10 @@ def host_inputs(condition: Condition) -> dict[str, Any]:
             held[key] = value[0].clone()
         elif listed:
             lists.setdefault(listed[1], {})[int(listed[2])] = value.clone()
-        else:
+        elif frames is None:
             inputs[key] = value.clone()
+        else:
+            inputs[key] = value.expand(-1, frames, *value.shape[2:]).flatten(0, 1).clone()
     for key, value in held.items():
         _put(inputs, key, value)
     return inputs | {name: [values[i] for i in sorted(values)] for name, values in lists.items()}

@@ -16,6 +16,7 @@ from torch import Tensor
 from ....trainers.data.conditions import Condition
 from . import conditions
 from .models import Conditioning, model_sampling_of, noise_scale, read_by
+from .videos import batch_is_frames, in_batch, of_batch, require_video
 
 Shapes = list[list[int]]
 """Of the streams of a nested latent (video and sound), (1, ...) each."""
@@ -33,8 +34,9 @@ _MOST_REPEATS = 4
 def latents_for_training(model: Any, latent: dict[str, Any]) -> Tensor:
     """The samples of a LATENT in the model's own scale, on its device, as a tensor that autograd may see.
 
-    Still pictures (N, C, h, w) of a model of video become (N, C, 1, h, w), as in the host's samplers. The streams of a nested
-    latent are packed into one (N, 1, length), see stream_shapes. Where the model's noise has another deviation than 1, all is
+    Still pictures (N, C, h, w) of a model of video become (N, C, 1, h, w), as in the host's samplers; frames (F, C, h, w) of a
+    model whose batch is one video become a sample, (1, F, C, h, w). The streams of a nested latent are packed into one
+    (N, 1, length), see stream_shapes. Where the model's noise has another deviation than 1, all is
     divided by it, so that training mixes with unit noise; see as_denoiser. ValueError for latents of another model.
     """
     if "noise_mask" in latent:
@@ -51,7 +53,8 @@ def latents_for_training(model: Any, latent: dict[str, Any]) -> Tensor:
 def latents_for_host(model: Any, latents: Tensor, *, shapes: Shapes | None = None) -> Tensor:
     """The inverse of latents_for_training, without a device: what a VAE decodes. shapes: from stream_shapes."""
     with _as_sampled(model, shapes):
-        return model.model.process_latent_out(noise_scale(model_sampling_of(model)) * latents)
+        out: Tensor = model.model.process_latent_out(noise_scale(model_sampling_of(model)) * latents)
+    return in_batch(model.model, out)
 
 
 @contextmanager
@@ -73,9 +76,11 @@ def _as_sampled(model: Any, shapes: Shapes | None) -> Iterator[None]:
         network.latent_shapes = before
 
 
-def mask_for_training(mask: Tensor, *, like: Tensor) -> Tensor:
+def mask_for_training(model: Any, mask: Tensor, *, like: Tensor) -> Tensor:
     """A MASK or a latent's noise_mask as latents `like` (B, C, ..., h, w), read as the host's samplers read it."""
-    return comfy.sampler_helpers.prepare_mask(mask.clone().to(like), like.shape, like.device)
+    sampled = in_batch(model.model, like)
+    found = comfy.sampler_helpers.prepare_mask(mask.clone().to(like), sampled.shape, like.device)
+    return of_batch(model.model, found, like=like)
 
 
 def as_given(found: Tensor, latent: dict[str, Any]) -> Any:
@@ -150,7 +155,8 @@ def _in_rank(model: Any, samples: Tensor) -> Tensor:
             f"the latents have {samples.shape[1]} channels but this model works on {latent_format.latent_channels}; encode "
             "the pictures with the model's own VAE."
         )
-    return samples
+    require_video(model.model, frames=len(samples))
+    return samples.unsqueeze(0) if batch_is_frames(model.model) else samples
 
 
 # --- conditioning ----------------------------------------------------------------------------------------------------
@@ -206,11 +212,11 @@ def in_one_length(
     for key, value in _encoded(model, positive[0], latents=latents, name="positive").items():
         if not isinstance(value, comfy.conds.CONDCrossAttn) or key not in unconditional:
             continue
-        lengths = condition[key].shape[1], unconditional[key].shape[1]
+        lengths = condition[key].shape[-2], unconditional[key].shape[-2]
         common = math.lcm(*lengths)
         if common // min(lengths) <= _MOST_REPEATS:
-            condition[key] = condition[key].repeat(1, common // lengths[0], 1)
-            unconditional[key] = unconditional[key].repeat(1, common // lengths[1], 1)
+            for prompt, length in ((condition, lengths[0]), (unconditional, lengths[1])):
+                prompt[key] = torch.cat([prompt[key]] * (common // length), dim=-2)
     return condition, unconditional
 
 
@@ -236,6 +242,7 @@ def _takes_guidance(model: Any, conditioning: Conditioning) -> bool:
     latent_format = model.get_model_object("latent_format")
     sides = [1, 64, 64][-getattr(latent_format, "latent_dimensions", 2) :]
     x = torch.zeros(1, latent_format.latent_channels, *sides, device=model.load_device)
+    x = x.unsqueeze(0) if batch_is_frames(model.model) else x
     return "guidance" in _encoded(model, conditioning[0], latents=x, name="positive")
 
 
@@ -249,7 +256,7 @@ def encoded_together(
 ) -> bool:
     """Whether the host encodes prompts in one entry as it does each alone: some constants count over the whole batch.
 
-    Networks that take one sample at a time it samples so, too.
+    Networks that take one sample at a time it samples so, too, and those whose batch is a video.
     """
 
     def inputs(prompt: Conditioning) -> Condition:
@@ -259,7 +266,7 @@ def encoded_together(
     def constants(prompt: Conditioning) -> set[str]:
         return {key for key in inputs(prompt) if "=" in key}
 
-    if len(prompts) > 1 and conditions.one_for_all(inputs(prompts[0])):
+    if len(prompts) > 1 and (batch_is_frames(model.model) or conditions.one_for_all(inputs(prompts[0]))):
         return False
     return all(constants(prompt) == constants(together) for prompt in prompts)
 
@@ -270,7 +277,8 @@ def _encode(model: Any, entry: list[Any], *, latents: Tensor, name: str, shapes:
     def made(one: list[Any]) -> dict[str, Any]:
         return _encoded(model, one, latents=latents, name=name, shapes=shapes)
 
-    rows = _rows(entry, _count(entry))
+    # pictures of a video, where that is a batch, are of its frames in turn
+    rows = _rows(entry, len(entry[0]) if batch_is_frames(model.model) else _count(entry))
     first = made(rows[0])
     alone = "c_concat" in first or any(isinstance(value, comfy.conds.CONDConstant) for value in first.values())
     for encoded in [first, *map(made, rows[1:])] if alone or len(rows) == 1 else [made(entry)]:
@@ -316,7 +324,8 @@ def _encoded(
         inputs = {key: _plain(value) for key, value in options.items()}
         inputs["cross_attn"] = _plain(embedding)
         # a sampler that begins with noise goes on from an empty latent; of the samples' own nothing may be seen
-        sampled = {"noise": latents[:1], "latent_image": torch.zeros_like(latents[:1])}
+        noise = in_batch(model.model, latents[:1])
+        sampled = {"noise": noise, "latent_image": torch.zeros_like(noise)}
         with _as_sampled(model, shapes):
             encoded = model.model.extra_conds(**{**size, **streams, **inputs}, device=model.load_device, **sampled)
         if inputs["cross_attn"] is not None:

@@ -9,7 +9,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..sampling import inputs, models
+from ..sampling import inputs, models, videos
 from ..sampling.inputs import Shapes
 from ..sampling.models import Conditioning
 from . import refusals
@@ -62,10 +62,11 @@ def draw(
     return inputs.for_each_stream(latents, lambda stream: plain(stream).float())
 
 
-def noise_like(samples: Any, *, seed: int) -> Any:
+def noise_like(model: Any, samples: Any, *, seed: int) -> Any:
     """One sample's unit noise of a LATENT's samples, of several streams too, as KSampler draws it at the seed."""
     generator = torch.Generator().manual_seed(seed)
-    return inputs.for_each_stream(samples, lambda stream: torch.randn(1, *stream.shape[1:], generator=generator))
+    rows = slice(None) if videos.batch_is_frames(model.model) else slice(1)
+    return inputs.for_each_stream(samples, lambda stream: torch.randn(stream[rows].shape, generator=generator))
 
 
 def counting(model: Any) -> tuple[Any, list[int]]:
@@ -105,6 +106,16 @@ def has_frames(model: Any) -> bool:
     return getattr(model.get_model_object("latent_format"), "latent_dimensions", 2) == 3
 
 
+def wants_a_picture(model: Any) -> bool:
+    """Whether the model draws video that goes on from a picture, which no prompt has. Wan 2.2's of 5 billion weights need not."""
+    network = model.model
+    from_a_picture = getattr(network, "image_to_video", False) and type(network).__name__ not in _FROM_TEXT_TOO
+    return from_a_picture or videos.batch_is_frames(network)
+
+
+_FROM_TEXT_TOO = ("WAN22",)
+
+
 def require_sides(model: Any, **sides: int) -> int:
     """How many pixels in a row the model's latents hold in one. ValueError, naming the input, for a side that they cannot."""
     factor: int = getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8)
@@ -117,8 +128,9 @@ def require_sides(model: Any, **sides: int) -> int:
 def latent_shape(model: Any, *, width: int, height: int) -> tuple[int, ...]:
     """(C, h, w) of the model's latents for a picture of so many pixels, (C, 1, h, w) where it works on frames.
 
-    ValueError for models of sound.
+    ValueError for models of sound, and those whose pictures are all frames of a video.
     """
+    videos.require_video(model.model, frames=1)
     latent_format = model.get_model_object("latent_format")
     if not makes_pictures(model):
         raise ValueError(
@@ -147,6 +159,7 @@ class Empty(NamedTuple):
 
 def empty(model: Any, *, width: int, height: int, frames: int = 1) -> Empty:
     """Of a picture, or of a clip of so many frames with its sound. ValueError, naming the input, for what cannot be drawn."""
+    videos.require_video(model.model, frames=1)  # whatever frames are: no prompt has the picture
     latent_format = model.get_model_object("latent_format")
     with_sound = _with_sound(model)
     if not with_sound and (frames == 1 or not makes_pictures(model)):

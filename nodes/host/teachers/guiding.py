@@ -18,6 +18,7 @@ from ....samplers.noise import Answers, Denoiser, GuidanceRule
 from ....trainers.data.conditions import Condition, of_row
 from ..sampling.conditions import host_inputs
 from ..sampling.models import model_sampling_of, noise_scale
+from ..sampling.videos import for_each_frame, in_batch, of_batch
 from . import carried, training
 
 _BOTH_AT_1 = "disable_cfg1_optimization"
@@ -57,17 +58,17 @@ class _Rule:
         rows = []
         for i, own in enumerate(torch.as_tensor(scale).expand(len(x)).tolist()):
             at = slice(i, i + 1)
-            network = _Asked(self._model, answers.denoiser, sigma[at], [of_row(prompt, i) for prompt in prompts])
-            rows.append(self._of_one(network, x[at], [answer[at] for answer in seen], scale=own))
+            network = _Asked(self._model, answers.denoiser, x[at], sigma[at], [of_row(prompt, i) for prompt in prompts])
+            rows.append(self._of_one(network, [answer[at] for answer in seen], scale=own))
         return torch.cat(rows).to(answers.with_prompt)
 
-    def _of_one(self, network: _Asked, x: Tensor, seen: list[Tensor], *, scale: float) -> Tensor:
+    def _of_one(self, network: _Asked, seen: list[Tensor], *, scale: float) -> Tensor:
         """Of one sample. Where nobody asked without the prompt the host's samplers have zeros and None."""
         unit = noise_scale(model_sampling_of(self._model))
         alone = len(seen) == 1
-        answers = [unit * answer for answer in (*seen, torch.zeros_like(x))[:2]]
+        answers = [unit * in_batch(self._model.model, answer) for answer in (*seen, torch.zeros_like(seen[0]))[:2]]
         prompts = [network.prompts[0], None if alone else network.prompts[1]]
-        x, sigma, options = unit * x, network.sigma, self._model.model_options
+        x, sigma, options = unit * network.x, network.sigma, self._model.model_options
         told: Mapping[str, Any] = {"input": x, "sigma": sigma, "timestep": sigma, "cond_scale": scale}
         for function in options.get("sampler_pre_cfg_function", []):
             answers = function(
@@ -76,18 +77,22 @@ class _Rule:
         found: Tensor = comfy.samplers.cfg_function(
             network, *answers[:2], scale, x, sigma, model_options=options, cond=prompts[0], uncond=prompts[1]
         )
-        return found / unit
+        return of_batch(self._model.model, found / unit, like=seen[0])
 
 
 class _Asked:
     """The host's network for functions that read from it, or have it answer once more (PAG, skipped layers).
 
-    It is the teacher who answers, whatever learns on the same weights. prompts: the sample's, as the host's samplers hold them.
+    It is the teacher who answers, whatever learns on the same weights. x, sigma, prompts: the sample's, as the host's samplers
+    hold them.
     """
 
-    def __init__(self, model: Any, denoiser: Denoiser, sigma: Tensor, conditions: list[Condition]) -> None:
+    def __init__(
+        self, model: Any, denoiser: Denoiser, sample: Tensor, sigma: Tensor, conditions: list[Condition]
+    ) -> None:
         self._network, self.current_patcher = model.model, model
-        self._denoiser, self.sigma, self._conditions = denoiser, sigma, conditions
+        self._denoiser, self._conditions, self._like = denoiser, conditions, sample
+        self.x, self.sigma = in_batch(model.model, sample), for_each_frame(model.model, sigma, like=sample)
         self.prompts = [[{"model_conds": _as_conds(host_inputs(one)), "uuid": i}] for i, one in enumerate(conditions)]
 
     def __getattr__(self, name: str) -> Any:
@@ -100,8 +105,9 @@ class _Asked:
         unit = noise_scale(self._network.model_sampling)
         for condition in self._conditions:
             if _equal(given, host_inputs(condition)):
+                sample, level = of_batch(self._network, x / unit, like=self._like), sigma[: len(self._like)]
                 with training.told_instead(transformer_options):
-                    return unit * self._denoiser(x / unit, sigma, **condition)
+                    return unit * in_batch(self._network, self._denoiser(sample, level, **condition))
         raise ValueError("it has the network answer to other prompts")
 
 

@@ -36,6 +36,7 @@ from ..sampling.conditions import host_inputs, one_for_all
 from ..sampling.guidance import taking_scale
 from ..sampling.kept_prompts import none_kept
 from ..sampling.models import noise_scale, read_by, reading
+from ..sampling.videos import for_each_frame, in_batch, of_batch
 from . import carried, refusals
 
 Network = Any
@@ -177,15 +178,19 @@ def as_denoiser(
         # a fresh copy: the host's blocks write their position into it
         options = {} if model is None else carried.options(model, instead=_told_instead.get())
         mine = {**options, "cond_or_uncond": [0], "sigmas": sigma[:1], **told}
+        rows, levels = in_batch(network, x), for_each_frame(network, sigma, like=x)
+        if guidance_scale is not None:
+            guidance_scale = for_each_frame(network, guidance_scale, like=x)
         with (
             refusals.of_prompts(),
             none_kept(network.diffusion_model),
             read_by(network, read),
             taking_scale(network, guidance_scale),
         ):
-            if scale == 1.0:
-                return network.apply_model(x, sigma, transformer_options=mine, **host_inputs(condition))
-            return network.apply_model(scale * x, sigma, transformer_options=mine, **host_inputs(condition)) / scale
+            if scale != 1.0:
+                rows = scale * rows
+            found = network.apply_model(rows, levels, transformer_options=mine, **host_inputs(condition))
+            return of_batch(network, found if scale == 1.0 else found / scale, like=x)
 
     def denoiser(x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
         # of divided weights all processes must ask for a layer's equally often, and they have as many samples each

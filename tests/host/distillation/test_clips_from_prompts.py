@@ -147,8 +147,16 @@ def test_make_it_fast_names_frames_of_no_use(latent_format, given, said, output)
 def test_a_model_that_goes_on_from_a_picture_has_none_in_prompts():
     model = stand_in(Video)
     model.model.image_to_video = True
-    with pytest.raises(ValueError, match="frames is 5, but this model goes on from a picture"):
+    with pytest.raises(ValueError, match="this model goes on from a picture, which prompts alone"):
         make(model, make_it_fast.PLAN, clip=Counts(), side=32, frames=5)
+
+
+@pytest.mark.parametrize(
+    "kind", current_architectures.kinds("wan", "wan_i2v", "wan22_5b", "svd", "cosmos_predict2", "hunyuan_video")
+)
+def test_which_models_want_a_picture(kind):
+    """Wan 2.2's of 5 billion weights is told apart: it goes on from a picture, or draws from a text."""
+    assert host.data.wants_a_picture(ALL[kind].model()) == (kind in ("wan_i2v", "svd"))
 
 
 # --- the host's own --------------------------------------------------------------------------------------------------

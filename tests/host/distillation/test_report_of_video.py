@@ -62,7 +62,7 @@ def test_noise_is_that_of_ksampler():
     import comfy.sample
 
     latent = noise(1, CHANNELS, 3, 4, 6)
-    assert torch.equal(host.data.noise_like(latent, seed=7), comfy.sample.prepare_noise(latent, 7))
+    assert torch.equal(host.data.noise_like(stand_in(Frames), latent, seed=7), comfy.sample.prepare_noise(latent, 7))
 
 
 class Seen(Film):
@@ -85,6 +85,6 @@ def test_of_video_with_sound_the_pictures_are_decoded(kind, output):
     vae = Seen()
     reported(model, clip=RandomCLIP(ALL[kind].width, 8), latent=latent, vae=vae)
     assert set(vae.shapes) == {(1, 24, 2, 2, 4)}
-    mine = host.data.noise_like(latent["samples"], seed=7).unbind()
+    mine = host.data.noise_like(model, latent["samples"], seed=7).unbind()
     theirs = comfy.sample.prepare_noise(latent["samples"], 7).unbind()
     assert all(torch.equal(one, other) for one, other in zip(mine, theirs, strict=True))

@@ -41,7 +41,7 @@ def test_the_latent_moves_and_the_model_stays(kind, method):
     assert not torch.equal(found["samples"], moved(model, kind, empty=empty, kind=method, seed=4)["samples"])
 
 
-@pytest.mark.parametrize("kind", current("wan"))
+@pytest.mark.parametrize("kind", current("wan", "svd"))
 def test_a_video_moves_too(kind):
     model = ALL[kind].model(seed=0)
     start = ALL[kind].noise(seed=1, batch=1)

@@ -106,9 +106,3 @@ def test_the_teacher_draws_no_sound(name):
 def test_the_teacher_draws_one_frame_of_a_video_format():
     assert host.data.latent_shape(current("qwen_image"), width=64, height=32) == (16, 1, 4, 8)
     assert host.data.latent_shape(current("z_image"), width=64, height=32) == (16, 4, 8)
-
-
-def test_a_batch_that_is_one_video_is_refused_and_it_is_said_why():
-    model, prompt, x = current("svd"), prompt_of("svd"), noise(3, 4, 8, 8)
-    with pytest.raises(ValueError, match=r"num_video_frames: its batch is the frames of one video"):
-        host.inputs.condition_for_training(model, prompt, latents=x, name="positive")
