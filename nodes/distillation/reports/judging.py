@@ -100,6 +100,7 @@ class Asked:
             raise ValueError("teacher draws video with sound; connect latent, an empty one of the clips to be judged.")
         if self.side and self.latent is None:
             host.data.require_sides(self.teacher, side=self.side)
+        _ = self._empty  # which is refused where nothing says of what size, before anything is drawn
         _ = self._negative
 
     @property

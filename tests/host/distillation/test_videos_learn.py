@@ -103,9 +103,16 @@ def test_a_report_shows_first_middle_and_last_frame(output, monkeypatch):  # noq
     student = {"student": model, "sampler": host.models.hosts_sampler("euler"), "sigmas": sigmas}
     given = {"runs": "", "name": "reel", "prompts": "", "seeds": 1, "seed": 5, "teacher_steps": 2, "teacher_cfg": 2.5}
     asked = {"positive": prompts(3)[0], "negative": prompts(5)[0], "latent": {"samples": SVD.noise(batch=1)}}
-    picture = report.StudentReport().report(**given, **student, **asked, teacher=model, vae=Reel())["result"][0][0]
+
+    def reported(**changed):
+        return report.StudentReport().report(**given, **student, **asked | changed, teacher=model, vae=Reel())
+
+    picture = reported()["result"][0][0]
     shown = picture[-32:, :144].reshape(32, 3, 48, 3)
     torch.testing.assert_close(shown[0, :, 0, 0], torch.tensor([0.0, 0.1, 0.2]), atol=3e-3, rtol=0.0)
+    monkeypatch.setattr(host.data, "counting", lambda model: pytest.fail("nothing is drawn before"))
+    with pytest.raises(ValueError, match="draws videos that go on from a picture"):
+        reported(latent=None)
 
 
 def test_make_it_fast_plans_for_videos_and_for_nothing_else(output, monkeypatch):  # noqa: F811
