@@ -28,7 +28,7 @@ OPTIONS = {
     "sampler_cfg_function": Part.GUIDES,
     "sampler_pre_cfg_function": Part.GUIDES,
     "sampler_post_cfg_function": Part.GUIDES,
-    "sampler_calc_cond_batch_function": Part.REFUSED,
+    "sampler_calc_cond_batch_function": Part.GUIDES,
     "denoise_mask_function": Part.REFUSED,
     "context_handler": Part.REFUSED,
     "disable_cfg1_optimization": Part.ASIDE,

@@ -1,4 +1,4 @@
-"""What a MODEL's patches make of its network's answers with a prompt and without: RescaleCFG, CFG-Zero*, CFGNorm, APG, PAG.
+"""What a MODEL's patches make of its network's answers with a prompt and without: RescaleCFG, CFGNorm, APG, PAG, skipped layers.
 
 A sampler calls them once a step, on samples of one noise level. Training draws a level, and a scale, for each sample: it has them
 called for each alone, so that they see no other's, and one that acts in a part of the sampling acts in that part.
@@ -70,6 +70,9 @@ class _Rule:
         prompts = [network.prompts[0], None if alone else network.prompts[1]]
         x, sigma, options = unit * network.x, network.sigma, self._model.model_options
         told: Mapping[str, Any] = {"input": x, "sigma": sigma, "timestep": sigma, "cond_scale": scale}
+        if "sampler_calc_cond_batch_function" in options:  # which has the network answer in its own way
+            asked = {"conds": prompts, "input": x, "sigma": sigma, "model": network, "model_options": options}
+            answers = options["sampler_calc_cond_batch_function"](asked)
         for function in options.get("sampler_pre_cfg_function", []):
             answers = function(
                 {**told, "conds": prompts, "conds_out": answers, "model": network, "model_options": options}
@@ -101,14 +104,29 @@ class _Asked:
     def apply_model(
         self, x: Tensor, sigma: Tensor, *, transformer_options: Mapping[str, Any], control: Any = None, **given: Any
     ) -> Tensor:
-        """The host's, of one sample. ValueError for another prompt than the sample's."""
+        """The host's, of one sample with one of its prompts, or with several. ValueError for another prompt than the sample's."""
+        found = []
+        for first in range(0, len(x), len(self.x)):
+            at = slice(first, first + len(self.x))
+            own = {name: _rows(value, at, of=len(x)) for name, value in given.items()}
+            with training.told_instead(transformer_options):
+                found.append(self._answer(x[at], sigma[at], own))
+        return torch.cat(found)
+
+    def _answer(self, x: Tensor, sigma: Tensor, given: Mapping[str, Any]) -> Tensor:
         unit = noise_scale(self._network.model_sampling)
         for condition in self._conditions:
             if _equal(given, host_inputs(condition)):
                 sample, level = of_batch(self._network, x / unit, like=self._like), sigma[: len(self._like)]
-                with training.told_instead(transformer_options):
-                    return unit * in_batch(self._network, self._denoiser(sample, level, **condition))
+                return unit * in_batch(self._network, self._denoiser(sample, level, **condition))
         raise ValueError("it has the network answer to other prompts")
+
+
+def _rows(value: Any, at: slice, *, of: int) -> Any:
+    """What a network is given for some samples, of what it is given for so many."""
+    if isinstance(value, list):
+        return [_rows(each, at, of=of) for each in value]
+    return value[at] if isinstance(value, Tensor) and value.ndim and len(value) == of else value
 
 
 def _as_conds(inputs: Mapping[str, Any]) -> dict[str, Any]:

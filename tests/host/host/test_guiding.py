@@ -19,6 +19,7 @@ from todays_inputs import CHANNELS, hosts_x0, noise, perturbed, text
 
 LEVELS, SCALES = (3.0, 0.4), (2.0, 5.0)
 HAS_PRE_CFG = hasattr(tiny("sd15"), "set_model_sampler_pre_cfg_function")
+HAS_CALC = hasattr(tiny("sd15"), "set_model_sampler_calc_cond_batch_function")
 HAS_PATCHER = hasattr(tiny("sd15").model, "current_patcher")
 
 
@@ -65,6 +66,16 @@ def from_the_negative(args):
         args["model"], [args["uncond"]], less, args["sigma"], args["model_options"]
     )
     return args["denoised"] + args["uncond_denoised"] - other
+
+
+def less_without_the_prompt(args):
+    """As SkipLayerGuidanceDiTSimple: what is asked without the prompt is asked of less, in a part of the sampling."""
+    with_prompt, without = args["conds"]
+    rest = args["model"], args["input"], args["sigma"], args["model_options"]
+    if without is None or args["sigma"][0] < 1.0:
+        return comfy.samplers.calc_cond_batch(rest[0], [with_prompt, without], *rest[1:])
+    asked = comfy.samplers.calc_cond_batch(rest[0], [with_prompt, None], *rest[1:])
+    return [asked[0], comfy.samplers.calc_cond_batch(rest[0], [None, without], 0.5 * rest[1], *rest[2:])[1]]
 
 
 FUNCTIONS = {
@@ -118,6 +129,7 @@ ALONE = [
     {"sampler_post_cfg_function": [perturbed]},
     {"sampler_post_cfg_function": [from_the_negative], "disable_cfg1_optimization": True},
     {"sampler_cfg_function": rescaled, "disable_cfg1_optimization": True},
+    *([{"sampler_calc_cond_batch_function": less_without_the_prompt}] if HAS_CALC else []),
     FUNCTIONS,
 ]
 
@@ -167,14 +179,15 @@ def of_host(module, name, *given):
         ("nodes_tcfg", "TCFG", ()),
         ("nodes_fresca", "FreSca", (1.0, 1.5, 2)),
         ("nodes_pag", "PerturbedAttentionGuidance", (3.0,)),
+        ("nodes_slg", "SkipLayerGuidanceDiTSimple", (0.0, 1.0, "0", "")),
         ("nodes_mahiro", "Mahiro", ()),
         ("nodes_eps", "EpsilonScaling", (1.1,)),
         ("nodes_eps", "TemporalScoreRescaling", (0.8, 1.0)),
     ],
 )
 def test_the_hosts_own_nodes_guide_the_teacher_as_they_guide_its_samplers(module, name, given, of):
-    if (name, of) == ("PerturbedAttentionGuidance", "sd3"):
-        pytest.skip("the node acts on UNets alone")
+    if (name, of) in (("PerturbedAttentionGuidance", "sd3"), ("SkipLayerGuidanceDiTSimple", "sd15")):
+        pytest.skip("the node acts on the other kind of network alone")
     made = of_host(module, name, *given)(tiny(of))
     host.following.require_followed(made, batch_of(made, of=of))
     assert_taught_as_by_the_host(made, of=of)
