@@ -89,7 +89,7 @@ def sample_few_step(
         )
     if sigma_min > 0.0 and family is NoiseFamily.FLOW:
         raise ValueError(f"sigma_min is {sigma_min}, but a flow model's levels end at 0; set it to 0.")
-    levels = sigmas.double().cpu().numpy().tolist()  # all at once: asked one by one, each would wait for the device
+    levels = sigmas.cpu().double().numpy().tolist()  # all at once: asked one by one, each would wait for the device
     _require_noise_to_keep(levels, gammas)
     ones = x.new_ones([x.shape[0]])
     ends_clean = levels[-1] == 0.0
@@ -217,7 +217,7 @@ def ancestral_gammas(sigmas: Tensor, *, family: NoiseFamily, eta: float = 1.0) -
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta is {eta}; allowed is 0 (deterministic) to 1.")
-    levels = sigmas.double().cpu()
+    levels = sigmas.cpu().double()
     return [
         _ancestral_gamma(before, after, eta=eta, family=family) if 0.0 < after < before else 0.0
         for before, after in pairwise(levels)
@@ -248,9 +248,9 @@ def tcd_gammas(sigmas: Tensor, *, eta: float, table: Tensor, family: NoiseFamily
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta is {eta}; allowed is 0 (deterministic) to 1 (all noise fresh).")
     require_every_timestep(table)
-    levels = table.double().cpu()
+    levels = table.cpu().double()
     gammas = []
-    for sigma_next in sigmas[1:].double().cpu():
+    for sigma_next in sigmas[1:].cpu().double():
         if sigma_next == 0.0 or eta == 0.0:
             gammas.append(0.0)
             continue

@@ -41,7 +41,7 @@ def sketch(values: Tensor) -> Tensor:
     The count sketch of Charikar, Chen and Farach-Colton (2002), section 3: the expectation of ||sketch(a) - sketch(b)||^2
     is ||a - b||^2.
     """
-    flat = values.detach().double().cpu().flatten()
+    flat = values.detach().cpu().double().flatten()
     signs = torch.randint(0, 2, flat.shape, generator=torch.Generator().manual_seed(0)).mul(2).sub(1)
     padded = torch.nn.functional.pad(flat * signs, (0, -len(flat) % NUMBERS))
     return padded.view(-1, NUMBERS).sum(dim=0)

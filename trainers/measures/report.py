@@ -110,7 +110,7 @@ def diversity(pictures: Tensor) -> float | None:
     pairs = list(itertools.combinations(range(pictures.shape[1]), 2))
     if not pairs:
         return None
-    squared = [(pictures[:, a] - pictures[:, b]).double().square().flatten(1).mean(dim=1) for a, b in pairs]
+    squared = [(pictures[:, a] - pictures[:, b]).cpu().double().square().flatten(1).mean(dim=1) for a, b in pairs]
     return statistics.mean(float(each.sqrt().mean()) for each in squared)
 
 

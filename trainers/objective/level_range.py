@@ -37,7 +37,7 @@ class LevelRange:
         """(n,) whether the range has these noise levels (n,), all above 0. table: (T,) the model's, ascending."""
         ends = torch.tensor([self.low, self.high], dtype=torch.float64)
         low, high = ends if family is NoiseFamily.FLOW else Levels(table=table).at(ends).double()
-        levels = sigmas.double().cpu() * (
+        levels = sigmas.cpu().double() * (
             1.0 + 1e-6
         )  # a level that is the boundary is above it, however it was rounded
         return (levels >= low) & ((levels < high) | (self.high == 1.0))

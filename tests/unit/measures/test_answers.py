@@ -5,6 +5,7 @@ import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.data.batches import Batch
 from comfyui_fewstep.trainers.measures.answers import NUMBERS, answers, sketch
+from mac import mac
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 8, 8), (1, 16, 3, 17, 5), (1, 1, 5000), (1, 3)])
@@ -33,3 +34,10 @@ def test_an_answer_is_what_the_network_adds(family):
     first, second = answers(denoiser, Batch(x0, {"y": torch.ones(2, 3)}), sigmas=[0.25, 0.75], family=family)
     assert first == pytest.approx(second, rel=1e-4, abs=1e-4) == sketch(torch.ones(1, 4, 6)).tolist()
     assert asked == [(0.25, (1, 3), 1), (0.75, (1, 3), 1)]
+
+
+def test_a_sketch_of_what_lies_on_a_mac_is_that_on_the_cpu():
+    values = torch.randn(1, 4, 8, 8)
+    with mac() as device:
+        found = sketch(values.to(device)).tolist()
+    assert found == sketch(values).tolist()

@@ -10,6 +10,7 @@ import torch
 from comfyui_fewstep.trainers.measures.clip_score import _Scorer
 from comfyui_fewstep.trainers.measures.report import COLUMNS, Drawn, Judges, Missing, as_csv, as_markdown, diversity
 from comfyui_fewstep.trainers.measures.report_page import page
+from mac import mac
 
 
 def drawn(name, pictures, **settings):
@@ -38,6 +39,12 @@ def test_equal_pictures_have_no_diversity():
     assert diversity(grey(0.2, 0.5)) == pytest.approx(0.3)
     assert diversity(grey(0.0, 0.3, 0.6)) == pytest.approx((0.3 + 0.3 + 0.6) / 3)
     assert diversity(grey(0.4)) is None, "one seed says nothing"
+
+
+def test_diversity_of_pictures_on_a_mac():
+    """Where a host keeps them with --gpu-only."""
+    with mac() as device:
+        assert diversity(grey(0.2, 0.5).to(device)) == pytest.approx(0.3)
 
 
 def test_two_prompts_are_no_diversity():
