@@ -113,7 +113,7 @@ def compared(
     few = functools.partial(few_at_once, batch=batch, at_once=at_once, heed=heed)
     teacher = method.teaching(few(student.teacher), stage=stage, batch=batch)
     drawn, wanted = (
-        sampled(denoiser, batch, sigmas, stage=trained, family=method.family, gamma=gamma).double()
+        sampled(denoiser, batch, sigmas, stage=trained, family=method.family, gamma=gamma).cpu().double()
         for denoiser, sigmas in ((few(student.denoiser), own), (teacher, teachers))
     )
     return {
