@@ -289,11 +289,15 @@ def seconds_of(
     work: Callable[[], object], device: torch.device, *, clock: Callable[[], float] = time.perf_counter
 ) -> float:
     """Until the device has done all that was asked of it."""
-    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
-    synchronise(device)
+    waits: dict[str, Callable[[], None]] = {
+        "cuda": functools.partial(torch.cuda.synchronize, device),
+        "mps": torch.mps.synchronize,
+    }
+    synchronise = waits.get(device.type, lambda: None)
+    synchronise()
     began = clock()
     work()
-    synchronise(device)
+    synchronise()
     return clock() - began
 
 

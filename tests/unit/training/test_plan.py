@@ -14,7 +14,7 @@ from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from comfyui_fewstep.trainers.training.plan import Needs, Plan, duration, size
-from comfyui_fewstep.trainers.training.trial import Iteration, Rehearsal, StageCost, most_held
+from comfyui_fewstep.trainers.training.trial import Iteration, Rehearsal, StageCost, most_held, seconds_of
 from gaussian import table
 from test_progressive import TinyNetwork, as_denoiser, options
 
@@ -44,6 +44,19 @@ def costs(root, method, *, rows=3, student=None, **given):
     student = student or FullWeightsStudent(TinyNetwork(), TinyNetwork(seed=1), as_denoiser=as_denoiser)
     given |= {"run": RunFolder(root, "run"), "options": TrainOptions(batch_size=64)}
     return Rehearsal(method=method, student=student, sample=sample, rows=rows, **given).costs()
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_work_is_timed_until_the_device_has_done_it(kind, monkeypatch):
+    """Which a GPU does after the call that asked for it has come back."""
+    queue, now = [5.0], [0.0]
+
+    def synchronise(*_):
+        now[0] += sum(queue)
+        queue.clear()
+
+    monkeypatch.setattr(getattr(torch, kind), "synchronize", synchronise)
+    assert seconds_of(lambda: queue.append(3.0), torch.device(kind), clock=lambda: now[0]) == 3.0
 
 
 def test_forwards_of_halvings(tmp_path):
