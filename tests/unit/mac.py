@@ -45,6 +45,8 @@ ATEN = torch.ops.aten
 COPIES = {ATEN.to, ATEN._to_copy, ATEN.copy_}
 INDEXING = {ATEN.index, ATEN.index_put, ATEN.index_put_}
 """Which take indices from the CPU, too."""
+LACKING = {ATEN.linalg_qr}
+"""Which torch has not for such a device, https://github.com/pytorch/pytorch/issues/177370."""
 
 
 def computed(func, args, kwargs):
@@ -60,10 +62,7 @@ def computed(func, args, kwargs):
         return func(*args, **kwargs)
     if kind is ATEN._has_compatible_shallow_copy_type:
         return False  # so that modules that move get parameters of the other class
-    if here and kind not in COPIES:
-        for one in tensors[:1] if kind in INDEXING else tensors:
-            if one.ndim and not isinstance(one, MacTensor):
-                raise RuntimeError(f"Expected all tensors to be on the same device, but {func} found mps:0 and cpu.")
+    _require_known(func, tensors if here else [])
     if kwargs.get("non_blocking"):
         raise RuntimeError("a copy that is not waited for may be read before it is there")
     bare = tree_map_only(MacTensor, lambda one: one.held, (args, kwargs))
@@ -73,6 +72,18 @@ def computed(func, args, kwargs):
         return given.clone() if any(given is one for one in bare[0]) else given
     given = tree_map_only(torch.Tensor, MacTensor, given)
     return return_and_correct_aliasing(func, args, kwargs, given) if here else given
+
+
+def _require_known(func, tensors):
+    """Raises as torch does for what the device has not, and for tensors that lie elsewhere and are no numbers."""
+    kind = func.overloadpacket
+    if kind in LACKING:
+        raise NotImplementedError(f"The operator '{func}' is not currently implemented for the MPS device.")
+    if kind in COPIES:
+        return
+    for one in tensors[:1] if kind in INDEXING else tensors:
+        if one.ndim and not isinstance(one, MacTensor):
+            raise RuntimeError(f"Expected all tensors to be on the same device, but {func} found mps:0 and cpu.")
 
 
 class _Dispatched(TorchDispatchMode):

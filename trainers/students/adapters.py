@@ -197,11 +197,12 @@ def nearest(change: Tensor, *, rank: int) -> LowRank:
     Exact to rounding where the change has no higher rank. By torch's randomised decomposition (Halko et al. 2011, algorithms
     4.4 and 5.1), with draws of its own, so that the same change gives the same adapter.
     """
-    matrix = change.flatten(1).float()
-    with torch.random.fork_rng([change.device] if change.is_cuda else []):
+    there = change.device if change.device.type != "mps" else torch.device("cpu")  # for which torch lacks a part of it
+    matrix = change.flatten(1).float().to(there)
+    with torch.random.fork_rng([there] if matrix.is_cuda else []):
         torch.manual_seed(0)
         u, s, v = torch.svd_lowrank(matrix, q=min(rank, *matrix.shape), niter=4)
-    up, down = u * s.sqrt(), (v * s.sqrt()).T
+    up, down = (u * s.sqrt()).to(change.device), (v * s.sqrt()).T.to(change.device)
     ones = (1,) * (change.ndim - 2)
     return LowRank(down.reshape(-1, *change.shape[1:]), up.reshape(*up.shape, *ones))
 

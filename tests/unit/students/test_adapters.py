@@ -14,9 +14,11 @@ from comfyui_fewstep.trainers.students.adapters import (
     flattened,
     load_into,
     lora_file,
+    nearest,
     product,
 )
 from comfyui_fewstep.trainers.students.student import LoRAStudent
+from mac import mac
 from torch import nn
 from torch.nn import Conv2d, Linear
 
@@ -237,6 +239,18 @@ def test_a_student_that_begins_as_a_change_counts_as_its_file_says():
     with torch.no_grad():
         network.to_q.weight += change
     torch.testing.assert_close(drawn, network(pictures()), atol=1e-5, rtol=1e-5)
+
+
+def test_the_nearest_adapter_to_a_change_on_a_mac_is_that_on_the_cpu():
+    """Whose GPU cannot take it apart."""
+    change = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(1))
+    with mac() as device:
+        found = nearest(change.to(device), rank=2)
+        assert found.down.device == found.up.device == device
+        down, up = found.down.cpu(), found.up.cpu()
+    wanted = nearest(change, rank=2)
+    assert torch.equal(down, wanted.down)
+    assert torch.equal(up, wanted.up)
 
 
 def test_convolutions_of_groups_have_no_adapter():
