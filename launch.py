@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -145,6 +146,26 @@ def link(target: Path, place: Path) -> None:
         place.symlink_to(target, target_is_directory=True)
 
 
+MODULE = "module"
+"""The first word of a start of this file that runs a module of the package in the process that it finds itself in."""
+
+
+def module(name: str) -> list[str]:
+    """What Python is given to run a module of the package: not -m, for which the Python of ComfyUI's portable build for Windows
+    looks in the folders of its own ._pth file alone, and in no PYTHONPATH."""
+    return [str(ROOT / "launch.py"), MODULE, str(HOME / "packages"), f"{PACKAGE}.{name}"]
+
+
+def run_module(packages: str, name: str, *arguments: str) -> None:
+    """As python -m does with packages in its path."""
+    sys.path.insert(0, packages)
+    sys.argv = [name, *arguments]
+    if sys.flags.ignore_environment:  # also of what run_in_environment says of the terminal
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr, unused-ignore]
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
 def run_in_environment(python: Path, *arguments: str) -> int:
     """Runs Python with this repository importable as the package, whatever its folder is called; what ends this ends it."""
     link(ROOT, HOME / "packages" / PACKAGE)
@@ -175,7 +196,7 @@ EXPLAINED_BY_ANY = ("commands.demo", "commands.ui", "benchmarks")
 def command_module(name: str, rest: list[str]) -> int:
     explained = name in EXPLAINED_BY_ANY and rest in (["-h"], ["--help"])
     python = Path(sys.executable) if explained else environment_python(tests=name == "benchmarks")
-    return run_in_environment(python, "-m", f"{PACKAGE}.{name}", *rest)
+    return run_in_environment(python, *module(name), *rest)
 
 
 def on_all_cores() -> list[str]:
@@ -225,7 +246,7 @@ def command_train(rest: list[str]) -> int:
     if arguments.comfyui:
         os.environ["COMFYUI_PATH"] = str(arguments.comfyui)
     many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(arguments.processes)]
-    start = [*(many if arguments.processes > 1 else []), "-m", f"{PACKAGE}.trainers"]
+    start = [*(many if arguments.processes > 1 else []), *module("trainers")]
     return run_in_environment(environment_python(), *start, *_of_run(arguments))
 
 
@@ -238,7 +259,7 @@ def command_plan(rest: list[str]) -> int:
     arguments = parsed_with_host_options(parser, rest)
     if arguments.comfyui:
         os.environ["COMFYUI_PATH"] = str(arguments.comfyui)
-    return run_in_environment(environment_python(), "-m", f"{PACKAGE}.commands.plan", *_of_run(arguments))
+    return run_in_environment(environment_python(), *module("commands.plan"), *_of_run(arguments))
 
 
 def _of_a_run(parser: argparse.ArgumentParser) -> None:
@@ -346,4 +367,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:2] == [MODULE]:
+        run_module(*sys.argv[2:])
+    else:
+        sys.exit(main())

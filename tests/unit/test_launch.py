@@ -258,6 +258,21 @@ def test_a_command_is_explained_without_an_environment(command, said, asked, tmp
     assert not (tmp_path / "home" / "venv").exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="made of a shell's script")
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_the_python_of_a_portable_comfyui_finds_the_package(command, tmp_path):
+    """Its ._pth file keeps it from what the environment says, PYTHONPATH above all, and from the folder it is started in."""
+    comfyui, python = tmp_path / "ComfyUI", tmp_path / "python_embeded" / "python.exe"
+    for file in (comfyui / "main.py", python):
+        file.parent.mkdir()
+        file.touch()
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I "$@"\n')
+    python.chmod(0o755)
+    start = [python, ROOT / "launch.py", command, tmp_path / "runs" / "mine", "--comfyui", comfyui]
+    done = subprocess.run(start, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stderr.startswith(f"launch.py {command}: {tmp_path / 'runs' / 'mine'} is not within a ComfyUI's output")
+
+
 @pytest.mark.parametrize(
     ("listen", "host"),
     [
