@@ -2,7 +2,8 @@
 
 In one batch of those, what differs in shape is laid flat, zeros behind it up to the longest, and what it was stands beside it,
 (B, axes): 1 and its sizes, or 0 where a sample has none of that name. So its rows are chosen, cut into pieces and shared out as
-any others are; whoever asks a network gives it those of one shape at a time.
+any others are; whoever asks a network gives it those of one shape at a time. What it was is on the CPU wherever the rest is, for
+it is read before each pass of a network; so rows are chosen by slices, or by numbers on the CPU.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def _flat(values: Sequence[Tensor | None]) -> Tensor:
 
 def _shapes(values: Sequence[Tensor | None]) -> Tensor:
     there = [value for value in values if value is not None]
-    shapes = torch.zeros(len(values), max(value.ndim for value in there), dtype=torch.int64, device=there[0].device)
+    shapes = torch.zeros(len(values), max(value.ndim for value in there), dtype=torch.int64)
     for row, value in zip(shapes, values, strict=True):
         if value is not None:
             row[: value.ndim] = torch.tensor([1, *value.shape[1:]])
@@ -79,19 +80,31 @@ def by_shape(
     """
     if not is_mixed(condition) and (not each_alone or len(tensors[0]) == 1):
         return function(*tensors, **condition)
-    rows = _rows_alike(condition, len(tensors[0]), each_alone=each_alone)
-    found = [function(*(tensor[some] for tensor in tensors), **_as_it_was(chosen(condition, some))) for some in rows]
-    order = torch.cat(rows).argsort()
-    return torch.cat(found)[order.to(found[0].device)]
+
+    def asked(rows: Sequence[int]) -> Tensor:
+        own = {name: _taken(value, rows) for name, value in condition.items()}
+        return function(*(_taken(tensor, rows) for tensor in tensors), **_as_it_was(own))
+
+    alike = _rows_alike(condition, len(tensors[0]), each_alone=each_alone)
+    order = [row for rows in alike for row in rows]
+    return _taken(torch.cat(list(map(asked, alike))), sorted(range(len(order)), key=order.__getitem__))
 
 
-def _rows_alike(condition: Condition, count: int, *, each_alone: bool) -> list[Tensor]:
+def _taken(values: Tensor, rows: Sequence[int]) -> Tensor:
+    """These rows, in which what all share stays (1, ...). A tensor of numbers a graphics card would have to be sent, and wait."""
+    if len(values) == 1:
+        return values
+    each = values.split(1)
+    return torch.cat([each[row] for row in rows])
+
+
+def _rows_alike(condition: Condition, count: int, *, each_alone: bool) -> list[list[int]]:
     """The numbers of those rows that may pass a network together."""
     shapes = [value.tolist() for name, value in condition.items() if name.startswith(_SHAPE)]
     alike: dict[str, list[int]] = {}
     for row in range(count):
         alike.setdefault(str([row] if each_alone else [shape[row] for shape in shapes]), []).append(row)
-    return [torch.tensor(rows) for rows in alike.values()]
+    return list(alike.values())
 
 
 def _as_it_was(condition: Condition) -> Condition:

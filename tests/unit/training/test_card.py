@@ -1,0 +1,132 @@
+"""What a step of training waits for on a graphics card: nothing that it could know without."""
+
+import pytest
+import torch
+from card import CARD, Card
+from comfyui_fewstep.samplers.noise import NoiseFamily
+from comfyui_fewstep.trainers.data.batches import Buckets, TensorData
+from comfyui_fewstep.trainers.data.conditions import by_shape, is_mixed
+from comfyui_fewstep.trainers.methods.consistency import ConsistencyOptions
+from comfyui_fewstep.trainers.methods.consistency_training import ConsistencyTrainingOptions
+from comfyui_fewstep.trainers.methods.guidance import GuidanceOptions
+from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions
+from comfyui_fewstep.trainers.objective.method import TeacherKind
+from comfyui_fewstep.trainers.objective.weighting import Weighting
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.students.student import FullWeightsStudent
+from comfyui_fewstep.trainers.training.loop import rehearsal
+from comfyui_fewstep.trainers.training.optimisation.micro_batches import in_pieces, on_share
+from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
+from gaussian import table
+from torch import nn
+
+FAMILY = NoiseFamily.VARIANCE_EXPLODING
+GUIDED = {"iterations": 4, "learning_rate": 1e-3, "guidance_scale": 2.0}
+METHODS = {
+    "progressive": ProgressiveOptions(start_steps=8, target_steps=4, weighting=Weighting.TRUNCATED_SNR, **GUIDED),
+    "guidance": GuidanceOptions(**GUIDED),
+    "a range of guidance": GuidanceOptions(**GUIDED, guidance_scale_max=4.0),
+    "consistency": ConsistencyOptions(**GUIDED, steps=2, levels=8, target_decay=0.9),
+    "consistency from data": ConsistencyTrainingOptions(iterations=4, learning_rate=1e-3, steps=2),
+}
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + torch.tanh(self.linear(x))
+
+
+class Network(nn.Module):
+    """Told of a text by its mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.leave = nn.Linear(7, 8), nn.Linear(8, 4)
+        self.blocks = nn.ModuleList([Block() for _ in range(2)])
+
+    def forward(self, x, sigma, text, guidance_scale=None):
+        level = sigma[:, None].log() / 4
+        told = torch.cat([x.flatten(1) / (1.0 + sigma[:, None] ** 2) ** 0.5, level, text.mean(dim=1)], dim=1)
+        hidden = self.enter(told)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.leave(hidden).reshape(x.shape)
+
+
+def as_denoiser(network):
+    return lambda x, sigma, **condition: by_shape(network, x, sigma, condition=condition)
+
+
+def of_length(length, *, empty=1):
+    """Four samples with prompts of so many tokens, and an empty prompt of one."""
+    return TensorData(
+        x0=torch.randn(4, 4, 1, 1),
+        condition={"text": torch.randn(4, length, 2)},
+        unconditional={"text": torch.zeros(1, empty, 2)},
+        batch_device=CARD,
+    )
+
+
+DATA = {"one length": of_length(3, empty=3), "several lengths": Buckets([of_length(3), of_length(5)])}
+
+
+def waits(root, method, data, *, pieces):
+    """(reads, sendings) of an iteration."""
+    options = TrainOptions(batch_size=8, accumulation=pieces, caption_dropout=0.3, mixed_prompts=True)
+    with Card() as card:
+        student = FullWeightsStudent(Network().to(CARD), Network().to(CARD), as_denoiser=as_denoiser)
+        made = method.on(TeacherKind(family=FAMILY, table=table(FAMILY), empty_prompt=True))
+        _, iterate = next(rehearsal(RunFolder(root, "run"), made, student, data, options=options))
+        read, sent = card.read, card.sent
+        iterate(3)
+    return card.read - read, card.sent - sent
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_reads_nothing_and_its_pieces_send_nothing(name, data, tmp_path):
+    """What is sent is the batch and what is drawn on the CPU, however many passes there are."""
+    read, sent = waits(tmp_path, METHODS[name], DATA[data], pieces=1)
+    assert read == 0
+    assert waits(tmp_path, METHODS[name], DATA[data], pieces=4) == (0, sent)
+
+
+def test_shares_of_processes_read_and_send_nothing():
+    with Card() as card, torch.no_grad():
+        batch = DATA["several lengths"].batch(8, generator=torch.Generator(), mixed=True)
+        assert is_mixed(batch.condition)
+        shared = on_share(in_pieces(as_denoiser(Network().to(CARD)), 2), 1, of=2)
+        sigma = torch.ones(8, device=CARD)
+        read, sent = card.read, card.sent
+        shared(batch.x0, sigma, **batch.condition)
+        assert (card.read, card.sent) == (read, sent)
+
+
+def test_the_card_counts_and_refuses():
+    """As a real one does, or what is found with it means nothing."""
+    with Card() as card:
+        x, rows = torch.arange(6.0).reshape(2, 3).to(CARD), torch.tensor([1, 0])
+        assert (card.read, card.sent) == (0, 1)
+        reads = [
+            x.sum().item,
+            x.tolist,
+            x.cpu,
+            x.nonzero,
+            lambda: bool(x.any()),
+            lambda: x[x > 1],
+            lambda: torch.equal(x, x),
+        ]
+        for count, read in enumerate(reads, 1):
+            read()
+            assert (card.read, card.sent) == (count, 1)
+        assert x[rows].sum(dim=1).tolist() == [12.0, 3.0]
+        assert card.sent == 2
+        for refused in (lambda: x + torch.ones(3), lambda: torch.ones(2)[rows.to(CARD)]):
+            with pytest.raises(RuntimeError, match="on the card and on the CPU"):
+                refused()
+        (x.clone() * torch.tensor(2.0))[:, 0].add_(1.0)
+        assert card.sent == 3
