@@ -304,7 +304,7 @@ class DistributionMatching(OnTeacher[DistributionMatchingOptions]):
     def _guiding(self, lesson: Lesson) -> Tensor:
         """(B, ...) what guidance adds, at levels cleaner than the student's own (Decoupled DMD, section 3)."""
         x0, condition = lesson.examples["x0"], lesson.batch.condition
-        sigma = self._samples.levels(lesson, 0.0, float(lesson.examples["sigma"][0]))
+        sigma = self._samples.levels(lesson, 0.0, float(lesson.examples["levels"][0]))
         x = self.family.add_noise(x0, lesson.noise(), sigma=sigma)
         real = lesson.teacher(x, sigma, **condition).float()
         without = unconditioned(lesson.teacher, lesson.batch.empty_prompt())(x, sigma).float()

@@ -63,25 +63,29 @@ class StudentsSamples:
 
         x_t (B, ...), sigma (B,): where the step begins; x0 (B, ...): what the student says there; x_s (B, ...), sigma_s (B,):
         what is matched, and its level. start (B, ...): where the walk began. One step for all samples, drawn anew each time.
+        levels (2,): sigma and sigma_s on the CPU, since what is drawn by them would wait for a graphics card to tell them.
         """
-        sigmas, step = self._drawn_step(lesson)
+        levels, step = self._drawn_step(lesson)
+        sigmas = levels.to(lesson.batch.x0.device)
         start = x = self.family.initial(lesson.noise(), sigma=sigmas[0])
         for i in range(step):
             x = self._walked(lesson, x, sigmas[i], sigmas[i + 1])
         sigma, sigma_next = (sigmas[step + i].expand(len(x)) for i in range(2))
         x0 = lesson.student(x, sigma, **lesson.batch.condition).float()
-        x_s, sigma_s = x0, torch.zeros_like(sigma)
+        x_s, sigma_s, level_s = x0, torch.zeros_like(sigma), levels.new_zeros(())
         if self.rollout.matches_landings:
             x_s, sigma_s = self.family.jump(x, x0, sigma=sigma, sigma_next=sigma_next), sigma_next
-        return {"x_t": x, "sigma": sigma, "x0": x0, "x_s": x_s, "sigma_s": sigma_s, "start": start}
+            level_s = levels[step + 1]
+        told = torch.stack([levels[step], level_s])
+        return {"x_t": x, "sigma": sigma, "x0": x0, "x_s": x_s, "sigma_s": sigma_s, "start": start, "levels": told}
 
     def _drawn_step(self, lesson: Lesson) -> tuple[Tensor, int]:
-        """(levels (n + 1,), which of the n steps). With an anchor the first step is the anchor's, where there is another."""
+        """(levels (n + 1,) on the CPU, which of the n steps). With an anchor the first is the anchor's, if there is another."""
         steps = self.steps
         if self.fewest_steps:
             steps = _drawn(lesson, self.fewest_steps, steps + 1)
-        sigmas = self.schedule(steps).to(lesson.batch.x0)
-        return sigmas, _drawn(lesson, 1 if self.anchored and steps > 1 else 0, steps)
+        levels = self.schedule(steps).to("cpu", lesson.batch.x0.dtype)
+        return levels, _drawn(lesson, 1 if self.anchored and steps > 1 else 0, steps)
 
     def _walked(self, lesson: Lesson, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         x0 = lesson.student(x, sigma.expand(len(x)), **lesson.batch.condition).float()
@@ -91,7 +95,7 @@ class StudentsSamples:
 
     def noised(self, lesson: Lesson, example: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(x (B, ...), sigma (B,), the noise in it): what is matched, noised to a random level, of the step's own in segments."""
-        low, high = self._around(float(example["sigma"][0]), float(example["sigma_s"][0]))
+        low, high = self._around(*example["levels"].tolist())
         sigma, noise = self.levels(lesson, low, high), lesson.noise()
         x = noised(example["x_s"], noise, sigma_s=example["sigma_s"], sigma=sigma, family=self.family)
         return x, sigma, noise

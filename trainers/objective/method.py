@@ -329,7 +329,7 @@ class Method(Protocol):
         """Who learns besides the student in a stage, in the order of their updates."""
 
     def examples(self, lesson: Lesson) -> Mapping[str, Tensor]:
-        """(B, ...) each: what this iteration's targets have in common, such as samples of the student, without gradient.
+        """What this iteration's targets have in common, such as samples of the student (B, ...), without gradient.
 
         Made once, before the companions' updates and the student's, which all find it in their lesson.
         """

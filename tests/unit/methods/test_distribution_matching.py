@@ -59,7 +59,8 @@ def drawn(mean, std, *, sigma, count=COUNT):
     """Examples of a student that draws from a Gaussian, at a step that begins at sigma."""
     x0 = mean + std * torch.randn(count, 1, 1, 1, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     sigma = torch.full((count,), float(sigma), dtype=torch.float64)
-    return {"x_t": x0, "sigma": sigma, "x0": x0, "x_s": x0, "sigma_s": torch.zeros_like(sigma), "start": x0}
+    matched = {"x_s": x0, "sigma_s": torch.zeros_like(sigma), "levels": torch.tensor([float(sigma[0]), 0.0])}
+    return {"x_t": x0, "sigma": sigma, "x0": x0, "start": x0, **matched}
 
 
 def pull_on(mean, std, family, *, made=None, sigma=None, **lesson):
@@ -155,7 +156,9 @@ def test_guidance_apart_looks_at_levels_cleaner_than_the_students():
 
         sigma = made.stages()[0].sigmas[step]
         examples = drawn(0.0, 1.0, sigma=sigma)
-        examples["sigma_s"] += float(made.stages()[0].sigmas[step + 1]) if lands else 0.0
+        landing = float(made.stages()[0].sigmas[step + 1]) if lands else 0.0
+        examples["sigma_s"] += landing
+        examples["levels"][1] = landing
         made.target(lesson_of(family, teacher=teacher, examples=examples))
         matched, guiding, without = seen
         assert torch.equal(guiding, without)

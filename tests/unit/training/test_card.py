@@ -8,6 +8,7 @@ from comfyui_fewstep.trainers.data.batches import Buckets, TensorData
 from comfyui_fewstep.trainers.data.conditions import by_shape, is_mixed
 from comfyui_fewstep.trainers.methods.consistency import ConsistencyOptions
 from comfyui_fewstep.trainers.methods.consistency_training import ConsistencyTrainingOptions
+from comfyui_fewstep.trainers.methods.distribution_matching import DistributionMatchingOptions
 from comfyui_fewstep.trainers.methods.guidance import GuidanceOptions
 from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions
 from comfyui_fewstep.trainers.objective.method import TeacherKind
@@ -22,12 +23,19 @@ from torch import nn
 
 FAMILY = NoiseFamily.VARIANCE_EXPLODING
 GUIDED = {"iterations": 4, "learning_rate": 1e-3, "guidance_scale": 2.0}
+MATCHING = {**GUIDED, "steps": 2, "companion_first": 1, "companion_updates": 2}
 METHODS = {
     "progressive": ProgressiveOptions(start_steps=8, target_steps=4, weighting=Weighting.TRUNCATED_SNR, **GUIDED),
     "guidance": GuidanceOptions(**GUIDED),
     "a range of guidance": GuidanceOptions(**GUIDED, guidance_scale_max=4.0),
     "consistency": ConsistencyOptions(**GUIDED, steps=2, levels=8, target_decay=0.9),
     "consistency from data": ConsistencyTrainingOptions(iterations=4, learning_rate=1e-3, steps=2),
+    "matching": DistributionMatchingOptions(**MATCHING),
+    "matching in segments": DistributionMatchingOptions.read({**MATCHING, "rollout": "segments"}),
+    "guidance apart": DistributionMatchingOptions.read({**MATCHING, "guidance": "decoupled"}),
+    "all that matching can": DistributionMatchingOptions(
+        **MATCHING, adversarial_weight=1.0, consistency_levels=8, anchor_steps=2
+    ),
 }
 
 
@@ -41,7 +49,7 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """Told of a text by its mean."""
+    """Told of a text by its mean; with blocks, which a critic sees through."""
 
     def __init__(self):
         super().__init__()
