@@ -66,8 +66,8 @@ class Preview:
 
     Of the prompts that the run's folder keeps, each from the noise of seed 0, as samplers draw it; else of the first training
     samples, of as many prompts as there are. The teacher is drawn as the student learns from it, see Method.teaching: with its
-    guidance, say. The student as the stage would result in it now: its average, where there is one. Of video the frame in the
-    middle, of video with sound too.
+    guidance, say, once in a stage. The student as the stage would result in it now: its average, where there is one. Of video the
+    frame in the middle, of video with sound too.
     """
 
     def __init__(self, distillation: Distillation, student: Student, *, model: Any, vae: Any) -> None:
@@ -76,6 +76,7 @@ class Preview:
         self._prompts = [prompt for prompt, _ in own] or None
         self._samples = [sample for _, sample in own] or [distillation.data.varied(PREVIEW_PICTURES)]
         self._shapes = [host.inputs.shapes_told(sample.condition) for sample in self._samples]
+        self._teachers_row: dict[int, Tensor] = {}  # by stage: of the one that it is in
 
     def due(self, metrics: Metrics) -> bool:
         """With every checkpoint, and at the end of a stage."""
@@ -86,19 +87,22 @@ class Preview:
         stage = self._distillation.method.stages()[metrics.stage]
         with self._student.result():  # all is drawn before the VAE comes, for which the host may put the model away
             drawn = [self._drawn(sample, stage, number=metrics.stage) for sample in self._samples]
+        *teachers, own = self._decoded(drawn)
+        if teachers:
+            self._teachers_row = {metrics.stage: teachers[0]}
         file = preview_file(self._distillation.run, metrics.iteration)
-        return preview_pictures.write(file, self._decoded(drawn), prompts=self._prompts)
+        return preview_pictures.write(file, [self._teachers_row[metrics.stage], own], prompts=self._prompts)
 
-    def _drawn(self, sample: Batch, stage: Stage, *, number: int) -> tuple[Tensor, Tensor]:
-        """The latents of the teacher of stage `number`, and of the student."""
+    def _drawn(self, sample: Batch, stage: Stage, *, number: int) -> tuple[Tensor, ...]:
+        """The latents of the teacher of stage `number`, unless its row is there, and of the student."""
         few = functools.partial(
             few_at_once, batch=sample, at_once=self._distillation.at_once, heed=host.signals.check_cancelled
         )
-        teacher = self._distillation.method.teaching(few(self._student.teacher), stage=number, batch=sample)
-        return (
-            self._draw(teacher, sample, stage, gamma=0.0),
-            self._draw(few(self._student.denoiser), sample, stage, gamma=stage.gamma),
-        )
+        drawn = []
+        if number not in self._teachers_row:
+            teacher = self._distillation.method.teaching(few(self._student.teacher), stage=number, batch=sample)
+            drawn.append(self._draw(teacher, sample, stage, gamma=0.0))
+        return (*drawn, self._draw(few(self._student.denoiser), sample, stage, gamma=stage.gamma))
 
     def _draw(self, denoiser: Any, sample: Batch, stage: Stage, *, gamma: float) -> Tensor:
         """Of one of two experts what it sees at the end of its own levels, from the data in noise where these begin below."""
@@ -111,8 +115,8 @@ class Preview:
             gamma=gamma,
         )
 
-    def _decoded(self, drawn: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        """The row of the teacher, and that of the student."""
+    def _decoded(self, drawn: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+        """The row of the teacher, where it was drawn, and that of the student."""
         if self._student.kind == LORA:  # which learns on the MODEL itself
             host.training.may_go(self._model)
         try:

@@ -11,7 +11,7 @@ from architectures import conditioning, noise_for, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import observing
 from comfyui_fewstep.nodes.distillation.data import preview_pictures, preview_prompts
-from comfyui_fewstep.nodes.distillation.learning import students
+from comfyui_fewstep.nodes.distillation.learning import methods, students
 from comfyui_fewstep.trainers.storage import keeping
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from encoders import RandomCLIP
@@ -68,6 +68,21 @@ def test_each_column_is_what_a_sampler_draws_of_its_prompt_from_seed_0(output):
         wanted = Colours().decode(latents)[0].mul(255)
         assert np.abs(column - wanted.numpy()).max() < 1.5
     assert np.abs(below[0] - below[2]).max() > 3, "and not all the same"
+
+
+def test_the_teachers_row_is_drawn_once_in_a_stage(output, monkeypatch):
+    (method,) = methods.ProgressiveDistillation().make(
+        start_steps=8, target_steps=2, iterations=4, weighting="constant", learning_rate=1e-2, guidance_scale=1.5
+    )
+    drawn, drawing = [], observing.Preview._draw
+    monkeypatch.setattr(observing.Preview, "_draw", lambda *args, **kwargs: drawn.append(1) or drawing(*args, **kwargs))
+    train(tiny("sd15"), method=method, previews=previews_of("a red fox"), checkpoint_every=2)
+    files = sorted((run_folder(output, "run") / "previews").glob("*.png"))
+    (first, own), (second, later), (third, _), _ = (np.split(np.asarray(Image.open(file)), 2) for file in files)
+    assert len(drawn) == 2 + 1 + 2 + 1, "at both checkpoints of both stages"
+    assert np.array_equal(first, second)
+    assert not np.array_equal(own, later)
+    assert not np.array_equal(second, third), "of the next stage's teacher"
 
 
 def test_they_are_kept_for_another_process_and_a_clone_until_a_start_without_them(output, monkeypatch):

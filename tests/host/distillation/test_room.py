@@ -180,7 +180,7 @@ def test_a_vae_that_drives_the_model_out_changes_nothing(kind, output):  # noqa:
     expected = read_student_of(output, distil(styled, kind, name="blind", **settings)[2])
     vae = Pictures(before=comfy.model_management.unload_all_models)
     found = read_student_of(output, distil(styled, kind, name="seeing", vae=vae, **settings)[2])
-    assert len(vae.seen) == 2 * 8
+    assert len(vae.seen) == 8 + 2, "the student's at each checkpoint, the teacher's in each stage"
     assert all(torch.equal(found[key], value) for key, value in expected.items())
     assert torch.equal(draw(styled, kind), picture)
     comfy.model_management.unload_all_models()
