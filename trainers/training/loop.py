@@ -183,7 +183,7 @@ class _Training:
             stage=self._stage,
             iteration=self._stage_iteration,
             teacher=self._shared(self._student.teacher),
-            student=self._shared(self._averages.given(self._student.denoiser)),
+            student=self._averages.given(self._shared(self._student.denoiser)),
             generator=generator,
             companions=self._companions.answers(self._shared),
         )

@@ -14,6 +14,7 @@ from comfyui_fewstep.trainers.methods.consistency_training import ConsistencyTra
 from comfyui_fewstep.trainers.methods.progressive import Progressive
 from comfyui_fewstep.trainers.objective.method import Stage, TeacherKind
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
+from comfyui_fewstep.trainers.training.optimisation.average import Average
 from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from comfyui_fewstep.trainers.training.stages import compared, sampled
 from gaussian import FAMILIES, gaussian_denoiser, table
@@ -97,6 +98,14 @@ def test_consistency_is_taught_by_the_average_that_it_asks_for(options, tmp_path
         expected = DECAY * expected + (1.0 - DECAY) * weights
         torch.testing.assert_close(taught, expected, atol=1e-6, rtol=1e-5)
     assert (own[11] - given[11]).abs().max() > 1e-4
+
+
+def test_the_average_is_put_in_place_once_for_all_pieces_of_a_batch(tmp_path, monkeypatch):
+    put, own = [], Average.to_weights
+    monkeypatch.setattr(Average, "to_weights", lambda average: put.append(1) or own(average))
+    _, given, _ = execute(watching(tmp_path, accumulation=4))
+    assert len(given) == 4 * 24, "in pieces"
+    assert len(put) == 24
 
 
 def test_without_a_decay_the_method_is_given_the_student_itself(tmp_path):
