@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import itertools
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,12 +75,8 @@ def _begun_here(path: Path) -> str:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes path whole, through to the disk; see writing."""
-    _write(path, [content])
-
-
-def _write(path: Path, content: Iterable[bytes | memoryview]) -> None:
     with writing(path) as unfinished, unfinished.open("wb") as file:
-        file.writelines(content)
+        file.write(content)
 
 
 def copy_atomically(
@@ -172,10 +167,14 @@ def tensors_sha256(
     for done, name in enumerate(sorted(tensors)):
         heard(done, len(tensors))
         value = tensors[name]
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(_kind_of(name, value))
         for rows in value.at.split(_AT_ONCE) if isinstance(value, Rows) else (None,):
             digest.update(_content(value if isinstance(value, Tensor) else value.of[rows]))
     return digest.hexdigest()
+
+
+def _kind_of(name: str, value: Tensor | Rows) -> bytes:
+    return f"{name} {value.dtype} {tuple(value.shape)}\n".encode()
 
 
 def _content(tensor: Tensor) -> memoryview:
@@ -184,17 +183,26 @@ def _content(tensor: Tensor) -> memoryview:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str]) -> None:
-    """A safetensors file, written atomically, with a checksum of its tensors in the metadata. ValueError for types it lacks."""
-    head = _header(tensors, {**metadata, CHECKSUM_KEY: tensors_sha256(tensors)})
-    _write(path, itertools.chain([head], (_content(tensors[name]) for name in _in_file_order(tensors))))
+    """A safetensors file, written atomically, with a checksum of its tensors in the metadata. ValueError for types it lacks.
 
-
-def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Of the safetensors format, which is written here because its library holds a whole second copy of all tensors.
-
-    8 bytes of length, then JSON with each tensor's type, shape and place, filled up with spaces to a multiple of 8.
+    Each tensor is brought to the CPU once: written where it belongs as it is hashed, and the checksum after all of them.
     """
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    digest, entries = hashlib.sha256(), _entries(tensors)
+    begin = len(_header(entries, {**metadata, CHECKSUM_KEY: digest.hexdigest()}))
+    with writing(path) as unfinished, unfinished.open("wb") as file:
+        for name in sorted(tensors):
+            content = _content(tensors[name])
+            digest.update(_kind_of(name, tensors[name]))
+            digest.update(content)
+            file.seek(begin + entries[name]["data_offsets"][0])
+            file.write(content)
+        file.seek(0)
+        file.write(_header(entries, {**metadata, CHECKSUM_KEY: digest.hexdigest()}))
+
+
+def _entries(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Each tensor's type, shape and place, as the header has them."""
+    entries: dict[str, Any] = {}
     end = 0
     for name in _in_file_order(tensors):
         value = tensors[name]
@@ -202,7 +210,15 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
         if value.dtype not in _TYPES:
             raise ValueError(f"{name} holds {value.dtype} values, of which safetensors files have none.")
         entries[name] = {"dtype": _TYPES[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
-    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    return entries
+
+
+def _header(entries: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
+    """Of the safetensors format, which is written here because its library holds a whole second copy of all tensors.
+
+    8 bytes of length, then JSON with the entries, filled up with spaces to a multiple of 8.
+    """
+    text = json.dumps({"__metadata__": dict(metadata), **entries}, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
