@@ -186,7 +186,7 @@ class TensorData:
         """The samples at index (B,), each with its own condition or the one that all share."""
         rows = index if self.prompts is None else self.prompts[index]
         condition = {
-            name: value.expand(len(rows), *value.shape[1:]).to(self.device)
+            name: value.to(self.device).expand(len(rows), *value.shape[1:])
             for name, value in chosen(self.condition, rows).items()
         }
         noise = None if self.noise is None else self.noise[index].to(self.device)

@@ -114,6 +114,14 @@ def test_shares_of_processes_read_and_send_nothing():
         assert (card.read, card.sent) == (read, sent)
 
 
+def test_what_all_samples_share_is_sent_once():
+    data = TensorData(x0=torch.ones(4, 2), condition={"text": torch.randn(1, 3, 2)}, batch_device=CARD)
+    with Card():
+        text = data.batch(8, generator=torch.Generator()).condition["text"]
+        assert text.stride(0) == 0, "not a copy for each"
+        assert torch.equal(text.cpu(), data.condition["text"].expand(8, 3, 2))
+
+
 def test_the_card_counts_and_refuses():
     """As a real one does, or what is found with it means nothing."""
     with Card() as card:
