@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .aliases import same_memory
 from .weights import CASTS, plain
 
+_LOOKS_UP = "num_embeddings"
+"""The attribute by which tables are known. Autograd keeps nothing of those, which may be large: what is looked up is a copy."""
 _UNPACKS = "cast_bias_weight"
 """The method by which layers of packs with a file format of their own (GGUF) make their weight."""
 
@@ -161,7 +163,7 @@ def _copies_lent_to(layers: list[Any]) -> Iterator[None]:
             return own(layer, *args, **kwargs)
         with torch.inference_mode():  # its buffers are of that mode, which nobody else may write to
             weight, bias, *stream = own(layer, *args, **kwargs)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not hasattr(layer, _LOOKS_UP):
             weight, bias = (value if value is None else value.clone() for value in (weight, bias))
         return (weight, bias, *stream)
 

@@ -239,6 +239,37 @@ def test_layers_that_unpack_a_class_of_their_own_may_be_watched():
     torch.testing.assert_close(x.grad, (2.0 * plain.sum(0)).expand(5, 2, 4))
 
 
+class Table(nn.Embedding):
+    """As the host's: of words, of which HiDream O1 has 150,000."""
+
+    comfy_cast_weights, bias = True, None
+    weight_function = bias_function = [] if hasattr(comfy.ops, "uncast_bias_weight") else None
+
+    def forward(self, numbers):
+        self.lent, *_ = comfy.ops.cast_bias_weight(self, torch.ones(1))
+        return nn.functional.embedding(numbers, self.lent)
+
+
+def test_a_table_is_looked_up_in_what_the_host_lends(monkeypatch):
+    """And not in a copy of it; what is found there autograd may save, whatever mode the table was lent in."""
+    own, lent = comfy.ops.cast_bias_weight, []
+
+    def lend(*args, **kwargs):
+        weight, *rest = own(*args, **kwargs)
+        lent.append(weight.clone())
+        return (lent[-1], *rest)
+
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", lend)
+    layer, scale = Table(9, 4).requires_grad_(False), torch.ones(4, requires_grad=True)
+    with lending.lent_again(nn.Sequential(layer)):
+        found = layer(torch.tensor([2, 5]))
+        (scale * found).sum().backward()
+    assert lent[0].is_inference()
+    assert layer.lent is lent[0]
+    assert torch.equal(found, layer.weight[[2, 5]])
+    assert torch.equal(scale.grad, found.sum(dim=0))
+
+
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_a_convolutions_gradient_is_torchs(dims):
     kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims]
