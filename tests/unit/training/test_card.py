@@ -1,8 +1,12 @@
-"""What a step of training waits for on a graphics card: nothing that it could know without."""
+"""What training and sampling wait for on a graphics card: nothing that they could know without."""
+
+import contextlib
+import functools
 
 import pytest
 import torch
 from card import CARD, Card
+from comfyui_fewstep.samplers.few_step import sample_ancestral, sample_few_step
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.data.batches import Buckets, TensorData
 from comfyui_fewstep.trainers.data.conditions import by_shape, is_mixed
@@ -14,10 +18,19 @@ from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions
 from comfyui_fewstep.trainers.objective.method import TeacherKind
 from comfyui_fewstep.trainers.objective.weighting import Weighting
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from comfyui_fewstep.trainers.students.adapters import Adapters, LoRALayers, LoRAOptions
+from comfyui_fewstep.trainers.students.companion import CompanionNetwork
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
 from comfyui_fewstep.trainers.training.loop import rehearsal
 from comfyui_fewstep.trainers.training.optimisation.micro_batches import in_pieces, on_share
 from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
+from comfyui_fewstep.trainers.training.score_distillation import (
+    Kind,
+    LearningFake,
+    ScoreDistillationOptions,
+    Views,
+    distil_latent,
+)
 from gaussian import table
 from torch import nn
 
@@ -112,6 +125,32 @@ def test_shares_of_processes_read_and_send_nothing():
         read, sent = card.read, card.sent
         shared(batch.x0, sigma, **batch.condition)
         assert (card.read, card.sent) == (read, sent)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_score_distillation_reads_nothing_between_its_steps(kind):
+    with Card() as card:
+        start, reads, network = torch.randn(2, 4, 1, 1).to(CARD), [], Network().to(CARD).requires_grad_(False)
+        text, options = torch.zeros(2, 3, 2, device=CARD), ScoreDistillationOptions(kind=kind, iterations=3)
+        prompts = {name: {"text": text} for name in ("condition", "negative", "empty")}
+        views = Views(denoiser=network, family=FAMILY, table=table(FAMILY), **prompts)
+        adapters = Adapters(network, LoRAOptions(rank=2, alpha=2.0, layers=LoRALayers.LINEAR))
+        companion = CompanionNetwork(adapters, network, rank=2, seed=0, around=contextlib.nullcontext)
+        fake = LearningFake(companion, learning_rate=1e-3, views=views, start=start) if kind is Kind.VSD else None
+        with adapters:
+            distil_latent(start, options, views, fake=fake, observe=lambda *_: reads.append(card.read))
+    assert reads == [0, 0, 0]
+
+
+@pytest.mark.parametrize("family", NoiseFamily)
+def test_samplers_read_their_schedule_alone(family):
+    """Once, for all of their steps; and where gammas are made of it, for those."""
+    for sampler, read in ((functools.partial(sample_few_step, gamma=0.5), 1), (sample_ancestral, 2)):
+        with Card() as card:
+            sigmas = table(family).flip(0)[::250].to(CARD)
+            x = torch.randn(2, 4, 1, 1).to(CARD)
+            sampler(lambda x, sigma: 0.5 * x, x, sigmas, disable=True, family=family)
+            assert card.read == read
 
 
 def test_what_all_samples_share_is_sent_once():
