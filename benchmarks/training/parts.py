@@ -21,6 +21,7 @@ from ...trainers.objective.loss import weighted_error
 from ...trainers.objective.method import Method, Target
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.students.student import Student
+from ...trainers.training import accelerator
 from ...trainers.training.loop import Metrics, train
 from ...trainers.training.optimisation.learner import Learning
 from ...trainers.training.optimisation.options import TrainOptions
@@ -111,9 +112,9 @@ class Peak:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         gc.collect()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            self._before = torch.cuda.memory_allocated(device)
+        if accelerator.counts_memory(device):
+            accelerator.forget_most_held(device)
+            self._before = accelerator.held(device)
             return
         if not sys.platform.startswith("linux"):
             raise ValueError(f"peak memory is measured on a GPU or on Linux; this is {sys.platform}.")
@@ -121,9 +122,8 @@ class Peak:
         self._before = _status("VmRSS")
 
     def bytes(self) -> int:
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device) - self._before
-        return _status("VmHWM") - self._before
+        most = accelerator.most_held(self._device)
+        return (_status("VmHWM") if most is None else most) - self._before
 
 
 def _status(name: str) -> int:

@@ -22,6 +22,7 @@ from ..processes.group import Processes
 from ..processes.sharding import gathered, is_divided
 from ..storage.run_folder import RunFolder
 from ..students.student import Student
+from . import accelerator
 from .companions import Companions
 from .optimisation import optimisers
 from .optimisation.average import Averages
@@ -149,8 +150,7 @@ class _Training:
 
     def _run_stages(self) -> None:
         self._restore()
-        if self._data.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._data.device)
+        accelerator.forget_most_held(self._data.device)
         while self._stage < len(self._stages):
             stage = self._stages[self._stage]
             while self._stage_iteration < stage.iterations:
@@ -339,7 +339,7 @@ class _Training:
             learning_rate=float(self._learner.optimiser.param_groups[0]["lr"]),
             seconds=seconds,
             seconds_left=pace * (total - self._iteration),
-            memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            memory=accelerator.most_held(device),
             logged=logged,
         )
 

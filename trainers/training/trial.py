@@ -21,6 +21,7 @@ from ..objective.method import Lesson, Method, Stage, Target
 from ..objective.perceptual import Perceptual
 from ..storage.run_folder import RunFolder
 from ..students.student import Student
+from . import accelerator
 from .loop import rehearsal
 from .optimisation.options import TrainOptions
 from .stages import SAMPLES, compared
@@ -289,15 +290,10 @@ def seconds_of(
     work: Callable[[], object], device: torch.device, *, clock: Callable[[], float] = time.perf_counter
 ) -> float:
     """Until the device has done all that was asked of it."""
-    waits: dict[str, Callable[[], None]] = {
-        "cuda": functools.partial(torch.cuda.synchronize, device),
-        "mps": torch.mps.synchronize,
-    }
-    synchronise = waits.get(device.type, lambda: None)
-    synchronise()
+    accelerator.synchronise(device)
     began = clock()
     work()
-    synchronise()
+    accelerator.synchronise(device)
     return clock() - began
 
 
@@ -306,11 +302,11 @@ def most_held(work: Callable[[], object], device: torch.device) -> int:
 
     As a GPU's allocator counts them; elsewhere as the tensors are made and let go of, without what a kernel needs inside.
     """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+    if accelerator.counts_memory(device):
+        accelerator.forget_most_held(device)
+        before = accelerator.held(device)
         work()
-        return torch.cuda.max_memory_allocated(device) - before
+        return (accelerator.most_held(device) or before) - before
     with _Held() as held:
         work()
     return held.most

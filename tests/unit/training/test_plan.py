@@ -12,6 +12,7 @@ from comfyui_fewstep.trainers.methods.distribution_matching import DistributionM
 from comfyui_fewstep.trainers.objective.method import TeacherKind
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent
+from comfyui_fewstep.trainers.training import accelerator
 from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from comfyui_fewstep.trainers.training.plan import Needs, Plan, duration, size
 from comfyui_fewstep.trainers.training.trial import Iteration, Rehearsal, StageCost, most_held, seconds_of
@@ -46,7 +47,7 @@ def costs(root, method, *, rows=3, student=None, **given):
     return Rehearsal(method=method, student=student, sample=sample, rows=rows, **given).costs()
 
 
-@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
 def test_work_is_timed_until_the_device_has_done_it(kind, monkeypatch):
     """Which a GPU does after the call that asked for it has come back."""
     queue, now = [5.0], [0.0]
@@ -57,6 +58,22 @@ def test_work_is_timed_until_the_device_has_done_it(kind, monkeypatch):
 
     monkeypatch.setattr(getattr(torch, kind), "synchronize", synchronise)
     assert seconds_of(lambda: queue.append(3.0), torch.device(kind), clock=lambda: now[0]) == 3.0
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_what_is_held_is_what_the_devices_allocator_counted(kind, monkeypatch):
+    """What was held before, and forgotten since, is not of the work."""
+    now, most = [100], [900]
+    for name, counted in {
+        "memory_allocated": lambda _: now[0],
+        "max_memory_allocated": lambda _: most[0],
+        "reset_peak_memory_stats": lambda _: most.__setitem__(0, now[0]),
+    }.items():
+        monkeypatch.setattr(getattr(torch, kind), name, counted)
+    device = torch.device(kind)
+    assert accelerator.most_held(device) == 900
+    assert most_held(lambda: most.__setitem__(0, 140), device) == 40
+    assert accelerator.most_held(torch.device("mps")) is accelerator.most_held(torch.device("cpu")) is None
 
 
 def test_forwards_of_halvings(tmp_path):
