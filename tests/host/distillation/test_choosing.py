@@ -34,14 +34,22 @@ TODAYS_FAMILIES = {
     "hunyuan_video": ("HunyuanVideo", 1.0),
     "hunyuan_video15": ("HunyuanVideo", 6.0),
     "cogvideox": ("CogVideoX", 6.0),
-    "wan": ("another flow model", 4.0),
+    "wan": ("Wan", 5.0),
+    "wan_i2v": ("Wan", 5.0),
+    "wan22_5b": ("Wan 2.2 5B", 5.0),
+    "ltxv": ("LTX-Video", 3.0),
+    "ltxav": ("LTX-2", 4.0),
+    "mochi": ("Mochi", 4.5),
+    "kandinsky5": ("Kandinsky 5", 5.0),
+    "kandinsky5_image": ("Kandinsky 5 of pictures", 3.5),
+    "svd": ("Stable Video Diffusion", 2.5),
     "minimax_h3": ("MiniMax H3", 1.0),
     "cosmos_predict2": ("Cosmos Predict2", 4.0),
     "cosmos_predict2_i2v": ("Cosmos Predict2", 4.0),
 }
 
 
-OF_VIDEO = ("hunyuan_video", "hunyuan_video15", "cogvideox", "wan", "cosmos_predict2_i2v", "minimax_h3")
+STILLS = ("flux", "flux2", "flux2_klein", "cascade_c", "cosmos_predict2", "kandinsky5_image")
 
 
 @pytest.mark.parametrize(("kind", "name", "side", "guidance"), FAMILIES)
@@ -55,7 +63,7 @@ def test_families_of_today(kind):
     """A network that is told its guidance was distilled from a guided one, and is drawn with at cfg 1; its base is guided."""
     found = family_of(current_architectures.tiny(kind)[0])
     assert (found.name, found.guidance) == TODAYS_FAMILIES[kind]
-    assert found.video == (kind in OF_VIDEO)
+    assert found.video == (kind not in STILLS)
 
 
 @pytest.mark.parametrize("kind", current_architectures.kinds(*PICTURES_IN_FRAMES))
