@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ....trainers.data.encodings import Encodings
 from ....trainers.storage import places
-from ....trainers.storage.export import is_one_of, same_tensors
+from ....trainers.storage.export import is_one_of
 from ....trainers.storage.files import copy_atomically, file_sha256, require_whole
 from ....trainers.storage.kept_hashes import kept
 from ....trainers.storage.run_folder import RunFolder
@@ -241,25 +242,43 @@ def publish(run: RunFolder, *, folder: str) -> Path:
     """Puts a finished student where the host's loaders list it: output/<folder>/fewstep/<run name>.safetensors.
 
     folder: loras or diffusion_models. A file there that is none of this run's students is somebody else's and stays as it
-    is: the student then gets the first free name, "<run name> 2" and so on. A copy, which whoever writes to it writes to alone.
+    is: the student then gets the first free name, "<run name> 2" and so on. So does one of this run's that is loaded, where that
+    keeps it from being replaced, as on Windows. A copy, which whoever writes to it writes to alone.
     ValueError, saying what to delete, for a student that is damaged.
     """
-    target, number = _model_file(folder, run.name), 1
-    while os.path.lexists(target) and not is_one_of(target, run.students()):
-        number += 1
-        target = target.with_name(f"{run.name} {number}.safetensors")
-    if not target.exists() or not same_tensors(target, run.student_file):
-        _require_whole(run)
-        copy_atomically(run.student_file, target, one_file=False, heed=signals.check_cancelled)
-    if number > 1:
+    first = _model_file(folder, run.name)
+    others = (first.with_name(f"{run.name} {number}.safetensors") for number in itertools.count(2))
+    target = next(file for file in itertools.chain([first], others) if _holds(file, run) or _put(run, file))
+    if target != first:
         log.warning(
-            "%s.safetensors in %s is not of this run and stays; its student is %s.",
-            run.name,
-            target.parent,
+            "%s in %s %s and stays; its student is %s.",
+            first.name,
+            first.parent,
+            "is in use" if is_one_of(first, run.students()) else "is not of this run",
             target.name,
         )
     list_own_models()  # the host remembers what it listed
     return target
+
+
+def _holds(file: Path, run: RunFolder) -> bool:
+    """The run's result."""
+    return is_one_of(file, [run.student_file])
+
+
+def _put(run: RunFolder, target: Path) -> bool:
+    """The student there, if nothing is, or another of this run's that may be replaced."""
+    there = os.path.lexists(target)
+    if there and not is_one_of(target, run.students()):
+        return False
+    _require_whole(run)
+    try:
+        copy_atomically(run.student_file, target, one_file=False, heed=signals.check_cancelled)
+    except PermissionError:
+        if not there:
+            raise
+        return False
+    return True
 
 
 def _require_whole(run: RunFolder) -> None:

@@ -1,6 +1,8 @@
 """A finished student among the host's own models: it never takes the place of a file that is not its run's."""
 
+import errno
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import_host()
 from comfyui_fewstep.nodes.distillation import runs, telling
 from comfyui_fewstep.nodes.distillation.learning import saving, students
 from comfyui_fewstep.nodes.host import folders
-from comfyui_fewstep.trainers.storage.files import read_tensors
+from comfyui_fewstep.trainers.storage.files import read_tensors, write_tensors
 from making_data import distil
 from safetensors.torch import save_file
 
@@ -102,6 +104,30 @@ def test_further_stages_take_the_place_of_the_runs_own_file(model, output, told)
     assert folders.publish(run, folder="loras") == file
     assert [path.name for path in file.parent.iterdir()] == ["run.safetensors"]
     assert "published" not in told[-1]
+
+
+def test_a_file_that_is_in_use_stays_where_windows_will_not_replace_it(model, output, told, monkeypatch, caplog):
+    """Whoever has loaded it reads it on: the student of further stages lies beside it, and is there the next time."""
+    train(model, "run")
+    file = output / "loras" / "fewstep" / "run.safetensors"
+    replace, run = Path.replace, folders.run_named("run")
+    tensors, metadata = read_tensors(run.student_file)
+    write_tensors(run.student_file, {name: value + 1.0 for name, value in tensors.items()}, metadata=metadata)
+
+    def refused(self, target):
+        if Path(target) == file:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", refused)
+    for _ in range(2):
+        assert folders.publish(run, folder="loras") == file.with_name("run 2.safetensors")
+        assert same(file.with_name("run 2.safetensors"), student(output, "run"))
+    assert len(list(file.parent.iterdir())) == 2
+    assert "run.safetensors in" in caplog.text
+    assert "is in use and stays; its student is run 2.safetensors" in caplog.text
+    monkeypatch.setattr(Path, "replace", replace)
+    assert folders.publish(run, folder="loras").name == "run.safetensors"
 
 
 def test_what_is_published_is_no_file_of_the_run(model, output, told):
