@@ -138,6 +138,8 @@ def link(target: Path, place: Path) -> None:
         return
     if place.is_symlink():
         place.unlink()
+    elif os.path.lexists(place):
+        place.rmdir()  # a junction, to where this was before it was moved
     if os.name == "nt":
         import _winapi
 

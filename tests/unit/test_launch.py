@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -256,6 +257,23 @@ def test_a_command_is_explained_without_an_environment(command, said, asked, tmp
     done = subprocess.run([python, "-c", code], cwd=ROOT, capture_output=True, text=True, env=alone, timeout=60)
     assert (done.returncode, said in done.stdout) == (0, True), done.stderr
     assert not (tmp_path / "home" / "venv").exists()
+
+
+def test_a_junction_to_where_the_pack_was_is_made_anew(tmp_path, monkeypatch):
+    """Windows calls no junction a symbolic link, and makes none where there is one."""
+    place = tmp_path / "packages" / "comfyui_fewstep"
+    place.mkdir(parents=True)  # which is what a junction is to whoever asks
+    made = {}
+
+    def junction(target, at):
+        os.mkdir(at)  # noqa: PTH102 (a Path would be one of Windows)
+        made[at] = target
+
+    monkeypatch.setitem(sys.modules, "_winapi", types.SimpleNamespace(CreateJunction=junction))
+    with monkeypatch.context() as windows:
+        windows.setattr(os, "name", "nt")
+        launch.link(ROOT, place)
+    assert made == {str(place): str(ROOT)}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="made of a shell's script")
