@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -107,6 +108,12 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+def remove_unless_read(file: Path) -> None:
+    """Windows keeps a file that somebody reads, a virus scanner say: it stays, for whoever removes it the next time."""
+    with contextlib.suppress(PermissionError):
+        file.unlink()
 
 
 def last_change(folder: Path) -> float:

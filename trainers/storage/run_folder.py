@@ -39,7 +39,7 @@ from .files import (
 )
 from .identity import gone_on_with
 from .locking import Lock
-from .places import is_link, is_regular, place, remove, require_name, require_no_links
+from .places import is_link, is_regular, place, remove, remove_unless_read, require_name, require_no_links
 
 KEPT_CHECKPOINTS = 2
 
@@ -293,7 +293,7 @@ class RunFolder:
         path = self.place("checkpoints", f"{iteration:08d}.safetensors")
         write_tensors(path, tensors, metadata={"fewstep.position": json.dumps(position)})
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
-            old.unlink()
+            remove_unless_read(old)
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint, or None. ValueError when it is damaged: going on from an older one is the user's choice."""

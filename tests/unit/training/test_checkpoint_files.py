@@ -1,6 +1,8 @@
 """What counts as a checkpoint of a run."""
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +31,24 @@ def test_a_copy_that_somebody_keeps_beside_them_is_none(tmp_path):
     assert all(copy.exists() for copy in kept)
     execute(distillation(tmp_path))
     assert [line["iteration"] for line in made.run.metrics()] == [5, 10, 12, 15, 20, 24]
+
+
+def test_a_checkpoint_that_somebody_copies_on_windows_is_removed_later(tmp_path, monkeypatch):
+    """Its training goes on."""
+    run, removed, read = RunFolder(tmp_path, "run"), Path.unlink, {"00000001.safetensors"}
+
+    def unlink(self, **options):
+        if self.name in read:
+            raise PermissionError(errno.EACCES, "The process cannot access the file because it is being used")
+        removed(self, **options)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    for iteration in range(1, 4):
+        run.save_checkpoint(iteration, {"a": torch.ones(1)}, {"stage": 0, "stage_iteration": iteration})
+    assert [int(path.stem) for path in run.checkpoints()] == [1, 2, 3]
+    read.clear()
+    run.save_checkpoint(4, {"a": torch.ones(1)}, {"stage": 0, "stage_iteration": 4})
+    assert [int(path.stem) for path in run.checkpoints()] == [3, 4]
 
 
 def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path):
