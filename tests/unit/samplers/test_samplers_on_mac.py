@@ -36,3 +36,20 @@ def test_the_samples_of_a_training_are_drawn_on_a_mac(family):
     with mac() as device:
         drawn = drawn_from(noise.to(device)).cpu()
     assert torch.equal(drawn, drawn_from(noise))
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda there: there.double(),
+        lambda there: torch.linspace(0.0, 1.0, 3, dtype=torch.float64, device=there.device),
+        lambda there: torch.tensor([1.0], dtype=torch.float64, device=there.device),
+        lambda there: torch.ones(3).double().to(there.device),
+        lambda there: there + torch.ones(3),
+        lambda there: there.to("cpu", non_blocking=True),
+    ],
+)
+def test_the_stand_in_refuses_what_a_mac_does(work):
+    """Or gives at another time than it seems."""
+    with mac() as device, pytest.raises((TypeError, RuntimeError), match=r"float64|same device|waited for"):
+        work(torch.ones(3, device=device))
