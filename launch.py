@@ -68,7 +68,10 @@ def own_environment(*, tests: bool = False) -> Path:
             flush=True,
         )
     if not python.exists() and subprocess.run([sys.executable, "-m", "venv", str(environment)]).returncode:
-        raise Stop("Python could not make an environment, see above (Debian and Ubuntu: apt install python3-venv).")
+        raise Stop(
+            "Python could not make an environment, see above. Debian and Ubuntu: apt install python3-venv. The Python of a "
+            "portable ComfyUI makes none: set COMFYUI_PATH to the folder of that ComfyUI."
+        )
     for name in missing:
         _install(python, "-r", str(REQUIREMENTS / name), *{**FOR_HOST, **FOR_TESTS}[name])
         stamps[name].write_text(wanted[name])

@@ -259,6 +259,14 @@ def test_a_command_is_explained_without_an_environment(command, said, asked, tmp
     assert not (tmp_path / "home" / "venv").exists()
 
 
+def test_a_python_that_makes_no_environments_is_said_what_to_do(tmp_path):
+    """That of ComfyUI's portable build has no venv."""
+    home, none = f"launch.HOME = pathlib.Path({str(tmp_path)!r})", "sys.executable = shutil.which('false')"
+    done = launched(f"import shutil; {home}; {none}; launch.own_environment()")
+    assert done.returncode == 1
+    assert "set COMFYUI_PATH to the folder of that ComfyUI" in done.stderr
+
+
 def test_a_junction_to_where_the_pack_was_is_made_anew(tmp_path, monkeypatch):
     """Windows calls no junction a symbolic link, and makes none where there is one."""
     place = tmp_path / "packages" / "comfyui_fewstep"
