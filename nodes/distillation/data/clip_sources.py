@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ....trainers.data import clips
@@ -48,8 +49,22 @@ class ClipFolder(SeenSource):
     def _require_vae(self) -> None:
         host.encoding.require_frames(self.vae, frames=self.frames, bucket_step=self.bucket_step)
 
+    def _require_model(self, model: Any) -> None:
+        if not host.data.takes_first_frame(model):
+            super()._require_model(model)
+
+    def _of_model(self, model: Any) -> dict[str, Any]:
+        return {"first_frame": "told"} if host.data.takes_first_frame(model) else {}
+
     def told(self) -> dict[str, float]:
         return super().told() | {"frame_rate": self.frame_rate}
+
+    def _told_of(self, model: Any, encoder: host.encoding.LatentEncoder, piece: Piece) -> dict[str, Any]:
+        if not host.data.takes_first_frame(model):
+            return {}
+        make = functools.partial(_first_frame_of, piece)
+        latents = encoder.latents(make, seed=piece.seed, of={**piece.of, "kept": "the first frame"})
+        return host.data.first_frame_told(latents)
 
     def look(self, file: Path) -> Look:
         most = self.frames if self.pieces == FIRST else None  # of a film no more than that is trained on
@@ -71,6 +86,14 @@ class ClipFolder(SeenSource):
                 of |= {"size": shape, "mirrored": mirrored, "pixels": PIXELS}
                 make = functools.partial(_turned, frames, mirrored=mirrored)
                 yield Piece(make, of, seed=seed_of(file) + 2 * number + mirrored)
+
+
+def _first_frame_of(piece: Piece) -> Tensor:
+    """(T, H, W, 3): grey from the second on."""
+    frames = piece.samples()
+    grey = torch.full_like(frames, 0.5)
+    grey[:1] = frames[:1]
+    return grey
 
 
 def _turned(frames: Tensor, *, mirrored: bool) -> Tensor:

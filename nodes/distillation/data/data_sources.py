@@ -132,12 +132,13 @@ def _require_teacher(model: Any, run: RunFolder, *, teacher_sha256: str) -> None
 
 
 class Sample(NamedTuple):
-    """x0, noise: (1, ...) each. repeats: as how many samples it is drawn."""
+    """x0, noise: (1, ...) each. repeats: as how many samples it is drawn. told: with its prompts, by the host's names."""
 
     x0: Tensor
     text: str
     noise: Tensor | None = None
     repeats: int = 1
+    told: Mapping[str, Any] = {}
 
 
 class Texts:
@@ -174,9 +175,9 @@ class Texts:
         """Samples of one shape together, in order. Pieces of one clip, say, share their prompt's inputs, which may be many."""
         made: dict[tuple[str, torch.Size], tuple[Condition, Condition]] = {}
 
-        def part(x0: Tensor, text: str, noise: Tensor | None, repeats: int) -> TensorData:
-            if (text, x0.shape) not in made:
-                made[text, x0.shape] = self._inputs(x0, text)
+        def part(x0: Tensor, text: str, noise: Tensor | None, repeats: int, told: Mapping[str, Any]) -> TensorData:
+            if told or (text, x0.shape) not in made:
+                made[text, x0.shape] = self._inputs(x0, text, told)
             condition, empty = made[text, x0.shape]
             repeated = None if repeats == 1 else torch.tensor([repeats])
             return TensorData(x0=x0, condition=condition, unconditional=empty, noise=noise, repeats=repeated)
@@ -184,12 +185,15 @@ class Texts:
         found = in_buckets(part(*sample) for sample in samples)
         return [found] if isinstance(found, TensorData) else list(found.buckets)
 
-    def _inputs(self, x0: Tensor, text: str) -> tuple[Condition, Condition]:
+    def _inputs(self, x0: Tensor, text: str, told: Mapping[str, Any]) -> tuple[Condition, Condition]:
         """With the prompt and with the negative one, for latents of x0's shape."""
-        positive = self.conditioning(text)
+        positive, negative = (
+            [[embedding, {**own, **told}] for embedding, own in prompt]
+            for prompt in (self.conditioning(text), self.negative)
+        )
         condition, empty = (
             host.inputs.condition_for_training(self._model, prompt, latents=x0, name=name, shapes=self._streams)
-            for prompt, name in ((positive, "positive"), (self.negative, "negative"))
+            for prompt, name in ((positive, "positive"), (negative, "negative"))
         )
         condition, empty = host.inputs.in_one_length(self._model, positive, condition, empty, latents=x0)
         condition, empty = ({name: value.cpu() for name, value in inputs.items()} for inputs in (condition, empty))
@@ -229,7 +233,11 @@ def of_guidance(guidance: float) -> dict[str, float]:
 
 
 def empty_sample(model: Any, *, width: int, height: int, frames: int) -> Empty:
-    """Of what is drawn from prompts. Says where a model of video is to draw stills: its student would know nothing else."""
+    """Of what is drawn from prompts. Says where a model of video is to draw stills: its student would know nothing else.
+
+    ValueError for models that want a picture, too.
+    """
+    host.data.require_no_picture(model)
     if frames == 1 and family_of(model).video:
         host.signals.say("this is a model of video, and frames is 1: still pictures are what is learnt.", warning=True)
     return host.data.empty(model, width=width, height=height, frames=frames)

@@ -100,7 +100,7 @@ class FolderSource(MadeOnce):
         return self.kept(
             model,
             run,
-            source=self._source(files) | of_teacher(model, teacher_sha256),
+            source=self._source(files) | of_teacher(model, teacher_sha256) | self._of_model(model),
             plan=lambda: self._plan(model, files),
             newer=("caption_syntax",),
         )
@@ -126,6 +126,7 @@ class FolderSource(MadeOnce):
 
     def _plan(self, model: Any, files: Sequence[Captioned]) -> list[Shard]:
         self._require_encoders()
+        self._require_model(model)
         groups = self._by_shape(files)
         make = self.encoder(model, told_of=sum(len(group) for group in groups.values()))
         shards = [
@@ -223,7 +224,7 @@ class FolderSource(MadeOnce):
             latents = encoder.latents(piece.samples, seed=piece.seed, of=piece.of)
             _require_finite(latents, name=file.name)
             x0 = host.inputs.latents_for_training(model, {"samples": latents}).cpu()
-            yield Sample(x0, file.caption, repeats=file.repeats)
+            yield Sample(x0, file.caption, repeats=file.repeats, told=self._told_of(model, encoder, piece))
 
     # --- what a kind of file has of its own
 
@@ -234,8 +235,20 @@ class FolderSource(MadeOnce):
     def _require_vae(self) -> None:
         """ValueError where the VAE cannot encode such files."""
 
+    def _require_model(self, model: Any) -> None:
+        """ValueError for a model that such files alone do not suffice for."""
+        host.data.require_no_picture(model)
+
+    def _of_model(self, model: Any) -> dict[str, Any]:
+        """What of the model decides the data, beside what it is."""
+        return {}
+
     def told(self) -> dict[str, float]:
         """See Texts."""
+        return {}
+
+    def _told_of(self, model: Any, encoder: host.encoding.LatentEncoder, piece: Piece) -> dict[str, Any]:
+        """See Sample."""
         return {}
 
     def look(self, file: Path) -> Look:

@@ -163,11 +163,7 @@ class Wishes:
     def _require_frames(self) -> None:
         if self.frames and self.folder.strip():
             raise ValueError(f"frames is {self.frames}, but folder is of still pictures; give one of the two.")
-        if host.data.wants_a_picture(self.model):
-            raise ValueError(
-                "this model goes on from a picture, which prompts alone and folders of pictures do not give it. Connect latents "
-                "of clips, and positive and negative of their pictures."
-            )
+        host.data.require_no_picture(self.model)
         if self.family.video and not self.frames:
             raise ValueError(
                 "this is a model of video, whose training data are clips. Set frames, for clips that the model draws from the "

@@ -116,6 +116,28 @@ def wants_a_picture(model: Any) -> bool:
 _FROM_TEXT_TOO = ("WAN22",)
 
 
+def takes_first_frame(model: Any) -> bool:
+    """Whether the picture that a model goes on from is a clip's first frame, as the host's WanImageToVideo tells it."""
+    return wants_a_picture(model) and type(model.model).__name__ == "WAN21"
+
+
+def first_frame_told(latents: Tensor) -> dict[str, Any]:
+    """What such a model is told with a prompt. latents (1, C, T, h, w): of the first frame and then of grey, 0.5."""
+    mask = torch.ones(1, 1, *latents.shape[2:])
+    mask[:, :, :1] = 0.0  # which is given
+    return {"concat_latent_image": latents, "concat_mask": mask}
+
+
+def require_no_picture(model: Any) -> None:
+    """ValueError for models that want a picture beside the prompt, where there is none."""
+    videos.require_video(model.model, frames=1)
+    if wants_a_picture(model):
+        raise ValueError(
+            "this model goes on from a picture, which prompts alone and folders do not give it. Connect latents of clips, and "
+            "positive and negative of their pictures, as lists; Wan learns from Training Clips (Folder), too."
+        )
+
+
 def require_sides(model: Any, **sides: int) -> int:
     """How many pixels in a row the model's latents hold in one. ValueError, naming the input, for a side that they cannot."""
     factor: int = getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8)

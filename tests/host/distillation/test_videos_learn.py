@@ -119,5 +119,5 @@ def test_make_it_fast_plans_for_videos_and_for_nothing_else(output, monkeypatch)
     monkeypatch.setattr(choosing, "BATCH", 2)
     made = make(SVD.model(), do=make_it_fast.PLAN, **two_videos())
     assert "Stable Video Diffusion" in str(made)
-    with pytest.raises(ValueError, match="this model goes on from a picture, which prompts alone and folders"):
+    with pytest.raises(ValueError, match="draws videos that go on from a picture"):
         make(SVD.model(), do=make_it_fast.PLAN, clip=object(), frames=14)

@@ -1,0 +1,124 @@
+"""Models of video that go on from a picture: a clip's first frame is it, as the host's own node tells it, or they are refused."""
+
+import importlib
+
+import pytest
+import torch
+from comfyui_fewstep.commands.embedded import import_host
+
+import_host()
+
+import comfy.conds
+import current_architectures
+from architectures import ALL
+from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes.distillation.data import preview_prompts, training_data
+from comfyui_fewstep.nodes.distillation.learning import matching_method
+from comfyui_fewstep.trainers.data.cache import read_data
+from comfyui_fewstep.trainers.storage.files import read_tensors
+from encoders import RandomCLIP
+from making_clips import needs_av
+from making_data import distil, images, picture, prompts, run_folder
+from test_clip_folder import FrameVAE, clip_folder, clips  # noqa: F401 (a fixture)
+from test_frames import Film
+from todays_inputs import CHANNELS, WIDTH, Frames, Model, stand_in
+
+CLIP = RandomCLIP(WIDTH, 24)
+
+
+class Colours(FrameVAE, Film):
+    """The mean colour of each latent's pixels."""
+
+    def encode(self, frames):
+        return super().encode(frames)[:, :CHANNELS]
+
+
+class WAN21(Model):
+    """A stand-in of the host's contract, by the name of its class: told what a latent goes on from, and how much is given."""
+
+    image_to_video = True
+
+    def extra_conds(self, **kwargs):
+        out = super().extra_conds(**kwargs)
+        latents, mask = kwargs.get("concat_latent_image"), kwargs.get("concat_mask")
+        latents = torch.zeros_like(kwargs["noise"]) if latents is None else latents
+        mask = torch.ones_like(latents[:, :1]) if mask is None else mask
+        out["image_cond"] = comfy.conds.CONDRegular(torch.cat([latents, mask], dim=1))
+        return out
+
+
+def of(kind):
+    model = stand_in(Frames)
+    model.model.__class__ = kind
+    return model
+
+
+@needs_av
+def test_each_piece_of_a_clip_goes_on_from_its_first_frame(output, clip_folder):  # noqa: F811
+    """By hand: of the wide clip black, and 50 of 255, each before grey; with the prompt and with the negative one."""
+    distil(of(WAN21), name="run", data=clips(Colours(), CLIP, pieces="all"))
+    data = read_data(run_folder(output, "run") / "data")
+    wide = max(data.buckets, key=lambda bucket: len(bucket.x0))
+    first = torch.tensor([[0.0, 0.5], [50.0 / 255.0, 0.5]])
+    for told in (wide.condition["image_cond"], wide.unconditional["image_cond"]):
+        assert told.shape == (2, CHANNELS + 1, 2, *wide.x0.shape[-2:])
+        torch.testing.assert_close(told[:, 0].mean(dim=(-2, -1)), first, atol=2e-3, rtol=0.0)
+        assert told[:, -1].mean(dim=(-2, -1)).tolist() == [[0.0, 1.0]] * 2, "the first is given"
+
+
+@needs_av
+def test_previews_of_prompts_go_on_from_the_first_clips_picture(output, clip_folder):  # noqa: F811
+    (previews,) = preview_prompts.PreviewPrompts().describe(CLIP, "a fox\na cat")
+    distil(of(WAN21), name="run", data=clips(Colours(), CLIP), vae=Colours(), previews=previews)
+    folder = run_folder(output, "run")
+    kept = read_tensors(folder / "previews.safetensors")[0]
+    first = read_data(folder / "data").first(1).condition["image_cond"]
+    assert first[:, -1].std() > 0.1
+    assert all(torch.equal(kept[f"{number:02d}.image_cond"], first) for number in range(2))
+
+
+class Another(Model):
+    image_to_video = True
+
+
+REFUSED = "goes on from a picture, which prompts alone and folders do not give it"
+
+
+@needs_av
+def test_clips_are_refused_where_another_model_wants_a_picture(output, clip_folder):  # noqa: F811
+    with pytest.raises(ValueError, match=REFUSED):
+        distil(of(Another), name="run", data=clips(Colours(), CLIP))
+
+
+def test_pictures_of_a_folder_are_refused(output, tmp_path):
+    picture(tmp_path / "a.png", 64, 64)
+    with pytest.raises(ValueError, match=REFUSED):
+        distil(of(WAN21), name="run", data=images(Colours(), CLIP, folder=str(tmp_path)))
+
+
+def test_prompts_alone_are_refused(output):
+    (alone,) = training_data.TrainingPrompts().describe(prompts="a fox", negative="", width=48, height=32, clip=CLIP)
+    (matching,) = matching_method.DistributionMatching().make(
+        steps=2, iterations=2, learning_rate=1e-3, guidance_scale=2.0
+    )
+    for given in ({"data": prompts(CLIP)}, {"data": alone, "method": matching}):
+        with pytest.raises(ValueError, match=REFUSED):
+            distil(of(WAN21), name="run", **given)
+
+
+@needs_av
+@pytest.mark.parametrize("kind", current_architectures.kinds("wan_i2v"))
+def test_it_is_told_as_wan_image_to_video_tells_it(kind, output, clip_folder):  # noqa: F811
+    node, model, clip = importlib.import_module("comfy_extras.nodes_wan").WanImageToVideo, ALL[kind].model(), CLIP
+    clip = RandomCLIP(ALL[kind].width, 24)
+    distil(model, name="run", data=clips(FrameVAE(), clip, pieces="all"))
+    data = read_data(run_folder(output, "run") / "data")
+    wide = max(data.buckets, key=lambda bucket: len(bucket.x0))
+    height, width = (8 * side for side in wide.x0.shape[-2:])
+    start = torch.full((1, height, width, 3), 50.0 / 255.0)
+    text = host.encoding.TextEncoder(clip, host.folders.encodings()).conditioning("it grows light")
+    told = node.execute(text, text, FrameVAE(), width, height, 5, 1, start_image=start)
+    for given, mine in ((told[0], wide.condition), (told[1], wide.unconditional)):
+        wanted = host.inputs.condition_for_training(model, given, latents=wide.x0, name="positive")["c_concat"]
+        torch.testing.assert_close(mine["c_concat"][1:2], wanted, atol=5e-3, rtol=0.0)
+        assert wanted.std() > 0.1
