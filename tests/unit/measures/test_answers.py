@@ -5,7 +5,7 @@ import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.data.batches import Batch
 from comfyui_fewstep.trainers.measures.answers import NUMBERS, answers, sketch
-from mac import mac
+from gpu import GPU, gpu
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 8, 8), (1, 16, 3, 17, 5), (1, 1, 5000), (1, 3)])
@@ -38,6 +38,6 @@ def test_an_answer_is_what_the_network_adds(family):
 
 def test_a_sketch_of_what_lies_on_a_mac_is_that_on_the_cpu():
     values = torch.randn(1, 4, 8, 8)
-    with mac() as device:
-        found = sketch(values.to(device)).tolist()
+    with gpu():
+        found = sketch(values.to(GPU)).tolist()
     assert found == sketch(values).tolist()

@@ -10,7 +10,7 @@ import torch
 from comfyui_fewstep.trainers.measures.clip_score import _Scorer
 from comfyui_fewstep.trainers.measures.report import COLUMNS, Drawn, Judges, Missing, as_csv, as_markdown, diversity
 from comfyui_fewstep.trainers.measures.report_page import page
-from mac import mac
+from gpu import GPU, gpu
 
 
 def drawn(name, pictures, **settings):
@@ -43,8 +43,8 @@ def test_equal_pictures_have_no_diversity():
 
 def test_diversity_of_pictures_on_a_mac():
     """Where a host keeps them with --gpu-only."""
-    with mac() as device:
-        assert diversity(grey(0.2, 0.5).to(device)) == pytest.approx(0.3)
+    with gpu():
+        assert diversity(grey(0.2, 0.5).to(GPU)) == pytest.approx(0.3)
 
 
 def test_two_prompts_are_no_diversity():

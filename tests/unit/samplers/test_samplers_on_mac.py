@@ -6,7 +6,7 @@ import pytest
 import torch
 from comfyui_fewstep.samplers.few_step import draw_from_noise, sample_ancestral, sample_few_step, sample_tcd
 from gaussian import FAMILIES, gaussian_denoiser, table
-from mac import mac
+from gpu import GPU, gpu
 
 SAMPLERS = {
     "lightning": lambda _: partial(sample_few_step, gamma=0.0),
@@ -23,8 +23,8 @@ def test_a_mac_draws_what_the_cpu_does(name, family):
     sample = partial(SAMPLERS[name](family), gaussian_denoiser(family), family=family, disable=True)
     noise, seed = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1)), {"seed": 5}
     sigmas = torch.cat([table(family)[[999, 749, 499]], torch.zeros(1)])
-    with mac() as device:
-        drawn = sample(noise.to(device), sigmas.to(device), seed).cpu()
+    with gpu():
+        drawn = sample(noise.to(GPU), sigmas.to(GPU), seed).cpu()
     assert torch.equal(drawn, sample(noise, sigmas, seed))
 
 
@@ -33,8 +33,8 @@ def test_the_samples_of_a_training_are_drawn_on_a_mac(family):
     noise = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
     sigmas = torch.cat([table(family)[[999, 499]], torch.zeros(1)])
     drawn_from = partial(draw_from_noise, gaussian_denoiser(family), sigmas=sigmas, family=family, seed=3, gamma=1.0)
-    with mac() as device:
-        drawn = drawn_from(noise.to(device)).cpu()
+    with gpu():
+        drawn = drawn_from(noise.to(GPU)).cpu()
     assert torch.equal(drawn, drawn_from(noise))
 
 
@@ -51,5 +51,5 @@ def test_the_samples_of_a_training_are_drawn_on_a_mac(family):
 )
 def test_the_stand_in_refuses_what_a_mac_does(work):
     """Or gives at another time than it seems."""
-    with mac() as device, pytest.raises((TypeError, RuntimeError), match=r"float64|same device|waited for"):
-        work(torch.ones(3, device=device))
+    with gpu(), pytest.raises((TypeError, RuntimeError), match=r"float64|same device|waited for"):
+        work(torch.ones(3, device=GPU))

@@ -18,7 +18,7 @@ from comfyui_fewstep.trainers.students.adapters import (
     product,
 )
 from comfyui_fewstep.trainers.students.student import LoRAStudent
-from mac import mac
+from gpu import GPU, gpu
 from torch import nn
 from torch.nn import Conv2d, Linear
 
@@ -244,9 +244,9 @@ def test_a_student_that_begins_as_a_change_counts_as_its_file_says():
 def test_the_nearest_adapter_to_a_change_on_a_mac_is_that_on_the_cpu():
     """Whose GPU cannot take it apart."""
     change = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(1))
-    with mac() as device:
-        found = nearest(change.to(device), rank=2)
-        assert found.down.device == found.up.device == device
+    with gpu():
+        found = nearest(change.to(GPU), rank=2)
+        assert found.down.device == found.up.device == GPU
         down, up = found.down.cpu(), found.up.cpu()
     wanted = nearest(change, rank=2)
     assert torch.equal(down, wanted.down)

@@ -5,7 +5,6 @@ import functools
 
 import pytest
 import torch
-from card import CARD, Card
 from comfyui_fewstep.samplers.few_step import sample_ancestral, sample_few_step
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.trainers.data.batches import Buckets, TensorData
@@ -32,6 +31,7 @@ from comfyui_fewstep.trainers.training.score_distillation import (
     distil_latent,
 )
 from gaussian import table
+from gpu import GPU, gpu
 from torch import nn
 
 FAMILY = NoiseFamily.VARIANCE_EXPLODING
@@ -88,7 +88,7 @@ def of_length(length, *, empty=1):
         x0=torch.randn(4, 4, 1, 1),
         condition={"text": torch.randn(4, length, 2)},
         unconditional={"text": torch.zeros(1, empty, 2)},
-        batch_device=CARD,
+        batch_device=GPU,
     )
 
 
@@ -98,13 +98,13 @@ DATA = {"one length": of_length(3, empty=3), "several lengths": Buckets([of_leng
 def waits(root, method, data, *, pieces):
     """(reads, sendings) of an iteration."""
     options = TrainOptions(batch_size=8, accumulation=pieces, caption_dropout=0.3, mixed_prompts=True)
-    with Card() as card:
-        student = FullWeightsStudent(Network().to(CARD), Network().to(CARD), as_denoiser=as_denoiser)
+    with gpu() as counted:
+        student = FullWeightsStudent(Network().to(GPU), Network().to(GPU), as_denoiser=as_denoiser)
         made = method.on(TeacherKind(family=FAMILY, table=table(FAMILY), empty_prompt=True))
         _, iterate = next(rehearsal(RunFolder(root, "run"), made, student, data, options=options))
-        read, sent = card.read, card.sent
+        read, sent = counted.read, counted.sent
         iterate(3)
-    return card.read - read, card.sent - sent
+    return counted.read - read, counted.sent - sent
 
 
 @pytest.mark.parametrize("data", DATA)
@@ -117,28 +117,28 @@ def test_a_step_reads_nothing_and_its_pieces_send_nothing(name, data, tmp_path):
 
 
 def test_shares_of_processes_read_and_send_nothing():
-    with Card() as card, torch.no_grad():
+    with gpu() as counted, torch.no_grad():
         batch = DATA["several lengths"].batch(8, generator=torch.Generator(), mixed=True)
         assert is_mixed(batch.condition)
-        shared = on_share(in_pieces(as_denoiser(Network().to(CARD)), 2), 1, of=2)
-        sigma = torch.ones(8, device=CARD)
-        read, sent = card.read, card.sent
+        shared = on_share(in_pieces(as_denoiser(Network().to(GPU)), 2), 1, of=2)
+        sigma = torch.ones(8, device=GPU)
+        read, sent = counted.read, counted.sent
         shared(batch.x0, sigma, **batch.condition)
-        assert (card.read, card.sent) == (read, sent)
+        assert (counted.read, counted.sent) == (read, sent)
 
 
 @pytest.mark.parametrize("kind", Kind)
 def test_score_distillation_reads_nothing_between_its_steps(kind):
-    with Card() as card:
-        start, reads, network = torch.randn(2, 4, 1, 1).to(CARD), [], Network().to(CARD).requires_grad_(False)
-        text, options = torch.zeros(2, 3, 2, device=CARD), ScoreDistillationOptions(kind=kind, iterations=3)
+    with gpu() as counted:
+        start, reads, network = torch.randn(2, 4, 1, 1).to(GPU), [], Network().to(GPU).requires_grad_(False)
+        text, options = torch.zeros(2, 3, 2, device=GPU), ScoreDistillationOptions(kind=kind, iterations=3)
         prompts = {name: {"text": text} for name in ("condition", "negative", "empty")}
         views = Views(denoiser=network, family=FAMILY, table=table(FAMILY), **prompts)
         adapters = Adapters(network, LoRAOptions(rank=2, alpha=2.0, layers=LoRALayers.LINEAR))
         companion = CompanionNetwork(adapters, network, rank=2, seed=0, around=contextlib.nullcontext)
         fake = LearningFake(companion, learning_rate=1e-3, views=views, start=start) if kind is Kind.VSD else None
         with adapters:
-            distil_latent(start, options, views, fake=fake, observe=lambda *_: reads.append(card.read))
+            distil_latent(start, options, views, fake=fake, observe=lambda *_: reads.append(counted.read))
     assert reads == [0, 0, 0]
 
 
@@ -146,16 +146,16 @@ def test_score_distillation_reads_nothing_between_its_steps(kind):
 def test_samplers_read_their_schedule_alone(family):
     """Once, for all of their steps; and where gammas are made of it, for those."""
     for sampler, read in ((functools.partial(sample_few_step, gamma=0.5), 1), (sample_ancestral, 2)):
-        with Card() as card:
-            sigmas = table(family).flip(0)[::250].to(CARD)
-            x = torch.randn(2, 4, 1, 1).to(CARD)
+        with gpu() as counted:
+            sigmas = table(family).flip(0)[::250].to(GPU)
+            x = torch.randn(2, 4, 1, 1).to(GPU)
             sampler(lambda x, sigma: 0.5 * x, x, sigmas, disable=True, family=family)
-            assert card.read == read
+            assert counted.read == read
 
 
 def test_what_all_samples_share_is_sent_once():
-    data = TensorData(x0=torch.ones(4, 2), condition={"text": torch.randn(1, 3, 2)}, batch_device=CARD)
-    with Card():
+    data = TensorData(x0=torch.ones(4, 2), condition={"text": torch.randn(1, 3, 2)}, batch_device=GPU)
+    with gpu():
         text = data.batch(8, generator=torch.Generator()).condition["text"]
         assert text.stride(0) == 0, "not a copy for each"
         assert torch.equal(text.cpu(), data.condition["text"].expand(8, 3, 2))
@@ -163,9 +163,9 @@ def test_what_all_samples_share_is_sent_once():
 
 def test_the_card_counts_and_refuses():
     """As a real one does, or what is found with it means nothing."""
-    with Card() as card:
-        x, rows = torch.arange(6.0).reshape(2, 3).to(CARD), torch.tensor([1, 0])
-        assert (card.read, card.sent) == (0, 1)
+    with gpu() as counted:
+        x, rows = torch.arange(6.0).reshape(2, 3).to(GPU), torch.tensor([1, 0])
+        assert (counted.read, counted.sent) == (0, 1)
         reads = [
             x.sum().item,
             x.tolist,
@@ -177,11 +177,11 @@ def test_the_card_counts_and_refuses():
         ]
         for count, read in enumerate(reads, 1):
             read()
-            assert (card.read, card.sent) == (count, 1)
+            assert (counted.read, counted.sent) == (count, 1)
         assert x[rows].sum(dim=1).tolist() == [12.0, 3.0]
-        assert card.sent == 2
-        for refused in (lambda: x + torch.ones(3), lambda: torch.ones(2)[rows.to(CARD)]):
-            with pytest.raises(RuntimeError, match="on the card and on the CPU"):
+        assert counted.sent == 2
+        for refused in (lambda: x + torch.ones(3), lambda: torch.ones(2)[rows.to(GPU)]):
+            with pytest.raises(RuntimeError, match="same device"):
                 refused()
         assert (x * torch.tensor(2.0)).sum().item() == 30.0, "a single number of the CPU's goes along"
-        assert card.sent == 3
+        assert counted.sent == 3

@@ -19,7 +19,7 @@ from comfyui_fewstep.trainers.students.student import FullWeightsStudent, LoRASt
 from comfyui_fewstep.trainers.training.distillation import Distillation
 from comfyui_fewstep.trainers.training.optimisation.options import TrainOptions
 from gaussian import FAMILIES, table
-from mac import mac
+from gpu import GPU, gpu
 from process_worker import LORA, Network, data
 
 SHORT = {"iterations": 2, "learning_rate": 1e-3}
@@ -85,7 +85,7 @@ def trained(root, method, *, device="cpu", kind="full"):
 def test_every_method_trains_on_a_mac(kind, chosen, family, tmp_path):
     """From its first iteration to the student's file, with the comparison that ends a stage."""
     method = chosen.on(TeacherKind(family=family, table=table(family), empty_prompt=True, prediction_type="eps"))
-    with mac() as device:
-        found = trained(tmp_path / "mac", method, device=device, kind=kind)
+    with gpu():
+        found = trained(tmp_path / "mac", method, device=GPU, kind=kind)
     for name, value in trained(tmp_path / "cpu", method, kind=kind).items():
         torch.testing.assert_close(found[name], value)
