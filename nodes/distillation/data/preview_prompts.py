@@ -42,11 +42,12 @@ class Previews:
         """
         encoder, first = host.encoding.TextEncoder(self.clip, host.folders.encodings()), data.first(1)
         like: dict[str, Any] = {"latents": first.x0, "shapes": host.inputs.shapes_told(first.condition)}
+        pictures = {key: value for key, value in first.condition.items() if host.conditions.is_picture(key)}
         tensors: dict[str, Tensor] = {}
         for number, prompt in enumerate(self.prompts):
             conditioning = host.inputs.told(model, encoder.conditioning(prompt), told)
             condition = host.inputs.condition_for_training(model, conditioning, name="previews", **like)
-            condition |= {key: first.condition[key] for key in condition if host.conditions.is_picture(key)}
+            condition |= {key: pictures[key] for key in condition.keys() & pictures.keys()}
             tensors |= {f"{number:02d}.{name}": value.cpu().contiguous() for name, value in condition.items()}
         write_tensors(_file(run), tensors, metadata={_PROMPTS: json.dumps(self.prompts)})
 

@@ -108,9 +108,9 @@ def has_frames(model: Any) -> bool:
 
 def wants_a_picture(model: Any) -> bool:
     """Whether the model draws video that goes on from a picture, which no prompt has. Wan 2.2's of 5 billion weights need not."""
-    network = model.model
-    from_a_picture = getattr(network, "image_to_video", False) and type(network).__name__ not in _FROM_TEXT_TOO
-    return from_a_picture or videos.batch_is_frames(network)
+    network, name = model.model, type(model.model).__name__
+    from_a_picture = getattr(network, "image_to_video", False) or name.endswith("I2V")
+    return (from_a_picture and name not in _FROM_TEXT_TOO) or videos.batch_is_frames(network)
 
 
 _FROM_TEXT_TOO = ("WAN22",)

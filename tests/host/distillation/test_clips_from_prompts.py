@@ -152,11 +152,14 @@ def test_a_model_that_goes_on_from_a_picture_has_none_in_prompts():
 
 
 @pytest.mark.parametrize(
-    "kind", current_architectures.kinds("wan", "wan_i2v", "wan22_5b", "svd", "cosmos_predict2", "hunyuan_video")
+    "kind",
+    current_architectures.kinds(
+        *("wan", "wan_i2v", "wan22_5b", "svd", "cosmos_predict2", "hunyuan_video", "hunyuan_video_i2v", "ltxv")
+    ),
 )
 def test_which_models_want_a_picture(kind):
     """Wan 2.2's of 5 billion weights is told apart: it goes on from a picture, or draws from a text."""
-    assert host.data.wants_a_picture(ALL[kind].model()) == (kind in ("wan_i2v", "svd"))
+    assert host.data.wants_a_picture(ALL[kind].model()) == (kind in ("wan_i2v", "svd", "hunyuan_video_i2v"))
 
 
 # --- the host's own --------------------------------------------------------------------------------------------------
