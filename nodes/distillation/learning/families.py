@@ -73,7 +73,7 @@ def family_of(model: Any) -> Family:
     named = [family for name in classes for family in _FAMILIES if name in family.classes]
     family = named[0] if named else _unnamed(model)
     guidance = family.guidance if not family.untold or host.models.takes_guidance(model) else family.untold
-    of_a_picture = getattr(model.model, "image_to_video", False)  # of one class with what draws pictures
+    of_a_picture = host.data.wants_a_picture(model)  # of one class with what draws pictures
     video = family.video or of_a_picture or (host.data.has_frames(model) and not named)
     return dataclasses.replace(family, guidance=guidance, video=video)
 

@@ -13,27 +13,16 @@ import comfy.sd
 from architectures import ALL
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation.fast import choosing, make_it_fast
-from comfyui_fewstep.nodes.distillation.learning import matching_method, methods
 from comfyui_fewstep.nodes.distillation.reports import report
 from comfyui_fewstep.trainers.measures.report import Missing
 from making_data import distil, run_folder, student_of
 from PIL import Image
 from test_lora import assert_whole, output, snapshot  # noqa: F401 (a fixture)
 from test_make_it_fast import make, timed_once  # noqa: F401 (a fixture)
+from test_whole_samples_learn import METHODS
 
 SVD = ALL["svd"]
 FRAMES = SVD.frames
-LEARN = {"iterations": 3, "learning_rate": 1e-3, "guidance_scale": 2.5}
-METHODS = {
-    "progressive": lambda: methods.ProgressiveDistillation().make(
-        start_steps=4, target_steps=2, weighting="constant", **LEARN
-    ),
-    "consistency": lambda: methods.ConsistencyDistillation().make(steps=4, **LEARN),
-    "guidance": lambda: methods.GuidanceDistillation().make(**LEARN),
-    "matching with a critic": lambda: matching_method.DistributionMatching().make(
-        steps=2, adversarial_weight=0.5, companion_first=1, **LEARN
-    ),
-}
 
 
 class Reel:
