@@ -154,14 +154,19 @@ def _said(preview: Callable[[Mapping[str, str]], dict[str, Any]], request: web.R
 
 
 def runs(_: web.Request) -> list[dict[str, Any]]:
-    """All runs, the one that changed last first. demo: whether what was published of its full weights goes with it."""
+    """All runs, the one that changed last first.
+
+    demo: whether what was published of its full weights goes with it. preview_size: of the newest picture, (width, height).
+    """
     return [_in_list(run) for run in all_runs(folders.runs_root())]
 
 
 def _in_list(run: RunFolder) -> dict[str, Any]:
     told = summary(run)
     full = told["student"].get("kind") == FULL_WEIGHTS  # only of these run.json is read once more
-    return told | {"command": folders.command_for(run.path), "demo": full and folders.is_of_demo(run)}
+    demo = full and folders.is_of_demo(run)
+    size = None if told["preview"] is None else preview_pictures.size(preview_file(run, told["preview"]))
+    return told | {"command": folders.command_for(run.path), "demo": demo, "preview_size": size}
 
 
 def workflow(request: web.Request) -> dict[str, Any]:

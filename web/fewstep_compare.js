@@ -55,6 +55,11 @@ class Compare extends HTMLElement {
     return this.#address;
   }
 
+  /** [width, height] of both pictures together where it is known before they come: what lies below stays where it is then. */
+  set size([width, height]) {
+    this.over.style.aspectRatio = `${width} / ${height / 2}`;
+  }
+
   /** What stands below the pictures, a figure say. */
   set said(text) {
     this.figure.textContent = text;
@@ -73,7 +78,7 @@ class Compare extends HTMLElement {
 
   #fitPicture() {
     const { naturalWidth, naturalHeight } = this.both;
-    this.over.style.aspectRatio = `${naturalWidth} / ${naturalHeight / 2}`;
+    this.size = [naturalWidth, naturalHeight];
     const small = naturalWidth < 1000; // enlarged, it shows its pixels as they are
     for (const element of [this.both, ...this.halves]) element.classList.toggle("pixels", small);
   }

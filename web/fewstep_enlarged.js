@@ -64,7 +64,7 @@ class Enlarged extends HTMLElement {
     this.whole.href = address;
     const picture = make("img", { src: address });
     try {
-      const [said] = await Promise.all([about(), picture.decode()]);
+      const [said] = await Promise.all([about(), loaded(picture)]);
       if (shown === this.#shown) this.#draw(picture, said);
     } catch (error) {
       if (shown === this.#shown) this.said.textContent = error.message;
@@ -108,6 +108,14 @@ class Enlarged extends HTMLElement {
     event.preventDefault();
     this.#turn(by);
   }
+}
+
+/** When it has come. Not decode(), whose errors are in the browser's words. */
+function loaded(picture) {
+  return new Promise((resolve, reject) => {
+    picture.onload = resolve;
+    picture.onerror = () => reject(new Error(say("The picture could not be loaded.")));
+  });
 }
 
 define("fewstep-enlarged", Enlarged);

@@ -8,7 +8,7 @@ import { say, sayName } from "./fewstep_words.js";
 
 const OWN_STYLE = `
   :host { height: auto; display: grid; gap: 0.6em; }
-  img { width: 100%; image-rendering: pixelated; display: block; } figure { margin: 0; }
+  img { width: 100%; height: auto; image-rendering: pixelated; display: block; } figure { margin: 0; }
   figure button { padding: 0; border: 0; width: 100%; cursor: zoom-in; }
   table { border-collapse: collapse; width: 100%; } caption { text-align: left; font-weight: 600; }
   th, td { text-align: left; padding: 0.1em 0.4em; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; font-weight: normal; }
@@ -127,10 +127,12 @@ function isFormula(text) {
 
 const shown = (value) => (value === undefined ? "-" : typeof value === "object" ? JSON.stringify(value) : String(value));
 
-function picture({ run, preview, previews }) {
+function picture({ run, preview, previews, preview_size }) {
   const alt = say`${run}, iteration ${preview}: above the teacher's pictures, below the student's`;
   const click = () => enlarge(previewsOf(run, previews), previews.indexOf(preview));
-  const enlarging = make("button", { type: "button", title: say("Enlarge"), on: { click } }, make("img", { src: previewUrl(run, preview), alt }));
+  const [width, height] = preview_size ?? [];
+  const place = preview_size ? { width, height } : {}; // kept until the picture comes
+  const enlarging = make("button", { type: "button", title: say("Enlarge"), on: { click } }, make("img", { src: previewUrl(run, preview), alt, ...place }));
   return make("figure", {}, make("figcaption", { textContent: run }), enlarging);
 }
 

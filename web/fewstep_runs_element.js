@@ -298,6 +298,7 @@ function picture(run) {
   const onenlarge = () => enlarge(previewsOf(run.run, run.previews), run.previews.indexOf(run.preview));
   const made = make("fewstep-compare", { onenlarge });
   made.overlaid = true;
+  if (run.preview_size) made.size = run.preview_size;
   const sight = new IntersectionObserver((entries) => {
     if (!entries.some(({ isIntersecting }) => isIntersecting)) return;
     sight.disconnect();

@@ -8,7 +8,8 @@ import pytest
 from contrast import contrast
 from PIL import Image
 from test_elements import SHOWING
-from test_runs_browser import card, close_runs, open_runs, seen_soon, shown_run  # noqa: F401 (a fixture)
+from test_pictures_of_runs import seen_soon, shown_run  # noqa: F401 (a fixture)
+from test_runs_browser import card, close_runs, open_runs
 from test_training_panel import panel, press, wait_for_points
 
 RUN = {"method": "m", "teacher_sha256": "ab", "method.learning_rate": 0.1}

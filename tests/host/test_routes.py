@@ -13,6 +13,7 @@ from comfyui_fewstep.commands.embedded import import_host
 from comfyui_fewstep.commands.server import ServerError
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from hosting import ROOT, Failed, demo
+from PIL import Image
 
 import_host()
 
@@ -191,6 +192,8 @@ def test_runs_are_listed_opened_and_deleted(client, server, runs, name):
     assert (told["student"], told["options"]["start_steps"]) == ({"kind": "full_weights"}, 8)
     assert told["scores"][0]["model"] == "teacher"
     assert told["demo"] is True
+    with Image.open(runs / name / "previews" / f"{told['preview']:08d}.png") as picture:
+        assert tuple(told["preview_size"]) == picture.size
     assert [(stage["stage"], stage["steps"]) for stage in told["stages"]] == [("8 to 4 steps", 4)]
     assert f"train {runs / name}" in told["command"]
     status, body = ask(server, f"/fewstep/runs/{name}/workflow")

@@ -38,6 +38,15 @@ def opened(file: Path) -> Image.Image:
     return PngImagePlugin.PngImageFile(file)
 
 
+def size(file: Path) -> tuple[int, int] | None:
+    """Width and height of a file that `write` wrote, of both rows together; None for what is no picture."""
+    try:
+        with opened(file) as picture:
+            return picture.size
+    except (OSError, SyntaxError):
+        return None
+
+
 def about(file: Path) -> dict[str, Any]:
     """{columns, prompts} of a file that `write` wrote; NOTHING of older ones. ValueError for what is no picture."""
     try:
