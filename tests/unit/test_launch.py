@@ -315,3 +315,11 @@ def test_a_server_is_at_an_address_that_browsers_take(listen, host, tmp_path, mo
     monkeypatch.setattr(server.Server, "wait_until_ready", lambda self: None)
     with server.serving(base=tmp_path, listen=listen, port=8188) as running:
         assert running.address == f"http://{host}:8188"
+
+
+def test_several_processes_on_windows_are_refused_before_anything_starts(monkeypatch, tmp_path):
+    """Torch's launcher would end in an error of its store's."""
+    monkeypatch.setattr(launch, "run_in_environment", lambda *arguments: pytest.fail(f"started {arguments}"))
+    monkeypatch.setattr(launch.sys, "platform", "win32")
+    with pytest.raises(launch.Stop, match="--processes is 2; on Windows give 1"):
+        launch.command_train([str(tmp_path), "--processes", "2"])
