@@ -96,7 +96,8 @@ class _Asked:
         self._network, self.current_patcher = model.model, model
         self._denoiser, self._conditions, self._like = denoiser, conditions, sample
         self.x, self.sigma = in_batch(model.model, sample), for_each_frame(model.model, sigma, like=sample)
-        self.prompts = [[{"model_conds": _as_conds(host_inputs(one)), "uuid": i}] for i, one in enumerate(conditions)]
+        self._inputs = [host_inputs(one) for one in conditions]
+        self.prompts = [[{"model_conds": _as_conds(own), "uuid": i}] for i, own in enumerate(self._inputs)]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._network, name)
@@ -115,8 +116,8 @@ class _Asked:
 
     def _answer(self, x: Tensor, sigma: Tensor, given: Mapping[str, Any]) -> Tensor:
         unit = noise_scale(self._network.model_sampling)
-        for condition in self._conditions:
-            if _equal(given, host_inputs(condition)):
+        for condition, own in zip(self._conditions, self._inputs, strict=True):
+            if _equal(given, own):
                 sample, level = of_batch(self._network, x / unit, like=self._like), sigma[: len(self._like)]
                 return unit * in_batch(self._network, self._denoiser(sample, level, **condition))
         raise ValueError("it has the network answer to other prompts")
