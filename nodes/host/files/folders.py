@@ -32,6 +32,14 @@ from ..sampling.models import log
 _LAUNCHER = Path(__file__).resolve().parents[3] / "launch.py"
 _DEMO = "FewStepDemoTeacher"
 _MODEL_FOLDERS = ("checkpoints", "unet", "diffusion_models")
+_PRECISION = (
+    *("--force-fp32", "--force-fp16", "--force-bf16", "--supports-fp8-compute"),
+    *("--fp32-unet", "--fp64-unet", "--bf16-unet", "--fp16-unet"),
+    *("--fp8_e4m3fn-unet", "--fp8_e5m2-unet", "--fp8_e8m0fnu-unet"),
+    *("--fp16-vae", "--fp32-vae", "--bf16-vae", "--cpu-vae"),
+    *("--force-upcast-attention", "--dont-upcast-attention"),
+)
+"""Options of ComfyUI by which it holds a model's weights, or computes, in another type."""
 
 
 def _folders() -> list[str]:
@@ -141,7 +149,7 @@ def command_for(run: Path) -> str:
     """What trains a run folder from a terminal, with this very Python and, where it is no embedded one, this ComfyUI.
 
     For this system's shell, whatever is in the paths. With the folders of the models where those are not the run's own
-    ComfyUI's, and with the files of further such folders that this ComfyUI was started with.
+    ComfyUI's, and with the files of further such folders and the options of precision that this ComfyUI was started with.
     """
     host = Path(folder_paths.__file__).parent
     base, models = map(Path, (folder_paths.base_path, folder_paths.models_dir))
@@ -151,8 +159,19 @@ def command_for(run: Path) -> str:
     config = [Path(file).absolute() for files in args.extra_model_paths_config or [] for file in files]
     host_options = ["--models-directory", models] if models != base / "models" else []
     host_options += ["--extra-model-paths-config", *config] if config else []
+    host_options += _options_of_precision()
     words += ["--", *host_options] if host_options else []
     return in_shell([str(word) for word in words], windows=os.name == "nt")
+
+
+def _options_of_precision() -> list[str]:
+    """Without them a teacher has other weights, and is refused as another; --fast with what it names."""
+    given = [option for option in _PRECISION if getattr(args, option[2:].replace("-", "_"), False)]
+    if "--force-fp16" in given:
+        given.remove("--fp16-unet")  # which the host takes it for, and refuses beside another one for the network
+    fast = getattr(args, "fast", None)  # one option in hosts of 2024, then a set of the host's own words
+    named = sorted(one.value for one in fast) if isinstance(fast, set) else []
+    return given + (["--fast", *named] if fast else [])
 
 
 def in_shell(words: list[str], *, windows: bool) -> str:

@@ -101,6 +101,37 @@ def test_the_command_names_a_folder_of_models_that_is_elsewhere(tmp_path, monkey
     assert "--base" not in command
 
 
+@pytest.mark.parametrize("options", [["--fp8_e4m3fn-unet", "--bf16-vae", "--force-upcast-attention"], []])
+def test_the_command_names_the_precision_that_the_host_was_started_with(options, tmp_path, monkeypatch):
+    """Weights that are held in another type are another teacher's."""
+    started_in(tmp_path, monkeypatch)
+    set_to = {option[2:].replace("-", "_"): True for option in options}
+    given = types.SimpleNamespace(extra_model_paths_config=None, fp16_unet=False, **set_to)
+    monkeypatch.setattr(host.folders, "args", given)
+    run = tmp_path / "output" / "fewstep" / "runs" / "run"
+    assert shlex.split(host.folders.command_for(run)) == [*words_for(run), *(["--", *options] if options else [])]
+
+
+def test_the_command_names_the_precision_as_the_host_takes_it(tmp_path):
+    """It reads --force-fp16 as --fp16-unet besides, and refuses two for the network."""
+    options = ["--force-fp16", "--fp8_e5m2-unet"]
+    if importlib.util.find_spec("comfy_execution"):  # older hosts have no such option
+        options += ["--fast", "autotune", "fp8_matrix_mult"]
+    code = (
+        "import pathlib, sys; from comfyui_fewstep.commands.embedded import import_host; import_host(*sys.argv[2:]);"
+        " from comfyui_fewstep.nodes.host import folders; print(folders.command_for(pathlib.Path(sys.argv[1])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "output" / "fewstep" / "runs" / "run"), *options],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    command = shlex.split(done.stdout.splitlines()[-1])
+    assert command[command.index("--") + 1 :] == options
+
+
 @pytest.fixture
 def linked(base, tmp_path, monkeypatch):
     """A ComfyUI whose output and models are links."""
