@@ -34,6 +34,7 @@ def described(model: Any, first: Batch | None, *, parts: Mapping[str, str]) -> d
     table = host.models.noise_levels(host.models.model_sampling_of(model))
     return {
         **parts,
+        "held_in": host.identity.held_in(model),
         "levels": [
             float(f"{level:.6g}") for level in table[torch.linspace(0, len(table) - 1, _LEVELS).long()].tolist()
         ],

@@ -2,7 +2,7 @@
 
 What identifies a teacher, "teacher_is" in run.json: hashes of its weights, of the patches in them and of what is beside its
 layers; some of its noise levels; the patches of its forward; and what it answers to a fixed question, by what it computes in and
-where ("float32 on cpu").
+where ("float32 on cpu"). Also "held_in", the type of its weights, which tells people why hashes differ.
 """
 
 from __future__ import annotations
@@ -91,7 +91,19 @@ def _known_of_teacher(found: Mapping[str, Any] | None, wanted: Mapping[str, Any]
 
 def other_hashes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Which of two teachers' hashes differ, in words."""
-    return [f"{words} differ" for key, words in _HASHED.items() if found[key] != wanted[key]]
+    differing = [key for key in _HASHED if found[key] != wanted[key]]
+    return [f"{_HASHED[key]} differ{_other_type(found, wanted) if key == 'weights' else ''}" for key in differing]
+
+
+def _other_type(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Why weights of one file may differ; runs that are older do not say in which type they were."""
+    there, here = found.get("held_in"), wanted.get("held_in")
+    if there is None or here is None or there == here:
+        return ""
+    return (
+        f" (there {there}, here {here}: by another file, the loader's weight_dtype, or an option that ComfyUI is started with, "
+        "--fp8_e4m3fn-unet, say)"
+    )
 
 
 def _other_levels(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:

@@ -124,7 +124,8 @@ def _require_teacher(model: Any, run: RunFolder, *, teacher_sha256: str) -> None
         return
     hashes = f"its weights have the hash {there[:12]}..., those here {teacher_sha256[:12]}..."
     known = description.get("teacher_is")
-    differing = other_hashes(known, host.identity.teacher_parts(model)) if known else []
+    here = host.identity.teacher_parts(model) | {"held_in": host.identity.held_in(model)}
+    differing = other_hashes(known, here) if known else []
     raise ValueError(
         f"the run {run.name!r} was begun with another teacher. Use the same checkpoint, LoRA files and model nodes, or choose "
         f"another run name. What differs: {'; '.join(differing or [hashes])}."

@@ -91,8 +91,13 @@ def _patched(model: Any, key: str) -> Tensor:
 
 def _in_its_type(model: Any, layer: Any, name: str, value: Tensor) -> Tensor:
     """Hosts that page weights hold them in their file's type, and bring them to the model's when they lend them."""
-    paged = getattr(model, "is_dynamic", bool)() and not hasattr(value, "__tensor_flatten__")
-    return value.to(getattr(layer, f"{name}_comfy_model_dtype", value.dtype)) if paged else value
+    return value if hasattr(value, "__tensor_flatten__") else value.to(type_of(model, layer, name, value))
+
+
+def type_of(model: Any, layer: Any, name: str, value: Tensor) -> torch.dtype:
+    """Of an ordinary weight, as the model has it."""
+    paged = getattr(model, "is_dynamic", bool)()
+    return getattr(layer, f"{name}_comfy_model_dtype", value.dtype) if paged else value.dtype
 
 
 # --- the host's books ------------------------------------------------------------------------------------------------

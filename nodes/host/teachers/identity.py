@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,17 @@ def teacher_parts(model: Any) -> dict[str, str]:
         "patches": patches_sha256(model),
         "beside": tensors_sha256(_beside(model)),
     }
+
+
+def held_in(model: Any) -> str:
+    """The type of most of a MODEL's weights, wherever the host keeps them: "bfloat16"; of quantised ones their format's name."""
+    found: Counter[str] = Counter()
+    for _, layer, slot, value in weights.named(model.model):
+        quantised = hasattr(value, "__tensor_flatten__")
+        kind = _format_of(value) if quantised else weights.type_of(model, layer, slot, value)
+        found[str(kind).removeprefix("torch.")] += value.numel()
+    ((most, _),) = found.most_common(1)
+    return most
 
 
 def sha256_of(parts: Mapping[str, str]) -> str:
@@ -114,13 +126,18 @@ def _held(model: Any) -> dict[str, Tensor]:
 def _parts(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     """Of a tensor of whatever class: the ordinary ones that hold its bytes."""
     if hasattr(value, "__tensor_flatten__"):
-        kind = getattr(value, "_layout_cls", type(value).__name__)
+        kind = _format_of(value)
         for inner in value.__tensor_flatten__()[0]:
             yield from _parts(f"{name} {kind} {inner}", getattr(value, inner))
         return
     with torch._C.DisableTorchFunctionSubclass():
         ordinary = value.as_subclass(Tensor).detach()
         yield name, torch.zeros_like(ordinary, device="cpu") if ordinary.is_meta else ordinary
+
+
+def _format_of(value: Any) -> str:
+    """Of a tensor of one of the host's quantised classes."""
+    return str(getattr(value, "_layout_cls", type(value).__name__))
 
 
 # --- patches ---------------------------------------------------------------------------------------------------------

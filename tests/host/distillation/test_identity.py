@@ -61,6 +61,14 @@ def beside(strength):
     return made
 
 
+def held_in_halves(model):
+    """The same weights, as ComfyUI holds them where it is told to."""
+    halves = tiny("sd15", computes_in=torch.float16)
+    with torch.inference_mode():
+        halves.model.diffusion_model.half()
+    return halves
+
+
 def as_it_is(model):
     return model
 
@@ -71,6 +79,7 @@ def scaled(n, *_):
 
 LEVELS = r"noise levels \(its shift, zero terminal SNR\): there "
 OTHERS = [
+    pytest.param("sd15", as_it_is, held_in_halves, r"weights differ \(there float32, here float16: ", id="type"),
     pytest.param("sd3", shift(3.0), shift(6.0), LEVELS, id="shift"),
     pytest.param(
         "sd2_v",
