@@ -203,7 +203,7 @@ class _Judged:
             seed=self._seed,
         )
         seconds = time.perf_counter() - start
-        pictures = to_pictures(latents)
+        pictures = to_pictures(latents.float())  # hosts may be told to keep 16 bits of what is sampled
         nfe = steps if cfg == 1.0 else 2 * steps
         score = self._judge.score(
             pictures, self._labels, reference=self._reference, model=name, steps=steps, nfe=nfe, seconds=seconds

@@ -286,7 +286,10 @@ def test_the_nodes_options_reach_the_training(output):  # noqa: F811
 
 
 def test_evaluate_digits_samples_on_the_grid_of_the_run(output, monkeypatch):  # noqa: F811
-    """The student on every second level of its start_steps, which an EDM grid of its own steps would not be."""
+    """The student on every second level of its start_steps, which an EDM grid of its own steps would not be.
+
+    Of latents as ComfyUI gives them that was started with --fp16-intermediates.
+    """
     model, sampled, seeds = digits_model.load_teacher(), [], set()
     values = {"start_steps": 8, "target_steps": 2, "iterations": 1, "weighting": "snr", "learning_rate": 1e-3}
     options = ProgressiveOptions.read({**values, "guidance_scale": 1.0, "grid": "edm"})
@@ -302,7 +305,7 @@ def test_evaluate_digits_samples_on_the_grid_of_the_run(output, monkeypatch):  #
     monkeypatch.setattr(
         host.models,
         "sample",
-        lambda model, sampler, sigmas, *, noise, seed, **_: (sampled.append(sigmas), seeds.add(seed)) and noise,
+        lambda model, sampler, sigmas, *, noise, seed, **_: (sampled.append(sigmas), seeds.add(seed)) and noise.half(),
     )
     digits.EvaluateDigits().evaluate(model, model, "8, 3", "2, 4", 1.0, 100, 7, "digits")
     levels = host.models.noise_levels(host.models.model_sampling_of(model))
