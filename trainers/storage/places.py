@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import stat
+import sys
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,20 @@ def require_name(text: Any, *, what: str) -> str:
             "beginning with a letter or digit and not ending in a dot or space, and no name that Windows keeps for a device "
             "(CON, NUL): it names a folder or file, so no path may be in it."
         )
+    _require_writable(text, what=what)
     return text
+
+
+def _require_writable(name: str, *, what: str) -> None:
+    """ValueError where this process cannot write a name's letters: under LC_ALL=C and PYTHONUTF8=0, say."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError as error:
+        letter, encoding = name[error.start], sys.getfilesystemencoding()
+        raise ValueError(
+            f"the {what} is {name!r}, but Python was started in a locale ({encoding}) whose file names have no {letter!r}; start "
+            "ComfyUI with PYTHONUTF8=1 set, or choose another name."
+        ) from error
 
 
 def place(root: Path, *names: str) -> Path:

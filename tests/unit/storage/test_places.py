@@ -1,6 +1,8 @@
 """Names that lead nowhere else, and links that nobody follows."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 from comfyui_fewstep.trainers.storage.places import is_link, is_name, place, require_name, require_no_links
@@ -77,6 +79,24 @@ def test_names_that_could_lead_elsewhere(name, tmp_path):
 def test_what_is_no_text_is_no_name(name):
     with pytest.raises(ValueError, match="the run name is"):
         require_name(name, what="run name")
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are UTF-8 there in any locale")
+def test_a_name_that_the_locale_cannot_write_is_refused_in_words():
+    """The codec's own error, a ValueError too, is no help."""
+    code = (
+        "from comfyui_fewstep.trainers.storage.places import require_name\n"
+        "for name in ('fox', 'f\\xfcchse'):\n"
+        "    try: print(require_name(name, what='run name'))\n"
+        "    except ValueError as error: print(ascii(str(error)))"
+    )
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **locale})
+    assert done.returncode == 0, done.stderr
+    allowed, refused = done.stdout.splitlines()
+    assert allowed == "fox"
+    assert "locale (ascii) whose file names have no" in refused
+    assert "PYTHONUTF8=1" in refused
 
 
 def test_a_place_is_below_its_root(tmp_path):
