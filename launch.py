@@ -171,9 +171,20 @@ def run_module(packages: str, name: str, *arguments: str) -> None:
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
+def _require_link() -> None:
+    """Stop where this folder cannot be written to: in a container's image, say, or when somebody else installed the pack."""
+    try:
+        link(ROOT, HOME / "packages" / PACKAGE)
+    except OSError as error:
+        raise Stop(
+            f"nothing can be written to {HOME} ({error.strerror}), where launch.py keeps what it makes. Copy {ROOT} to a folder "
+            "of your own and start the copy's launch.py with the same options."
+        ) from error
+
+
 def run_in_environment(python: Path, *arguments: str) -> int:
     """Runs Python with this repository importable as the package, whatever its folder is called; what ends this ends it."""
-    link(ROOT, HOME / "packages" / PACKAGE)
+    _require_link()
     paths = [str(HOME / "packages"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "MYPYPATH": paths[0]}
     encoding, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")

@@ -37,6 +37,17 @@ def test_sigterm_ends_the_command_which_may_save_first():
     assert (launcher.returncode, said) == (130, "state saved\n")
 
 
+def test_a_pack_that_cannot_be_written_to_is_said_so(tmp_path, monkeypatch, capsys):
+    """As in a container's image, where Write Run's command is the first to write there."""
+    home = tmp_path / "file" / ".fewstep"
+    home.parent.touch()
+    monkeypatch.setattr(launch, "HOME", home)
+    monkeypatch.setattr(launch, "environment_python", lambda **_: Path(sys.executable))
+    monkeypatch.setattr(sys, "argv", ["launch.py", "train", str(tmp_path / "run")])
+    assert launch.main() == 2
+    assert f"nothing can be written to {home} (" in capsys.readouterr().err
+
+
 SERVING = """
 import signal, sys, time
 from pathlib import Path
