@@ -167,8 +167,8 @@ def command_for(run: Path) -> str:
 def _options_of_precision() -> list[str]:
     """Without them a teacher has other weights, and is refused as another; --fast with what it names."""
     given = [option for option in _PRECISION if getattr(args, option[2:].replace("-", "_"), False)]
-    if "--force-fp16" in given:
-        given.remove("--fp16-unet")  # which the host takes it for, and refuses beside another one for the network
+    if "--force-fp16" in given:  # which hosts of today take for the other too, and refuse that beside one more
+        given = [option for option in given if option != "--fp16-unet"]
     fast = getattr(args, "fast", None)  # one option in hosts of 2024, then a set of the host's own words
     named = sorted(one.value for one in fast) if isinstance(fast, set) else []
     return given + (["--fast", *named] if fast else [])
