@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
+import comfy.model_base
 import comfy.samplers
 import torch
 from torch import Tensor
@@ -107,18 +108,40 @@ def has_frames(model: Any) -> bool:
 
 
 def wants_a_picture(model: Any) -> bool:
-    """Whether the model draws video that goes on from a picture, which no prompt has. Wan 2.2's of 5 billion weights need not."""
+    """Whether the model draws video that goes on from a picture, or follows another video, which no prompt has.
+
+    Wan 2.2's of 5 billion weights need not. Wan 2.2's two experts of image to video the host takes for those of text to video:
+    they are told apart by what their first layer reads.
+    """
     network, name = model.model, type(model.model).__name__
-    from_a_picture = getattr(network, "image_to_video", False) or name.endswith("I2V")
+    from_a_picture = getattr(network, "image_to_video", False) or name.endswith("I2V") or _channels_beside(network) > 0
     return (from_a_picture and name not in _FROM_TEXT_TOO) or videos.batch_is_frames(network)
 
 
 _FROM_TEXT_TOO = ("WAN22",)
+_OF_A_MASK = 4
+"""Channels of Wan's mask: the frames of one latent."""
+
+
+def _channels_beside(network: Any) -> int:
+    """How many channels beside the latents' own the first layer of a network of Wan's kind reads."""
+    kind: Any = getattr(comfy.model_base, "WAN21", ())  # which hosts of mid-2024 lack
+    first = getattr(getattr(network, "diffusion_model", None), "patch_embedding", None)
+    if first is None or not isinstance(network, kind):
+        return 0
+    return int(first.weight.shape[1]) - int(network.latent_format.latent_channels)
 
 
 def takes_first_frame(model: Any) -> bool:
     """Whether the picture that a model goes on from is a clip's first frame, as the host's WanImageToVideo tells it."""
-    return wants_a_picture(model) and type(model.model).__name__ == "WAN21"
+    network = model.model
+    told = getattr(network, "image_to_video", False) or _reads_a_picture(network)
+    return told and type(network).__name__ == "WAN21"
+
+
+def _reads_a_picture(network: Any) -> bool:
+    """A latent and its mask, no more: Wan's models that follow another video read two latents."""
+    return _channels_beside(network) == int(network.latent_format.latent_channels) + _OF_A_MASK
 
 
 def first_frame_told(latents: Tensor) -> dict[str, Any]:
@@ -131,11 +154,18 @@ def first_frame_told(latents: Tensor) -> dict[str, Any]:
 def require_no_picture(model: Any) -> None:
     """ValueError for models that want a picture beside the prompt, where there is none."""
     videos.require_video(model.model, frames=1)
-    if wants_a_picture(model):
+    if not wants_a_picture(model):
+        return
+    if _channels_beside(model.model) > 0 and not takes_first_frame(model):
         raise ValueError(
-            "this model goes on from a picture, which prompts alone and folders do not give it. Connect latents of clips, and "
-            "positive and negative of their pictures, as lists; Wan learns from Training Clips (Folder), too."
+            f"this model ({type(model.model).__name__}, whose network reads {_channels_beside(model.model)} channels beside the "
+            "latents') follows another video or a picture, which prompts alone and folders do not give it. Connect latents of "
+            "clips, and positive and negative of what they follow, as lists."
         )
+    raise ValueError(
+        "this model goes on from a picture, which prompts alone and folders do not give it. Connect latents of clips, and "
+        "positive and negative of their pictures, as lists; Wan learns from Training Clips (Folder), too."
+    )
 
 
 def require_sides(model: Any, **sides: int) -> int:

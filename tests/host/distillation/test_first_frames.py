@@ -1,5 +1,6 @@
 """Models of video that go on from a picture: a clip's first frame is it, as the host's own node tells it, or they are refused."""
 
+import dataclasses
 import importlib
 
 import pytest
@@ -9,7 +10,6 @@ from comfyui_fewstep.commands.embedded import import_host
 import_host()
 
 import comfy.conds
-import current_architectures
 from architectures import ALL
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation.data import preview_prompts, training_data
@@ -106,11 +106,39 @@ def test_prompts_alone_are_refused(output):
             distil(of(WAN21), name="run", **given)
 
 
+WAN = ALL["wan"]
+has_wan = pytest.mark.skipif(not WAN.known(), reason="this host has no Wan")
+EXPERT = dataclasses.replace(WAN, network=WAN.network | {"in_dim": 36})
+"""One of Wan 2.2's two of image to video as its file has it: without the layers for CLIP vision the host takes it for T2V."""
+FOLLOWING = {
+    "fun control 2.1": dataclasses.replace(
+        WAN, config="WAN21_FunControl2V", network=WAN.network | {"model_type": "i2v", "in_dim": 48}
+    ),
+    "fun control 2.2": dataclasses.replace(WAN, network=WAN.network | {"in_dim": 52}),
+}
+
+
+@has_wan
 @needs_av
-@pytest.mark.parametrize("kind", current_architectures.kinds("wan_i2v"))
-def test_it_is_told_as_wan_image_to_video_tells_it(kind, output, clip_folder):  # noqa: F811
-    node, model, clip = importlib.import_module("comfy_extras.nodes_wan").WanImageToVideo, ALL[kind].model(), CLIP
-    clip = RandomCLIP(ALL[kind].width, 24)
+@pytest.mark.parametrize("kind", FOLLOWING)
+def test_models_that_follow_another_video_are_refused_by_what_they_read(kind, output, clip_folder):  # noqa: F811
+    model = FOLLOWING[kind].model()
+    with pytest.raises(ValueError, match=r"reads (32|36) channels beside the latents'\) follows another video"):
+        distil(model, name="run", data=clips(FrameVAE(), RandomCLIP(WAN.width, 24)))
+
+
+@has_wan
+def test_wan_22s_experts_are_refused_with_prompts_alone(output):
+    with pytest.raises(ValueError, match=REFUSED):
+        distil(EXPERT.model(), name="run", data=prompts(RandomCLIP(WAN.width, 24)))
+
+
+@has_wan
+@needs_av
+@pytest.mark.parametrize("one", [ALL["wan_i2v"], EXPERT], ids=["2.1", "2.2"])
+def test_it_is_told_as_wan_image_to_video_tells_it(one, output, clip_folder):  # noqa: F811
+    node, model = importlib.import_module("comfy_extras.nodes_wan").WanImageToVideo, one.model()
+    clip = RandomCLIP(one.width, 24)
     distil(model, name="run", data=clips(FrameVAE(), clip, pieces="all"))
     data = read_data(run_folder(output, "run") / "data")
     wide = max(data.buckets, key=lambda bucket: len(bucket.x0))
