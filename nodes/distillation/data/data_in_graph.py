@@ -41,14 +41,19 @@ def data_in_graph(
     counts = [len(x0) for x0, _ in samples]
     prompts = _prompts(positive, counts, name="positive")
     empty = _prompts(negative, counts, name="negative") if negative is not None else None
+    of_one_shape = list(_of_one_shape(samples, prompts, empty))
+    for x0, _, prompt, without in of_one_shape:
+        host.data.require_picture(model, prompt, latents=x0, name="positive")
+        host.data.require_picture(model, without or [], latents=x0, name="negative")
     parts = [
         part
-        for x0, shapes, prompt, without in _of_one_shape(samples, prompts, empty)
+        for x0, shapes, prompt, without in of_one_shape
         for part in _parts(model, x0, shapes, prompt, without, dropout=dropout)
     ]
     data = parts[0] if len(parts) == 1 else in_buckets(parts)
     if dropout:
         data.require_droppable()
+    _say_unseen(model, of_one_shape[0][2], parts[0])
     return DataInGraph(data, has_pictures=not all(map(host.inputs.is_empty, given)))
 
 
@@ -99,6 +104,15 @@ def _of_one_shape(
     for alike in groups.values():
         x0 = torch.cat([samples[i][0] for i in alike]) if len(alike) > 1 else samples[alike[0]][0]
         yield x0, samples[alike[0]][1], own(prompts, alike), None if empty is None else own(empty, alike)
+
+
+def _say_unseen(model: Any, positive: Conditioning, made: TensorData) -> None:
+    if host.data.picture_unseen(positive, made.condition):
+        host.signals.say(
+            f"positive carries a picture, which this model ({type(model.model).__name__}) does not look at: it draws from text "
+            "alone, and so will its student.",
+            warning=True,
+        )
 
 
 # --- samples of one shape --------------------------------------------------------------------------------------------

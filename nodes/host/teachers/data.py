@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import comfy.model_base
@@ -10,7 +10,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..sampling import inputs, models, videos
+from ..sampling import conditions, inputs, models, videos
 from ..sampling.inputs import Shapes
 from ..sampling.models import Conditioning
 from . import refusals
@@ -148,7 +148,7 @@ def first_frame_told(latents: Tensor) -> dict[str, Any]:
     """What such a model is told with a prompt. latents (1, C, T, h, w): of the first frame and then of grey, 0.5."""
     mask = torch.ones(1, 1, *latents.shape[2:])
     mask[:, :, :1] = 0.0  # which is given
-    return {"concat_latent_image": latents, "concat_mask": mask}
+    return {_PICTURE: latents, "concat_mask": mask}
 
 
 def require_no_picture(model: Any) -> None:
@@ -166,6 +166,60 @@ def require_no_picture(model: Any) -> None:
         "this model goes on from a picture, which prompts alone and folders do not give it. Connect latents of clips, and "
         "positive and negative of their pictures, as lists; Wan learns from Training Clips (Folder), too."
     )
+
+
+_PICTURE = "concat_latent_image"
+"""Of a prompt, by the host's name: the latents of what it goes on from."""
+
+
+def require_picture(model: Any, conditioning: Conditioning, *, latents: Tensor, name: str) -> None:
+    """ValueError, naming the input, for prompts without a picture where the model goes on from one, or of another size or length.
+
+    The host gives a grey one in its place, and stretches those of another size, as in its samplers: a student would learn just
+    that. Negative prompts may have none. latents: from latents_for_training. name: of the input. Of models whose nodes all give
+    the picture by one name: Wan and Stable Video Diffusion.
+    """
+    if not (takes_first_frame(model) or videos.batch_is_frames(model.model)):
+        return
+    for _, options in conditioning:
+        picture = options.get(_PICTURE)
+        if picture is not None:
+            _require_like(model, picture, latents, name=name)
+        elif name == "positive":
+            raise ValueError(
+                f"positive has no picture, and this model goes on from one. Connect positive and negative of {_node(model)}, "
+                "with the picture connected to that."
+            )
+
+
+def _require_like(model: Any, picture: Tensor, latents: Tensor, *, name: str) -> None:
+    latent_format = model.get_model_object("latent_format")
+    side = getattr(latent_format, "spacial_downscale_ratio", 8)
+    given, wanted = ([n * side for n in (found.shape[-1], found.shape[-2])] for found in (picture, latents))
+    if given != wanted:
+        raise ValueError(
+            f"{name} goes on from a picture of {given[0]} x {given[1]} pixels, but the latents are of {wanted[0]} x "
+            f"{wanted[1]}; set width and height of {_node(model)} to those."
+        )
+    if picture.ndim == 5 and picture.shape[2] != latents.shape[2]:
+        long, longer = (_frames(latent_format, found.shape[2]) for found in (latents, picture))
+        raise ValueError(
+            f"{name} is for a clip of {longer} frames, but the latents are of {long}; set length of {_node(model)} to {long}."
+        )
+
+
+def _frames(latent_format: Any, count: int) -> int:
+    """That so many of a latent hold, as Wan's do."""
+    return (count - 1) * (getattr(latent_format, "temporal_downscale_ratio", None) or 4) + 1
+
+
+def _node(model: Any) -> str:
+    return "SVD_img2vid_Conditioning" if videos.batch_is_frames(model.model) else "WanImageToVideo"
+
+
+def picture_unseen(positive: Conditioning, inputs: Mapping[str, Any]) -> bool:
+    """Whether prompts carry a picture of which nothing is among the network's inputs, by their names."""
+    return any(_PICTURE in options for _, options in positive) and not any(map(conditions.is_picture, inputs))
 
 
 def require_sides(model: Any, **sides: int) -> int:
