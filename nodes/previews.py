@@ -36,13 +36,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "consistency": ("a consistency model, levels 0.002 to 80", {"consistency": True}),
 }
 """Kinds of models that a schedule can be shown for: name, and what makes an example of the host's."""
+_OF_SHIFT = "flow at "
+"""Begins a kind that is none of MODELS: a flow model of another shift, which a node before it sets."""
 
 
 _SIZE = ("width", "height")
+_MOST_SHIFT = 100.0
+"""That the host's nodes set."""
 
 
 def of_schedule(given: Mapping[str, str]) -> dict[str, Any]:
-    """Of Few-Step Schedule. given: its inputs as text, and model, one of MODELS. ValueError as the node has it."""
+    """Of Few-Step Schedule. given: its inputs as text, and model, of MODELS or a shift. ValueError as the node has it."""
     inputs = _read(Schedule.INPUT_TYPES(), given)
     kind = given.get("model") or "sd"
     return _shown(kind, levels(_sampling(kind), **inputs))
@@ -102,9 +106,23 @@ def _kind_of(preset: Preset) -> str:
 
 
 def _sampling(kind: str) -> Any:
-    if kind not in MODELS:
-        raise ValueError(f"model is {kind!r}; allowed are {', '.join(MODELS)}.")
-    return host.models.example_sampling(**MODELS[kind][1])
+    return host.models.example_sampling(**_models(kind)[kind][1])
+
+
+def _models(kind: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """MODELS, and the kind where it is of a shift of its own."""
+    if kind in MODELS:
+        return MODELS
+    try:
+        shift = float(kind.removeprefix(_OF_SHIFT)) if kind.startswith(_OF_SHIFT) else math.nan
+    except ValueError:
+        shift = math.nan
+    if not 0.0 < shift <= _MOST_SHIFT:
+        raise ValueError(
+            f"model is {kind!r}; allowed are {', '.join(MODELS)}, and {_OF_SHIFT}5, say: any shift above 0 and up to "
+            f"{_MOST_SHIFT:g}."
+        )
+    return MODELS | {kind: (f"a flow model of shift {shift:g}, as set before it", {"flow_shift": shift})}
 
 
 def _shown(kind: str, sigmas: Tensor) -> dict[str, Any]:
@@ -112,7 +130,7 @@ def _shown(kind: str, sigmas: Tensor) -> dict[str, Any]:
     timesteps = None if kind == "consistency" else _sampling(kind).timestep(sigmas[:-1]).tolist()
     return {
         "model": kind,
-        "models": {name: label for name, (label, _) in MODELS.items()},
+        "models": {name: label for name, (label, _) in _models(kind).items()},
         "sigmas": sigmas.tolist(),
         "timesteps": timesteps,
     }

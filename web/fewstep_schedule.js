@@ -19,11 +19,13 @@ const ROUTES = {
   FewStepDistributionMatching: "method",
 };
 const KINDS = {
-  FewStepConsistencyModel: "consistency",
-  ModelSamplingSD3: "flow3",
-  ModelSamplingFlux: "flux",
-  ModelSamplingContinuousEDM: "consistency",
+  FewStepConsistencyModel: () => "consistency",
+  ModelSamplingSD3: ofShift,
+  ModelSamplingAuraFlow: ofShift,
+  ModelSamplingFlux: () => "flux",
+  ModelSamplingContinuousEDM: () => "consistency",
 };
+const SHIFTS = { 1: "flow", 3: "flow3", 8: "flow8" };
 
 // what files of these kinds are usually called; no part of another word (a swan is no Wan), the first that fits
 const CALLED = [
@@ -36,13 +38,26 @@ const CALLED = [
   [/(?<![a-z])flux/i, "flux"],
 ];
 
+/** A flow model at the shift that its node sets; at 3 where that comes over a link. */
+function ofShift(node) {
+  const shift = isLinked(node, "shift") ? 3 : node.widgets?.find(({ name }) => name === "shift")?.value;
+  return shift > 0 ? SHIFTS[shift] ?? `flow at ${Number(shift.toFixed(4))}` : "flow3";
+}
+
+/** The first node with a model behind a method's, past those that only hand it on (One Expert's Part). */
+function taught(node) {
+  let after = node;
+  for (let i = 0; after && modelInput(after) < 0 && i < 50; i++) after = after.getOutputNodes(0)?.[0];
+  return after;
+}
+
 /** The kind of model that the nodes before this one tell of, or before the one that a method goes to, or its file; else Stable
  *  Diffusion. */
 function kindOf(node) {
-  const start = modelInput(node) < 0 ? node.getOutputNodes(0)?.[0] : node;
+  const start = taught(node);
   let before = start;
   for (let i = 0; before && i < 50; i++) {
-    if (KINDS[before.type]) return KINDS[before.type];
+    if (KINDS[before.type]) return KINDS[before.type](before);
     const input = modelInput(before);
     before = input < 0 ? null : before.getInputNode(input);
   }

@@ -94,7 +94,8 @@ class Schedule extends HTMLElement {
 
   #drawChoice({ model, models }) {
     const options = Object.entries(models).map(([value, textContent]) => make("option", { value, textContent }));
-    if (this.choice.options.length !== options.length) this.choice.replaceChildren(...options);
+    const isSame = (option, i) => option.value === this.choice.options[i].value;
+    if (this.choice.options.length !== options.length || !options.every(isSame)) this.choice.replaceChildren(...options);
     this.choice.value = model;
   }
 

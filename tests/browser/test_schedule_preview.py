@@ -128,6 +128,25 @@ def test_a_method_knows_the_model_that_it_will_teach(editor):
     wait_for(editor, "noise from", [1, 0.9, 0.75, 0.5])
 
 
+@pytest.mark.parametrize("node", ["ModelSamplingSD3", "ModelSamplingAuraFlow"])
+def test_levels_are_those_of_the_shift_that_a_node_sets(node, editor):
+    """They were those of shift 3, whatever it was; through the node for one of two experts they were Stable Diffusion's."""
+    ids = editor.page.evaluate(
+        "(kind) => { const [shift, distill, part, method] = [kind, 'FewStepDistill', 'FewStepExpertsPart',"
+        " 'FewStepProgressiveDistillation'].map(kind => { const node = LiteGraph.createNode(kind); app.graph.add(node);"
+        " return node }); shift.connect(0, distill, distill.findInputSlot('model')); shift.widgets[0].value = 5;"
+        " method.connect(0, part, part.findInputSlot('method')); part.connect(0, distill, distill.findInputSlot('method'));"
+        " return [shift.id, method.id] }",
+        node,
+    )
+    wait_for(editor, "noise from", [1, 0.938, 0.833, 0.625])
+    shown = "element => element.selectedOptions[0].textContent"
+    assert preview(editor).locator("select").evaluate(shown) == "a flow model of shift 5, as set before it"
+    editor.set(ids[0], shift=8.0)
+    wait_for(editor, "noise from", [1, 0.96, 0.889, 0.727])
+    assert preview(editor).locator("select").evaluate(shown) == "a flow model of shift 8 (Wan)"
+
+
 def test_a_preview_goes_with_its_node(editor, schedule):
     wait_for(editor, "timestep", [999, 749, 499, 249])
     editor.remove(schedule)

@@ -6,7 +6,7 @@ import urllib.parse
 
 import pytest
 import torch
-from architectures import ALL, tiny
+from architectures import ALL, on_levels, tiny
 from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS, host, previews
 from comfyui_fewstep.nodes.demo import digits_model
 from comfyui_fewstep.nodes.distillation import running
@@ -74,6 +74,20 @@ def test_flow_models_too(server):
     told = shown(server, "schedule", model="flow3", schedule="trailing", steps=4, shift=2.0)
     assert told["sigmas"] == pytest.approx(made.tolist(), abs=1e-6)
     assert told["timesteps"] == pytest.approx([1000 * sigma for sigma in made[:-1].tolist()], abs=1e-3)
+
+
+def test_any_shift_that_a_node_sets_can_be_shown():
+    """As Wan's from a picture have it; what is none is refused with what is allowed."""
+    model = on_levels("ModelSamplingSD3", tiny("sd3"), 5.0)
+    (made,) = Schedule().make(model, "trailing", 4)
+    told = previews.of_schedule({"schedule": "trailing", "steps": "4", "model": "flow at 5"})
+    assert told["sigmas"] == pytest.approx(made.tolist(), abs=1e-6)
+    assert told["models"]["flow at 5"] == "a flow model of shift 5, as set before it"
+    for kind in ("flow at", "flow at 0", "flow at nan", "flow at 1e9", "flow5"):
+        with pytest.raises(
+            ValueError, match=f"model is '{kind}'; allowed are sd, flow, .* and flow at 5, say: any shift"
+        ):
+            previews.of_schedule({"schedule": "trailing", "steps": "4", "model": kind})
 
 
 def test_timesteps_are_those_of_the_papers(server):
