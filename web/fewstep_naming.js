@@ -30,8 +30,14 @@ function cut(name) {
 function purpose(node) {
   const value = (name) => node.widgets.find((widget) => widget.name === name)?.value;
   if (value("goal")) return `in ${value("steps")} steps${value("goal") === USUAL_GOAL ? "" : ` ${value("goal").split(" ")[0]}`}`;
-  const method = node.getInputNode(node.findInputSlot("method"))?.comfyClass?.replace("FewStep", "") ?? "Student";
+  const method = methodOf(node)?.comfyClass?.replace("FewStep", "") ?? "Student";
   return method.replace(/(?!^)[A-Z]/g, " $&").toLowerCase();
+}
+
+/** The node that the method comes from, past those that only hand it on (One Expert's Part). */
+function methodOf(node) {
+  const before = node.getInputNode(node.findInputSlot("method"));
+  return before?.comfyClass && before.findInputSlot("method") >= 0 ? methodOf(before) : before;
 }
 
 function propose(node, widget) {

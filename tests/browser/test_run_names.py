@@ -78,3 +78,16 @@ def test_a_method_behind_a_reroute_does_not_keep_it_from_being_named(editor, beh
         node,
     )
     wait_for_name(editor, node, "another student")
+
+
+def test_a_part_of_the_levels_is_named_with_the_method_that_it_is_of(editor, behind):
+    """It was "dreamy v3 experts part", whatever the method."""
+    node = behind("FewStepDistill")
+    editor.page.evaluate(
+        "(id) => { const [method, part] = ['FewStepGuidanceDistillation', 'FewStepExpertsPart']"
+        ".map(k => { const made = LiteGraph.createNode(k); app.graph.add(made); return made });"
+        " method.connect(0, part, part.findInputSlot('method')); const node = app.graph.getNodeById(id);"
+        " part.connect(0, node, node.findInputSlot('method')) }",
+        node,
+    )
+    wait_for_name(editor, node, "dreamy v3 guidance distillation")

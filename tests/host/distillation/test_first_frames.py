@@ -5,18 +5,21 @@ import importlib
 
 import pytest
 import torch
-from comfyui_fewstep.commands.embedded import import_host
+from comfyui_fewstep.commands.embedded import import_host, node_classes
 
 import_host()
 
 import comfy.conds
 from architectures import ALL
-from comfyui_fewstep.nodes import host
+from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS, host
 from comfyui_fewstep.nodes.distillation.data import preview_prompts, training_data
 from comfyui_fewstep.nodes.distillation.learning import matching_method
+from comfyui_fewstep.nodes.host.editor.graph import Execution
 from comfyui_fewstep.trainers.data.cache import read_data
+from comfyui_fewstep.trainers.storage.export import read_student
 from comfyui_fewstep.trainers.storage.files import read_tensors
-from encoders import RandomCLIP
+from encoders import RandomCLIP, wan_vae
+from hosting import ROOT, api_twin, stand_in_node
 from making_clips import needs_av
 from making_data import distil, images, picture, prompts, run_folder
 from test_clip_folder import FrameVAE, clip_folder, clips  # noqa: F401 (a fixture)
@@ -150,3 +153,44 @@ def test_it_is_told_as_wan_image_to_video_tells_it(one, output, clip_folder):  #
         wanted = host.inputs.condition_for_training(model, given, latents=wide.x0, name="positive")["c_concat"]
         torch.testing.assert_close(mine["c_concat"][1:2], wanted, atol=5e-3, rtol=0.0)
         assert wanted.std() > 0.1
+
+
+@has_wan
+@needs_av
+def test_the_template_trains_both_experts_and_draws_with_them_from_a_picture(output, clip_folder):  # noqa: F811
+    """From the clips alone; each learns its own levels, at the shift that is set before it."""
+    graph = api_twin(ROOT / "workflows" / "Make my Wan 2.2 I2V fast (folder of clips).json")
+    for node in graph.values():
+        node["inputs"] |= SMALL.get(node["class_type"], {})
+    classes = {
+        **node_classes(),
+        **NODE_CLASS_MAPPINGS,
+        "UNETLoader": stand_in_node(("MODEL",), lambda given: (EXPERT.model(seed=int("low" in given["unet_name"])),)),
+        "CLIPLoader": stand_in_node(("CLIP",), lambda _: (RandomCLIP(WAN.width, 24),)),
+        "VAELoader": stand_in_node(("VAE",), lambda _: (wan_vae(),)),
+        "CLIPTextEncode": stand_in_node(("CONDITIONING",), lambda _: (WAN.conditioning(),)),
+        "LoadImage": stand_in_node(("IMAGE", "MASK"), lambda _: (torch.rand(1, 64, 96, 3), None)),
+    }
+    (place,) = [number for number, node in graph.items() if node["class_type"] == "SamplerCustomAdvanced"]
+    with torch.inference_mode():  # as a host runs a prompt
+        drawn = Execution(graph, classes=classes).output((place, 0))["samples"]
+    assert drawn.shape == (1, 16, 3, 8, 12)
+    assert drawn.isfinite().all() and drawn.std() > 0.1
+    names = [node["inputs"]["run_name"] for node in graph.values() if node["class_type"] == "FewStepDistill"]
+    parts = []
+    for name in names:
+        _, recipe, _ = read_student(run_folder(output, name) / "student.safetensors")
+        parts.append((recipe.level_from, recipe.level_to))
+        torch.testing.assert_close(list(recipe.sigmas[:4]), [1.0, 0.9375, 5 / 6, 0.625], atol=1e-3, rtol=0.0)
+        assert read_data(run_folder(output, name) / "data").first(1).condition["c_concat"].std() > 0.1
+    assert parts == [(0.9, 1.0), (0.0, 0.9)]
+
+
+SMALL = {
+    "FewStepClipFolder": {"frames": 5, "frame_rate": 8.0, "resolution": 64},
+    "FewStepProgressiveDistillation": {"start_steps": 8, "iterations": 2},
+    "FewStepLoRAStudent": {"rank": 4},
+    "FewStepDistill": {"batch_size": 1, "accumulation": 1},
+    "WanImageToVideo": {"width": 96, "height": 64, "length": 9},
+}
+"""What is made smaller of the template."""
