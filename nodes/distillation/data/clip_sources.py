@@ -52,6 +52,12 @@ class ClipFolder(SeenSource):
     def _require_model(self, model: Any) -> None:
         if not host.data.takes_first_frame(model):
             super()._require_model(model)
+        elif host.data.looks_by_clip_vision(model):
+            host.signals.say(
+                f"this model looks at its picture by CLIP vision, too, which {self.node} does not give it: draw with its student "
+                "without clip_vision_output, or give lists of latents, positive and negative in place of the folder.",
+                warning=True,
+            )
 
     def _of_model(self, model: Any) -> dict[str, Any]:
         return {"first_frame": "told"} if host.data.takes_first_frame(model) else {}

@@ -144,6 +144,11 @@ def _reads_a_picture(network: Any) -> bool:
     return _channels_beside(network) == int(network.latent_format.latent_channels) + _OF_A_MASK
 
 
+def looks_by_clip_vision(model: Any) -> bool:
+    """Whether a model that goes on from a picture has layers for what a CLIP vision model sees in it, as Wan 2.1's."""
+    return getattr(model.get_model_object("diffusion_model"), "img_emb", None) is not None
+
+
 def first_frame_told(latents: Tensor) -> dict[str, Any]:
     """What such a model is told with a prompt. latents (1, C, T, h, w): of the first frame and then of grey, 0.5."""
     mask = torch.ones(1, 1, *latents.shape[2:])

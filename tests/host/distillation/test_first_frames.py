@@ -139,7 +139,7 @@ def test_wan_22s_experts_are_refused_with_prompts_alone(output):
 @has_wan
 @needs_av
 @pytest.mark.parametrize("one", [ALL["wan_i2v"], EXPERT], ids=["2.1", "2.2"])
-def test_it_is_told_as_wan_image_to_video_tells_it(one, output, clip_folder):  # noqa: F811
+def test_it_is_told_as_wan_image_to_video_tells_it(one, output, clip_folder, caplog):  # noqa: F811
     node, model = importlib.import_module("comfy_extras.nodes_wan").WanImageToVideo, one.model()
     clip = RandomCLIP(one.width, 24)
     distil(model, name="run", data=clips(FrameVAE(), clip, pieces="all"))
@@ -153,6 +153,10 @@ def test_it_is_told_as_wan_image_to_video_tells_it(one, output, clip_folder):  #
         wanted = host.inputs.condition_for_training(model, given, latents=wide.x0, name="positive")["c_concat"]
         torch.testing.assert_close(mine["c_concat"][1:2], wanted, atol=5e-3, rtol=0.0)
         assert wanted.std() > 0.1
+    by_vision = (
+        "looks at its picture by CLIP vision, too, which Training Clips (Folder) does not give it" in caplog.text
+    )
+    assert by_vision == (one is not EXPERT), "which has no layers for it"
 
 
 @has_wan
