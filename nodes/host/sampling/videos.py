@@ -31,11 +31,16 @@ def for_each_frame(network: Any, of_samples: Tensor, *, like: Tensor) -> Tensor:
     return of_samples.repeat_interleave(like.shape[1]) if batch_is_frames(network) else of_samples
 
 
+def node_of(network: Any) -> str:
+    """The host's node that gives such a network the picture that its video goes on from."""
+    return "SV3D_Conditioning" if type(network).__name__.startswith("SV3D") else "SVD_img2vid_Conditioning"
+
+
 def require_video(network: Any, *, frames: int) -> None:
     """ValueError where so many frames are no video for such a network: all that a folder or a prompt gives is one."""
     if batch_is_frames(network) and frames == 1:
         raise ValueError(
             "this model (Stable Video Diffusion) draws videos that go on from a picture, which prompts alone and single "
             "pictures do not give it. Connect latents, each video's with its frames as the batch, and positive and negative of "
-            "its picture (SVD_img2vid_Conditioning makes them), several videos in lists."
+            f"its picture ({node_of(network)} makes them), several videos in lists."
         )

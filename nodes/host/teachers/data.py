@@ -219,7 +219,7 @@ def _frames(latent_format: Any, count: int) -> int:
 
 
 def _node(model: Any) -> str:
-    return "SVD_img2vid_Conditioning" if videos.batch_is_frames(model.model) else "WanImageToVideo"
+    return videos.node_of(model.model) if videos.batch_is_frames(model.model) else "WanImageToVideo"
 
 
 def picture_unseen(positive: Conditioning, inputs: Mapping[str, Any]) -> bool:

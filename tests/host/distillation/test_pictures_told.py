@@ -10,14 +10,16 @@ import_host()
 
 from architectures import ALL
 from comfyui_fewstep.nodes.distillation.data.data_in_graph import data_in_graph
+from test_videos import KINDS as VIDEOS
 
 SVD, WAN = ALL["svd"], ALL["wan_i2v"]
 needs_wan = pytest.mark.skipif(not WAN.known(), reason="this host has no Wan")
 KINDS = {
     "svd": (SVD, "SVD_img2vid_Conditioning", (3, 4, 4, 6)),
+    "sv3d": (VIDEOS["SV3D_u"], "SV3D_Conditioning", (3, 4, 4, 6)),
     "wan": (WAN, "WanImageToVideo", (1, 16, 3, 4, 6)),
 }
-either = pytest.mark.parametrize("kind", ["svd", pytest.param("wan", marks=needs_wan)])
+either = pytest.mark.parametrize("kind", ["svd", "sv3d", pytest.param("wan", marks=needs_wan)])
 
 
 def pictured(one, picture, *, seed=0):
@@ -35,7 +37,7 @@ def given(kind, picture, without=None):
 
 
 def picture_of(kind, *, sides=(4, 6), frames=3):
-    return (1, 4, *sides) if kind == "svd" else (1, 16, frames, *sides)
+    return (1, 16, frames, *sides) if kind == "wan" else (1, 4, *sides)
 
 
 @either
