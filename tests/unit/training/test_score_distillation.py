@@ -175,6 +175,21 @@ def test_the_seed_decides_all_and_levels_narrow():
         assert levels[int(1000 * top) - 10] < sigma.max() < levels[int(1000 * top)]
 
 
+def test_nobody_who_is_asked_keeps_what_gradients_would_want():
+    """A network whose weights could learn would keep all that it computed, for each of the steps."""
+    asked = []
+
+    def denoise(x, sigma, y):
+        asked.append(torch.is_grad_enabled())
+        return teacher(FLOW)(x, sigma, y)
+
+    for kind in (Kind.SDS, Kind.NFSD):
+        seen = dataclasses.replace(views(FLOW), denoiser=denoise)
+        distil_latent(start(2), chosen(kind=kind, iterations=2, guidance_scale=2.0), seen)
+    assert asked
+    assert not any(asked)
+
+
 def test_no_two_draws_are_one():
     """Of a companion least of all: noise that the latents are pulled by would be what it has just learnt."""
     draws = [_drawn(start(2), chosen(), views(VE), done, of_companion=fake)[1] for done in range(4) for fake in (0, 1)]
