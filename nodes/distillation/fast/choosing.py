@@ -21,19 +21,20 @@ from ....trainers.training.distillation import require_goes_on
 from ....trainers.training.optimisation.options import OF_NEW_RUNS, TrainOptions
 from ....trainers.training.plan import Plan
 from ... import host
-from ...host import folders
 from ...host.teachers.data import Empty
 from .. import planning, running, teacher
 from ..data import training_data
+from ..data.clip_sources import ClipFolder
 from ..data.data_in_graph import data_in_graph
 from ..data.data_sources import Sample, Texts
-from ..data.folder_sources import PictureFolder
+from ..data.folder_sources import PictureFolder, SeenSource
 from ..data.prompts_alone import PromptsAlone
 from ..data.teacher_pictures import PromptSource
 from ..learning import matching_method, methods, students
 from ..learning import option_inputs as inputs
 from ..learning.families import Family, family_of
 from ..learning.starting_lora import NOTHING, StartingLoRA, require_suits
+from . import from_folder
 from .cards import NO_CARD, Card, cards
 from .preparing import preparing
 
@@ -161,14 +162,17 @@ class Wishes:
         _ = self._source  # which names a folder or prompts of no use
 
     def _require_frames(self) -> None:
-        if self.frames and self.folder.strip():
-            raise ValueError(f"frames is {self.frames}, but folder is of still pictures; give one of the two.")
-        host.data.require_no_picture(self.model)
+        of_clips = self.folder.strip() and self.family.video
+        if self.frames and self.folder.strip() and not of_clips:
+            raise ValueError(
+                f"frames is {self.frames}, but this model draws still pictures, of which folder is then; set frames to 0."
+            )
+        if not (of_clips and host.data.takes_first_frame(self.model)):
+            host.data.require_no_picture(self.model)
         if self.family.video and not self.frames:
             raise ValueError(
-                "this is a model of video, whose training data are clips. Set frames, for clips that the model draws from the "
-                "prompts, 81 for Wan, say; or connect latents of clips and positive, or use Training Clips (Folder) with Distill "
-                "Model."
+                "this is a model of video, whose training data are clips. Set frames, of each clip in folder, or of those that "
+                "the model draws from the prompts, 81 for Wan, say; or connect latents of clips and positive."
             )
 
     def _require_side(self) -> None:
@@ -177,8 +181,8 @@ class Wishes:
             host.data.require_sides(self.model, side=self.side)
             if not self.folder.strip() and self.side % self._side_step:
                 raise ValueError(f"side is {self.side}; pictures of this model want multiples of {self._side_step}.")
-            if self.folder.strip() and self.side < PictureFolder.bucket_step:
-                raise ValueError(f"side is {self.side}; pictures of a folder want {PictureFolder.bucket_step} or more.")
+            if self.folder.strip() and self.side < SeenSource.bucket_step:
+                raise ValueError(f"side is {self.side}; what is in a folder wants {SeenSource.bucket_step} or more.")
 
     @property
     def from_graph(self) -> bool:
@@ -200,7 +204,7 @@ class Wishes:
         family = _SIDE_OF_CLIPS if self.frames else self.family.side
         usual = min(family, self._card.most_side if self._card else family)
         usual = usual // self._side_step * self._side_step
-        return self.side or max(usual, PictureFolder.bucket_step if self.folder.strip() else 0)
+        return self.side or max(usual, SeenSource.bucket_step if self.folder.strip() else 0)
 
     @property
     def _side_step(self) -> int:
@@ -250,7 +254,7 @@ class Wishes:
         return {"data": self._source}
 
     @functools.cached_property
-    def _source(self) -> PictureFolder | PromptsAlone | PromptSource | None:
+    def _source(self) -> PictureFolder | ClipFolder | PromptsAlone | PromptSource | None:
         """Out of prompts or a folder, which is listed once; None where data are connected."""
         if self.from_graph:
             return None
@@ -258,22 +262,16 @@ class Wishes:
             return self._folder()
         return self._prompts_alone() if self.goal in _DRAWS_ITS_OWN else self._prompts()
 
-    def _folder(self) -> PictureFolder:
-        """ValueError where no picture has a caption: the student would learn no prompts, and guidance from them is none."""
-        made = PictureFolder(
-            folder=folders.training_folder(self.folder),
-            resolution=self._side,
+    def _folder(self) -> PictureFolder | ClipFolder:
+        return from_folder.source_of(
+            self.folder,
+            family=self.family,
+            side=self._side,
+            frames=self.frames,
             negative=self.negative_prompt,
             vae=self.vae,
             clip=self.clip,
         )
-        if not made.found.described:
-            raise ValueError(
-                f"folder is {self.folder!r}, of whose {len(made.found.files)} pictures none has a caption beside it: a text file "
-                "of the picture's name, such as fox.txt for fox.png, with the prompt that would draw it. Give captions, or take "
-                "Training Images (Folder), which has one for all, with Distill Model."
-            )
-        return made
 
     @property
     def _lines(self) -> tuple[str, ...]:
@@ -319,7 +317,7 @@ class Wishes:
         elif isinstance(drawn, PromptsAlone):
             said.append(f"data: {len(drawn.prompts)} prompts, for {_what(drawn)}")
         elif drawn is not None:
-            said.append(self._told_of_folder(drawn))
+            said.append(from_folder.told(drawn, only_captions=self.goal in _DRAWS_ITS_OWN))
         if self._card:
             largest = f"pictures of {self._card.most_side} at most where side is 0"
             said.append(f"preset {self.preset}: batches of {self._card.batch_size}, {largest}")
@@ -330,18 +328,6 @@ class Wishes:
         if self._begins:
             said.append(f"it begins as {self.start_lora}")
         return said
-
-    def _told_of_folder(self, drawn: PictureFolder) -> str:
-        count = len(drawn.found.files)
-        left = count - drawn.found.described
-        without = f"; {left} have no caption and count as pictures of the empty prompt" if left else ""
-        only = "; of them only captions and sizes count for this goal" if self.goal in _DRAWS_ITS_OWN else ""
-        small = [] if only else drawn.small()
-        enlarged = f"; {len(small)} smaller than that and enlarged, {max(small):.2g} times at most" if small else ""
-        return (
-            f"data: {count} pictures of {drawn.folder}, at about {drawn.resolution} x {drawn.resolution}"
-            f"{enlarged}{without}{only}"
-        )
 
     # --- what it takes ---
 

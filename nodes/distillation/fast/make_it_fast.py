@@ -86,7 +86,7 @@ class MakeItFast:
             },
             "optional": {
                 "clip": ("CLIP", {"tooltip": "Encodes the prompts or captions."}),
-                "vae": ("VAE", {"tooltip": "Shows previews, and encodes the pictures of a folder."}),
+                "vae": ("VAE", {"tooltip": "Shows previews, and encodes the files of a folder."}),
                 "prompts": (
                     "STRING",
                     {
@@ -100,7 +100,8 @@ class MakeItFast:
                     "STRING",
                     {
                         "default": "",
-                        "tooltip": "Pictures with captions, in place of prompts. Relative paths are in ComfyUI's input folder.",
+                        "tooltip": "Pictures with captions, in place of prompts; of a model of video clips with captions, and "
+                        "frames says how long. Relative paths are in ComfyUI's input folder.",
                     },
                 ),
                 "negative_prompt": ("STRING", {"default": "", "tooltip": "Baked in with the guidance."}),
@@ -150,8 +151,8 @@ class MakeItFast:
                 "previews": inputs.PREVIEWS,
                 "frames": inputs.count(
                     0,
-                    "Of the clips that a model of video draws from the prompts: 81 for Wan, 97 for LTX-2, 124 for MiniMax "
-                    "H3, say. 0: for models of still pictures.",
+                    "Of the clips of a model of video, of the folder or drawn from the prompts: 81 for Wan, 97 for LTX-2, 124 "
+                    "for MiniMax H3, say. 0: for models of still pictures.",
                     most=10000,
                 ),
             },

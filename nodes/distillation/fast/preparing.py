@@ -22,7 +22,7 @@ from ....trainers.training.trial import seconds_of
 from ... import host
 from .. import teacher
 from ..data.data_sources import Texts
-from ..data.folder_sources import PictureFolder
+from ..data.folder_sources import SeenSource
 from ..data.teacher_pictures import PromptSource
 
 _TRIED_STEPS, _TRIED_FILES = 2, 3
@@ -34,10 +34,10 @@ def preparing(model: Any, source: object, run: RunFolder) -> list[tuple[str, flo
         return []  # of one that has not begun, data of another source give way
     if isinstance(source, PromptSource):
         return _drawing(model, source, run)
-    return _encoding(model, source, run) if isinstance(source, PictureFolder) else []
+    return _encoding(model, source, run) if isinstance(source, SeenSource) else []
 
 
-def _made(model: Any, source: PromptSource | PictureFolder, run: RunFolder) -> list[tuple[str, ...]]:
+def _made(model: Any, source: PromptSource | SeenSource, run: RunFolder) -> list[tuple[str, ...]]:
     """What each file of data says it is made of, of those that stay: of this source, for this teacher."""
     of = source.described()
     found = made_so_far(run.data_folder, of=of)
@@ -94,17 +94,18 @@ def _seconds_of_a_step(model: Any, source: PromptSource) -> float:
     return drawn(1 + _TRIED_STEPS) / (1 + _TRIED_STEPS)
 
 
-# --- pictures of a folder --------------------------------------------------------------------------------------------
+# --- files of a folder ----------------------------------------------------------------------------------------------
 
 
-def _encoding(model: Any, source: PictureFolder, run: RunFolder) -> list[tuple[str, float]]:
+def _encoding(model: Any, source: SeenSource, run: RunFolder) -> list[tuple[str, float]]:
     made = {name for names in _made(model, source, run) for name in names}
     left = [file for file in source.found.files if file.name not in made]
     each = _seconds_of_a_file(model, source, left)
-    return [(_told("encoding", len(left), len(source.found.files)), each * len(left))] if left else []
+    said = _told("encoding", len(left), len(source.found.files), things=source.what)
+    return [(said, each * len(left))] if left else []
 
 
-def _seconds_of_a_file(model: Any, source: PictureFolder, left: Sequence[Any]) -> float:
+def _seconds_of_a_file(model: Any, source: SeenSource, left: Sequence[Any]) -> float:
     """The mean of some of those that are left, after one that is not counted.
 
     By chance: what is encoded already, of another run or by a plan before, takes no time, and counts by its share.

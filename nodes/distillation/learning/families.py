@@ -14,7 +14,8 @@ class Family:
     """classes: of the host. side: of a square picture in pixels. guidance: the cfg that its pictures are usually drawn with.
 
     untold: the same of those of its models whose network takes no guidance as an input; 0 where that is no difference.
-    start_steps: at which the teacher draws well. video: its data are clips.
+    start_steps: at which the teacher draws well. video: its data are clips. frame_rate: that many of their frames a second are
+    drawn for; 0 where that is not known.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Family:
     untold: float = 0.0
     start_steps: int = 32
     video: bool = False
+    frame_rate: float = 0.0
 
 
 _STABLE_DIFFUSION = Family(
@@ -47,17 +49,17 @@ _FAMILIES = (
     Family(name="Cosmos Predict2", classes=("CosmosPredict2",)),
     Family(name="PixArt or HunyuanDiT", classes=("PixArt", "HunyuanDiT"), guidance=4.5),
     Family(name="Stable Cascade", classes=("StableCascade_C", "StableCascade_B")),
-    Family(name="HunyuanVideo", classes=("HunyuanVideo",), guidance=1.0, untold=6.0, video=True),
+    Family(name="HunyuanVideo", classes=("HunyuanVideo",), guidance=1.0, untold=6.0, video=True, frame_rate=24.0),
     # of video by the host's own templates: 6 of Wan 2.1, 3.5 of 2.2's two experts, which are of one class; 5 of the small one
-    Family(name="Wan 2.2 5B", classes=("WAN22",), guidance=5.0, video=True),
-    Family(name="Wan", classes=("WAN21",), guidance=5.0, video=True),
-    Family(name="LTX-2", classes=("LTXAV",), video=True),
-    Family(name="LTX-Video", classes=("LTXV",), guidance=3.0, video=True),
+    Family(name="Wan 2.2 5B", classes=("WAN22",), guidance=5.0, video=True, frame_rate=24.0),
+    Family(name="Wan", classes=("WAN21",), guidance=5.0, video=True, frame_rate=16.0),
+    Family(name="LTX-2", classes=("LTXAV",), video=True, frame_rate=25.0),
+    Family(name="LTX-Video", classes=("LTXV",), guidance=3.0, video=True, frame_rate=25.0),
     Family(name="Mochi", classes=("GenmoMochi",), guidance=4.5, video=True),
     Family(name="Kandinsky 5 of pictures", classes=("Kandinsky5Image",), guidance=3.5),
-    Family(name="Kandinsky 5", classes=("Kandinsky5",), guidance=5.0, video=True),
+    Family(name="Kandinsky 5", classes=("Kandinsky5",), guidance=5.0, video=True, frame_rate=24.0),
     Family(name="CogVideoX", classes=("CogVideoX",), guidance=6.0, video=True),
-    Family(name="MiniMax H3", classes=("MiniMaxH3",), guidance=1.0, video=True),
+    Family(name="MiniMax H3", classes=("MiniMaxH3",), guidance=1.0, video=True, frame_rate=24.0),
     Family(name="Stable Video Diffusion", classes=("SVD_img2vid",), guidance=2.5, video=True),
     Family(name="the demo's digits", classes=("DigitModel",), side=32, guidance=1.5, start_steps=64),
 )

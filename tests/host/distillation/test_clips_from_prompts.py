@@ -134,7 +134,11 @@ def test_usual_clips_are_smaller_than_pictures():
         (Video, {}, "a model of video, whose training data are clips. Set frames"),
         (Video, {"frames": 8}, "frames is 8; this model wants 1 more than a multiple of 4"),
         (Stills, {"frames": 5}, "frames is 5, but this model draws still pictures"),
-        (Video, {"frames": 5, "folder": "pictures", "vae": object()}, "frames is 5, but folder is of still pictures"),
+        (
+            Stills,
+            {"frames": 5, "folder": "pictures", "vae": object()},
+            "frames is 5, but this model draws still pictures, of",
+        ),
         (Video, {"frames": 5, "latents": {}}, "latents or positive is connected, and frames is given too"),
     ],
     ids=["none", "between", "of stills", "a folder", "latents"],
