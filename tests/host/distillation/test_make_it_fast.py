@@ -368,7 +368,7 @@ def test_what_is_missing_is_named(output):  # noqa: F811
     [
         ({"side": 36}, "side is 36; this model wants multiples of 8"),
         ({"side": 4}, "side is 4; this model wants multiples of 8"),
-        ({"side": 32, "folder": "pictures", "vae": "any"}, "side is 32; pictures of a folder want 64 or more"),
+        ({"side": 32, "folder": "pictures", "vae": "any"}, "side is 32; what is in a folder wants 64 or more"),
         ({"guidance": 0.5}, "guidance is 0.5; allowed are 1 (none) to 100, and 0 for what is usual"),
     ],
 )
