@@ -203,6 +203,13 @@ TRIALS = {
         steps=(1,),
         after="half progressive",
     ),
+    "half progressive then matching with a critic in 1 at guidance 3": dataclasses.replace(
+        _IN_4,
+        options={**_CRITIC_AFTER_HALF, "steps": 1, "iterations": 369, "guidance_scale": 3.0},
+        passes="7700 of half progressive, then 429 of 1 + 2 x 3 + 2 x 2.25, of which 369 of 2 + 1 + 1.5 + 3 more",
+        steps=(1,),
+        after="half progressive",
+    ),
     "half progressive then matching with a critic in 1 four times as long": dataclasses.replace(
         _IN_4,
         options={**_CRITIC_AFTER_HALF, "steps": 1, "iterations": 1476},
