@@ -131,6 +131,8 @@ def test_a_method_knows_the_model_that_it_will_teach(editor):
 @pytest.mark.parametrize("node", ["ModelSamplingSD3", "ModelSamplingAuraFlow"])
 def test_levels_are_those_of_the_shift_that_a_node_sets(node, editor):
     """They were those of shift 3, whatever it was; through the node for one of two experts they were Stable Diffusion's."""
+    if not editor.page.evaluate("kind => kind in LiteGraph.registered_node_types", node):
+        pytest.skip(f"this host has no {node}")
     ids = editor.page.evaluate(
         "(kind) => { const [shift, distill, part, method] = [kind, 'FewStepDistill', 'FewStepExpertsPart',"
         " 'FewStepProgressiveDistillation'].map(kind => { const node = LiteGraph.createNode(kind); app.graph.add(node);"
