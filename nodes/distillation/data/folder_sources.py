@@ -281,6 +281,10 @@ class SeenSource(FolderSource):
         decided = {"resolution": self.resolution, "bucket_step": self.bucket_step, "flip": self.flip}
         return decided | of_guidance(self.guidance)
 
+    def _require_model(self, model: Any) -> None:
+        host.data.require_no_sound(model)
+        super()._require_model(model)
+
     def told(self) -> dict[str, float]:
         return {"guidance": self.guidance}
 

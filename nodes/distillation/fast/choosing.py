@@ -163,6 +163,8 @@ class Wishes:
 
     def _require_frames(self) -> None:
         of_clips = self.folder.strip() and self.family.video
+        if self.folder.strip():
+            host.data.require_no_sound(self.model)
         if self.frames and self.folder.strip() and not of_clips:
             raise ValueError(
                 f"frames is {self.frames}, but this model draws still pictures, of which folder is then; set frames to 0."

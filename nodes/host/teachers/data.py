@@ -102,6 +102,16 @@ def _with_sound(model: Any) -> bool:
     return type(model.get_model_object("latent_format")).__name__.endswith("AV")
 
 
+def require_no_sound(model: Any) -> None:
+    """ValueError for models that draw clips with their sound, which is not read from a folder."""
+    if _with_sound(model):
+        name = type(model.get_model_object("latent_format")).__name__
+        raise ValueError(
+            f"this model ({name}) draws clips with their sound, and of the files in a folder only what is seen is read. Let it "
+            "draw the clips from prompts, or connect latents of clips with their sound, and positive, as lists."
+        )
+
+
 def has_frames(model: Any) -> bool:
     """Whether the model's latents are of video, or of pictures in a video's form."""
     return getattr(model.get_model_object("latent_format"), "latent_dimensions", 2) == 3
