@@ -259,9 +259,8 @@ def command_train(rest: list[str]) -> int:
     arguments = parsed_with_host_options(parser, rest)
     if arguments.processes < 1:
         raise Stop(f"--processes is {arguments.processes}; give at least 1.")
-    if (
-        arguments.processes > 1 and sys.platform == "win32"
-    ):  # as of torch 2.14, https://github.com/pytorch/pytorch/pull/196855
+    if arguments.processes > 1 and sys.platform == "win32":
+        # as of torch 2.14, https://github.com/pytorch/pytorch/pull/196855
         raise Stop(
             f"--processes is {arguments.processes}; on Windows give 1: torch's launcher of several wants libuv, which its "
             "builds for Windows lack. Those for Linux, and so under WSL, have it."

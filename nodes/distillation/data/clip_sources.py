@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ....trainers.data import clips
+from ....trainers.data.cache import Shard
 from ....trainers.data.files import BrokenFile
 from ....trainers.data.listing import Captioned
 from ....trainers.data.pictures import PIXELS, Size, fitted
@@ -49,15 +50,19 @@ class ClipFolder(SeenSource):
     def _require_vae(self) -> None:
         host.encoding.require_frames(self.vae, frames=self.frames, bucket_step=self.bucket_step)
 
-    def _require_model(self, model: Any) -> None:
+    @classmethod
+    def require_model(cls, model: Any) -> None:
         if not host.data.takes_first_frame(model):
-            super()._require_model(model)
-        elif host.data.looks_by_clip_vision(model):
+            super().require_model(model)
+
+    def _plan(self, model: Any, files: Sequence[Captioned]) -> list[Shard]:
+        if host.data.takes_first_frame(model) and host.data.looks_by_clip_vision(model):
             host.signals.say(
                 f"this model looks at its picture by CLIP vision, too, which {self.node} does not give it: draw with its student "
                 "without clip_vision_output, or give lists of latents, positive and negative in place of the folder.",
                 warning=True,
             )
+        return super()._plan(model, files)
 
     def _of_model(self, model: Any) -> dict[str, Any]:
         return {"first_frame": "told"} if host.data.takes_first_frame(model) else {}

@@ -126,7 +126,7 @@ class FolderSource(MadeOnce):
 
     def _plan(self, model: Any, files: Sequence[Captioned]) -> list[Shard]:
         self._require_encoders()
-        self._require_model(model)
+        self.require_model(model)
         groups = self._by_shape(files)
         make = self.encoder(model, told_of=sum(len(group) for group in groups.values()))
         shards = [
@@ -235,7 +235,8 @@ class FolderSource(MadeOnce):
     def _require_vae(self) -> None:
         """ValueError where the VAE cannot encode such files."""
 
-    def _require_model(self, model: Any) -> None:
+    @classmethod
+    def require_model(cls, model: Any) -> None:
         """ValueError for a model that such files alone do not suffice for."""
         host.data.require_no_picture(model)
 
@@ -281,9 +282,10 @@ class SeenSource(FolderSource):
         decided = {"resolution": self.resolution, "bucket_step": self.bucket_step, "flip": self.flip}
         return decided | of_guidance(self.guidance)
 
-    def _require_model(self, model: Any) -> None:
+    @classmethod
+    def require_model(cls, model: Any) -> None:
         host.data.require_no_sound(model)
-        super()._require_model(model)
+        super().require_model(model)
 
     def told(self) -> dict[str, float]:
         return {"guidance": self.guidance}

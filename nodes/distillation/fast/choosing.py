@@ -162,15 +162,14 @@ class Wishes:
         _ = self._source  # which names a folder or prompts of no use
 
     def _require_frames(self) -> None:
-        of_clips = self.folder.strip() and self.family.video
         if self.folder.strip():
-            host.data.require_no_sound(self.model)
-        if self.frames and self.folder.strip() and not of_clips:
+            (ClipFolder if self.family.video else PictureFolder).require_model(self.model)
+        else:
+            host.data.require_no_picture(self.model)
+        if self.frames and self.folder.strip() and not self.family.video:
             raise ValueError(
                 f"frames is {self.frames}, but this model draws still pictures, of which folder is then; set frames to 0."
             )
-        if not (of_clips and host.data.takes_first_frame(self.model)):
-            host.data.require_no_picture(self.model)
         if self.family.video and not self.frames:
             raise ValueError(
                 "this is a model of video, whose training data are clips. Set frames, of each clip in folder, or of those that "

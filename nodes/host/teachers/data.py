@@ -208,8 +208,7 @@ def require_picture(model: Any, conditioning: Conditioning, *, latents: Tensor, 
 
 
 def _require_like(model: Any, picture: Tensor, latents: Tensor, *, name: str) -> None:
-    latent_format = model.get_model_object("latent_format")
-    side = getattr(latent_format, "spacial_downscale_ratio", 8)
+    side = require_sides(model)
     given, wanted = ([n * side for n in (found.shape[-1], found.shape[-2])] for found in (picture, latents))
     if given != wanted:
         raise ValueError(
@@ -217,15 +216,15 @@ def _require_like(model: Any, picture: Tensor, latents: Tensor, *, name: str) ->
             f"{wanted[1]}; set width and height of {_node(model)} to those."
         )
     if picture.ndim == 5 and picture.shape[2] != latents.shape[2]:
-        long, longer = (_frames(latent_format, found.shape[2]) for found in (latents, picture))
+        long, longer = (_frames(model, found.shape[2]) for found in (latents, picture))
         raise ValueError(
             f"{name} is for a clip of {longer} frames, but the latents are of {long}; set length of {_node(model)} to {long}."
         )
 
 
-def _frames(latent_format: Any, count: int) -> int:
+def _frames(model: Any, count: int) -> int:
     """That so many of a latent hold, as Wan's do."""
-    return (count - 1) * (getattr(latent_format, "temporal_downscale_ratio", None) or 4) + 1
+    return (count - 1) * (getattr(model.get_model_object("latent_format"), "temporal_downscale_ratio", None) or 4) + 1
 
 
 def _node(model: Any) -> str:
