@@ -4,7 +4,7 @@ from .editor import graph, latent_previews, limits, signals
 from .files import checkpoints, folders, naming
 from .memory import backward, bypass, precision
 from .sampling import conditions, experts, guidance, inputs, models, videos
-from .teachers import carried, data, encoding, following, guiding, identity, training
+from .teachers import carried, data, encoding, following, guiding, identity, training, with_sound
 
 __all__ = [
     "backward",
@@ -30,4 +30,5 @@ __all__ = [
     "signals",
     "training",
     "videos",
+    "with_sound",
 ]

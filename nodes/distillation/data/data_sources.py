@@ -74,8 +74,8 @@ class MadeOnce:
 
     has_pictures = True
 
-    def encoders(self) -> dict[str, Any]:
-        """What encodes, by the name of its input; None where that is not connected."""
+    def encoders(self, model: Any) -> dict[str, Any]:
+        """What encodes for a model, by the name of its input; None where that is not connected."""
         raise NotImplementedError
 
     @property
@@ -100,7 +100,7 @@ class MadeOnce:
         """
         if run.begun:
             _require_teacher(model, run, teacher_sha256=source["teacher_sha256"])
-        encoders = self.encoders()
+        encoders = self.encoders(model)
         connected = {name: holder for name, holder in encoders.items() if holder is not None}
         known = {name: host.encoding.weights_sha256(holder) for name, holder in connected.items()}
         dtypes = {name: host.encoding.dtype_of(holder) for name, holder in connected.items()}
@@ -133,13 +133,17 @@ def _require_teacher(model: Any, run: RunFolder, *, teacher_sha256: str) -> None
 
 
 class Sample(NamedTuple):
-    """x0, noise: (1, ...) each. repeats: as how many samples it is drawn. told: with its prompts, by the host's names."""
+    """x0, noise: (1, ...) each. repeats: as how many samples it is drawn. told: with its prompts, by the host's names.
+
+    streams: what x0 is packed from, see host.inputs.stream_shapes.
+    """
 
     x0: Tensor
     text: str
     noise: Tensor | None = None
     repeats: int = 1
     told: Mapping[str, Any] = {}
+    streams: Shapes | None = None
 
 
 class Texts:
@@ -153,14 +157,12 @@ class Texts:
         *,
         literal: bool = False,
         told: Mapping[str, float] | None = None,
-        streams: Shapes | None = None,
     ) -> None:
         """literal: the samples' texts are no prompts, in which parentheses are emphasis; the negative one always is.
 
-        told: what the model is told with every text, by the name of the host's option; see host.inputs.told. streams: of all
-        samples, see host.inputs.stream_shapes.
+        told: what the model is told with every text, by the name of the host's option; see host.inputs.told.
         """
-        self._model, self._literal, self._told, self._streams = model, literal, told or {}, streams
+        self._model, self._literal, self._told = model, literal, told or {}
         self._encoder = host.encoding.TextEncoder(clip, host.folders.encodings())
         self.negative = self._with_told(self._encoder.conditioning(negative))
         # as many as a shard holds; all texts of a folder would fill the memory
@@ -174,26 +176,30 @@ class Texts:
 
     def parts(self, samples: Iterable[Sample]) -> list[TensorData]:
         """Samples of one shape together, in order. Pieces of one clip, say, share their prompt's inputs, which may be many."""
-        made: dict[tuple[str, torch.Size], tuple[Condition, Condition]] = {}
+        made: dict[tuple[str, str], tuple[Condition, Condition]] = {}
 
-        def part(x0: Tensor, text: str, noise: Tensor | None, repeats: int, told: Mapping[str, Any]) -> TensorData:
-            if told or (text, x0.shape) not in made:
-                made[text, x0.shape] = self._inputs(x0, text, told)
-            condition, empty = made[text, x0.shape]
-            repeated = None if repeats == 1 else torch.tensor([repeats])
-            return TensorData(x0=x0, condition=condition, unconditional=empty, noise=noise, repeats=repeated)
+        def part(sample: Sample) -> TensorData:
+            alike = sample.text, str(sample.streams or sample.x0.shape)
+            if sample.told or alike not in made:
+                made[alike] = self._inputs(sample)
+            condition, empty = made[alike]
+            repeated = None if sample.repeats == 1 else torch.tensor([sample.repeats])
+            return TensorData(
+                x0=sample.x0, condition=condition, unconditional=empty, noise=sample.noise, repeats=repeated
+            )
 
-        found = in_buckets(part(*sample) for sample in samples)
+        found = in_buckets(map(part, samples))
         return [found] if isinstance(found, TensorData) else list(found.buckets)
 
-    def _inputs(self, x0: Tensor, text: str, told: Mapping[str, Any]) -> tuple[Condition, Condition]:
-        """With the prompt and with the negative one, for latents of x0's shape."""
+    def _inputs(self, sample: Sample) -> tuple[Condition, Condition]:
+        """With its prompt and with the negative one."""
+        x0, streams = sample.x0, sample.streams
         positive, negative = (
-            [[embedding, {**own, **told}] for embedding, own in prompt]
-            for prompt in (self.conditioning(text), self.negative)
+            [[embedding, {**own, **sample.told}] for embedding, own in prompt]
+            for prompt in (self.conditioning(sample.text), self.negative)
         )
         condition, empty = (
-            host.inputs.condition_for_training(self._model, prompt, latents=x0, name=name, shapes=self._streams)
+            host.inputs.condition_for_training(self._model, prompt, latents=x0, name=name, shapes=streams)
             for prompt, name in ((positive, "positive"), (negative, "negative"))
         )
         condition, empty = host.inputs.in_one_length(self._model, positive, condition, empty, latents=x0)

@@ -105,7 +105,7 @@ class FolderSource(MadeOnce):
             newer=("caption_syntax",),
         )
 
-    def encoders(self) -> dict[str, Any]:
+    def encoders(self, model: Any) -> dict[str, Any]:
         return {"vae": self.vae, "clip": self.clip}
 
     def _source(self, files: Sequence[Captioned]) -> dict[str, Any]:
@@ -284,7 +284,7 @@ class SeenSource(FolderSource):
 
     @classmethod
     def require_model(cls, model: Any) -> None:
-        host.data.require_no_sound(model)
+        host.with_sound.require_no_sound(model)
         super().require_model(model)
 
     def told(self) -> dict[str, float]:

@@ -6,8 +6,6 @@ import dataclasses
 import functools
 from typing import Any
 
-from torch import Tensor
-
 from ....trainers.data.batches import Data, TensorData
 from ....trainers.data.cache import Shard
 from ....trainers.objective.choices import require_at_least_one
@@ -58,19 +56,19 @@ class PromptsAlone(MadeOnce):
         source = {"kind": "prompts alone", **options, **of_teacher(model, teacher_sha256)}
         return self.kept(model, run, source=source, plan=lambda: self._plan(model, empty))
 
-    def encoders(self) -> dict[str, Any]:
+    def encoders(self, model: Any) -> dict[str, Any]:
         return {"clip": self.clip}
 
     def _plan(self, model: Any, empty: Empty) -> list[Shard]:
         require_connected("Training Prompts (No Pictures)", clip=self.clip)
-        texts = Texts(model, self.clip, self.negative, told=self.told(), streams=empty.streams)
+        texts = Texts(model, self.clip, self.negative, told=self.told())
         progress = Progress(len(self.prompts))
         starts = range(0, len(self.prompts), SHARD_SAMPLES)
-        return [Shard(functools.partial(self._shard, texts, progress, empty.x0.cpu(), start)) for start in starts]
+        return [Shard(functools.partial(self._shard, texts, progress, empty, start)) for start in starts]
 
-    def _shard(self, texts: Texts, progress: Progress, x0: Tensor, start: int) -> list[TensorData]:
-        samples = []
+    def _shard(self, texts: Texts, progress: Progress, empty: Empty, start: int) -> list[TensorData]:
+        samples, x0 = [], empty.x0.cpu()
         for prompt in self.prompts[start : start + SHARD_SAMPLES]:
             progress.next()
-            samples.append(Sample(x0, prompt))
+            samples.append(Sample(x0, prompt, streams=empty.streams))
         return texts.parts(samples)

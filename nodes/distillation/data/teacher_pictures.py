@@ -89,7 +89,7 @@ class PromptSource(MadeOnce):
             plan=lambda: self._plan(model, sigmas, empty, folder=run.data_folder),
         )
 
-    def encoders(self) -> dict[str, Any]:
+    def encoders(self, model: Any) -> dict[str, Any]:
         return {"clip": self.clip}
 
     def described(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class PromptSource(MadeOnce):
 
         require_connected("Training Prompts (Teacher's Pictures)", clip=self.clip)
         count = len(self.prompts) * self.pictures_per_prompt
-        texts = Texts(model, self.clip, self.negative, told=self.told(), streams=empty.streams)
+        texts = Texts(model, self.clip, self.negative, told=self.told())
         progress = Progress(count)
         starts = range(0, count, self.batch_size)
         batches = [range(start, min(start + self.batch_size, count)) for start in starts]
@@ -152,7 +152,7 @@ class PromptSource(MadeOnce):
         )
         x0 = host.inputs.latents_for_training(model, {"samples": latents}).cpu()
         return texts.parts(
-            Sample(x0[j : j + 1], self._prompt(i), noise[j : j + 1] if self.pairs else None)
+            Sample(x0[j : j + 1], self._prompt(i), noise[j : j + 1] if self.pairs else None, streams=empty.streams)
             for j, i in enumerate(pictures)
         )
 
@@ -170,7 +170,7 @@ def _patches_of(model: Any, run: RunFolder) -> dict[str, Any]:
 
 def _require_followed(model: Any, texts: Texts, prompt: str, empty: Empty) -> None:
     """ValueError for patches that training could not follow, before the teacher draws for hours with them."""
-    sample = in_buckets(texts.parts([Sample(empty.x0, prompt)]), model.load_device).first(1)
+    sample = in_buckets(texts.parts([Sample(empty.x0, prompt, streams=empty.streams)]), model.load_device).first(1)
     host.following.require_followed(model, sample)
 
 

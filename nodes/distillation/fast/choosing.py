@@ -369,8 +369,8 @@ class Wishes:
                 return data_in_graph(self.model, self.latents, self.positive, self.negative, dropout=0.0).data.first(1)
             empty = self._empty
             x0 = torch.randn(empty.x0.shape, generator=torch.Generator().manual_seed(0)).to(self.model.load_device)
-            texts = Texts(self.model, self.clip, self.negative_prompt, streams=empty.streams)
-            return texts.parts([Sample(x0, self._lines[0])])[0].first(1)
+            texts = Texts(self.model, self.clip, self.negative_prompt)
+            return texts.parts([Sample(x0, self._lines[0], streams=empty.streams)])[0].first(1)
 
 
 def _what(drawn: PromptSource | PromptsAlone) -> str:

@@ -15,6 +15,7 @@ from ..sampling.inputs import Shapes
 from ..sampling.models import Conditioning
 from . import refusals
 from .encoding import plain
+from .with_sound import and_silence, draws_sound
 
 SAMPLERS = ("euler", "ddim", "heun", "dpmpp_2m")
 """Those of the host that add no noise of their own: a picture is then a function of its first noise."""
@@ -89,27 +90,12 @@ def makes_pictures(model: Any) -> bool:
     """Whether the model's latents are still pictures or frames. Hosts tell sound apart by nothing but the format's name."""
     latent_format = model.get_model_object("latent_format")
     name = type(latent_format).__name__
-    return getattr(latent_format, "latent_dimensions", 2) in (2, 3) and "Audio" not in name and not _with_sound(model)
+    return getattr(latent_format, "latent_dimensions", 2) in (2, 3) and "Audio" not in name and not draws_sound(model)
 
 
 def shows_pictures(model: Any) -> bool:
     """Whether there is something to see in what the model draws: of video with sound, too."""
-    return makes_pictures(model) or _with_sound(model)
-
-
-def _with_sound(model: Any) -> bool:
-    """By the format's name, as hosts tell it."""
-    return type(model.get_model_object("latent_format")).__name__.endswith("AV")
-
-
-def require_no_sound(model: Any) -> None:
-    """ValueError for models that draw clips with their sound, which is not read from a folder."""
-    if _with_sound(model):
-        name = type(model.get_model_object("latent_format")).__name__
-        raise ValueError(
-            f"this model ({name}) draws clips with their sound, and of the files in a folder only what is seen is read. Let it "
-            "draw the clips from prompts, or connect latents of clips with their sound, and positive, as lists."
-        )
+    return makes_pictures(model) or draws_sound(model)
 
 
 def has_frames(model: Any) -> bool:
@@ -281,34 +267,15 @@ def empty(model: Any, *, width: int, height: int, frames: int = 1) -> Empty:
     """Of a picture, or of a clip of so many frames with its sound. ValueError, naming the input, for what cannot be drawn."""
     videos.require_video(model.model, frames=1)  # whatever frames are: no prompt has the picture
     latent_format = model.get_model_object("latent_format")
-    with_sound = _with_sound(model)
+    with_sound = draws_sound(model)
     if not with_sound and (frames == 1 or not makes_pictures(model)):
         samples = torch.zeros(1, *latent_shape(model, width=width, height=height))
     else:
         long = _latent_frames(model, frames)
         factor = require_sides(model, width=width, height=height)
         samples = torch.zeros(1, latent_format.latent_channels, long, height // factor, width // factor)
-    latent = {"samples": _and_sound(model, samples, frames) if with_sound else samples}
+    latent = {"samples": and_silence(model, samples, frames=frames) if with_sound else samples}
     return Empty(latent, torch.zeros_like(inputs.latents_for_training(model, latent)), inputs.stream_shapes(latent))
-
-
-def _and_sound(model: Any, video: Tensor, frames: int) -> Any:
-    """The host's nested tensor of empty latents of a clip and of its sound. ValueError where nothing says how long that is."""
-    latent_format, network = model.get_model_object("latent_format"), model.get_model_object("diffusion_model")
-    if hasattr(network, "a_patchifier"):  # LTX-2, at the rate that it takes where it is told none
-        from comfy.nested_tensor import NestedTensor
-
-        rate = network.a_patchifier
-        in_a_second = rate.sample_rate / rate.hop_length / rate.audio_latent_downsample_factor
-        long = round(frames / _LTX_FRAME_RATE * in_a_second)
-        return NestedTensor([video, torch.zeros(1, network.num_audio_channels, long, network.audio_frequency_bins)])
-    samples = latent_format.fix_empty_latent(video) if hasattr(latent_format, "fix_empty_latent") else video
-    if not getattr(samples, "is_nested", False):
-        raise ValueError(
-            f"this ComfyUI does not say how long the sound of this model's clips is ({type(latent_format).__name__}); connect "
-            "latents of clips and positive in place of prompts."
-        )
-    return samples
 
 
 def _latent_frames(model: Any, frames: int) -> int:
@@ -336,4 +303,3 @@ def _latent_frames(model: Any, frames: int) -> int:
 
 
 _H3_FEWEST, _H3_EVERY = 5, 17
-_LTX_FRAME_RATE = 25.0
