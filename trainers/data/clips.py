@@ -160,6 +160,46 @@ _BT709, _FULL = 1, 2
 # --- sounds ----------------------------------------------------------------------------------------------------------
 
 
+def require_sound(path: Path) -> None:
+    """BrokenFile where a clip is silent."""
+    next(_blocks(path, rate=8000), None)
+
+
+def sounds_beside(
+    path: Path, *, every: float, samples: int, rate: int, hashed: Hashed | None = None
+) -> Iterator[Tensor]:
+    """What is heard from the first frame of a clip on, and every so many seconds again, (1, samples, 2) each, without an end.
+
+    Behind the end of the file's sound it is silent, and so it is before its beginning. See sound_pieces.
+    """
+    late = round((_begins(path, "audio") - _begins(path, "video")) * rate)
+    held, first = (
+        torch.zeros(1, max(0, late)),
+        min(0, late),
+    )  # the number of the first sample that is held, 0 at the first frame
+    blocks = _blocks(path, rate=rate, hashed=hashed)
+    for number in itertools.count():
+        start = round(number * every * rate)
+        gone = min(max(0, start - first), held.shape[1])
+        held, first = held[:, gone:], first + gone
+        held = _filled(held, blocks, start - first + samples)
+        skipped = start - first
+        yield _in_two(held[:, skipped : skipped + samples])
+
+
+def _filled(held: Tensor, blocks: Iterator[Tensor], count: int) -> Tensor:
+    """So many samples at least, silent behind the last block."""
+    parts, there = [held], held.shape[1]
+    while there < count:
+        block = next(blocks, None)
+        if block is None:
+            block = torch.zeros(1, count - there)
+        parts.append(block)
+        there += block.shape[1]
+    channels = max(len(part) for part in parts)
+    return torch.cat([part.expand(channels, -1) for part in parts], dim=1)
+
+
 def sample_count(path: Path, *, rate: int) -> int:
     """Of a sound at that rate. All of it is decoded."""
     return sum(block.shape[1] for block in _blocks(path, rate=rate))
@@ -180,9 +220,24 @@ def sound_pieces(path: Path, *, samples: int, rate: int, hashed: Hashed | None =
             continue
         held = torch.cat(blocks, dim=1)
         while held.shape[1] >= samples:
-            yield held[:, :samples].expand(2, -1).t()[None].contiguous()
+            yield _in_two(held[:, :samples])
             held = held[:, samples:]
         blocks, count = [held], held.shape[1]
+
+
+def _in_two(sound: Tensor) -> Tensor:
+    """(1, n, 2) of (1 or 2, n)."""
+    return sound.expand(2, -1).t()[None].contiguous()
+
+
+def _begins(path: Path, kind: str) -> Fraction:
+    """When the first frame of the first stream of that kind is, in seconds, by the file's own clock."""
+    with _opened(path, None) as (container, _):
+        frame = next(container.decode(getattr(container.streams, kind)[0]), None)
+        if frame is None or frame.pts is None:
+            raise BrokenFile(f"its {'sound has' if kind == 'audio' else 'frames have'} no times")
+        time: Fraction = frame.pts * frame.time_base
+        return time
 
 
 def _blocks(path: Path, *, rate: int, hashed: Hashed | None = None) -> Iterator[Tensor]:

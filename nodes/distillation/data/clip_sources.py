@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -27,7 +28,10 @@ PIECES = (FIRST, ALL)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipFolder(SeenSource):
-    """Clips with captions. frames: of a sample. frame_rate: how many a second, 0 for those of the file. pieces: of PIECES."""
+    """Clips with captions. frames: of a sample. frame_rate: how many a second, 0 for those of the file. pieces: of PIECES.
+
+    audio_vae: encodes what is heard, for models that draw clips with their sound, and for them alone.
+    """
 
     node = "Training Clips (Folder)"
     kind = what = "clips"
@@ -37,11 +41,27 @@ class ClipFolder(SeenSource):
     frames: int = 17
     frame_rate: float = 16.0
     pieces: str = FIRST
+    audio_vae: Any = None
 
     def __post_init__(self) -> None:
         clips.require_reader()
         _require_pieces(self.pieces)
         super().__post_init__()
+
+    def encoders(self, model: Any) -> dict[str, Any]:
+        heard = {"audio_vae": self.audio_vae} if host.with_sound.draws_sound(model) else {}
+        return super().encoders(model) | heard
+
+    def _require_encoders(self, model: Any) -> None:
+        super()._require_encoders(model)
+        host.with_sound.require_no_audio_vae(model, self.audio_vae)
+        if host.with_sound.draws_sound(model):
+            host.with_sound.require_rate(model, self.frame_rate)
+            self._heard()
+
+    def _heard(self) -> tuple[int, int]:
+        """(samples of a piece, samples a second)"""
+        return host.encoding.samples_over(self.audio_vae, seconds=self.frames / self.frame_rate)
 
     def _own(self) -> dict[str, Any]:
         own = {"frames": self.frames, "frame_rate": self.frame_rate, "pieces": self.pieces}
@@ -83,6 +103,8 @@ class ClipFolder(SeenSource):
         if found < self.frames:
             at = f" at {self.frame_rate:g} a second" if self.frame_rate else ""
             raise BrokenFile(f"it has {found} frames{at}, fewer than {self.frames}")
+        if self.audio_vae is not None:
+            clips.require_sound(file)
         return super().look(file)
 
     def _size(self, file: Path) -> Size:
@@ -91,12 +113,33 @@ class ClipFolder(SeenSource):
     def _pieces(self, file: Captioned, shape: Size) -> Iterator[Piece]:
         seen = functools.partial(fitted, size=shape)
         found = clips.clip_pieces(file.path, frames=self.frames, rate=self.frame_rate, seen=seen, hashed=file.hashed)
-        for number, frames in enumerate(islice(found, 1 if self.pieces == FIRST else None)):
+        found = islice(found, 1 if self.pieces == FIRST else None)
+        for number, (frames, sound) in enumerate(zip(found, self._sounds(file), strict=False)):
             for mirrored in (False, True) if self.flip else (False,):
                 of = {"clip": file.sha256, "piece": number, "frames": self.frames, "frame_rate": self.frame_rate}
                 of |= {"size": shape, "mirrored": mirrored, "pixels": PIXELS}
                 make = functools.partial(_turned, frames, mirrored=mirrored)
-                yield Piece(make, of, seed=seed_of(file) + 2 * number + mirrored)
+                heard = None if sound is None else _turned(sound, mirrored=mirrored)  # left and right change, too
+                yield Piece(make, of, seed=seed_of(file) + 2 * number + mirrored, sound=heard)
+
+    def _sounds(self, file: Captioned) -> Iterator[Tensor | None]:
+        """Of each piece, without an end; None where no sound is wanted."""
+        if self.audio_vae is None:
+            return itertools.repeat(None)
+        samples, rate = self._heard()
+        every = self.frames / self.frame_rate
+        return clips.sounds_beside(file.path, every=every, samples=samples, rate=rate, hashed=file.hashed)
+
+    def _with_its_sound(self, model: Any, piece: Piece, latents: Tensor) -> Any:
+        if piece.sound is None:
+            return latents
+        heard = functools.partial(_same, piece.sound)
+        sound = self._sound_encoder.latents(heard, seed=piece.seed, of={**piece.of, "kept": "the sound"})
+        return host.with_sound.and_sound(model, latents, sound, frames=self.frames, frame_rate=self.frame_rate)
+
+    @functools.cached_property
+    def _sound_encoder(self) -> host.encoding.LatentEncoder:
+        return host.encoding.LatentEncoder(self.audio_vae, host.folders.encodings())
 
 
 def _first_frame_of(piece: Piece) -> Tensor:

@@ -40,6 +40,13 @@ GUIDANCE: Input = (
 )
 _WITHOUT_CAPTION = ["use caption", "stop"]
 _BROKEN = ["stop", "skip"]
+AUDIO_VAE: Input = (
+    "VAE",
+    {
+        "tooltip": "Encodes what is heard in the clips of a folder, for models that draw video with its sound, LTX-2 and MiniMax "
+        "H3: the VAE of the model's sound. Nothing for all others."
+    },
+)
 RARE = ("bucket_step", "without_caption", "flip", "broken", "pieces", "subfolders", "caption_syntax")
 """Inputs that editors may fold."""
 
@@ -177,7 +184,7 @@ class ClipFolderNode(_Folder):
     DESCRIPTION = (
         "Short clips of video from a folder on disk as training data for models of video, each described by the text file of "
         "its name. Frames are taken at an even rate, resized to buckets of about equal area and encoded by the VAE of the "
-        "model when Distill Model runs. Sound is left out."
+        "model when Distill Model runs. Of models that draw sound with their clips it is encoded, too; else it is left out."
     )
 
     @classmethod
@@ -214,7 +221,7 @@ class ClipFolderNode(_Folder):
         captions, flip, broken = _captions("a clip"), _flip("clip"), _broken("a clip")
         declared = {
             "required": _folder("clips") | length | size | captions | flip | broken | _pieces("a clip"),
-            "optional": _encoders("clips") | _reading("clips") | {"guidance": GUIDANCE},
+            "optional": _encoders("clips") | _reading("clips") | {"guidance": GUIDANCE, "audio_vae": AUDIO_VAE},
         }
         return inputs.folded(declared, RARE)
 

@@ -47,11 +47,15 @@ class Look(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What the VAE encodes as one. samples: makes it. of: JSON values that decide it. seed: see LatentEncoder."""
+    """What the VAE encodes as one. samples: makes it. of: JSON values that decide it. seed: see LatentEncoder.
+
+    sound: what is heard with it (1, n, 2), where that is wanted.
+    """
 
     samples: Callable[[], Tensor]
     of: Mapping[str, Any]
     seed: int
+    sound: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,8 +129,8 @@ class FolderSource(MadeOnce):
         return decided | self._own() | ({} if self.subfolders == NOT_READ else {"subfolders": self.subfolders})
 
     def _plan(self, model: Any, files: Sequence[Captioned]) -> list[Shard]:
-        self._require_encoders()
         self.require_model(model)
+        self._require_encoders(model)
         groups = self._by_shape(files)
         make = self.encoder(model, told_of=sum(len(group) for group in groups.values()))
         shards = [
@@ -140,14 +144,14 @@ class FolderSource(MadeOnce):
 
     def encoder(self, model: Any, *, told_of: int) -> Callable[[Hashable, Sequence[Captioned]], list[TensorData]]:
         """Makes training data of files of one shape. told_of: how many files there are, for the progress."""
-        self._require_encoders()
+        self._require_encoders(model)
         literal = self.caption_syntax == LITERAL
         texts = Texts(model, self.clip, self.negative, literal=literal, told=self.told())
         encoder = host.encoding.LatentEncoder(self.vae, host.folders.encodings())
         return functools.partial(self._shard, model, encoder, texts, Progress(told_of))
 
-    def _require_encoders(self) -> None:
-        require_connected(self.node, vae=self.vae, clip=self.clip)
+    def _require_encoders(self, model: Any) -> None:
+        require_connected(self.node, **self.encoders(model))
         self._require_vae()
 
     def _by_shape(self, files: Sequence[Captioned]) -> dict[Hashable, list[Captioned]]:
@@ -223,8 +227,10 @@ class FolderSource(MadeOnce):
             host.signals.check_cancelled()
             latents = encoder.latents(piece.samples, seed=piece.seed, of=piece.of)
             _require_finite(latents, name=file.name)
-            x0 = host.inputs.latents_for_training(model, {"samples": latents}).cpu()
-            yield Sample(x0, file.caption, repeats=file.repeats, told=self._told_of(model, encoder, piece))
+            latent = {"samples": self._with_its_sound(model, piece, latents)}
+            x0, streams = host.inputs.latents_for_training(model, latent).cpu(), host.inputs.stream_shapes(latent)
+            told = self._told_of(model, encoder, piece)
+            yield Sample(x0, file.caption, repeats=file.repeats, told=told, streams=streams)
 
     # --- what a kind of file has of its own
 
@@ -251,6 +257,10 @@ class FolderSource(MadeOnce):
     def _told_of(self, model: Any, encoder: host.encoding.LatentEncoder, piece: Piece) -> dict[str, Any]:
         """See Sample."""
         return {}
+
+    def _with_its_sound(self, model: Any, piece: Piece, latents: Tensor) -> Any:
+        """The samples of a LATENT."""
+        return latents
 
     def look(self, file: Path) -> Look:
         """BrokenFile where it cannot be used."""
@@ -282,11 +292,6 @@ class SeenSource(FolderSource):
         decided = {"resolution": self.resolution, "bucket_step": self.bucket_step, "flip": self.flip}
         return decided | of_guidance(self.guidance)
 
-    @classmethod
-    def require_model(cls, model: Any) -> None:
-        host.with_sound.require_no_sound(model)
-        super().require_model(model)
-
     def told(self) -> dict[str, float]:
         return {"guidance": self.guidance}
 
@@ -310,6 +315,11 @@ class PictureFolder(SeenSource):
     kind = "folder"
     what = "pictures"
     endings = ENDINGS
+
+    @classmethod
+    def require_model(cls, model: Any) -> None:
+        host.with_sound.require_no_sound(model)
+        super().require_model(model)
 
     def _require_vae(self) -> None:
         host.encoding.require_sides(self.vae, bucket_step=self.bucket_step)

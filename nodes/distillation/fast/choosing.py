@@ -131,6 +131,7 @@ class Wishes:
     preset: str = NO_CARD
     start_lora: str = NOTHING
     frames: int = 0
+    audio_vae: Any = None
     layers: LoRALayers | None = None
     """Of a run that has begun."""
 
@@ -164,6 +165,7 @@ class Wishes:
     def _require_frames(self) -> None:
         if self.folder.strip():
             (ClipFolder if self.family.video else PictureFolder).require_model(self.model)
+            self._require_audio_vae()
         else:
             host.data.require_no_picture(self.model)
         if self.frames and self.folder.strip() and not self.family.video:
@@ -174,6 +176,13 @@ class Wishes:
             raise ValueError(
                 "this is a model of video, whose training data are clips. Set frames, of each clip in folder, or of those that "
                 "the model draws from the prompts, 81 for Wan, say; or connect latents of clips and positive."
+            )
+
+    def _require_audio_vae(self) -> None:
+        host.with_sound.require_no_audio_vae(self.model, self.audio_vae)
+        if host.with_sound.draws_sound(self.model) and self.audio_vae is None:
+            raise ValueError(
+                "audio_vae is not connected, which encodes the sound of the clips in folder: this model draws clips with sound."
             )
 
     def _require_side(self) -> None:
@@ -272,6 +281,7 @@ class Wishes:
             negative=self.negative_prompt,
             vae=self.vae,
             clip=self.clip,
+            audio_vae=self.audio_vae,
         )
 
     @property

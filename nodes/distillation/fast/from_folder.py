@@ -12,15 +12,15 @@ from ..learning.families import Family
 
 
 def source_of(
-    name: str, *, family: Family, side: int, frames: int, negative: str, vae: Any, clip: Any
+    name: str, *, family: Family, side: int, frames: int, negative: str, vae: Any, clip: Any, audio_vae: Any
 ) -> PictureFolder | ClipFolder:
-    """frames: of a clip, 0 for pictures.
+    """frames: of a clip, 0 for pictures. audio_vae: of a model that draws its clips with their sound.
 
     ValueError where no file has a caption: the student would learn no prompts, and guidance from them is none.
     """
     folder = folders.training_folder(name)
     given: dict[str, Any] = {"folder": folder, "resolution": side, "negative": negative, "vae": vae, "clip": clip}
-    clips = functools.partial(ClipFolder, frames=frames, frame_rate=family.frame_rate)
+    clips = functools.partial(ClipFolder, frames=frames, frame_rate=family.frame_rate, audio_vae=audio_vae)
     made = clips(**given) if frames else PictureFolder(**given)
     if not made.found.described:
         raise ValueError(
@@ -48,4 +48,5 @@ def told(drawn: SeenSource, *, only_captions: bool) -> str:
 
 def _length(drawn: ClipFolder) -> str:
     at = f"at {drawn.frame_rate:g} a second" if drawn.frame_rate else "as fast as they are"
-    return f"the first {drawn.frames} frames of each {at}"
+    heard = "" if drawn.audio_vae is None else " with their sound"
+    return f"the first {drawn.frames} frames of each {at}{heard}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -70,7 +71,7 @@ def require_frames(vae: Any, *, frames: int, bucket_step: int) -> None:
 
 def require_sides(vae: Any, *, bucket_step: int) -> None:
     """ValueError, naming the input, for multiples of which the host would cut some off, and for a VAE of sounds."""
-    if getattr(vae, "latent_dim", 2) == 1 or getattr(vae, "extra_1d_channel", None) is not None:
+    if _of_sounds(vae):
         raise ValueError("the VAE encodes sounds, no pictures; connect the VAE of a model of pictures.")
     ratio = getattr(vae, "downscale_ratio", 1)
     side = ratio[-1] if isinstance(ratio, tuple) else ratio
@@ -80,13 +81,32 @@ def require_sides(vae: Any, *, bucket_step: int) -> None:
 
 def samples_of(vae: Any, *, seconds: float) -> tuple[int, int]:
     """(samples, samples a second) of a sound of about so many seconds that a VAE encodes whole. ValueError for others' VAEs."""
-    if getattr(vae, "latent_dim", 2) != 1 and getattr(vae, "extra_1d_channel", None) is None:
+    if not _of_sounds(vae):
         raise ValueError("the VAE encodes pictures, no sounds; connect the VAE of a model of sound.")
-    rate, piece = int(getattr(vae, "audio_sample_rate", 44100)), max(1, round(vae.downscale_ratio))
+    rate, piece = _rate_and_piece(vae)
     samples = int(seconds * rate) // piece * piece
     if not samples:
         raise ValueError(f"seconds is {seconds}; this VAE encodes {piece / rate:.3f} seconds at least.")
     return samples, rate
+
+
+def samples_over(audio_vae: Any, *, seconds: float) -> tuple[int, int]:
+    """(samples, samples a second) of the shortest sound that a VAE encodes whole and that lasts so long. ValueError else."""
+    if not _of_sounds(audio_vae):
+        raise ValueError("audio_vae is a VAE of pictures; connect that of the model's sound.")
+    rate, piece = _rate_and_piece(audio_vae)
+    return math.ceil(round(seconds * rate, 3) / piece) * piece, rate
+
+
+def _rate_and_piece(vae: Any) -> tuple[int, int]:
+    """Samples a second, and how many of them are one, at least, of its latents."""
+    return int(getattr(vae, "audio_sample_rate", 44100)), max(1, round(vae.downscale_ratio))
+
+
+def _of_sounds(vae: Any) -> bool:
+    """By the ways in which hosts say so; what has two channels is no picture."""
+    one_dimension = getattr(vae, "latent_dim", 2) == 1 or getattr(vae, "extra_1d_channel", None) is not None
+    return one_dimension or getattr(vae, "output_channels", 3) == 2
 
 
 class TextEncoder:

@@ -22,6 +22,14 @@ def require_no_sound(model: Any) -> None:
         )
 
 
+def require_no_audio_vae(model: Any, audio_vae: Any) -> None:
+    """ValueError for a VAE of sound beside a model that draws none."""
+    if audio_vae is not None and not draws_sound(model):
+        raise ValueError(
+            f"audio_vae is connected, but this model ({_format(model)}) draws no sound with its clips; leave it unconnected."
+        )
+
+
 def require_rate(model: Any, frame_rate: float) -> None:
     """ValueError, naming the input, for frames a second at which nothing says how long a clip's sound is."""
     if _is_ltx(model) and frame_rate <= 0.0:

@@ -50,8 +50,8 @@ class WAN21(Model):
         return out
 
 
-def of(kind):
-    model = stand_in(Frames)
+def of(kind, latent_format=Frames):
+    model = stand_in(latent_format)
     model.model.__class__ = kind
     return model
 

@@ -17,12 +17,14 @@ from comfyui_fewstep.trainers.data.clips import (
     frame_count,
     in_pieces,
     require_reader,
+    require_sound,
     sample_count,
     seen_picture,
     sound_pieces,
+    sounds_beside,
 )
 from comfyui_fewstep.trainers.data.files import BrokenFile, Hashed
-from making_clips import needs_av, write_clip, write_sound
+from making_clips import HEARD_RATE, needs_av, ramp, write_clip, write_sound
 
 
 def frames(count, rate, *, digits=None):
@@ -204,3 +206,58 @@ def test_what_was_hashed_is_decoded_as_any_file_and_nothing_else(kind, tmp_path)
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(BrokenFile, match="is not what it was"):
             list(read(hashed=hashed))
+
+
+# --- what is heard in a clip -----------------------------------------------------------------------------------------
+
+
+def heard_at(start, stop, *, seconds, late=0.0):
+    """By hand: the samples from start to stop of a clip whose sound of so many seconds begins so late."""
+    first, last = round(late * HEARD_RATE), round((late + seconds) * HEARD_RATE)
+    found = torch.zeros(stop - start, 2)
+    begin, end = max(start, first), min(stop, last)
+    if begin < end:
+        found[begin - start : end - start] = torch.from_numpy(ramp(begin - first, end - first)).float()
+    return found[None]
+
+
+@needs_av
+@pytest.mark.parametrize(
+    ("seen_late", "heard_late", "seconds", "samples"),
+    [
+        (0.0, 0.0, 1.0, 1600),
+        (0.0, 0.0, 1.0, 2000),
+        (0.0, 0.25, 1.0, 1600),
+        (0.2, 0.0, 1.0, 1600),
+        (0.0, 0.0, 0.3, 1600),
+        (0.0, 0.0, 1.0, 400),
+    ],
+    ids=["as long", "longer than a piece", "begins later", "begins earlier", "ends early", "shorter than a piece"],
+)
+def test_each_piece_of_a_clip_has_what_is_heard_with_it(seen_late, heard_late, seconds, samples, tmp_path):
+    """Five pieces of five frames, 0.2 seconds each: each sample says when it was heard."""
+    heard = {"seconds": seconds, "late": heard_late}
+    clip = write_clip(tmp_path / "a.mkv", count=25, rate=25, size=(32, 32), late=seen_late, heard=heard)
+    found = list(itertools.islice(sounds_beside(clip, every=0.2, samples=samples, rate=HEARD_RATE), 5))
+    late = heard_late - seen_late
+    for number, sound in enumerate(found):
+        start = round(number * 0.2 * HEARD_RATE)
+        expected = heard_at(start, start + samples, seconds=seconds, late=late)
+        torch.testing.assert_close(sound, expected, atol=1e-4, rtol=0.0)
+
+
+@needs_av
+def test_a_clips_sound_is_brought_to_the_rate_that_is_asked_for(tmp_path):
+    clip = write_clip(tmp_path / "a.mkv", count=25, rate=25, size=(32, 32), heard={"seconds": 1.0})
+    first, second = itertools.islice(sounds_beside(clip, every=0.2, samples=3200, rate=2 * HEARD_RATE), 2)
+    for number, sound in enumerate((first, second)):
+        expected = torch.arange(3200) / 16000 / 8.0 + 0.025 * number
+        torch.testing.assert_close(sound[0, 100:-100, 0], expected[100:-100], atol=1e-3, rtol=0.0)
+
+
+@needs_av
+def test_a_clip_without_sound_is_named(tmp_path):
+    require_sound(write_clip(tmp_path / "a.mkv", count=5, rate=25, size=(32, 32), heard={"seconds": 0.1}))
+    silent = write_clip(tmp_path / "b.mkv", count=5, rate=25, size=(32, 32))
+    with pytest.raises(BrokenFile, match="it holds no sound"):
+        require_sound(silent)
