@@ -52,6 +52,19 @@ def wan_vae():
     return vae
 
 
+def tiny_clip_vision():
+    """The host's CLIP_VISION of Wan's width, with one layer and random weights: pictures of 28 pixels a side in 4 patches."""
+    import comfy.clip_vision
+
+    shape = {"hidden_size": 1280, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
+    shape |= {"hidden_act": "gelu", "projection_dim": 16, "image_size": 28, "patch_size": 14, "num_channels": 3}
+    shape |= {"model_type": "clip_vision_model"}
+    clip_vision = comfy.clip_vision.ClipVisionModel(shape)
+    with torch.inference_mode():
+        fill(clip_vision.model.float(), seed=0)
+    return clip_vision
+
+
 def ltx_audio_vae():
     """comfy.sd.VAE of LTX-2's sound, a sixteenth as wide: 16 kHz to 25 latents a second, of 8 channels and 16 bins."""
     from comfy.ldm.lightricks.vae.audio_vae import AudioVAE

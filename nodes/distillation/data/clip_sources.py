@@ -30,18 +30,21 @@ PIECES = (FIRST, ALL)
 class ClipFolder(SeenSource):
     """Clips with captions. frames: of a sample. frame_rate: how many a second, 0 for those of the file. pieces: of PIECES.
 
-    audio_vae: encodes what is heard, for models that draw clips with their sound, and for them alone.
+    audio_vae: encodes what is heard, for models that draw clips with their sound, and for them alone. clip_vision: looks at the
+    first frame, for models that go on from it and are told that, too.
     """
 
     node = "Training Clips (Folder)"
     kind = what = "clips"
     endings = clips.CLIP_ENDINGS
     together = 8
+    may_lack = ("clip_vision",)
 
     frames: int = 17
     frame_rate: float = 16.0
     pieces: str = FIRST
     audio_vae: Any = None
+    clip_vision: Any = None
 
     def __post_init__(self) -> None:
         clips.require_reader()
@@ -50,10 +53,12 @@ class ClipFolder(SeenSource):
 
     def encoders(self, model: Any) -> dict[str, Any]:
         heard = {"audio_vae": self.audio_vae} if host.with_sound.draws_sound(model) else {}
-        return super().encoders(model) | heard
+        seen = {"clip_vision": self.clip_vision} if host.data.looks_by_clip_vision(model) else {}
+        return super().encoders(model) | heard | seen
 
     def _require_encoders(self, model: Any) -> None:
         super()._require_encoders(model)
+        host.data.require_no_clip_vision(model, self.clip_vision)
         host.with_sound.require_no_audio_vae(model, self.audio_vae)
         if host.with_sound.draws_sound(model):
             host.with_sound.require_rate(model, self.frame_rate)
@@ -76,10 +81,10 @@ class ClipFolder(SeenSource):
             super().require_model(model)
 
     def _plan(self, model: Any, files: Sequence[Captioned]) -> list[Shard]:
-        if host.data.takes_first_frame(model) and host.data.looks_by_clip_vision(model):
+        if host.data.looks_by_clip_vision(model) and self.clip_vision is None:
             host.signals.say(
-                f"this model looks at its picture by CLIP vision, too, which {self.node} does not give it: draw with its student "
-                "without clip_vision_output, or give lists of latents, positive and negative in place of the folder.",
+                "this model looks at its picture by CLIP vision, too, and clip_vision is not connected: draw with its student "
+                "without clip_vision_output, or connect it.",
                 warning=True,
             )
         return super()._plan(model, files)
@@ -95,7 +100,9 @@ class ClipFolder(SeenSource):
             return {}
         make = functools.partial(_first_frame_of, piece)
         latents = encoder.latents(make, seed=piece.seed, of={**piece.of, "kept": "the first frame"})
-        return host.data.first_frame_told(latents)
+        looked = self.clip_vision is not None
+        seen = host.encoding.seen_in(self.clip_vision, piece.samples()[:1]) if looked else None
+        return host.data.first_frame_told(latents, seen=seen)
 
     def look(self, file: Path) -> Look:
         most = self.frames if self.pieces == FIRST else None  # of a film no more than that is trained on

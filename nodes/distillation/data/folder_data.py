@@ -47,6 +47,15 @@ AUDIO_VAE: Input = (
         "H3: the VAE of the model's sound. Nothing for all others."
     },
 )
+CLIP_VISION: Input = (
+    "CLIP_VISION",
+    {
+        "tooltip": "Looks at the first frame of the clips of a folder, for Wan 2.1's models of image to video: CLIP vision H. "
+        "Nothing for all others."
+    },
+)
+OF_CLIPS = {"audio_vae": AUDIO_VAE, "clip_vision": CLIP_VISION}
+"""What encodes more of a clip than its frames, for models that take it."""
 RARE = ("bucket_step", "without_caption", "flip", "broken", "pieces", "subfolders", "caption_syntax")
 """Inputs that editors may fold."""
 
@@ -221,7 +230,7 @@ class ClipFolderNode(_Folder):
         captions, flip, broken = _captions("a clip"), _flip("clip"), _broken("a clip")
         declared = {
             "required": _folder("clips") | length | size | captions | flip | broken | _pieces("a clip"),
-            "optional": _encoders("clips") | _reading("clips") | {"guidance": GUIDANCE, "audio_vae": AUDIO_VAE},
+            "optional": _encoders("clips") | _reading("clips") | {"guidance": GUIDANCE} | OF_CLIPS,
         }
         return inputs.folded(declared, RARE)
 

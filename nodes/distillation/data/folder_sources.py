@@ -74,6 +74,8 @@ class FolderSource(MadeOnce):
     endings: ClassVar[tuple[str, ...]]
     together: ClassVar[int] = SHARD_SAMPLES
     """Files in one file of the cache."""
+    may_lack: ClassVar[tuple[str, ...]] = ()
+    """Encoders without which data can be made."""
 
     folder: Path
     caption: str | None = ""
@@ -151,7 +153,8 @@ class FolderSource(MadeOnce):
         return functools.partial(self._shard, model, encoder, texts, Progress(told_of))
 
     def _require_encoders(self, model: Any) -> None:
-        require_connected(self.node, **self.encoders(model))
+        encoders = self.encoders(model).items()
+        require_connected(self.node, **{name: each for name, each in encoders if name not in self.may_lack})
         self._require_vae()
 
     def _by_shape(self, files: Sequence[Captioned]) -> dict[Hashable, list[Captioned]]:

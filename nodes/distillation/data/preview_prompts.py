@@ -47,7 +47,7 @@ class Previews:
         for number, prompt in enumerate(self.prompts):
             conditioning = host.inputs.told(model, encoder.conditioning(prompt), told)
             condition = host.inputs.condition_for_training(model, conditioning, name="previews", **like)
-            condition |= {key: pictures[key] for key in condition.keys() & pictures.keys()}
+            condition |= pictures if condition.keys() & pictures.keys() else {}  # with what CLIP vision sees in it
             tensors |= {f"{number:02d}.{name}": value.cpu().contiguous() for name, value in condition.items()}
         write_tensors(_file(run), tensors, metadata={_PROMPTS: json.dumps(self.prompts)})
 

@@ -132,6 +132,7 @@ class Wishes:
     start_lora: str = NOTHING
     frames: int = 0
     audio_vae: Any = None
+    clip_vision: Any = None
     layers: LoRALayers | None = None
     """Of a run that has begun."""
 
@@ -165,6 +166,7 @@ class Wishes:
     def _require_frames(self) -> None:
         if self.folder.strip():
             (ClipFolder if self.family.video else PictureFolder).require_model(self.model)
+            host.data.require_no_clip_vision(self.model, self.clip_vision)
             self._require_audio_vae()
         else:
             host.data.require_no_picture(self.model)
@@ -282,6 +284,7 @@ class Wishes:
             vae=self.vae,
             clip=self.clip,
             audio_vae=self.audio_vae,
+            clip_vision=self.clip_vision,
         )
 
     @property

@@ -12,15 +12,15 @@ from ..learning.families import Family
 
 
 def source_of(
-    name: str, *, family: Family, side: int, frames: int, negative: str, vae: Any, clip: Any, audio_vae: Any
+    name: str, *, family: Family, side: int, frames: int, negative: str, vae: Any, clip: Any, **of_clips: Any
 ) -> PictureFolder | ClipFolder:
-    """frames: of a clip, 0 for pictures. audio_vae: of a model that draws its clips with their sound.
+    """frames: of a clip, 0 for pictures. of_clips: what encodes more of them than their frames, see ClipFolder.
 
     ValueError where no file has a caption: the student would learn no prompts, and guidance from them is none.
     """
     folder = folders.training_folder(name)
     given: dict[str, Any] = {"folder": folder, "resolution": side, "negative": negative, "vae": vae, "clip": clip}
-    clips = functools.partial(ClipFolder, frames=frames, frame_rate=family.frame_rate, audio_vae=audio_vae)
+    clips = functools.partial(ClipFolder, frames=frames, frame_rate=family.frame_rate, **of_clips)
     made = clips(**given) if frames else PictureFolder(**given)
     if not made.found.described:
         raise ValueError(

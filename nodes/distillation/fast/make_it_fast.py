@@ -17,7 +17,7 @@ from ...host import folders, graph
 from ...sampling.recipes import as_trained
 from .. import distillation
 from ..data import preview_prompts
-from ..data.folder_data import AUDIO_VAE
+from ..data.folder_data import OF_CLIPS
 from ..learning import option_inputs as inputs
 from ..learning import starting_lora
 from ..telling import HASHING, MESSAGES, PROBING
@@ -156,7 +156,7 @@ class MakeItFast:
                     "for MiniMax H3, say. 0: for models of still pictures.",
                     most=10000,
                 ),
-                "audio_vae": AUDIO_VAE,
+                **OF_CLIPS,
             },
             "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID", "extra_pnginfo": "EXTRA_PNGINFO"},
         }

@@ -141,15 +141,28 @@ def _reads_a_picture(network: Any) -> bool:
 
 
 def looks_by_clip_vision(model: Any) -> bool:
-    """Whether a model that goes on from a picture has layers for what a CLIP vision model sees in it, as Wan 2.1's."""
-    return getattr(model.get_model_object("diffusion_model"), "img_emb", None) is not None
+    """Whether a model goes on from a clip's first frame and has layers for what CLIP vision sees in that, as Wan 2.1's."""
+    network = model.get_model_object("diffusion_model")
+    return takes_first_frame(model) and getattr(network, "img_emb", None) is not None
 
 
-def first_frame_told(latents: Tensor) -> dict[str, Any]:
-    """What such a model is told with a prompt. latents (1, C, T, h, w): of the first frame and then of grey, 0.5."""
+def require_no_clip_vision(model: Any, clip_vision: Any) -> None:
+    """ValueError for a CLIP vision model beside one that does not look at a picture by it."""
+    if clip_vision is not None and not looks_by_clip_vision(model):
+        raise ValueError(
+            f"clip_vision is connected, but this model ({type(model.model).__name__}) does not look at a clip's first frame by "
+            "it, as Wan 2.1's of image to video does; leave it unconnected."
+        )
+
+
+def first_frame_told(latents: Tensor, *, seen: Any = None) -> dict[str, Any]:
+    """What such a model is told with a prompt. latents (1, C, T, h, w): of the first frame and then of grey, 0.5.
+
+    seen: the CLIP_VISION_OUTPUT of that frame, for a model that looks by it.
+    """
     mask = torch.ones(1, 1, *latents.shape[2:])
     mask[:, :, :1] = 0.0  # which is given
-    return {_PICTURE: latents, "concat_mask": mask}
+    return {_PICTURE: latents, "concat_mask": mask} | ({} if seen is None else {"clip_vision_output": seen})
 
 
 def require_no_picture(model: Any) -> None:

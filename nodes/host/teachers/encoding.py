@@ -56,6 +56,15 @@ def encoded(vae: Any, samples: Tensor, *, seed: int) -> Tensor:
     return plain(latents).float()
 
 
+def seen_in(clip_vision: Any, picture: Tensor) -> Any:
+    """The host's CLIP_VISION_OUTPUT of a picture (1, H, W, 3), all of it, as ComfyUI's templates for Wan take it."""
+    with torch.inference_mode():
+        seen = clip_vision.encode_image(picture, crop=False)
+    made = type(seen)()
+    vars(made).update({name: plain(value) for name, value in vars(seen).items()})
+    return made
+
+
 def require_frames(vae: Any, *, frames: int, bucket_step: int) -> None:
     """ValueError, naming the input, where a VAE does not take so many frames, or sides of such multiples, whole."""
     in_time = isinstance(getattr(vae, "downscale_ratio", None), tuple)
@@ -130,15 +139,16 @@ class TextEncoder:
 
 
 def weights_sha256(holder: Any) -> str:
-    """Identifies a VAE or CLIP by its weights, or by its class where it has none that the host would know."""
+    """Identifies a VAE, CLIP or CLIP vision model by its weights, or by its class where it has none that the host would know."""
     if getattr(holder, "cond_stage_model", None) is not None:
         holder.load_model()  # with its patches, as it encodes
         said = f"{_of_network(holder, holder.cond_stage_model)} {getattr(holder, 'layer_idx', None)}"
         patches = getattr(holder.patcher, "patches", {})
         beside = set(patches) - set(holder.patcher.backup)  # where the host does not hold all of it
         return f"{said} {identity.patches_sha256(holder.patcher)}" if beside else said
-    if getattr(holder, "first_stage_model", None) is not None:
-        return _of_network(holder, holder.first_stage_model)
+    for network in ("first_stage_model", "model"):  # a VAE's, and that of CLIP vision
+        if getattr(holder, network, None) is not None:
+            return _of_network(holder, getattr(holder, network))
     return f"{type(holder).__module__.rpartition('.')[-1]}.{type(holder).__qualname__}"
 
 

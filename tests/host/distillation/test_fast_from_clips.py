@@ -14,7 +14,7 @@ from making_clips import needs_av
 from making_data import distil, run_folder
 from test_clip_folder import clip_folder, clips  # noqa: F401 (a fixture)
 from test_clips_from_prompts import Video, make, quick  # noqa: F401 (a fixture)
-from test_first_frames import WAN21, Another, Colours, of
+from test_first_frames import WAN21, Another, Colours, Eyes, looking, of
 from test_make_it_fast import timed_once  # noqa: F401 (a fixture)
 from todays_inputs import CHANNELS, WIDTH, Stills, stand_in
 
@@ -55,6 +55,18 @@ def test_a_clips_first_frame_is_the_picture_where_the_model_wants_one(do, output
     if do == make_it_fast.TRAIN:
         told = read_data(run_folder(output, "run") / "data").first(1).condition["image_cond"]
         assert told[:, -1].mean(dim=(-2, -1)).tolist() == [[0.0, 1.0]], "the first is given"
+
+
+@needs_av
+def test_clip_vision_looks_at_the_first_frames_too(output, clip_folder, quick):  # noqa: F811
+    make(looking(Video), make_it_fast.TRAIN, **GIVEN, vae=Colours(), clip_vision=Eyes())
+    assert "clip_fea" in read_data(run_folder(output, "run") / "data").first(1).condition
+
+
+@needs_av
+def test_clip_vision_that_nobody_looks_by_is_refused_before_anything_is_tried(clip_folder):  # noqa: F811
+    with pytest.raises(ValueError, match="clip_vision is connected, but this model"):
+        wished(stand_in(Video), clip_folder, clip_vision=Eyes())
 
 
 @needs_av

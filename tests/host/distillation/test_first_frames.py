@@ -9,6 +9,7 @@ from comfyui_fewstep.commands.embedded import import_host, node_classes
 
 import_host()
 
+import comfy.clip_vision
 import comfy.conds
 from architectures import ALL
 from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS, host
@@ -18,7 +19,7 @@ from comfyui_fewstep.nodes.host.editor.graph import Execution
 from comfyui_fewstep.trainers.data.cache import read_data
 from comfyui_fewstep.trainers.storage.export import read_student
 from comfyui_fewstep.trainers.storage.files import read_tensors
-from encoders import RandomCLIP, wan_vae
+from encoders import RandomCLIP, tiny_clip_vision, wan_vae
 from hosting import ROOT, api_twin, stand_in_node
 from making_clips import needs_av
 from making_data import distil, images, picture, prompts, run_folder
@@ -50,6 +51,34 @@ class WAN21(Model):
         return out
 
 
+class Looking(WAN21):
+    """By CLIP vision, too."""
+
+    def extra_conds(self, **kwargs):
+        seen = kwargs.get("clip_vision_output")
+        told = {} if seen is None else {"clip_fea": comfy.conds.CONDRegular(seen.penultimate_hidden_states)}
+        return super().extra_conds(**kwargs) | told
+
+
+Looking.__name__ = "WAN21"
+
+
+class Eyes:
+    """A stand-in of the host's contract for CLIP vision: the colours of a picture, all of it, in one token."""
+
+    def encode_image(self, picture, crop=True):
+        assert not crop, "as ComfyUI's templates for Wan"
+        seen = comfy.clip_vision.Output()
+        seen["penultimate_hidden_states"] = picture.mean(dim=(1, 2))[:, None]
+        return seen
+
+
+def looking(*latent_format):
+    model = of(Looking, *latent_format)
+    model.model.diffusion_model.img_emb = torch.nn.Identity()
+    return model
+
+
 def of(kind, latent_format=Frames):
     model = stand_in(latent_format)
     model.model.__class__ = kind
@@ -67,6 +96,36 @@ def test_each_piece_of_a_clip_goes_on_from_its_first_frame(output, clip_folder):
         assert told.shape == (2, CHANNELS + 1, 2, *wide.x0.shape[-2:])
         torch.testing.assert_close(told[:, 0].mean(dim=(-2, -1)), first, atol=2e-3, rtol=0.0)
         assert told[:, -1].mean(dim=(-2, -1)).tolist() == [[0.0, 1.0]] * 2, "the first is given"
+
+
+@needs_av
+def test_a_model_that_looks_by_clip_vision_is_told_what_that_sees_in_each_first_frame(output, clip_folder, caplog):  # noqa: F811
+    """By hand: black, and 50 of 255, with the prompt and with the negative one; a later start needs it as little as the VAE."""
+    (previews,) = preview_prompts.PreviewPrompts().describe(CLIP, "a fox")
+    given = {"name": "run", "vae": Colours(), "previews": previews}
+    distil(looking(), data=clips(Colours(), CLIP, pieces="all", clip_vision=Eyes()), **given)
+    data = read_data(run_folder(output, "run") / "data")
+    wide = max(data.buckets, key=lambda bucket: len(bucket.x0))
+    for told in (wide.condition["clip_fea"], wide.unconditional["clip_fea"]):
+        expected = torch.tensor([0.0, 50.0 / 255.0])[:, None, None].expand(2, 1, 3)
+        torch.testing.assert_close(told, expected, atol=1e-6, rtol=0.0)
+    kept = read_tensors(run_folder(output, "run") / "previews.safetensors")[0]
+    assert torch.equal(kept["00.clip_fea"], data.first(1).condition["clip_fea"]), "with the first clip's picture"
+    assert "clip_vision" not in caplog.text
+    distil(looking(), data=clips(None, None, pieces="all"), **given)
+
+
+@needs_av
+def test_without_clip_vision_it_is_said_what_to_do(output, clip_folder, caplog):  # noqa: F811
+    distil(looking(), name="run", data=clips(Colours(), CLIP))
+    assert "looks at its picture by CLIP vision, too, and clip_vision is not connected" in caplog.text
+    assert "clip_fea" not in read_data(run_folder(output, "run") / "data").first(1).condition
+
+
+@needs_av
+def test_clip_vision_beside_a_model_that_does_not_look_is_refused(output, clip_folder):  # noqa: F811
+    with pytest.raises(ValueError, match=r"clip_vision is connected, but this model \(WAN21\) does not look"):
+        distil(of(WAN21), name="run", data=clips(Colours(), CLIP, clip_vision=Eyes()))
 
 
 @needs_av
@@ -141,22 +200,24 @@ def test_wan_22s_experts_are_refused_with_prompts_alone(output):
 @pytest.mark.parametrize("one", [ALL["wan_i2v"], EXPERT], ids=["2.1", "2.2"])
 def test_it_is_told_as_wan_image_to_video_tells_it(one, output, clip_folder, caplog):  # noqa: F811
     node, model = importlib.import_module("comfy_extras.nodes_wan").WanImageToVideo, one.model()
-    clip = RandomCLIP(one.width, 24)
-    distil(model, name="run", data=clips(FrameVAE(), clip, pieces="all"))
+    clip, clip_vision = RandomCLIP(one.width, 24), None if one is EXPERT else tiny_clip_vision()
+    distil(model, name="run", data=clips(FrameVAE(), clip, pieces="all", clip_vision=clip_vision))
     data = read_data(run_folder(output, "run") / "data")
     wide = max(data.buckets, key=lambda bucket: len(bucket.x0))
     height, width = (8 * side for side in wide.x0.shape[-2:])
     start = torch.full((1, height, width, 3), 50.0 / 255.0)
     text = host.encoding.TextEncoder(clip, host.folders.encodings()).conditioning("it grows light")
-    told = node.execute(text, text, FrameVAE(), width, height, 5, 1, start_image=start)
+    with torch.inference_mode():
+        seen = None if one is EXPERT else node_classes()["CLIPVisionEncode"]().encode(clip_vision, start, "none")[0]
+    told = node.execute(text, text, FrameVAE(), width, height, 5, 1, start_image=start, clip_vision_output=seen)
     for given, mine in ((told[0], wide.condition), (told[1], wide.unconditional)):
-        wanted = host.inputs.condition_for_training(model, given, latents=wide.x0, name="positive")["c_concat"]
-        torch.testing.assert_close(mine["c_concat"][1:2], wanted, atol=5e-3, rtol=0.0)
-        assert wanted.std() > 0.1
-    by_vision = (
-        "looks at its picture by CLIP vision, too, which Training Clips (Folder) does not give it" in caplog.text
-    )
-    assert by_vision == (one is not EXPERT), "which has no layers for it"
+        wanted = host.inputs.condition_for_training(model, given, latents=wide.x0, name="positive")
+        assert mine.keys() == wanted.keys()
+        assert ("clip_fea" in mine) == (one is not EXPERT), "which has no layers for it"
+        for key in {"c_concat", "clip_fea"} & mine.keys():
+            torch.testing.assert_close(mine[key][1:2], wanted[key], atol=5e-3, rtol=0.0)
+            assert wanted[key].std() > 0.1
+    assert "clip_vision" not in caplog.text
 
 
 @has_wan
