@@ -4,7 +4,7 @@ from .editor import graph, latent_previews, limits, signals
 from .files import checkpoints, folders, naming
 from .memory import backward, bypass, precision
 from .sampling import conditions, experts, guidance, inputs, models, videos
-from .teachers import carried, data, encoding, following, guiding, identity, training, with_sound
+from .teachers import carried, data, editing, encoding, following, guiding, identity, training, with_sound
 
 __all__ = [
     "backward",
@@ -13,6 +13,7 @@ __all__ = [
     "checkpoints",
     "conditions",
     "data",
+    "editing",
     "encoding",
     "experts",
     "folders",

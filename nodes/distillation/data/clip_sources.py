@@ -95,14 +95,16 @@ class ClipFolder(SeenSource):
     def told(self) -> dict[str, float]:
         return super().told() | {"frame_rate": self.frame_rate}
 
-    def _told_of(self, model: Any, encoder: host.encoding.LatentEncoder, piece: Piece) -> dict[str, Any]:
+    def _beside(
+        self, model: Any, encoder: host.encoding.LatentEncoder, file: Captioned, piece: Piece
+    ) -> dict[str, Any]:
         if not host.data.takes_first_frame(model):
             return {}
         make = functools.partial(_first_frame_of, piece)
         latents = encoder.latents(make, seed=piece.seed, of={**piece.of, "kept": "the first frame"})
         looked = self.clip_vision is not None
         seen = host.encoding.seen_in(self.clip_vision, piece.samples()[:1]) if looked else None
-        return host.data.first_frame_told(latents, seen=seen)
+        return {"told": host.data.first_frame_told(latents, seen=seen)}
 
     def look(self, file: Path) -> Look:
         most = self.frames if self.pieces == FIRST else None  # of a film no more than that is trained on

@@ -135,7 +135,7 @@ def _require_teacher(model: Any, run: RunFolder, *, teacher_sha256: str) -> None
 class Sample(NamedTuple):
     """x0, noise: (1, ...) each. repeats: as how many samples it is drawn. told: with its prompts, by the host's names.
 
-    streams: what x0 is packed from, see host.inputs.stream_shapes.
+    streams: what x0 is packed from, see host.inputs.stream_shapes. picture: (1, H, W, 3) that the text encoder looks at.
     """
 
     x0: Tensor
@@ -144,6 +144,7 @@ class Sample(NamedTuple):
     repeats: int = 1
     told: Mapping[str, Any] = {}
     streams: Shapes | None = None
+    picture: Tensor | None = None
 
 
 class Texts:
@@ -164,6 +165,8 @@ class Texts:
         """
         self._model, self._literal, self._told = model, literal, told or {}
         self._encoder = host.encoding.TextEncoder(clip, host.folders.encodings())
+        self._looking = functools.partial(host.editing.conditioning, clip)
+        self._negative = negative
         self.negative = self._with_told(self._encoder.conditioning(negative))
         # as many as a shard holds; all texts of a folder would fill the memory
         self.conditioning = functools.lru_cache(maxsize=SHARD_SAMPLES)(self._conditioning)
@@ -191,12 +194,18 @@ class Texts:
         found = in_buckets(map(part, samples))
         return [found] if isinstance(found, TensorData) else list(found.buckets)
 
+    def _prompts(self, sample: Sample) -> tuple[Conditioning, Conditioning]:
+        """Its own and the negative one; nothing is kept of those that go with a picture, since each is asked for once."""
+        if sample.picture is None:
+            return self.conditioning(sample.text), self.negative
+        own, negative = (self._looking(text, picture=sample.picture) for text in (sample.text, self._negative))
+        return self._with_told(own), self._with_told(negative)
+
     def _inputs(self, sample: Sample) -> tuple[Condition, Condition]:
         """With its prompt and with the negative one."""
         x0, streams = sample.x0, sample.streams
         positive, negative = (
-            [[embedding, {**own, **sample.told}] for embedding, own in prompt]
-            for prompt in (self.conditioning(sample.text), self.negative)
+            [[embedding, {**own, **sample.told}] for embedding, own in prompt] for prompt in self._prompts(sample)
         )
         condition, empty = (
             host.inputs.condition_for_training(self._model, prompt, latents=x0, name=name, shapes=streams)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from ....trainers.data.listing import NOT_READ, SUBFOLDERS, content_of
@@ -9,6 +11,7 @@ from ... import host
 from ...host import folders
 from ..learning import option_inputs as inputs
 from .clip_sources import FIRST, PIECES, ClipFolder, SoundFolder
+from .edit_sources import EditFolder
 from .folder_sources import CAPTION_SYNTAX, LITERAL, FolderSource, PictureFolder
 
 Input = tuple[Any, dict[str, Any]]
@@ -56,7 +59,15 @@ CLIP_VISION: Input = (
 )
 OF_CLIPS = {"audio_vae": AUDIO_VAE, "clip_vision": CLIP_VISION}
 """What encodes more of a clip than its frames, for models that take it."""
-RARE = ("bucket_step", "without_caption", "flip", "broken", "pieces", "subfolders", "caption_syntax")
+REFERENCES: Input = (
+    "STRING",
+    {
+        "default": "",
+        "tooltip": "For models that edit (FLUX.1 Kontext, FLUX.2, OmniGen 2, Qwen-Image-Edit): the folder of the pictures before "
+        "the edit, each by the name of the one after it; captions say what to change.",
+    },
+)
+RARE = ("bucket_step", "without_caption", "flip", "broken", "pieces", "subfolders", "caption_syntax", "references")
 """Inputs that editors may fold."""
 
 
@@ -139,18 +150,29 @@ class _Folder:
     @classmethod
     def VALIDATE_INPUTS(cls, folder: Any = None, subfolders: Any = NOT_READ) -> bool | str:
         """Before anything runs, where the values are typed in; linked ones are None here and checked when they arrive."""
+        return cls._error_of(cls.SOURCE, folder=folder, subfolders=subfolders)
+
+    @staticmethod
+    def _error_of(source: Callable[..., FolderSource], *, folder: Any, subfolders: Any) -> bool | str:
         if folder is None or subfolders is None:
             return True
-        return host.signals.error_of(lambda: cls.SOURCE(folder=folders.training_folder(folder), subfolders=subfolders))
+        return host.signals.error_of(lambda: source(folder=folders.training_folder(folder), subfolders=subfolders))
+
+    def source_of(self, **options: Any) -> FolderSource:
+        return self.SOURCE(**options)
 
     def describe(self, folder: str, without_caption: str, broken: str, caption: str, **options: Any) -> dict[str, Any]:
-        source = self.SOURCE(
+        source = self.source_of(
             folder=folders.training_folder(folder),
             caption=caption if _chosen("without_caption", without_caption, _WITHOUT_CAPTION) == "use caption" else None,
             skip_broken=_chosen("broken", broken, _BROKEN) == "skip",
             **options,
         )
         return {"ui": {"text": [source.listing().said()]}, "result": (source,)}
+
+
+def _is_given(text: Any) -> bool:
+    return bool(text and str(text).strip())
 
 
 def _chosen(name: str, value: str, allowed: list[str]) -> str:
@@ -181,9 +203,24 @@ class ImageFolder(_Folder):
         )
         declared = {
             "required": _folder("pictures") | size | _captions("a picture") | _flip("picture") | _broken("one picture"),
-            "optional": _encoders("pictures") | _reading("pictures") | {"guidance": GUIDANCE},
+            "optional": _encoders("pictures") | _reading("pictures") | {"guidance": GUIDANCE, "references": REFERENCES},
         }
         return inputs.folded(declared, RARE)
+
+    @classmethod
+    def IS_CHANGED(cls, folder: Any = None, subfolders: Any = NOT_READ, references: Any = None, **_: Any) -> str:
+        own = super().IS_CHANGED(folder, subfolders)
+        return f"{own} {super().IS_CHANGED(references, subfolders)}" if _is_given(references) else own
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, folder: Any = None, subfolders: Any = NOT_READ, references: Any = None) -> bool | str:
+        source = functools.partial(cls().source_of, references=references or "")
+        return cls._error_of(source, folder=folder, subfolders=subfolders)
+
+    def source_of(self, *, references: str = "", **options: Any) -> PictureFolder:
+        if not _is_given(references):
+            return PictureFolder(**options)
+        return EditFolder(references=folders.training_folder(references), **options)
 
 
 class ClipFolderNode(_Folder):

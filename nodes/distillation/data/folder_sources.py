@@ -232,8 +232,8 @@ class FolderSource(MadeOnce):
             _require_finite(latents, name=file.name)
             latent = {"samples": self._with_its_sound(model, piece, latents)}
             x0, streams = host.inputs.latents_for_training(model, latent).cpu(), host.inputs.stream_shapes(latent)
-            told = self._told_of(model, encoder, piece)
-            yield Sample(x0, file.caption, repeats=file.repeats, told=told, streams=streams)
+            beside = self._beside(model, encoder, file, piece)
+            yield Sample(x0, file.caption, repeats=file.repeats, streams=streams, **beside)
 
     # --- what a kind of file has of its own
 
@@ -257,8 +257,10 @@ class FolderSource(MadeOnce):
         """See Texts."""
         return {}
 
-    def _told_of(self, model: Any, encoder: host.encoding.LatentEncoder, piece: Piece) -> dict[str, Any]:
-        """See Sample."""
+    def _beside(
+        self, model: Any, encoder: host.encoding.LatentEncoder, file: Captioned, piece: Piece
+    ) -> dict[str, Any]:
+        """What more a Sample has, by its name there."""
         return {}
 
     def _with_its_sound(self, model: Any, piece: Piece, latents: Tensor) -> Any:
@@ -341,12 +343,16 @@ class PictureFolder(SeenSource):
 
     def _pieces(self, file: Captioned, shape: Size) -> Iterator[Piece]:
         for mirrored in (False, True) if self.flip else (False,):
-            of = {"picture": file.sha256, "size": shape, "mirrored": mirrored, "pixels": PIXELS}
-            make = functools.partial(_upright, file, shape, mirrored=mirrored)
-            yield Piece(make, of, seed=seed_of(file) + mirrored)
+            make = functools.partial(upright, file, shape, mirrored=mirrored)
+            yield Piece(make, of_picture(file, shape, mirrored=mirrored), seed=seed_of(file) + mirrored)
 
 
-def _upright(file: Captioned, size: Size, *, mirrored: bool) -> Tensor:
+def of_picture(file: Captioned, size: Size, *, mirrored: bool) -> dict[str, Any]:
+    """What decides a picture as it is encoded, as JSON values."""
+    return {"picture": file.sha256, "size": size, "mirrored": mirrored, "pixels": PIXELS}
+
+
+def upright(file: Captioned, size: Size, *, mirrored: bool) -> Tensor:
     """(1, H, W, 3)"""
     picture = pixels(file.path, size, read=functools.partial(hashed_content, hashed=file.hashed))
     return (picture.flip(1) if mirrored else picture)[None]

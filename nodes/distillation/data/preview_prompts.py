@@ -37,8 +37,8 @@ class Previews:
             )
 
     def keep(self, run: RunFolder, model: Any, *, data: Data, told: Mapping[str, float]) -> None:
-        """Of the shape of the first training sample, and with its picture where a model goes on from one, in place of what was
-        kept before. told: see Texts.
+        """Of the shape of the first training sample, and with its picture where a model edits or goes on from one, in place of
+        what was kept before. told: see Texts.
         """
         encoder, first = host.encoding.TextEncoder(self.clip, host.folders.encodings()), data.first(1)
         like: dict[str, Any] = {"latents": first.x0, "shapes": host.inputs.shapes_told(first.condition)}
@@ -47,7 +47,7 @@ class Previews:
         for number, prompt in enumerate(self.prompts):
             conditioning = host.inputs.told(model, encoder.conditioning(prompt), told)
             condition = host.inputs.condition_for_training(model, conditioning, name="previews", **like)
-            condition |= pictures if condition.keys() & pictures.keys() else {}  # with what CLIP vision sees in it
+            condition |= pictures
             tensors |= {f"{number:02d}.{name}": value.cpu().contiguous() for name, value in condition.items()}
         write_tensors(_file(run), tensors, metadata={_PROMPTS: json.dumps(self.prompts)})
 
