@@ -79,5 +79,12 @@ class EditFolder(PictureFolder):
         return make() if host.editing.looks_by_text_encoder(model) else None
 
 
+def pictures_of(*, references: str = "", **options: Any) -> PictureFolder:
+    """references: as a user names the folder, nothing for pictures that are none of edits."""
+    if not references.strip():
+        return PictureFolder(**options)
+    return EditFolder(references=host.folders.training_folder(references), **options)
+
+
 def _stem(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))

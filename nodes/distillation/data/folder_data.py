@@ -11,7 +11,7 @@ from ... import host
 from ...host import folders
 from ..learning import option_inputs as inputs
 from .clip_sources import FIRST, PIECES, ClipFolder, SoundFolder
-from .edit_sources import EditFolder
+from .edit_sources import pictures_of
 from .folder_sources import CAPTION_SYNTAX, LITERAL, FolderSource, PictureFolder
 
 Input = tuple[Any, dict[str, Any]]
@@ -171,10 +171,6 @@ class _Folder:
         return {"ui": {"text": [source.listing().said()]}, "result": (source,)}
 
 
-def _is_given(text: Any) -> bool:
-    return bool(text and str(text).strip())
-
-
 def _chosen(name: str, value: str, allowed: list[str]) -> str:
     """Hosts of mid-2024 do not check what is behind an optional input."""
     if value not in allowed:
@@ -210,17 +206,16 @@ class ImageFolder(_Folder):
     @classmethod
     def IS_CHANGED(cls, folder: Any = None, subfolders: Any = NOT_READ, references: Any = None, **_: Any) -> str:
         own = super().IS_CHANGED(folder, subfolders)
-        return f"{own} {super().IS_CHANGED(references, subfolders)}" if _is_given(references) else own
+        given = references and str(references).strip()
+        return f"{own} {super().IS_CHANGED(references, subfolders)}" if given else own
 
     @classmethod
     def VALIDATE_INPUTS(cls, folder: Any = None, subfolders: Any = NOT_READ, references: Any = None) -> bool | str:
         source = functools.partial(cls().source_of, references=references or "")
         return cls._error_of(source, folder=folder, subfolders=subfolders)
 
-    def source_of(self, *, references: str = "", **options: Any) -> PictureFolder:
-        if not _is_given(references):
-            return PictureFolder(**options)
-        return EditFolder(references=folders.training_folder(references), **options)
+    def source_of(self, **options: Any) -> PictureFolder:
+        return pictures_of(**options)
 
 
 class ClipFolderNode(_Folder):

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ....trainers.data.batches import Batch
 from ....trainers.methods.consistency import ConsistencyOptions
@@ -133,6 +134,7 @@ class Wishes:
     frames: int = 0
     audio_vae: Any = None
     clip_vision: Any = None
+    references: str = ""
     layers: LoRALayers | None = None
     """Of a run that has begun."""
 
@@ -142,8 +144,8 @@ class Wishes:
                 f"guidance is {self.guidance:g}; allowed are 1 (none) to 100, and 0 for what is usual for the model's family."
             )
         if self.from_graph:
-            given = {"prompts": self.prompts.strip(), "folder": self.folder.strip(), "frames": self.frames}
-            both = [name for name, value in given.items() if value]
+            given = {name: getattr(self, name) for name in ("prompts", "folder", "frames", "references")}
+            both = [name for name, value in given.items() if str(value or "").strip()]
             if both:
                 raise ValueError(
                     f"latents or positive is connected, and {both[0]} is given too; give training data in one way."
@@ -157,6 +159,10 @@ class Wishes:
             )
         if self.folder.strip() and self.vae is None:
             raise ValueError("folder is given but vae is not connected, which encodes its pictures.")
+        if self.references.strip() and not self.folder.strip():
+            raise ValueError(
+                f"references is {self.references!r}, but folder is empty, which has the pictures after the edit; give it, too."
+            )
         self._require_frames()
         self._require_side()
         if not self.folder.strip():
@@ -165,9 +171,8 @@ class Wishes:
 
     def _require_frames(self) -> None:
         if self.folder.strip():
-            (ClipFolder if self.family.video else PictureFolder).require_model(self.model)
-            host.data.require_no_clip_vision(self.model, self.clip_vision)
-            self._require_audio_vae()
+            of_clips = {"audio_vae": self.audio_vae, "clip_vision": self.clip_vision}
+            from_folder.require_model(self.model, family=self.family, references=self.references, **of_clips)
         else:
             host.data.require_no_picture(self.model)
         if self.frames and self.folder.strip() and not self.family.video:
@@ -178,13 +183,6 @@ class Wishes:
             raise ValueError(
                 "this is a model of video, whose training data are clips. Set frames, of each clip in folder, or of those that "
                 "the model draws from the prompts, 81 for Wan, say; or connect latents of clips and positive."
-            )
-
-    def _require_audio_vae(self) -> None:
-        host.with_sound.require_no_audio_vae(self.model, self.audio_vae)
-        if host.with_sound.draws_sound(self.model) and self.audio_vae is None:
-            raise ValueError(
-                "audio_vae is not connected, which encodes the sound of the clips in folder: this model draws clips with sound."
             )
 
     def _require_side(self) -> None:
@@ -285,6 +283,7 @@ class Wishes:
             clip=self.clip,
             audio_vae=self.audio_vae,
             clip_vision=self.clip_vision,
+            references=self.references,
         )
 
     @property
@@ -383,7 +382,16 @@ class Wishes:
             empty = self._empty
             x0 = torch.randn(empty.x0.shape, generator=torch.Generator().manual_seed(0)).to(self.model.load_device)
             texts = Texts(self.model, self.clip, self.negative_prompt)
-            return texts.parts([Sample(x0, self._lines[0], streams=empty.streams)])[0].first(1)
+            sample = Sample(x0, self._lines[0], streams=empty.streams, **self._reference(x0))
+            return texts.parts([sample])[0].first(1)
+
+    def _reference(self, x0: Tensor) -> dict[str, Any]:
+        """Of a picture that is edited, as far as it costs memory and time."""
+        if not self.references.strip():
+            return {}
+        grey = torch.full((1, self._side, self._side, 3), 0.5)
+        told = host.editing.told(torch.zeros_like(x0, device="cpu"))
+        return {"told": told, "picture": grey if host.editing.looks_by_text_encoder(self.model) else None}
 
 
 def _what(drawn: PromptSource | PromptsAlone) -> str:

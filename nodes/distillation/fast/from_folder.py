@@ -5,23 +5,50 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from ... import host
 from ...host import folders
 from ..data.clip_sources import ClipFolder
+from ..data.edit_sources import EditFolder, pictures_of
 from ..data.folder_sources import PictureFolder, SeenSource
 from ..learning.families import Family
 
 
+def require_model(model: Any, *, family: Family, references: str, audio_vae: Any, clip_vision: Any) -> None:
+    """ValueError, naming the input, for a model that a folder does not suffice for, and for what it makes no use of."""
+    (ClipFolder if family.video else EditFolder if references.strip() else PictureFolder).require_model(model)
+    if family.video and references.strip():
+        raise ValueError(
+            f"references is {references!r}, but this is a model of video, which edits no pictures; leave it empty."
+        )
+    host.data.require_no_clip_vision(model, clip_vision)
+    host.with_sound.require_no_audio_vae(model, audio_vae)
+    if host.with_sound.draws_sound(model) and audio_vae is None:
+        raise ValueError(
+            "audio_vae is not connected, which encodes the sound of the clips in folder: this model draws clips with sound."
+        )
+
+
 def source_of(
-    name: str, *, family: Family, side: int, frames: int, negative: str, vae: Any, clip: Any, **of_clips: Any
+    name: str,
+    *,
+    family: Family,
+    side: int,
+    frames: int,
+    negative: str,
+    vae: Any,
+    clip: Any,
+    references: str = "",
+    **of_clips: Any,
 ) -> PictureFolder | ClipFolder:
-    """frames: of a clip, 0 for pictures. of_clips: what encodes more of them than their frames, see ClipFolder.
+    """frames: of a clip, 0 for pictures. of_clips: what encodes more of them than their frames, see ClipFolder. references: of
+    pictures that are edited, see EditFolder.
 
     ValueError where no file has a caption: the student would learn no prompts, and guidance from them is none.
     """
     folder = folders.training_folder(name)
     given: dict[str, Any] = {"folder": folder, "resolution": side, "negative": negative, "vae": vae, "clip": clip}
     clips = functools.partial(ClipFolder, frames=frames, frame_rate=family.frame_rate, **of_clips)
-    made = clips(**given) if frames else PictureFolder(**given)
+    made = clips(**given) if frames else pictures_of(references=references, **given)
     if not made.found.described:
         raise ValueError(
             f"folder is {name!r}, of whose {len(made.found.files)} {made.what} none has a caption beside it: a text file of the "
@@ -40,9 +67,10 @@ def told(drawn: SeenSource, *, only_captions: bool) -> str:
     small = drawn.small() if isinstance(drawn, PictureFolder) and not only else []
     enlarged = f"; {len(small)} smaller than that and enlarged, {max(small):.2g} times at most" if small else ""
     length = f", {_length(drawn)}" if isinstance(drawn, ClipFolder) else ""
+    edited = f", each made of the picture of its name in {drawn.references}" if isinstance(drawn, EditFolder) else ""
     return (
         f"data: {count} {drawn.what} of {drawn.folder}, at about {drawn.resolution} x {drawn.resolution}"
-        f"{length}{enlarged}{without}{only}"
+        f"{length}{edited}{enlarged}{without}{only}"
     )
 
 

@@ -17,7 +17,7 @@ from ...host import folders, graph
 from ...sampling.recipes import as_trained
 from .. import distillation
 from ..data import preview_prompts
-from ..data.folder_data import OF_CLIPS
+from ..data.folder_data import OF_CLIPS, REFERENCES
 from ..learning import option_inputs as inputs
 from ..learning import starting_lora
 from ..telling import HASHING, MESSAGES, PROBING
@@ -28,7 +28,18 @@ TRAIN, PLAN = "train", "plan only"
 STEPS = ["1", "2", "4", "8"]
 
 
-RARE = ("negative_prompt", "guidance", "side", "pictures", "iterations", "memory", "seed", "start_lora", "frames")
+RARE = (
+    "negative_prompt",
+    "guidance",
+    "side",
+    "pictures",
+    "iterations",
+    "memory",
+    "seed",
+    "start_lora",
+    "frames",
+    "references",
+)
 """Inputs that few people need."""
 
 
@@ -157,6 +168,7 @@ class MakeItFast:
                     most=10000,
                 ),
                 **OF_CLIPS,
+                "references": REFERENCES,
             },
             "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID", "extra_pnginfo": "EXTRA_PNGINFO"},
         }

@@ -14,12 +14,15 @@ import_host()
 from architectures import ALL
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation.data import folder_data, preview_prompts
+from comfyui_fewstep.nodes.distillation.fast import choosing, make_it_fast
 from comfyui_fewstep.trainers.data.cache import read_data
 from comfyui_fewstep.trainers.data.pictures import pixels
 from comfyui_fewstep.trainers.storage.files import read_tensors
 from encoders import Counting, MeanVAE, RandomCLIP
-from making_data import distil, images, picture, run_folder, student_of
-from todays_inputs import WIDTH, Model, stand_in
+from making_data import distil, images, picture, run_folder, same_tensors, student_of
+from test_clips_from_prompts import make, quick  # noqa: F401 (a fixture)
+from test_make_it_fast import timed_once  # noqa: F401 (a fixture)
+from todays_inputs import CHANNELS, WIDTH, Model, stand_in
 
 CLIP = RandomCLIP(WIDTH, 24)
 
@@ -186,6 +189,45 @@ def test_what_the_references_hold_may_change_while_their_name_stays(output, edit
     assert asked == folder_data.ImageFolder.IS_CHANGED(**given) != folder_data.ImageFolder.IS_CHANGED(folder="after")
     picture(edits / "before" / "c.webp", 64, 64)
     assert asked != folder_data.ImageFolder.IS_CHANGED(**given)
+
+
+# --- Make It Fast ----------------------------------------------------------------------------------------------------
+
+GIVEN = {"folder": "after", "references": "before", "clip": CLIP, "side": 64, "vae": Draws()}
+
+
+@pytest.mark.parametrize("kind", [Flux, QwenImage])
+def test_make_it_fast_trains_on_the_same_as_the_node(kind, output, edits, quick, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(
+        sys.modules, "comfy_extras.nodes_qwen", types.SimpleNamespace(TextEncodeQwenImageEditPlus=Looking())
+    )
+    told = make(of(kind), make_it_fast.PLAN, **GIVEN)["ui"]["text"][0]
+    assert f"each made of the picture of its name in {edits / 'before'}" in told
+    make(of(kind), make_it_fast.TRAIN, **GIVEN)
+    distil(of(kind), name="by node", data=edited(Draws(), resolution=64, bucket_step=64, without_caption="use caption"))
+    ours, theirs = data_of(output).tensors(), data_of(output, "by node").tensors()
+    assert any("ref_latents[0]" in name for name in ours)
+    assert same_tensors(ours, theirs)
+
+
+def test_the_plan_counts_the_reference(output, edits):
+    """What costs memory and time: as many values more as the picture has."""
+    wished = choosing.Wishes(model=of(Flux), steps=2, goal=choosing.CLOSEST, **GIVEN)
+    sample = wished._sample()
+    assert sample.condition["ref_latents[0]"].shape == sample.x0.shape == (1, CHANNELS, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "said"),
+    [
+        (Flux, {"folder": ""}, "references is 'before', but folder is empty, which has the pictures after the edit"),
+        (Model, {}, "references is given, but of this model"),
+    ],
+    ids=["no folder", "no model that edits"],
+)
+def test_make_it_fast_names_it_before_anything_is_tried(kind, given, said, output, edits):
+    with pytest.raises(ValueError, match=said):
+        choosing.Wishes(model=of(kind), steps=2, goal=choosing.CLOSEST, **{**GIVEN, **given})
 
 
 # --- in a host that has such models ----------------------------------------------------------------------------------
