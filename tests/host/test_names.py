@@ -41,9 +41,9 @@ NAMES = {
     "FewStepEvaluateDigits": ["run_name"],
     "FewStepSaveStudent": ["name"],
     "FewStepSaveStudentLoRA": ["name"],
-    "FewStepMakeItFast": ["run_name", "folder"],
+    "FewStepMakeItFast": ["run_name", "folder", "references"],
     "FewStepStudentReport": ["runs", "name"],
-    "FewStepImageFolder": ["folder"],
+    "FewStepImageFolder": ["folder", "references"],
     "FewStepClipFolder": ["folder"],
     "FewStepSoundFolder": ["folder"],
 }
@@ -171,7 +171,7 @@ def test_no_text_leads_out_of_the_hosts_folders(node, name, tmp_path, monkeypatc
             said = refusal(node, name, value, sockets)
         finally:
             WATCH.below = None
-        allowed = [("folder", str(evil)), ("start_from", "")]
+        allowed = [("folder", str(evil)), ("start_from", ""), ("references", ""), ("references", " ")]
         if node == "FewStepMakeItFast":
             allowed += [("folder", ""), ("folder", " ")]  # none, as with prompts
         if name in NAMES.get(node, []) and (name, value) not in allowed:
