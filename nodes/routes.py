@@ -14,7 +14,7 @@ from ..trainers.storage import keeping, reading
 from ..trainers.storage.export import FULL_WEIGHTS
 from ..trainers.storage.places import is_name, is_regular
 from ..trainers.storage.run_folder import RunFolder
-from ..trainers.storage.watching import State, all_runs, curves, lines_after, preview_file, summary
+from ..trainers.storage.watching import State, all_runs, curves_after, preview_file, summary
 from . import host
 from .distillation.data import preview_pictures
 from .distillation.telling import MESSAGES, STATE
@@ -38,12 +38,16 @@ def answering(answer: Callable[[web.Request], Any]) -> Handler:
             return web.json_response({"error": "the request must be of type application/json."}, status=415)
         try:
             request["given"] = await _given(request)
-            answered = await asyncio.get_running_loop().run_in_executor(None, answer, request)
+            return await asyncio.get_running_loop().run_in_executor(None, answered, request)
         except ValueError as error:
             return _json({"error": str(error)}, status=400)
         except OSError as error:
             return _json({"error": f"the disk refuses: {error}"}, status=500)
-        return answered if isinstance(answered, web.StreamResponse) else _json(answered)
+
+    def answered(request: web.Request) -> web.StreamResponse:
+        """Written as JSON here too: of a long list of runs that takes a while."""
+        values = answer(request)
+        return values if isinstance(values, web.StreamResponse) else _json(values)
 
     return handler
 
@@ -78,8 +82,8 @@ def run_now(request: web.Request) -> dict[str, Any]:
     """How a run stands, and its curves after the iteration `after`. live, phase: the newest words of one that goes on here, which
     in its first phases is no run yet."""
     run = _run_of(request)
+    drawn = curves_after(run, _number(request, "after", default=-1))  # which reads what the summary then knows
     told = summary(run)
-    lines = lines_after(run, _number(request, "after", default=-1))
     training = told["state"] == State.TRAINING.value
     return {
         "run": run.name,
@@ -90,7 +94,7 @@ def run_now(request: web.Request) -> dict[str, Any]:
         "iterations": told["iterations"],
         "saved": told["saved"],
         "stages": told["stage_names"],
-        "curves": curves(lines),
+        "curves": drawn,
         "previews": told["previews"],
         "live": MESSAGES.newest.get(run.name) if training else None,
         "phase": MESSAGES.phases.get(run.name),

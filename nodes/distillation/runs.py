@@ -11,7 +11,7 @@ from torch import Tensor
 from ...trainers.data.cache import read_first
 from ...trainers.storage.places import is_regular, last_change
 from ...trainers.storage.run_folder import RunFolder
-from ...trainers.storage.watching import preview_file, previews
+from ...trainers.storage.watching import newest_metrics, preview_file, previews
 from ...trainers.training.distillation import Recorded
 from .. import host
 from ..host import folders, graph
@@ -146,7 +146,7 @@ def _silence(run: RunFolder, seconds: float) -> str:
     failure = run.error()
     if failure:
         return f"the run {run.name!r} ended with an error, and nobody has started it again: {failure}"
-    begun = run.newest_metrics() or run.checkpoints()
+    begun = newest_metrics(run) or run.checkpoints()
     past = f"no process has trained the run {run.name!r} for {seconds:.0f} seconds."
     return past if begun else f"the run {run.name!r} was never started: no process has trained it since it was written."
 
@@ -186,7 +186,7 @@ class _Look:
 
     def __call__(self) -> float:
         changed = last_change(self._run.path)
-        newest = self._run.newest_metrics()
+        newest = newest_metrics(self._run)
         if newest and newest["iteration"] != self._shown:
             self._bar = self._bar or host.signals.progress_bar(newest["iterations"])
             self._bar.update_absolute(newest["iteration"], newest["iterations"], self._picture())

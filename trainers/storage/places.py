@@ -104,6 +104,17 @@ def is_regular(path: Path) -> bool:
         return False
 
 
+def regular_files(folder: Path, *, ending: str) -> list[str]:
+    """Names of those with such an ending that lie in it, in order, and not hidden; none where there is no folder.
+
+    The folder's own list says what each of them is: a look at every picture of a long run would take many times as long.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        found = (entry for entry in entries if entry.name.endswith(ending) and not entry.name.startswith("."))
+        return sorted(entry.name for entry in found if entry.is_file(follow_symlinks=False))
+    return []
+
+
 def require_no_links(folder: Path) -> None:
     """ValueError, naming it, for a link anywhere below folder, or for folder itself."""
     if is_link(folder):

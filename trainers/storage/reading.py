@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -196,7 +196,7 @@ def _require_file(file: Path) -> None:
 def parsed(content: bytes, *, what: str) -> Any:
     """JSON values of a text, None for numbers that are none: no browser reads NaN. ValueError, naming what, for no JSON."""
     try:
-        value = json.loads(content.decode(), parse_constant=lambda _: None, parse_float=_finite)
+        value = _DECODER.decode(content.decode())
     except RecursionError as error:
         raise ValueError(f"{what} is nested too deeply") from error
     except ValueError as error:
@@ -219,40 +219,55 @@ def _finite(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-class Lines(NamedTuple):
-    """Of a file of JSON lines: the whole ones, what is wrong with each of the others, and up to where that is read.
+_DECODER = json.JSONDecoder(parse_constant=lambda _: None, parse_float=_finite)
+"""One for all: to make it takes as long as to read a line."""
 
-    end: in bytes. number: of lines, all together.
-    """
+
+class Lines(NamedTuple):
+    """Of a file of JSON lines: the whole ones, and what is wrong with each of the others."""
 
     lines: list[dict[str, Any]]
     wrong: list[str]
-    end: int = 0
-    number: int = 0
 
 
-def read_lines(file: Path, schema: Mapping[str, Check], *, begin: int = 0, number: int = 0) -> Lines:
+class Line(NamedTuple):
+    """One of these: what it holds, or None and what is wrong with it. end: of it, in bytes. number: of it, from 1."""
+
+    value: dict[str, Any] | None
+    wrong: str
+    end: int
+    number: int
+
+
+def each_line(file: Path, schema: Mapping[str, Check], *, begin: int = 0, number: int = 0) -> Iterator[Line]:
     """What stands there from a byte on at which a line begins, before which there are so many lines.
 
-    A last line without an end was cut by a crash, or is being written: it counts as neither, and is not read. ValueError where
+    A last line without an end was cut by a crash, or is being written: it counts as none, and is not read. ValueError where
     something else than a file is.
     """
-    lines: list[dict[str, Any]] = []
-    wrong: list[str] = []
     _require_file(file)
     with file.open("rb") as content:
-        end = content.seek(begin)
+        content.seek(begin)
         while line := content.readline(LONGEST_LINE):
             whole = line.endswith(b"\n")
-            try:
-                if not whole and not _skip(content) and len(line) < LONGEST_LINE:
-                    break
-                number += 1
-                lines.append(read_line(line if whole else None, schema, what=f"line {number} of {file.name}"))
-            except ValueError as error:
-                wrong.append(str(error))
-            end = content.tell()
-    return Lines(lines, wrong, end, number)
+            if not whole and not _skip(content) and len(line) < LONGEST_LINE:
+                break
+            number += 1
+            value, wrong = _read(line if whole else None, schema, what=f"line {number} of {file.name}")
+            yield Line(value, wrong, content.tell(), number)
+
+
+def _read(line: bytes | None, schema: Mapping[str, Check], *, what: str) -> tuple[dict[str, Any] | None, str]:
+    try:
+        return read_line(line, schema, what=what), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def read_lines(file: Path, schema: Mapping[str, Check], *, begin: int = 0) -> Lines:
+    """All of `each_line`."""
+    found = list(each_line(file, schema, begin=begin))
+    return Lines([one.value for one in found if one.value is not None], [one.wrong for one in found if one.wrong])
 
 
 def read_last_lines(

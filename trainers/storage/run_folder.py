@@ -27,7 +27,7 @@ from typing import Any
 from torch import Tensor
 
 from ...samplers.recipe import Recipe
-from . import reading
+from . import places, reading
 from .files import (
     copy_atomically,
     naming,
@@ -61,7 +61,7 @@ class RunFolder:
     def files(self, folder: str, ending: str) -> list[Path]:
         """Those with such an ending in a folder of it, by name; what is a link, a folder or a device is none."""
         found = self.place(folder)
-        return sorted(path for path in found.glob(f"*{ending}") if path.name[0] != "." and is_regular(path))
+        return [found / name for name in places.regular_files(found, ending=ending)]
 
     @property
     def student_file(self) -> Path:
@@ -321,7 +321,7 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """All whole lines of metrics.jsonl; the last may have been cut by a crash. ValueError for a damaged one."""
-        lines, wrong, *_ = self.metrics_as_found()
+        lines, wrong = self.metrics_as_found()
         if wrong:
             raise ValueError(
                 f"the run {self.name!r} is damaged: {wrong[0]}. Repair it in the list of runs (FewStep runs), which keeps the "
@@ -329,10 +329,10 @@ class RunFolder:
             )
         return lines
 
-    def metrics_as_found(self, **after: int) -> reading.Lines:
-        """What metrics.jsonl holds, all of it or what comes after: see reading.read_lines."""
+    def metrics_as_found(self) -> reading.Lines:
+        """What metrics.jsonl holds."""
         try:
-            return reading.read_lines(self.place("metrics.jsonl"), reading.METRICS, **after)
+            return reading.read_lines(self.place("metrics.jsonl"), reading.METRICS)
         except FileNotFoundError:
             return reading.Lines([], [])
 
@@ -343,7 +343,7 @@ class RunFolder:
         """
         self._require_there()
         with self.locked():
-            lines, wrong, *_ = self.metrics_as_found()
+            lines, wrong = self.metrics_as_found()
             if not wrong:
                 raise ValueError(f"the metrics of the run {self.name!r} are whole; there is nothing to repair.")
             file = self.place("metrics.jsonl")
@@ -355,17 +355,6 @@ class RunFolder:
     def _write_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
         content = "".join(json.dumps(line) + "\n" for line in lines)
         write_atomically(self.place("metrics.jsonl"), content.encode())
-
-    def newest_metrics(self) -> dict[str, Any] | None:
-        """The last whole line of metrics.jsonl, without reading all of it; None before the first. ValueError: damaged."""
-        file = self.place("metrics.jsonl")
-        if not is_regular(file):
-            return None
-        with file.open("rb") as content:
-            size = content.seek(0, os.SEEK_END)
-            content.seek(max(0, size - 2 * reading.LONGEST_LINE))
-            lines = content.read().split(b"\n")[:-1]
-        return reading.read_line(lines[-1], reading.METRICS, what="the last line of metrics.jsonl") if lines else None
 
     def losses(self) -> dict[str, list[float]]:
         """The logged loss of the student by stage name, in order; before its first update there is none."""

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import keeping, reading
-from .places import is_link, is_name, is_regular, last_change
+from . import keeping, known, reading
+from .curves import curves
+from .places import is_link, is_name, is_regular, last_change, regular_files
 from .prefixes import below
 from .run_folder import RunFolder
 
 V = TypeVar("V")
 
-COLUMNS = ("loss", "x0_error", "gradient_norm", "learning_rate")
-MOST_POINTS = 2000
 _OF_A_RUN = ("run.json", "metrics.jsonl", "checkpoints", "stages", "student.safetensors", "data/source.json")
 """Of which a run has one at least, even when it has lost the others."""
-
-Line = Mapping[str, Any]
-"""Of metrics.jsonl."""
 
 
 class State(str, enum.Enum):
@@ -55,49 +48,10 @@ def state_of(run: RunFolder) -> State:
     return State.PREPARED if run.files("data", ".safetensors") else State.ABSENT
 
 
-def curves(lines: Sequence[Line], *, most: int = MOST_POINTS) -> dict[str, Any]:
-    """Columns of at most about `most` points for charts: iteration, stage, COLUMNS, band_errors, which is one list a band, and
-    measures, which is one list for each name that any line has.
-
-    Of more lines, neighbours of one stage are put together: their means, at the iteration of the last.
-    """
-    groups = list(_grouped(lines, size=-(-len(lines) // most)))
-    bands = max((len(line["band_errors"]) for line in lines), default=0)
-    return {
-        "iteration": [group[-1]["iteration"] for group in groups],
-        "stage": [group[-1]["stage"] for group in groups],
-        **{name: [_mean([line[name] for line in group]) for group in groups] for name in COLUMNS},
-        "band_errors": [
-            [_mean([error for line in group for error in line["band_errors"][band : band + 1]]) for group in groups]
-            for band in range(bands)
-        ],
-        "measures": {
-            name: [_mean([_measures(line).get(name) for line in group]) for group in groups]
-            for name in dict.fromkeys(name for line in lines for name in _measures(line))
-        },
-    }
-
-
-def _measures(line: Line) -> Mapping[str, float | None]:
-    """Of a method that tells any; of a line with something else in their place none."""
-    told = line.get("measures", {})
-    return told if reading.is_numbers_by_name(told) else {}
-
-
-def _grouped(lines: Sequence[Line], *, size: int) -> Iterator[Sequence[Line]]:
-    for _, of_stage in groupby(lines, key=lambda line: line["stage"]):
-        whole = list(of_stage)
-        yield from (whole[i : i + size] for i in range(0, len(whole), size))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
 def previews(run: RunFolder) -> list[int]:
     """The iterations that a preview picture was kept of, in order."""
-    return sorted(int(path.stem) for path in run.files("previews", ".png") if path.stem.isdecimal())
+    stems = (name.removesuffix(".png") for name in regular_files(run.place("previews"), ending=".png"))
+    return sorted(int(stem) for stem in stems if stem.isdecimal())
 
 
 def students_of(run: RunFolder) -> list[Path]:
@@ -105,19 +59,38 @@ def students_of(run: RunFolder) -> list[Path]:
     return _Found().read(run.students) or []
 
 
-def lines_after(run: RunFolder, iteration: int) -> list[dict[str, Any]]:
-    """Whole lines of metrics.jsonl, those of later iterations; nothing where it cannot be read, of which `summary` says why.
+def curves_after(run: RunFolder, iteration: int) -> dict[str, Any]:
+    """The curves of later iterations, see Curves; nothing where they cannot be read, of which `summary` says why.
 
-    A look that knows the earlier ones reads the file's end alone: it is in the process that trains, again and again.
+    A look that knows the earlier ones reads the file's end alone, and one that knows none what no look before has read: it is in
+    the process that trains, again and again.
     """
+    if iteration >= 0:
+        return curves(lines_after(run, iteration))
+    found = _Found().read(lambda: known.metrics(run, draw=True))
+    return dict(found.curves or {}) if found else curves([])
+
+
+def lines_after(run: RunFolder, iteration: int) -> list[dict[str, Any]]:
+    """Whole lines of metrics.jsonl, those of later iterations; nothing where it cannot be read, of which `summary` says why."""
 
     def read() -> list[dict[str, Any]]:
-        if iteration < 0:
-            return run.metrics_as_found().lines
         file = run.place("metrics.jsonl")
         return reading.read_last_lines(file, reading.METRICS, enough=lambda line: line["iteration"] <= iteration)
 
     return [line for line in _Found().read(read) or [] if line["iteration"] > iteration]
+
+
+def newest_metrics(run: RunFolder) -> dict[str, Any] | None:
+    """The last whole line of metrics.jsonl, without reading all of it; None before the first. ValueError: damaged."""
+    file = run.place("metrics.jsonl")
+    if not is_regular(file):
+        return None
+    with file.open("rb") as content:
+        size = content.seek(0, os.SEEK_END)
+        content.seek(max(0, size - 2 * reading.LONGEST_LINE))
+        lines = content.read().split(b"\n")[:-1]
+    return reading.read_line(lines[-1], reading.METRICS, what="the last line of metrics.jsonl") if lines else None
 
 
 def preview_file(run: RunFolder, iteration: int) -> Path:
@@ -154,10 +127,10 @@ def summary(run: RunFolder) -> dict[str, Any]:
     RunFolder.repair mends its metrics. failure: what ended its last start, where that was an error.
     """
     found = _Found()
-    known = found.read(lambda: _known(run)) or _Known()
+    metrics = found.read(lambda: known.metrics(run)) or known.NOTHING
     said = found.read(lambda: _described(run)) or {}
     pictures = found.read(lambda: previews(run)) or []
-    newest, wrong = known.newest, known.said()
+    newest, wrong = metrics.newest, metrics.wrong
     told = {
         "run": run.name,
         "state": found.read(lambda: state_of(run).value) or State.DAMAGED.value,
@@ -166,7 +139,7 @@ def summary(run: RunFolder) -> dict[str, Any]:
         "iterations": newest.get("iterations"),
         "saved": found.read(lambda: run.saved),
         "loss": newest.get("loss"),
-        "stage_names": known.stages,
+        "stage_names": metrics.stages,
         "preview": max(pictures, default=None),
         "previews": pictures,
         "has_workflow": bool(found.read(lambda: is_regular(run.place("workflow.json")))),
@@ -203,67 +176,3 @@ class _Found:
         except (ValueError, OSError) as error:
             self.wrong.append(str(error).rstrip("."))
             return None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Known:
-    """What is known of a metrics.jsonl as far as it was read: of one that has grown since only the rest is read.
-
-    version: when it was changed, and its size. end, number: see reading.Lines. tail: the bytes before `end`, by which the same
-    file is known again; one that was changed and is no larger is another. first_wrong, wrong: what is wrong with the first
-    damaged line, and how many there are. stages: names, by number.
-    """
-
-    version: tuple[int, int] = (0, -1)
-    end: int = 0
-    number: int = 0
-    tail: bytes = b""
-    newest: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    first_wrong: str = ""
-    wrong: int = 0
-    stages: Mapping[int, str] = dataclasses.field(default_factory=dict)
-
-    def said(self) -> list[str]:
-        more = f" and {self.wrong - 1} lines more" if self.wrong > 1 else ""
-        return [f"{self.first_wrong}{more}"] if self.wrong else []
-
-
-_KNOWN: dict[Path, _Known] = {}
-_KEEPING = threading.Lock()
-_MOST_KNOWN = 10000
-_TAIL = 512
-
-
-def _known(run: RunFolder) -> _Known:
-    file = run.place("metrics.jsonl")
-    if not is_regular(file):
-        return _Known()
-    told = file.stat()
-    version, before = (told.st_mtime_ns, told.st_size), _KNOWN.get(run.path, _Known())
-    if version == before.version:
-        return before
-    if told.st_size <= before.version[1] or _bytes_before(file, before.end) != before.tail:
-        before = _Known()
-    read = run.metrics_as_found(begin=before.end, number=before.number)
-    found = _Known(
-        version=version,
-        end=read.end,
-        number=read.number,
-        tail=_bytes_before(file, read.end),
-        newest=read.lines[-1] if read.lines else before.newest,
-        first_wrong=before.first_wrong or next(iter(read.wrong), ""),
-        wrong=before.wrong + len(read.wrong),
-        stages={**before.stages, **{line["stage"]: line["stage_name"] for line in read.lines}},
-    )
-    with _KEEPING:  # several threads answer the browser
-        _KNOWN.pop(run.path, None)
-        while len(_KNOWN) >= _MOST_KNOWN:
-            _KNOWN.pop(next(iter(_KNOWN)))
-        _KNOWN[run.path] = found
-    return found
-
-
-def _bytes_before(file: Path, end: int) -> bytes:
-    with file.open("rb") as content:
-        begin = content.seek(max(0, end - _TAIL))
-        return content.read(end - begin)

@@ -7,7 +7,14 @@ import sys
 import pytest
 from comfyui_fewstep.trainers.storage.places import is_link, is_name, place, require_name, require_no_links
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
-from comfyui_fewstep.trainers.storage.watching import all_runs, preview_file, previews, state_of, summary
+from comfyui_fewstep.trainers.storage.watching import (
+    all_runs,
+    newest_metrics,
+    preview_file,
+    previews,
+    state_of,
+    summary,
+)
 
 NAMES = ["my student", "a", "7.5_x-y", "\u5b66\u751f", "\u043c\u043e\u0439 \u0441", "\u0635\u200c\u0627"]
 NAMES += ["\u0928\u092e\u0938\u094d\u0924\u0947", "conny", "nullable", "x" * 100]
@@ -177,7 +184,7 @@ def test_no_part_of_a_run_is_followed(part, tmp_path, outside):
     (run.path / part).symlink_to(outside / part)
     before = content(outside)
     assert "secret" not in repr(summary(run))
-    reads = (run.workflow, run.description, run.metrics, run.newest_metrics, run.comparisons, run.checkpoints)
+    reads = (run.workflow, run.description, run.metrics, lambda: newest_metrics(run), run.comparisons, run.checkpoints)
     for read in (*reads, run.repair, run.error, run.scores, lambda: run.data_folder, lambda: run.cancel_asked):
         try:
             said = read()

@@ -6,9 +6,10 @@ import threading
 
 import pytest
 import torch
-from comfyui_fewstep.trainers.storage import reading, watching
+from comfyui_fewstep.trainers.storage import known, reading
+from comfyui_fewstep.trainers.storage.curves import curves
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
-from comfyui_fewstep.trainers.storage.watching import State, all_runs, curves, lines_after, previews, state_of, summary
+from comfyui_fewstep.trainers.storage.watching import State, all_runs, lines_after, previews, state_of, summary
 
 
 def line(iteration, *, stage=0, loss=None, bands=(1.0, None)):
@@ -348,18 +349,18 @@ def test_a_line_that_is_damaged_where_it_is_and_mended_there_is_told_as_it_is(lo
 
 
 def test_what_is_known_of_runs_is_bounded_and_a_look_at_a_known_one_forgets_no_other(tmp_path, monkeypatch):
-    known = {}
-    monkeypatch.setattr(watching, "_KNOWN", known)
-    monkeypatch.setattr(watching, "_MOST_KNOWN", 3)
+    kept = {}
+    monkeypatch.setattr(known, "_KNOWN", kept)
+    monkeypatch.setattr(known, "_MOST_KNOWN", 3)
     runs = [RunFolder(tmp_path, f"run {i}") for i in range(4)]
     for run in runs:
         run.path.mkdir()
         append(run, logged(1))
         summary(run)
-    assert list(known) == [run.path for run in runs[1:]]
+    assert list(kept) == [run.path for run in runs[1:]]
     append(runs[2], logged(2))
     assert summary(runs[2])["iteration"] == 2
-    assert set(known) == {run.path for run in runs[1:]}
+    assert set(kept) == {run.path for run in runs[1:]}
 
 
 @pytest.mark.parametrize("kept", [1, 2999], ids=["shorter", "as long"])
