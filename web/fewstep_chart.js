@@ -47,6 +47,7 @@ class Chart extends HTMLElement {
   #plot = null;
   #shape = "";
   #content = null;
+  #waiting = false; // to be seen
   #sizes = new ResizeObserver(() => this.#resize());
   #themes = new MutationObserver(() => this.#plot?.redraw(false, true));
 
@@ -83,7 +84,8 @@ class Chart extends HTMLElement {
     this.#content = content;
     this.role = "img";
     this.ariaLabel = described(content);
-    if (!this.isConnected || !this.clientWidth) return;
+    this.#waiting = !this.isConnected || !this.clientWidth;
+    if (this.#waiting) return;
     const shape = JSON.stringify([content.log, content.lines.map((line) => [line.label, line.colour, line.faint])]);
     if (shape !== this.#shape) this.#drop();
     this.#shape = shape;
@@ -108,7 +110,7 @@ class Chart extends HTMLElement {
   }
 
   #resize() {
-    if (!this.#plot && this.#content) this.draw(this.#content);
+    if (this.#content && (this.#waiting || !this.#plot)) this.draw(this.#content);
     const { width, height } = this.#size();
     if (this.#plot && (this.#plot.width !== width || this.#plot.height !== height)) this.#plot.setSize({ width, height });
   }

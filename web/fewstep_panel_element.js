@@ -11,6 +11,7 @@ const SECONDS_BETWEEN_LOOKS = 1;
 const GAP = 8; // at least what is between two rows
 const SECONDS_WITHOUT_A_WORD = 5; // of a run that another process trains, the folder is looked at
 const SECONDS_OF_A_REFUSAL = 6; // that somebody may read it
+const MOST_POINTS = 4000; // of a run of days; the server puts those of a whole run together, to half as many
 const VIEWS = { loss: "Loss", bands: "Noise levels", measures: "Companion", rate: "Learning rate", pictures: "Pictures" };
 // what shows a companion lagging, contrast growing, and a critic that has the say
 const MEASURES = ["gap", "cosine", "std", "real_std", "adversarial"];
@@ -36,6 +37,7 @@ class Panel extends HTMLElement {
   #known = {};
   #now = {};
   #view = "loss";
+  #drawn = []; // what the chart is of
 
   constructor() {
     super();
@@ -165,9 +167,10 @@ class Panel extends HTMLElement {
     const words = this.#words;
     this.#again = false;
     try {
-      const iterations = this.#known.curves.iteration;
-      const told = await fetchRun(this.#run, { after: iterations.at(-1) ?? -1, signal: asking.signal });
-      if (!asking.signal.aborted) this.#learn(told, { newest: words === this.#words });
+      const { iteration } = this.#known.curves;
+      const after = iteration.length > MOST_POINTS ? -1 : iteration.at(-1) ?? -1;
+      const told = await fetchRun(this.#run, { after, signal: asking.signal });
+      if (!asking.signal.aborted) this.#learn(told, { newest: words === this.#words, whole: after < 0 });
     } catch (error) {
       if (asking.signal.aborted) return;
       this.#known = { ...this.#known, refusal: isConnected() ? error.message : null };
@@ -179,8 +182,9 @@ class Panel extends HTMLElement {
     }
   }
 
-  /** newest: whether nothing was heard since it was asked, as what goes on in a page that was just opened. */
-  #learn(told, { newest }) {
+  /** newest: whether nothing was heard since it was asked, as what goes on in a page that was just opened. whole: whether its curves
+   *  are those of the whole run. */
+  #learn(told, { newest, whole }) {
     const last = this.#known.curves.iteration.at(-1) ?? -1;
     if (told.iteration < last) {
       isAnother(this.#run);
@@ -188,7 +192,7 @@ class Panel extends HTMLElement {
       this.#lookSoon(0);
       return;
     }
-    const curves = joined(this.#known.curves, told.curves);
+    const curves = whole ? told.curves : joined(this.#known.curves, told.curves);
     const live = told.state === "training" ? this.#newer(told.live) : null;
     const cancelAsked = this.#known.cancelAsked && told.state === "training";
     const error = told.state === "training" ? null : this.#known.error; // of the start before
@@ -281,12 +285,22 @@ class Panel extends HTMLElement {
     this.chart.hidden = !this.large || this.#view === "pictures";
     this.pictures.hidden = !this.large || this.#view !== "pictures";
     if (!this.pictures.hidden) this.pictures.update(this.#run, this.#known.previews);
-    if (!this.chart.hidden) this.chart.draw(content(this.#view, this.#known));
+    if (!this.chart.hidden) this.#drawChart();
+  }
+
+  /** Only what is new: figures come several times a second. */
+  #drawChart() {
+    const { curves, stages } = this.#known;
+    const drawn = [curves, this.#view, JSON.stringify(stages)];
+    if (drawn.every((one, i) => one === this.#drawn[i])) return;
+    this.#drawn = drawn;
+    this.chart.draw(content(this.#view, this.#known));
   }
 }
 
 /** The columns that were known and those that came, one after the other. */
 function joined(known, came) {
+  if (!came.iteration.length) return known;
   const curves = Object.fromEntries(COLUMNS.map((name) => [name, [...known[name], ...came[name]]]));
   const bands = Math.max(known.band_errors.length, came.band_errors.length);
   const part = (of, band) => of.band_errors[band] ?? of.iteration.map(() => null);
