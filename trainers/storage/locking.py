@@ -12,12 +12,28 @@ from filelock import FileLock, Timeout
 
 from .places import is_regular
 
+try:
+    import fcntl
+except ImportError:  # on Windows, where no folder is another's in this way
+    fcntl = None  # type: ignore[assignment]
+
 _LOOK_SECONDS = 1.0
 """How long the lock is waited for: whoever only looks whether a run is trained holds it for less than a millisecond."""
 
 
 _LOOKING = threading.Lock()
 """Two looks of this process at once would each take the other for whoever trains."""
+
+
+def require_in_place(folder: Path, *, if_so: bool) -> None:
+    """ValueError where a run's folder was moved or deleted while it is trained: what is written would make another one, without a
+    run.json to go on with, and without a lock. if_so: whether it is trained.
+    """
+    if if_so and not any(is_regular(folder / name) for name in ("run.json", ".lock")):
+        raise ValueError(
+            f"the folder of the run {folder.name!r} was moved or deleted while it was trained, so the training ends here. Put it "
+            f"back to {folder} and queue again to go on from its last checkpoint; without it a new run begins."
+        )
 
 
 class Lock:
@@ -67,5 +83,19 @@ class Lock:
                 self._lock.acquire(timeout=0)
             except Timeout:
                 return True
+            except OSError:  # another user's folder, or a disk that is only read
+                if fcntl is None:
+                    raise
+                return _seen_taken(self._file)
             self._lock.release()
             return False
+
+
+def _seen_taken(file: Path) -> bool:
+    """Whether a process holds the lock of a file that this one may read, and not write."""
+    with file.open("rb") as seen:
+        try:
+            fcntl.flock(seen, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False

@@ -38,7 +38,7 @@ from .files import (
     write_tensors,
 )
 from .identity import gone_on_with
-from .locking import Lock
+from .locking import Lock, require_in_place
 from .places import is_link, is_regular, place, remove, remove_unless_read, require_name, require_no_links
 
 KEPT_CHECKPOINTS = 2
@@ -53,6 +53,7 @@ class RunFolder:
     def __init__(self, root: Path, name: str) -> None:
         self.name = require_name(name, what="run name")
         self._root, self.path = root, root / name
+        self._locked = False
 
     def place(self, *names: str) -> Path:
         """Of a file or folder in it. ValueError when that, or what it lies in, is a link."""
@@ -107,7 +108,11 @@ class RunFolder:
             remove_unfinished(self.path)
             for asked in (self.place("stop"), self.place("cancel")):
                 asked.unlink(missing_ok=True)  # it was meant for a process before
-            yield
+            self._locked = True
+            try:
+                yield
+            finally:
+                self._locked = False
 
     @property
     def lock(self) -> Lock:
@@ -264,9 +269,12 @@ class RunFolder:
         except unless:
             raise
         except Exception as error:
-            if self.path.is_dir():
-                said = str(error) or type(error).__name__
-                write_atomically(self.place("error.txt"), f"{said}\n".encode(errors="replace"))
+            said = str(error) or type(error).__name__
+            try:
+                if self.path.is_dir():
+                    write_atomically(self.place("error.txt"), f"{said}\n".encode(errors="replace"))
+            except OSError as refused:  # by a full disk, say: what ended the start is still what helps
+                raise error from (error.__cause__ or refused)
             raise
 
     def error(self) -> str | None:
@@ -290,6 +298,7 @@ class RunFolder:
 
     def save_checkpoint(self, iteration: int, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
         """iteration: counted over all stages, it names the file. position: JSON values, where to go on."""
+        require_in_place(self.path, if_so=self._locked)
         path = self.place("checkpoints", f"{iteration:08d}.safetensors")
         write_tensors(path, tensors, metadata={"fewstep.position": json.dumps(position)})
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
@@ -314,6 +323,7 @@ class RunFolder:
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""
+        require_in_place(self.path, if_so=self._locked)
         path = self.place("metrics.jsonl")
         self.path.mkdir(parents=True, exist_ok=True)
         with naming(path), path.open("a", encoding="utf-8") as file:

@@ -1,5 +1,6 @@
 """What a run folder says to whoever looks at it."""
 
+import errno
 import json
 import os
 import threading
@@ -98,6 +99,28 @@ def test_several_that_look_at_once_see_nobody_training(tmp_path):
     for thread in threads:
         thread.join()
     assert len(found) == 1500 and not any(found)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no folders of others in this way")
+def test_a_run_that_may_only_be_read_is_what_it_is(tmp_path, monkeypatch):
+    """Of another user, or on a disk that is only read: it was listed as damaged."""
+    run = RunFolder(tmp_path, "run")
+    with run.locked():
+        run.claim({"run": {"method": "m", "teacher_sha256": "ab"}})
+    own = os.open
+
+    def refusing(path, flags, *rest, **named):
+        if str(path).endswith(".lock") and flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return own(path, flags, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refusing)
+        told = summary(run)
+        assert (told["state"], told.get("error")) == ("written", None)
+    with run.locked():
+        monkeypatch.setattr(os, "open", refusing)
+        assert in_another_thread(lambda: state_of(run)) == State.TRAINING
 
 
 def test_looking_never_keeps_a_run_from_its_trainer(tmp_path):

@@ -33,7 +33,9 @@ KIND = TeacherKind(family=FAMILY, table=table(FAMILY), empty_prompt=True)
 class Trained:
     """A short run of two stages on the closed-form data, and what it left."""
 
-    def __init__(self, root, *, observers=(), hook=lambda _: None, learning_rate=1e-3, method=None, **training):
+    def __init__(
+        self, root, *, observers=(), hook=lambda _: None, learning_rate=1e-3, method=None, run=None, **training
+    ):
         self.method = method or options(iterations=ITERATIONS, learning_rate=learning_rate).on(KIND)
         self.network, self.teacher = TinyNetwork(), TinyNetwork(seed=1)
         self.data = TensorData(
@@ -43,7 +45,7 @@ class Trained:
         )
         self.student = FullWeightsStudent(self.network, self.teacher, as_denoiser=as_denoiser)
         hook(self)
-        self.run = RunFolder(root, "run")
+        self.run = run or RunFolder(root, "run")
         chosen = TrainOptions(**{"batch_size": 12, "log_every": 1, "seed": 4, **training})
         train(self.run, self.method, self.student, self.data, options=chosen, observers=list(observers))
 
