@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
@@ -120,21 +121,22 @@ class WatchRun:
             return running.finished(run, students.read(recorded.student), model=model, told=told)
 
 
-def _wait(run: RunFolder, *, patience: float) -> None:
-    """Until another process has finished the run.
+def _wait(run: RunFolder, *, patience: float, clock: Callable[[], float] = time.monotonic) -> None:
+    """Until another process has finished the run. It lives as long as it holds the lock, which is not seen from every machine, or
+    changes something, at whatever time by its disk's clock.
 
     ValueError when its training ends otherwise, and when for so many seconds none trains it.
     """
     look, end = _Look(run), _End(run)
-    alive = time.time()
+    alive, before = clock(), 0.0
     while not run.finished:
         host.signals.check_cancelled()
         if not run.path.is_dir():
             raise ValueError(f"the run {run.name!r} was renamed or deleted while it was watched.")
         changed = look()  # which shows what there is
         busy = run.busy
-        alive = time.time() if busy else max(alive, changed)
-        silent = time.time() - alive
+        alive, before = (clock() if busy or changed != before else alive), changed
+        silent = clock() - alive
         said = end.otherwise(busy=busy) or (f"{_silence(run, silent)} Start one:" if silent > patience else "")
         if said:
             raise ValueError(f"{said} {folders.command_for(run.path)}")

@@ -34,7 +34,7 @@ def run(tmp_path):
     return run
 
 
-def watching(monkeypatch, run, *between, patience=60.0):
+def watching(monkeypatch, run, *between, patience=60.0, **clock):
     """Waits for the run; of `between` one thing happens from each look to the next."""
     left = list(between)
 
@@ -43,7 +43,7 @@ def watching(monkeypatch, run, *between, patience=60.0):
         left.pop(0)()
 
     monkeypatch.setattr(runs.time, "sleep", sleep)
-    runs._wait(run, patience=patience)
+    runs._wait(run, patience=patience, **clock)
 
 
 def fail(run):
@@ -97,12 +97,33 @@ def test_looking_is_no_sign_of_life_and_a_held_lock_is_one(run, monkeypatch):
 
     aged()
     assert places.last_change(run.path) == then
-    now = itertools.count(time.time(), 100.0)
-    monkeypatch.setattr(runs.time, "time", lambda: next(now))
     with run.lock.held(), pytest.raises(AssertionError, match="it still waits"):
-        watching(monkeypatch, run, *5 * [aged], patience=250.0)
+        watching(monkeypatch, run, *5 * [aged], patience=250.0, clock=ticking())
     with pytest.raises(ValueError, match="was never started"):
-        watching(monkeypatch, run, *5 * [aged], patience=250.0)
+        watching(monkeypatch, run, *5 * [aged], patience=250.0, clock=ticking())
+
+
+def ticking():
+    """A clock that is 100 seconds later whenever it is asked."""
+    now = itertools.count(0.0, 100.0)
+    return lambda: next(now)
+
+
+@pytest.mark.parametrize("wrong", [-3600.0, 3600.0])
+def test_a_training_on_a_disk_with_another_clock_lives_as_long_as_it_changes_something(wrong, run, monkeypatch):
+    """Its lock is not seen from here. By a clock that is behind it was given up while it trained, and by one that is ahead it was
+    waited for an hour too long."""
+    now = itertools.count(time.time() + wrong)
+
+    def changed():
+        for path in [*run.path.iterdir(), run.path]:
+            os.utime(path, (at := next(now), at))
+
+    changed()
+    with pytest.raises(AssertionError, match="it still waits"):
+        watching(monkeypatch, run, *9 * [changed], patience=250.0, clock=ticking())
+    with pytest.raises(ValueError, match="was never started"):
+        watching(monkeypatch, run, *9 * [nothing], patience=250.0, clock=ticking())
 
 
 @pytest.mark.parametrize(
