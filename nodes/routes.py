@@ -14,7 +14,8 @@ from ..trainers.storage import keeping, reading
 from ..trainers.storage.export import FULL_WEIGHTS
 from ..trainers.storage.places import is_name, is_regular
 from ..trainers.storage.run_folder import RunFolder
-from ..trainers.storage.watching import State, all_runs, curves_after, preview_file, summary
+from ..trainers.storage.unchanged import Unchanged
+from ..trainers.storage.watching import State, all_runs, curves_after, is_quiet, preview_file, summary
 from . import host
 from .distillation.data import preview_pictures
 from .distillation.telling import MESSAGES, STATE
@@ -165,7 +166,18 @@ def runs(_: web.Request) -> list[dict[str, Any]]:
     return [_in_list(run) for run in all_runs(folders.runs_root())]
 
 
+_LISTED: Unchanged[dict[str, Any]] = Unchanged(most=2000)
+
+
 def _in_list(run: RunFolder) -> dict[str, Any]:
+    """Asked anew of a run that is trained or has changed: hundreds of others would else be read every few seconds, in the process
+    that trains."""
+    if not is_quiet(run):
+        return _listed(run)
+    return _LISTED.of(run.path, lambda: _listed(run), keep=lambda told: told["state"] != State.TRAINING.value)
+
+
+def _listed(run: RunFolder) -> dict[str, Any]:
     told = summary(run)
     full = told["student"].get("kind") == FULL_WEIGHTS  # only of these run.json is read once more
     demo = full and folders.is_of_demo(run)

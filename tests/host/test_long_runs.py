@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import threading
+import time
 import types
 from pathlib import Path
 
@@ -84,3 +85,76 @@ def test_an_answer_is_written_beside_the_servers_loop(monkeypatch):
 
     assert json.loads(asyncio.run(ask()).text) == {"runs": [1, 2]}
     assert wrote and said["loop"] not in wrote
+
+
+@pytest.fixture
+def many(output):
+    """Runs in which nothing has changed for a while."""
+    for i in range(20):
+        made = RunFolder(folders.runs_root(), f"run {i}")
+        made.path.mkdir(parents=True)
+        made.place("run.json").write_text(json.dumps({"run": {"method": "m", "teacher_sha256": "ab"}}))
+        made.place("metrics.jsonl").write_text(logged(1))
+        made.place("previews").mkdir()
+    rest(folders.runs_root())
+    return [RunFolder(folders.runs_root(), f"run {i}") for i in range(20)]
+
+
+def rest(folder):
+    for path in folder.rglob("*"):
+        os.utime(path, (1e9, 1e9))
+
+
+def listed():
+    return {told["run"]: told for told in routes.runs(None)}
+
+
+def test_of_a_long_list_what_has_changed_alone_is_read_again(many, monkeypatch):
+    first = listed()
+    parsed = counted(monkeypatch, reading, "parsed")
+    assert listed() == first
+    assert parsed == []
+    many[3].place("metrics.jsonl").write_text(logged(1) + logged(2))
+    many[5].place("previews", "00000007.png").touch()
+    many[7].place("note.txt").write_text("mine")
+    many[9].delete()
+    now = listed()
+    assert now["run 3"]["iteration"] == 2
+    assert now["run 5"]["previews"] == [7]
+    assert now["run 7"]["note"] == "mine"
+    assert len(now) == 19
+    assert len(parsed) == 4, "what describes three runs, and a line"
+    assert {name: told for name, told in now.items() if name not in ("run 3", "run 5", "run 7")} == {
+        name: told for name, told in first.items() if name not in ("run 3", "run 5", "run 7", "run 9")
+    }
+
+
+def test_a_training_is_seen_in_the_list_from_its_beginning_to_its_end(many):
+    """Though nothing in its folder changes, as when its process is killed."""
+    assert listed()["run 3"]["state"] == "written"
+    with many[3].lock.held():
+        assert listed()["run 3"]["state"] == "training"
+        assert listed()["run 4"]["state"] == "written"
+    assert listed()["run 3"]["state"] == "written"
+
+
+def test_what_changes_twice_within_a_tick_of_the_disks_clock_is_read_twice(many):
+    file = many[3].place("run.json")
+    for method in ("a", "b"):  # in the same moment, and of one size
+        file.write_text(json.dumps({"run": {"method": method, "teacher_sha256": "ab"}}))
+        os.utime(file, (told := int(time.time()), told))
+        assert listed()["run 3"]["method"] == method
+
+
+def test_a_run_that_goes_while_it_is_listed_spoils_no_list(many, monkeypatch):
+    own = routes.is_quiet
+
+    def gone(run):
+        if run.name == "run 3":
+            many[3].delete()
+        return own(run)
+
+    monkeypatch.setattr(routes, "is_quiet", gone)
+    told = listed()
+    assert len(told) == 20
+    assert told["run 3"]["state"] == "absent"

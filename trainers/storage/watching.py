@@ -48,6 +48,11 @@ def state_of(run: RunFolder) -> State:
     return State.PREPARED if run.files("data", ".safetensors") else State.ABSENT
 
 
+def is_quiet(run: RunFolder) -> bool:
+    """Whether it is a folder of its own that nobody trains; not where that cannot be told, of which `summary` says why."""
+    return not is_link(run.path) and _Found().read(lambda: run.busy) is False
+
+
 def previews(run: RunFolder) -> list[int]:
     """The iterations that a preview picture was kept of, in order."""
     stems = (name.removesuffix(".png") for name in regular_files(run.place("previews"), ending=".png"))
