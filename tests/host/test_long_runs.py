@@ -158,3 +158,27 @@ def test_a_run_that_goes_while_it_is_listed_spoils_no_list(many, monkeypatch):
     told = listed()
     assert len(told) == 20
     assert told["run 3"]["state"] == "absent"
+
+
+def test_a_menu_of_students_reads_the_folders_of_runs_that_have_changed(many, monkeypatch):
+    """A host makes its menus in the server's loop, where no other answer comes meanwhile."""
+    students = [run.place("stages", "4 steps.safetensors") for run in many]
+    for file in students:
+        file.parent.mkdir()
+        file.touch()
+    rest(folders.runs_root())
+    listed = {f"{run.name}, 4 steps (run)": file for run, file in zip(many, students, strict=True)}
+    assert folders.student_files() == listed
+    looks = counted(monkeypatch, RunFolder, "files")
+    assert folders.student_files() == listed
+    assert looks == []
+    students[3].unlink()
+    many[5].student_file.touch()
+    many[7].delete()
+    later = many[9].path.with_name("later")
+    many[9].path.rename(later)
+    gone = [f"{many[i].name}, 4 steps (run)" for i in (3, 7, 9)]
+    now = {name: file for name, file in listed.items() if name not in gone}
+    now |= {"run 5 (run)": many[5].student_file, "later, 4 steps (run)": later / "stages" / "4 steps.safetensors"}
+    assert folders.student_files() == now
+    assert len(looks) == 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -16,7 +16,7 @@ _LONGEST_TICK = 3.0
 
 
 class _Entry(NamedTuple):
-    """Of what lies directly in a folder. A folder in it changes when something in that comes or goes."""
+    """A file, or a folder, which changes when something in it comes or goes."""
 
     name: str
     changed: int
@@ -31,9 +31,21 @@ class Unchanged(Generic[V]):
         self._most, self._keeping = most, threading.Lock()
         self._kept: dict[Path, tuple[list[_Entry], V]] = {}
 
-    def of(self, folder: Path, say: Callable[[], V], *, keep: Callable[[V], bool] = lambda _: True) -> V:
-        """What say says, which is not asked again while the folder is as it was. keep: whether it holds for so long."""
-        found = _entries(folder)  # before it is read: what changes meanwhile is another folder
+    def of(
+        self,
+        folder: Path,
+        say: Callable[[], V],
+        *,
+        keep: Callable[[V], bool] = lambda _: True,
+        only: Collection[str] | None = None,
+    ) -> V:
+        """What say says, which is not asked again while the folder is as it was.
+
+        keep: whether it holds for so long. only: what it is about, if not all of the folder: what comes and goes there and in the
+        folders of these names.
+        """
+        # before it is read: what changes meanwhile is another folder
+        found = _entries(folder) if only is None else _entries_of(folder, only)
         before, said = self._kept.get(folder, (None, None))
         if found is not None and before == found and said is not None:
             return said
@@ -56,6 +68,20 @@ def _entries(folder: Path) -> list[_Entry] | None:
     except OSError:
         return None
     return sorted(_Entry(name, of.st_mtime_ns, of.st_ctime_ns, of.st_size) for name, of in told)
+
+
+def _entries_of(folder: Path, names: Collection[str]) -> list[_Entry] | None:
+    """The folder itself, and folders in it as far as they are there."""
+    found = []
+    for path in (folder, *(folder / name for name in names)):
+        try:
+            of = path.lstat()
+        except OSError:
+            if path == folder:
+                return None
+            continue
+        found.append(_Entry(path.name, of.st_mtime_ns, of.st_ctime_ns, of.st_size))
+    return found
 
 
 def _is_over(found: list[_Entry]) -> bool:

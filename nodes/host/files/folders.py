@@ -24,7 +24,7 @@ from ....trainers.storage.export import is_one_of
 from ....trainers.storage.files import copy_atomically, file_sha256, require_whole
 from ....trainers.storage.kept_hashes import kept
 from ....trainers.storage.run_folder import RunFolder
-from ....trainers.storage.watching import all_runs, students_of
+from ....trainers.storage.watching import all_students, students_of
 from ..editor import signals
 from ..sampling.guidance import COND_PROJ
 from ..sampling.models import log
@@ -201,8 +201,7 @@ def clip_score_folder() -> Path:
 def student_files() -> dict[str, Path]:
     """Name to file, of every finished run, every finished stage and every file that the user put into models/fewstep_students."""
     files: dict[str, Path] = {}
-    for run in sorted(all_runs(runs_root()), key=lambda run: run.name):
-        own = students_of(run)
+    for run, own in all_students(runs_root()).items():
         files |= {f"{run.name} (run)": file for file in own if file == run.student_file}
         files |= {f"{run.name}, {file.stem} (run)": file for file in own if file != run.student_file}
     return files | {path.name: path for path in students_root().glob("*.safetensors") if path.is_file()}
