@@ -202,9 +202,13 @@ def student_files() -> dict[str, Path]:
     """Name to file, of every finished run, every finished stage and every file that the user put into models/fewstep_students."""
     files: dict[str, Path] = {}
     for run, own in all_students(runs_root()).items():
-        files |= {f"{run.name} (run)": file for file in own if file == run.student_file}
-        files |= {f"{run.name}, {file.stem} (run)": file for file in own if file != run.student_file}
+        files |= {f"{run.name}{_stage_of(file, run)} (run)": file for file in own}
     return files | {path.name: path for path in students_root().glob("*.safetensors") if path.is_file()}
+
+
+def _stage_of(student: Path, run: RunFolder) -> str:
+    """As menus of students have it; of the run's result none."""
+    return "" if student.parent == run.path else f", {student.stem}"
 
 
 def recipe_files() -> list[str]:
