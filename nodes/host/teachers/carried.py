@@ -219,10 +219,21 @@ def whose(thing: Any) -> str:
 
 
 def _each(several: dict[str, Any]) -> list[str]:
-    """Names with whose they are, one for each."""
-    return [
-        f"{name} ({', '.join(dict.fromkeys(whose(one) for one in functions(held)))})" for name, held in several.items()
-    ]
+    """Names with whose they are, one for all that are the same one's: packs replace a part in every block."""
+    owned: dict[str, list[str]] = {}
+    for name, held in several.items():
+        owners = dict.fromkeys(whose(one) for one in functions(held) if not _is_plain(one))
+        owned.setdefault(", ".join(owners), []).append(name)
+    return [_shortened(names) + (f" ({owner})" if owner else "") for owner, names in owned.items()]
+
+
+def _is_plain(thing: Any) -> bool:
+    """A number or a tensor, which says nothing of whose it is."""
+    return not callable(thing) and type(thing).__module__.split(".")[0] in ("builtins", "torch")
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} more"
 
 
 def listed(several: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ....samplers.noise import Answers, GuidanceRule
 from ....trainers.data.batches import Batch
 from ....trainers.data.conditions import of_row
+from ..editor.signals import Cancelled
 from ..memory import backward
 from ..sampling.models import model_sampling_of, noise_levels
 from . import carried, guiding
@@ -43,8 +44,7 @@ def require_followed(model: Any, batch: Batch) -> None:
     if rule is not None and (stray := _strays(rule, model, batch)):
         raise ValueError(f"the MODEL carries {rule}: {stray}, which training cannot follow; remove that node.")
     if carried.acting(model):
-        probe = _Probe(model, batch)
-        wrong = probe.mixes() or probe.remembers() or probe.looks_at_levels() or probe.replaces_attention()
+        wrong = _wrong_in_a_step(model, batch)
         if wrong:
             raise ValueError(
                 f"the MODEL carries {'; '.join(carried.acting(model))}: {wrong}, which training cannot follow; remove that node."
@@ -57,6 +57,16 @@ def require_followed(model: Any, batch: Batch) -> None:
                 f"a file of the MODEL, its own or a LoRA's, names a kernel for its attention: {wrong}, which training cannot "
                 "follow; connect one without."
             )
+
+
+def _wrong_in_a_step(model: Any, batch: Batch) -> str | None:
+    try:
+        probe = _Probe(model, batch)
+        return probe.mixes() or probe.remembers() or probe.looks_at_levels() or probe.replaces_attention()
+    except (ValueError, MemoryError, torch.cuda.OutOfMemoryError, Cancelled):
+        raise
+    except Exception as error:  # whatever somebody's patch raises
+        return f"it cannot be called there ({error})"
 
 
 @torch.no_grad()
@@ -107,7 +117,8 @@ class _Probe:
     def _answer(self, samples: Tensor | None = None, *, level: Tensor | None = None, **told: Any) -> Tensor:
         denoise = as_denoiser(self._network, model=self._model, told={"cond_or_uncond": [0, 0], **told})
         x = self._samples if samples is None else samples
-        return denoise(x, (self._level if level is None else level).expand(2).to(x), **self._condition)
+        condition = {name: value[: len(x)] for name, value in self._condition.items()}
+        return denoise(x, (self._level if level is None else level).expand(len(x)).to(x), **condition)
 
     def _is_other(self, found: Tensor, wanted: Tensor) -> bool:
         """Beyond what two equal passes differ by."""
@@ -123,9 +134,18 @@ class _Probe:
             return "it acts on prompt and negative prompt together"
         if self._batch.unconditional is not None and self._is_other(apart[1:], self._twice[1:]):
             return "it acts on the negative prompt otherwise than on the prompt (a run without one could follow)"
-        if self._far(self._answer(self._samples.flip(0)).flip(0), self._twice) > _PLACE:
+        if self._far(self._answer(self._samples.flip(0)).flip(0), self._twice) > _PLACE or self._sees_one_of_several():
             return "it acts on a sample by its place in the batch"
         return None
+
+    def _sees_one_of_several(self) -> bool:
+        """As a training step asks: samples of one prompt's together, each of a level of its own."""
+        levels = torch.stack([self._level, self._low])
+        together = self._answer(level=levels, cond_or_uncond=[0])
+        alone = [
+            self._answer(self._samples[at], level=levels[at], cond_or_uncond=[0]) for at in (slice(1), slice(1, 2))
+        ]
+        return any(self._far(together[i : i + 1], one) > _PLACE for i, one in enumerate(alone))
 
     def remembers(self) -> str | None:
         """Caches over the steps of a sampling: an answer that depends on the one before."""

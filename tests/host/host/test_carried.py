@@ -122,9 +122,8 @@ def guided(out, options):
 
 def in_the_prompt_alone(out, options):
     """As IPAdapter: rows of the negative prompt are treated otherwise."""
-    return torch.cat(
-        [(1.0 if told else 1.5) * row for told, row in zip(options["cond_or_uncond"], out.chunk(2), strict=True)]
-    )
+    told = options["cond_or_uncond"]
+    return torch.cat([(1.0 if one else 1.5) * rows for one, rows in zip(told, out.chunk(len(told)), strict=True)])
 
 
 def at_high_noise(out, options):
