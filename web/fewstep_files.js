@@ -1,21 +1,40 @@
 // Which model files stand behind a node of the graph.
+import { nodesBehind, source } from "./fewstep_wires.js";
+
 const MODEL_FILE = /\.(safetensors|sft|gguf|ckpt|pt|pth|bin)$/i;
 const MOST = 50; // nodes that are asked: a graph may have a circle
+/** In the order in which a node is taken to hand its MODEL on from: as itself, in a pipe of others' (basic pipe, context), in an input
+ *  that takes anything (a switch). */
+const HANDING_ON = [/^MODEL$/, /pipe|context/i, /^\*$/];
 
-/** The place of a node's first input that takes a MODEL; -1 where it has none. */
+/** The place of a node's first input that takes a MODEL, of one that has it if any; -1 where it has none. */
 export function modelInput(node) {
-  return node.inputs?.findIndex((slot) => slot.type === "MODEL") ?? -1;
+  const places = placesOf(node, HANDING_ON[0]);
+  return places.find((slot) => source(node, slot)) ?? places[0] ?? -1;
+}
+
+function placesOf(node, type) {
+  return (node.inputs ?? []).flatMap((slot, i) => (type.test(slot.type) ? [i] : []));
+}
+
+/** The node that a node has its MODEL from; null for one that makes it. */
+export function modelBefore(node) {
+  for (const type of HANDING_ON) {
+    const found = placesOf(node, type).map((slot) => source(node, slot)).find(Boolean);
+    if (found) return found.node;
+  }
+  return null;
 }
 
 /** The model files that the nodes behind this one's model name, the nearest first, one a line. */
 export function filesBehind(node) {
   const files = [];
-  const waiting = [node.getInputNode(modelInput(node))];
+  const waiting = [source(node, modelInput(node))?.node];
   for (let i = 0; waiting.length && i < MOST; i++) {
     const before = waiting.shift();
     if (!before) continue;
     files.push(...named(before));
-    waiting.push(...(before.inputs ?? []).map((_, slot) => before.getInputNode(slot)));
+    waiting.push(...nodesBehind(before));
   }
   return [...new Set(files)].join("\n");
 }
@@ -26,7 +45,7 @@ export function filesOfModel(node) {
   let before = node;
   for (let i = 0; before && i < MOST; i++) {
     if (i) files.unshift(...named(before));
-    before = modelInput(before) < 0 ? null : before.getInputNode(modelInput(before));
+    before = modelBefore(before);
   }
   return files;
 }

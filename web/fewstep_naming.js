@@ -3,6 +3,7 @@ import { app } from "../../scripts/app.js";
 import { every, isLinked } from "./fewstep_elements.js";
 import { filesOfModel } from "./fewstep_files.js";
 import { TRAINING } from "./fewstep_service.js";
+import { methodsBehind } from "./fewstep_wires.js";
 
 const NODES = [...TRAINING, "FewStepWriteRun"];
 const PROPOSED = "FewStep run name proposed"; // in the node's properties: a graph that was saved without one keeps its name
@@ -30,14 +31,9 @@ function cut(name) {
 function purpose(node) {
   const value = (name) => node.widgets.find((widget) => widget.name === name)?.value;
   if (value("goal")) return `in ${value("steps")} steps${value("goal") === USUAL_GOAL ? "" : ` ${value("goal").split(" ")[0]}`}`;
-  const method = methodOf(node)?.comfyClass?.replace("FewStep", "") ?? "Student";
+  const own = methodsBehind(node).find((one) => one.findInputSlot("method") < 0); // others only hand one on (One Expert's Part)
+  const method = own?.comfyClass?.replace("FewStep", "") ?? "Student";
   return method.replace(/(?!^)[A-Z]/g, " $&").toLowerCase();
-}
-
-/** The node that the method comes from, past those that only hand it on (One Expert's Part). */
-function methodOf(node) {
-  const before = node.getInputNode(node.findInputSlot("method"));
-  return before?.comfyClass && before.findInputSlot("method") >= 0 ? methodOf(before) : before;
 }
 
 function propose(node, widget) {

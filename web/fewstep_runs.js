@@ -4,6 +4,7 @@ import "./fewstep_runs_element.js";
 import { allNodes, isLinked, make } from "./fewstep_elements.js";
 import { TRAINING, fetchWorkflow } from "./fewstep_service.js";
 import { asStep } from "./fewstep_step.js";
+import { nodeBehind } from "./fewstep_wires.js";
 import { say } from "./fewstep_words.js";
 
 const NAME = say("FewStep runs");
@@ -69,7 +70,7 @@ function renamed(from, to) {
   const ours = nodes.filter(({ comfyClass }) => comfyClass?.startsWith("FewStep"));
   const outside = nodes.filter((node) => node.isSubgraphNode?.()); // where what a subgraph asks for is given
   const own = [...ours, ...outside].flatMap((node) => node.widgets ?? []).filter(names);
-  const given = ours.filter((node) => isLinked(node, "run_name")).flatMap((node) => node.getInputNode(node.findInputSlot("run_name"))?.widgets ?? []);
+  const given = ours.filter((node) => isLinked(node, "run_name")).flatMap((node) => nodeBehind(node, "run_name")?.widgets ?? []);
   const widgets = new Set([...own, ...given.filter(({ value }) => value === from)]);
   if (widgets.size) asStep(() => widgets.forEach((widget) => (widget.value = to + widget.value.slice(from.length))));
 }

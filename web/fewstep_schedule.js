@@ -1,10 +1,11 @@
 // Shows, on the nodes that choose steps, what these are, as soon as a widget changes.
 import { app } from "../../scripts/app.js";
 import "./fewstep_schedule_element.js";
-import { addElement, every, isLinked } from "./fewstep_elements.js";
+import { addElement, allNodes, every, isLinked } from "./fewstep_elements.js";
 import { asStep } from "./fewstep_step.js";
 import { say } from "./fewstep_words.js";
-import { filesBehind, filesOfModel, modelInput } from "./fewstep_files.js";
+import { filesBehind, filesOfModel, modelBefore, modelInput } from "./fewstep_files.js";
+import { methodsBehind } from "./fewstep_wires.js";
 
 const HEIGHTS = { schedule: 215, recipe: 215, method: 260 };
 const CHOSEN = "FewStep schedule shown for"; // in the node's properties, so that a saved graph keeps it
@@ -44,11 +45,11 @@ function ofShift(node) {
   return shift > 0 ? SHIFTS[shift] ?? `flow at ${Number(shift.toFixed(4))}` : "flow3";
 }
 
-/** The first node with a model behind a method's, past those that only hand it on (One Expert's Part). */
+/** The node whose model a node is about: itself, or of a method the first that takes it, past those that only hand it on (One Expert's
+ *  Part). */
 function taught(node) {
-  let after = node;
-  for (let i = 0; after && modelInput(after) < 0 && i < 50; i++) after = after.getOutputNodes(0)?.[0];
-  return after;
+  if (modelInput(node) >= 0) return node;
+  return allNodes().find((one) => modelInput(one) >= 0 && methodsBehind(one).includes(node));
 }
 
 /** The kind of model that the nodes before this one tell of, or before the one that a method goes to, or its file; else Stable
@@ -58,8 +59,7 @@ function kindOf(node) {
   let before = start;
   for (let i = 0; before && i < 50; i++) {
     if (KINDS[before.type]) return KINDS[before.type](before);
-    const input = modelInput(before);
-    before = input < 0 ? null : before.getInputNode(input);
+    before = modelBefore(before);
   }
   return start ? calledSo(filesOfModel(start)) : "sd";
 }

@@ -1,6 +1,7 @@
 // Between the host's socket and the elements: who shows a run subscribes here, and asks the server's routes here.
 import { api } from "../../scripts/api.js";
 import { isLinked } from "./fewstep_elements.js";
+import { nodeBehind } from "./fewstep_wires.js";
 import { say } from "./fewstep_words.js";
 
 export const METRICS = "fewstep.metrics";
@@ -50,7 +51,7 @@ export function subscribe(run, listener) {
 /** The run that a node names, through Write Run where that comes before; null when it comes over another link. */
 export function runNamed(node) {
   if (isLinked(node, "written")) {
-    const before = node.getInputNode(node.findInputSlot("written"));
+    const before = nodeBehind(node, "written");
     return before && before.type === "FewStepWriteRun" ? runNamed(before) : null;
   }
   return isLinked(node, "run_name") ? null : node.widgets?.find((widget) => widget.name === "run_name")?.value ?? null;

@@ -67,7 +67,7 @@ def test_a_name_that_was_typed_or_saved_stays(editor, behind):
     wait_for_name(editor, editor.find("FewStepMakeItFast"), "my fast model")
 
 
-def test_a_method_behind_a_reroute_does_not_keep_it_from_being_named(editor, behind):
+def test_a_run_is_named_with_a_method_behind_a_reroute(editor, behind):
     node = behind("FewStepDistill")
     wait_for_name(editor, node, "dreamy v3 student")
     editor.page.evaluate(
@@ -77,7 +77,7 @@ def test_a_method_behind_a_reroute_does_not_keep_it_from_being_named(editor, beh
         " app.graph._nodes.find(n => n.type === 'CheckpointLoaderSimple').widgets[0].value = 'another.safetensors' }",
         node,
     )
-    wait_for_name(editor, node, "another student")
+    wait_for_name(editor, node, "another guidance distillation")
 
 
 def test_a_part_of_the_levels_is_named_with_the_method_that_it_is_of(editor, behind):

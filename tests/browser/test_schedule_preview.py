@@ -179,7 +179,8 @@ def test_a_recipe_is_recognised_by_the_files_behind_the_model(editor):
 ROWS = """async ([module, widgets]) => {
   const { filesBehind } = await import(module);
   const loader = { widgets, inputs: [] };
-  return filesBehind({ inputs: [{ type: 'MODEL' }], getInputNode: () => loader });
+  const graph = { links: { 1: { origin_id: 1, origin_slot: 0 } }, getNodeById: () => loader };
+  return filesBehind({ graph, inputs: [{ type: 'MODEL', link: 1 }] });
 }"""
 
 
