@@ -18,13 +18,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .aliases import same_memory
-from .weights import CASTS, plain
+from .weights import CASTS, UNPACKS, plain
 
 _LOOKS_UP = "num_embeddings"
 """The attribute by which tables are known. Autograd keeps nothing of those, which may be large: what is looked up is a copy."""
-_UNPACKS = "cast_bias_weight"
-"""The method by which layers of packs with a file format of their own (GGUF) make their weight."""
-
 Forward = Callable[..., Any]
 
 
@@ -87,7 +84,7 @@ def _gradient_of(layer: Any) -> Gradient | None:
 
 def _forward(layer: Any, own: Forward, gradient: Gradient, *args: Any, **kwargs: Any) -> Any:
     x = args[0] if args else kwargs.get("input")
-    if hasattr(layer, _UNPACKS):
+    if hasattr(layer, UNPACKS):
         own = _unwatched(own)
     if hasattr(layer.weight, "__tensor_flatten__"):
         own = _as_sampled(own)
@@ -139,7 +136,7 @@ def _convolution_gradient(layer: Any, grad: Tensor, shape: torch.Size) -> Tensor
 @contextmanager
 def _lent(layer: Any, *, like: Tensor) -> Iterator[Tensor]:
     """The layer's weight on the device and in the type of a tensor, the host's patches applied; good for the time inside."""
-    own = getattr(layer, _UNPACKS, None)
+    own = getattr(layer, UNPACKS, None)
     if own is not None:
         yield _unwatched(own)(like)[0]
         return

@@ -17,6 +17,9 @@ from .backward import preferring_attention
 CASTS = "comfy_cast_weights"
 """The attribute by which layers of the host's own are known: those whose weight it may lend, patched on the way."""
 
+UNPACKS = "cast_bias_weight"
+"""The method by which layers of packs with a file format of their own (GGUF) make their weight and bias."""
+
 
 def named(network: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
     """(key, the layer, the name there, value) of all weights and buffers, as the host patches them by key."""
@@ -68,7 +71,10 @@ def _instead(model: Any) -> dict[int, Any]:
 
 def _as_saved(model: Any, key: str, layer: Any, name: str, value: Tensor) -> Tensor:
     beside = key in model.patches and hasattr(layer, CASTS) and key not in model.backup
-    mine = plain(_patched(model, key) if beside else value)
+    if hasattr(layer, UNPACKS):
+        mine = _unpacked(layer, name, device=model.load_device)
+    else:
+        mine = plain(_patched(model, key) if beside else value)
     mine = (
         torch.zeros_like(mine, device=model.load_device) if mine.is_meta else mine
     )  # as the host fills what no file has
@@ -77,6 +83,13 @@ def _as_saved(model: Any, key: str, layer: Any, name: str, value: Tensor) -> Ten
     dtype = torch.float32 if mine.is_floating_point() else mine.dtype
     mine = mine.detach().to(model.load_device, dtype, copy=True)
     return mine if smoothing is None else mine * smoothing.to(mine)
+
+
+def _unpacked(layer: Any, name: str, *, device: torch.device) -> Tensor:
+    """A weight or bias as its layer has it for a pass in float32, LoRAs included."""
+    weight, bias = getattr(layer, UNPACKS)(torch.zeros(1, device=device))
+    found: Tensor = {"weight": weight, "bias": bias}[name]
+    return found
 
 
 def _patched(model: Any, key: str) -> Tensor:
