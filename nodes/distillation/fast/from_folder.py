@@ -63,7 +63,8 @@ def told(drawn: SeenSource, *, only_captions: bool) -> str:
     count = len(drawn.found.files)
     left = count - drawn.found.described
     without = f"; {left} have no caption and count as {drawn.what} of the empty prompt" if left else ""
-    only = "; of them only captions and sizes count for this goal" if only_captions else ""
+    counting = "captions, sizes and references" if isinstance(drawn, EditFolder) else "captions and sizes"
+    only = f"; of them only {counting} count for this goal" if only_captions else ""
     small = drawn.small() if isinstance(drawn, PictureFolder) and not only else []
     enlarged = f"; {len(small)} smaller than that and enlarged, {max(small):.2g} times at most" if small else ""
     length = f", {_length(drawn)}" if isinstance(drawn, ClipFolder) else ""

@@ -72,7 +72,8 @@ def and_sound(model: Any, video: Tensor, sound: Tensor, *, frames: int, frame_ra
 
     ValueError, naming the input, for a sound of another model's latents.
     """
-    silence = and_silence(model, video, frames=frames, frame_rate=frame_rate).unbind()[1]
+    nested = and_silence(model, video, frames=frames, frame_rate=frame_rate)
+    silence = nested.unbind()[1]
     time = 2 if _is_ltx(model) else 3
     as_long = sound.narrow(time, 0, min(silence.shape[time], sound.shape[time])) if sound.ndim == 4 else sound
     if as_long.shape != silence.shape:
@@ -80,8 +81,7 @@ def and_sound(model: Any, video: Tensor, sound: Tensor, *, frames: int, frame_ra
             f"audio_vae makes latents of {list(sound.shape[1:])}, but the sound of this model ({_format(model)}) is "
             f"{list(silence.shape[1:])}; connect the VAE of sound that belongs to it."
         )
-    made = and_silence(model, video, frames=frames, frame_rate=frame_rate)
-    return type(made)([video, as_long])
+    return type(nested)([video, as_long])
 
 
 def _format(model: Any) -> str:

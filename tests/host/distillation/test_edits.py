@@ -217,6 +217,11 @@ def test_the_plan_counts_the_reference(output, edits):
     assert sample.condition["ref_latents[0]"].shape == sample.x0.shape == (1, CHANNELS, 8, 8)
 
 
+def test_the_plan_says_what_counts_where_the_student_draws_its_own(output, edits):
+    wished = choosing.Wishes(model=of(Flux), steps=2, goal=choosing.SHARPEST, **GIVEN)
+    assert any("of them only captions, sizes and references count for this goal" in said for said in wished.told())
+
+
 @pytest.mark.parametrize(
     ("kind", "given", "said"),
     [
