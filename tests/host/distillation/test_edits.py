@@ -248,7 +248,7 @@ class Words(RandomCLIP):
 
     def encode_from_tokens_scheduled(self, tokens):
         embedding, _ = super().encode_from_tokens(tokens, return_pooled=True)
-        return [[embedding, {}]]
+        return [[embedding, {"attention_mask": torch.ones(1, embedding.shape[1], dtype=torch.long)}]]
 
 
 class Pictures(MeanVAE):
@@ -284,7 +284,12 @@ class Channels(MeanVAE):
         return colours.repeat(1, self.channels // 4, 1, 1)
 
 
-THEIRS = {"flux_kontext": Channels(16, 8), "flux2_edit": Channels(128, 16), "qwen_image_edit": Pictures()}
+THEIRS = {
+    "flux_kontext": Channels(16, 8),
+    "omnigen2": Channels(16, 8),
+    "flux2_edit": Channels(128, 16),
+    "qwen_image_edit": Pictures(),
+}
 
 
 @pytest.mark.parametrize("kind", current_architectures.kinds(*THEIRS))
