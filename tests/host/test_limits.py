@@ -62,7 +62,8 @@ TOGETHER = {
     "FewStepDistributionMatching": {"steps", "fewest_steps"},
     "FewStepScoreDistillation": {"level_from", "level_to", "last_level_to"},
     "FewStepExpertsPart": {"level_from", "level_to"},
-    **{f"FewStep{kind}Folder": {"folder", "subfolders"} for kind in ("Image", "Clip", "Sound")},
+    **{f"FewStep{kind}Folder": {"folder", "subfolders"} for kind in ("Clip", "Sound")},
+    "FewStepImageFolder": {"folder", "subfolders", "references"},
     "FewStepApplyRecipe": {"recipe", "file"},
     "FewStepEvaluateDigits": {"teacher_steps", "student_steps"},  # after the training, so both before it
 }
