@@ -173,10 +173,8 @@ def sounds_beside(
     Behind the end of the file's sound it is silent, and so it is before its beginning. See sound_pieces.
     """
     late = round((_begins(path, "audio") - _begins(path, "video")) * rate)
-    held, first = (
-        torch.zeros(1, max(0, late)),
-        min(0, late),
-    )  # the number of the first sample that is held, 0 at the first frame
+    held = torch.zeros(1, max(0, late))
+    first = min(0, late)  # the number of the first sample that is held, 0 at the first frame
     blocks = _blocks(path, rate=rate, hashed=hashed)
     for number in itertools.count():
         start = round(number * every * rate)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..sampling.models import Conditioning
-from .encoding import plain
+from .encoding import plain_entry
 
 _BY_LATENTS = ("Flux", "Flux2", "Omnigen2")
 _BY_TEXT_ENCODER_TOO = ("QwenImage",)
@@ -47,7 +47,4 @@ def conditioning(clip: Any, text: str, *, picture: Tensor) -> Conditioning:
         ) from error
     with torch.inference_mode():
         (made,) = node.execute(clip, text, image1=picture).args
-    if len(made) != 1:
-        raise ValueError("the CLIP carries hooks with a schedule, which training does not support; remove them.")
-    ((embedding, options),) = made
-    return [[plain(embedding), {key: plain(value) for key, value in options.items() if value is not None}]]
+    return plain_entry(made)

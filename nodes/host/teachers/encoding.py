@@ -204,6 +204,11 @@ def _conditioning_of(clip: Any, tokens: Any) -> Conditioning:
         else:
             embedding, pooled = clip.encode_from_tokens(tokens, return_pooled=True)
             made = [[embedding, {"pooled_output": pooled}]]
+    return plain_entry(made)
+
+
+def plain_entry(made: Conditioning) -> Conditioning:
+    """What a CLIP gave for one text, as tensors that autograd may see, on the CPU. ValueError where that hangs on the step."""
     if len(made) != 1:
         raise ValueError("the CLIP carries hooks with a schedule, which training does not support; remove them.")
     ((embedding, options),) = made
