@@ -10,12 +10,13 @@ from typing import Any
 
 from aiohttp import web
 
-from ..trainers.storage import keeping, reading
+from ..trainers.runs import keeping
+from ..trainers.runs.unchanged import Unchanged
+from ..trainers.runs.watching import State, all_runs, curves_after, is_quiet, preview_file, summary
+from ..trainers.storage import reading
 from ..trainers.storage.export import FULL_WEIGHTS
 from ..trainers.storage.places import is_name, is_regular
 from ..trainers.storage.run_folder import RunFolder
-from ..trainers.storage.unchanged import Unchanged
-from ..trainers.storage.watching import State, all_runs, curves_after, is_quiet, preview_file, summary
 from . import host
 from .distillation.data import preview_pictures
 from .distillation.telling import MESSAGES, STATE

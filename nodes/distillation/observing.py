@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ...trainers.data.batches import Batch
 from ...trainers.objective.method import Stage
+from ...trainers.runs.watching import preview_file
 from ...trainers.storage.export import LORA
 from ...trainers.storage.reading import without_nan
-from ...trainers.storage.watching import preview_file
 from ...trainers.students.student import Student
 from ...trainers.training.distillation import Distillation
 from ...trainers.training.loop import Metrics

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from ...trainers.data.cache import read_first
+from ...trainers.runs.watching import newest_metrics, preview_file, previews
 from ...trainers.storage.places import is_regular, last_change
 from ...trainers.storage.run_folder import RunFolder
-from ...trainers.storage.watching import newest_metrics, preview_file, previews
 from ...trainers.training.distillation import Recorded
 from .. import host
 from ..host import folders, graph

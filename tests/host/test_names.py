@@ -14,7 +14,7 @@ import_host()
 from architectures import conditioning, noise_for, tiny
 from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS
 from comfyui_fewstep.nodes.distillation.fast import choosing, make_it_fast
-from comfyui_fewstep.trainers.storage import keeping
+from comfyui_fewstep.trainers.runs import keeping
 from hosting import inputs_of
 from making_data import distil, method_and_lora
 

@@ -43,6 +43,7 @@ FLOORS = [
     "nodes/host/editor",
     "nodes/host/sampling",
     "trainers",
+    "trainers/runs",
     "trainers/training",
     "trainers/training/optimisation",
     "trainers/methods",

@@ -1,1 +1,1 @@
-"""Files that are whole or not there, the run folder, the exported student, and looking at runs."""
+"""Files that are whole or not there, the run folder, and the exported student."""

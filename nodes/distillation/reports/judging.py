@@ -16,10 +16,10 @@ from torch import Tensor
 from ....samplers.recipe import Recipe
 from ....samplers.schedules import trailing_sigmas
 from ....trainers.measures import report as measures
+from ....trainers.runs.watching import all_runs, students_of
 from ....trainers.storage import places
 from ....trainers.storage.files import read_metadata
 from ....trainers.storage.run_folder import RunFolder
-from ....trainers.storage.watching import all_runs, students_of
 from ... import host
 from ...host import folders
 from ...host.sampling.models import Conditioning

@@ -19,12 +19,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ....trainers.data.encodings import Encodings
+from ....trainers.runs.watching import all_students, students_of
 from ....trainers.storage import places
 from ....trainers.storage.export import is_one_of
 from ....trainers.storage.files import copy_atomically, file_sha256, require_whole
 from ....trainers.storage.kept_hashes import kept
 from ....trainers.storage.run_folder import RunFolder
-from ....trainers.storage.watching import all_students, students_of
 from ..editor import signals
 from ..sampling.guidance import COND_PROJ
 from ..sampling.models import log

@@ -12,7 +12,7 @@ from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import observing
 from comfyui_fewstep.nodes.distillation.data import preview_pictures, preview_prompts
 from comfyui_fewstep.nodes.distillation.learning import methods, students
-from comfyui_fewstep.trainers.storage import keeping
+from comfyui_fewstep.trainers.runs import keeping
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from encoders import RandomCLIP
 from making_data import LONG, distil, run_folder

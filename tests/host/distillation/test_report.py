@@ -23,7 +23,7 @@ from comfyui_fewstep.samplers.schedules import trailing_sigmas
 from comfyui_fewstep.trainers.measures.clip_score import clip_score
 from comfyui_fewstep.trainers.measures.report import Judges, Missing
 from comfyui_fewstep.trainers.objective import perceptual
-from comfyui_fewstep.trainers.storage import keeping
+from comfyui_fewstep.trainers.runs import keeping
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from making_data import TRAINING, Cancelled, cancel_at
 from transformers import CLIPConfig, CLIPModel

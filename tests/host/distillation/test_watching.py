@@ -11,7 +11,8 @@ from comfyui_fewstep.commands.embedded import import_host
 import_host()
 
 from comfyui_fewstep.nodes.distillation import runs
-from comfyui_fewstep.trainers.storage import keeping, places
+from comfyui_fewstep.trainers.runs import keeping
+from comfyui_fewstep.trainers.storage import places
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from PIL import Image
 

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from comfyui_fewstep.trainers.runs.watching import all_runs, curves, summary
 from comfyui_fewstep.trainers.storage.files import write_tensors
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
-from comfyui_fewstep.trainers.storage.watching import all_runs, curves, summary
 
 
 def line(iteration, **changed):

@@ -5,9 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from comfyui_fewstep.trainers.storage.places import is_link, is_name, place, require_name, require_no_links
-from comfyui_fewstep.trainers.storage.run_folder import RunFolder
-from comfyui_fewstep.trainers.storage.watching import (
+from comfyui_fewstep.trainers.runs.watching import (
     all_runs,
     newest_metrics,
     preview_file,
@@ -15,6 +13,8 @@ from comfyui_fewstep.trainers.storage.watching import (
     state_of,
     summary,
 )
+from comfyui_fewstep.trainers.storage.places import is_link, is_name, place, require_name, require_no_links
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 
 NAMES = ["my student", "a", "7.5_x-y", "\u5b66\u751f", "\u043c\u043e\u0439 \u0441", "\u0635\u200c\u0627"]
 NAMES += ["\u0928\u092e\u0938\u094d\u0924\u0947", "conny", "nullable", "x" * 100]

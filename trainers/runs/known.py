@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import reading
+from ..storage import reading
+from ..storage.places import is_regular
+from ..storage.run_folder import RunFolder
 from .curves import Curves
-from .places import is_regular
-from .run_folder import RunFolder
 
 _KEEPING = threading.Lock()
 """Several threads answer the browser."""

@@ -7,10 +7,11 @@ import threading
 
 import pytest
 import torch
-from comfyui_fewstep.trainers.storage import known, reading
-from comfyui_fewstep.trainers.storage.curves import curves
+from comfyui_fewstep.trainers.runs import known
+from comfyui_fewstep.trainers.runs.curves import curves
+from comfyui_fewstep.trainers.runs.watching import State, all_runs, lines_after, previews, state_of, summary
+from comfyui_fewstep.trainers.storage import reading
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
-from comfyui_fewstep.trainers.storage.watching import State, all_runs, lines_after, previews, state_of, summary
 
 
 def line(iteration, *, stage=0, loss=None, bands=(1.0, None)):

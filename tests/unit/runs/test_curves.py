@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from comfyui_fewstep.trainers.storage import known
-from comfyui_fewstep.trainers.storage.curves import Curves, curves
+from comfyui_fewstep.trainers.runs import known
+from comfyui_fewstep.trainers.runs.curves import Curves, curves
+from comfyui_fewstep.trainers.runs.watching import curves_after
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
-from comfyui_fewstep.trainers.storage.watching import curves_after
 
 
 def line(iteration, *, stage=0, **measures):

@@ -8,11 +8,12 @@ import threading
 import time
 
 import pytest
-from comfyui_fewstep.trainers.storage import keeping, locking
+from comfyui_fewstep.trainers.runs import keeping
+from comfyui_fewstep.trainers.runs.watching import State, state_of, summary
+from comfyui_fewstep.trainers.storage import locking
 from comfyui_fewstep.trainers.storage.files import writing
 from comfyui_fewstep.trainers.storage.reading import LONGEST_LINE
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
-from comfyui_fewstep.trainers.storage.watching import State, state_of, summary
 
 SAID = {"run": {"method": "m", "teacher_sha256": "ab"}}
 PROPOSED = "FewStep run name proposed"

@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from . import reading
-from .files import copy_atomically, write_atomically
-from .places import is_link, is_regular, require_no_links
-from .run_folder import RunFolder
+from ..storage import reading
+from ..storage.files import copy_atomically, write_atomically
+from ..storage.places import is_link, is_regular, require_no_links
+from ..storage.run_folder import RunFolder
 
 LONGEST_NOTE = 4000
 """Characters."""

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import keeping, known, reading
+from ..storage import reading
+from ..storage.places import is_link, is_name, is_regular, last_change, regular_files
+from ..storage.prefixes import below
+from ..storage.run_folder import RunFolder
+from . import keeping, known
 from .curves import curves
-from .places import is_link, is_name, is_regular, last_change, regular_files
-from .prefixes import below
-from .run_folder import RunFolder
 from .unchanged import Unchanged
 
 V = TypeVar("V")

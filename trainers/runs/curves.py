@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from . import reading
+from ..storage import reading
 
 COLUMNS = ("loss", "x0_error", "gradient_norm", "learning_rate")
 MOST_POINTS = 2000
