@@ -88,9 +88,11 @@ function isField(element) {
   return element?.localName === "textarea" || (element?.localName === "input" && ["text", "search"].includes(element.type));
 }
 
-/** Marks an element on a node that an editor lays out as elements, Nodes 2.0: there a node grows with what is on it. */
+/** Marks an element that an editor lays out as elements, on a node (Nodes 2.0) or in an app, where nodes are not seen: both grow
+ *  with what is in them. */
 export function markLaidOut(element) {
-  element.toggleAttribute("laid-out", element.closest("[data-node-id]") !== null);
+  element.toggleAttribute("in-app", element.closest("[data-widget-key]") !== null);
+  element.toggleAttribute("laid-out", element.closest("[data-node-id], [data-widget-key]") !== null);
 }
 
 /** Whether a text is on the clipboard now, which is closed to pages that come over plain HTTP from another machine. */

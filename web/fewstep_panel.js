@@ -33,6 +33,7 @@ function addPanel(node) {
     const known = named === null || isName(named);
     const planning = node.widgets.some(({ name, value }) => name === "do" && value === PLAN_ONLY);
     panel.run = known ? named ?? told : null;
+    panel.said = node.fewstepText ?? {};
     panel.now = { nameless: known === false, unsure: known === undefined, planning, waiting: isRunning(node) };
   });
 }

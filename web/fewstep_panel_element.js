@@ -1,6 +1,7 @@
 // What a training run looks like while it goes on and afterwards: state, curves, pictures, and the buttons to stop and resume.
 import "./fewstep_chart.js";
 import "./fewstep_previews.js";
+import "./fewstep_text.js";
 import { CURVES, STYLE, copied, define, make, markLaidOut } from "./fewstep_elements.js";
 import { smoothed } from "./fewstep_chart.js";
 import { figures, heard, isFailure, sentence } from "./fewstep_panel_words.js";
@@ -22,6 +23,7 @@ const OWN_STYLE = `
   :host { display: flex; flex-direction: column; gap: 0.4em; }
   progress { width: 100%; height: 0.5em; accent-color: var(--student); }
   .view { flex: 1; min-height: 0; } :host([laid-out]) .view { min-height: 20em; } .sentence { font-weight: 600; }
+  fewstep-text { height: 16em; flex: none; }
   .sentence:has(+ .heard:focus-visible) { outline: 2px solid var(--student); }
 `;
 
@@ -38,6 +40,7 @@ class Panel extends HTMLElement {
   #now = {};
   #view = "loss";
   #drawn = []; // what the chart is of
+  #said = make("fewstep-text");
 
   constructor() {
     super();
@@ -118,6 +121,14 @@ class Panel extends HTMLElement {
   get large() {
     const { curves, previews, state, live } = this.#known;
     return curves.iteration.length > 0 || previews.length > 0 || (state === "training" && live !== null);
+  }
+
+  /** What its node says beside it, a plan: it is seen here where the node is not. */
+  set said({ text = "", outdated = false }) {
+    if (!text || !this.hasAttribute("in-app")) return this.#said.remove();
+    if (!this.#said.isConnected) this.shadowRoot.append(this.#said);
+    if (text !== this.#said.text) this.#said.text = text;
+    this.#said.outdated = outdated;
   }
 
   /** The height in which all is seen while there is no more than a sentence, and buttons. */

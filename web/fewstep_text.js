@@ -49,6 +49,10 @@ class Text extends HTMLElement {
     this.#draw();
   }
 
+  get outdated() {
+    return this.#outdated;
+  }
+
   #draw() {
     this.area.value = this.#outdated ? `${say("Of other settings than are set now:")}\n\n${this.#text}` : this.#text;
     this.grow?.();

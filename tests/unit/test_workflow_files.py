@@ -68,6 +68,52 @@ def test_it_has_a_thumbnail(path):
     assert path.with_suffix(".jpg").is_file()
 
 
+def app_of(path):
+    """([(node, widget), ...], [node, ...]) that the editor's app mode shows of a template, by the nodes' numbers."""
+    app = read(path).get("extra", {}).get("linearData")
+    return app and ([tuple(shown) for shown in app["inputs"]], app["outputs"])
+
+
+APPS = [path for path in FILES if app_of(path)]
+
+
+def kinds(path):
+    return {node["id"]: node["type"] for node in read(path)["nodes"]}
+
+
+def test_what_draws_or_trains_is_an_app_too():
+    """What only writes a file says where, and that an app does not show."""
+    shown = {"FewStepDistill", "SaveImage", "PreviewImage", "SaveVideo", "SaveAnimatedWEBP"}
+    assert [path for path in FILES if shown & set(kinds(path).values())] == APPS
+
+
+@named(APPS)
+def test_an_app_shows_what_is_set_by_hand_and_what_comes_of_it(path):
+    inputs, outputs = app_of(path)
+    twin = read(path.parent / "api" / path.name)
+    set_by_hand = {
+        (int(n), name) for n, node in twin.items() for name, v in node["inputs"].items() if type(v) is not list
+    }
+    assert set(inputs) - {(number, "training") for number in kinds(path)} <= set_by_hand
+    assert len(set(inputs)) == len(inputs) > 0
+    assert outputs
+    assert {str(number) for number in outputs} <= twin.keys()
+    seeds = [name for _, name in inputs if name in ("seed", "noise_seed")]
+    assert len(seeds) <= 1, "several that are to be one would be changed apart"
+
+
+@named(APPS)
+def test_an_app_begins_with_how_far_its_training_is(path):
+    panels = [
+        number
+        for number, kind in kinds(path).items()
+        if kind in (*TRAINING, "FewStepWatchRun") and kind != "FewStepWriteRun"
+    ]
+    inputs, _ = app_of(path)
+    assert inputs[: len(panels)] == [(number, "training") for number in panels]
+    assert "training" not in [name for _, name in inputs[len(panels) :]]
+
+
 def note_of(path):
     (note,) = [node for node in read(path)["nodes"] if node["type"] == "Note"]
     return note
