@@ -1,9 +1,9 @@
 // Runs are named with their teacher's file until the user types a name.
 import { app } from "../../scripts/app.js";
-import { every, isLinked } from "./fewstep_elements.js";
+import { every } from "./fewstep_elements.js";
 import { filesOfModel } from "./fewstep_files.js";
 import { TRAINING } from "./fewstep_service.js";
-import { methodsBehind } from "./fewstep_wires.js";
+import { methodsBehind, setting } from "./fewstep_wires.js";
 
 const NODES = [...TRAINING, "FewStepWriteRun"];
 const PROPOSED = "FewStep run name proposed"; // in the node's properties: a graph that was saved without one keeps its name
@@ -29,15 +29,16 @@ function cut(name) {
 
 /** Two runs of one file that differ in it are two runs. */
 function purpose(node) {
-  const value = (name) => node.widgets.find((widget) => widget.name === name)?.value;
+  const value = (name) => setting(node, name)?.value;
   if (value("goal")) return `in ${value("steps")} steps${value("goal") === USUAL_GOAL ? "" : ` ${value("goal").split(" ")[0]}`}`;
   const own = methodsBehind(node).find((one) => one.findInputSlot("method") < 0); // others only hand one on (One Expert's Part)
   const method = own?.comfyClass?.replace("FewStep", "") ?? "Student";
   return method.replace(/(?!^)[A-Z]/g, " $&").toLowerCase();
 }
 
-function propose(node, widget) {
-  if (isLinked(node, "run_name") || widget.value !== node.properties[PROPOSED]) return;
+function propose(node) {
+  const widget = setting(node, "run_name");
+  if (!widget || widget.value !== node.properties[PROPOSED]) return;
   const name = proposal(node) ?? widget.value;
   if (name !== widget.value) node.properties[PROPOSED] = widget.value = name;
 }
@@ -55,9 +56,9 @@ app.registerExtension({
     };
     const serialize = node.serialize;
     node.serialize = function () {
-      if (node.graph) propose(node, widget); // else what follows of a step would be a step of its own, undone alone
+      if (node.graph) propose(node); // else what follows of a step would be a step of its own, undone alone
       return serialize.apply(this, arguments);
     };
-    every(MILLISECONDS_BETWEEN_LOOKS, node, () => propose(node, widget));
+    every(MILLISECONDS_BETWEEN_LOOKS, node, () => propose(node));
   },
 });

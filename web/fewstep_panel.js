@@ -3,6 +3,7 @@ import { app } from "../../scripts/app.js";
 import "./fewstep_panel_element.js";
 import { AROUND, addElement, every, fit, textScale, whileThere } from "./fewstep_elements.js";
 import { EVERY, METRICS, PHASE, STATE, TRAINING, isName, isOf, runNamed, subscribe } from "./fewstep_service.js";
+import { setting } from "./fewstep_wires.js";
 
 const NODES = [...TRAINING, "FewStepWatchRun"];
 const PLAN_ONLY = "plan only"; // of Make It Fast's do
@@ -31,7 +32,7 @@ function addPanel(node) {
   every(MILLISECONDS_BETWEEN_LOOKS, node, () => {
     const named = runNamed(node);
     const known = named === null || isName(named);
-    const planning = node.widgets.some(({ name, value }) => name === "do" && value === PLAN_ONLY);
+    const planning = setting(node, "do")?.value === PLAN_ONLY;
     panel.run = known ? named ?? told : null;
     panel.said = node.fewstepText ?? {};
     panel.now = { nameless: known === false, unsure: known === undefined, planning, waiting: isRunning(node) };

@@ -1,11 +1,11 @@
 // Shows, on the nodes that choose steps, what these are, as soon as a widget changes.
 import { app } from "../../scripts/app.js";
 import "./fewstep_schedule_element.js";
-import { addElement, allNodes, every, isLinked } from "./fewstep_elements.js";
+import { addElement, allNodes, every } from "./fewstep_elements.js";
 import { asStep } from "./fewstep_step.js";
 import { say } from "./fewstep_words.js";
 import { filesBehind, filesOfModel, modelBefore, modelInput } from "./fewstep_files.js";
-import { methodsBehind } from "./fewstep_wires.js";
+import { methodsBehind, setting } from "./fewstep_wires.js";
 
 const HEIGHTS = { schedule: 215, recipe: 215, method: 260 };
 const CHOSEN = "FewStep schedule shown for"; // in the node's properties, so that a saved graph keeps it
@@ -41,7 +41,7 @@ const CALLED = [
 
 /** A flow model at the shift that its node sets; at 3 where that comes over a link. */
 function ofShift(node) {
-  const shift = isLinked(node, "shift") ? 3 : node.widgets?.find(({ name }) => name === "shift")?.value;
+  const shift = setting(node, "shift")?.value ?? 3;
   return shift > 0 ? SHIFTS[shift] ?? `flow at ${Number(shift.toFixed(4))}` : "flow3";
 }
 
@@ -71,8 +71,9 @@ function calledSo(files) {
 }
 
 function look(node, element, { route, inputs }) {
-  const linked = inputs.filter(({ name }) => isLinked(node, name)).map(({ name }) => name);
-  const values = { node: node.comfyClass, ...Object.fromEntries(inputs.map(({ name, value }) => [name, value])) };
+  const linked = inputs.filter(({ name }) => !setting(node, name)).map(({ name }) => name);
+  const set = inputs.map((own) => [own.name, (setting(node, own.name) ?? own).value]);
+  const values = { node: node.comfyClass, ...Object.fromEntries(set) };
   if (route === "recipe") values.files = filesBehind(node);
   const choosable = route !== "recipe"; // which says its kind of model itself
   if (choosable) values.model = node.properties[CHOSEN] ?? kindOf(node);

@@ -1,7 +1,7 @@
 // Between the host's socket and the elements: who shows a run subscribes here, and asks the server's routes here.
 import { api } from "../../scripts/api.js";
 import { isLinked } from "./fewstep_elements.js";
-import { nodeBehind } from "./fewstep_wires.js";
+import { nodeBehind, setting } from "./fewstep_wires.js";
 import { say } from "./fewstep_words.js";
 
 export const METRICS = "fewstep.metrics";
@@ -54,7 +54,7 @@ export function runNamed(node) {
     const before = nodeBehind(node, "written");
     return before && before.type === "FewStepWriteRun" ? runNamed(before) : null;
   }
-  return isLinked(node, "run_name") ? null : node.widgets?.find((widget) => widget.name === "run_name")?.value ?? null;
+  return setting(node, "run_name")?.value ?? null;
 }
 
 /** Whether what is told is of this node, which may be inside a subgraph, and of the run that it names: another tab's graph has

@@ -2,6 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { AROUND, STYLE, addElement, copied, define, every, fit, make, showAfterRunning, textScale, whileThere } from "./fewstep_elements.js";
 import { EVERY, PLAN, isOf, subscribe } from "./fewstep_service.js";
+import { setting } from "./fewstep_wires.js";
 import { say } from "./fewstep_words.js";
 
 const NODES = [
@@ -94,9 +95,9 @@ function addText(node) {
 const planned = new Map();
 const planOf = (node) => `${node.id} ${node.fewstepText?.text}`;
 
-function settings({ widgets }) {
-  const chosen = widgets.filter(({ name, serialize }) => serialize !== false && !OF_ANY_PLAN.includes(name));
-  return JSON.stringify(chosen.map(({ name, value }) => [name, value]));
+function settings(node) {
+  const chosen = node.widgets.filter(({ name, serialize }) => serialize !== false && !OF_ANY_PLAN.includes(name));
+  return JSON.stringify(chosen.map(({ name, value }) => [name, setting(node, name)?.value ?? value]));
 }
 
 /** What trains for hours says beforehand what it will take, and whether that was of other settings than those that are set now. */

@@ -25,6 +25,17 @@ export function nodesBehind(node) {
   return (node.inputs ?? []).map((_, slot) => source(node, slot)?.node).filter(Boolean);
 }
 
+/** The widget whose value would be queued for an input of a name: the node's own, or the one of the subgraph around it that stands for
+ *  it; null where the value comes over a link. */
+export function setting(node, name, left = MOST) {
+  const slot = node.inputs?.findIndex((input) => (input.widget?.name ?? input.name) === name) ?? -1;
+  const link = slot < 0 ? null : linkTo(node, slot);
+  if (!link) return node.widgets?.find((widget) => widget.name === name) ?? null;
+  const outside = left && Number(link.origin_id) === FROM_OUTSIDE && around(node.graph);
+  const input = outside && outside.inputs[link.origin_slot];
+  return input ? setting(outside, input.widget?.name ?? input.name, left - 1) : null;
+}
+
 /** The nodes that a node's method comes through, its own last: before it stand those that only hand it on (One Expert's Part). */
 export function methodsBehind(node) {
   const found = [];
@@ -48,11 +59,16 @@ function unseen(node, slot) {
 
 function along(graph, { origin_id: id, origin_slot: slot }, type, left) {
   if (Number(id) === FROM_OUTSIDE) {
-    const outside = allNodes().find(({ subgraph }) => subgraph === graph);
+    const outside = around(graph);
     return outside ? source(outside, slot, type, left) : null;
   }
   const node = graph.getNodeById(id);
   return node ? output(node, slot, type, left) : null;
+}
+
+/** The node that a graph is the inside of. */
+function around(graph) {
+  return allNodes().find(({ subgraph }) => subgraph === graph);
 }
 
 function output(node, slot, type, left) {

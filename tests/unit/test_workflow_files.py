@@ -200,3 +200,44 @@ def test_a_groups_title_can_be_read_in_both_themes():
                 if contrast(colour, behind) < 2:
                     found.append((path.stem, group["title"], theme, round(contrast(colour, behind), 2)))
     assert found == []
+
+
+# --- blueprints ------------------------------------------------------------------------------------------------------
+
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
+
+
+def test_there_is_a_blueprint_for_each_main_family():
+    families = ("SD1.5", "SDXL", "Z-Image", "Qwen-Image", "Wan 2.1")
+    assert all(any(family in path.stem for path in BLUEPRINTS) for family in families)
+
+
+@named(BLUEPRINTS)
+def test_a_blueprint_holds_its_templates_nodes_with_their_settings(path):
+    there = {node["id"]: node for node in read(ROOT / "workflows" / path.name)["nodes"]}
+    (definition,) = read(path)["definitions"]["subgraphs"]
+    assert definition["name"] == path.stem
+    assert "FewStepMakeItFast" in [node["type"] for node in definition["nodes"]]
+    for node in definition["nodes"]:
+        same = there[node["id"]]
+        for key in ("type", "widgets_values"):
+            assert node[key] == same[key]
+        assert node["properties"] == same["properties"], "the names of its files among them"
+
+
+@named(BLUEPRINTS)
+def test_a_blueprints_links_are_known_at_both_ends(path):
+    (definition,) = read(path)["definitions"]["subgraphs"]
+    nodes = {node["id"]: node for node in definition["nodes"]}
+    ends = {-10: definition["inputs"], -20: definition["outputs"]}
+    assert len({link["id"] for link in definition["links"]}) == len(definition["links"])
+    for link in definition["links"]:
+        start, end = (link["origin_id"], link["origin_slot"]), (link["target_id"], link["target_slot"])
+        given = ends[-10][start[1]]["linkIds"] if start[0] == -10 else nodes[start[0]]["outputs"][start[1]]["links"]
+        assert link["id"] in given
+        taken = ends[-20][end[1]]["linkIds"] if end[0] == -20 else [nodes[end[0]]["inputs"][end[1]]["link"]]
+        assert link["id"] in taken
+        assert link["type"] == (ends[-20] if end[0] == -20 else nodes[end[0]]["inputs"])[end[1]]["type"]
+    (node,) = read(path)["nodes"]
+    assert node["type"] == definition["id"]
+    assert [one["name"] for one in node["inputs"]] == [one["name"] for one in definition["inputs"]]

@@ -5,7 +5,7 @@ metrics.jsonl          one line for each logged iteration
 checkpoints/*.safetensors   the last few states, each enough to go on from
 previews/*.png         pictures at fixed noise
 previews.safetensors   the prompts of a user's own that they are of, encoded, where there are such
-data/                  what it trains on, see data_cache.py
+data/                  what it trains on, see trainers/data/cache.py
 stages/<n> steps.safetensors   the student of each finished stage, with its own sampling recipe
 stages.json            how far each of them lands from its teacher
 workflow.json          the editor's graph that it was last started from

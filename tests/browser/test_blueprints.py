@@ -1,0 +1,89 @@
+"""Blueprints, as a user finds them in the editor's search: a template's loaders and Make It Fast in one node."""
+
+import pytest
+from hosting import ROOT, api_twin
+from test_training_panel import sentence, stopped_run
+
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
+SDXL = "Make my SDXL checkpoint fast"
+OUTSIDE = """([name, value]) => {
+  const [node] = app.graph._nodes, widget = node.widgets.find(one => one.name === name);
+  if (value !== undefined) { widget.value = value; widget.callback?.(value) }
+  return widget.value }"""
+"""Of the only node in the graph."""
+INSIDE = """() => {
+  const [node] = app.graph._nodes; app.canvas.openSubgraph(node.subgraph, node);
+  const inside = node.subgraph._nodes.find(one => one.comfyClass === 'FewStepMakeItFast'), view = app.canvas.ds;
+  view.scale = 1; view.offset = [200 - inside.pos[0], 150 - inside.pos[1]]; app.canvas.setDirty(true, true) }"""
+
+
+@pytest.fixture
+def place(editor):
+    """What puts a blueprint into the graph."""
+    try:
+        listed = editor.server.get("/global_subgraphs")
+    except Exception:
+        pytest.skip("this host knows no blueprints")
+    assert {one["name"] for one in listed.values()} >= {path.stem for path in BLUEPRINTS}
+
+    def find_and_place(name):
+        editor.page.locator("#graph-canvas").dblclick(position={"x": 900, "y": 500})
+        editor.page.get_by_placeholder("Add a node").last.fill(name[:20])
+        editor.page.get_by_role("listbox").filter(has_text=name).wait_for()
+        editor.page.wait_for_timeout(1000)
+        editor.page.keyboard.press("Enter")
+        editor.page.wait_for_function("() => app.graph._nodes.some(node => node.subgraph)")
+        editor.page.wait_for_timeout(1000)
+        editor.page.mouse.click(900, 500)  # editors of today let it hang on the pointer until then
+        editor.page.wait_for_timeout(1000)
+
+    yield find_and_place
+    editor.page.keyboard.press("Escape")
+    editor.page.evaluate("() => app.canvas.setGraph?.(app.rootGraph ?? app.graph)")
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
+def test_it_would_queue_what_its_template_does(path, place, editor):
+    place(path.stem)
+    twin = api_twin(ROOT / "workflows" / path.name)
+    queued = {number.split(":")[-1]: node for number, node in editor.prompt().items()}
+    assert {number: node["class_type"] for number, node in queued.items()} == {
+        number: twin[number]["class_type"] for number in queued
+    }
+    for number, node in queued.items():
+        assert typed(node) == typed(twin[number])
+
+
+def typed(node):
+    """What no link brings."""
+    return {name: value for name, value in node["inputs"].items() if not isinstance(value, list)}
+
+
+def test_its_run_is_named_with_the_file_that_is_chosen_on_it(place, editor):
+    place(SDXL)
+    assert editor.page.evaluate(OUTSIDE, ["run_name"]) == "sd_xl_base_1.0 in 4 steps"
+    for name, value, run in (
+        ("ckpt_name", "dreamy v3.safetensors", "dreamy v3 in 4 steps"),
+        ("steps", "8", "dreamy v3 in 8 steps"),
+        ("goal", "sharpest", "dreamy v3 in 8 steps sharpest"),
+    ):
+        editor.page.evaluate(OUTSIDE, [name, value])
+        wait_for_name(editor, run)
+    editor.page.evaluate(OUTSIDE, ["run_name", "my own"])
+    editor.page.evaluate(OUTSIDE, ["steps", "4"])
+    editor.page.wait_for_timeout(1000)
+    assert editor.page.evaluate(OUTSIDE, ["run_name"]) == "my own"
+
+
+def wait_for_name(editor, run):
+    named = "app.graph._nodes[0].widgets.find(one => one.name === 'run_name').value"
+    editor.page.wait_for_function(f"run => {named} === run", arg=run, timeout=10_000)
+
+
+def test_the_training_inside_is_of_the_run_that_is_named_on_it(place, editor, runs, name):
+    stopped_run(runs, name)
+    place(SDXL)
+    editor.page.evaluate(OUTSIDE, ["run_name", name])
+    editor.page.evaluate(OUTSIDE, ["do", "plan only"])
+    editor.page.evaluate(INSIDE)
+    sentence(editor, "Stopped at iteration 3 of 9", seconds=20)
