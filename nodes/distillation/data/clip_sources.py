@@ -16,7 +16,7 @@ from torch import Tensor
 from ....trainers.data import clips
 from ....trainers.data.cache import Shard
 from ....trainers.data.files import BrokenFile
-from ....trainers.data.listing import Captioned
+from ....trainers.data.listing import Captioned, Found
 from ....trainers.data.pictures import PIXELS, Size, fitted
 from ... import host
 from .folder_sources import FolderSource, Look, Piece, SeenSource, seed_of
@@ -104,7 +104,11 @@ class ClipFolder(SeenSource):
         latents = encoder.latents(make, seed=piece.seed, of={**piece.of, "kept": "the first frame"})
         looked = self.clip_vision is not None
         seen = host.encoding.seen_in(self.clip_vision, piece.samples()[:1]) if looked else None
-        return {"told": host.data.first_frame_told(latents, seen=seen)}
+        return {"told": host.data.first_frame_told(model, latents, seen=seen)}
+
+    def _glance_at(self, file: Found) -> None:
+        if self.audio_vae is not None:
+            clips.require_sound(file.path)
 
     def look(self, file: Path) -> Look:
         most = self.frames if self.pieces == FIRST else None  # of a film no more than that is trained on

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from ....trainers.data.files import BrokenFile
-from ....trainers.data.listing import Captioned, captioned, listed
+from ....trainers.data.listing import Captioned, Found, Listing, captioned, listed
 from ....trainers.data.pictures import bucket_for, bucket_sizes, picture_size
 from ... import host
-from .folder_sources import PictureFolder, Piece, of_picture, seed_of, upright
+from .folder_sources import PictureFolder, Piece, glance_at, of_picture, seed_of, upright
+
+Reference = TypeVar("Reference")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,17 +34,40 @@ class EditFolder(PictureFolder):
             raise ValueError(
                 f"references is {str(self.references)!r}, the folder of the edited pictures itself; give another."
             )
-        _ = self._referenced
+        if not self._with_reference(self.found):
+            first = self.found.files[0].name
+            raise ValueError(
+                f"references is {str(self.references)!r}, but none of its {sum(map(len, self._referenced.values()))} pictures "
+                f"has the name of one in {self.folder}: the picture before {first} is called {_stem(first)}, with any ending."
+            )
+        for file in self.found.files:
+            self._require_one_reference(file.name)
+
+    def _require_one_reference(self, name: str) -> None:
+        there = [each.name for each in self._referenced.get(_stem(name), ())]
+        if len(there) > 1:
+            raise ValueError(
+                f"references is {str(self.references)!r}, which holds {' and '.join(there)}, each by its name the picture before "
+                f"{name}; leave one of them."
+            )
 
     @functools.cached_property
-    def _referenced(self) -> dict[str, Any]:
+    def _referenced(self) -> dict[str, list[Found]]:
         """By its name below the folder, without the ending."""
-        found = listed(self.references, self.endings, what="references", subfolders=self.subfolders)
-        return {_stem(file.name): file for file in found.files}
+        found: dict[str, list[Found]] = {}
+        for file in listed(self.references, self.endings, what="references", subfolders=self.subfolders).files:
+            found.setdefault(_stem(file.name), []).append(file)
+        return found
+
+    def _with_reference(self, listing: Listing) -> int:
+        return sum(_stem(file.name) in self._referenced for file in listing.files)
 
     @functools.cached_property
     def _read(self) -> dict[str, Captioned]:
-        return {stem: captioned((file,), caption="")[0] for stem, file in self._referenced.items()}
+        return {stem: captioned(files[:1], caption="")[0] for stem, files in self._referenced.items()}
+
+    def said(self, listing: Listing) -> str:
+        return f"{super().said(listing)} {self._with_reference(listing)} with a reference in {self.references}."
 
     @classmethod
     def require_model(cls, model: Any) -> None:
@@ -53,16 +79,23 @@ class EditFolder(PictureFolder):
         hashes = {name: reference.sha256 for name, reference in there.items() if reference is not None}
         return super()._source(files) | {"references": hashes}
 
-    def look_at(self, file: Captioned) -> Any:
-        reference = self._read.get(_stem(file.name))
-        if reference is None:
+    def _glance_at(self, file: Found) -> None:
+        reference = self._reference_of(file.name, self._referenced)[0]
+        with _of_reference(reference.name):
+            glance_at(reference.path)
+        super()._glance_at(file)
+
+    def _reference_of(self, name: str, among: Mapping[str, Reference]) -> Reference:
+        if (stem := _stem(name)) not in among:
             raise BrokenFile(f"there is no picture of its name in {self.references}")
-        if reference.broken:
-            raise BrokenFile(f"its reference {reference.name}: {reference.broken}")
-        try:
+        return among[stem]
+
+    def look_at(self, file: Captioned) -> Any:
+        reference = self._reference_of(file.name, self._read)
+        with _of_reference(reference.name):
+            if reference.broken:
+                raise BrokenFile(reference.broken)
             picture_size(reference.path)
-        except BrokenFile as error:
-            raise BrokenFile(f"its reference {reference.name}: {error}") from error
         return super().look_at(file)
 
     def _beside(
@@ -84,6 +117,14 @@ def pictures_of(*, references: str = "", **options: Any) -> PictureFolder:
     if not references.strip():
         return PictureFolder(**options)
     return EditFolder(references=host.folders.training_folder(references), **options)
+
+
+@contextlib.contextmanager
+def _of_reference(name: str) -> Iterator[None]:
+    try:
+        yield
+    except BrokenFile as error:
+        raise BrokenFile(f"its reference {name}: {error}") from error
 
 
 def _stem(name: str) -> str:

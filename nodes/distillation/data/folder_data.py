@@ -168,7 +168,7 @@ class _Folder:
             skip_broken=_chosen("broken", broken, _BROKEN) == "skip",
             **options,
         )
-        return {"ui": {"text": [source.listing().said()]}, "result": (source,)}
+        return {"ui": {"text": [source.said(source.listing())]}, "result": (source,)}
 
 
 def _chosen(name: str, value: str, allowed: list[str]) -> str:

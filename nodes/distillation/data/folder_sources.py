@@ -14,7 +14,7 @@ from torch import Tensor
 from ....trainers.data.batches import Data, TensorData
 from ....trainers.data.cache import Shard
 from ....trainers.data.files import BrokenFile, hashed_content
-from ....trainers.data.listing import NOT_READ, Captioned, Listing, captioned, listed
+from ....trainers.data.listing import NOT_READ, Captioned, Found, Listing, captioned, listed
 from ....trainers.data.pictures import (
     ENDINGS,
     PIXELS,
@@ -98,9 +98,13 @@ class FolderSource(MadeOnce):
         """The files that are there now."""
         return listed(self.folder, self.endings, what=self.what, subfolders=self.subfolders)
 
+    def said(self, listing: Listing) -> str:
+        """For the user, before any file is opened."""
+        return listing.said()
+
     def build(self, model: Any, run: RunFolder, *, teacher_sha256: str) -> Data:
         listing = self.listing()
-        host.signals.say(listing.said())
+        host.signals.say(self.said(listing))
         progress = Progress(len(listing.files))
         files = captioned(listing.files, caption=self.caption, looked=progress.next)
         return self.kept(
@@ -173,6 +177,20 @@ class FolderSource(MadeOnce):
         self._say_broken(broken, of=len(files))
         self._say_enlarged({name: by for name, by in times.items() if by > 1.0}, of=len(files))
         return groups
+
+    def glance(self) -> None:
+        """ValueError, naming the files, where names and beginnings of files say that some cannot be used: in no time."""
+        broken: dict[str, str] = {}
+        for file in self.found.files:
+            host.signals.check_cancelled()
+            try:
+                self._glance_at(file)
+            except BrokenFile as error:
+                broken[file.name] = str(error)
+        self._say_broken(broken, of=len(self.found.files))
+
+    def _glance_at(self, file: Found) -> None:
+        """BrokenFile where it cannot be used, as far as that shows before it is decoded."""
 
     def look_at(self, file: Captioned) -> Look:
         """BrokenFile where a file, or its caption, cannot be used."""
@@ -338,6 +356,9 @@ class PictureFolder(SeenSource):
             found += [] if size is None else [self._look(size).enlarged]
         return [times for times in found if times > 1.0]
 
+    def _glance_at(self, file: Found) -> None:
+        glance_at(file.path)
+
     def _size(self, file: Path) -> Size:
         return picture_size(file)
 
@@ -345,6 +366,12 @@ class PictureFolder(SeenSource):
         for mirrored in (False, True) if self.flip else (False,):
             make = functools.partial(upright, file, shape, mirrored=mirrored)
             yield Piece(make, of_picture(file, shape, mirrored=mirrored), seed=seed_of(file) + mirrored)
+
+
+def glance_at(picture: Path) -> None:
+    """BrokenFile where its beginning is that of no picture."""
+    if stated_size(picture) is None:
+        picture_size(picture)  # which says why
 
 
 def of_picture(file: Captioned, size: Size, *, mirrored: bool) -> dict[str, Any]:

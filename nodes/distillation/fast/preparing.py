@@ -98,6 +98,7 @@ def _seconds_of_a_step(model: Any, source: PromptSource) -> float:
 
 
 def _encoding(model: Any, source: SeenSource, run: RunFolder) -> list[tuple[str, float]]:
+    source.glance()  # what cannot be used is known before anything is tried, as far as it shows
     made = {name for names in _made(model, source, run) for name in names}
     left = [file for file in source.found.files if file.name not in made]
     each = _seconds_of_a_file(model, source, left)

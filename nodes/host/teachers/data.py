@@ -155,14 +155,27 @@ def require_no_clip_vision(model: Any, clip_vision: Any) -> None:
         )
 
 
-def first_frame_told(latents: Tensor, *, seen: Any = None) -> dict[str, Any]:
+def first_frame_told(model: Any, latents: Tensor, *, seen: Any = None) -> dict[str, Any]:
     """What such a model is told with a prompt. latents (1, C, T, h, w): of the first frame and then of grey, 0.5.
 
-    seen: the CLIP_VISION_OUTPUT of that frame, for a model that looks by it.
+    seen: the CLIP_VISION_OUTPUT of that frame, for a model that looks by it. ValueError, naming the input, where it looks by
+    another kind of CLIP vision.
     """
+    if seen is not None:
+        _require_seen(model, seen.penultimate_hidden_states.shape[-1])
     mask = torch.ones(1, 1, *latents.shape[2:])
     mask[:, :, :1] = 0.0  # which is given
     return {_PICTURE: latents, "concat_mask": mask} | ({} if seen is None else {"clip_vision_output": seen})
+
+
+def _require_seen(model: Any, width: int) -> None:
+    read = getattr(model.get_model_object("diffusion_model").img_emb, "proj", [None])[0]
+    wanted = width if read is None else read.normalized_shape[-1]
+    if width != wanted:
+        raise ValueError(
+            f"clip_vision sees pictures in {width} values a patch, but this model ({type(model.model).__name__}) reads {wanted}; "
+            "connect the CLIP vision model that belongs to it, clip_vision_h of Wan 2.1."
+        )
 
 
 def require_no_picture(model: Any) -> None:

@@ -67,6 +67,8 @@ def seen_in(clip_vision: Any, picture: Tensor) -> Any:
 
 def require_frames(vae: Any, *, frames: int, bucket_step: int) -> None:
     """ValueError, naming the input, where a VAE does not take so many frames, or sides of such multiples, whole."""
+    if _of_sounds(vae):
+        raise ValueError("the VAE encodes sounds, no clips; connect the VAE of a model of video.")
     in_time = isinstance(getattr(vae, "downscale_ratio", None), tuple)
     if getattr(vae, "latent_dim", 2) != 3 or not in_time or getattr(vae, "not_video", False):
         raise ValueError("the VAE encodes single pictures, no clips; connect the VAE of a model of video.")

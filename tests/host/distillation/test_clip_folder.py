@@ -183,7 +183,7 @@ def test_clips_that_cannot_be_used_are_named_before_any_is_encoded(output, clip_
             Wide(),
             "wants multiples of 32",
         ),
-        ({}, SoundVAE(), "the VAE encodes single pictures, no clips"),
+        ({}, SoundVAE(), "the VAE encodes sounds, no clips"),
         ({}, object(), "the VAE encodes single pictures, no clips"),
     ],
 )

@@ -219,6 +219,14 @@ def test_make_it_fast_names_it_before_anything_is_tried(latent_format, audio_vae
         choosing.Wishes(model=stand_in(latent_format), **wishes)
 
 
+@needs_av
+def test_make_it_fast_names_clips_without_sound_before_it_tries(output, clip_folder, rate_of_h3, monkeypatch):
+    monkeypatch.setattr(choosing.planning, "fitted", None)
+    write_clip(clip_folder / "c.mkv", count=6, rate=RATE, size=(64, 64))
+    with pytest.raises(ValueError, match=r"1 of 3 clips in .* cannot be used: c.mkv \(it holds no sound\)"):
+        make(model_of(), make_it_fast.PLAN, **GIVEN, audio_vae=Ears())
+
+
 # --- in a host that has such models ----------------------------------------------------------------------------------
 
 

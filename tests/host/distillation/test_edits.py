@@ -19,7 +19,7 @@ from comfyui_fewstep.trainers.data.cache import read_data
 from comfyui_fewstep.trainers.data.pictures import pixels
 from comfyui_fewstep.trainers.storage.files import read_tensors
 from encoders import Counting, MeanVAE, RandomCLIP
-from making_data import distil, images, picture, run_folder, same_tensors, student_of
+from making_data import FOLDER, distil, images, picture, run_folder, same_tensors, student_of
 from test_clips_from_prompts import make, quick  # noqa: F401 (a fixture)
 from test_make_it_fast import timed_once  # noqa: F401 (a fixture)
 from todays_inputs import CHANNELS, WIDTH, Model, stand_in
@@ -172,15 +172,33 @@ def test_models_that_are_not_known_to_edit_are_refused_before_any_is_encoded(out
         ("elsewhere", "the folder of training references is .*elsewhere', which is no folder"),
         ("empty", "holds no references; looked for are .png"),
         ("../before", "a relative path lies in ComfyUI's input folder"),
+        (
+            "others",
+            r"none of its 1 pictures has the name of one in .*after: the picture before a.png is called a, with any",
+        ),
+        (
+            "twice",
+            r"references is .*twice', which holds a.jpg and a.webp, each by its name the picture before a.png; leave",
+        ),
     ],
 )
 def test_folders_of_no_use_are_named_before_anything_runs(references, said, output, edits):
-    (edits / "empty").mkdir()
+    for made in ("empty", "others", "twice"):
+        (edits / made).mkdir()
+    for made in ("others/c.png", "twice/a.webp", "twice/a.jpg", "twice/c.jpg", "twice/c.png"):
+        picture(edits / made, 64, 64)
     found = folder_data.ImageFolder.VALIDATE_INPUTS(folder="after", references=references)
     assert isinstance(found, str)
     with pytest.raises(ValueError, match=said):
         raise ValueError(found)
     assert folder_data.ImageFolder.VALIDATE_INPUTS(folder="after", references="before") is True
+
+
+def test_the_node_says_how_many_pictures_have_a_reference(output, edits):
+    (edits / "before" / "a.webp").unlink()
+    given = {**FOLDER, "folder": "after", "references": "before", "vae": MeanVAE(), "clip": CLIP}
+    (said,) = folder_data.ImageFolder().describe(**given)["ui"]["text"]
+    assert said.endswith(f"2 with a caption file. 1 with a reference in {edits / 'before'}.")
 
 
 def test_what_the_references_hold_may_change_while_their_name_stays(output, edits):
@@ -233,6 +251,19 @@ def test_the_plan_says_what_counts_where_the_student_draws_its_own(output, edits
 def test_make_it_fast_names_it_before_anything_is_tried(kind, given, said, output, edits):
     with pytest.raises(ValueError, match=said):
         choosing.Wishes(model=of(kind), steps=2, goal=choosing.CLOSEST, **{**GIVEN, **given})
+
+
+@pytest.mark.parametrize("lacking", ["gone", "no picture"])
+@pytest.mark.parametrize("do", [make_it_fast.PLAN, make_it_fast.TRAIN])
+def test_make_it_fast_names_what_has_no_reference_before_anything_is_tried(do, lacking, output, edits, monkeypatch):
+    monkeypatch.setattr(choosing.planning, "fitted", None)
+    reference, said = edits / "before" / "a.webp", "there is no picture of its name in"
+    reference.unlink()
+    if lacking == "no picture":
+        reference.write_text("no picture")
+        said = "its reference a.webp: "
+    with pytest.raises(ValueError, match=rf"1 of 2 pictures in .*after cannot be used: a.png \({said}"):
+        make(of(Flux), do, **GIVEN)
 
 
 # --- in a host that has such models ----------------------------------------------------------------------------------

@@ -129,6 +129,19 @@ def test_clip_vision_beside_a_model_that_does_not_look_is_refused(output, clip_f
 
 
 @needs_av
+@pytest.mark.skipif(not ALL["wan_i2v"].known(), reason="this host has no Wan")
+def test_clip_vision_of_another_width_is_named(output, clip_folder):  # noqa: F811
+    """The network's own error was taken for one of the prompts."""
+    said = r"clip_vision sees pictures in 3 values a patch, but this model \(WAN21\) reads 1280; connect the CLIP vision model"
+    with pytest.raises(ValueError, match=said):
+        distil(
+            ALL["wan_i2v"].model(),
+            name="run",
+            data=clips(wan_vae(), RandomCLIP(WAN.width, 24), frames=5, clip_vision=Eyes()),
+        )
+
+
+@needs_av
 def test_previews_of_prompts_go_on_from_the_first_clips_picture(output, clip_folder):  # noqa: F811
     (previews,) = preview_prompts.PreviewPrompts().describe(CLIP, "a fox\na cat")
     distil(of(WAN21), name="run", data=clips(Colours(), CLIP), vae=Colours(), previews=previews)

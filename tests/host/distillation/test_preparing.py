@@ -73,11 +73,17 @@ def test_encoding_counts_the_files_that_are_left(output, folder, vae, clip, monk
     assert planned(model, source) == []
 
 
-def test_what_cannot_be_read_is_left_to_the_start(output, folder, vae, clip):
+def test_what_cannot_be_decoded_is_left_to_the_start(output, folder, vae, clip):
     for file in folder.glob("*.png"):
-        file.write_bytes(b"none")
+        file.write_bytes(file.read_bytes()[:60])
     source = images(vae, clip)
     assert planned(tiny("sd15"), source) == [(f"encoding {len(source.found.files)} pictures", 0.0)]
+
+
+def test_what_is_no_picture_is_named_at_once(output, folder, vae, clip):
+    (folder / "4.png").write_bytes(b"none")
+    with pytest.raises(ValueError, match=r"1 of 5 pictures in .* cannot be used: 4\.png \("):
+        planned(tiny("sd15"), images(vae, clip))
 
 
 def test_a_caption_that_cannot_be_read_is_left_to_the_start(output, folder, vae, clip):
