@@ -21,6 +21,10 @@ OF_THEIR_OWN = {
     "A style and a student in one LoRA": "of LoRAs, see test_combining.py",
     "Make my Wan 2.1 fast (folder of clips)": "of a model of video, see test_clip_folder.py",
     "Make my Wan 2.2 I2V fast (folder of clips)": "of two models of video, see test_first_frames.py",
+    **dict.fromkeys(
+        ("Make my Qwen-Image-Edit fast (folder of pairs)", "Make my LTX-2 fast (folder of clips with sound)"),
+        "of models of today, see test_pairs_and_sound_templates.py",
+    ),
     "Make my Wan 2.1 fast from prompts alone": "of a model of video, see test_clips_from_prompts.py",
     "Distil my sound model on a folder of sounds": "of a model of sound, see test_clip_folder.py",
     "Distil my two experts (Wan 2.2)": "of two models of video, see test_experts_part.py",

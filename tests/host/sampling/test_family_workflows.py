@@ -25,13 +25,15 @@ FAMILY = {
 }
 """By workflow, whose tiny model stands in the place of the loaded one."""
 OURS = [*FAMILY, "SDXL DMD2 in 4 steps"]
+LEARNT = ["Make my Qwen-Image-Edit fast (folder of pairs)", "Make my LTX-2 fast (folder of clips with sound)"]
+"""Whose notes are those of the templates that make a model fast."""
 
 
 def workflow(name):
     return ROOT / "workflows" / f"{name}.json"
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [*OURS, *LEARNT])
 def test_each_file_has_the_address_that_the_editor_fetches_it_from(name):
     """As the official templates have them: name, directory, and a public address that ends with the name."""
     for node in json.loads(workflow(name).read_text())["nodes"]:
