@@ -10,13 +10,14 @@ from architectures import ALL
 from comfyui_fewstep.nodes import NODE_CLASS_MAPPINGS
 from comfyui_fewstep.nodes.host.editor.graph import Execution
 from comfyui_fewstep.trainers.data.cache import read_data
-from encoders import RandomCLIP, ltx_audio_vae, wan_vae
+from encoders import RandomCLIP, ltx_audio_vae
 from hosting import ROOT, api_twin, stand_in_node
 from making_clips import needs_av, write_clip
 from making_data import run_folder, student_of
 from test_clips_from_prompts import quick  # noqa: F401 (a fixture)
 from test_clips_with_sound import THEIRS
-from test_edits import Words, edits  # noqa: F401 (a fixture)
+from test_edits import Pictures, Words, edits  # noqa: F401 (a fixture)
+from test_frames import Film
 from test_make_it_fast import timed_once  # noqa: F401 (a fixture)
 
 PAIRS, WITH_SOUND = "Make my Qwen-Image-Edit fast (folder of pairs)", "Make my LTX-2 fast (folder of clips with sound)"
@@ -37,16 +38,20 @@ def execution(name, stand_ins, **small):
     return Execution(graph, classes={**node_classes(), **NODE_CLASS_MAPPINGS, **own}), places
 
 
+class Colours(Pictures, Film):
+    """Of one frame."""
+
+
 @pytest.mark.skipif(not QWEN.known(), reason="this host has no Qwen-Image")
 def test_pairs_are_learnt_and_another_picture_is_edited_otherwise(output, edits, quick):  # noqa: F811
     """As the template is: at the host's own shift, with its CFGNorm, from input/after and input/before."""
-    model, clip, vae = QWEN.model(), Words(QWEN.width, 24, padded=False), wan_vae()
+    model, clip, vae = QWEN.model(), Words(QWEN.width, 24, padded=False), Colours()
     drawn = []
     for seed in range(2):
         shown = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(seed))
         given = {"UNETLoader": (model,), "CLIPLoader": (clip,), "VAELoader": (vae,)}
         given |= {"LoadImage": (shown, None), "FluxKontextImageScale": (shown,)}
-        run, places = execution(PAIRS, given, FewStepMakeItFast={"side": 64, "run_name": "run"})
+        run, places = execution(PAIRS, given, FewStepMakeItFast={"side": 64, "run_name": "run", "steps": "2"})
         with torch.inference_mode():  # as a host runs a prompt
             drawn.append(run.output((places["SamplerCustom"], 0))["samples"])
     assert all(each.shape == (1, 16, 1, 8, 8) and each.isfinite().all() for each in drawn)
