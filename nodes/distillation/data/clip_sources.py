@@ -80,13 +80,18 @@ class ClipFolder(SeenSource):
         if not host.data.takes_first_frame(model):
             super().require_model(model)
 
+    def unseen(self, model: Any) -> str:
+        """What to do, where a model looks by CLIP vision and none is connected; else nothing."""
+        if self.clip_vision is not None or not host.data.looks_by_clip_vision(model):
+            return ""
+        return (
+            "this model looks at its picture by CLIP vision, too, and clip_vision is not connected: draw with its student "
+            "without clip_vision_output, or connect it"
+        )
+
     def _plan(self, model: Any, files: Sequence[Captioned]) -> list[Shard]:
-        if host.data.looks_by_clip_vision(model) and self.clip_vision is None:
-            host.signals.say(
-                "this model looks at its picture by CLIP vision, too, and clip_vision is not connected: draw with its student "
-                "without clip_vision_output, or connect it.",
-                warning=True,
-            )
+        if unseen := self.unseen(model):
+            host.signals.say(f"{unseen}.", warning=True)
         return super()._plan(model, files)
 
     def _of_model(self, model: Any) -> dict[str, Any]:

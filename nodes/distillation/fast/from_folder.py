@@ -58,7 +58,7 @@ def source_of(
     return made
 
 
-def told(drawn: SeenSource, *, only_captions: bool) -> str:
+def told(model: Any, drawn: SeenSource, *, only_captions: bool) -> str:
     """What is taken of it. only_captions: for a method that draws its own samples."""
     count = len(drawn.found.files)
     left = count - drawn.found.described
@@ -69,9 +69,10 @@ def told(drawn: SeenSource, *, only_captions: bool) -> str:
     enlarged = f"; {len(small)} smaller than that and enlarged, {max(small):.2g} times at most" if small else ""
     length = f", {_length(drawn)}" if isinstance(drawn, ClipFolder) else ""
     edited = f", each made of the picture of its name in {drawn.references}" if isinstance(drawn, EditFolder) else ""
+    unseen = drawn.unseen(model) if isinstance(drawn, ClipFolder) else ""
     return (
         f"data: {count} {drawn.what} of {drawn.folder}, at about {drawn.resolution} x {drawn.resolution}"
-        f"{length}{edited}{enlarged}{without}{only}"
+        f"{length}{edited}{enlarged}{without}{only}{unseen and f'; {unseen}'}"
     )
 
 

@@ -88,6 +88,15 @@ def test_clips_are_read_at_the_rate_that_the_family_draws_for(kind, clip_folder)
 
 
 @needs_av
+def test_the_plan_says_that_clip_vision_is_not_connected(clip_folder):  # noqa: F811
+    """The training says so as it begins, which may be a night later."""
+    words = "looks at its picture by CLIP vision, too, and clip_vision is not connected"
+    for clip_vision in (None, Eyes()):
+        said = " ".join(wished(looking(Video), clip_folder, clip_vision=clip_vision).told())
+        assert (words in said) == (clip_vision is None)
+
+
+@needs_av
 def test_clips_without_any_caption_are_refused_before_anything_is_tried(clip_folder):  # noqa: F811
     (clip_folder / "a.txt").unlink()
     said = r"of whose 2 clips none has a caption beside it: .* fox.txt for fox.mp4, .* take Training Clips \(Folder\)"
