@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from ....trainers.data.clips import CLIP_ENDINGS
+from ....trainers.data.listing import listed
+from ....trainers.data.pictures import ENDINGS
 from ... import host
 from ...host import folders
 from ..data.clip_sources import ClipFolder
@@ -26,6 +29,16 @@ def require_model(model: Any, *, family: Family, references: str, audio_vae: Any
         raise ValueError(
             "audio_vae is not connected, which encodes the sound of the clips in folder: this model draws clips with sound."
         )
+
+
+def require_places(folder: str, references: str) -> None:
+    """ValueError, naming the input, for folders that are none, or hold nothing of use, as far as no model need be known."""
+    if not folder.strip():
+        return
+    if references.strip():
+        pictures_of(folder=folders.training_folder(folder), references=references)
+    else:
+        listed(folders.training_folder(folder), ENDINGS + CLIP_ENDINGS, what="pictures or clips")
 
 
 def source_of(

@@ -21,6 +21,7 @@ from ..data.folder_data import OF_CLIPS, REFERENCES
 from ..learning import option_inputs as inputs
 from ..learning import starting_lora
 from ..telling import HASHING, MESSAGES, PROBING
+from . import from_folder
 from .cards import NO_CARD, cards
 from .choosing import CARDS, GOALS, Wishes
 
@@ -175,8 +176,12 @@ class MakeItFast:
         return inputs.folded(declared, RARE)
 
     @classmethod
-    def VALIDATE_INPUTS(cls, run_name: Any = None) -> bool | str:
-        return folders.error_of_name(run_name, what="run name")
+    def VALIDATE_INPUTS(cls, run_name: Any = None, folder: Any = None, references: Any = "") -> bool | str:
+        """Before anything is loaded, where the values are typed in; linked ones are None here and checked when they arrive."""
+        named = folders.error_of_name(run_name, what="run name")
+        if named is not True or not folder or references is None:
+            return named
+        return host.signals.error_of(lambda: from_folder.require_places(folder, references))
 
     @classmethod
     def IS_CHANGED(cls, run_name: str | None = None, **_: Any) -> float:

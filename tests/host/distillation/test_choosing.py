@@ -11,7 +11,7 @@ import_host()
 from architectures import tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits
-from comfyui_fewstep.nodes.distillation.fast import choosing
+from comfyui_fewstep.nodes.distillation.fast import choosing, make_it_fast
 from comfyui_fewstep.nodes.distillation.learning.families import family_of
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from encoders import RandomCLIP
@@ -151,3 +151,21 @@ def test_the_demo_is_made_fast_where_nothing_is_given_and_no_library_of_ours_ins
     run = RunFolder(output / "fewstep" / "runs", "digits")
     assert run.finished
     assert len(list((run.path / "previews").glob("*.png"))) == 3, "one for each halving"
+
+
+def test_a_folder_of_no_use_is_named_before_anything_is_loaded(tmp_path):
+    """The model, its text encoder and VAE were, for minutes."""
+    asked = make_it_fast.MakeItFast.VALIDATE_INPUTS
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("a fox")
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.mp4").touch()
+    gone, texts, clips = (str(tmp_path / name) for name in ("gone", "texts", "clips"))
+    assert "gone', which is no folder" in asked(run_name="run", folder=gone, references="")
+    assert "texts' holds no pictures or clips; looked for are .png" in asked(
+        run_name="run", folder=texts, references=""
+    )
+    linked = {"folder": gone, "references": None}, {"folder": None, "references": ""}
+    for given in ({"folder": clips, "references": ""}, {"folder": " ", "references": ""}, *linked):
+        assert asked(run_name="run", **given) is True
+    assert "run name" in asked(run_name="a/b", folder=clips, references="")

@@ -192,6 +192,8 @@ def test_folders_of_no_use_are_named_before_anything_runs(references, said, outp
     with pytest.raises(ValueError, match=said):
         raise ValueError(found)
     assert folder_data.ImageFolder.VALIDATE_INPUTS(folder="after", references="before") is True
+    assert make_it_fast.MakeItFast.VALIDATE_INPUTS(run_name="run", folder="after", references=references) == found
+    assert make_it_fast.MakeItFast.VALIDATE_INPUTS(run_name="run", folder="after", references="before") is True
 
 
 def test_the_node_says_how_many_pictures_have_a_reference(output, edits):
