@@ -64,6 +64,7 @@ TOGETHER = {
     "FewStepExpertsPart": {"level_from", "level_to"},
     **{f"FewStep{kind}Folder": {"folder", "subfolders"} for kind in ("Clip", "Sound")},
     "FewStepImageFolder": {"folder", "subfolders", "references"},
+    "FewStepMakeItFast": {"run_name", "folder", "references"},  # a name alone, and yet before a model is loaded
     "FewStepApplyRecipe": {"recipe", "file"},
     "FewStepEvaluateDigits": {"teacher_steps", "student_steps"},  # after the training, so both before it
 }
