@@ -78,6 +78,7 @@ def test_levels_find_their_timesteps(family):
     between = timestep((levels[:-1] * levels[1:]).sqrt(), table=levels)
     torch.testing.assert_close(between, torch.arange(999.0) + 0.5, atol=2e-2, rtol=0)
     assert torch.equal(timestep(levels[:1] / 2, table=levels), torch.zeros(1))
+    assert torch.equal(timestep(levels[-1:] * 2, table=levels), torch.full((1,), 999.0))
     long = torch.linspace(0.0001, 1.0, 10000)
     torch.testing.assert_close(timestep(long[[1000, 9000]], table=long), torch.tensor([100.0, 900.0]))
 

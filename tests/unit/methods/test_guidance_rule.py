@@ -160,6 +160,14 @@ def test_a_scale_of_1_asks_without_the_prompt_for_rules_that_want_it():
     assert once(Rule(needs_both=True)) == [0.0, 1.0]
 
 
+def test_the_empty_prompt_is_wanted_by_rules_that_ask_for_it_alone():
+    options = ProgressiveOptions(**HALVING, guidance_scale=1.0)
+    wanting = on(options, rule=Rule(needs_both=True)).target(lesson()).x0
+    torch.testing.assert_close(wanting, torch.full_like(wanting, 10.0 + WITH - WITHOUT))
+    alone = on(options, empty_prompt=False).target(lesson()).x0
+    torch.testing.assert_close(alone, torch.full_like(alone, 10.0 + WITH))
+
+
 @pytest.mark.parametrize(
     ("options", "changed", "named"),
     [

@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
@@ -104,6 +106,15 @@ def test_a_model_is_not_weighted_by_its_signal_which_it_has_none_of_at_the_start
 @pytest.mark.parametrize("top", [14.61, 80.0], ids=["stable diffusion", "edm"])
 def test_models_that_begin_with_some_signal_may_be_weighted_by_it(top):
     Weighting.SNR.require_for(NoiseFamily.VARIANCE_EXPLODING, table=torch.tensor([0.1, top]))
+
+
+@pytest.mark.parametrize(("top", "refused"), [(90.0, False), (110.0, True)])
+def test_how_much_signal_a_model_begins_with_is_in_its_datas_own_unit(top, refused):
+    """SNR is 1e-4 at a level of 100 times what the data are, whatever these are."""
+    for unit in (1.0, 1 / 8):
+        table = unit * torch.tensor([0.1, top])
+        with pytest.raises(ValueError, match="weighting is snr") if refused else contextlib.nullcontext():
+            Weighting.SNR.require_for(NoiseFamily.VARIANCE_EXPLODING, table=table, unit=unit)
 
 
 USUAL = {"iterations": 1, "learning_rate": 1e-3, "guidance_scale": 2.0}

@@ -150,6 +150,8 @@ def test_smoothness_is_the_approximate_r1():
     )
     found = float(with_noise - without)
     assert found == pytest.approx(critics.SMOOTHNESS * 0.01 * weight**2, rel=0.03)
+    _, told = linear_critic(weight).loss(pairs(real, real))
+    torch.testing.assert_close(without, told.mean(), msg="of the picture itself there is none")
 
 
 def test_every_depth_counts_alike_however_many_places_it_has():
@@ -210,6 +212,7 @@ def test_the_gradient_is_that_of_the_loss_through_the_network():
         assert float(slope[place[0]]) == pytest.approx(float(found[place]), rel=0.02, abs=1e-5)
     assert all(value.grad is None for value in made.parameters())
     assert not found.requires_grad
+    assert not x.requires_grad, "the samples are the caller's"
     torch.testing.assert_close(made.gradient(x[1:2], torch.ones(1))[0], found[1])
 
 

@@ -7,6 +7,7 @@ import torch
 from comfyui_fewstep.trainers.data.batches import Batch
 from comfyui_fewstep.trainers.data.conditions import one_batch
 from comfyui_fewstep.trainers.objective.method import Target
+from comfyui_fewstep.trainers.students import features as seeing
 from comfyui_fewstep.trainers.students.critic import Critic
 from comfyui_fewstep.trainers.students.features import Features
 from test_critic import CHANNELS, PLACES, Kinds, Network
@@ -51,6 +52,21 @@ def test_it_says_what_it_says_of_a_batch(bare):
         torch.testing.assert_close(mine, theirs)
 
 
+def test_blocks_may_run_several_times_in_a_pass():
+    """What they say the first time is seen."""
+    network = Network()
+
+    def twice(x):
+        network(x)
+        return network(x + 1.0)
+
+    alone = critic_of(network, one_by_one(twice, bare=True))
+    x, sigma = torch.randn(3, PLACES, CHANNELS), torch.rand(3)
+    torch.testing.assert_close(
+        alone.gradient(x, sigma), critic_of(network, one_by_one(network, bare=True)).gradient(x, sigma)
+    )
+
+
 def test_prompts_of_several_lengths_are_judged_too():
     network = Network()
     condition = {"text": torch.randn(1, 2, CHANNELS)}
@@ -73,3 +89,29 @@ def test_maps_and_what_is_said_of_no_sample():
     assert [(tap.path, tap.samples, tap.axis, tap.channels) for tap in found.taps] == [("blocks.0", None, 1, 8)]
     (seen,) = found(x, torch.ones(2))
     torch.testing.assert_close(seen[1, 7], network.blocks[0](x)[1, :, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "expected"),
+    [
+        ((1, 8, 8), (2, 8, 8), (0, 2)),
+        ((8, 1, 8), (8, 2, 8), (1, 2)),
+        ((3, 8, 8), (6, 8, 8), (0, 2)),
+        ((8, 8), None, (None, 1)),
+        ((1, 8, 8), None, (None, 2)),
+        ((1, 8, 8, 8), (2, 8, 8, 8), (0, 1)),
+        ((1, 8, 2, 8, 8), (2, 8, 2, 8, 8), (0, 1)),
+        ((1, 8, 8, 8), None, (None, 1)),
+        ((8, 8, 1, 8), (8, 8, 2, 8), (2, 3)),
+        ((5, 1, 4), (5, 2, 4), None),
+        ((1, 8, 8), (3, 8, 8), None),
+        ((1, 4, 8), (2, 8, 8), None),
+        ((1, 8), (1, 8), None),
+        ((1, 8), (2, 4, 8), None),
+        ((8,), (16,), None),
+    ],
+)
+def test_where_samples_and_channels_are_whatever_else_has_their_size(one, two, expected):
+    """Layers of 1 and 8 channels. Tokens have their channels last and maps behind the samples; where these are elsewhere, last."""
+    found = seeing._axes(torch.Size(one), two and torch.Size(two), {1, 8})
+    assert found == (expected and (*expected, 8))
