@@ -153,7 +153,7 @@ def _low_rank(layer: Layer, adapter: LowRank, x: Tensor) -> Tensor:
     down, up = adapter.down.to(x), adapter.up.to(x)
     if _is_linear(layer):
         return F.linear(F.linear(x, down), up)
-    return F.conv2d(F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation), up)
+    return F.conv2d(layer._conv_forward(x, down, None), up)  # with its stride, dilation and padding, of whatever mode
 
 
 def _new_adapter(layer: Layer, rank: int, generator: torch.Generator, device: torch.device) -> LowRank:
@@ -191,6 +191,10 @@ def require_same_shapes(own: Mapping[str, Tensor], given: Mapping[str, Tensor], 
         raise ValueError(f"these {what} do not fit the model: {len(differing)} differ, {differing[0]} first.")
 
 
+OVERSAMPLED = 10
+"""Directions that are looked for beyond the rank (Halko et al. 2011, section 4.2): those found last are the least exact."""
+
+
 def nearest(change: Tensor, *, rank: int) -> LowRank:
     """The adapter of at most that rank nearest to a change of a weight (out, in) or (out, in, k, k), counted once.
 
@@ -201,7 +205,8 @@ def nearest(change: Tensor, *, rank: int) -> LowRank:
     matrix = change.flatten(1).float().to(there)
     with torch.random.fork_rng([there] if matrix.is_cuda else []):
         torch.manual_seed(0)
-        u, s, v = torch.svd_lowrank(matrix, q=min(rank, *matrix.shape), niter=4)
+        found = torch.svd_lowrank(matrix, q=min(rank + OVERSAMPLED, *matrix.shape), niter=4)
+    u, s, v = (part[..., :rank] for part in found)
     up, down = (u * s.sqrt()).to(change.device), (v * s.sqrt()).T.to(change.device)
     ones = (1,) * (change.ndim - 2)
     return LowRank(down.reshape(-1, *change.shape[1:]), up.reshape(*up.shape, *ones))

@@ -26,14 +26,14 @@ OPTIONS = LoRAOptions(rank=3, alpha=6.0, layers=LoRALayers.LINEAR_AND_CONV)
 
 
 class Network(nn.Module):
-    """Convolutions with stride, padding and dilation, and linear layers, as UNets have them."""
+    """Convolutions with stride, dilation and padding, also around the edge, and linear layers, as UNets have them."""
 
     def __init__(self, seed=0):
         super().__init__()
         torch.manual_seed(seed)
-        self.first = Conv2d(4, 6, 3, padding=1)
+        self.first = Conv2d(4, 6, 3, padding=1, padding_mode="circular")
         self.down = Conv2d(6, 8, 3, stride=2, padding=1)
-        self.wide = Conv2d(8, 8, 3, padding=2, dilation=2)
+        self.wide = Conv2d(8, 8, 3, padding=3, dilation=2)
         self.to_q = Linear(8, 5, bias=False)
         self.out = Linear(5, 4)
 
@@ -290,3 +290,33 @@ def test_adapters_begin_as_a_change_and_keep_what_it_leaves_free(network):
     with pytest.raises(ValueError, match="it changes other, on which the student has no adapter"):
         begin_as(own, [("other", change)], scale=1.0)
     assert begin_as(adapters.new_set(generator=generator, rank=1), [("layer", change)], scale=1.0) > 1e-5
+
+
+def test_what_an_adapter_cannot_hold_is_told_as_a_share():
+    """Of squares: 9 of 9 + 16 where one direction of two is kept; nothing of no change at all, nor of a small one."""
+    network = nn.ModuleDict({"layer": Linear(2, 2)})
+
+    def lost(change):
+        own = Adapters(network, LoRAOptions(rank=1)).new_set(generator=torch.Generator().manual_seed(1))
+        return begin_as(own, [("layer", change)], scale=0.5)
+
+    assert lost(torch.diag(torch.tensor([3.0, 4.0]))) == pytest.approx(9 / 25)
+    assert lost(torch.zeros(2, 2)) == 0.0
+    assert lost(1e-8 * torch.outer(torch.tensor([1.0, -1.0]), torch.tensor([1.0, 2.0]))) < 1e-10
+
+
+def test_the_nearest_adapter_is_the_best_of_its_rank_where_no_direction_stands_out():
+    """To 1 % of what is lost at least, the squares of the other singular values."""
+    change = torch.randn(96, 80, generator=torch.Generator().manual_seed(3))
+    for rank in (1, 8, 79, 80):
+        found = nearest(change, rank=rank)
+        assert len(found.down) == rank
+        least = torch.linalg.svdvals(change.double())[rank:].square().sum()
+        assert float((change - product(found)).square().sum()) <= 1.01 * float(least) + 1e-4
+
+
+def test_a_layer_may_be_given_its_input_by_name():
+    network = nn.ModuleDict({"layer": Linear(4, 2)})
+    with Adapters(network, OPTIONS) as adapters, adapters.active(random_set(adapters)):
+        x = torch.randn(3, 4)
+        assert torch.equal(network["layer"](input=x), network["layer"](x))

@@ -112,6 +112,6 @@ def test_maps_and_what_is_said_of_no_sample():
     ],
 )
 def test_where_samples_and_channels_are_whatever_else_has_their_size(one, two, expected):
-    """Layers of 1 and 8 channels. Tokens have their channels last and maps behind the samples; where these are elsewhere, last."""
+    """Layers of 1 and 8 channels: tokens have them last, and maps behind the samples, where these come first."""
     found = seeing._axes(torch.Size(one), two and torch.Size(two), {1, 8})
     assert found == (expected and (*expected, 8))
