@@ -91,6 +91,7 @@ def test_bad_options_are_named(changed, named):
         ({"rollout": "segments", "renoise_from": 0.3}, "step 4 of 4"),
         ({"rollout": "landings", "renoise_to": 0.7}, "step 1 of 4"),
         ({"rollout": "segments", "renoise_to": 0.6, "fewest_steps": 2}, "step 1 of 3"),
+        ({"rollout": "segments", "renoise_from": 0.3, "anchor_steps": 2}, "step 4 of 4"),
         (
             {"rollout": "fresh_noise", "renoise_from": 0.3, "guidance": "decoupled", "guidance_scale": 3.0},
             "step 4 of 4",

@@ -77,17 +77,21 @@ def test_guidance_is_taught_at_a_scale_of_each_samples_own(family):
     assert abs(torch.corrcoef(torch.stack([scales, torch.searchsorted(levels, target.sigma).float()]))[0, 1]) < 0.03
 
 
+@pytest.mark.parametrize("takes_scale", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_consistency_asks_student_and_teacher_at_one_scale(family):
-    """The teacher by both of its prompts; the student, which is its own target, by its input."""
+def test_consistency_asks_student_and_teacher_at_one_scale(family, takes_scale):
+    """The teacher by both of its prompts, or by its own input; the student, which is its own target, by its input."""
     asked = []
+
+    def with_input(x, sigma, y, guidance_scale):
+        return guided_at(family, guidance_scale)(x, sigma)
 
     def student(x, sigma, y, guidance_scale):
         asked.append((x, sigma, guidance_scale))
         return torch.zeros_like(x)
 
-    method = made(ConsistencyOptions(**RANGE, steps=4, levels=10, scale_input=True), family)
-    target = target_of(method, student=student)
+    method = made(ConsistencyOptions(**RANGE, steps=4, levels=10, scale_input=True), family, takes_scale=takes_scale)
+    target = target_of(method, teacher=with_input if takes_scale else None, student=student)
     ((x_s, sigma_next, scales),) = asked
     assert torch.equal(target.condition["guidance_scale"], scales)
     assert len(scales.unique()) == len(scales)

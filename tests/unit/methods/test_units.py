@@ -20,13 +20,13 @@ WEIGHED = {
     "guidance": GuidanceOptions(**COMMON),
     "consistency": ConsistencyOptions(steps=4, **COMMON),
 }
-TRAINING = ConsistencyTrainingOptions(steps=2, iterations=10, learning_rate=1e-3)
+TRAINING = ConsistencyTrainingOptions(steps=2, iterations=10, learning_rate=1e-3, first_levels=160)
 
 
-def target_of(options, *, unit):
+def target_of(options, *, unit, count=64):
     """Of the same batch and levels, whatever the unit."""
-    x0 = torch.randn(64, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    batch = Batch(x0, {"y": torch.ones(64, 1)}, unconditional={"y": torch.zeros(1, 1)})
+    x0 = torch.randn(count, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    batch = Batch(x0, {"y": torch.ones(count, 1)}, unconditional={"y": torch.zeros(1, 1)})
     denoiser, generator = gaussian_denoiser(FLOW), torch.Generator().manual_seed(3)
     asked = lambda x, sigma, **_: denoiser(x, sigma)  # noqa: E731
     made = options.on(TeacherKind(family=FLOW, table=TABLE, empty_prompt=True, unit=unit))
@@ -46,3 +46,10 @@ def test_a_weight_counts_the_signal_in_the_datas_unit(method):
 def test_a_distances_constant_is_in_the_datas_unit(method):
     options = TRAINING if method == "training" else WEIGHED[method]
     assert [target_of(options, unit=unit).unit for unit in (1.0, 1 / 8)] == [1.0, 1 / 8]
+
+
+def test_levels_come_up_as_often_where_noise_is_as_large_as_the_data():
+    """Of data an eighth as large half of the levels are below an eighth of the others' middle one, noise over signal."""
+    usual, eighth = (target_of(TRAINING, unit=unit, count=20000).sigma.median() for unit in (1.0, 1 / 8))
+    ratio = [float(sigma / (1.0 - sigma)) for sigma in (usual, eighth)]
+    assert ratio[0] / ratio[1] == pytest.approx(8.0, rel=0.15)

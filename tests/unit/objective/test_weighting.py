@@ -132,6 +132,7 @@ def test_every_method_refuses_a_weighting_that_its_model_does_not_take(name):
     chosen = options(weighting=Weighting.SNR, **USUAL, **given)
     with pytest.raises(ValueError, match="weighting is snr"):
         chosen.on(TeacherKind(family=NoiseFamily.FLOW, table=table, prediction_type="flow", empty_prompt=True))
-    chosen.on(
-        TeacherKind(family=NoiseFamily.VARIANCE_EXPLODING, table=10 * table, prediction_type="eps", empty_prompt=True)
-    )
+    exploding = {"family": NoiseFamily.VARIANCE_EXPLODING, "prediction_type": "eps", "empty_prompt": True}
+    chosen.on(TeacherKind(table=20 * table, **exploding))
+    with pytest.raises(ValueError, match="weighting is snr"):
+        chosen.on(TeacherKind(table=20 * table, unit=1 / 8, **exploding))
