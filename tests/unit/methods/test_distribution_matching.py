@@ -9,6 +9,7 @@ from comfyui_fewstep.samplers.noise import NoiseFamily, guided
 from comfyui_fewstep.trainers.data.batches import Batch
 from comfyui_fewstep.trainers.methods.consistency import ConsistencyOptions
 from comfyui_fewstep.trainers.methods.distribution_matching import DistributionMatchingOptions
+from comfyui_fewstep.trainers.objective.grid import Grid
 from comfyui_fewstep.trainers.objective.method import Lesson, TeacherKind
 from comfyui_fewstep.trainers.objective.score import FLOOR, Strength, noised, seen_in, weight_of_seen
 from gaussian import FAMILIES, Mixture, gaussian_denoiser, table
@@ -370,10 +371,12 @@ def test_the_anchor_is_the_teacher_half_of_its_way_down(family):
     assert set(target.sigma.tolist()) == {float(levels[0])}
 
 
-def test_the_form_of_rcm_is_consistency_with_the_pull_beside():
+@pytest.mark.parametrize("grid", Grid)
+def test_the_form_of_rcm_is_consistency_with_the_pull_beside(grid):
     kind = TeacherKind(family=VE, table=table(VE), empty_prompt=True)
-    made = method(VE, steps=2, guidance_scale=2.0, consistency_levels=20, matching_weight=0.01)
-    consistency = ConsistencyOptions(steps=2, iterations=10, learning_rate=1e-3, guidance_scale=2.0, levels=20).on(kind)
+    made = method(VE, steps=2, guidance_scale=2.0, consistency_levels=20, matching_weight=0.01, grid=grid)
+    chosen = {"steps": 2, "iterations": 10, "learning_rate": 1e-3, "guidance_scale": 2.0, "levels": 20, "grid": grid}
+    consistency = ConsistencyOptions(**chosen).on(kind)
     lesson = lesson_of(VE, count=6)
     examples = made.examples(lesson)
     lessons = [lesson_of(VE, count=6, seed=4, examples=examples) for _ in range(2)]

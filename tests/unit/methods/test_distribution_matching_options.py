@@ -76,6 +76,7 @@ def test_samples_of_its_own_are_drawn_for_each_update_where_they_are_not_shared(
         ({"guidance": "decoupled"}, "guidance is decoupled, but guidance_scale is 1"),
         ({"guidance": "both"}, "guidance is 'both'; allowed are teacher, decoupled"),
         ({"anchor_weight": 0.0}, "anchor_weight is 0.0 and matching_weight is 1.0; both must be above 0"),
+        ({"matching_weight": 0.0}, "anchor_weight is 0.05 and matching_weight is 0.0; both must be above 0"),
         ({"consistency_levels": 3, "steps": 4}, "consistency_levels is 3 and steps is 4; allowed is 0 for none"),
         ({"guidance_scale": 0.5}, "guidance_scale is 0.5; allowed is 1"),
     ],
@@ -103,6 +104,28 @@ def test_a_step_without_a_level_to_be_noised_to_is_named(family, changed, step):
     """Levels beside those that are asked for would be taken without a word."""
     with pytest.raises(ValueError, match=rf"which leave {step} no noise level of its own .*; allowed are a lower"):
         method(family, steps=4, **changed)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"renoise_to": 0.7},
+        {"renoise_from": 0.3},
+        {"rollout": "landings", "renoise_to": 0.7, "anchor_steps": 2},
+        {"fewest_steps": 4},
+        {"consistency_levels": 4},
+    ],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_else_is_refused(family, changed):
+    assert method(family, steps=4, **changed).stages()
+
+
+@pytest.mark.parametrize("fewest_steps", [0, 1])
+def test_an_anchored_student_of_one_step_is_matched_there(fewest_steps):
+    made = method(VE, steps=2 if fewest_steps else 1, fewest_steps=fewest_steps, anchor_steps=2)
+    begun = {float(made.examples(lesson_of(VE, count=2, seed=seed))["sigma"][0]) for seed in range(12)}
+    assert begun == {float(sigma) for sigma in made.stages()[0].sigmas[:-1]}
 
 
 @pytest.mark.parametrize("rollout", ["fresh_noise", "deterministic", "landings", "segments"])
@@ -138,10 +161,11 @@ def test_options_come_back_from_json():
     ("rollout", "gamma"), [("fresh_noise", 1.0), ("deterministic", 0.0), ("landings", 0.0), ("segments", 0.0)]
 )
 def test_the_recipe_samples_as_the_student_was_drawn(rollout, gamma):
-    made = method(FLOW, steps=4, rollout=rollout, companion_first=7)
+    made = method(FLOW, steps=4, rollout=rollout, companion_first=7, guidance_scale=3.0)
     recipe = made.recipe(stage=0, prediction_type="flow")
     (stage,) = made.stages()
     assert (recipe.steps, recipe.gamma, stage.gamma, recipe.schedule) == (4, gamma, gamma, "trailing")
+    assert recipe.guidance_scale == 3.0, "which is baked in"
     assert recipe.sigmas == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0])
     assert (stage.iterations, stage.lead, stage.updates, stage.betas) == (17, 7, 10, (0.0, 0.99))
 

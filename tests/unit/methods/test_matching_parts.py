@@ -34,10 +34,35 @@ def test_the_measures_are_of_the_sample_and_of_what_each_sees_in_it():
     assert found == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("unit", [1.0, 1 / 8])
+@pytest.mark.parametrize("strength", Strength)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_guidance_apart_is_of_the_sample_in_noise_and_as_strong_as_the_matching(family):
+def test_the_pull_is_the_difference_of_both_views_as_strong_as_was_chosen(family, strength, unit):
+    """Away from what the companion sees, 0.5, to what the teacher does, 2."""
+    asked = []
+
+    def teacher(x, sigma, y):
+        asked.append(sigma.reshape(-1, 1, 1, 1).double())
+        return torch.full_like(x, 2.0)
+
+    examples = drawn(2.0, 1.0, sigma=table(family)[-1])
+    lesson = lesson_of(family, teacher=teacher, fake=lambda x, sigma, y: torch.full_like(x, 0.5), examples=examples)
+    target = method(family, strength=strength, unit=unit).target(lesson)
+    (sigma,) = asked
+    signal = 1.0 - sigma if family is NoiseFamily.FLOW else torch.ones_like(sigma)
+    expected = {
+        Strength.NORMALISED: unit / (examples["x0"] - 2.0).abs().clamp(min=FLOOR * unit),
+        Strength.PLAIN: torch.ones_like(sigma),
+        Strength.SCORE: sigma * signal / (signal**2 + sigma**2),
+    }
+    torch.testing.assert_close(target.pull.double(), -1.5 * expected[strength])
+
+
+@pytest.mark.parametrize("unit", [1.0, 1 / 8])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_guidance_apart_is_of_the_sample_in_noise_and_as_strong_as_the_matching(family, unit):
     """(1 - s) (D_prompt - D_empty) over the distance of sample and teacher, where the companion is the teacher."""
-    made = method(family, guidance_scale=3.0, guidance="decoupled", strength=Strength.NORMALISED)
+    made = method(family, guidance_scale=3.0, guidance="decoupled", strength=Strength.NORMALISED, unit=unit)
     seen = []
 
     def teacher(x, sigma, y):
@@ -47,7 +72,7 @@ def test_guidance_apart_is_of_the_sample_in_noise_and_as_strong_as_the_matching(
     examples = drawn(0.0, 1.0, sigma=table(family)[-1])
     target = made.target(lesson_of(family, teacher=teacher, fake=teacher, examples=examples))
     x0 = examples["x0"]
-    torch.testing.assert_close(target.pull, -4.0 / (x0 - 2.0).abs().clamp(min=FLOOR))
+    torch.testing.assert_close(target.pull, -4.0 * unit / (x0 - 2.0).abs().clamp(min=FLOOR * unit))
     *_, (x, sigma), (again, _) = seen
     assert torch.equal(x, again)
     noise = (x - x0 * (1.0 - sigma if family is NoiseFamily.FLOW else 1.0)) / sigma
