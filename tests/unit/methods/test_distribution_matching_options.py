@@ -152,6 +152,13 @@ def test_guidance_without_an_empty_prompt_is_refused():
         options(guidance_scale=3.0).on(TeacherKind(family=VE, table=table(VE)))
 
 
+def test_a_teacher_that_has_its_guidance_inside_is_not_guided_again():
+    inside = TeacherKind(family=VE, table=table(VE), takes_scale=True, empty_prompt=True)
+    assert options(guidance_scale=1.0).on(inside).stages()
+    with pytest.raises(ValueError, match=r"guidance_scale is 3.0, but the connected model takes its scale as an input"):
+        options(guidance_scale=3.0).on(inside)
+
+
 def test_options_come_back_from_json():
     chosen = options(steps=4, guidance_scale=3.0, guidance="decoupled", rollout="segments", strength="score")
     assert DistributionMatchingOptions.read(chosen.written()) == chosen
