@@ -47,6 +47,10 @@ def test_a_part_too_small_for_its_covariance_is_refused():
         ValueError, match=r"100 and 100 samples leave parts of 25; for 16 features each needs more than 32"
     ):
         frechet_at_infinity(*gaussians(100))
+    drawn, real = gaussians(800)
+    for few, many in ((drawn[:100], real), (drawn, real[:100])):
+        with pytest.raises(ValueError, match=f"{len(few)} and {len(many)} samples leave parts of 25"):
+            frechet_at_infinity(few, many)
 
 
 def test_the_kernel_distance_of_one_distribution_is_zero_in_the_mean():
