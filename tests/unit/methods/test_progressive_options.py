@@ -318,3 +318,12 @@ def test_iterations_of_last_halvings_may_be_chosen_when_a_run_gets_to_them():
     assert not longer.continues(method(start_steps=16, target_steps=2).options())
     assert longer.continues(method(start_steps=16, target_steps=2, last_stages_iterations=7).options())
     assert not longer.continues(method(start_steps=16, target_steps=4, learning_rate=0.5).options())
+
+
+def test_a_count_of_steps_that_no_halving_leads_to_has_the_grid_of_its_own():
+    """All others have every second level of the finest, and so on."""
+    options = ProgressiveOptions.read({**OLD, "start_steps": 16, "target_steps": 4, "grid": "cosine"})
+    finest = options.grid.sigmas(16, table=table(VE))
+    assert torch.equal(options.schedule(8, table=table(VE)), finest[::2])
+    assert torch.equal(options.schedule(1, table=table(VE)), finest[::16])
+    assert torch.equal(options.schedule(3, table=table(VE)), options.grid.sigmas(3, table=table(VE)))
