@@ -100,6 +100,18 @@ def test_consistency_asks_student_and_teacher_at_one_scale(family, takes_scale):
     torch.testing.assert_close(x_s, step, atol=1e-4, rtol=1e-4)
 
 
+def test_a_teacher_with_an_input_is_asked_as_it_is_where_nothing_is_guided():
+    """At the scale that Guidance Embedding has set."""
+
+    def teacher(x, sigma, **condition):
+        assert condition.keys() == {"y"}
+        return 2.0 * x
+
+    data, x = batch(2), torch.ones(2, 1, 1, 1)
+    taught = GuidanceRange(1.0, 1.0).teaching(teacher, data, 1.0, takes_scale=True)
+    assert torch.equal(taught(x, torch.ones(2), **data.condition), 2.0 * x)
+
+
 def test_without_the_input_the_student_is_not_told(family=NoiseFamily.FLOW):
     """As LCM-LoRA is trained."""
     method = made(ConsistencyOptions(**RANGE, steps=4, levels=10), family)
