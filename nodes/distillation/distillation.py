@@ -234,7 +234,7 @@ class Distill:
         with MESSAGES.of_run(run, node=given.get("unique_id")) as told:
             perceptual.require(given["method"].written(), vae=vae)
             wired = Wired.of(model=model, run_name=run_name, **given)
-            with prepared(wired, has_vae=vae is not None) as distillation:
+            with prepared(wired, vae=vae) as distillation:
                 if not distillation.finished():
                     MESSAGES.begin(PROBING)
                     running.execute(

@@ -140,5 +140,4 @@ class Preview:
 
     def _seen(self, latents: Tensor, shapes: Shapes | None) -> Tensor:
         ready = host.inputs.latents_for_host(self._model, latents, shapes=shapes)
-        pictures = self._vae.decode(host.inputs.first_stream(ready, shapes))[..., :3].clamp(0.0, 1.0)
-        return pictures[:, pictures.shape[1] // 2] if pictures.ndim == 5 else pictures
+        return host.encoding.shown(self._vae, host.inputs.first_stream(ready, shapes))

@@ -54,7 +54,7 @@ class WriteRun(Distill):
                 "teacher; connect a loader and plain nodes, or use Distill Model."
             )
         wired = Wired.of(model=model, run_name=run_name, **inputs)
-        with prepared(wired, has_vae=vae is not None, elsewhere=True) as distillation:
+        with prepared(wired, vae=vae, elsewhere=True) as distillation:
             command = folders.command_for(distillation.run.path)
         return {"ui": {"text": [command]}, "result": (run_name, command)}
 

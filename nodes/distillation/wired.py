@@ -77,14 +77,14 @@ class Wired:
 
 
 @contextmanager
-def prepared(wired: Wired, *, has_vae: bool, elsewhere: bool = False) -> Iterator[Distillation]:
+def prepared(wired: Wired, *, vae: Any, elsewhere: bool = False) -> Iterator[Distillation]:
     """The run of these inputs, its folder locked and its data in it. Tensors made inside may be trained on, unlike in nodes.
 
-    elsewhere: another process trains it, perhaps another Python's.
+    vae: shows previews, None where none is connected. elsewhere: another process trains it, perhaps another Python's.
     """
     with torch.inference_mode(False), torch.enable_grad():
         run = folders.run_named(wired.run_name)
-        preview_prompts.require_shown(wired.previews, wired.model, vae=has_vae)
+        preview_prompts.require_shown(wired.previews, wired.model, vae=vae is not None)
         source = wired.source()
         method = _possible(wired, run, source, elsewhere=elsewhere)
         with (
@@ -96,7 +96,8 @@ def prepared(wired: Wired, *, has_vae: bool, elsewhere: bool = False) -> Iterato
             distillation, start = starting.started(distillation, wired.start_from, model=wired.model)
             if not distillation.finished():
                 source.keep(run)
-                preview_prompts.keep(run, wired.previews, wired.model, data=distillation.data, told=source.told())
+                made_of = {"vae": vae, "data": distillation.data, "told": source.told()}
+                preview_prompts.keep(run, wired.previews, wired.model, **made_of)
                 _keep_workflow(run, wired.extra_pnginfo)
                 if start:
                     start.save(distillation)

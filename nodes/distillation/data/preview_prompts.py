@@ -36,16 +36,21 @@ class Previews:
                 "full size at every checkpoint."
             )
 
-    def keep(self, run: RunFolder, model: Any, *, data: Data, told: Mapping[str, float]) -> None:
+    def keep(self, run: RunFolder, model: Any, *, vae: Any, data: Data, told: Mapping[str, float]) -> None:
         """Of the shape of the first training sample, and with its picture where a model edits or goes on from one, in place of
-        what was kept before. told: see Texts.
+        what was kept before. vae: of that picture, where the text encoder looks at it, too. told: see Texts.
         """
         encoder, first = host.encoding.TextEncoder(self.clip, host.folders.encodings()), data.first(1)
         like: dict[str, Any] = {"latents": first.x0, "shapes": host.inputs.shapes_told(first.condition)}
         pictures = {key: value for key, value in first.condition.items() if host.conditions.is_picture(key)}
+        looked_at = host.editing.looked_at(model, vae, first.condition)
         tensors: dict[str, Tensor] = {}
         for number, prompt in enumerate(self.prompts):
-            conditioning = host.inputs.told(model, encoder.conditioning(prompt), told)
+            if looked_at is None:
+                made = encoder.conditioning(prompt)
+            else:
+                made = host.editing.conditioning(self.clip, prompt, picture=looked_at)
+            conditioning = host.inputs.told(model, made, told)
             condition = host.inputs.condition_for_training(model, conditioning, name="previews", **like)
             condition |= pictures
             tensors |= {f"{number:02d}.{name}": value.cpu().contiguous() for name, value in condition.items()}
@@ -96,12 +101,12 @@ def require_shown(previews: Previews | None, model: Any, *, vae: bool) -> None:
         raise ValueError("previews is connected, but this model draws no pictures; disconnect it.")
 
 
-def keep(run: RunFolder, previews: Previews | None, model: Any, *, data: Data, told: Mapping[str, float]) -> None:
+def keep(run: RunFolder, previews: Previews | None, model: Any, **made_of: Any) -> None:
     """See Previews; without any, the run goes on without those that it had."""
     if previews is None:
         _file(run).unlink(missing_ok=True)
     else:
-        previews.keep(run, model, data=data, told=told)
+        previews.keep(run, model, **made_of)
 
 
 def _file(run: RunFolder) -> Path:

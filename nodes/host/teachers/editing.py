@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....trainers.data.conditions import Condition
 from ..sampling.models import Conditioning
-from .encoding import plain_entry
+from .encoding import plain, plain_entry, shown
 
 _BY_LATENTS = ("Flux", "Flux2", "Omnigen2")
 _BY_TEXT_ENCODER_TOO = ("QwenImage",)
@@ -35,6 +36,19 @@ def looks_by_text_encoder(model: Any) -> bool:
 def told(reference: Tensor) -> dict[str, Any]:
     """What a model is told with a prompt, by the host's name. reference: latents (1, ...) in the host's scale."""
     return {"reference_latents": [reference]}
+
+
+def looked_at(model: Any, vae: Any, condition: Condition) -> Tensor | None:
+    """What the text encoder looks at with a prompt (1, H, W, 3): the first reference, as its latents show it. None for models
+    whose text encoder does not, and where there is none.
+
+    vae: of the latents. condition: of one sample.
+    """
+    reference = condition.get("ref_latents[0]")
+    if reference is None or not looks_by_text_encoder(model):
+        return None
+    with torch.inference_mode():
+        return plain(shown(vae, model.model.process_latent_out(reference)))
 
 
 def conditioning(clip: Any, text: str, *, picture: Tensor) -> Conditioning:

@@ -56,6 +56,12 @@ def encoded(vae: Any, samples: Tensor, *, seed: int) -> Tensor:
     return plain(latents).float()
 
 
+def shown(vae: Any, latents: Tensor) -> Tensor:
+    """(N, H, W, 3) in [0, 1] that a VAE makes of latents (N, ...) in the host's scale; of each video the frame in the middle."""
+    pictures: Tensor = vae.decode(latents)[..., :3].clamp(0.0, 1.0)
+    return pictures[:, pictures.shape[1] // 2] if pictures.ndim == 5 else pictures
+
+
 def seen_in(clip_vision: Any, picture: Tensor) -> Any:
     """The host's CLIP_VISION_OUTPUT of a picture (1, H, W, 3), all of it, as ComfyUI's templates for Wan take it."""
     with torch.inference_mode():

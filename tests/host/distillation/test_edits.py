@@ -129,6 +129,22 @@ def test_previews_of_prompts_edit_the_first_picture(output, edits):
     assert torch.equal(kept["00.ref_latents[0]"], data_of(output).first(1).condition["ref_latents[0]"])
 
 
+def test_previews_of_prompts_look_at_the_first_picture_where_the_text_encoder_does(output, edits, monkeypatch):
+    """As the training did with its own prompts: a student is judged by what it was taught. The VAE gives the picture back."""
+    node = Looking()
+    monkeypatch.setitem(sys.modules, "comfy_extras.nodes_qwen", types.SimpleNamespace(TextEncodeQwenImageEditPlus=node))
+    (previews,) = preview_prompts.PreviewPrompts().describe(CLIP, "make it red\nand blue")
+    vae = Draws()
+    distil(of(QwenImage), name="run", data=edited(MeanVAE()), vae=vae, previews=previews)
+    kept = read_tensors(run_folder(output, "run") / "previews.safetensors")[0]
+    reference = data_of(output).first(1).condition["ref_latents[0]"]
+    assert torch.equal(kept["00.ref_latents[0]"], reference)
+    seen = {text: looked for text, looked in node.seen if text in ("make it red", "and blue")}
+    assert len(seen) == 2
+    assert all(torch.equal(looked, vae.decode(2.0 * reference)) for looked in seen.values())
+    assert [kept[f"{i:02d}.c_crossattn"].shape[1] for i in range(2)] == [4, 3], "as the host's node made them"
+
+
 class Draws(MeanVAE):
     def decode(self, latents):
         return latents[:, :3].movedim(1, -1).clamp(0.0, 1.0)
