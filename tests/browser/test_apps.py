@@ -19,7 +19,7 @@ def tab(chromium, server):
         made = Editor(context.new_page(), server)
         made.open()
         if not made.page.evaluate(
-            "() => !!app.extensionManager.command?.commands.some(c => c.id === 'Comfy.ToggleLinear')"
+            "() => !!app.extensionManager?.command?.commands.some(c => c.id === 'Comfy.ToggleLinear')"
         ):
             pytest.skip("this host's editor has no apps")
         yield made

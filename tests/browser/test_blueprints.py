@@ -1,6 +1,7 @@
 """Blueprints, as a user finds them in the editor's search: a template's loaders and Make It Fast in one node."""
 
 import pytest
+from comfyui_fewstep.commands.server import ServerError
 from hosting import ROOT, api_twin
 from test_training_panel import sentence, stopped_run
 
@@ -22,7 +23,7 @@ def place(editor):
     """What puts a blueprint into the graph."""
     try:
         listed = editor.server.get("/global_subgraphs")
-    except Exception:
+    except (ServerError, ValueError):
         pytest.skip("this host knows no blueprints")
     assert {one["name"] for one in listed.values()} >= {path.stem for path in BLUEPRINTS}
 
