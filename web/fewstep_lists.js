@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { allNodes } from "./fewstep_elements.js";
 import { STATE } from "./fewstep_service.js";
+import { setting } from "./fewstep_wires.js";
 
 const SAVING = ["FewStepSaveStudent", "FewStepSaveStudentLoRA"];
 const KINDS = [
@@ -26,8 +27,8 @@ async function refresh(kind) {
     if (JSON.stringify(list) === JSON.stringify(known[name])) continue;
     known[name].splice(0, Infinity, ...list);
     for (const node of allNodes().filter(({ comfyClass }) => comfyClass === kind)) {
-      const widget = node.widgets.find((one) => one.name === name);
-      if (widget?.options?.values) widget.options.values = [...list];
+      const own = node.widgets.find((one) => one.name === name);
+      for (const widget of [own, setting(node, name)]) if (widget?.options?.values) widget.options.values = [...list];
     }
   }
 }

@@ -3,6 +3,7 @@
 import pytest
 from comfyui_fewstep.commands.server import ServerError
 from hosting import ROOT, api_twin
+from test_lists_of_students import tell
 from test_training_panel import sentence, stopped_run
 
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
@@ -88,3 +89,15 @@ def test_the_training_inside_is_of_the_run_that_is_named_on_it(place, editor, ru
     editor.page.evaluate(OUTSIDE, ["do", "plan only"])
     editor.page.evaluate(INSIDE)
     sentence(editor, "Stopped at iteration 3 of 9", seconds=20)
+
+
+def test_a_menu_that_stands_on_it_lists_a_new_student_at_once(place, editor, runs, name):
+    folder = runs.parents[1] / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    place(SDXL)
+    file = folder / f"{name}.safetensors"
+    file.write_bytes(b"")
+    tell(editor, name, "finished")
+    listed = "app.graph._nodes[0].widgets.find(one => one.name === 'ckpt_name').options.values"
+    editor.page.wait_for_function(f"file => {listed}.some(one => one.endsWith(file))", arg=file.name, timeout=10_000)
+    file.unlink()
