@@ -331,6 +331,7 @@ class Wishes:
             said.append(f"data: {len(drawn.prompts)} prompts, for {_what(drawn)}")
         elif drawn is not None:
             said.append(from_folder.told(self.model, drawn, only_captions=self.goal in _DRAWS_ITS_OWN))
+        said += from_folder.unused(self.folder, audio_vae=self.audio_vae, clip_vision=self.clip_vision)
         if self._card:
             largest = f"pictures of {self._card.most_side} at most where side is 0"
             said.append(f"preset {self.preset}: batches of {self._card.batch_size}, {largest}")

@@ -89,6 +89,12 @@ def told(model: Any, drawn: SeenSource, *, only_captions: bool) -> str:
     )
 
 
+def unused(name: str, **of_clips: Any) -> list[str]:
+    """What of the encoders of clips is connected for nothing, where no folder holds any; a line each."""
+    connected = [] if name.strip() else [encoder for encoder, given in of_clips.items() if given is not None]
+    return [f"{encoder} is not used: it encodes clips in a folder, and folder is empty" for encoder in connected]
+
+
 def _length(drawn: ClipFolder) -> str:
     at = f"at {drawn.frame_rate:g} a second" if drawn.frame_rate else "as fast as they are"
     heard = "" if drawn.audio_vae is None else " with their sound"

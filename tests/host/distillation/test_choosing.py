@@ -169,3 +169,19 @@ def test_a_folder_of_no_use_is_named_before_anything_is_loaded(tmp_path):
     for given in ({"folder": clips, "references": ""}, {"folder": " ", "references": ""}, *linked):
         assert asked(run_name="run", **given) is True
     assert "run name" in asked(run_name="a/b", folder=clips, references="")
+
+
+def test_the_plan_says_what_is_connected_for_nothing():
+    """Of clips that the model draws itself nothing is encoded."""
+    given = {
+        "model": tiny("sd15"),
+        "steps": 4,
+        "goal": choosing.CLOSEST,
+        "clip": RandomCLIP(8, 8),
+        "prompts": "a fox",
+        "side": 64,
+    }
+    said = choosing.Wishes(**given, audio_vae=object()).told()
+    assert "audio_vae is not used: it encodes clips in a folder, and folder is empty" in said
+    assert not [line for line in said if "clip_vision" in line]
+    assert not [line for line in choosing.Wishes(**given).told() if "is not used" in line]
