@@ -241,4 +241,6 @@ def test_a_blueprints_links_are_known_at_both_ends(path):
     (node,) = read(path)["nodes"]
     assert node["type"] == definition["id"]
     assert [one["name"] for one in node["inputs"]] == [one["name"] for one in definition["inputs"]]
-    assert "proxyWidgets" not in node["properties"], "by which editors of early 2026 lose settings that are linked already"
+    assert "proxyWidgets" not in node["properties"], (
+        "by which editors of early 2026 lose settings that are linked already"
+    )
