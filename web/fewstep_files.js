@@ -1,5 +1,5 @@
 // Which model files stand behind a node of the graph.
-import { nodesBehind, setting, source } from "./fewstep_wires.js";
+import { nodesBehind, source, valueSet } from "./fewstep_wires.js";
 
 const MODEL_FILE = /\.(safetensors|sft|gguf|ckpt|pt|pth|bin)$/i;
 const MOST = 50; // nodes that are asked: a graph may have a circle
@@ -55,7 +55,7 @@ export function filesOfModel(node) {
  * loras.0.strength, or one value {on, lora, strength} as rgthree's Power Lora Loader has it.
  */
 function named(node) {
-  const widgets = (node.widgets ?? []).map(({ name, value }) => ({ name, value: setting(node, name)?.value ?? value }));
+  const widgets = (node.widgets ?? []).map((own) => ({ name: own.name, value: valueSet(node, own) }));
   const rowOf = (name) => name.slice(0, name.lastIndexOf(".") + 1);
   const isOff = (row) => widgets.some(({ name, value }) => name === (row ? `${row}strength` : "strength_model") && value === 0);
   const inRow = (row) => (row.on === false || row.strength === 0 ? null : row.lora);

@@ -5,7 +5,7 @@ import { addElement, allNodes, every } from "./fewstep_elements.js";
 import { asStep } from "./fewstep_step.js";
 import { say } from "./fewstep_words.js";
 import { filesBehind, filesOfModel, modelBefore, modelInput } from "./fewstep_files.js";
-import { methodsBehind, setting } from "./fewstep_wires.js";
+import { methodsBehind, setting, valueSet } from "./fewstep_wires.js";
 
 const HEIGHTS = { schedule: 215, recipe: 215, method: 260 };
 const CHOSEN = "FewStep schedule shown for"; // in the node's properties, so that a saved graph keeps it
@@ -72,8 +72,7 @@ function calledSo(files) {
 
 function look(node, element, { route, inputs }) {
   const linked = inputs.filter(({ name }) => !setting(node, name)).map(({ name }) => name);
-  const set = inputs.map((own) => [own.name, (setting(node, own.name) ?? own).value]);
-  const values = { node: node.comfyClass, ...Object.fromEntries(set) };
+  const values = { node: node.comfyClass, ...Object.fromEntries(inputs.map((own) => [own.name, valueSet(node, own)])) };
   if (route === "recipe") values.files = filesBehind(node);
   const choosable = route !== "recipe"; // which says its kind of model itself
   if (choosable) values.model = node.properties[CHOSEN] ?? kindOf(node);

@@ -2,7 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { AROUND, STYLE, addElement, copied, define, every, fit, make, showAfterRunning, textScale, whileThere } from "./fewstep_elements.js";
 import { EVERY, PLAN, isOf, subscribe } from "./fewstep_service.js";
-import { setting } from "./fewstep_wires.js";
+import { valueSet } from "./fewstep_wires.js";
 import { say } from "./fewstep_words.js";
 
 const NODES = [
@@ -97,7 +97,7 @@ const planOf = (node) => `${node.id} ${node.fewstepText?.text}`;
 
 function settings(node) {
   const chosen = node.widgets.filter(({ name, serialize }) => serialize !== false && !OF_ANY_PLAN.includes(name));
-  return JSON.stringify(chosen.map(({ name, value }) => [name, setting(node, name)?.value ?? value]));
+  return JSON.stringify(chosen.map((own) => [own.name, valueSet(node, own)]));
 }
 
 /** What trains for hours says beforehand what it will take, and whether that was of other settings than those that are set now. */

@@ -36,6 +36,11 @@ export function setting(node, name, left = MOST) {
   return input ? setting(outside, input.widget?.name ?? input.name, left - 1) : null;
 }
 
+/** What is set for a widget: where it is queued from, or where that comes over a link what is typed on the node. */
+export function valueSet(node, own) {
+  return (setting(node, own.name) ?? own).value;
+}
+
 /** The nodes that a node's method comes through, its own last: before it stand those that only hand it on (One Expert's Part). */
 export function methodsBehind(node) {
   const found = [];

@@ -96,8 +96,9 @@ def prepared(wired: Wired, *, vae: Any, elsewhere: bool = False) -> Iterator[Dis
             distillation, start = starting.started(distillation, wired.start_from, model=wired.model)
             if not distillation.finished():
                 source.keep(run)
-                made_of = {"vae": vae, "data": distillation.data, "told": source.told()}
-                preview_prompts.keep(run, wired.previews, wired.model, **made_of)
+                preview_prompts.keep(
+                    run, wired.previews, wired.model, vae=vae, data=distillation.data, told=source.told()
+                )
                 _keep_workflow(run, wired.extra_pnginfo)
                 if start:
                     start.save(distillation)

@@ -164,30 +164,30 @@ class FolderSource(MadeOnce):
     def _by_shape(self, files: Sequence[Captioned]) -> dict[Hashable, list[Captioned]]:
         """Every file is decoded once before any is encoded, so that all broken ones are named together."""
         groups: dict[Hashable, list[Captioned]] = {}
-        broken: dict[str, str] = {}
         times: dict[str, float] = {}
-        progress = Progress(len(files))
-        for file in files:
-            progress.next()
-            try:
-                shape, times[file.name] = self.look_at(file)
-                groups.setdefault(shape, []).append(file)
-            except BrokenFile as error:
-                broken[file.name] = str(error)
-        self._say_broken(broken, of=len(files))
+
+        def group(file: Captioned) -> None:
+            shape, times[file.name] = self.look_at(file)
+            groups.setdefault(shape, []).append(file)
+
+        self._look_at_all(files, group, before=Progress(len(files)).next)
         self._say_enlarged({name: by for name, by in times.items() if by > 1.0}, of=len(files))
         return groups
 
     def glance(self) -> None:
         """ValueError, naming the files, where names and beginnings of files say that some cannot be used: in no time."""
+        self._look_at_all(self.found.files, self._glance_at, before=host.signals.check_cancelled)
+
+    def _look_at_all(self, files: Sequence[Any], look: Callable[[Any], None], *, before: Callable[[], None]) -> None:
+        """Names together those of which look raises BrokenFile, see _say_broken. before: is called before each."""
         broken: dict[str, str] = {}
-        for file in self.found.files:
-            host.signals.check_cancelled()
+        for file in files:
+            before()
             try:
-                self._glance_at(file)
+                look(file)
             except BrokenFile as error:
                 broken[file.name] = str(error)
-        self._say_broken(broken, of=len(self.found.files))
+        self._say_broken(broken, of=len(files))
 
     def _glance_at(self, file: Found) -> None:
         """BrokenFile where it cannot be used, as far as that shows before it is decoded."""

@@ -101,12 +101,14 @@ def require_shown(previews: Previews | None, model: Any, *, vae: bool) -> None:
         raise ValueError("previews is connected, but this model draws no pictures; disconnect it.")
 
 
-def keep(run: RunFolder, previews: Previews | None, model: Any, **made_of: Any) -> None:
+def keep(
+    run: RunFolder, previews: Previews | None, model: Any, *, vae: Any, data: Data, told: Mapping[str, float]
+) -> None:
     """See Previews; without any, the run goes on without those that it had."""
     if previews is None:
         _file(run).unlink(missing_ok=True)
     else:
-        previews.keep(run, model, **made_of)
+        previews.keep(run, model, vae=vae, data=data, told=told)
 
 
 def _file(run: RunFolder) -> Path:
