@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -22,6 +23,8 @@ _AT_ONCE = 16
 """Rows that are put together to be hashed."""
 _COPIED_AT_ONCE = 2**24
 """Bytes."""
+_LEFT_SECONDS = 3600.0
+"""After which nobody is writing any more: what is written is also brought to the disk, which may take minutes."""
 _WINDOWS = os.name == "nt"
 _WAITS = (0.01, 0.05, 0.2, 0.5, 1.0)
 """Seconds between tries to replace a file that somebody reads."""
@@ -46,7 +49,7 @@ def writing(path: Path) -> Iterator[Path]:
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{_begun_here(path)}{threading.get_ident()}.part")
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
         try:
             yield unfinished
             with unfinished.open("r+b") as file:  # which Windows wants to be writable
@@ -68,11 +71,6 @@ def _replace(unfinished: Path, path: Path) -> None:
     unfinished.replace(path)
 
 
-def _begun_here(path: Path) -> str:
-    """How the names of what this process writes in begin, before it becomes path."""
-    return f".{path.name}.{os.getpid()}-"
-
-
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes path whole, through to the disk; see writing."""
     with writing(path) as unfinished, unfinished.open("wb") as file:
@@ -88,14 +86,24 @@ def copy_atomically(
     again while it is copied, which it stops by raising.
     """
     with writing(target) as unfinished:
-        for left in target.parent.glob(f".{target.name}.*.part"):
-            if not left.name.startswith(_begun_here(target)):  # but of a process that was killed
-                left.unlink(missing_ok=True)
-        if not (one_file and _linked(source, unfinished)):
-            with source.open("rb") as given, unfinished.open("wb") as made:
-                while part := given.read(_COPIED_AT_ONCE):
-                    heed()
-                    made.write(part)
+        if one_file and _linked(source, unfinished):
+            return
+        with source.open("rb") as given, unfinished.open("wb") as made:
+            _remove_left(target, now=unfinished.stat().st_mtime)
+            while part := given.read(_COPIED_AT_ONCE):
+                heed()
+                made.write(part)
+
+
+def _remove_left(path: Path, *, now: float) -> None:
+    """What killed processes left of path. now: by its disk's clock.
+
+    Others may be writing it, on other machines too: the process that trained and who watched it put one student among the models.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(FileNotFoundError):
+            if now - left.stat().st_mtime > _LEFT_SECONDS:
+                left.unlink()
 
 
 def _linked(source: Path, target: Path) -> bool:

@@ -205,7 +205,8 @@ def test_watching_shows_the_other_process(client, runs, style, name):
             told.append(data["iteration"])
 
     client.run(watch(name), on_event=note)
-    assert finish(process)[0] == 0
+    code, _, errors = finish(process)
+    assert code == 0, errors[-3000:]
     assert told == sorted(told)
     assert told[-1] == 150
     assert len(told) > 2

@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -71,6 +72,33 @@ def test_what_is_given_away_is_a_file_of_its_own(one_file, tmp_path):
     with two.open("r+b") as file:
         file.write(b"your")
     assert (one.read_bytes() == b"mine") is not one_file
+
+
+def test_two_processes_that_copy_to_one_file_do_not_meet(tmp_path, monkeypatch):
+    """The one that trained and the one that watched it put one student among the models."""
+    source, target = tmp_path / "student", tmp_path / "published"
+    source.write_bytes(b"content")
+
+    def other():
+        with monkeypatch.context() as at_once:
+            at_once.setattr(os, "getpid", lambda: 1)
+            copy_atomically(source, target, one_file=False)
+
+    copy_atomically(source, target, one_file=False, heed=other)
+    assert target.read_bytes() == b"content"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["published", "student"]
+
+
+def test_what_a_killed_process_left_of_a_copy_goes_with_the_next(tmp_path):
+    source, target = tmp_path / "student", tmp_path / "published [1]"
+    source.write_bytes(b"content")
+    old, new, anothers = (tmp_path / f".{name}.7-7.part" for name in (target.name, f"{target.name}.8-8", "published"))
+    for file, age in ((old, 3700), (new, 3500), (anothers, 3700)):
+        file.write_bytes(b"con")
+        os.utime(file, times=(then := time.time() - age, then))
+    os.utime(source, times=(0, 0))
+    copy_atomically(source, target, one_file=False)
+    assert sorted(tmp_path.iterdir()) == sorted([source, target, new, anothers])
 
 
 def test_a_disk_that_cannot_sync_a_folder_is_written_to(tmp_path, monkeypatch):
