@@ -38,6 +38,11 @@ _ERNIE = (
 )
 _HIDREAM = "github.com/HiDream-ai/HiDream-I1: FlashFlowMatchEulerDiscreteScheduler, shift 6 (dev) and 3 (fast)"
 _HIDREAM_O1 = "github.com/ModelTC/LightX2V: flash, noise of 7.6 clipped at 2.5 deviations; ComfyUI's workflow templates"
+_MOSS = (
+    "huggingface.co/akhaliq/MOSS-Image-SFT-4-steps: Euler on MOSS-Image's own scheduler, timesteps 1000, 910, 717, 24, which "
+    "is diffusers' list at shift 5"
+)
+_HADES = "huggingface.co/DeVilDoNia/HaDeS-MOSS-Turbo: euler with the scheduler simple at the model's shift of 5"
 _PID = "ComfyUI, comfy/supported_models.py: the original distill's four levels"
 _QWEN_FILE = r"(qwen-image(-edit)?(-\d+)?|firered-image-edit-1-0)-lightning-"
 _KLEIN_FILE = "flux-2-klein-(4b|9b)"
@@ -86,6 +91,10 @@ def _hyper_sd3(steps: int, *, cfg: float, even: bool = False) -> Preset:
         lora_strength=0.125,
         files=f"hyper-sd3-{steps}steps",
     )
+
+
+def _hades(steps: int, *, files: str) -> Preset:
+    return flow(steps, source=_HADES, absolute_shift=5.0, files=files)
 
 
 def _hidream(steps: int, kind: str, *, shift: float) -> Preset:
@@ -166,6 +175,11 @@ PICTURES: dict[str, Preset] = {
     ),
     "Mage-Flow turbo, 4 steps": flow(4, "MageFlow", source=TEMPLATES, absolute_shift=6.0, files="mage-flow.*turbo"),
     "Lens turbo, 4 steps": flow(4, "Lens", source=_LENS, absolute_shift=math.exp(_LENS_MU), files="lens-turbo"),
+    "MOSS-Image 4-step LoRA, 4 steps": flow(
+        4, source=_MOSS, schedule="twice_shifted", absolute_shift=5.0, files="moss-image-sft-4-?steps?"
+    ),
+    "HaDeS MOSS Turbo LoRA, 4 steps": _hades(4, files="hades-moss-turbo(?!-8steps)"),
+    "HaDeS MOSS Turbo, 8 steps": _hades(8, files=r"hades-moss-(turbo-8steps|v\d-\d-turbo)"),
     "PiD, 4 steps": listed("0.999, 0.866, 0.634, 0.342", "PiD", source=_PID, sampler="lcm", files="^pid-.*4step"),
     "PiD, 4 steps (shift 1.5, ComfyUI's templates)": flow(
         4, "PiD", source=TEMPLATES, sampler="lcm", absolute_shift=1.5, files="^pid-.*4step"
