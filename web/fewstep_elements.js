@@ -48,14 +48,16 @@ export function define(name, kind) {
 }
 
 /** Puts an element on a node, in every editor since 2024, and takes all of it away with the node. It is no setting, and stays on
- *  its node where an editor shows settings beside the graph too. Keys that are pressed in it do nothing to the graph. */
-export function addElement(node, name, element, { height }) {
+ *  its node where an editor shows settings beside the graph too. Keys that are pressed in it do nothing to the graph. label: what
+ *  an app calls it. */
+export function addElement(node, name, element, { label = name, height }) {
   keepKeys(element);
   const options = { serialize: false, hideOnZoom: false, hideInPanel: true, onDraw: () => noteDrawn(node),
     getMinHeight: () => textScale() * height() };
   // of a type of its own: where undo makes a node anew, Nodes 2.0 would leave the old one's element in the place of one of its type
   const widget = node.addDOMWidget(name, `fewstep_${name}_${++added}`, element, options);
   widget.serialize = false;
+  widget.label = label;
   if (!node.graph) grow(node); // while it is made: its size was chosen before
   keepGiven(node);
   atRemoval(node, () => widget.onRemove?.()); // the editor of 2024 leaves a listener on the document otherwise

@@ -4,6 +4,7 @@ import "./fewstep_panel_element.js";
 import { AROUND, addElement, every, fit, textScale, whileThere } from "./fewstep_elements.js";
 import { EVERY, METRICS, PHASE, STATE, TRAINING, isName, isOf, runNamed, subscribe } from "./fewstep_service.js";
 import { setting } from "./fewstep_wires.js";
+import { say } from "./fewstep_words.js";
 
 const NODES = [...TRAINING, "FewStepWatchRun"];
 const PLAN_ONLY = "plan only"; // of Make It Fast's do
@@ -24,7 +25,7 @@ function addPanel(node) {
     height = needed;
     fit(node);
   };
-  addElement(node, "training", panel, { height: () => height });
+  addElement(node, "training", panel, { label: say("Training"), height: () => height });
   new ResizeObserver(panel.onsize).observe(panel); // a narrower node has its sentence in more lines
   whileThere(node, () => subscribe(EVERY, (kind, data) => {
     if ([STATE, METRICS, PHASE].includes(kind) && isOf(data, node)) told = data.run;
