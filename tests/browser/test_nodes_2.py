@@ -60,6 +60,17 @@ def wait_for_timesteps(editor, wanted):
     )
 
 
+def test_a_rare_input_is_shown_where_it_is_set(editor):
+    fast = editor.add("FewStepMakeItFast")
+    node = editor.page.locator(f"[data-node-id='{fast}']").get_by_test_id("node-widgets")
+    node.get_by_text("run_name", exact=True).wait_for()
+    assert node.get_by_text("references", exact=True).count() == 0
+    editor.set(fast, references="before")
+    editor.load(editor.page.evaluate("() => app.graph.serialize()"))
+    node.get_by_text("references", exact=True).wait_for(timeout=10_000)
+    assert node.get_by_text("frames", exact=True).count() == 0
+
+
 def test_what_is_on_a_node_goes_on_after_undo_and_redo(editor):
     """They make the nodes anew under the same numbers, whose old elements the editor would leave where they were."""
     schedule = editor.add("FewStepSchedule")
