@@ -57,7 +57,8 @@ def test_all_that_a_template_says_is_shown(path, app, editor):
     keys = widgets(editor).evaluate_all("items => items.map(item => item.dataset.widgetKey.split(':').slice(1))")
     assert keys == [[str(number), name] for number, name in workflow["extra"]["linearData"]["inputs"]]
     if ["training"] in [key[1:] for key in keys]:
-        assert widgets(editor).filter(has=editor.page.locator("fewstep-panel")).first.inner_text().startswith("Training")
+        training = widgets(editor).filter(has=editor.page.locator("fewstep-panel"))
+        assert training.inner_text().startswith("Training")
 
 
 def test_a_training_is_as_tall_as_on_its_node(app, editor, runs, name):
