@@ -108,6 +108,22 @@ def test_it_learns_from_samples_and_pictures_at_one_level(family, unit, shakes):
     assert target.pull is None
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_noisier_of_the_two_pictures_is_not_the_one_told_from_samples(family):
+    """Seen where there is little other noise: at the lowest level that there is."""
+    made, count = adversarial(family, steps=1, renoise_from=0.0, renoise_to=0.001), 4000
+    x0 = torch.full((count, *SHAPE[1:]), 2.0)
+    batch = Batch(x0, {"y": torch.ones(count, 1)}, unconditional={"y": torch.zeros(1, 1)})
+    given = dataclasses.replace(lesson_of(family, count=count), batch=batch, student=lambda x, sigma, y: 0.0 * x)
+    target = made.companion_target("critic", dataclasses.replace(given, examples=made.examples(given)))
+    level = float(target.sigma.max())
+    assert level == float(target.sigma.min()) < 0.03
+    left = float(family.signal(target.sigma[0]))
+    told, near = (float((seen - left * 2.0).std()) for seen in (target.x0, target.near))
+    assert told == pytest.approx(level, rel=0.02)
+    assert near == pytest.approx((level**2 + (0.01 * left) ** 2) ** 0.5, rel=0.02)
+
+
 def test_it_pulls_only_after_its_own_beginning():
     critic = Critic()
     made = adversarial(VE, companion_first=3, adversarial_from=2, iterations=10)
