@@ -32,6 +32,8 @@ STRANGE = [
     {"a": 1},
     [None],
     ["4", "2", "0"],
+    [4.0, "2", 0.0],
+    2.0,
     [[0.0]],
 ]
 
@@ -43,6 +45,10 @@ def changed(**fields):
 @pytest.mark.parametrize("recipe", [WHOLE, PART])
 def test_it_comes_back(recipe):
     assert Recipe.from_metadata(recipe.to_metadata(), source="file") == recipe
+
+
+def test_files_are_of_the_format_that_released_packs_read():
+    assert json.loads(WHOLE.to_metadata()[METADATA_KEY])["format"] == 1
 
 
 @pytest.mark.parametrize(
@@ -61,7 +67,7 @@ def test_a_damaged_text_is_named(text):
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Recipe)])
 def test_a_damaged_field_is_named(name):
     """Whatever stands there: what is no value of the field's kind, with the field's name."""
-    allowed = {"method": ["", "four"], "schedule": ["", "four"], "guidance_scale": [-1]}.get(name, [])
+    allowed = {"method": ["", "four"], "schedule": ["", "four"], "guidance_scale": [-1, 2.0]}.get(name, [])
     for value in STRANGE:
         if any(value is one or value == one for one in allowed if not isinstance(value, bool)):
             continue
@@ -95,3 +101,26 @@ def test_an_experts_boundary_is_where_its_levels_end_inside(low, high, boundary)
 def test_no_recipe_repeats_a_level_or_is_for_none(wrong):
     with pytest.raises(ValueError, match=r"sigmas must fall|rising"):
         dataclasses.replace(WHOLE, **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sigmas": (14.0, 1.6, 0.5)},
+        {"sigmas": (float("inf"), 1.6, 0.0)},
+        {"steps": 0, "sigmas": (0.0,)},
+        {"gamma": 1.5},
+        {"level_to": 1.5},
+    ],
+    ids=str,
+)
+def test_no_recipe_is_for_what_no_sampler_could_do(wrong):
+    """End above 0, begin at infinity, take no step, draw more than all noise afresh, or reach beyond the model's time."""
+    with pytest.raises(ValueError, match=r"must fall to 0|names 0 steps|gamma is 1\.5|to 1\.5; allowed"):
+        dataclasses.replace(WHOLE, **wrong)
+
+
+def test_a_file_without_a_recipe_is_named():
+    for metadata in (None, {}, {"format": "pt"}):
+        with pytest.raises(ValueError, match="my file carries no FewStep recipe"):
+            Recipe.from_metadata(metadata, source="my file")
