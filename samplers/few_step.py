@@ -179,7 +179,6 @@ def sample_tcd(
     return sample_few_step(model, x, sigmas, *walk, family=family, gamma=gammas, **options)
 
 
-@torch.no_grad()
 def sample_ancestral(
     model: Denoiser,
     x: Tensor,
