@@ -120,6 +120,20 @@ def test_without_the_input_the_student_is_not_told(family=NoiseFamily.FLOW):
     assert method.scale_input is None
 
 
+@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_stage_is_judged_by_its_teacher_at_the_middle_of_the_scales(family, stage):
+    """By both of its prompts, or, as the student of the stage before, by its input."""
+    method = made(ProgressiveOptions(**RANGE, start_steps=4, target_steps=1, weighting=Weighting.CONSTANT), family)
+    student = lambda x, sigma, y, guidance_scale: guided_at(family, guidance_scale)(x, sigma)  # noqa: E731
+    data, sigma = batch(8), torch.full((8,), 0.5)
+    taught = method.teaching(student if stage else two_prompts(family), stage=stage, batch=data)
+    middle = torch.full((8,), (LOW + HIGH) / 2)
+    torch.testing.assert_close(
+        taught(data.x0, sigma, **data.condition), guided_at(family, middle)(data.x0, sigma), atol=1e-5, rtol=1e-5
+    )
+
+
 @pytest.mark.parametrize("takes_scale", [False, True])
 @pytest.mark.parametrize("stage", [0, 1])
 @pytest.mark.parametrize("family", FAMILIES)
