@@ -180,7 +180,7 @@ def test_the_recipe_says_how_to_sample_and_what_is_baked_in():
 
 
 def test_options_come_back_as_they_were_written():
-    chosen = options(weighting=Weighting.SNR, distance=Distance.PSEUDO_HUBER, gamma=0.5, steps=8)
+    chosen = options(weighting=Weighting.SNR, distance=Distance.PSEUDO_HUBER, gamma=1.0, steps=8)
     assert read_method(GuidanceDistillation.name, chosen.written()) == chosen
     made = method(NoiseFamily.FLOW)
     assert made.options_of_old().keys() == made.options().keys() - {"guidance_scale", "iterations", "learning_rate"}

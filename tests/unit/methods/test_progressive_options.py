@@ -95,6 +95,7 @@ def test_the_conversion_teaches_what_the_teacher_sees_at_every_level_that_it_is_
     assert noise.std() == pytest.approx(1.0, abs=0.03)
     torch.testing.assert_close(target.weight, (1.0 / target.sigma**2).clamp(min=1.0))
     assert torch.equal(made.stages()[0].sigmas, finest)
+    assert torch.equal(made.stages()[0].teacher_sigmas, finest)
 
 
 def test_after_the_conversion_the_halvings_are_those_of_any_run():
@@ -178,7 +179,7 @@ def test_the_last_halvings_and_the_conversion_may_be_trained_longer():
     assert [s.iterations for s in method(**chosen).stages()] == [10, 10, 10, 10]
     longer = method(**chosen, conversion_iterations=7, last_stages_iterations=20)
     assert [(s.steps, s.iterations) for s in longer.stages()] == [(8, 7), (4, 10), (2, 20), (1, 20)]
-    flow = method(FLOW, teacher="flow", start_steps=8, target_steps=4, last_stages_iterations=20)
+    flow = method(FLOW, teacher="flow", start_steps=6, target_steps=3, last_stages_iterations=20)
     assert [s.iterations for s in flow.stages()] == [10]
 
 

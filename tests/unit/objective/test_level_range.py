@@ -82,6 +82,15 @@ def test_the_part_of_an_expert_is_walked_from_where_to_where(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_guided_expert_walks_its_own_part_too(family):
+    """Below its top it begins with the data in noise: compared from noise it would be judged where its partner is asked."""
+    ((above,), (below,)) = (guidance(family, **part).stages() for part in ({"level_from": 0.6}, {"level_to": 0.6}))
+    assert torch.equal(above.walked(above.sigmas), above.sigmas[:3])
+    assert torch.equal(below.walked(below.sigmas), below.sigmas[2:])
+    assert (above.from_noise, below.from_noise) == (True, False)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("stage", [0, 1])
 def test_both_files_name_the_boundary_at_which_the_pair_splits(family, stage):
     """Of every stage: the steps from it up are those that the one student was taught, all others the other's."""
