@@ -272,13 +272,13 @@ def test_a_plan_sums_its_stages():
         StageCost(stage=stage, iteration=Iteration(seconds=seconds, forwards=forwards), measuring=3.0)
         for stage, seconds, forwards in zip(stages, (8.0, 4.0), (5.0, 3.0), strict=True)
     ]
-    chosen = TrainOptions(batch_size=16, accumulation=4)
+    chosen = TrainOptions(batch_size=32, accumulation=8)
     plan = Plan(costs=found, options=chosen, needs=Needs({1: 10, 2: 12}), room=16, preparing=[("drawing", 60.0)])
     assert plan.rows == 4
     assert (plan.held, plan.fits) == (16, True)
     assert plan.training == 10 * 8.0 + 10 * 4.0 + 2 * 3.0
     assert plan.seconds == plan.training + 60.0
-    assert plan.forwards == 16 * 10 * (5 + 3)
+    assert plan.forwards == 32 * 10 * (5 + 3)
     assert plan.told()[0] == "drawing: 60 s"
     assert plan.left == plan.seconds
     assert dataclasses.replace(plan, done=4, preparing=[]).left == 6 * 8.0 + 10 * 4.0 + 2 * 3.0
@@ -289,7 +289,7 @@ def test_a_plan_sums_its_stages():
     millions = dataclasses.replace(plan, needs=Needs({1: 10e6, 2: 12e6}), room=16e9)
     assert (
         millions.told()[-1]
-        == "memory beside the model: 16.0 MB of 16.00 GB that are free, with 4 of 16 pictures at a time"
+        == "memory beside the model: 16.0 MB of 16.00 GB that are free, with 4 of 32 pictures at a time"
     )
 
 

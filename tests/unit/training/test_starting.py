@@ -235,6 +235,14 @@ def test_the_newest_checkpoint_that_is_whole_and_finite_is_taken(tmp_path):
         started(old, name="other")
 
 
+def test_a_checkpoint_with_one_value_that_is_no_number_is_passed_over(tmp_path):
+    old = stopped(tmp_path, 9)
+    tensors, metadata = read_tensors(old.run.checkpoints()[-1])
+    tensors["student.hidden"][0, 0] = math.nan
+    old.run.save_checkpoint(10, tensors, json.loads(metadata["fewstep.position"]))
+    assert started(old)[1].said["checkpoint"] == "00000009"
+
+
 UNFIT = [
     ({"start_steps": 8}, {}, r"it is in its stage 1 \(16 to 8 steps\); the stages here are 8 to 4 steps"),
     *(
@@ -268,6 +276,7 @@ def test_a_later_stage_keeps_what_its_teacher_has_learnt(tmp_path):
     """In the first stage, whose teacher is the model itself, guidance and levels may be chosen anew."""
     guided = {scale: method(FAMILY, guidance_scale=scale, iterations=12) for scale in (3.0, 8.0)}
     cosine = method(FAMILY, guidance_scale=3.0, iterations=12, grid=Grid.COSINE)
+    finer = method(FAMILY, guidance_scale=3.0, iterations=12, start_steps=32, merged_steps=4)
     later, first = stopped(tmp_path, 15, name="later"), stopped(tmp_path, 5, name="first")
     new = distillation(tmp_path, name="new")
     for here, named in (
@@ -278,6 +287,8 @@ def test_a_later_stage_keeps_what_its_teacher_has_learnt(tmp_path):
         with pytest.raises(ValueError, match=f"start_from is 'later'.*it is in its stage 2, whose teacher {named}"):
             start_from(later.run, asked, method=guided[3.0])
         assert start_from(first.run, asked, method=guided[3.0]).position["stage"] == 0
+    with pytest.raises(ValueError, match="on other noise levels than are asked for here: restore grid, start_steps"):
+        start_from(later.run, dataclasses.replace(new, method=finer), method=guided[3.0])
     assert (
         start_from(later.run, dataclasses.replace(new, method=guided[3.0]), method=guided[3.0]).position["stage"] == 1
     )
