@@ -21,13 +21,15 @@ def reading(model):
     return host.models.model_sampling_of(model)
 
 
+@pytest.mark.parametrize("timesteps", [None, [2, 1, 0]], ids=["of 8 steps", "the first"])
 @pytest.mark.parametrize("prediction", ["eps", "v_prediction", "x0"])
-def test_lcm_reads_every_prediction_type_as_diffusers_does(prediction):
+def test_lcm_reads_every_prediction_type_as_diffusers_does(prediction, timesteps):
+    """At the first timesteps too, where alone there is something left of x in its boundary."""
     (model,) = model_sampling.PredictionType().patch(model_of("EPS"), prediction)
     (model,) = model_sampling.LCMModel().patch(model)
     assert host.models.prediction_type(reading(model)) == prediction
     scheduler = LCMScheduler(**SD, prediction_type=THEIR_NAMES[prediction])
-    scheduler.set_timesteps(8)
+    scheduler.set_timesteps(None if timesteps else 8, timesteps=timesteps)
     x_vp, output = noise_of(seed=1), noise_of(seed=2)
     table = host.models.noise_levels(reading(model))
     for t in scheduler.timesteps:
