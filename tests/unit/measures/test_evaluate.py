@@ -74,7 +74,10 @@ def test_the_judge_counts_what_was_asked_for():
     asked = said.clone()
     asked[:4] += 1
     asked[4:5] -= 1
-    score = judge.score(pictures, asked, reference=pictures, model="student", steps=4, nfe=4, seconds=2.0)
+    given = {"model": "student", "steps": 4, "nfe": 4, "seconds": 2.0}
+    score = judge.score(pictures, asked, reference=(pictures + 0.1), **given)
+    assert score.psnr == pytest.approx(20.0, abs=1e-4)
+    assert judge.score(pictures, asked, reference=None, **given).psnr is None, "of the reference itself"
     assert score.accuracy == pytest.approx(0.75)
     assert score.frechet == pytest.approx(0.0, abs=1e-6)
     assert score.seconds_per_picture == pytest.approx(0.1)

@@ -71,13 +71,17 @@ def test_judges_see_each_picture_with_its_own_prompt_and_partner():
     assert first.clip_score == pytest.approx(0.25)
     assert first.lpips is None
     assert second.lpips == pytest.approx((0.1 + 0.2) / 4)
+    assert as_markdown([second]).endswith("| 0.075 | 0.325 | 0.15 |")
     assert judges.of([teacher, student], None)[1].clip_score is None
+    assert NONE.of([teacher, student], ["a", "b"])[1].clip_score is None
 
 
 def test_what_is_not_measured_is_said():
     assert NONE.told(["a"]) == ["LPIPS: not measured: no weights", "CLIP score: not measured: no weights"]
     one = Judges(lpips=Missing("no weights"), clip_score=lambda *_: torch.zeros(1))
     assert one.told(None)[1] == "CLIP score: not measured: the texts of the prompts are not known"
+    assert one.told(["a"]) == ["LPIPS: not measured: no weights"]
+    assert NONE.told(None) == NONE.told(["a"]), "once"
 
 
 def test_a_bar_in_a_name_is_no_column():
