@@ -6,6 +6,7 @@ import torch
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.samplers.schedules import (
     Levels,
+    dmd2_timesteps,
     even_shares,
     even_sigmas,
     flux2_mu,
@@ -17,6 +18,7 @@ from comfyui_fewstep.samplers.schedules import (
     timesteps_to_sigmas,
     trailing_sigmas,
     trailing_timesteps,
+    turbo_timesteps,
     twice_shifted_sigmas,
 )
 from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
@@ -81,6 +83,9 @@ def test_lcm_takes_the_whole_part_of_a_share_of_its_grid(strength):
         (trailing_timesteps(1), [999]),
         (lcm_timesteps(4), [999, 759, 499, 259]),
         (lcm_timesteps(8), [999, 879, 759, 639, 499, 379, 259, 139]),
+        (turbo_timesteps(10), [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]),
+        (dmd2_timesteps(4), [999, 749, 499, 249]),
+        (dmd2_timesteps(1), [399]),
     ],
 )
 def test_published_lists(made, published):
@@ -112,7 +117,12 @@ def test_a_schedule_falls_to_zero():
         (lambda: timesteps_to_sigmas([50], table=torch.ones(50)), "timestep 50"),
         (lambda: timestep_shares([1001, 500]), "timestep 1001"),
         (lambda: even_shares(0), "steps is 0"),
+        (lambda: turbo_timesteps(11), "steps is 11; a Turbo schedule allows 1 to 10"),
+        (lambda: dmd2_timesteps(2), "steps is 2; DMD2 models were made for 1 or 4"),
         (lambda: parse_numbers("999, 499, 499", name="values"), "must fall"),
+        (lambda: parse_numbers(" , ", name="values"), "at least one number"),
+        (lambda: parse_numbers("3, -1", name="values"), "none of them negative"),
+        (lambda: parse_numbers("inf, 3", name="values"), "at least one number"),
     ],
 )
 def test_bad_input_is_named(make, named):
