@@ -130,6 +130,7 @@ def test_relative_and_absolute_shift():
         near(levels(flow(8.0), name, 4, values=values, absolute_shift=1.0), quarters)
     for given in ({"shift": 3.0}, {"absolute_shift": 3.0}):
         near(levels(flow(8.0), "sigmas", 4, values="1, .75, .5, .25", **given), bent(quarters, 3.0))
+    near(levels(flow(8.0), "sigmas", 4, values="1, .75, .5, .25, 0"), quarters)
     lowest = 5 / (1000 + 4)
     near(levels(flow(8.0), "twice_shifted", 2, absolute_shift=5.0), bent([1, lowest], 5.0))
 
@@ -175,6 +176,13 @@ def test_relative_and_absolute_shift():
 def test_what_does_not_go_together_is_named(make, name, options, said):
     with pytest.raises(ValueError, match=said):
         levels(make(), name, 4, **options)
+
+
+def test_a_published_list_may_be_rounded_up_at_its_top():
+    """14.6146 is the largest level of Stable Diffusion; a list that says 14.62 means it, one that says 15 another model."""
+    near(levels(sampling("ModelSamplingDiscrete", "EPS"), "sigmas", 2, values="14.62, 1.5"), [14.62, 1.5])
+    with pytest.raises(ValueError, match=r"this model's noise levels end at 14\.6146"):
+        levels(sampling("ModelSamplingDiscrete", "EPS"), "sigmas", 2, values="15, 1.5")
 
 
 # --- strength and denoise ----------------------------------------------------------------------------------------------

@@ -395,3 +395,6 @@ def test_a_companion_that_the_other_run_had_not_begins_anew(tmp_path):
     assert all(
         torch.equal(value, bare[f"companion.fake.{key}"]) for key, value in both["fake"].network.state_dict().items()
     )
+    both.pop("fake")
+    with pytest.raises(ValueError, match="the checkpoint's other is another than this run's"):
+        loop._companions.load_state_dict(bare, {})  # of a resume, whose checkpoint has them all
