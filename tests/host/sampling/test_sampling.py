@@ -51,6 +51,18 @@ def schedule(model, name="trailing", steps=5, **options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_what_is_drawn_for_data_and_reports_begins_at_an_empty_latent(kind):
+    """As the host's own nodes draw it; below the top of a flow model too, where a latent would be seen."""
+    model, made = model_of(kind), comfy.samplers.sampler_object("euler")
+    sigmas, prompt = schedule(model)[1:], digits_model.prompt("1234")
+    with torch.inference_mode():
+        drawn = host.models.sample(
+            model, made, sigmas, noise=noise_of(), positive=prompt, negative=prompt, cfg=1.0, seed=7
+        )
+    assert torch.equal(drawn, draw(model, made, sigmas))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_lightning_is_the_hosts_euler(kind):
     model = model_of(kind)
     sigmas = schedule(model)
