@@ -316,6 +316,15 @@ def test_the_consistency_node_passes_its_noise_on(monkeypatch):
     assert (seen["s_noise_end"], seen["noise_clip"]) == (0.0, 2.5)
 
 
+@pytest.mark.parametrize(("kind", "after"), [("EPS", 0), ("FLOW", 0), ("FLOW", 1)])
+def test_unit_variance_changes_nothing_where_noise_begins_right_already(kind, after):
+    """At the top, where the host scales it so itself, and in a flow model at any level."""
+    model = model_of(kind)
+    made = [host.models.sampler(sample_few_step, gamma=0.0, unit_variance_start=wanted) for wanted in (False, True)]
+    plain, wanted = (draw(model, sampler, schedule(model)[after:]) for sampler in made)
+    assert torch.equal(plain, wanted)
+
+
 def test_a_picture_to_start_from_keeps_its_share_at_unit_variance():
     """Only the sample that begins from noise alone is scaled; the other is latent + sigma * noise, as the host made it."""
     model, seen = model_of("EPS"), []
