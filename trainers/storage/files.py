@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,10 +114,15 @@ def _linked(source: Path, target: Path) -> bool:
     return True
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Removes what write_atomically left below folder when its process was killed; nobody may be writing there now."""
+def remove_unfinished(folder: Path, *, but: Collection[str] = ()) -> None:
+    """Removes what write_atomically left below folder when its process was killed; nobody may be writing there now.
+
+    but: names of files and folders in it that others may be writing.
+    """
     for path in folder.rglob(".*.part"):
-        path.unlink(missing_ok=True)
+        first = path.relative_to(folder).parts[0]
+        if not any(first == name or first.startswith(f".{name}.") for name in but):
+            path.unlink(missing_ok=True)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -42,6 +42,7 @@ from .locking import Lock, require_in_place
 from .places import is_link, is_regular, place, remove, remove_unless_read, require_name, require_no_links
 
 KEPT_CHECKPOINTS = 2
+_WITHOUT_LOCK = ("note.txt", "stop", "cancel", "report")  # which others may be writing while a process takes the lock
 
 
 class RunFolder:
@@ -105,7 +106,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         require_no_links(self.path)
         with self.lock.held():
-            remove_unfinished(self.path)
+            remove_unfinished(self.path, but=_WITHOUT_LOCK)
             for asked in (self.place("stop"), self.place("cancel")):
                 asked.unlink(missing_ok=True)  # it was meant for a process before
             self._locked = True
