@@ -88,8 +88,8 @@ def prepared(wired: Wired, *, vae: Any, elsewhere: bool = False) -> Iterator[Dis
         source = wired.source()
         method = _possible(wired, run, source, elsewhere=elsewhere)
         with (
-            run.gone_if_refused(keep_data=not isinstance(source, DataInGraph)),
             run.locked(),
+            run.gone_if_refused(keep_data=not isinstance(source, DataInGraph)),
             host.signals.heeding(lambda: run.cancel_asked),
         ):
             distillation = _with_data(wired, run, source, method)

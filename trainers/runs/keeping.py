@@ -70,7 +70,7 @@ def cloned(run: RunFolder, name: Any) -> RunFolder:
         to.path.mkdir()
     except FileExistsError as error:
         raise _taken(to) from error
-    with to.gone_if_refused(keep_data=False), to.locked():  # half of a run is none
+    with to.locked(), to.gone_if_refused(keep_data=False):  # half of a run is none
         if run.data_folder.is_dir():
             shutil.copytree(run.data_folder, to.data_folder, ignore=shutil.ignore_patterns(".*.part"))
         if workflow:

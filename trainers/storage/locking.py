@@ -65,6 +65,12 @@ class Lock:
     def _gone(self) -> ValueError:
         return ValueError(f"the run {self._name!r} was just renamed or deleted.")
 
+    def remove_with_folder(self) -> None:
+        """The lock's own file, while it is held, and the folder, in which nothing else is left."""
+        self.let_go_to_move()
+        self._file.unlink(missing_ok=True)
+        self._file.parent.rmdir()
+
     def let_go_to_move(self) -> None:
         """Before the folder is renamed, or the file removed, while it is held.
 

@@ -54,7 +54,7 @@ class RunFolder:
     def __init__(self, root: Path, name: str) -> None:
         self.name = require_name(name, what="run name")
         self._root, self.path = root, root / name
-        self._locked = False
+        self._held: Lock | None = None
 
     def place(self, *names: str) -> Path:
         """Of a file or folder in it. ValueError when that, or what it lies in, is a link."""
@@ -105,15 +105,16 @@ class RunFolder:
             require_no_links(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         require_no_links(self.path)
-        with self.lock.held():
+        lock = self.lock
+        with lock.held():
             remove_unfinished(self.path, but=_WITHOUT_LOCK)
             for asked in (self.place("stop"), self.place("cancel")):
                 asked.unlink(missing_ok=True)  # it was meant for a process before
-            self._locked = True
+            self._held = lock
             try:
                 yield
             finally:
-                self._locked = False
+                self._held = None
 
     @property
     def lock(self) -> Lock:
@@ -223,9 +224,7 @@ class RunFolder:
             for path in self.path.iterdir():
                 if path != file:
                     remove(path)
-            lock.let_go_to_move()
-            file.unlink(missing_ok=True)
-            self.path.rmdir()
+            lock.remove_with_folder()
 
     def _require_there(self) -> None:
         if not self.path.is_dir():
@@ -233,7 +232,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def gone_if_refused(self, *, keep_data: bool) -> Iterator[None]:
-        """Around a start and its lock: one that an error ends before anything came of it leaves no run behind.
+        """A start, under the run's lock: one that an error ends before anything came of it leaves no run behind.
 
         What was in the folder before stays as it is: a run, data of a start before, somebody's own files. keep_data: so do data
         that were made, which may have taken hours.
@@ -242,24 +241,22 @@ class RunFolder:
         try:
             yield
         except BaseException:
-            if "run.json" not in before and self.path.is_dir() and not self.busy:
+            if "run.json" not in before and self.path.is_dir():
                 self._forget_start(before, keep_data=keep_data)
             raise
 
     def _contents(self) -> set[str]:
         """Names of what is in the folder, beside the lock."""
-        return {path.name for path in self.path.iterdir()} - {".lock"} if self.path.is_dir() else set()
+        return {path.name for path in self.path.iterdir()} - {".lock"}
 
     def _forget_start(self, before: Collection[str], *, keep_data: bool) -> None:
         if self.begun or os.path.lexists(self.place("metrics.jsonl")):
             return
         stays = {*before, *(["data"] if keep_data and self.files("data", ".safetensors") else [])}
-        if not stays:
-            self.delete()
-            return
-        with self.lock.held():
-            for name in self._contents() - stays:
-                remove(self.path / name)
+        for name in self._contents() - stays:
+            remove(self.path / name)
+        if not stays and self._held:
+            self._held.remove_with_folder()
 
     @contextlib.contextmanager
     def keeping_error(self, *, unless: type[Exception]) -> Iterator[None]:
@@ -299,7 +296,7 @@ class RunFolder:
 
     def save_checkpoint(self, iteration: int, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
         """iteration: counted over all stages, it names the file. position: JSON values, where to go on."""
-        require_in_place(self.path, if_so=self._locked)
+        require_in_place(self.path, if_so=self._held is not None)
         path = self.place("checkpoints", f"{iteration:08d}.safetensors")
         write_tensors(path, tensors, metadata={"fewstep.position": json.dumps(position)})
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
@@ -324,7 +321,7 @@ class RunFolder:
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""
-        require_in_place(self.path, if_so=self._locked)
+        require_in_place(self.path, if_so=self._held is not None)
         path = self.place("metrics.jsonl")
         self.path.mkdir(parents=True, exist_ok=True)
         with naming(path), path.open("a", encoding="utf-8") as file:

@@ -218,7 +218,7 @@ def test_a_failed_start_keeps_its_error_until_the_next(tmp_path):
 @pytest.mark.parametrize("error", [ValueError, Stop, KeyboardInterrupt])
 def test_a_start_that_came_to_nothing_leaves_no_run(error, tmp_path):
     run = RunFolder(tmp_path, "run")
-    with pytest.raises(error), run.gone_if_refused(keep_data=True), run.locked():
+    with pytest.raises(error), run.locked(), run.gone_if_refused(keep_data=True):
         run.claim({"run": {}})
         run.keep_workflow({})
         raise error
@@ -231,7 +231,7 @@ def test_what_is_of_worth_stays(kept, tmp_path):
     if kept == "run.json":
         run = made(tmp_path)
         (run.path / "metrics.jsonl").unlink()
-    with pytest.raises(ValueError, match="refused"), run.gone_if_refused(keep_data=True), run.locked():
+    with pytest.raises(ValueError, match="refused"), run.locked(), run.gone_if_refused(keep_data=True):
         run.claim({"run": {}})
         if kept == "metrics.jsonl":
             run.log(line(1))
@@ -250,7 +250,7 @@ def test_what_was_there_before_a_refused_start_stays(keep_data, tmp_path):
     run = RunFolder(tmp_path, "run")
     write_tensors(run.data_folder / "00000.safetensors", {}, metadata={})
     run.place("note.txt").write_text("mine")
-    with pytest.raises(ValueError, match="refused"), run.gone_if_refused(keep_data=keep_data), run.locked():
+    with pytest.raises(ValueError, match="refused"), run.locked(), run.gone_if_refused(keep_data=keep_data):
         run.claim({"run": {}})
         run.keep_workflow({})
         raise ValueError("refused")
@@ -264,8 +264,8 @@ def test_a_start_beside_another_one_takes_nothing_from_it(tmp_path):
     with run.locked():
         with (
             pytest.raises(ValueError, match="is being trained"),
-            run.gone_if_refused(keep_data=True),
             RunFolder(tmp_path, "run").locked(),
+            run.gone_if_refused(keep_data=True),
         ):
             pass
         assert (run.path / ".lock").exists()

@@ -1,5 +1,8 @@
 """A run's folder while other processes, and people, do with it what they may: nothing that one of them writes is lost."""
 
+import threading
+import time
+
 import pytest
 from comfyui_fewstep.trainers.storage.files import writing
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
@@ -24,3 +27,27 @@ def test_a_start_takes_nothing_from_who_writes_without_its_lock(place, run):
         with RunFolder(run.path.parent, run.name).locked():
             pass
     assert (run.path / place).read_bytes() == b"content"
+
+
+def test_a_start_that_waited_for_another_and_comes_to_nothing_leaves_what_that_wrote(tmp_path):
+    """Two servers prepare one run: the second waits for the lock, which it gets as the first has written the run."""
+    first, second, ready = RunFolder(tmp_path, "run"), RunFolder(tmp_path, "run"), threading.Event()
+
+    def refused():
+        ready.set()
+        with (
+            pytest.raises(ValueError, match="no such VAE"),
+            second.locked(),
+            second.gone_if_refused(keep_data=True),
+        ):
+            raise ValueError("no such VAE")
+
+    waits = threading.Thread(target=refused)
+    with first.locked(), first.gone_if_refused(keep_data=True):
+        waits.start()
+        ready.wait()
+        time.sleep(0.2)
+        first.claim({"run": {}})
+        first.keep_workflow({})
+    waits.join()
+    assert (first.description(), first.workflow()) == ({"run": {}}, {})
