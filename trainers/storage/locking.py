@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,22 +26,12 @@ _LOOKING = threading.Lock()
 """Two looks of this process at once would each take the other for whoever trains."""
 
 
-def require_in_place(folder: Path, *, if_so: bool) -> None:
-    """ValueError where a run's folder was moved or deleted while it is trained: what is written would make another one, without a
-    run.json to go on with, and without a lock. if_so: whether it is trained.
-    """
-    if if_so and not any(is_regular(folder / name) for name in ("run.json", ".lock")):
-        raise ValueError(
-            f"the folder of the run {folder.name!r} was moved or deleted while it was trained, so the training ends here. Put it "
-            f"back to {folder} and queue again to go on from its last checkpoint; without it a new run begins."
-        )
-
-
 class Lock:
     """Of a file in the folder of a run of that name."""
 
     def __init__(self, file: Path, *, name: str) -> None:
         self._file, self._name, self._lock = file, name, FileLock(file)
+        self._taken: tuple[int, int] | None = None  # which file it is that is locked
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -48,7 +39,7 @@ class Lock:
         if not self._file.parent.is_dir():  # which the library would make
             raise self._gone()
         try:
-            self._lock.acquire(timeout=_LOOK_SECONDS)
+            self._take()
         except Timeout as error:
             raise ValueError(
                 f"the run {self._name!r} is being trained by another process; stop it, wait, or choose another name."
@@ -56,14 +47,43 @@ class Lock:
         except FileNotFoundError as error:
             raise self._gone() from error
         try:
-            if not is_regular(self._file):  # what is locked is in the folder of another name, or in none
-                raise self._gone()
             yield
         finally:
             self._lock.release()
 
+    def _take(self) -> None:
+        self._lock.acquire(timeout=_LOOK_SECONDS)
+        self._taken = _file_at(self._file)
+        if not self._taken:  # what is locked is in the folder of another name, or in none
+            self._lock.release()
+            raise self._gone()
+
     def _gone(self) -> ValueError:
         return ValueError(f"the run {self._name!r} was just renamed or deleted.")
+
+    def require_in_place(self) -> None:
+        """While it is held. Where somebody deleted its file, the one there is held from now on: nothing else kept others away.
+
+        ValueError where another process has it by then, and where the folder was moved or deleted: what is written would make
+        another one, without a run.json to go on with, which stood in the way of putting it back.
+        """
+        folder = self._file.parent
+        found = _file_at(self._file)
+        if found and found == self._taken:
+            return
+        if not found and not is_regular(folder / "run.json"):
+            raise ValueError(
+                f"the folder of the run {self._name!r} was moved or deleted while it was trained, so the training ends here. Put "
+                f"it back to {folder} and queue again to go on from its last checkpoint; without it a new run begins."
+            )
+        self._lock.release()
+        try:
+            self._take()
+        except Timeout as error:
+            raise ValueError(
+                f"{self._file}, which kept other processes from the run {self._name!r}, was deleted, and another one trains it "
+                "since; so the training ends here."
+            ) from error
 
     def remove_with_folder(self) -> None:
         """The lock's own file, while it is held, and the folder, in which nothing else is left."""
@@ -95,6 +115,15 @@ class Lock:
                 return _seen_taken(self._file)
             self._lock.release()
             return False
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """Which file there is: one that was put in its place is another. None where there is none."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
 
 
 def _seen_taken(file: Path) -> bool:

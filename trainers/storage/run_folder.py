@@ -38,7 +38,7 @@ from .files import (
     write_tensors,
 )
 from .identity import gone_on_with
-from .locking import Lock, require_in_place
+from .locking import Lock
 from .places import is_link, is_regular, place, remove, remove_unless_read, require_name, require_no_links
 
 KEPT_CHECKPOINTS = 2
@@ -57,7 +57,9 @@ class RunFolder:
         self._held: Lock | None = None
 
     def place(self, *names: str) -> Path:
-        """Of a file or folder in it. ValueError when that, or what it lies in, is a link."""
+        """Of a file or folder in it. ValueError when that, or what it lies in, is a link, or the run is gone that is held."""
+        if self._held:
+            self._held.require_in_place()
         return place(self._root, self.name, *names)
 
     def files(self, folder: str, ending: str) -> list[Path]:
@@ -296,7 +298,6 @@ class RunFolder:
 
     def save_checkpoint(self, iteration: int, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
         """iteration: counted over all stages, it names the file. position: JSON values, where to go on."""
-        require_in_place(self.path, if_so=self._held is not None)
         path = self.place("checkpoints", f"{iteration:08d}.safetensors")
         write_tensors(path, tensors, metadata={"fewstep.position": json.dumps(position)})
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
@@ -321,7 +322,6 @@ class RunFolder:
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""
-        require_in_place(self.path, if_so=self._held is not None)
         path = self.place("metrics.jsonl")
         self.path.mkdir(parents=True, exist_ok=True)
         with naming(path), path.open("a", encoding="utf-8") as file:
