@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..storage.files import CHECKSUM_KEY, read_metadata, read_tensors, write_atomically, write_tensors
-from ..storage.places import place
+from ..storage.places import place, regular_files
 from ..storage.prefixes import below
 from ..storage.reading import Check, is_text_by_name, read_json, require
 from .batches import Batch, Buckets, Data, TensorData
@@ -64,14 +64,15 @@ def cached_data(
 
     source: JSON values that decide the data; None for what is not known this time, which is then not compared. plan: the
     shards, asked for only when one is missing. replace: data of another source give way; otherwise ValueError, naming what
-    differs. ValueError too when a shard is damaged. device: where batches go. newer: names of source that folders of before
-    lack; a run that has begun without them keeps its data. made_with: names of source that count only while something is to be
-    made, with the dtype that each computes in. say: is told where data give way, or are not of what they would be made with.
+    differs. ValueError too when a shard is damaged, or the folder goes meanwhile. device: where batches go. newer: names of
+    source that folders of before lack; a run that has begun without them keeps its data. made_with: names of source that count
+    only while something is to be made, with the dtype that each computes in. say: is told where data give way, or are not of
+    what they would be made with.
     """
     fill(folder, source=source, plan=plan, replace=replace, newer=newer, made_with=made_with, say=say)
     data = read_data(folder, device=device)
     if data is None:
-        raise RuntimeError(f"the data in {folder} were removed while they were being made.")
+        raise _gone(folder)
     return data
 
 
@@ -106,8 +107,18 @@ def fill(
     files = [folder / _FILE.format(number) for number in range(len(shards))]
     for file, shard in zip(files, shards, strict=True):
         if not file.exists() or not _is_of(file, shard.of):
-            write_tensors(file, _named(shard.make()), metadata={_OF_KEY: json.dumps(shard.of)})
+            made = _named(shard.make())  # which may take an hour
+            if not (folder / "source.json").exists():
+                raise _gone(folder)
+            write_tensors(file, made, metadata={_OF_KEY: json.dumps(shard.of)})
     _write_json(folder / "index.json", {"format": 1, "shards": {file.name: _checksum(file) for file in files}})
+
+
+def _gone(folder: Path) -> ValueError:
+    return ValueError(
+        f"{folder} was moved or deleted while the training data in it were made. Put it back and queue again, which makes what "
+        "is missing."
+    )
 
 
 def read_data(folder: Path, *, device: torch.device | None = None) -> Data | None:
@@ -137,9 +148,9 @@ def made_so_far(folder: Path, *, of: Mapping[str, Any]) -> list[tuple[str, ...]]
     there = _read_json(file) if file.exists() else {}
     if any(name not in there or there[name] != value for name, value in json.loads(json.dumps(of)).items()):
         return []
-    return [
-        tuple(json.loads(read_metadata(shard).get(_OF_KEY, "[]"))) for shard in sorted(folder.glob("*.safetensors"))
-    ]
+    # beside them lies what tools that keep folders in step put there: ._00000.safetensors, 00000 (conflicted copy).safetensors
+    shards = (folder / name for name in regular_files(folder, ending=".safetensors"))
+    return [tuple(json.loads(read_metadata(shard).get(_OF_KEY, "[]"))) for shard in shards if shard.stem.isdecimal()]
 
 
 def forget(folder: Path) -> None:

@@ -4,7 +4,15 @@ import pytest
 import torch
 from comfyui_fewstep.trainers.data import joining
 from comfyui_fewstep.trainers.data.batches import TensorData
-from comfyui_fewstep.trainers.data.cache import SHARD_SAMPLES, cached_data, read_data, read_first, write_data
+from comfyui_fewstep.trainers.data.cache import (
+    SHARD_SAMPLES,
+    Shard,
+    cached_data,
+    made_so_far,
+    read_data,
+    read_first,
+    write_data,
+)
 from test_data import rng
 
 COUNT = 2 * SHARD_SAMPLES + 1
@@ -86,3 +94,28 @@ def test_a_start_that_is_refused_leaves_the_data_that_would_give_way(tmp_path):
         cached_data(tmp_path, source={"kind": "another"}, plan=refuse, replace=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert read_data(tmp_path) is not None
+
+
+# --- whatever others do in the folder meanwhile ----------------------------------------------------------------------
+
+
+def test_data_whose_folder_goes_while_they_are_made_make_no_other(tmp_path):
+    """What was made after that lay in a folder of its own, in the way of who put the run back."""
+    folder = tmp_path / "run" / "data"
+
+    def made():
+        folder.parent.rename(tmp_path / "elsewhere")
+        return [data(prompts=1, empty=1, count=1)]
+
+    with pytest.raises(ValueError, match="data was moved or deleted while the training data in it were made"):
+        cached_data(folder, source={}, plan=lambda: [Shard(made)], replace=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_what_tools_that_keep_folders_in_step_leave_is_no_data(tmp_path):
+    plan = [Shard(lambda: [data(prompts=1, empty=1, count=1)], of=("a.png",))]
+    cached_data(tmp_path, source={"kind": "pictures"}, plan=lambda: plan, replace=True)
+    for name in ("._00000.safetensors", "00000 (conflicted copy).safetensors", "00000.sync-conflict-7.safetensors"):
+        (tmp_path / name).write_bytes(b"of another machine")
+    assert made_so_far(tmp_path, of={"kind": "pictures"}) == [("a.png",)]
+    assert len(read_data(tmp_path).x0) == 1
