@@ -57,10 +57,13 @@ def _usage(recipe: Recipe) -> str:
     return f"{recipe.steps} steps, cfg 1, {recipe.schedule} schedule, gamma {recipe.gamma}"
 
 
-def write_model(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str]) -> None:
-    """A file of weights that somebody will load. ValueError, naming one of them, for weights that are NaN or infinite."""
+def write_model(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str], new: bool = False) -> None:
+    """A file of weights that somebody will load. ValueError, naming one of them, for weights that are NaN or infinite.
+
+    new: see writing.
+    """
     require_finite_weights(tensors, what=path.name)
-    write_tensors(path, tensors, metadata=metadata)
+    write_tensors(path, tensors, metadata=metadata, new=new)
 
 
 def require_finite_weights(tensors: Mapping[str, Tensor], *, what: str) -> None:

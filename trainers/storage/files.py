@@ -41,11 +41,11 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: Path, *, new: bool = False) -> Iterator[Path]:
     """A place to write in, which becomes path when the block ends well and all is on the disk: a crash at any moment leaves the
     old file or the new.
 
-    OSError, of a full disk say, names path.
+    OSError, of a full disk say, names path. new: FileExistsError where there is a file at the end, which stays.
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def writing(path: Path) -> Iterator[Path]:
             yield unfinished
             with unfinished.open("r+b") as file:  # which Windows wants to be writable
                 os.fsync(file.fileno())
-            _replace(unfinished, path)
+            (_place if new else _replace)(unfinished, path)
         except BaseException:
             unfinished.unlink(missing_ok=True)
             raise
@@ -71,6 +71,19 @@ def _replace(unfinished: Path, path: Path) -> None:
     unfinished.replace(path)
 
 
+def _place(unfinished: Path, path: Path) -> None:
+    """Where no file is: whoever looked for one before may have written for minutes since. Of disks without links it is looked for
+    once more."""
+    try:
+        os.link(unfinished, path)
+    except OSError:
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, "there is a file by now; choose another name") from None
+        _replace(unfinished, path)
+    else:
+        unfinished.unlink()
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes path whole, through to the disk; see writing."""
     with writing(path) as unfinished, unfinished.open("wb") as file:
@@ -78,14 +91,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def copy_atomically(
-    source: Path, target: Path, *, one_file: bool = True, heed: Callable[[], None] = lambda: None
+    source: Path, target: Path, *, one_file: bool = True, new: bool = False, heed: Callable[[], None] = lambda: None
 ) -> None:
     """target becomes source's content: a second name of the same file where the disk can, else a copy.
 
-    one_file: no, where others may write to target: what they write must not become source's content. heed: called again and
-    again while it is copied, which it stops by raising.
+    one_file: no, where others may write to target: what they write must not become source's content. new: see writing. heed:
+    called again and again while it is copied, which it stops by raising.
     """
-    with writing(target) as unfinished:
+    with writing(target, new=new) as unfinished:
         if one_file and _linked(source, unfinished):
             return
         with source.open("rb") as given, unfinished.open("wb") as made:
@@ -195,14 +208,16 @@ def _content(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str], new: bool = False) -> None:
     """A safetensors file, written atomically, with a checksum of its tensors in the metadata. ValueError for types it lacks.
+
+    new: see writing.
 
     Each tensor is brought to the CPU once: written where it belongs as it is hashed, and the checksum after all of them.
     """
     digest, entries = hashlib.sha256(), _entries(tensors)
     begin = len(_header(entries, {**metadata, CHECKSUM_KEY: digest.hexdigest()}))
-    with writing(path) as unfinished, unfinished.open("wb") as file:
+    with writing(path, new=new) as unfinished, unfinished.open("wb") as file:
         for name in sorted(tensors):
             content = _content(tensors[name])
             digest.update(_kind_of(name, tensors[name]))

@@ -121,7 +121,7 @@ class SaveStudentLoRA:
         tensors = host.naming.named(made, adapters, naming=Naming(names), precision=Precision(precision))
         about = about_merged(metadata, kind=LORA, title=name) | host.naming.said_of_model(model, lora=True)
         sizes = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
-        write_model(file, tensors, metadata=about | sizes)
+        write_model(file, tensors, metadata=about | sizes, new=True)
         folders.list_own_models()
         lines = [str(file), f"of the change to the weights {100.0 * lost:.3g} percent is lost at rank {rank}"]
         return {"ui": {"text": ["\n".join([*lines, *_left_out(model)])]}, "result": (f"fewstep/{file.name}",)}

@@ -37,6 +37,7 @@ def save_checkpoint(file: Path, model: Any, clip: Any, vae: Any, *, metadata: di
     """The MODEL as wired, its LoRAs merged, in one file with text encoder and VAE, by the host's own saving.
 
     What Load Checkpoint will take it for, in words, where that is something else: only SDXL checkpoints say what they are.
+    FileExistsError where a file of that name came meanwhile, which stays.
     """
     bypass.require_none(model)
     marks = _marks(model)
@@ -45,7 +46,7 @@ def save_checkpoint(file: Path, model: Any, clip: Any, vae: Any, *, metadata: di
     if embedding is not None:
         # under diffusers' name, for Guidance Embedding: no part of the network that the host saves
         marks[f"time_embedding.{COND_PROJ}"] = embedding.cond_proj
-    with writing(file) as unfinished:
+    with writing(file, new=True) as unfinished:
         comfy.sd.save_checkpoint(str(unfinished), model, clip, vae, metadata=metadata, extra_keys=marks)
     return said
 

@@ -295,7 +295,9 @@ def _put(run: RunFolder, target: Path) -> bool:
         return False
     _require_whole(run)
     try:
-        copy_atomically(run.student_file, target, one_file=False, heed=signals.check_cancelled)
+        copy_atomically(run.student_file, target, one_file=False, new=not there, heed=signals.check_cancelled)
+    except FileExistsError:  # meanwhile, by who trained the run or watches it, or somebody else's
+        return _holds(target, run)
     except PermissionError:
         if not there:
             raise

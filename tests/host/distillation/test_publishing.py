@@ -78,6 +78,49 @@ def test_what_save_student_wrote_stays(model, output, told):
     assert same(saved.with_name("second 2.safetensors"), student(output, "second"))
 
 
+@pytest.mark.parametrize("whose", ["the run's", "somebody's"])
+def test_what_comes_while_a_student_is_put_among_the_models_stays(whose, model, output, told, monkeypatch):
+    """From who watched the training, or from another server that saved under the name: minutes, of a large model."""
+    train(model, "run")
+    run, came = folders.run_named("run"), output / "loras" / "fewstep" / "run.safetensors"
+    came.unlink()
+    content = {"the run's": run.student_file.read_bytes(), "somebody's": b"somebody's"}[whose]
+    monkeypatch.setattr(folders.signals, "check_cancelled", lambda: came.exists() or came.write_bytes(content))
+    monkeypatch.setattr(folders, "_require_whole", lambda _: None)
+    file = folders.publish(run, folder="loras")
+    assert came.read_bytes() == content
+    assert same(file, student(output, "run"))
+    assert set(file.parent.iterdir()) == {came, file}
+    assert (file == came) is (whose == "the run's")
+
+
+@pytest.mark.parametrize("saves", ["checkpoint", "LoRA"])
+def test_what_comes_while_a_student_is_saved_stays(saves, output, monkeypatch):
+    """Two servers that save under one name: each has looked whether it is free, and then merges for minutes."""
+    model = tiny("sd15")
+    train(model, "run")
+    given = (8, "new") if saves == "LoRA" else ("new",)
+    kind, folder = {
+        "LoRA": (saving.SaveStudentLoRA, "loras"),
+        "checkpoint": (saving.SaveStudentCheckpoint, "checkpoints"),
+    }[saves]
+    came, loaded = output / folder / "fewstep" / "new.safetensors", saving.loaded
+
+    def meanwhile(*how, **more):
+        write_tensors(came, {}, metadata={"whose": "another's"})
+        return loaded(*how, **more)
+
+    monkeypatch.setattr(saving, "loaded", meanwhile)
+    monkeypatch.setattr(saving.host.checkpoints.comfy.sd, "save_checkpoint", lambda path, *_, **__: Path(path).touch())
+    encoders = () if saves == "LoRA" else (None, None)
+    with (
+        torch.inference_mode(),
+        pytest.raises(FileExistsError, match=r"new\.safetensors could not .* choose another name"),
+    ):
+        kind().save(model, *encoders, "run (run)", *given)
+    assert read_tensors(came)[1]["whose"] == "another's"
+
+
 def test_a_deleted_runs_file_stays(model, output, told):
     """Another run of the same name is another run."""
     train(model, "run")

@@ -21,6 +21,7 @@ from comfyui_fewstep.trainers.storage.files import (
     tensors_sha256,
     write_atomically,
     write_tensors,
+    writing,
 )
 from safetensors.torch import load_file, save_file
 
@@ -87,6 +88,24 @@ def test_two_processes_that_copy_to_one_file_do_not_meet(tmp_path, monkeypatch):
     copy_atomically(source, target, one_file=False, heed=other)
     assert target.read_bytes() == b"content"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["published", "student"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_takes_no_others_place(links, tmp_path, monkeypatch):
+    """Who looked for one before it began to write, for minutes, finds the one that came meanwhile."""
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links here")))
+    path = tmp_path / "student"
+    with (
+        pytest.raises(FileExistsError, match="student could not be written: there is a file by now; choose another"),
+        writing(path, new=True) as unfinished,
+    ):
+        unfinished.write_bytes(b"mine")
+        path.write_bytes(b"yours")
+    assert path.read_bytes() == b"yours"
+    path.unlink()
+    write_tensors(path, {"a": torch.ones(2)}, metadata={}, new=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["student"]
 
 
 def test_what_a_killed_process_left_of_a_copy_goes_with_the_next(tmp_path):
