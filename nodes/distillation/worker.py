@@ -31,13 +31,18 @@ def train_folder(run: RunFolder, *, classes: Mapping[str, Any], processes: Proce
     classes: the host's node classes by name. say: is told every iteration's metrics; raising in it saves and stops.
     ValueError, before any work, when the folder is no such run, or what it names is not here or not the same.
     """
-    recorded = Recorded.of(run)
-    read_method(recorded.method, recorded.method_options)
-    student = students.read(recorded.student)
+    _read(run)  # before a lock is made in a folder that is no run
     with processes.held_by_first(run.locked()), torch.inference_mode(False):
+        recorded, student = _read(run)  # who held the lock until now may have written it anew
         if not run.finished:  # else neither its teacher nor its data need be here any more
             _train(run, recorded, student, made=_teacher(recorded, classes), processes=processes, say=say)
         return _published(run, student) if processes.is_first else None
+
+
+def _read(run: RunFolder) -> tuple[Recorded, students.StudentOptions]:
+    recorded = Recorded.of(run)
+    read_method(recorded.method, recorded.method_options)
+    return recorded, students.read(recorded.student)
 
 
 def _train(

@@ -12,6 +12,8 @@ import_host()
 
 from comfyui_fewstep import nodes
 from comfyui_fewstep.nodes.distillation import worker
+from comfyui_fewstep.trainers.processes.group import Processes
+from comfyui_fewstep.trainers.storage.files import read_metadata
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from test_runs import refused_here, style, trained_here, workflow  # noqa: F401 (fixtures)
 
@@ -26,6 +28,22 @@ def test_a_written_run_with_other_data_is_refused(entry, client, runs, style, na
     assert f"was written with other data or another teacher: {entry}: there x, here" in refused_here(runs / name)
     file.write_text(json.dumps(written | {"run": written["run"] | {"format": 2}}))
     assert "its format is 2; known here is 1" in refused_here(runs / name)
+
+
+def test_what_is_written_anew_meanwhile_is_trained(client, runs, style, name, trained_here, monkeypatch):  # noqa: F811
+    """A terminal is started as Write Run ends: it trained with the settings of before, and wrote those back."""
+    client.run(workflow(name, "FewStepWriteRun"))
+    file, hold = runs / name / "run.json", Processes.held_by_first
+
+    def held(processes, lock):
+        written = json.loads(file.read_text())
+        file.write_text(json.dumps(written | {"run": written["run"] | {"training.seed": 77}}))
+        return hold(processes, lock)
+
+    monkeypatch.setattr(Processes, "held_by_first", held)
+    trained_here(runs / name)
+    assert json.loads(file.read_text())["run"]["training.seed"] == 77
+    assert read_metadata(runs / name / "student.safetensors")["fewstep.seed"] == "77"
 
 
 def test_a_finished_run_wants_neither_teacher_nor_data(client, runs, style, name, trained_here):  # noqa: F811
