@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import threading
@@ -20,10 +21,10 @@ except ImportError:  # on Windows, where no folder is another's in this way
 
 _LOOK_SECONDS = 1.0
 """How long the lock is waited for: whoever only looks whether a run is trained holds it for less than a millisecond."""
-
-
+_GLANCE_SECONDS = 0.05
+"""How long a look waits for another one, of another process, which would else be taken for whoever trains."""
 _LOOKING = threading.Lock()
-"""Two looks of this process at once would each take the other for whoever trains."""
+"""Of this process one look at a time does so."""
 
 
 class Lock:
@@ -46,6 +47,9 @@ class Lock:
             ) from error
         except FileNotFoundError as error:
             raise self._gone() from error
+        except OSError as error:
+            self._require_locks(error)
+            raise
         try:
             yield
         finally:
@@ -101,20 +105,40 @@ class Lock:
 
     @property
     def taken(self) -> bool:
-        """Whether a process holds it now. To know, it is taken for a moment, which `held` waits for."""
+        """Whether a process holds it now. Several that look do not take each other for one; `held` waits for them."""
+        if not is_regular(self._file):
+            return False
+        if fcntl is not None:
+            try:
+                return _seen_taken(self._file)
+            except FileNotFoundError:  # just deleted
+                return False
+            except OSError as error:
+                self._require_locks(error)
+                if error.errno != errno.ENOSYS:  # for which the library has files that stand for locks
+                    raise
+        return self._tried()
+
+    def _tried(self) -> bool:
+        """To know, it is taken for a moment."""
         with _LOOKING:
             if not is_regular(self._file):
                 return False
             try:
-                self._lock.acquire(timeout=0)
+                self._lock.acquire(timeout=_GLANCE_SECONDS, poll_interval=_GLANCE_SECONDS / 5)
             except Timeout:
                 return True
-            except OSError:  # another user's folder, or a disk that is only read
-                if fcntl is None:
-                    raise
-                return _seen_taken(self._file)
             self._lock.release()
             return False
+
+    def _require_locks(self, error: OSError) -> None:
+        """OSError, saying so, where it comes of a disk without locks."""
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise OSError(
+                error.errno,
+                f"the disk of {self._file.parent} knows no locks ({error.strerror}), which keep two processes from one run. "
+                "Mount it with them, or give ComfyUI an output folder elsewhere (--output-directory)",
+            ) from error
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:
@@ -127,10 +151,10 @@ def _file_at(path: Path) -> tuple[int, int] | None:
 
 
 def _seen_taken(file: Path) -> bool:
-    """Whether a process holds the lock of a file that this one may read, and not write."""
+    """Whether a process holds the lock of a file, which this one need not be allowed to write."""
     with file.open("rb") as seen:
         try:
             fcntl.flock(seen, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):  # which some disks say in place of it
             return True
         return False

@@ -1,9 +1,13 @@
 """A run's folder while other processes, and people, do with it what they may: nothing that one of them writes is lost."""
 
+import errno
+import os
 import threading
 import time
 
 import pytest
+from comfyui_fewstep.trainers.runs.watching import State, state_of, summary
+from comfyui_fewstep.trainers.storage import locking
 from comfyui_fewstep.trainers.storage.files import writing
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 
@@ -51,3 +55,47 @@ def test_a_start_that_waited_for_another_and_comes_to_nothing_leaves_what_that_w
         first.keep_workflow({})
     waits.join()
     assert (first.description(), first.workflow()) == ({"run": {}}, {})
+
+
+# --- locks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(locking.fcntl is None, reason="Windows has no locks that are shared")
+def test_who_looks_in_another_process_is_not_taken_for_who_trains(run):
+    with run.place(".lock").open("rb") as look:
+        locking.fcntl.flock(look, locking.fcntl.LOCK_SH)
+        assert state_of(run) is State.WRITTEN
+
+
+def test_nor_where_a_look_takes_the_lock_for_a_moment(run, monkeypatch):
+    """As on Windows."""
+    monkeypatch.setattr(locking, "fcntl", None)
+    monkeypatch.setattr(locking, "_GLANCE_SECONDS", 2.0)  # however busy this machine is
+    other, looks = run.lock, threading.Event()
+
+    def look():
+        with other.held():
+            looks.set()
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    looks.wait()
+    assert state_of(run) is State.WRITTEN
+    thread.join()
+    with run.locked():
+        assert RunFolder(run.path.parent, run.name).busy
+
+
+@pytest.mark.skipif(locking.fcntl is None, reason="Windows locks files of every disk")
+def test_a_disk_without_locks_is_named(run, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(locking.fcntl, "flock", refuse)
+    with (
+        pytest.raises(OSError, match=r"the disk of .*run knows no locks \(No locks available\).*--output-directory"),
+        run.locked(),
+    ):
+        pytest.fail("it trains")
+    assert "knows no locks" in summary(run)["error"]
