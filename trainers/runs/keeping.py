@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,7 +61,8 @@ def renamed(run: RunFolder, name: Any) -> RunFolder:
 def cloned(run: RunFolder, name: Any) -> RunFolder:
     """A run that is not begun yet, with this one's settings, data and workflow. ValueError as of `renamed`.
 
-    This one may be trained meanwhile; nobody else comes to the new one before it is whole.
+    This one may be trained meanwhile; nobody else comes to the new one before it is whole. ValueError where it is deleted, or its
+    data are made anew of something else, before that.
     """
     _require_run(run)
     to = RunFolder(run.path.parent, name)
@@ -70,7 +72,7 @@ def cloned(run: RunFolder, name: Any) -> RunFolder:
         to.path.mkdir()
     except FileExistsError as error:
         raise _taken(to) from error
-    with to.locked(), to.gone_if_refused(keep_data=False):  # half of a run is none
+    with to.locked(), to.gone_if_refused(keep_data=False), _staying(run):  # half of a run is none
         if run.data_folder.is_dir():
             shutil.copytree(run.data_folder, to.data_folder, ignore=shutil.ignore_patterns(".*.part"))
         if workflow:
@@ -79,6 +81,35 @@ def cloned(run: RunFolder, name: Any) -> RunFolder:
             if is_regular(run.place(file)):
                 copy_atomically(run.place(file), to.place(file), one_file=False)
     return to
+
+
+@contextlib.contextmanager
+def _staying(run: RunFolder) -> Iterator[None]:
+    """ValueError where what is copied of the run inside is not of one and the same: some files are of before, others of now."""
+    before = _source_of(run)
+    try:
+        yield
+    except OSError as error:
+        if _source_of(run) == before:
+            raise
+        raise _another(run) from error
+    if _source_of(run) != before:
+        raise _another(run)
+
+
+def _source_of(run: RunFolder) -> tuple[bool, bytes | None]:
+    """Whether it says what it is, and of what its data are made."""
+    try:
+        made_from = run.place("data", "source.json").read_bytes()
+    except FileNotFoundError:
+        made_from = None
+    return is_regular(run.place("run.json")), made_from
+
+
+def _another(run: RunFolder) -> ValueError:
+    return ValueError(
+        f"the run {run.name!r} was deleted or begun anew while it was cloned; look for it, and clone it again."
+    )
 
 
 def _in_another_case(run: RunFolder, to: RunFolder) -> bool:

@@ -93,7 +93,13 @@ class Lock:
         """The lock's own file, while it is held, and the folder, in which nothing else is left."""
         self.let_go_to_move()
         self._file.unlink(missing_ok=True)
-        self._file.parent.rmdir()
+        try:
+            self._file.parent.rmdir()
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            self._lock.release()  # network disks keep a file in its folder, under another name, for as long as it is open
+            self._file.parent.rmdir()
 
     def let_go_to_move(self) -> None:
         """Before the folder is renamed, or the file removed, while it is held.
