@@ -23,11 +23,13 @@ def kept(file: Path, key: str, make: Callable[[], str]) -> str:
     A damaged file is begun anew. Where two processes write at once, one's entry is lost, and made again when asked for.
     """
     known = _read(file)
-    if key not in known:
-        known[key] = make()
-        newest = dict(list(known.items())[-MOST:])
-        write_atomically(file, json.dumps({"hashes": newest}, indent=0).encode())
-    return known[key]
+    if key in known:
+        return known[key]
+    made = make()
+    known = {**_read(file), key: made}  # with what others have made in these seconds
+    newest = dict(list(known.items())[-MOST:])
+    write_atomically(file, json.dumps({"hashes": newest}, indent=0).encode())
+    return made
 
 
 def _read(file: Path) -> dict[str, str]:

@@ -21,6 +21,12 @@ def test_a_hash_is_made_once(tmp_path):
     assert [path.name for path in file.parent.iterdir()] == ["known.json"]
 
 
+def test_what_others_make_meanwhile_is_kept(tmp_path):
+    file = tmp_path / "known.json"
+    assert kept(file, "one", lambda: kept(file, "others", lambda: B).replace("b", "a")) == A
+    assert [kept(file, key, never) for key in ("one", "others")] == [A, B]
+
+
 def test_the_oldest_go(tmp_path, monkeypatch):
     monkeypatch.setattr(kept_hashes, "MOST", 3)
     file = tmp_path / "known.json"
