@@ -174,8 +174,10 @@ class _End:
         return f"the training of {self._run.name!r} was stopped at iteration {self._run.saved or 0}. To go on with it:"
 
     def _failed_at(self) -> int | None:
-        file = self._run.place("error.txt")
-        return file.stat().st_mtime_ns if is_regular(file) else None
+        try:
+            return self._run.place("error.txt").lstat().st_mtime_ns
+        except FileNotFoundError:  # also where a start removes it just now
+            return None
 
 
 class _Look:

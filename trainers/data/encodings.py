@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ..storage.files import read_tensors, write_tensors
-from ..storage.places import place
+from ..storage.places import place, remove_unless_read
 
 MOST_BYTES = 16 * 2**30
 """Of all files together; those that were used longest ago give way."""
@@ -80,7 +80,7 @@ class Encodings:
         for _, size, path in sorted(found, reverse=True):
             total += size
             if total > self._most:
-                path.unlink(missing_ok=True)
+                remove_unless_read(path)
 
 
 def _read(file: Path) -> Encoded | None:

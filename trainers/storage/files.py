@@ -18,6 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .places import remove_unless_read
+
 CHECKSUM_KEY = "fewstep.sha256"
 _AT_ONCE = 16
 """Rows that are put together to be hashed."""
@@ -116,7 +118,7 @@ def _remove_left(path: Path, *, now: float) -> None:
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         with contextlib.suppress(FileNotFoundError):
             if now - left.stat().st_mtime > _LEFT_SECONDS:
-                left.unlink()
+                remove_unless_read(left)
 
 
 def _linked(source: Path, target: Path) -> bool:

@@ -136,16 +136,24 @@ def remove(path: Path) -> None:
 
 
 def remove_unless_read(file: Path) -> None:
-    """Windows keeps a file that somebody reads, a virus scanner say: it stays, for whoever removes it the next time."""
-    with contextlib.suppress(PermissionError):
+    """Windows keeps a file that somebody reads, a virus scanner say: it stays, for whoever removes it the next time.
+
+    Nothing where somebody else was there first.
+    """
+    with contextlib.suppress(PermissionError, FileNotFoundError):
         file.unlink()
 
 
 def last_change(folder: Path) -> float:
     """When anything directly in folder changed last, in seconds of the clock, or an empty one itself; links are not followed.
 
-    But its lock, whose file some versions of filelock write or remove whenever somebody looks at it.
+    But its lock, whose file some versions of filelock write or remove whenever somebody looks at it. What goes meanwhile, as
+    everything does that is half written, is none of it.
     """
+    times = []
     with os.scandir(folder) as entries:
-        times = [entry.stat(follow_symlinks=False).st_mtime for entry in entries if entry.name != ".lock"]
+        for entry in entries:
+            if entry.name != ".lock":
+                with contextlib.suppress(FileNotFoundError):
+                    times.append(entry.stat(follow_symlinks=False).st_mtime)
     return max(times, default=folder.stat().st_mtime)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pathlib
 
 import pytest
 import torch
@@ -99,3 +100,16 @@ def test_what_others_wrote_counts_too(tmp_path):
     for i in range(30):
         get(Encodings(tmp_path, most_bytes=100_000), {"a": i}, Maker())
     assert 90_000 < sum(file.stat().st_size for file in tmp_path.glob("*/*")) <= 100_000
+
+
+def test_what_another_process_reads_on_windows_stays_for_the_next_time(tmp_path, monkeypatch):
+    """It ended the making of the data, whose files were written already."""
+
+    def refuse(*_, **__):
+        raise PermissionError("another process reads it")
+
+    monkeypatch.setattr(pathlib.Path, "unlink", refuse)
+    maker = Maker()
+    for number in range(3):
+        get(Encodings(tmp_path, most_bytes=1), {"a": number}, maker)
+    assert len(list(tmp_path.glob("*/*"))) == 3

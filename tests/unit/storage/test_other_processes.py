@@ -1,13 +1,15 @@
 """A run's folder while other processes, and people, do with it what they may: nothing that one of them writes is lost."""
 
+import contextlib
 import errno
 import os
+import pathlib
 import threading
 import time
 
 import pytest
 from comfyui_fewstep.trainers.runs.watching import State, state_of, summary
-from comfyui_fewstep.trainers.storage import locking
+from comfyui_fewstep.trainers.storage import locking, places
 from comfyui_fewstep.trainers.storage.files import writing
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 
@@ -55,6 +57,38 @@ def test_a_start_that_waited_for_another_and_comes_to_nothing_leaves_what_that_w
         first.keep_workflow({})
     waits.join()
     assert (first.description(), first.workflow()) == ({"run": {}}, {})
+
+
+def test_what_goes_while_a_folder_is_looked_at_ends_no_look(run, monkeypatch):
+    """A file that was being written, under its own name now: a watch of hours ended with an error."""
+    scandir, then = os.scandir, places.last_change(run.path)
+    (run.path / ".stages.json.1-1.part").touch()
+
+    @contextlib.contextmanager
+    def scanned(folder):
+        with scandir(folder) as entries:
+            found = list(entries)
+        (run.path / ".stages.json.1-1.part").unlink()
+        yield found
+
+    monkeypatch.setattr(os, "scandir", scanned)
+    assert places.last_change(run.path) == then
+
+
+def test_a_checkpoint_that_somebody_else_deletes_ends_no_training(run, monkeypatch):
+    """To make room, just as it would be deleted here."""
+    unlink = pathlib.Path.unlink
+
+    def twice(path, **how):
+        unlink(path)
+        unlink(path, **how)
+
+    for iteration in (1, 2):
+        run.save_checkpoint(iteration, {}, {"stage": 0})
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "unlink", twice)
+        run.save_checkpoint(3, {}, {"stage": 0})
+    assert [file.stem for file in run.checkpoints()] == ["00000002", "00000003"]
 
 
 # --- locks -----------------------------------------------------------------------------------------------------------
