@@ -52,7 +52,12 @@ def renamed(run: RunFolder, name: Any) -> RunFolder:
     with lock.held():
         workflow = _workflow_calling(run, name=to.name)  # whose error leaves all as it is
         lock.let_go_to_move()
-        run.path.rename(to.path)
+        try:
+            run.path.rename(to.path)
+        except OSError as error:
+            if _in_another_case(run, to) or not os.path.lexists(to.path):
+                raise
+            raise _taken(to) from error  # by now
         if workflow:
             to.keep_workflow(workflow)
     return to
@@ -73,6 +78,8 @@ def cloned(run: RunFolder, name: Any) -> RunFolder:
     except FileExistsError as error:
         raise _taken(to) from error
     with to.locked(), to.gone_if_refused(keep_data=False), _staying(run):  # half of a run is none
+        if any(path.name != ".lock" for path in to.path.iterdir()):  # of a start that came to the folder first
+            raise _taken(to)
         if run.data_folder.is_dir():
             shutil.copytree(run.data_folder, to.data_folder, ignore=shutil.ignore_patterns(".*.part"))
         if workflow:

@@ -90,16 +90,15 @@ class Lock:
             ) from error
 
     def remove_with_folder(self) -> None:
-        """The lock's own file, while it is held, and the folder, in which nothing else is left."""
+        """The lock's own file, while it is held, and the folder, in which nothing else is left.
+
+        Whoever comes to the folder between the two has it from then on, which stays for them.
+        """
         self.let_go_to_move()
         self._file.unlink(missing_ok=True)
-        try:
-            self._file.parent.rmdir()
-        except OSError as error:
-            if error.errno != errno.ENOTEMPTY:
-                raise
+        if not _removed(self._file.parent):
             self._lock.release()  # network disks keep a file in its folder, under another name, for as long as it is open
-            self._file.parent.rmdir()
+            _removed(self._file.parent)
 
     def let_go_to_move(self) -> None:
         """Before the folder is renamed, or the file removed, while it is held.
@@ -145,6 +144,17 @@ class Lock:
                 f"the disk of {self._file.parent} knows no locks ({error.strerror}), which keep two processes from one run. "
                 "Mount it with them, or give ComfyUI an output folder elsewhere (--output-directory)",
             ) from error
+
+
+def _removed(folder: Path) -> bool:
+    """Whether it went: not where something is in it."""
+    try:
+        folder.rmdir()
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        return False
+    return True
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:

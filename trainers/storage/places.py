@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
 import sys
 import unicodedata
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 _MOST_LETTERS, _MOST_BYTES = 100, 200
 """Of a name. File systems take 255 bytes of UTF-8, and our files add endings to it."""
+_MOST_TRIES = 10
 _JOINERS = "\u200c\u200d"
 """Invisible, and part of words in Persian and in many scripts of India."""
 _DEVICES = {
@@ -133,6 +136,18 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+def remove_all(folder: Path, *, but: Collection[str]) -> None:
+    """What is in a folder but these names: also what others put there or remove meanwhile, unless they go on and on."""
+    for tries in range(1, _MOST_TRIES + 1):
+        try:
+            for path in [path for path in folder.iterdir() if path.name not in but]:
+                remove(path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY) or tries == _MOST_TRIES:
+                raise
 
 
 def remove_unless_read(file: Path) -> None:

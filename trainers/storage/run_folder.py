@@ -39,7 +39,7 @@ from .files import (
 )
 from .identity import gone_on_with
 from .locking import Lock
-from .places import is_link, is_regular, place, remove, remove_unless_read, require_name, require_no_links
+from .places import is_link, is_regular, place, remove, remove_all, remove_unless_read, require_name, require_no_links
 
 KEPT_CHECKPOINTS = 2
 _WITHOUT_LOCK = ("note.txt", "stop", "cancel", "report")  # which others may be writing while a process takes the lock
@@ -223,9 +223,7 @@ class RunFolder:
             remove(file)  # whatever it is, no process of ours holds it
         lock = self.lock
         with lock.held():
-            for path in self.path.iterdir():
-                if path != file:
-                    remove(path)
+            remove_all(self.path, but=[file.name])
             lock.remove_with_folder()
 
     def _require_there(self) -> None:
@@ -255,8 +253,7 @@ class RunFolder:
         if self.begun or os.path.lexists(self.place("metrics.jsonl")):
             return
         stays = {*before, *(["data"] if keep_data and self.files("data", ".safetensors") else [])}
-        for name in self._contents() - stays:
-            remove(self.path / name)
+        remove_all(self.path, but={".lock", *stays})
         if not stays and self._held:
             self._held.remove_with_folder()
 
