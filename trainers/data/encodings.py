@@ -73,7 +73,7 @@ class Encodings:
             return
         self._written = total = 0
         found = []
-        for path in self._folder.glob("*/*.safetensors"):
+        for path in self._folder.glob("*/*.safetensors*"):  # what a killed process left half written, too
             with contextlib.suppress(FileNotFoundError):  # another process, in want of room, was there first
                 known = path.stat()
                 found.append((known.st_mtime_ns, known.st_size, path))

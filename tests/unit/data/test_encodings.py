@@ -113,3 +113,14 @@ def test_what_another_process_reads_on_windows_stays_for_the_next_time(tmp_path,
     for number in range(3):
         get(Encodings(tmp_path, most_bytes=1), {"a": number}, maker)
     assert len(list(tmp_path.glob("*/*"))) == 3
+
+
+def test_what_a_killed_process_left_half_written_gives_way_too(tmp_path):
+    """It stayed for good, and counted for nothing."""
+    left = tmp_path / "ab" / ".abcd.safetensors.1-1.part"
+    left.parent.mkdir()
+    left.write_bytes(bytes(5000))
+    os.utime(left, times=(1, 1))
+    get(Encodings(tmp_path, most_bytes=6000), {"a": 1}, Maker())
+    assert not left.exists()
+    assert len(list(tmp_path.glob("*/*"))) == 1
