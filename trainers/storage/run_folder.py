@@ -223,6 +223,7 @@ class RunFolder:
             remove(file)  # whatever it is, no process of ours holds it
         lock = self.lock
         with lock.held():
+            remove_all(self.path, but=[file.name, "run.json"])  # without it, who looks meanwhile sees a damaged run
             remove_all(self.path, but=[file.name])
             lock.remove_with_folder()
 

@@ -8,6 +8,8 @@ import shutil
 
 import pytest
 from comfyui_fewstep.trainers.runs import keeping
+from comfyui_fewstep.trainers.runs.watching import summary
+from comfyui_fewstep.trainers.storage import places
 from comfyui_fewstep.trainers.storage.files import write_atomically
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 
@@ -96,6 +98,24 @@ def test_a_clone_leaves_alone_whose_start_came_to_its_folder_first(run, monkeypa
     with pytest.raises(ValueError, match="there is a run 'two' already"):
         keeping.cloned(run, "two")
     assert there.description() == {"run": {"theirs": True}}
+
+
+def test_who_looks_at_a_run_that_is_deleted_is_told_of_no_damage(run, monkeypatch):
+    """Another tab, while many gigabytes go: run.json was lost, it said, and was to be restored."""
+    remove, iterdir, told = places.remove, pathlib.Path.iterdir, []
+
+    def watched(path):
+        remove(path)
+        if run.path.joinpath("run.json").exists() or any(run.path.joinpath("checkpoints").glob("*")):
+            told.append(summary(RunFolder(run.path.parent, run.name)).get("error"))
+
+    monkeypatch.setattr(
+        pathlib.Path, "iterdir", lambda path: sorted(iterdir(path), key=lambda found: found.name != "run.json")
+    )
+    monkeypatch.setattr(places, "remove", watched)
+    run.delete()
+    assert len(told) > 1
+    assert not any(told)
 
 
 @pytest.mark.skipif(not OPENED.is_dir(), reason="looks there which files are open")
