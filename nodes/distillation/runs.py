@@ -118,7 +118,18 @@ class WatchRun:
         teacher.require(recorded, model, run=run, first=first)
         with MESSAGES.of_run(run, node=unique_id) as told:
             _wait(run, patience=patience)
+            _require_same(run, recorded)
             return running.finished(run, students.read(recorded.student), model=model, told=told)
+
+
+def _require_same(run: RunFolder, watched: Recorded) -> None:
+    """ValueError where another run has this name by now, of another teacher or student: hours may have gone."""
+    now = Recorded.of(run)
+    if (now.teacher_sha256, now.student) != (watched.teacher_sha256, watched.student):
+        raise ValueError(
+            f"the run {run.name!r} was begun anew while it was watched, with another teacher or another kind of student; queue "
+            "again, with the teacher that it has now."
+        )
 
 
 def _wait(run: RunFolder, *, patience: float, clock: Callable[[], float] = time.monotonic) -> None:

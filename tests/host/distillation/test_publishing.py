@@ -1,6 +1,7 @@
 """A finished student among the host's own models: it never takes the place of a file that is not its run's."""
 
 import errno
+import json
 import logging
 from pathlib import Path
 
@@ -228,6 +229,22 @@ def test_watching_says_it_too(model, output, told):
     with torch.inference_mode():
         runs.WatchRun().watch(model, "run", 1)
     assert told[-1]["published"] == "fewstep/run 2.safetensors"
+
+
+@pytest.mark.parametrize("entry", ["teacher_sha256", "student.rank"])
+def test_a_run_that_is_another_when_it_is_finished_is_not_loaded(entry, model, output, told, monkeypatch):
+    """Another server began it anew under its name: its student was put on a teacher that was not its own."""
+    train(model, "run")
+    run = folders.run_named("run")
+    written = run.description()
+
+    def anew(*_, **__):
+        value = 3 if entry == "student.rank" else "ab"
+        run.place("run.json").write_text(json.dumps(written | {"run": written["run"] | {entry: value}}))
+
+    monkeypatch.setattr(runs, "_wait", anew)
+    with torch.inference_mode(), pytest.raises(ValueError, match="'run' was begun anew while it was watched"):
+        runs.WatchRun().watch(model, "run", 1)
 
 
 # --- starts that come to nothing -------------------------------------------------------------------------------------
