@@ -39,7 +39,8 @@ class Editor:
     def _wait_until_ready(self):
         self.page.wait_for_function(
             "() => window.app?.graph && app.extensions?.length && LiteGraph.registered_node_types.FewStepDistill"
-            " && !document.querySelector('#splash, .splash')"
+            " && !document.querySelector('#splash, .splash')",
+            timeout=120_000,  # hundreds of files, while the server trains
         )
         self.page.wait_for_timeout(1000)
         # what a host complains about in its own start is not ours, nor a message that came before it loaded what listens for it
