@@ -46,18 +46,16 @@ def renamed(run: RunFolder, name: Any) -> RunFolder:
     """
     _require_run(run)
     to = RunFolder(run.path.parent, name)
-    if os.path.lexists(to.path) and not _in_another_case(run, to):
-        raise _taken(to)
+    _require_free(run, to)
     lock = run.lock
     with lock.held():
         workflow = _workflow_calling(run, name=to.name)  # whose error leaves all as it is
         lock.let_go_to_move()
         try:
             run.path.rename(to.path)
-        except OSError as error:
-            if _in_another_case(run, to) or not os.path.lexists(to.path):
-                raise
-            raise _taken(to) from error  # by now
+        except OSError:
+            _require_free(run, to)  # by now it may be taken
+            raise
         if workflow:
             to.keep_workflow(workflow)
     return to
@@ -78,7 +76,7 @@ def cloned(run: RunFolder, name: Any) -> RunFolder:
     except FileExistsError as error:
         raise _taken(to) from error
     with to.locked(), to.gone_if_refused(keep_data=False), _staying(run):  # half of a run is none
-        if any(path.name != ".lock" for path in to.path.iterdir()):  # of a start that came to the folder first
+        if to.contents():  # of a start that came to the folder first
             raise _taken(to)
         if run.data_folder.is_dir():
             shutil.copytree(run.data_folder, to.data_folder, ignore=shutil.ignore_patterns(".*.part"))
@@ -117,6 +115,11 @@ def _another(run: RunFolder) -> ValueError:
     return ValueError(
         f"the run {run.name!r} was deleted or begun anew while it was cloned; look for it, and clone it again."
     )
+
+
+def _require_free(run: RunFolder, to: RunFolder) -> None:
+    if os.path.lexists(to.path) and not _in_another_case(run, to):
+        raise _taken(to)
 
 
 def _in_another_case(run: RunFolder, to: RunFolder) -> bool:

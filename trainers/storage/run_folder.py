@@ -238,7 +238,7 @@ class RunFolder:
         What was in the folder before stays as it is: a run, data of a start before, somebody's own files. keep_data: so do data
         that were made, which may have taken hours.
         """
-        before = self._contents()
+        before = self.contents()
         try:
             yield
         except BaseException:
@@ -246,7 +246,7 @@ class RunFolder:
                 self._forget_start(before, keep_data=keep_data)
             raise
 
-    def _contents(self) -> set[str]:
+    def contents(self) -> set[str]:
         """Names of what is in the folder, beside the lock."""
         return {path.name for path in self.path.iterdir()} - {".lock"}
 

@@ -7,15 +7,12 @@ from comfyui_fewstep.samplers.noise import NoiseFamily
 from gaussian import FAMILIES
 
 SEEDED = [
-    (
-        (1, 2),
-        0,
-        17042944463569097307 - 2**63,
-    ),  # BLAKE2b of the seed, the place, the level and the visit, its highest bit off
+    ((1, 2), 0, 17042944463569097307 - 2**63),
     ((1, 2), 1, 4972622741036153826),
     ((-1, 0), 0, 10261616008299029881 - 2**63),
     ((2**64 - 1, 0), 0, 10261616008299029881 - 2**63),
 ]
+"""Seed and place, visit, and BLAKE2b of them and the level, its highest bit off."""
 
 
 @pytest.mark.parametrize(("sample", "visit", "seeded"), SEEDED)
