@@ -42,7 +42,6 @@ class Previews:
         """
         encoder, first = host.encoding.TextEncoder(self.clip, host.folders.encodings()), data.first(1)
         like: dict[str, Any] = {"latents": first.x0, "shapes": host.inputs.shapes_told(first.condition)}
-        pictures = {key: value for key, value in first.condition.items() if host.conditions.is_picture(key)}
         looked_at = host.editing.looked_at(model, vae, first.condition)
         tensors: dict[str, Tensor] = {}
         for number, prompt in enumerate(self.prompts):
@@ -52,8 +51,8 @@ class Previews:
                 made = host.editing.conditioning(self.clip, prompt, picture=looked_at)
             conditioning = host.inputs.told(model, made, told)
             condition = host.inputs.condition_for_training(model, conditioning, name="previews", **like)
-            condition |= pictures
-            tensors |= {f"{number:02d}.{name}": value.cpu().contiguous() for name, value in condition.items()}
+            whole = host.conditions.with_pictures(condition, first.condition)
+            tensors |= {f"{number:02d}.{name}": value.cpu().contiguous() for name, value in whole.items()}
         write_tensors(_file(run), tensors, metadata={_PROMPTS: json.dumps(self.prompts)})
 
 

@@ -24,6 +24,7 @@ from .videos import FRAMES
 _ONE_SAMPLES = ("ref_pixel_values", "minimax_payload")
 """What a network takes for all of a batch, though it belongs to a sample: HiDream O1 the references, MiniMax H3 all it knows."""
 _LISTED = re.compile(r"(.+)\[(\d+)\]")
+_NAME = re.compile(r"[^\[=.]+")
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
 _MADE_ANEW = ("minimax_payload.layout",)
 """By the network itself, where it is not told: what the host counts once for a whole sampling."""
@@ -31,7 +32,23 @@ _MADE_ANEW = ("minimax_payload.layout",)
 
 def is_picture(key: str) -> bool:
     """Whether a network's input of that name is what it is to edit, to go on from, to follow or to keep, and no text."""
-    return key.partition("[")[0] in _PICTURES or key.startswith(_PICTURES_OF_CONSTANTS)
+    return _named(key) in _PICTURES or key.startswith(_PICTURES_OF_CONSTANTS)
+
+
+def with_pictures(own: Condition, other: Condition) -> Condition:
+    """What a prompt gives a network, with the pictures of another one, and with how that one tells them, in place of its own.
+
+    ValueError for a network that reads them within its texts.
+    """
+    if any(_named(key) in _WITHIN_TEXTS for key in other):
+        raise ValueError(
+            "previews is connected, but this model reads its references within the prompt that they came with, so it draws no "
+            "other prompt with them. Disconnect it: the first training samples are drawn in its place."
+        )
+    taken = {*_PICTURES, *_BESIDE_PICTURES, *(_named(key) for key in other if key.startswith(_PICTURES_OF_CONSTANTS))}
+    found = {key: value for key, value in other.items() if _named(key) in taken and key not in _OF_TEXTS}
+    replaced = {_named(key) for key in found}
+    return {key: value for key, value in own.items() if _named(key) not in replaced or key in _OF_TEXTS} | found
 
 
 _PICTURES = (
@@ -40,6 +57,17 @@ _PICTURES = (
     *("ref_patches", "ref_pixel_values"),
 )
 _PICTURES_OF_CONSTANTS = ("minimax_payload.keyframes[", "minimax_payload.refs[")
+_BESIDE_PICTURES = (
+    *("ref_latents_method", "ref_contexts", "siglip_feats", "ref_mask_latents", "ref_mask_flag", "sam_latents"),
+    *("reference_strength", "vace_strength", "pose_strength", "clip_fea_pose", "clip_fea_ref", "face_pixel_values"),
+    *("keyframe_idxs", "guide_attention_entries", "generated_keyframes", "guiding_frame_index", "time_dim_replace"),
+    *("audio_embed", "effnet"),
+)
+"""What says how a picture is told, or is told with it alone."""
+_OF_TEXTS = ("minimax_payload.text_token_tags",)
+"""Of a prompt's own, in a constant that holds pictures too."""
+_WITHIN_TEXTS = ("ref_pixel_values", "ref_patches")
+"""HiDream O1's, whose places are among its tokens."""
 
 
 def shape_of_inputs(condition: Condition) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -141,6 +169,12 @@ def _laid_out(key: str, constant: Any) -> Condition | None:
         return {f"{key}={json.dumps(plain(constant, key))}": torch.empty(1, 0), **tensors}
     except (TypeError, ValueError):
         return None
+
+
+def _named(key: str) -> str:
+    """The network's input of a key of a Condition."""
+    found = _NAME.match(key)
+    return found[0] if found else key
 
 
 def _put(inputs: dict[str, Any], key: str, value: Tensor) -> None:
