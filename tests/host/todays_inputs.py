@@ -96,6 +96,8 @@ class Model(comfy.model_base.BaseModel):
             out["strength"] = comfy.conds.CONDConstant(kwargs["strength"])
         if kwargs.get("reference_latents") is not None:
             out["ref_latents"] = List([self.process_latent_in(latent) for latent in kwargs["reference_latents"]])
+        if "reference_latents_method" in kwargs:
+            out["ref_latents_method"] = comfy.conds.CONDConstant(kwargs["reference_latents_method"])
         if "features" in kwargs:
             out["features"] = comfy.conds.CONDRegular(kwargs["features"].states)
         if kwargs.get("latent_shapes") is not None and len(kwargs["latent_shapes"]) > 1:

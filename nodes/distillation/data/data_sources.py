@@ -135,7 +135,7 @@ def _require_teacher(model: Any, run: RunFolder, *, teacher_sha256: str) -> None
 class Sample(NamedTuple):
     """x0, noise: (1, ...) each. repeats: as how many samples it is drawn. told: with its prompts, by the host's names.
 
-    streams: what x0 is packed from, see host.inputs.stream_shapes. picture: (1, H, W, 3) that the text encoder looks at.
+    streams: what x0 is packed from, see host.inputs.stream_shapes. pictures: (1, H, W, 3) each, at which the text encoder looks.
     """
 
     x0: Tensor
@@ -144,7 +144,7 @@ class Sample(NamedTuple):
     repeats: int = 1
     told: Mapping[str, Any] = {}
     streams: Shapes | None = None
-    picture: Tensor | None = None
+    pictures: Sequence[Tensor] = ()
 
 
 class Texts:
@@ -165,7 +165,7 @@ class Texts:
         """
         self._model, self._literal, self._told = model, literal, told or {}
         self._encoder = host.encoding.TextEncoder(clip, host.folders.encodings())
-        self._looking = functools.partial(host.editing.conditioning, clip)
+        self._clip, self._looking = clip, host.editing.text_node(model)
         self._negative = negative
         self.negative = self._with_told(self._encoder.conditioning(negative))
         # as many as a shard holds; all texts of a folder would fill the memory
@@ -195,11 +195,13 @@ class Texts:
         return [found] if isinstance(found, TensorData) else list(found.buckets)
 
     def _prompts(self, sample: Sample) -> tuple[Conditioning, Conditioning]:
-        """Its own and the negative one; nothing is kept of those that go with a picture, since each is asked for once."""
-        if sample.picture is None:
+        """Its own and the negative one; nothing is kept of those that go with pictures, since each is asked for once."""
+        if self._looking is None or not sample.pictures:
             return self.conditioning(sample.text), self.negative
-        own, negative = (self._looking(text, picture=sample.picture) for text in (sample.text, self._negative))
-        return self._with_told(own), self._with_told(negative)
+        look = functools.partial(self._looking.conditioning, self._clip, pictures=sample.pictures)
+        if not self._looking.negative:
+            return self._with_told(look(sample.text)), self.negative
+        return self._with_told(look(sample.text)), self._with_told(look(self._negative or self._looking.empty))
 
     def _inputs(self, sample: Sample) -> tuple[Condition, Condition]:
         """With its prompt and with the negative one."""

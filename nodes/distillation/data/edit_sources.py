@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
+from ....trainers.data.cache import Shard
 from ....trainers.data.files import BrokenFile
 from ....trainers.data.listing import Captioned, Found, Listing, captioned, listed
 from ....trainers.data.pictures import bucket_for, bucket_sizes, picture_size
@@ -18,18 +21,23 @@ from ... import host
 from .folder_sources import PictureFolder, Piece, glance_at, of_picture, seed_of, upright
 
 Reference = TypeVar("Reference")
+_NUMBER = re.compile(r"(.+)_(\d+)", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EditFolder(PictureFolder):
-    """Pictures after an edit, with the text that asked for it. references: the folder of those before it, by the same names."""
+    """Pictures after an edit, with the text that asked for it. references: the folder of those before it, by the same names, or
+    several for one with a number behind each: fox_1, fox_2. reference_method: how a model is told them, see host.editing.METHODS.
+    """
 
     kind = "edits"
 
     references: Path
+    reference_method: str = host.editing.USUAL
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        host.editing.require_method(self.reference_method)
         if self.references == self.folder:
             raise ValueError(
                 f"references is {str(self.references)!r}, the folder of the edited pictures itself; give another."
@@ -37,86 +45,126 @@ class EditFolder(PictureFolder):
         if not self._with_reference(self.found):
             first = self.found.files[0].name
             raise ValueError(
-                f"references is {str(self.references)!r}, but none of its {sum(map(len, self._referenced.values()))} pictures "
-                f"has the name of one in {self.folder}: the picture before {first} is called {_stem(first)}, with any ending."
-            )
-        for file in self.found.files:
-            self._require_one_reference(file.name)
-
-    def _require_one_reference(self, name: str) -> None:
-        there = [each.name for each in self._referenced.get(_stem(name), ())]
-        if len(there) > 1:
-            raise ValueError(
-                f"references is {str(self.references)!r}, which holds {' and '.join(there)}, each by its name the picture before "
-                f"{name}; leave one of them."
+                f"references is {str(self.references)!r}, but none of its {len(self._listed)} pictures has the name of one in "
+                f"{self.folder}: the picture before {first} is called {_stem(first)}, with any ending."
             )
 
     @functools.cached_property
+    def _listed(self) -> tuple[Found, ...]:
+        return listed(self.references, self.endings, what="references", subfolders=self.subfolders).files
+
+    @functools.cached_property
     def _referenced(self) -> dict[str, list[Found]]:
-        """By its name below the folder, without the ending."""
-        found: dict[str, list[Found]] = {}
-        for file in listed(self.references, self.endings, what="references", subfolders=self.subfolders).files:
-            found.setdefault(_stem(file.name), []).append(file)
-        return found
+        """By the edited picture's name below its folder, without the ending: that of its name, then by their numbers."""
+        edited = {_stem(file.name): file.name for file in self.found.files}
+        found: dict[str, dict[int, Found]] = {}
+        for file in self._listed:
+            of, number = _numbered(_stem(file.name), among=edited)
+            there = found.setdefault(of, {}).setdefault(number, file)
+            if of in edited and there is not file:
+                raise ValueError(
+                    f"references is {str(self.references)!r}, which holds {there.name} and {file.name}, each by its name the "
+                    f"picture before {edited[of]}; leave one of them."
+                )
+        return {of: [numbered[number] for number in sorted(numbered)] for of, numbered in found.items()}
 
     def _with_reference(self, listing: Listing) -> int:
         return sum(_stem(file.name) in self._referenced for file in listing.files)
 
     @functools.cached_property
-    def _read(self) -> dict[str, Captioned]:
-        return {stem: captioned(files[:1], caption="")[0] for stem, files in self._referenced.items()}
+    def _read(self) -> dict[str, list[Captioned]]:
+        return {stem: list(captioned(files, caption="")) for stem, files in self._referenced.items()}
+
+    @property
+    def most(self) -> int:
+        """References of one picture."""
+        return max(len(self._referenced.get(_stem(file.name), ())) for file in self.found.files)
 
     def said(self, listing: Listing) -> str:
-        return f"{super().said(listing)} {self._with_reference(listing)} with a reference in {self.references}."
+        several = f", up to {self.most} each" if self.most > 1 else ""
+        return (
+            f"{super().said(listing)} {self._with_reference(listing)} with a reference in {self.references}{several}."
+        )
 
     @classmethod
     def require_model(cls, model: Any) -> None:
         host.editing.require_edits(model)
         super().require_model(model)
 
+    def require_told_by(self, model: Any) -> None:
+        """ValueError, naming the input, for a model that is not told references so, or not so many."""
+        host.editing.require_edits(model, method=self.reference_method)
+        for file in self.found.files:
+            of = self._referenced.get(_stem(file.name), ())
+            host.editing.require_so_many(model, len(of), of=file.name)
+
+    def _plan(self, model: Any, files: Sequence[Captioned]) -> list[Shard]:
+        self.require_told_by(model)
+        return super()._plan(model, files)
+
+    def _own(self) -> dict[str, Any]:
+        usual = self.reference_method == host.editing.USUAL  # of which older folders know nothing
+        return super()._own() | ({} if usual else {"reference_method": self.reference_method})
+
     def _source(self, files: Sequence[Captioned]) -> dict[str, Any]:
-        there = {file.name: self._read.get(_stem(file.name)) for file in files}
-        hashes = {name: reference.sha256 for name, reference in there.items() if reference is not None}
+        there = {file.name: [each.sha256 for each in self._read.get(_stem(file.name), ())] for file in files}
+        hashes = {name: of[0] if len(of) == 1 else of for name, of in there.items() if of}
         return super()._source(files) | {"references": hashes}
 
     def _glance_at(self, file: Found) -> None:
-        reference = self._reference_of(file.name, self._referenced)[0]
-        with _of_reference(reference.name):
-            glance_at(reference.path)
+        for reference in self._references_of(file.name, self._referenced):
+            with _of_reference(reference.name):
+                glance_at(reference.path)
         super()._glance_at(file)
 
-    def _reference_of(self, name: str, among: Mapping[str, Reference]) -> Reference:
+    def _references_of(self, name: str, among: Mapping[str, list[Reference]]) -> list[Reference]:
         if (stem := _stem(name)) not in among:
             raise BrokenFile(f"there is no picture of its name in {self.references}")
         return among[stem]
 
     def look_at(self, file: Captioned) -> Any:
-        reference = self._reference_of(file.name, self._read)
-        with _of_reference(reference.name):
-            if reference.broken:
-                raise BrokenFile(reference.broken)
-            picture_size(reference.path)
+        for reference in self._references_of(file.name, self._read):
+            with _of_reference(reference.name):
+                if reference.broken:
+                    raise BrokenFile(reference.broken)
+                picture_size(reference.path)
         return super().look_at(file)
 
     def _beside(
         self, model: Any, encoder: host.encoding.LatentEncoder, file: Captioned, piece: Piece
     ) -> dict[str, Any]:
-        reference, mirrored = self._read[_stem(file.name)], piece.of["mirrored"]
-        size = bucket_for(picture_size(reference.path), bucket_sizes(self.resolution, self.bucket_step))
-        make = functools.partial(upright, reference, size, mirrored=mirrored)
-        of = of_picture(reference, size, mirrored=mirrored)
-        latents = encoder.latents(make, seed=seed_of(reference) + mirrored, of=of)
-        return {"told": host.editing.told(latents), "picture": self._looked_at(model, make)}
+        mirrored, latents, pictures = piece.of["mirrored"], [], []
+        for reference in self._read[_stem(file.name)]:
+            own = bucket_for(picture_size(reference.path), bucket_sizes(self.resolution, self.bucket_step))
+            size = piece.of["size"] if host.editing.of_one_size(model) else own
+            make = functools.partial(upright, reference, size, mirrored=mirrored)
+            of = of_picture(reference, size, mirrored=mirrored)
+            latents.append(encoder.latents(make, seed=seed_of(reference) + mirrored, of=of))
+            pictures += [] if host.editing.text_node(model) is None else [make()]
+        return self._told(model, latents, pictures)
 
-    def _looked_at(self, model: Any, make: functools.partial[Tensor]) -> Tensor | None:
-        return make() if host.editing.looks_by_text_encoder(model) else None
+    def like(self, model: Any, x0: Tensor) -> dict[str, Any]:
+        """As far as it costs memory and time, what a Sample has of the most references that one has. x0: (1, ...)"""
+        grey = torch.full((1, self.resolution, self.resolution, 3), 0.5)
+        pictures = [] if host.editing.text_node(model) is None else [grey] * self.most
+        return self._told(model, [torch.zeros_like(x0, device="cpu")] * self.most, pictures)
+
+    def _told(self, model: Any, latents: Sequence[Tensor], pictures: Sequence[Tensor]) -> dict[str, Any]:
+        told = host.editing.told(model, latents, method=self.reference_method)
+        return {"told": told, "pictures": pictures}
 
 
-def pictures_of(*, references: str = "", **options: Any) -> PictureFolder:
+def pictures_of(*, references: str = "", reference_method: str = host.editing.USUAL, **options: Any) -> PictureFolder:
     """references: as a user names the folder, nothing for pictures that are none of edits."""
-    if not references.strip():
-        return PictureFolder(**options)
-    return EditFolder(references=host.folders.training_folder(references), **options)
+    if references.strip():
+        folder = host.folders.training_folder(references)
+        return EditFolder(references=folder, reference_method=reference_method, **options)
+    if reference_method != host.editing.USUAL:
+        raise ValueError(
+            f"reference_method is {reference_method!r}, but references is empty; give the folder, or set the method to "
+            f"{host.editing.USUAL}."
+        )
+    return PictureFolder(**options)
 
 
 @contextlib.contextmanager
@@ -129,3 +177,11 @@ def _of_reference(name: str) -> Iterator[None]:
 
 def _stem(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
+
+
+def _numbered(stem: str, *, among: Collection[str]) -> tuple[str, int]:
+    """Of which edited picture a reference of that name is, and its number there: -1 of the picture's own name."""
+    with_number = _NUMBER.fullmatch(stem)
+    if stem not in among and with_number and with_number[1] in among:
+        return with_number[1], int(with_number[2])
+    return stem, -1

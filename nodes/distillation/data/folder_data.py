@@ -63,11 +63,24 @@ REFERENCES: Input = (
     "STRING",
     {
         "default": "",
-        "tooltip": "For models that edit (FLUX.1 Kontext, FLUX.2, OmniGen 2, Qwen-Image-Edit): the folder of the pictures before "
-        "the edit, each by the name of the one after it; captions say what to change.",
+        "tooltip": f"For models that edit ({host.editing.FAMILIES}): the folder of the pictures before the edit, each by the "
+        "name of the one after it, or several with numbers behind it (fox_1, fox_2); captions say what to change.",
     },
 )
-RARE = ("bucket_step", "without_caption", "flip", "broken", "pieces", "subfolders", "caption_syntax", "references")
+REFERENCE_METHOD: Input = (
+    list(host.editing.METHODS),
+    {
+        "default": host.editing.USUAL,
+        "tooltip": "Where the model takes the references to lie: what Edit Model Reference Method says in the graph that draws. "
+        "usual: what the checkpoint says, as without that node. Of Qwen-Image-Edit 2511 files without its mark (GGUF, say) want "
+        "index_timestep_zero.",
+    },
+)
+OF_EDITS = {"references": REFERENCES, "reference_method": REFERENCE_METHOD}
+RARE = (
+    *("bucket_step", "without_caption", "flip", "broken", "pieces", "subfolders", "caption_syntax"),
+    *OF_EDITS,
+)
 """Inputs that editors may fold."""
 
 
@@ -199,7 +212,7 @@ class ImageFolder(_Folder):
         )
         declared = {
             "required": _folder("pictures") | size | _captions("a picture") | _flip("picture") | _broken("one picture"),
-            "optional": _encoders("pictures") | _reading("pictures") | {"guidance": GUIDANCE, "references": REFERENCES},
+            "optional": _encoders("pictures") | _reading("pictures") | {"guidance": GUIDANCE} | OF_EDITS,
         }
         return inputs.folded(declared, RARE)
 

@@ -42,13 +42,13 @@ class Previews:
         """
         encoder, first = host.encoding.TextEncoder(self.clip, host.folders.encodings()), data.first(1)
         like: dict[str, Any] = {"latents": first.x0, "shapes": host.inputs.shapes_told(first.condition)}
-        looked_at = host.editing.looked_at(model, vae, first.condition)
+        looking, looked_at = host.editing.text_node(model), host.editing.looked_at(model, vae, first.condition)
         tensors: dict[str, Tensor] = {}
         for number, prompt in enumerate(self.prompts):
-            if looked_at is None:
-                made = encoder.conditioning(prompt)
+            if looking is not None and looked_at:
+                made = looking.conditioning(self.clip, prompt, pictures=looked_at)
             else:
-                made = host.editing.conditioning(self.clip, prompt, picture=looked_at)
+                made = encoder.conditioning(prompt)
             conditioning = host.inputs.told(model, made, told)
             condition = host.inputs.condition_for_training(model, conditioning, name="previews", **like)
             whole = host.conditions.with_pictures(condition, first.condition)

@@ -8,7 +8,6 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ....trainers.data.batches import Batch
 from ....trainers.methods.consistency import ConsistencyOptions
@@ -28,6 +27,7 @@ from ..data import training_data
 from ..data.clip_sources import ClipFolder
 from ..data.data_in_graph import data_in_graph
 from ..data.data_sources import Sample, Texts
+from ..data.edit_sources import EditFolder
 from ..data.folder_sources import PictureFolder, SeenSource
 from ..data.prompts_alone import PromptsAlone
 from ..data.teacher_pictures import PromptSource
@@ -135,6 +135,7 @@ class Wishes:
     audio_vae: Any = None
     clip_vision: Any = None
     references: str = ""
+    reference_method: str = host.editing.USUAL
     layers: LoRALayers | None = None
     """Of a run that has begun."""
 
@@ -167,7 +168,8 @@ class Wishes:
         self._require_side()
         if not self.folder.strip():
             _ = self._empty  # which names frames of no use
-        _ = self._source  # which names a folder or prompts of no use
+        if isinstance(self._source, EditFolder):  # making it names a folder or prompts of no use
+            self._source.require_told_by(self.model)
 
     def _require_frames(self) -> None:
         if self.folder.strip():
@@ -283,7 +285,7 @@ class Wishes:
             clip=self.clip,
             audio_vae=self.audio_vae,
             clip_vision=self.clip_vision,
-            references=self.references,
+            of_edits={"references": self.references, "reference_method": self.reference_method},
         )
 
     @property
@@ -383,16 +385,9 @@ class Wishes:
             empty = self._empty
             x0 = torch.randn(empty.x0.shape, generator=torch.Generator().manual_seed(0)).to(self.model.load_device)
             texts = Texts(self.model, self.clip, self.negative_prompt)
-            sample = Sample(x0, self._lines[0], streams=empty.streams, **self._reference(x0))
+            edited = self._source.like(self.model, x0) if isinstance(self._source, EditFolder) else {}
+            sample = Sample(x0, self._lines[0], streams=empty.streams, **edited)
             return texts.parts([sample])[0].first(1)
-
-    def _reference(self, x0: Tensor) -> dict[str, Any]:
-        """Of a picture that is edited, as far as it costs memory and time."""
-        if not self.references.strip():
-            return {}
-        grey = torch.full((1, self._side, self._side, 3), 0.5)
-        told = host.editing.told(torch.zeros_like(x0, device="cpu"))
-        return {"told": told, "picture": grey if host.editing.looks_by_text_encoder(self.model) else None}
 
 
 def _what(drawn: PromptSource | PromptsAlone) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 from ....trainers.data.clips import CLIP_ENDINGS
@@ -50,18 +51,18 @@ def source_of(
     negative: str,
     vae: Any,
     clip: Any,
-    references: str = "",
+    of_edits: Mapping[str, str],
     **of_clips: Any,
 ) -> PictureFolder | ClipFolder:
-    """frames: of a clip, 0 for pictures. of_clips: what encodes more of them than their frames, see ClipFolder. references: of
-    pictures that are edited, see EditFolder.
+    """frames: of a clip, 0 for pictures. of_clips: what encodes more of them than their frames, see ClipFolder. of_edits: of
+    pictures that are edited, see pictures_of.
 
     ValueError where no file has a caption: the student would learn no prompts, and guidance from them is none.
     """
     folder = folders.training_folder(name)
     given: dict[str, Any] = {"folder": folder, "resolution": side, "negative": negative, "vae": vae, "clip": clip}
     clips = functools.partial(ClipFolder, frames=frames, frame_rate=family.frame_rate, **of_clips)
-    made = clips(**given) if frames else pictures_of(references=references, **given)
+    made = clips(**given) if frames else pictures_of(**of_edits, **given)
     if not made.found.described:
         raise ValueError(
             f"folder is {name!r}, of whose {len(made.found.files)} {made.what} none has a caption beside it: a text file of the "
@@ -81,12 +82,18 @@ def told(model: Any, drawn: SeenSource, *, only_captions: bool) -> str:
     small = drawn.small() if isinstance(drawn, PictureFolder) and not only else []
     enlarged = f"; {len(small)} smaller than that and enlarged, {max(small):.2g} times at most" if small else ""
     length = f", {_length(drawn)}" if isinstance(drawn, ClipFolder) else ""
-    edited = f", each made of the picture of its name in {drawn.references}" if isinstance(drawn, EditFolder) else ""
+    edited = f", {_edited(drawn)}" if isinstance(drawn, EditFolder) else ""
     unseen = drawn.unseen(model) if isinstance(drawn, ClipFolder) else ""
     return (
         f"data: {count} {drawn.what} of {drawn.folder}, at about {drawn.resolution} x {drawn.resolution}"
         f"{length}{edited}{enlarged}{without}{only}{unseen and f'; {unseen}'}"
     )
+
+
+def _edited(drawn: EditFolder) -> str:
+    of = "the picture" if drawn.most == 1 else f"up to {drawn.most} pictures"
+    told = "" if drawn.reference_method == host.editing.USUAL else f", told by {drawn.reference_method}"
+    return f"each made of {of} of its name in {drawn.references}{told}"
 
 
 def unused(name: str, **of_clips: Any) -> list[str]:

@@ -17,7 +17,7 @@ from ...host import folders, graph
 from ...sampling.recipes import as_trained
 from .. import distillation
 from ..data import preview_prompts
-from ..data.folder_data import OF_CLIPS, REFERENCES
+from ..data.folder_data import OF_CLIPS, OF_EDITS
 from ..learning import option_inputs as inputs
 from ..learning import starting_lora
 from ..telling import HASHING, MESSAGES, PROBING
@@ -39,7 +39,7 @@ RARE = (
     "seed",
     "start_lora",
     "frames",
-    "references",
+    *OF_EDITS,
 )
 """Inputs that few people need."""
 
@@ -169,7 +169,7 @@ class MakeItFast:
                     most=10000,
                 ),
                 **OF_CLIPS,
-                "references": REFERENCES,
+                **OF_EDITS,
             },
             "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID", "extra_pnginfo": "EXTRA_PNGINFO"},
         }
