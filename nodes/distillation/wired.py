@@ -173,12 +173,10 @@ def _keep_workflow(run: RunFolder, extra_pnginfo: Mapping[str, Any] | None) -> N
 
 
 def _require_pictures(method: Method, source: DataSource) -> None:
-    if method.needs_pictures and not source.has_pictures:
-        by_hand = isinstance(source, DataInGraph)
-        given = "latents are empty" if by_hand else "data is Training Prompts (No Pictures)"
-        other = "latents of pictures, " if by_hand else ""
+    if method.needs_pictures and source.lacking:
+        other = "latents of pictures, " if isinstance(source, DataInGraph) else ""
         raise ValueError(
-            f"{given}, but {method.name.replace('_', ' ')} learns from pictures; connect {other}Training Prompts (Teacher's "
-            "Pictures) or Training Images (Folder), or take Distribution Matching with consistency_levels and adversarial_weight "
-            "at 0."
+            f"{source.lacking}, but {method.name.replace('_', ' ')} learns from pictures; connect {other}Training Prompts "
+            "(Teacher's Pictures) or Training Images (Folder), or take Distribution Matching with consistency_levels and "
+            "adversarial_weight at 0."
         )

@@ -54,7 +54,7 @@ def data_in_graph(
     if dropout:
         data.require_droppable()
     _say_unseen(model, of_one_shape[0][2], parts[0])
-    return DataInGraph(data, has_pictures=not all(map(host.inputs.is_empty, given)))
+    return DataInGraph(data, lacking="latents are empty" if all(map(host.inputs.is_empty, given)) else "")
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------

@@ -35,8 +35,8 @@ class DataSource(Protocol):
         """The empty prompt's inputs as far as they are known before the data are made; None where there will be none."""
 
     @property
-    def has_pictures(self) -> bool:
-        """Whether there is anything to see in the data's x0."""
+    def lacking(self) -> str:
+        """In words, why there is nothing to see in the data's x0; empty where there is."""
 
     def told(self) -> dict[str, float]:
         """What the model is told with every prompt; see Texts."""
@@ -53,7 +53,7 @@ class DataInGraph:
     """Data that are made already."""
 
     data: TensorData | Buckets
-    has_pictures: bool = True
+    lacking: str = ""
 
     @property
     def unconditional(self) -> Condition | None:
@@ -72,7 +72,9 @@ class DataInGraph:
 class MadeOnce:
     """Sources whose building keeps the data, which always hold an empty prompt."""
 
-    has_pictures = True
+    @property
+    def lacking(self) -> str:
+        return ""
 
     def encoders(self, model: Any) -> dict[str, Any]:
         """What encodes for a model, by the name of its input; None where that is not connected."""

@@ -28,6 +28,8 @@ _NUMBER = re.compile(r"(.+)_(\d+)", re.DOTALL)
 class EditFolder(PictureFolder):
     """Pictures after an edit, with the text that asked for it. references: the folder of those before it, by the same names, or
     several for one with a number behind each: fox_1, fox_2. reference_method: how a model is told them, see host.editing.METHODS.
+
+    references may be the folder itself: then nobody has drawn the edits, and each picture is its own reference.
     """
 
     kind = "edits"
@@ -38,16 +40,17 @@ class EditFolder(PictureFolder):
     def __post_init__(self) -> None:
         super().__post_init__()
         host.editing.require_method(self.reference_method)
-        if self.references == self.folder:
-            raise ValueError(
-                f"references is {str(self.references)!r}, the folder of the edited pictures itself; give another."
-            )
         if not self._with_reference(self.found):
             first = self.found.files[0].name
             raise ValueError(
                 f"references is {str(self.references)!r}, but none of its {len(self._listed)} pictures has the name of one in "
                 f"{self.folder}: the picture before {first} is called {_stem(first)}, with any ending."
             )
+
+    @property
+    def lacking(self) -> str:
+        alone = self.references == self.folder
+        return "references is the folder itself, of pictures before an edit that nobody has drawn" if alone else ""
 
     @functools.cached_property
     def _listed(self) -> tuple[Found, ...]:
@@ -81,10 +84,11 @@ class EditFolder(PictureFolder):
         return max(len(self._referenced.get(_stem(file.name), ())) for file in self.found.files)
 
     def said(self, listing: Listing) -> str:
+        found = super().said(listing)
+        if self.lacking:
+            return f"{found} Each is the picture before an edit that nobody has drawn."
         several = f", up to {self.most} each" if self.most > 1 else ""
-        return (
-            f"{super().said(listing)} {self._with_reference(listing)} with a reference in {self.references}{several}."
-        )
+        return f"{found} {self._with_reference(listing)} with a reference in {self.references}{several}."
 
     @classmethod
     def require_model(cls, model: Any) -> None:

@@ -40,11 +40,14 @@ class PromptsAlone(MadeOnce):
     clip: Any = None
     guidance: float = 0.0
     frames: int = 1
-    has_pictures = False
 
     def __post_init__(self) -> None:
         require_prompts(self.prompts, width=self.width, height=self.height)
         require_at_least_one(self, "frames")
+
+    @property
+    def lacking(self) -> str:
+        return "data is Training Prompts (No Pictures)"
 
     def told(self) -> dict[str, float]:
         return {"guidance": self.guidance}

@@ -152,32 +152,32 @@ class Wishes:
                     f"latents or positive is connected, and {both[0]} is given too; give training data in one way."
                 )
             return
-        if self.folder.strip() and self.prompts.strip():
-            raise ValueError(f"folder is {self.folder!r} and prompts are given too; give one of the two.")
+        if self._place and self.prompts.strip():
+            place = "folder" if self.folder.strip() else "references"
+            raise ValueError(f"{place} is {self._place!r} and prompts are given too; give one of the two.")
         if self.clip is None:
-            raise ValueError(
-                "clip is not connected; it encodes the prompts or captions. Connect it, or latents and positive."
-            )
-        if self.folder.strip() and self.vae is None:
+            raise ValueError("clip is not connected, which encodes the texts; connect it, or latents and positive.")
+        if self._place and self.vae is None:
             raise ValueError("folder is given but vae is not connected, which encodes its pictures.")
-        if self.references.strip() and not self.folder.strip():
+        if self._place and not self.folder.strip() and self.goal not in _DRAWS_ITS_OWN:
             raise ValueError(
-                f"references is {self.references!r}, but folder is empty, which has the pictures after the edit; give it, too."
+                f"references is {self.references!r}, but folder is empty, which has the pictures after the edit; give it, too, "
+                f"or set goal to {SHARPEST}, which needs none."
             )
         self._require_frames()
         self._require_side()
-        if not self.folder.strip():
+        if not self._place:
             _ = self._empty  # which names frames of no use
         if isinstance(self._source, EditFolder):  # making it names a folder or prompts of no use
             self._source.require_told_by(self.model)
 
     def _require_frames(self) -> None:
-        if self.folder.strip():
+        if self._place:
             of_clips = {"audio_vae": self.audio_vae, "clip_vision": self.clip_vision}
             from_folder.require_model(self.model, family=self.family, references=self.references, **of_clips)
         else:
             host.data.require_no_picture(self.model)
-        if self.frames and self.folder.strip() and not self.family.video:
+        if self.frames and self._place and not self.family.video:
             raise ValueError(
                 f"frames is {self.frames}, but this model draws still pictures, of which folder is then; set frames to 0."
             )
@@ -191,10 +191,15 @@ class Wishes:
         """By the name that it has here; the sources made of it have their own."""
         if self.side:
             host.data.require_sides(self.model, side=self.side)
-            if not self.folder.strip() and self.side % self._side_step:
+            if not self._place and self.side % self._side_step:
                 raise ValueError(f"side is {self.side}; pictures of this model want multiples of {self._side_step}.")
-            if self.folder.strip() and self.side < SeenSource.bucket_step:
+            if self._place and self.side < SeenSource.bucket_step:
                 raise ValueError(f"side is {self.side}; what is in a folder wants {SeenSource.bucket_step} or more.")
+
+    @property
+    def _place(self) -> str:
+        """Of files that are trained on, as it is named: pictures before an edit may stand for those that nobody has drawn."""
+        return self.folder.strip() or self.references.strip()
 
     @property
     def from_graph(self) -> bool:
@@ -216,7 +221,7 @@ class Wishes:
         family = _SIDE_OF_CLIPS if self.frames else self.family.side
         usual = min(family, self._card.most_side if self._card else family)
         usual = usual // self._side_step * self._side_step
-        return self.side or max(usual, SeenSource.bucket_step if self.folder.strip() else 0)
+        return self.side or max(usual, SeenSource.bucket_step if self._place else 0)
 
     @property
     def _side_step(self) -> int:
@@ -270,13 +275,13 @@ class Wishes:
         """Out of prompts or a folder, which is listed once; None where data are connected."""
         if self.from_graph:
             return None
-        if self.folder.strip():
+        if self._place:
             return self._folder()
         return self._prompts_alone() if self.goal in _DRAWS_ITS_OWN else self._prompts()
 
     def _folder(self) -> PictureFolder | ClipFolder:
         return from_folder.source_of(
-            self.folder,
+            self._place,
             family=self.family,
             side=self._side,
             frames=self.frames,
@@ -333,7 +338,7 @@ class Wishes:
             said.append(f"data: {len(drawn.prompts)} prompts, for {_what(drawn)}")
         elif drawn is not None:
             said.append(from_folder.told(self.model, drawn, only_captions=self.goal in _DRAWS_ITS_OWN))
-        said += from_folder.unused(self.folder, audio_vae=self.audio_vae, clip_vision=self.clip_vision)
+        said += from_folder.unused(self._place, audio_vae=self.audio_vae, clip_vision=self.clip_vision)
         if self._card:
             largest = f"pictures of {self._card.most_side} at most where side is 0"
             said.append(f"preset {self.preset}: batches of {self._card.batch_size}, {largest}")

@@ -34,7 +34,7 @@ def require_model(model: Any, *, family: Family, references: str, audio_vae: Any
 
 def require_places(folder: str, references: str) -> None:
     """ValueError, naming the input, for folders that are none, or hold nothing of use, as far as no model need be known."""
-    if not folder.strip():
+    if not (folder := folder.strip() or references):
         return
     if references.strip():
         pictures_of(folder=folders.training_folder(folder), references=references)
@@ -64,8 +64,9 @@ def source_of(
     clips = functools.partial(ClipFolder, frames=frames, frame_rate=family.frame_rate, **of_clips)
     made = clips(**given) if frames else pictures_of(**of_edits, **given)
     if not made.found.described:
+        place, count = "references" if made.lacking else "folder", len(made.found.files)
         raise ValueError(
-            f"folder is {name!r}, of whose {len(made.found.files)} {made.what} none has a caption beside it: a text file of the "
+            f"{place} is {name!r}, of whose {count} {made.what} none has a caption beside it: a text file of the "
             f"{made.what[:-1]}'s name, such as fox.txt for fox{made.endings[0]}, with the prompt that would draw it. Give "
             f"captions, or take {made.node}, which has one for all, with Distill Model."
         )
@@ -91,6 +92,8 @@ def told(model: Any, drawn: SeenSource, *, only_captions: bool) -> str:
 
 
 def _edited(drawn: EditFolder) -> str:
+    if drawn.lacking:
+        return "each the picture before an edit that nobody has drawn"
     of = "the picture" if drawn.most == 1 else f"up to {drawn.most} pictures"
     told = "" if drawn.reference_method == host.editing.USUAL else f", told by {drawn.reference_method}"
     return f"each made of {of} of its name in {drawn.references}{told}"

@@ -179,7 +179,7 @@ class MakeItFast:
     def VALIDATE_INPUTS(cls, run_name: Any = None, folder: Any = None, references: Any = "") -> bool | str:
         """Before anything is loaded, where the values are typed in; linked ones are None here and checked when they arrive."""
         named = folders.error_of_name(run_name, what="run name")
-        if named is not True or not folder or references is None:
+        if named is not True or folder is None or references is None:
             return named
         return host.signals.error_of(lambda: from_folder.require_places(folder, references))
 

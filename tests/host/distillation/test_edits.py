@@ -184,7 +184,6 @@ def test_models_that_are_not_known_to_edit_are_refused_before_any_is_encoded(out
 @pytest.mark.parametrize(
     ("references", "said"),
     [
-        ("after", "references is .*after', the folder of the edited pictures itself"),
         ("elsewhere", "the folder of training references is .*elsewhere', which is no folder"),
         ("empty", "holds no references; looked for are .png"),
         ("../before", "a relative path lies in ComfyUI's input folder"),
@@ -261,10 +260,19 @@ def test_the_plan_says_what_counts_where_the_student_draws_its_own(output, edits
 @pytest.mark.parametrize(
     ("kind", "given", "said"),
     [
-        (Flux, {"folder": ""}, "references is 'before', but folder is empty, which has the pictures after the edit"),
+        (
+            Flux,
+            {"folder": ""},
+            "references is 'before', but folder is empty, which has .*; give it, too, or set goal",
+        ),
+        (
+            Flux,
+            {"folder": "", "prompts": "a fox"},
+            "references is 'before' and prompts are given too; give one of the two",
+        ),
         (Model, {}, "references is given, but of this model"),
     ],
-    ids=["no folder", "no model that edits"],
+    ids=["no folder", "prompts too", "no model that edits"],
 )
 def test_make_it_fast_names_it_before_anything_is_tried(kind, given, said, output, edits):
     with pytest.raises(ValueError, match=said):

@@ -211,7 +211,7 @@ def test_methods_that_look_at_pictures_refuse_empty_latents(fill, output):
     assert not (output / "fewstep" / "runs" / "run").exists()
     empty["samples"][1] = noise_for(model, batch=1)[0]
     with torch.inference_mode(False):
-        assert data_in_graph(model, empty, data["positive"], None, dropout=0.0).has_pictures
+        assert not data_in_graph(model, empty, data["positive"], None, dropout=0.0).lacking
 
 
 def test_guidance_without_a_negative_prompt_is_refused_before_work(output):
