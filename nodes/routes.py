@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
+import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,15 @@ def guide(request: web.Request) -> web.StreamResponse:
     return web.FileResponse(pages[place])
 
 
+def _own_file(folder: str, request: web.Request) -> web.StreamResponse:
+    """One of a folder of the pack, as the host would serve it."""
+    root = PACK / folder
+    file = root / request.match_info["file"]
+    if request.match_info["pack"] != PACK.name or file not in root.rglob("*") or not file.is_file():
+        raise web.HTTPNotFound(text=f"{request.path} is no file of ComfyUI-FewStep")
+    return web.FileResponse(file, headers={"Cache-Control": "no-cache"})
+
+
 def _said(preview: Callable[[Mapping[str, str]], dict[str, Any]], request: web.Request) -> dict[str, Any]:
     """A refusal is an ordinary answer here: whoever is typing a value has not finished yet."""
     try:
@@ -259,10 +270,19 @@ ROUTES: dict[tuple[str, str], Callable[[web.Request], Any]] = {
 }
 
 
+QUOTED = {
+    ("GET", "/extensions/{pack:[^/]+}/{file:.+}"): functools.partial(_own_file, "web"),
+    ("GET", "/workflow_templates/{pack:[^/]+}/{file:.+}"): functools.partial(_own_file, "workflows"),
+}
+"""What the host itself serves of every pack, but finds none of where the folder's name is another in an address: with a space in
+it, say (aiohttp as of 3.14 looks for the name, and has the address)."""
+
+
 def add_routes() -> None:
     """To the host's server, where one runs."""
     server = host.signals.server()
     if server is None:
         return
-    for (method, path), answer in ROUTES.items():
+    quoted = QUOTED if urllib.parse.quote(PACK.name) != PACK.name else {}
+    for (method, path), answer in (ROUTES | quoted).items():
         server.routes.route(method, path)(answering(answer))
