@@ -3,6 +3,7 @@ texts say. The weights are looked for on this machine, and never downloaded."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,14 @@ def clip_score(folder: Path, *, device: torch.device, heed: Callable[[], None] =
 
     heed: called before each pass of the network, which it stops by raising.
     """
+    if importlib.util.find_spec("transformers") is None:
+        return Missing("the Python package transformers is not installed")
     try:
         from transformers import CLIPModel, CLIPProcessor
-    except ImportError:
-        return Missing("the Python package transformers is not installed")
+    except (
+        Exception
+    ) as error:  # of many kinds: beside another torchvision, say, or by a Python without docstrings (-OO)
+        return Missing(f"the Python package transformers cannot be used ({type(error).__name__}: {str(error).strip()})")
     place = str(folder) if folder.is_dir() else MODEL
     try:
         model = CLIPModel.from_pretrained(place, local_files_only=True, use_safetensors=True)

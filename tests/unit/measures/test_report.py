@@ -1,13 +1,15 @@
 """The report's figures in closed cases, and its page."""
 
 import csv
+import importlib.machinery
 import io
 import re
+import sys
 import types
 
 import pytest
 import torch
-from comfyui_fewstep.trainers.measures.clip_score import _Scorer
+from comfyui_fewstep.trainers.measures.clip_score import _Scorer, clip_score
 from comfyui_fewstep.trainers.measures.report import COLUMNS, Drawn, Judges, Missing, as_csv, as_markdown, diversity
 from comfyui_fewstep.trainers.measures.report_page import page
 from gpu import GPU, gpu
@@ -183,3 +185,19 @@ def test_the_clip_score_is_a_hundred_times_the_cosine_and_never_below_0():
     assert found.tolist() == pytest.approx([100.0, 60.0, 0.0])
     assert seen["text"] == ["a", "b", "c"]
     assert {int(level) for picture in seen["images"] for level in picture.flat} == {128}
+
+
+@pytest.mark.parametrize("error", [ValueError("no docstring\n"), RuntimeError("nms"), ImportError("torchvision")])
+def test_a_library_that_fails_as_it_is_imported_is_no_judge(error, tmp_path, monkeypatch):
+    """By a Python without docstrings (-OO) transformers ended a report whose pictures were all drawn."""
+
+    def refuse(name):
+        raise error
+
+    broken = types.ModuleType("transformers")
+    broken.__spec__, broken.__getattr__ = importlib.machinery.ModuleSpec("transformers", None), refuse
+    monkeypatch.setitem(sys.modules, "transformers", broken)
+    found = clip_score(tmp_path, device=torch.device("cpu"))
+    assert isinstance(found, Missing)
+    kind, reason = type(error).__name__, str(error).strip()
+    assert f"the Python package transformers cannot be used ({kind}: {reason}" in found.reason
