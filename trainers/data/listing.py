@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ..storage.places import is_link
 from .files import NO_FILE, BrokenFile, Hashed, content
@@ -79,18 +81,17 @@ def listed(folder: Path, endings: Collection[str], *, what: str = "pictures", su
     if not is_folder(folder):
         raise ValueError(f"the folder of training {what} is {str(folder)!r}, which is no folder.")
     passed: collections.Counter[str] = collections.Counter()
-    found = [
+    files = [
         file
-        for parent, names in _walk(folder, endings, below=subfolders != NOT_READ, passed=passed)
-        for file in _in_one_folder(parent, names, endings, what=what, passed=passed)
+        for inside in _walk(_Inside(folder), endings, below=subfolders != NOT_READ, passed=passed)
+        for file in _in_one_folder(inside, endings, what=what, repeated=subfolders == REPEATED, passed=passed)
     ]
-    files = [_of_folder(file, folder, repeated=subfolders == REPEATED) for file in found]
-    passed[f"{what} in folders of 0 repeats"] = sum(file.repeats == 0 for file in files)
-    files = sorted((file for file in files if file.repeats), key=lambda file: file.path.relative_to(folder).as_posix())
-    if not files:
+    passed[f"{what} in folders of 0 repeats"] = sum(file.repeats == 0 for _, file in files)
+    found = tuple(file for _, file in sorted(files, key=lambda pair: pair[0]) if file.repeats)
+    if not found:
         below = ", not below it" if subfolders == NOT_READ else ""
         raise ValueError(f"the folder {str(folder)!r} holds no {what}; looked for are {', '.join(endings)}{below}.")
-    return Listing(folder, what, tuple(files), +passed)
+    return Listing(folder, what, found, +passed)
 
 
 def is_folder(path: Path) -> bool:
@@ -98,38 +99,69 @@ def is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
-def content_of(folder: Path, *, below: bool = False) -> list[tuple[str, int, int]]:
-    """Name, time of the last change in nanoseconds and size of all that is in folder: empty where there is no folder.
+def content_of(folder: Path, *, below: bool = False) -> str:
+    """A hash of name, time of the last change and size of all that is in folder: empty where there is no folder.
 
-    below: what lies in folders in it counts too; links to folders are not followed.
+    Short however much there is: hosts write it into every picture that they save, and send it to every page. below: what lies
+    in folders in it counts too; links to folders are not followed.
     """
     if not is_folder(folder):
-        return []
-    paths = [Path(parent) / name for parent, _, names in os.walk(folder) for name in names] if below else []
-    paths += folder.iterdir()
-    known = [(path, path.stat() if path.exists() else path.lstat()) for path in sorted(set(paths))]
-    return [(path.relative_to(folder).as_posix(), each.st_mtime_ns, each.st_size) for path, each in known]
+        return ""
+    digest = hashlib.sha256()
+    for name, told in sorted(_told_of(folder, "", below=below)):
+        digest.update(os.fsencode(f"{name}\0{told}\0"))
+    return digest.hexdigest()
+
+
+def _told_of(folder: Path | str, prefix: str, *, below: bool) -> Iterator[tuple[str, str]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                told = entry.stat()
+            except OSError:  # a link to nothing
+                told = entry.stat(follow_symlinks=False)
+            yield prefix + entry.name, f"{told.st_mtime_ns} {told.st_size}"
+            if below and entry.is_dir(follow_symlinks=False) and not is_link(Path(entry.path)):
+                yield from _told_of(entry.path, f"{prefix}{entry.name}/", below=True)
 
 
 # --- what is in the folder -------------------------------------------------------------------------------------------
 
 
+class _Inside(NamedTuple):
+    """A folder that is looked into. parts: its path below the one that is listed. names: in it, but of folders to look into."""
+
+    path: Path
+    parts: tuple[str, ...] = ()
+    names: Sequence[str] = ()
+
+    def inner(self, name: str) -> _Inside:
+        return _Inside(self.path / name, (*self.parts, name))
+
+
 def _walk(
-    folder: Path, endings: Collection[str], *, below: bool, passed: collections.Counter[str]
-) -> Iterator[tuple[Path, list[str]]]:
-    """folder, and those in it where below, each with the names in it that are no folders to look into."""
+    start: _Inside, endings: Collection[str], *, below: bool, passed: collections.Counter[str]
+) -> Iterator[_Inside]:
+    """The folder, and those in it where below."""
     try:
-        names = sorted(os.listdir(folder))  # noqa: PTH208 (of names that are no text too)
+        with os.scandir(start.path) as entries:  # which says of each what it is, without a look at any
+            kinds = {entry.name: not _ends(entry.name, endings) and _is_folder(entry) for entry in entries}
     except OSError as error:
-        raise ValueError(f"the folder {readable(str(folder))} cannot be read ({error.strerror or error}).") from error
-    inner = [name for name in names if not _ends(name, endings) and is_folder(folder / name)]
-    yield folder, sorted(set(names) - set(inner))
-    for name in inner:
-        kind = _passed_folder(folder / name, below=below)
+        reason = error.strerror or error
+        raise ValueError(f"the folder {readable(str(start.path))} cannot be read ({reason}).") from error
+    yield start._replace(names=sorted(name for name, is_inner in kinds.items() if not is_inner))
+    for name in sorted(name for name, is_inner in kinds.items() if is_inner):
+        inner = start.inner(name)
+        kind = _passed_folder(inner.path, below=below)
         if kind:
             passed[kind] += 1
         else:
-            yield from _walk(folder / name, endings, below=below, passed=passed)
+            yield from _walk(inner, endings, below=below, passed=passed)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Also by a link, of which is_dir would raise for one that leads round and round."""
+    return is_folder(Path(entry.path)) if entry.is_symlink() else entry.is_dir(follow_symlinks=False)
 
 
 def _passed_folder(folder: Path, *, below: bool) -> str:
@@ -142,20 +174,34 @@ def _passed_folder(folder: Path, *, below: bool) -> str:
 
 
 def _in_one_folder(
-    parent: Path, names: Sequence[str], endings: Collection[str], *, what: str, passed: collections.Counter[str]
-) -> list[Found]:
-    """The files of one folder with their captions."""
-    wanted = [name for name in names if _ends(name, endings)]
-    texts = [name for name in names if _ends(name, CAPTION_ENDINGS)]
-    captions = {_split(name): name for name in texts}
+    inside: _Inside,
+    endings: Collection[str],
+    *,
+    what: str,
+    repeated: bool,
+    passed: collections.Counter[str],
+) -> Iterator[tuple[str, Found]]:
+    """The files of one folder with their captions, each with its path below the one that is listed, by which they are sorted."""
+    kinds = {name: _split(name) for name in inside.names}
+    captions = {kind: name for name, kind in kinds.items() if kind[1] in CAPTION_ENDINGS}
+    wanted = [name for name, kind in kinds.items() if kind[1] in endings]
     beside = {name: _caption_beside(name, captions) for name in wanted if not name.startswith(".")}
     passed[f"hidden {what}"] += len(wanted) - len(beside)
-    passed["caption files of no use"] += len(set(texts) - set(beside.values()))
-    for name in set(names) - set(wanted) - set(texts):
-        passed[f"{readable(_split(name)[1]) or 'other'} files"] += 1
-    return [
-        Found(parent / name, name, None if caption is None else parent / caption) for name, caption in beside.items()
-    ]
+    of_texts = {name for name, kind in kinds.items() if kind[1] in CAPTION_ENDINGS}
+    passed["caption files of no use"] += len(of_texts - set(beside.values()))
+    for name in kinds.keys() - of_texts - set(wanted):
+        passed[f"{readable(kinds[name][1]) or 'other'} files"] += 1
+    repeats, concept = _concept(inside.parts) if repeated else (1, "")
+    for name, caption in beside.items():
+        below = "/".join((*inside.parts, name))
+        described = None if caption is None else inside.path / caption
+        yield below, Found(inside.path / name, readable(below), described, repeats, concept)
+
+
+def _concept(folders: Sequence[str]) -> tuple[int, str]:
+    """(repeats, text) that the folders' names say, the last that says any."""
+    concepts = [match for part in folders if (match := _CONCEPT.fullmatch(part))]
+    return (int(concepts[-1][1]), concepts[-1][2]) if concepts else (1, "")
 
 
 def _caption_beside(name: str, captions: Mapping[tuple[str, str], str]) -> str | None:
@@ -171,16 +217,6 @@ def _split(name: str) -> tuple[str, str]:
 
 def _ends(name: str, endings: Collection[str]) -> bool:
     return _split(name)[1] in endings
-
-
-def _of_folder(file: Found, folder: Path, *, repeated: bool) -> Found:
-    """With its name below folder, and what the folder's name says where that counts."""
-    below = file.path.relative_to(folder)
-    named = dataclasses.replace(file, name=readable(below.as_posix()))
-    concepts = [match for part in below.parts[:-1] if (match := _CONCEPT.fullmatch(part))]
-    if not (repeated and concepts):
-        return named
-    return dataclasses.replace(named, repeats=int(concepts[-1][1]), concept=concepts[-1][2])
 
 
 def readable(name: str) -> str:

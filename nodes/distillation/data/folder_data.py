@@ -158,7 +158,7 @@ class _Folder:
     @classmethod
     def IS_CHANGED(cls, folder: Any = None, subfolders: Any = NOT_READ, **_: Any) -> str:
         """What the folder holds may change while its name stays."""
-        return repr(content_of(folders.training_folder(str(folder)), below=subfolders != NOT_READ))
+        return content_of(folders.training_folder(str(folder)), below=subfolders != NOT_READ)
 
     @classmethod
     def VALIDATE_INPUTS(cls, folder: Any = None, subfolders: Any = NOT_READ) -> bool | str:
@@ -181,7 +181,7 @@ class _Folder:
             skip_broken=_chosen("broken", broken, _BROKEN) == "skip",
             **options,
         )
-        return {"ui": {"text": [source.said(source.listing())]}, "result": (source,)}
+        return {"ui": {"text": [source.said(source.found)]}, "result": (source,)}
 
 
 def _chosen(name: str, value: str, allowed: list[str]) -> str:

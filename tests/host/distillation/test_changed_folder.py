@@ -1,4 +1,4 @@
-"""A folder of pictures that changes between the first look at it and the encoding of its last picture, hours later."""
+"""A folder of pictures, how often it is listed, and what changes between the first look and the encoding of its last picture."""
 
 import pytest
 from comfyui_fewstep.commands.embedded import import_host
@@ -6,6 +6,7 @@ from comfyui_fewstep.commands.embedded import import_host
 import_host()
 
 from architectures import tiny
+from comfyui_fewstep.nodes.distillation.data import folder_sources
 from encoders import MeanVAE
 from making_data import distil, images, picture
 
@@ -30,3 +31,10 @@ def test_a_picture_that_becomes_another_is_named(change, said, output, folder, c
     with pytest.raises(ValueError, match=rf"^4\.png became another file while the pictures were encoded: .*{said}"):
         distil(tiny("sd15"), name="run", data=images(Meanwhile(happens), clip))
     distil(tiny("sd15"), name="run", data=images(MeanVAE(), clip))
+
+
+def test_a_folder_is_listed_once_to_be_described(output, folder, vae, clip, monkeypatch):
+    seen, listed = [], folder_sources.listed
+    monkeypatch.setattr(folder_sources, "listed", lambda *args, **kw: seen.append(args) or listed(*args, **kw))
+    images(vae, clip)
+    assert len(seen) == 1

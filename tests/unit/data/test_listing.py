@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from comfyui_fewstep.trainers.data import listing
 from comfyui_fewstep.trainers.data.files import BrokenFile
 from comfyui_fewstep.trainers.data.listing import (
     NOT_READ,
@@ -90,7 +91,7 @@ def test_a_folder_without_pictures_is_named(tmp_path):
 def test_what_no_system_takes_as_a_path_is_no_folder(path, tmp_path):
     with pytest.raises(ValueError, match="which is no folder"):
         files_in(tmp_path / path)
-    assert content_of(tmp_path / path) == []
+    assert content_of(tmp_path / path) == ""
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
@@ -105,10 +106,27 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path):
 def test_a_change_below_is_seen_where_it_counts(tmp_path):
     draw(tmp_path / "x" / "a.png")
     top, whole = content_of(tmp_path), content_of(tmp_path, below=True)
-    assert [name for name, *_ in whole] == ["x", "x/a.png"]
     (tmp_path / "x" / "a.png").write_bytes(b"other")
     assert content_of(tmp_path) == top
     assert content_of(tmp_path, below=True) != whole
+
+
+def test_what_is_said_of_a_folder_is_short_however_much_it_holds(tmp_path):
+    """The host writes it into every picture that it saves, and sends it to every page that asks for what was queued."""
+    for number in range(1000):
+        (tmp_path / f"a long name of a picture {number}.txt").touch()
+    assert len(content_of(tmp_path)) == 64
+
+
+def test_no_file_is_looked_at_to_be_listed(tmp_path, monkeypatch):
+    """Thousands of files on a network's disk are listed while the server answers nobody."""
+    for number in range(20):
+        draw(tmp_path / "x" / f"{number}.png")
+        (tmp_path / "x" / f"{number}.txt").write_text("text")
+    asked = []
+    monkeypatch.setattr(listing, "is_folder", lambda path: asked.append(path) or path.is_dir())
+    assert len(files_in(tmp_path, subfolders=READ)) == 20
+    assert asked == [tmp_path]
 
 
 # --- captions --------------------------------------------------------------------------------------------------------
