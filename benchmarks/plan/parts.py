@@ -23,6 +23,7 @@ from ...trainers.methods.progressive import ProgressiveOptions
 from ...trainers.objective.method import MethodOptions
 from ...trainers.objective.weighting import Weighting
 from ...trainers.storage.run_folder import RunFolder
+from ...trainers.storage.stored import in_memory
 from ...trainers.students.adapters import LoRALayers, LoRAOptions
 from ...trainers.training.distillation import Distillation
 from ...trainers.training.optimisation.options import TrainOptions
@@ -165,7 +166,7 @@ def _tiny(name: str) -> tuple[Any, TensorData]:
     larger = dataclasses.replace(architecture, latent=(architecture.latent[0], SIDE, SIDE))
     subject = Subject(larger)
     data = subject.data()  # of two samples: as many as a stage's comparison draws
-    return subject.model, dataclasses.replace(data, x0=torch.cat([data.x0] * (SAMPLES // len(data.x0))))
+    return subject.model, dataclasses.replace(data, x0=torch.cat([in_memory(data.x0)] * (SAMPLES // len(data.x0))))
 
 
 def times(case: Case) -> Figures:

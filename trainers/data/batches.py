@@ -5,15 +5,18 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from ...samplers.noise import expand_like
-from ..storage.files import Rows, tensors_sha256
+from ..storage.files import Rows
+from ..storage.stored import Inputs, Stored, Values
 from .conditions import Condition, chosen, one_batch
+from .held import OfRows, rows_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Data(Protocol):
         """Where batches go; the samples themselves may lie in the CPU's memory."""
 
     @property
-    def unconditional(self) -> Condition | None:
+    def unconditional(self) -> Inputs | None:
         """The empty prompt's inputs, or None where there are none; with several shapes those of the first."""
 
     def batch(
@@ -66,27 +69,28 @@ class Data(Protocol):
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by a stable name, each prompt as often as it has samples."""
 
-    def sha256(self) -> str:
-        """Of tensors(), which are not put together for it."""
+    def sha256(self, *, heed: Callable[[], None] = lambda: None) -> str:
+        """Of tensors(), which are not put together for it. heed: called again and again meanwhile, which it stops by raising."""
 
     def require_droppable(self) -> None:
         """ValueError, naming the input, where captions cannot be dropped."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TensorData:
+class TensorData(OfRows):
     """Samples of one shape. x0: (N, ...), condition and unconditional: (N, ...) or (1, ...) each; the latter may be None.
 
     noise: (N, ...) of pairs, see Batch. batch_device: where batches go, None for where x0 is. repeats: (N,) whole numbers, as
     how many samples each is drawn; None for once each. prompts: (N,) the row of condition (P, ...) that describes each, where
-    several have one prompt, which is then held once. ValueError, naming the input, when counts do not match or a value is
-    not finite.
+    several have one prompt, which is then held once. Values of several rows may lie in files, from which they are read as they
+    are drawn, see storage/stored.py. ValueError, naming the input, when counts do not match or a value is not finite; of those
+    in files whoever wrote and read them made sure.
     """
 
-    x0: Tensor
-    condition: Condition
-    unconditional: Condition | None = None
-    noise: Tensor | None = None
+    x0: Values
+    condition: Inputs
+    unconditional: Inputs | None = None
+    noise: Values | None = None
     batch_device: torch.device | None = None
     repeats: Tensor | None = None
     prompts: Tensor | None = None
@@ -190,26 +194,18 @@ class TensorData:
             for name, value in chosen(self.condition, rows).items()
         }
         noise = None if self.noise is None else self.noise[index].to(self.device)
-        unconditional = self.unconditional
-        if unconditional is not None:
-            unconditional = {name: value.to(self.device) for name, value in chosen(unconditional, index).items()}
+        unconditional: Condition | None = None
+        if self.unconditional is not None:
+            unconditional = {name: value.to(self.device) for name, value in chosen(self.unconditional, index).items()}
         return Batch(self.x0[index].to(self.device), condition, noise, unconditional)
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {name: value.whole() if isinstance(value, Rows) else value for name, value in self.rows().items()}
-
-    def sha256(self) -> str:
-        return tensors_sha256(self.rows())
-
     def rows(self) -> dict[str, Tensor | Rows]:
-        """As tensors(), what several samples share as it is held."""
-        named: dict[str, Tensor | Rows] = {"x0": self.x0}
-        named |= {
-            f"condition.{k}": v if self.prompts is None else Rows(v, self.prompts) for k, v in self.condition.items()
-        }
+        named: dict[str, Values] = {"x0": self.x0}
         named |= {f"unconditional.{k}": v for k, v in (self.unconditional or {}).items()}
         also = {"noise": self.noise, "repeats": self.repeats}
-        return named | {name: value for name, value in also.items() if value is not None}
+        named |= {name: value for name, value in also.items() if value is not None}
+        told = {f"condition.{k}": rows_of(v, self.prompts) for k, v in self.condition.items()}
+        return {name: rows_of(value) for name, value in named.items()} | told
 
     def require_droppable(self) -> None:
         if self.unconditional is None:
@@ -220,7 +216,7 @@ class TensorData:
 
 
 @dataclasses.dataclass(frozen=True)
-class Buckets:
+class Buckets(OfRows):
     """Samples of several shapes, of latents or of conditions. A batch is drawn from one bucket, so it has one shape; a mixed one
     from all whose latents are of that bucket's.
 
@@ -244,7 +240,7 @@ class Buckets:
         return self.buckets[0].device
 
     @property
-    def unconditional(self) -> Condition | None:
+    def unconditional(self) -> Inputs | None:
         return self.buckets[0].unconditional
 
     def batch(
@@ -295,11 +291,8 @@ class Buckets:
         parts = [alike[number].take(torch.tensor(orders[number][:many])) for number, many in sorted(taken.items())]
         return _in_one(parts, dropped=None)
 
-    def tensors(self) -> dict[str, Tensor]:
-        return _numbered(bucket.tensors() for bucket in self.buckets)
-
-    def sha256(self) -> str:
-        return tensors_sha256(_numbered(bucket.rows() for bucket in self.buckets))
+    def rows(self) -> dict[str, Tensor | Rows]:
+        return _numbered(bucket.rows() for bucket in self.buckets)
 
     def require_droppable(self) -> None:
         for bucket in self.buckets:
@@ -369,10 +362,19 @@ _ROWS_LOOKED_AT = 64
 """At once: what says of each value whether it is finite is twice as large as the values themselves."""
 
 
-def _require_finite(values: Tensor, *, name: str) -> None:
+def _require_finite(values: Values, *, name: str) -> None:
+    if isinstance(values, Stored) or _is_finite(values):
+        return
     pieces = values.split(_ROWS_LOOKED_AT) if values.ndim else (values,)
     bad = sum(int((~torch.isfinite(piece)).sum()) for piece in pieces)
     if bad:
         raise ValueError(
             f"the {name} hold {bad} values that are NaN or infinite, of {values.numel()}; all must be finite."
         )
+
+
+def _is_finite(values: Tensor) -> bool:
+    """By the least and the largest, which NaN would be: five times as fast as a look at each, of gigabytes at every start."""
+    if not values.numel() or not values.is_floating_point():
+        return not values.is_complex()
+    return all(map(math.isfinite, torch.stack(values.aminmax()).tolist()))

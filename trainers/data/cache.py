@@ -1,39 +1,44 @@
 """A run's training data on disk, so that neither a second start nor another process needs what they were made with.
 
 data/source.json        what the data were made from, JSON
-data/00000.safetensors  shards, written one after another as they are made
-data/index.json         the shards and their checksums; written last, its presence says that the data are whole
+data/00000.safetensors  shards, see shards.py, written one after another as they are made
+data/index.json         the shards and their checksums; written last, its presence says that the data are whole. Once they
+                        were read, also the hash of them all
 
-A shard holds one or more parts, each a TensorData: <part>.x0, .noise, .repeats, .prompts, .condition.<name> and
-.unconditional.<name>. Parts of one shape are one bucket, in the order of their first samples.
+Parts of one shape are one bucket, in the order of their first samples.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..storage.files import CHECKSUM_KEY, read_metadata, read_tensors, write_atomically, write_tensors
+from ..storage.files import CHECKSUM_KEY, read_metadata, write_atomically, write_tensors
 from ..storage.places import place, regular_files
-from ..storage.prefixes import below
 from ..storage.reading import Check, is_text_by_name, read_json, require
 from .batches import Batch, Buckets, Data, TensorData
 from .conditions import chosen
 from .joining import in_buckets
+from .shards import named, read_shard
 
 SHARD_SAMPLES = 256
 """In one file of data that are in memory already."""
+HELD = 2**31
+"""Bytes. Of data of more than that each row is read from its file when it is drawn: the prompts of 10,000 pictures alone, as a T5
+encodes them, are 80 GB."""
 _FILE = "{:05d}.safetensors"
 _FIRST = _FILE.format(0)
 _NAMED_DIFFERENCES = 5
 
 _OF_KEY = "fewstep.of"
+_WHOLE = "data_sha256"
+"""Of index.json."""
 _MADE_IN = "made_in"
 """Of source.json, and not compared: what each of those that the data are made with computes in."""
 
@@ -59,6 +64,7 @@ def cached_data(
     newer: Collection[str] = (),
     made_with: Mapping[str, str] | None = None,
     say: Callable[[str], None] = lambda text: None,
+    heed: Callable[[], None] = lambda: None,
 ) -> Data:
     """The data in folder, of which only those shards are made that are not there yet.
 
@@ -67,12 +73,15 @@ def cached_data(
     differs. ValueError too when a shard is damaged, or the folder goes meanwhile. device: where batches go. newer: names of
     source that folders of before lack; a run that has begun without them keeps its data. made_with: names of source that count
     only while something is to be made, with the dtype that each computes in. say: is told where data give way, or are not of
-    what they would be made with.
+    what they would be made with. heed: called again and again while they are read, which it stops by raising.
     """
     fill(folder, source=source, plan=plan, replace=replace, newer=newer, made_with=made_with, say=say)
-    data = read_data(folder, device=device)
+    data = read_data(folder, device=device, heed=heed)
     if data is None:
         raise _gone(folder)
+    shards, known = _read_index(folder)
+    if not known:
+        _write_index(folder, shards, data_sha256=data.sha256(heed=heed))
     return data
 
 
@@ -107,11 +116,11 @@ def fill(
     files = [folder / _FILE.format(number) for number in range(len(shards))]
     for file, shard in zip(files, shards, strict=True):
         if not file.exists() or not _is_of(file, shard.of):
-            made = _named(shard.make())  # which may take an hour
+            made = named(shard.make())  # which may take an hour
             if not (folder / "source.json").exists():
                 raise _gone(folder)
             write_tensors(file, made, metadata={_OF_KEY: json.dumps(shard.of)})
-    _write_json(folder / "index.json", {"format": 1, "shards": {file.name: _checksum(file) for file in files}})
+    _write_index(folder, {file.name: _checksum(file) for file in files})
 
 
 def _gone(folder: Path) -> ValueError:
@@ -121,13 +130,20 @@ def _gone(folder: Path) -> ValueError:
     )
 
 
-def read_data(folder: Path, *, device: torch.device | None = None) -> Data | None:
-    """The data as they were made, in the CPU's memory, or None when they are not whole yet.
+def read_data(
+    folder: Path, *, device: torch.device | None = None, heed: Callable[[], None] = lambda: None
+) -> TensorData | Buckets | None:
+    """The data as they were made, on the CPU, or None when they are not whole yet. Of more than HELD bytes rows stay in files.
 
-    ValueError, naming the file, when one is missing or damaged.
+    ValueError, naming the file, when one is missing or damaged. heed: see cached_data.
     """
-    parts = [part for shard in _shards(folder) for part in shard]
-    return in_buckets(parts, device) if parts else None
+    parts = [part for shard in _shards(folder, heed=heed) for part in shard]
+    if not parts:
+        return None
+    data, known = in_buckets(parts, device), _read_index(folder)[1]
+    if known:
+        data.known_by(known)
+    return data
 
 
 def read_first(folder: Path, *, device: torch.device | None = None) -> Batch | None:
@@ -139,7 +155,7 @@ def read_first(folder: Path, *, device: torch.device | None = None) -> Batch | N
 def first_made(folder: Path, *, device: torch.device | None = None) -> Batch | None:
     """As read_first, of data that need not be whole yet."""
     file = folder / _FIRST
-    return in_buckets(_read_shard(file, _checksum(file)), device).first(1) if file.exists() else None
+    return in_buckets(read_shard(file, _checksum(file), stored=False), device).first(1) if file.exists() else None
 
 
 def made_so_far(folder: Path, *, of: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -159,11 +175,14 @@ def forget(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _shards(folder: Path) -> Iterator[list[TensorData]]:
+def _shards(folder: Path, *, heed: Callable[[], None] = lambda: None) -> Iterator[list[TensorData]]:
     """The parts of each file in turn; none while they are not whole yet."""
-    if (folder / "index.json").exists():
-        for name, checksum in _read_index(folder).items():
-            yield _read_shard(place(folder, name), checksum)
+    if not (folder / "index.json").exists():
+        return
+    shards = {place(folder, name): checksum for name, checksum in _read_index(folder)[0].items()}
+    stored = sum(file.stat().st_size for file in shards if file.exists()) > HELD
+    for file, checksum in shards.items():
+        yield read_shard(file, checksum, stored=stored, heed=heed)
 
 
 # --- whose data they are ---------------------------------------------------------------------------------------------
@@ -258,7 +277,7 @@ def _short(value: Any) -> str:
 
 def _complete(folder: Path) -> bool:
     index = folder / "index.json"
-    return index.exists() and all(place(folder, name).exists() for name in _read_index(folder))
+    return index.exists() and all(place(folder, name).exists() for name in _read_index(folder)[0])
 
 
 def _is_of(file: Path, names: Sequence[str]) -> bool:
@@ -280,9 +299,7 @@ def _slices(data: Data) -> list[Shard]:
 
 def _slice(data: TensorData, start: int) -> TensorData:
     samples = slice(start, start + SHARD_SAMPLES)
-    noise, repeats, prompts = (
-        None if each is None else each[samples] for each in (data.noise, data.repeats, data.prompts)
-    )
+    repeats, prompts = (None if each is None else each[samples] for each in (data.repeats, data.prompts))
     kept: slice | Tensor = samples
     if prompts is not None:
         kept, prompts = prompts.unique(return_inverse=True)
@@ -291,47 +308,10 @@ def _slice(data: TensorData, start: int) -> TensorData:
         x0=data.x0[samples],
         condition=chosen(data.condition, kept),
         unconditional=data.unconditional and chosen(data.unconditional, samples),
-        noise=noise,
+        noise=None if data.noise is None else data.noise[samples],
         repeats=repeats,
         prompts=prompts,
     )
-
-
-def _named(parts: Iterable[TensorData]) -> dict[str, Tensor]:
-    named = {}
-    for number, part in enumerate(parts):
-        named[f"{number}.x0"] = part.x0
-        beside = {"noise": part.noise, "repeats": part.repeats, "prompts": part.prompts}
-        named |= {f"{number}.{name}": value for name, value in beside.items() if value is not None}
-        for name, value in part.condition.items():
-            named[f"{number}.condition.{name}"] = value
-        named |= {f"{number}.unconditional.{name}": value for name, value in (part.unconditional or {}).items()}
-    return named
-
-
-def _read_shard(file: Path, checksum: str) -> list[TensorData]:
-    """Its parts as views of the file, which joined copies: else all data would lie in memory twice while that is done."""
-    try:
-        tensors, metadata = read_tensors(file, views=True)
-    except ValueError as error:
-        raise ValueError(f"the training data cannot be read: {error} Delete {file} to have it made again.") from error
-    if metadata.get(CHECKSUM_KEY) != checksum:
-        raise ValueError(
-            f"the training data cannot be read: {file.name} is not the file that index.json names. Delete {file} to have "
-            "it made again."
-        )
-    by_part: dict[str, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        part, _, rest = name.partition(".")
-        by_part.setdefault(part, {})[rest] = value
-    return [_part(by_part[number]) for number in sorted(by_part, key=int)]
-
-
-def _part(named: Mapping[str, Tensor]) -> TensorData:
-    unconditional = below(named, "unconditional.") or None
-    condition = below(named, "condition.")
-    beside: dict[str, Any] = {name: named.get(name) for name in ("noise", "repeats", "prompts")}
-    return TensorData(x0=named["x0"], condition=condition, unconditional=unconditional, **beside)
 
 
 def _checksum(file: Path) -> str:
@@ -345,10 +325,15 @@ def _write_json(file: Path, values: Mapping[str, Any]) -> None:
     write_atomically(file, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def _read_index(folder: Path) -> dict[str, str]:
-    """Checksums of the shards, by the names of their files."""
-    shards: dict[str, str] = _read_json(folder / "index.json", shards=is_text_by_name)["shards"]
-    return shards
+def _write_index(folder: Path, shards: Mapping[str, str], *, data_sha256: str = "") -> None:
+    """data_sha256: of all data, where it is known: to hash them takes as long as to compare them with their checksums."""
+    _write_json(folder / "index.json", {"format": 1, "shards": shards} | ({_WHOLE: data_sha256} if data_sha256 else {}))
+
+
+def _read_index(folder: Path) -> tuple[dict[str, str], str]:
+    """Checksums of the shards, by the names of their files, and the hash of all data, nothing where it is not known."""
+    index = _read_json(folder / "index.json", shards=is_text_by_name)
+    return index["shards"], str(index.get(_WHOLE, ""))
 
 
 def _read_json(file: Path, **schema: Check) -> dict[str, Any]:

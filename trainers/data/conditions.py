@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..storage.stored import Inputs, in_memory
+
 Condition = dict[str, Tensor]
 """Model inputs by name, as the denoiser takes them by keyword; each (N, ...), or (1, ...) when all samples share it.
 
@@ -23,9 +25,9 @@ _SHAPE = "shape of "
 """Before the name of what was laid flat; no input of a network has spaces in its name."""
 
 
-def chosen(condition: Condition, rows: Tensor | slice) -> Condition:
-    """Of these rows, in which what all share stays (1, ...)."""
-    return {name: value[rows] if len(value) > 1 else value for name, value in condition.items()}
+def chosen(condition: Inputs, rows: Tensor | slice) -> Condition:
+    """Of these rows, in which what all share stays (1, ...). What lies in files is read."""
+    return {name: in_memory(value[rows]) if len(value) > 1 else in_memory(value) for name, value in condition.items()}
 
 
 # --- of several shapes -----------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .places import remove_unless_read
+from .stored import Values
 
 CHECKSUM_KEY = "fewstep.sha256"
 _AT_ONCE = 16
@@ -157,7 +158,7 @@ def _sync_directory(directory: Path) -> None:
 class Rows(NamedTuple):
     """A tensor (N, ...) whose row i is of[at[i]], and which is nowhere whole."""
 
-    of: Tensor
+    of: Values
     at: Tensor
 
     @property
@@ -170,6 +171,10 @@ class Rows(NamedTuple):
 
     def whole(self) -> Tensor:
         return self.of[self.at]
+
+    def in_parts(self) -> Iterator[Tensor]:
+        """What is held at once of those that are nowhere whole."""
+        return (self.of[rows] for rows in self.at.split(_AT_ONCE))
 
 
 def some_of(values: Tensor) -> Tensor:
@@ -193,11 +198,11 @@ def tensors_sha256(
     """A hash of names, types, shapes and bytes, in the order of the names. heard: is told after how many tensors of how many."""
     digest = hashlib.sha256()
     for done, name in enumerate(sorted(tensors)):
-        heard(done, len(tensors))
         value = tensors[name]
         digest.update(_kind_of(name, value))
-        for rows in value.at.split(_AT_ONCE) if isinstance(value, Rows) else (None,):
-            digest.update(_content(value if isinstance(value, Tensor) else value.of[rows]))
+        for part in value.in_parts() if isinstance(value, Rows) else [value]:
+            heard(done, len(tensors))
+            digest.update(_content(part))
     return digest.hexdigest()
 
 

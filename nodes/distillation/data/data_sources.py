@@ -17,6 +17,7 @@ from ....trainers.data.joining import in_buckets
 from ....trainers.storage.identity import other_hashes
 from ....trainers.storage.reading import identity_in
 from ....trainers.storage.run_folder import RunFolder
+from ....trainers.storage.stored import Inputs
 from ... import host
 from ...host.sampling.inputs import Shapes
 from ...host.sampling.models import Conditioning
@@ -31,7 +32,7 @@ class DataSource(Protocol):
     """A FEWSTEP_DATA, or what is connected in the graph. The caller of its methods holds the run's lock."""
 
     @property
-    def unconditional(self) -> Condition | None:
+    def unconditional(self) -> Inputs | None:
         """The empty prompt's inputs as far as they are known before the data are made; None where there will be none."""
 
     @property
@@ -56,7 +57,7 @@ class DataInGraph:
     lacking: str = ""
 
     @property
-    def unconditional(self) -> Condition | None:
+    def unconditional(self) -> Inputs | None:
         return self.data.unconditional
 
     def told(self) -> dict[str, float]:
@@ -81,7 +82,7 @@ class MadeOnce:
         raise NotImplementedError
 
     @property
-    def unconditional(self) -> Condition | None:
+    def unconditional(self) -> Inputs | None:
         return {}
 
     def keep(self, run: RunFolder) -> None:
@@ -115,6 +116,7 @@ class MadeOnce:
             newer=newer,
             made_with={**dict.fromkeys(encoders, ""), **dtypes},
             say=functools.partial(host.signals.say, warning=True),
+            heed=host.signals.check_cancelled,
         )
 
 
