@@ -17,7 +17,7 @@ from torch import Tensor
 from ....trainers.data.cache import Shard
 from ....trainers.data.files import BrokenFile
 from ....trainers.data.listing import Captioned, Found, Listing, captioned, listed
-from ....trainers.data.pictures import bucket_for, bucket_sizes, picture_size
+from ....trainers.data.pictures import Size, bucket_for, bucket_sizes, picture_size
 from ... import host
 from .folder_sources import PictureFolder, Piece, glance_at, of_picture, seed_of, upright
 
@@ -132,17 +132,22 @@ class EditFolder(PictureFolder):
             with _of_reference(reference.name):
                 if reference.broken:
                     raise BrokenFile(reference.broken)
-                picture_size(reference.path)
+                self._sizes[reference.name] = picture_size(reference.path)
         return super().look_at(file)
+
+    @functools.cached_property
+    def _sizes(self) -> dict[str, Size]:
+        """Of references that were looked at: to know one is to decode its file."""
+        return {}
 
     def _beside(
         self, model: Any, encoder: host.encoding.LatentEncoder, file: Captioned, piece: Piece
     ) -> dict[str, Any]:
         mirrored, latents, pictures = piece.of["mirrored"], [], []
         for reference in self._read[_stem(file.name)]:
-            own = bucket_for(picture_size(reference.path), bucket_sizes(self.resolution, self.bucket_step))
+            own = bucket_for(self._sizes[reference.name], bucket_sizes(self.resolution, self.bucket_step))
             size = piece.of["size"] if host.editing.of_one_size(model) else own
-            make = functools.partial(upright, reference, size, mirrored=mirrored)
+            make = functools.cache(functools.partial(upright, reference, size, mirrored=mirrored))
             of = of_picture(reference, size, mirrored=mirrored)
             latents.append(encoder.latents(make, seed=seed_of(reference) + mirrored, of=of))
             pictures += [] if host.editing.text_node(model) is None else [make()]

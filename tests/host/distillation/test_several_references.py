@@ -1,5 +1,6 @@
 """Edits of several pictures before them, how a model is told where they lie, and texts by each model's own node."""
 
+import collections
 import importlib
 import sys
 import types
@@ -14,6 +15,7 @@ from architectures import ALL
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation.data import folder_data, preview_prompts
 from comfyui_fewstep.nodes.distillation.fast import choosing, make_it_fast
+from comfyui_fewstep.trainers.data import pictures
 from comfyui_fewstep.trainers.data.pictures import pixels
 from comfyui_fewstep.trainers.storage.files import read_tensors
 from current_architectures import kinds
@@ -121,6 +123,25 @@ def test_the_text_encoder_looks_at_all_of_them(output, edits, monkeypatch):
     assert len(shown) == len(references)
     for image, latents in zip(shown.values(), references, strict=True):
         assert torch.equal(image, vae.decode(2.0 * latents))
+
+
+def test_each_is_decoded_twice_and_no_more(output, edits, monkeypatch):
+    """To see whether all of them can be, and to encode it, which the text encoder shares. They may be thousands."""
+    (edits / "before" / "a_10.png").unlink()
+    monkeypatch.setitem(
+        sys.modules, "comfy_extras.nodes_qwen", types.SimpleNamespace(TextEncodeQwenImageEditPlus=Looking())
+    )
+    decoded, upright = collections.Counter(), pictures._upright
+
+    def counted(path, **given):
+        decoded[path.name] += 1
+        return upright(path, **given)
+
+    monkeypatch.setattr(pictures, "_upright", counted)
+    distil(of(QwenImage), name="run", data=edited(MeanVAE()))
+    assert {name: decoded[name] for name in ("a.webp", "a_1.png", "a_2.png", "b.webp")} == dict.fromkeys(
+        ("a.webp", "a_1.png", "a_2.png", "b.webp"), 2
+    )
 
 
 def test_more_than_a_text_is_encoded_with_are_named_before_anything_is(output, edits):
