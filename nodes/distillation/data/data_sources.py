@@ -198,8 +198,16 @@ class Texts:
         found = in_buckets(map(part, samples))
         return [found] if isinstance(found, TensorData) else list(found.buckets)
 
+    def prompts(self, sample: Sample) -> tuple[Conditioning, Conditioning]:
+        """Its own and the negative one, with what is told beside them, as the host samples with them."""
+        own, negative = (
+            [[embedding, {**options, **sample.told}] for embedding, options in prompt]
+            for prompt in self._prompts(sample)
+        )
+        return own, negative
+
     def _prompts(self, sample: Sample) -> tuple[Conditioning, Conditioning]:
-        """Its own and the negative one; nothing is kept of those that go with pictures, since each is asked for once."""
+        """Without that; nothing is kept of those that go with pictures, since each is asked for once."""
         if self._looking is None or not sample.pictures:
             return self.conditioning(sample.text), self.negative
         look = functools.partial(self._looking.conditioning, self._clip, pictures=sample.pictures)
@@ -210,9 +218,7 @@ class Texts:
     def _inputs(self, sample: Sample) -> tuple[Condition, Condition]:
         """With its prompt and with the negative one."""
         x0, streams = sample.x0, sample.streams
-        positive, negative = (
-            [[embedding, {**own, **sample.told}] for embedding, own in prompt] for prompt in self._prompts(sample)
-        )
+        positive, negative = self.prompts(sample)
         condition, empty = (
             host.inputs.condition_for_training(self._model, prompt, latents=x0, name=name, shapes=streams)
             for prompt, name in ((positive, "positive"), (negative, "negative"))

@@ -49,9 +49,13 @@ class EditFolder(PictureFolder):
             )
 
     @property
+    def alone(self) -> bool:
+        """Whether there are the pictures before the edit, and no others."""
+        return self.references == self.folder
+
+    @property
     def lacking(self) -> str:
-        alone = self.references == self.folder
-        return "references is the folder itself, of pictures before an edit that nobody has drawn" if alone else ""
+        return "references is the folder itself, of pictures before an edit that nobody has drawn" if self.alone else ""
 
     @functools.cached_property
     def _listed(self) -> tuple[Found, ...]:
@@ -86,7 +90,7 @@ class EditFolder(PictureFolder):
 
     def said(self, listing: Listing) -> str:
         found = super().said(listing)
-        if self.lacking:
+        if self.alone:
             return f"{found} Each is the picture before an edit that nobody has drawn."
         several = f", up to {self.most} each" if self.most > 1 else ""
         return f"{found} {self._with_reference(listing)} with a reference in {self.references}{several}."
@@ -162,19 +166,6 @@ class EditFolder(PictureFolder):
     def _told(self, model: Any, latents: Sequence[Tensor], pictures: Sequence[Tensor]) -> dict[str, Any]:
         told = host.editing.told(model, latents, method=self.reference_method)
         return {"told": told, "pictures": pictures}
-
-
-def pictures_of(*, references: str = "", reference_method: str = host.editing.USUAL, **options: Any) -> PictureFolder:
-    """references: as a user names the folder, nothing for pictures that are none of edits."""
-    if references.strip():
-        folder = host.folders.training_folder(references)
-        return EditFolder(references=folder, reference_method=reference_method, **options)
-    if reference_method != host.editing.USUAL:
-        raise ValueError(
-            f"reference_method is {reference_method!r}, but references is empty; give the folder, or set the method to "
-            f"{host.editing.USUAL}."
-        )
-    return PictureFolder(**options)
 
 
 @contextlib.contextmanager

@@ -233,7 +233,7 @@ class FolderSource(MadeOnce):
         for file in files:
             progress.next()
             try:
-                samples += self._encoded(model, encoder, file, shape)
+                samples += self._encoded(model, encoder, texts, file, shape)
             except BrokenFile as error:
                 raise ValueError(
                     f"{file.name} became another file while the {self.what} were encoded: {error}. Start once more, which looks "
@@ -242,7 +242,7 @@ class FolderSource(MadeOnce):
         return texts.parts(samples)
 
     def _encoded(
-        self, model: Any, encoder: host.encoding.LatentEncoder, file: Captioned, shape: Hashable
+        self, model: Any, encoder: host.encoding.LatentEncoder, texts: Texts, file: Captioned, shape: Any
     ) -> Iterator[Sample]:
         for piece in self._pieces(file, shape):
             host.signals.check_cancelled()

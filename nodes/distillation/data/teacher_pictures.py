@@ -77,14 +77,14 @@ class PromptSource(MadeOnce):
         sigmas = trailing_sigmas(self.steps, table=host.models.noise_levels(host.models.model_sampling_of(model)))
         empty = empty_sample(model, width=self.width, height=self.height, frames=self.frames)
         if not run.begun and made_so_far(run.data_folder, of=self.described() | of_teacher(model, teacher_sha256)):
-            _forget_anothers(model, run.data_folder)  # of another source they give way unasked
+            forget_anothers(model, run.data_folder)  # of another source they give way unasked
         return self.kept(
             model,
             run,
             source=self.described()
             | {"sigmas": sigmas.tolist()}
             | of_teacher(model, teacher_sha256)
-            | _patches_of(model, run)
+            | patches_of(model, run)
             | ({"batch_size": None} if run.begun else {}),  # its pictures are there, drawn as they were
             plan=lambda: self._plan(model, sigmas, empty, folder=run.data_folder),
         )
@@ -105,7 +105,7 @@ class PromptSource(MadeOnce):
         def first(batch: range) -> Sequence[TensorData]:
             _require_followed(model, texts, self._prompt(batch[0]), empty)
             parts = make(batch)
-            _keep_answers(model, parts, folder)
+            keep_answers(model, parts, folder)
             return parts
 
         require_connected("Training Prompts (Teacher's Pictures)", clip=self.clip)
@@ -163,7 +163,7 @@ class PromptSource(MadeOnce):
         return torch.randn(shape, generator=torch.Generator().manual_seed(stream(self.seed, picture)))
 
 
-def _patches_of(model: Any, run: RunFolder) -> dict[str, Any]:
+def patches_of(model: Any, run: RunFolder) -> dict[str, Any]:
     """What changes the pictures that the MODEL draws and is in no weight; of a run that has begun its own identity tells."""
     return {"changes": None if run.begun else {kind: len(made) for kind, made in host.identity.changes(model).items()}}
 
@@ -177,14 +177,14 @@ def _require_followed(model: Any, texts: Texts, prompt: str, empty: Empty) -> No
 _ANSWERS = "teacher.json"
 
 
-def _keep_answers(model: Any, parts: Sequence[TensorData], folder: Path) -> None:
+def keep_answers(model: Any, parts: Sequence[TensorData], folder: Path) -> None:
     """What the teacher says of the first picture that it drew: much changes what a MODEL draws and is in no weight."""
     asked = in_buckets(parts, model.load_device).first(1)
     host.training.loaded(model)
     write_atomically(folder / _ANSWERS, json.dumps(without_nan(host.identity.answers_of(model, asked))).encode())
 
 
-def _forget_anothers(model: Any, folder: Path) -> None:
+def forget_anothers(model: Any, folder: Path) -> None:
     """Pictures of a start that came to nothing, where this MODEL would draw others: it is asked the same once more."""
     asked = first_made(folder, device=model.load_device) if (folder / _ANSWERS).exists() else None
     if asked is None:

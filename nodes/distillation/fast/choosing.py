@@ -153,17 +153,11 @@ class Wishes:
                 )
             return
         if self._place and self.prompts.strip():
-            place = "folder" if self.folder.strip() else "references"
-            raise ValueError(f"{place} is {self._place!r} and prompts are given too; give one of the two.")
+            raise ValueError(f"folder or references is {self._place!r} and prompts are given too; give one of the two.")
         if self.clip is None:
             raise ValueError("clip is not connected, which encodes the texts; connect it, or latents and positive.")
         if self._place and self.vae is None:
             raise ValueError("folder is given but vae is not connected, which encodes its pictures.")
-        if self._place and not self.folder.strip() and self.goal not in _DRAWS_ITS_OWN:
-            raise ValueError(
-                f"references is {self.references!r}, but folder is empty, which has the pictures after the edit; give it, too, "
-                f"or set goal to {SHARPEST}, which needs none."
-            )
         self._require_frames()
         self._require_side()
         if not self._place:
@@ -290,8 +284,14 @@ class Wishes:
             clip=self.clip,
             audio_vae=self.audio_vae,
             clip_vision=self.clip_vision,
-            of_edits={"references": self.references, "reference_method": self.reference_method},
+            of_edits={"references": self.references, "reference_method": self.reference_method, **self._drawn},
         )
+
+    @property
+    def _drawn(self) -> dict[str, Any]:
+        """The edits of references that stand alone, which the model draws for goals that look at any."""
+        drawn = self.references.strip() and not self.folder.strip() and self.goal not in _DRAWS_ITS_OWN
+        return {"draw_steps": self.family.start_steps, "draw_cfg": self._guidance} if drawn else {}
 
     @property
     def _lines(self) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from ....trainers.data.pictures import ENDINGS
 from ... import host
 from ...host import folders
 from ..data.clip_sources import ClipFolder
-from ..data.edit_sources import EditFolder, pictures_of
+from ..data.drawn_edits import DrawnEdits, pictures_of
+from ..data.edit_sources import EditFolder
 from ..data.folder_sources import PictureFolder, SeenSource
 from ..learning.families import Family
 
@@ -51,7 +52,7 @@ def source_of(
     negative: str,
     vae: Any,
     clip: Any,
-    of_edits: Mapping[str, str],
+    of_edits: Mapping[str, Any],
     **of_clips: Any,
 ) -> PictureFolder | ClipFolder:
     """frames: of a clip, 0 for pictures. of_clips: what encodes more of them than their frames, see ClipFolder. of_edits: of
@@ -64,7 +65,8 @@ def source_of(
     clips = functools.partial(ClipFolder, frames=frames, frame_rate=family.frame_rate, **of_clips)
     made = clips(**given) if frames else pictures_of(**of_edits, **given)
     if not made.found.described:
-        place, count = "references" if made.lacking else "folder", len(made.found.files)
+        alone = isinstance(made, EditFolder) and made.alone
+        place, count = "references" if alone else "folder", len(made.found.files)
         raise ValueError(
             f"{place} is {name!r}, of whose {count} {made.what} none has a caption beside it: a text file of the "
             f"{made.what[:-1]}'s name, such as fox.txt for fox{made.endings[0]}, with the prompt that would draw it. Give "
@@ -92,10 +94,12 @@ def told(model: Any, drawn: SeenSource, *, only_captions: bool) -> str:
 
 
 def _edited(drawn: EditFolder) -> str:
-    if drawn.lacking:
-        return "each the picture before an edit that nobody has drawn"
-    of = "the picture" if drawn.most == 1 else f"up to {drawn.most} pictures"
     told = "" if drawn.reference_method == host.editing.USUAL else f", told by {drawn.reference_method}"
+    if isinstance(drawn, DrawnEdits):
+        return f"each edited by your model in {drawn.draw_steps} steps at cfg {drawn.draw_cfg:g}{told}"
+    if drawn.alone:
+        return f"each the picture before an edit that nobody has drawn{told}"
+    of = "the picture" if drawn.most == 1 else f"up to {drawn.most} pictures"
     return f"each made of {of} of its name in {drawn.references}{told}"
 
 

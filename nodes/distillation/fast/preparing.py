@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import random
@@ -22,6 +23,7 @@ from ....trainers.training.trial import seconds_of
 from ... import host
 from .. import teacher
 from ..data.data_sources import Texts
+from ..data.drawn_edits import DrawnEdits
 from ..data.folder_sources import SeenSource
 from ..data.teacher_pictures import PromptSource
 
@@ -101,9 +103,19 @@ def _encoding(model: Any, source: SeenSource, run: RunFolder) -> list[tuple[str,
     source.glance()  # what cannot be used is known before anything is tried, as far as it shows
     made = {name for names in _made(model, source, run) for name in names}
     left = [file for file in source.found.files if file.name not in made]
-    each = _seconds_of_a_file(model, source, left)
-    said = _told("encoding", len(left), len(source.found.files), things=source.what)
+    if isinstance(source, DrawnEdits):
+        what, each = "drawing the edits of", _seconds_of_an_edit(model, source, left)
+    else:
+        what, each = "encoding", _seconds_of_a_file(model, source, left)
+    said = _told(what, len(left), len(source.found.files), things=source.what)
     return [(said, each * len(left))] if left else []
+
+
+def _seconds_of_an_edit(model: Any, source: DrawnEdits, left: Sequence[Any]) -> float:
+    """Out of edits in few steps, of which more are as many times longer."""
+    few = 1, 1 + _TRIED_STEPS
+    once, longer = (_seconds_of_a_file(model, dataclasses.replace(source, draw_steps=steps), left) for steps in few)
+    return once + max(0.0, longer - once) / _TRIED_STEPS * (source.draw_steps - 1)
 
 
 def _seconds_of_a_file(model: Any, source: SeenSource, left: Sequence[Any]) -> float:

@@ -262,17 +262,12 @@ def test_the_plan_says_what_counts_where_the_student_draws_its_own(output, edits
     [
         (
             Flux,
-            {"folder": ""},
-            "references is 'before', but folder is empty, which has .*; give it, too, or set goal",
-        ),
-        (
-            Flux,
             {"folder": "", "prompts": "a fox"},
-            "references is 'before' and prompts are given too; give one of the two",
+            "folder or references is 'before' and prompts are given too; give one of the two",
         ),
         (Model, {}, "references is given, but of this model"),
     ],
-    ids=["no folder", "prompts too", "no model that edits"],
+    ids=["prompts too", "no model that edits"],
 )
 def test_make_it_fast_names_it_before_anything_is_tried(kind, given, said, output, edits):
     with pytest.raises(ValueError, match=said):

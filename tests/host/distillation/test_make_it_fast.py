@@ -339,8 +339,11 @@ def test_rare_inputs_are_folded_by_hosts_that_fold():
         (methods.ConsistencyDistillation, options),
         (latent_method.ScoreDistillation, ("companion_learning_rate", "companion_rank")),
         (folder_data.ImageFolder, set(folder_data.RARE) - {"pieces"}),
-        (folder_data.ClipFolderNode, set(folder_data.RARE) - set(folder_data.OF_EDITS)),
-        (folder_data.SoundFolderNode, set(folder_data.RARE) - {"bucket_step", "flip", *folder_data.OF_EDITS}),
+        (folder_data.ClipFolderNode, set(folder_data.RARE) - set(folder_data.OF_EDITS) - set(folder_data.DRAWN)),
+        (
+            folder_data.SoundFolderNode,
+            set(folder_data.RARE) - {"bucket_step", "flip", *folder_data.OF_EDITS, *folder_data.DRAWN},
+        ),
         (training_data.TeacherPictures, training_data.RARE),
         (training_data.TrainingPrompts, ()),
         (report.StudentReport, report.RARE),
@@ -359,7 +362,9 @@ def test_what_is_missing_is_named(output):  # noqa: F811
         make(model)
     with pytest.raises(ValueError, match="folder is given but vae is not connected"):
         make(model, folder="pictures", clip=clip_of("sd15"))
-    with pytest.raises(ValueError, match="folder is 'pictures' and prompts are given too; give one of the two"):
+    with pytest.raises(
+        ValueError, match="folder or references is 'pictures' and prompts are given too; give one of the two"
+    ):
         make(model, folder="pictures", prompts="a fox", clip=clip_of("sd15"))
 
 
