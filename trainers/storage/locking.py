@@ -23,8 +23,25 @@ _LOOK_SECONDS = 1.0
 """How long the lock is waited for: whoever only looks whether a run is trained holds it for less than a millisecond."""
 _GLANCE_SECONDS = 0.05
 """How long a look waits for another one, of another process, which would else be taken for whoever trains."""
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""Of a folder that is another user's, a disk that is only read, and a full one."""
 _LOOKING = threading.Lock()
 """Of this process one look at a time does so."""
+
+
+@contextlib.contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Where something is made in the folder of runs, or of one: OSError, saying what to do about it, where the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        raise OSError(
+            error.errno,
+            f"nothing can be written to {folder} ({error.strerror}), where a run keeps all that it makes. Make room there, let "
+            "the user that runs ComfyUI write there, or give ComfyUI an output folder elsewhere (--output-directory)",
+        ) from error
 
 
 class Lock:
@@ -40,7 +57,8 @@ class Lock:
         if not self._file.parent.is_dir():  # which the library would make
             raise self._gone()
         try:
-            self._take()
+            with writable(self._file.parent):
+                self._take()
         except Timeout as error:
             raise ValueError(
                 f"the run {self._name!r} is being trained by another process; stop it, wait, or choose another name."

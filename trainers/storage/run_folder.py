@@ -38,7 +38,7 @@ from .files import (
     write_tensors,
 )
 from .identity import gone_on_with
-from .locking import Lock
+from .locking import Lock, writable
 from .places import is_link, is_regular, place, remove, remove_all, remove_unless_read, require_name, require_no_links
 
 KEPT_CHECKPOINTS = 2
@@ -105,7 +105,8 @@ class RunFolder:
         """
         if is_link(self.path):
             require_no_links(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        with writable(self._root):
+            self.path.mkdir(parents=True, exist_ok=True)
         require_no_links(self.path)
         lock = self.lock
         with lock.held():

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import re
 import threading
 import time
 
@@ -133,3 +134,21 @@ def test_a_disk_without_locks_is_named(run, monkeypatch):
     ):
         pytest.fail("it trains")
     assert "knows no locks" in summary(run)["error"]
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+@pytest.mark.parametrize("what", ["its folder", "its lock"])
+def test_a_run_that_cannot_be_written_to_says_what_to_do(what, code, run, monkeypatch):
+    """Trained as another user, in a container say: the words were those of the system, of a hidden file."""
+
+    def refuse(*_, **__):
+        raise OSError(code, os.strerror(code), ".lock")
+
+    place = (pathlib.Path, "mkdir") if what == "its folder" else (locking.FileLock, "acquire")
+    monkeypatch.setattr(*place, refuse)
+    folder = run.path.parent if what == "its folder" else run.path
+    said = rf"nothing can be written to {re.escape(str(folder))} \({os.strerror(code)}\).*--output-directory"
+    with pytest.raises(OSError, match=said) as refused, run.locked():
+        pytest.fail("it trains")
+    assert refused.value.errno == code
+    assert isinstance(refused.value, PermissionError) == (code == errno.EACCES)
