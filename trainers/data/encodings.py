@@ -59,9 +59,17 @@ class Encodings:
         made = make()
         content = written(made)
         if content is not None:
-            write_tensors(file, content[0], metadata=content[1])
-            self._make_room(sum(value.nbytes for value in content[0].values()))
+            self._keep(file, *content)
         return made
+
+    def _keep(self, file: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:
+        """Where the disk refuses, that is said and ends nothing: it would only save work."""
+        try:
+            write_tensors(file, tensors, metadata=texts)
+        except OSError as error:
+            log.warning("an encoding is not kept, and made again the next time: %s", error)
+        else:
+            self._make_room(sum(value.nbytes for value in tensors.values()))
 
     def _file(self, decided_by: Mapping[str, Any]) -> Path:
         name = hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()

@@ -20,7 +20,8 @@ log = logging.getLogger("comfyui_fewstep")
 def kept(file: Path, key: str, make: Callable[[], str]) -> str:
     """The hash that file has for key; else what make gives, which file has from then on. key: all that it depends on.
 
-    A damaged file is begun anew. Where two processes write at once, one's entry is lost, and made again when asked for.
+    A damaged file is begun anew. One that the disk refuses to read or write is said and ends nothing: whoever only draws need not
+    be allowed to. Where two processes write at once, one's entry is lost, and made again when asked for.
     """
     known = _read(file)
     if key in known:
@@ -28,7 +29,10 @@ def kept(file: Path, key: str, make: Callable[[], str]) -> str:
     made = make()
     known = {**_read(file), key: made}  # with what others have made in these seconds
     newest = dict(list(known.items())[-MOST:])
-    write_atomically(file, json.dumps({"hashes": newest}, indent=0).encode())
+    try:
+        write_atomically(file, json.dumps({"hashes": newest}, indent=0).encode())
+    except OSError as error:
+        log.warning("a hash is not kept, and made again the next time: %s", error)
     return made
 
 
@@ -40,7 +44,7 @@ def _read(file: Path) -> dict[str, str]:
             raise ValueError(f"{file.name} has no hash for {wrong[0]}")
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         log.warning("%s; it is made anew, which takes the time of hashing again.", error)
         return {}
     return dict(known)

@@ -1,5 +1,6 @@
 """What encoders made is kept for every run: found again, made again when damaged, and never more than there is room for."""
 
+import errno
 import logging
 import os
 import pathlib
@@ -124,3 +125,18 @@ def test_what_a_killed_process_left_half_written_gives_way_too(tmp_path):
     get(Encodings(tmp_path, most_bytes=6000), {"a": 1}, Maker())
     assert not left.exists()
     assert len(list(tmp_path.glob("*/*"))) == 1
+
+
+def test_a_disk_that_refuses_to_keep_it_ends_nothing_and_it_is_said(tmp_path, monkeypatch, caplog):
+    """A report of a folder that may only be read, or beside the last bytes of a disk."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    maker = Maker()
+    get(Encodings(tmp_path), {"a": 1}, maker)
+    assert maker.made == 1
+    assert "an encoding is not kept" in caplog.text
+    assert "could not be written: Read-only file system" in caplog.text
+    assert not list(tmp_path.glob("*/*"))

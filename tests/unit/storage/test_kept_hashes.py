@@ -1,6 +1,8 @@
 """Hashes that outlive the process: kept by all they depend on, bounded, and made again when their file is damaged."""
 
+import errno
 import json
+import os
 
 import pytest
 from comfyui_fewstep.trainers.storage import kept_hashes
@@ -53,3 +55,28 @@ def test_what_fails_to_be_made_is_not_kept(tmp_path):
     with pytest.raises(RuntimeError):
         kept(tmp_path / "known.json", "one", lambda: (_ for _ in ()).throw(RuntimeError()))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_refuses_to_keep_it_ends_nothing_and_it_is_said(tmp_path, monkeypatch, caplog):
+    """Load Distilled Student and Apply Recipe hash what they load: neither drew anything beside such an output folder."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert kept(tmp_path / "known.json", "one", lambda: A) == A
+    assert "a hash is not kept" in caplog.text
+    assert "known.json could not be written: Read-only file system" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_may_not_be_read_ends_nothing_and_it_is_said(tmp_path, monkeypatch, caplog):
+    """Of another user, whose files are nobody else's."""
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "known.json")
+
+    (tmp_path / "known.json").write_text("{}")
+    monkeypatch.setattr(kept_hashes, "read_json", refuse)
+    assert kept(tmp_path / "known.json", "one", lambda: A) == A
+    assert "Permission denied: 'known.json'" in caplog.text
