@@ -81,13 +81,19 @@ export function isConnected() {
 export const unanswered = () =>
   say("The server does not answer. If it was restarted, training has stopped; what was saved stays, and this comes back by itself.");
 
+const anothers = () =>
+  say("Something between this page and ComfyUI answered in its place, a page to log in, say. Reload this page and log in.");
+
 /** The JSON answer of a route. Error with the server's own words where it refuses, in ours where nobody answers: each browser has
  *  others for that ("Failed to fetch", "NetworkError when attempting to fetch resource."). */
 export async function ask(path, options) {
   const answer = await api.fetchApi(`/fewstep/${path}`, { cache: "no-store", ...options }).catch((error) => {
     throw error.name === "AbortError" ? error : new Error(unanswered());
   });
-  const said = await answer.json().catch(() => ({}));
+  const said = await answer.json().catch((error) => {
+    if (error.name === "AbortError") throw error;
+    return { error: answer.ok ? anothers() : undefined };
+  });
   if (!answer.ok || said.error) throw new Error(said.error ?? `the server answered ${answer.status}`);
   return said;
 }

@@ -67,6 +67,23 @@ def test_a_server_that_does_not_answer_is_said_until_it_answers(editor, runs, an
     assert not above.evaluate("said => said.classList.contains('failed')")
 
 
+def test_a_page_to_log_in_is_no_answer(editor, runs, another):  # noqa: F811
+    """Of a proxy, once its session is over: it was taken for an answer, and ended in errors that name nobody's words."""
+    shown, between = open_runs(editor), "Something between this page and ComfyUI answered in its place"
+    card(shown, another).wait_for()
+    node = editor.add("FewStepWatchRun", run_name=another)
+    editor.show(node)
+    page = {"body": "<!doctype html><form>Password</form>", "content_type": "text/html"}
+    editor.page.route("**/fewstep/runs**", lambda route: route.fulfill(**page))
+    try:
+        shown.get_by_role("button", name="Refresh").click()
+        shown.locator(":scope > p[role=status]").get_by_text(between).wait_for(timeout=5000)
+        write(card(shown, another), "Note", f"Note on {another}", "a note")
+        said(shown, another).get_by_text(between).wait_for(timeout=5000)
+    finally:
+        editor.page.unroute("**/fewstep/runs**")
+
+
 def test_an_empty_list_names_the_nodes_that_make_runs(editor, runs):
     """Make It Fast first, with which most begin."""
     editor.page.route("**/fewstep/runs", lambda route: route.fulfill(json=[]), times=1)
