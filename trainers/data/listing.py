@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ NOT_READ, READ, REPEATED = "not read", "read", "read, with repeats"
 SUBFOLDERS = (NOT_READ, READ, REPEATED)
 """What becomes of folders below. With repeats the files below `10_name` count ten times, and `name` describes those that no
 file of their own does, as in kohya's sd-scripts."""
+log = logging.getLogger("comfyui_fewstep")
 _CONCEPT = re.compile(r"(\d+)_(.+)")
 
 
@@ -243,8 +245,19 @@ def captioned(
         if caption is None and not (file.caption_file or file.concept or made.broken):
             missing.append(file.name)
     if missing:
-        raise ValueError(f"{len(missing)} of the files have no caption file beside them: {', '.join(missing)}.")
+        raise ValueError(f"{len(missing)} of the files have no caption file beside them: {some_of(missing, ', ')}.")
     return found
+
+
+_SHOWN = 20
+
+
+def some_of(said: Sequence[str], joint: str) -> str:
+    """The first of them and how many more there are, which the log names: an error stands in a dialog, and beside its run."""
+    if len(said) <= _SHOWN:
+        return joint.join(said)
+    log.warning("%s", joint.join(said))
+    return f"{joint.join(said[:_SHOWN])}{joint}and {len(said) - _SHOWN} more, which the log names"
 
 
 def _captioned(file: Found, caption: str) -> Captioned:

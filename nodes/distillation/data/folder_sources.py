@@ -14,7 +14,7 @@ from torch import Tensor
 from ....trainers.data.batches import Data, TensorData
 from ....trainers.data.cache import Shard
 from ....trainers.data.files import BrokenFile, hashed_content
-from ....trainers.data.listing import NOT_READ, Captioned, Found, Listing, captioned, listed
+from ....trainers.data.listing import NOT_READ, Captioned, Found, Listing, captioned, listed, some_of
 from ....trainers.data.pictures import (
     ENDINGS,
     PIXELS,
@@ -201,7 +201,7 @@ class FolderSource(MadeOnce):
     def _say_broken(self, broken: dict[str, str], *, of: int) -> None:
         if not broken:
             return
-        names = "; ".join(f"{name} ({reason})" for name, reason in broken.items())
+        names = some_of([f"{name} ({reason})" for name, reason in broken.items()], "; ")
         if not self.skip_broken or len(broken) == of:
             raise ValueError(
                 f"{len(broken)} of {of} {self.what} in {self.folder} cannot be used: {names}. Remove or repair them"

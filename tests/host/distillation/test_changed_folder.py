@@ -1,11 +1,14 @@
 """A folder of pictures, how often it is listed, and what changes between the first look and the encoding of its last picture."""
 
+import contextlib
+
 import pytest
 from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
 from architectures import tiny
+from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation.data import folder_sources
 from encoders import MeanVAE
 from making_data import distil, images, picture
@@ -38,3 +41,19 @@ def test_a_folder_is_listed_once_to_be_described(output, folder, vae, clip, monk
     monkeypatch.setattr(folder_sources, "listed", lambda *args, **kw: seen.append(args) or listed(*args, **kw))
     images(vae, clip)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("broken", ["stop", "skip"])
+def test_what_is_said_of_many_broken_files_is_short_and_the_log_names_all(
+    broken, output, folder, clip, caplog, monkeypatch
+):
+    said = []
+    monkeypatch.setattr(host.signals, "say", lambda text, **_: said.append(text))
+    for number in range(100):
+        (folder / f"broken {number}.png").write_bytes(b"no picture")
+    with contextlib.nullcontext() if broken == "skip" else pytest.raises(ValueError, match="100 of 105") as refused:
+        distil(tiny("sd15"), name="run", data=images(MeanVAE(), clip, broken=broken))
+    text = str(refused.value) if refused else next(text for text in said if "skipped" in text)
+    assert "and 80 more, which the log names" in text
+    assert text.count(".png") == 20
+    assert "broken 99.png (it is of no known picture format" in caplog.text

@@ -132,6 +132,16 @@ def test_no_file_is_looked_at_to_be_listed(tmp_path, monkeypatch):
 # --- captions --------------------------------------------------------------------------------------------------------
 
 
+def test_an_error_of_thousands_of_files_names_some_and_the_log_all(tmp_path, caplog):
+    """It stands in a dialog, in the run's folder, and beside the run in every list of runs that is asked for."""
+    names = [f"{number:04d}.png" for number in range(1000)]
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"^1000 of the files .* 0019\.png, and 980 more, which the log names\.$"):
+        texts(tmp_path, caption=None)
+    assert ", ".join(names) in caplog.text
+
+
 def test_captions_lie_beside_the_files(tmp_path):
     for name in "abcde":
         draw(tmp_path / f"{name}.png")
