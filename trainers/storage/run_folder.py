@@ -27,7 +27,7 @@ from typing import Any
 from torch import Tensor
 
 from ...samplers.recipe import Recipe
-from . import places, reading
+from . import metrics, places, reading
 from .files import (
     copy_atomically,
     naming,
@@ -319,22 +319,19 @@ class RunFolder:
     def _without_checkpoints(self) -> str:
         return "to go on from the student of the last finished stage" if self._has_stages else "to begin the run anew"
 
-    def log(self, metrics: Mapping[str, Any]) -> None:
+    def log(self, line: Mapping[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""
         path = self.place("metrics.jsonl")
         self.path.mkdir(parents=True, exist_ok=True)
         with naming(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(reading.without_nan(metrics)) + "\n")
+            file.write(json.dumps(reading.without_nan(line)) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """All whole lines of metrics.jsonl; the last may have been cut by a crash. ValueError for a damaged one."""
-        lines, wrong = self.metrics_as_found()
-        if wrong:
-            raise ValueError(
-                f"the run {self.name!r} is damaged: {wrong[0]}. Repair it in the list of runs (FewStep runs), which keeps the "
-                "lines that are whole."
-            )
-        return lines
+        return list(self._each_of_metrics())
+
+    def _each_of_metrics(self) -> Iterator[dict[str, Any]]:
+        return metrics.each(self.place("metrics.jsonl"), run=self.name)
 
     def metrics_as_found(self) -> reading.Lines:
         """What metrics.jsonl holds."""
@@ -356,17 +353,13 @@ class RunFolder:
             file = self.place("metrics.jsonl")
             names = (f"metrics.jsonl.damaged{f' {n}' if n > 1 else ''}" for n in itertools.count(1))
             file.replace(next(self.place(name) for name in names if not os.path.lexists(self.place(name))))
-            self._write_metrics(lines)
+            metrics.write(file, lines)
             return len(lines)
-
-    def _write_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        content = "".join(json.dumps(line) + "\n" for line in lines)
-        write_atomically(self.place("metrics.jsonl"), content.encode())
 
     def losses(self) -> dict[str, list[float]]:
         """The logged loss of the student by stage name, in order; before its first update there is none."""
         by_stage: dict[str, list[float]] = {}
-        for line in self.metrics():
+        for line in self._each_of_metrics():
             if line["loss"] is not None:
                 by_stage.setdefault(line["stage_name"], []).append(line["loss"])
         return by_stage
@@ -393,4 +386,4 @@ class RunFolder:
 
     def forget_metrics_after(self, iteration: int) -> None:
         """Drops what was logged after the checkpoint that a run resumes from, so that no iteration stands twice."""
-        self._write_metrics([line for line in self.metrics() if line["iteration"] <= iteration])
+        metrics.forget_after(self.place("metrics.jsonl"), iteration, run=self.name)
