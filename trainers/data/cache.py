@@ -5,6 +5,8 @@ data/00000.safetensors  shards, see shards.py, written one after another as they
 data/index.json         the shards and their checksums; written last, its presence says that the data are whole. Once they
                         were read, also the hash of them all
 
+data/files.json         of a folder's data, the hashes of its files, see looked.py
+
 Parts of one shape are one bucket, in the order of their first samples.
 """
 
@@ -104,7 +106,7 @@ def fill(
     """Makes what is missing in folder; see cached_data."""
     made_with = made_with or {}
     another = _another_source(folder, source, replace=replace, newer=newer, made_with=made_with, say=say)
-    if another is None and _complete(folder):
+    if another is None and is_whole(folder):
         return
     shards = plan()  # which may refuse, and then what is there stays
     if another is not None:
@@ -218,7 +220,7 @@ def _another_source(
         return None
     if replace:
         return _listed(lines)
-    whole = _complete(folder)
+    whole = is_whole(folder)
     if not whole or lines.keys() - made_with.keys():
         as_then = "" if whole or not lines.keys() & made_with.keys() else _AS_THEN
         raise ValueError(
@@ -275,7 +277,8 @@ def _short(value: Any) -> str:
 # --- shards ----------------------------------------------------------------------------------------------------------
 
 
-def _complete(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
+    """Whether all data are there, so that nothing is to be made if they are of the source that is wanted."""
     index = folder / "index.json"
     return index.exists() and all(place(folder, name).exists() for name in _read_index(folder)[0])
 

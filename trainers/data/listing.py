@@ -230,17 +230,21 @@ def readable(name: str) -> str:
 
 
 def captioned(
-    files: Sequence[Found], *, caption: str | None, looked: Callable[[], None] = lambda: None
+    files: Sequence[Found],
+    *,
+    caption: str | None,
+    looked: Callable[[], None] = lambda: None,
+    hashed: Callable[[Path], Hashed] = Hashed.of,
 ) -> list[Captioned]:
     """Each with the text of its caption file or, where there is none, of its folder's concept or caption.
 
-    What cannot be read is broken, and wants no caption. looked: is called before each. ValueError, naming the files, when
-    a text is missing while caption is None.
+    What cannot be read is broken, and wants no caption. looked: is called before each. hashed: of a file. ValueError, naming
+    the files, when a text is missing while caption is None.
     """
     found, missing = [], []
     for file in files:
         looked()
-        made = _captioned(file, caption or "")
+        made = _captioned(file, caption or "", hashed)
         found.append(made)
         if caption is None and not (file.caption_file or file.concept or made.broken):
             missing.append(file.name)
@@ -260,11 +264,11 @@ def some_of(said: Sequence[str], joint: str) -> str:
     return f"{joint.join(said[:_SHOWN])}{joint}and {len(said) - _SHOWN} more, which the log names"
 
 
-def _captioned(file: Found, caption: str) -> Captioned:
+def _captioned(file: Found, caption: str, hashed: Callable[[Path], Hashed]) -> Captioned:
     try:
         _require_text(str(file.path))
         text = file.concept or caption if file.caption_file is None else _caption(file.caption_file)
-        return Captioned(file.path, file.name, text, Hashed.of(file.path), file.repeats)
+        return Captioned(file.path, file.name, text, hashed(file.path), file.repeats)
     except BrokenFile as error:
         return Captioned(file.path, file.name, "", NO_FILE, file.repeats, str(error))
 

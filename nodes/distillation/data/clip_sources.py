@@ -19,7 +19,8 @@ from ....trainers.data.files import BrokenFile
 from ....trainers.data.listing import Captioned, Found
 from ....trainers.data.pictures import PIXELS, Size, fitted
 from ... import host
-from .folder_sources import FolderSource, Look, Piece, SeenSource, seed_of
+from .folder_sources import FolderSource, Look, SeenSource
+from .pieces import Piece, seed_of
 
 FIRST, ALL = "the first", "all"
 PIECES = (FIRST, ALL)

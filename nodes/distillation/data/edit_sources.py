@@ -7,9 +7,9 @@ import dataclasses
 import functools
 import posixpath
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,10 @@ from ....trainers.data.files import BrokenFile
 from ....trainers.data.listing import Captioned, Found, Listing, captioned, listed
 from ....trainers.data.pictures import Size, bucket_for, bucket_sizes, picture_size
 from ... import host
-from .folder_sources import PictureFolder, Piece, glance_at, of_picture, seed_of, upright
+from .data_sources import Progress
+from .folder_sources import PictureFolder
+from .pieces import Piece, glance_at, of_picture, seed_of, upright
 
-Reference = TypeVar("Reference")
 _NUMBER = re.compile(r"(.+)_(\d+)", re.DOTALL)
 
 
@@ -80,8 +81,20 @@ class EditFolder(PictureFolder):
         return sum(_stem(file.name) in self._referenced for file in listing.files)
 
     @functools.cached_property
-    def _read(self) -> dict[str, list[Captioned]]:
-        return {stem: list(captioned(files, caption="")) for stem, files in self._referenced.items()}
+    def _hashed(self) -> dict[str, list[Captioned]]:
+        """Those that were read, by the edited picture's name as above."""
+        return {}
+
+    def _read(self, stem: str) -> list[Captioned]:
+        if stem not in self._hashed:
+            self._hashed[stem] = captioned(self._referenced[stem], caption="", hashed=self._looked.hashed)
+        return self._hashed[stem]
+
+    def _hashed_anew(self, listing: Listing, files: list[Captioned]) -> list[Captioned]:
+        anew = super()._hashed_anew(listing, files)
+        if anew is not files:
+            self._hashed.clear()
+        return anew
 
     @property
     def most(self) -> int:
@@ -116,23 +129,27 @@ class EditFolder(PictureFolder):
         return super()._own() | ({} if usual else {"reference_method": self.reference_method})
 
     def _source(self, files: Sequence[Captioned]) -> dict[str, Any]:
-        there = {file.name: [each.sha256 for each in self._read.get(_stem(file.name), ())] for file in files}
-        hashes = {name: of[0] if len(of) == 1 else of for name, of in there.items() if of}
+        named = [(file.name, _stem(file.name)) for file in files if _stem(file.name) in self._referenced]
+        progress, hashes = Progress(len(named)), {}
+        for name, stem in named:
+            progress.next()
+            of = [each.sha256 for each in self._read(stem)]
+            hashes[name] = of[0] if len(of) == 1 else of
         return super()._source(files) | {"references": hashes}
 
     def _glance_at(self, file: Found) -> None:
-        for reference in self._references_of(file.name, self._referenced):
+        for reference in self._referenced[self._stem_of(file.name)]:
             with _of_reference(reference.name):
                 glance_at(reference.path)
         super()._glance_at(file)
 
-    def _references_of(self, name: str, among: Mapping[str, list[Reference]]) -> list[Reference]:
-        if (stem := _stem(name)) not in among:
+    def _stem_of(self, name: str) -> str:
+        if (stem := _stem(name)) not in self._referenced:
             raise BrokenFile(f"there is no picture of its name in {self.references}")
-        return among[stem]
+        return stem
 
     def look_at(self, file: Captioned) -> Any:
-        for reference in self._references_of(file.name, self._read):
+        for reference in self._read(self._stem_of(file.name)):
             with _of_reference(reference.name):
                 if reference.broken:
                     raise BrokenFile(reference.broken)
@@ -148,7 +165,7 @@ class EditFolder(PictureFolder):
         self, model: Any, encoder: host.encoding.LatentEncoder, file: Captioned, piece: Piece
     ) -> dict[str, Any]:
         mirrored, latents, pictures = piece.of["mirrored"], [], []
-        for reference in self._read[_stem(file.name)]:
+        for reference in self._read(_stem(file.name)):
             own = bucket_for(self._sizes[reference.name], bucket_sizes(self.resolution, self.bucket_step))
             size = piece.of["size"] if host.editing.of_one_size(model) else own
             make = functools.cache(functools.partial(upright, reference, size, mirrored=mirrored))

@@ -8,27 +8,26 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ....trainers.data.batches import Data, TensorData
-from ....trainers.data.cache import Shard
-from ....trainers.data.files import BrokenFile, hashed_content
+from ....trainers.data.cache import Shard, is_whole
+from ....trainers.data.files import BrokenFile
 from ....trainers.data.listing import NOT_READ, Captioned, Found, Listing, captioned, listed, some_of
+from ....trainers.data.looked import Looked
 from ....trainers.data.pictures import (
     ENDINGS,
-    PIXELS,
     Size,
     bucket_for,
     bucket_sizes,
     enlarged,
     picture_size,
-    pixels,
     stated_size,
 )
 from ....trainers.storage.run_folder import RunFolder
 from ... import host
 from .data_sources import SHARD_SAMPLES, MadeOnce, Progress, Sample, Texts, of_guidance, of_teacher, require_connected
+from .pieces import Piece, glance_at, of_picture, require_finite, seed_of, upright
 
 LITERAL, PROMPT_SYNTAX = "literal", "prompt syntax"
 CAPTION_SYNTAX = (LITERAL, PROMPT_SYNTAX)
@@ -37,6 +36,8 @@ CAPTION_SYNTAX = (LITERAL, PROMPT_SYNTAX)
 
 _NAMED = 5
 """Of many files."""
+_LOOKED = "files.json"
+"""Beside a run's data."""
 
 
 class Look(NamedTuple):
@@ -44,18 +45,6 @@ class Look(NamedTuple):
 
     shape: Hashable
     enlarged: float = 1.0
-
-
-class Piece(NamedTuple):
-    """What the VAE encodes as one. samples: makes it. of: JSON values that decide it. seed: see LatentEncoder.
-
-    sound: what is heard with it (1, n, 2), where that is wanted.
-    """
-
-    samples: Callable[[], Tensor]
-    of: Mapping[str, Any]
-    seed: int
-    sound: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,15 +94,33 @@ class FolderSource(MadeOnce):
     def build(self, model: Any, run: RunFolder, *, teacher_sha256: str) -> Data:
         listing = self.listing()
         host.signals.say(self.said(listing))
-        progress = Progress(len(listing.files))
-        files = captioned(listing.files, caption=self.caption, looked=progress.next)
-        return self.kept(
+        kept = run.data_folder / _LOOKED
+        if is_whole(run.data_folder):  # else something is made of the files
+            self._looked.read(kept)
+        files = self._captioned(listing)
+        data = self.kept(
             model,
             run,
             source=self._source(files) | of_teacher(model, teacher_sha256) | self._of_model(model),
-            plan=lambda: self._plan(model, files),
+            plan=lambda: self._plan(model, self._hashed_anew(listing, files)),
             newer=("caption_syntax",),
         )
+        self._looked.keep(kept)
+        return data
+
+    @functools.cached_property
+    def _looked(self) -> Looked:
+        return Looked()
+
+    def _captioned(self, listing: Listing) -> list[Captioned]:
+        looked = Progress(len(listing.files)).next
+        return captioned(listing.files, caption=self.caption, looked=looked, hashed=self._looked.hashed)
+
+    def _hashed_anew(self, listing: Listing, files: list[Captioned]) -> list[Captioned]:
+        """What shards are made of: where a hash was only known, the file is read."""
+        if not self._looked.forget():
+            return files
+        return self._captioned(listing)
 
     def encoders(self, model: Any) -> dict[str, Any]:
         return {"vae": self.vae, "clip": self.clip}
@@ -247,7 +254,7 @@ class FolderSource(MadeOnce):
         for piece in self._pieces(file, shape):
             host.signals.check_cancelled()
             latents = encoder.latents(piece.samples, seed=piece.seed, of=piece.of)
-            _require_finite(latents, name=file.name)
+            require_finite(latents, name=file.name)
             latent = {"samples": self._with_its_sound(model, piece, latents)}
             x0, streams = host.inputs.latents_for_training(model, latent).cpu(), host.inputs.stream_shapes(latent)
             beside = self._beside(model, encoder, file, piece)
@@ -366,33 +373,3 @@ class PictureFolder(SeenSource):
         for mirrored in (False, True) if self.flip else (False,):
             make = functools.partial(upright, file, shape, mirrored=mirrored)
             yield Piece(make, of_picture(file, shape, mirrored=mirrored), seed=seed_of(file) + mirrored)
-
-
-def glance_at(picture: Path) -> None:
-    """BrokenFile where its beginning is that of no picture."""
-    if stated_size(picture) is None:
-        picture_size(picture)  # which says why
-
-
-def of_picture(file: Captioned, size: Size, *, mirrored: bool) -> dict[str, Any]:
-    """What decides a picture as it is encoded, as JSON values."""
-    return {"picture": file.sha256, "size": size, "mirrored": mirrored, "pixels": PIXELS}
-
-
-def upright(file: Captioned, size: Size, *, mirrored: bool) -> Tensor:
-    """(1, H, W, 3)"""
-    picture = pixels(file.path, size, read=functools.partial(hashed_content, hashed=file.hashed))
-    return (picture.flip(1) if mirrored else picture)[None]
-
-
-def seed_of(file: Captioned) -> int:
-    """Of what is drawn while it is encoded, whatever other files there are."""
-    return int(file.sha256[:15], 16)
-
-
-def _require_finite(latents: Tensor, *, name: str) -> None:
-    if not torch.isfinite(latents).all():
-        raise ValueError(
-            f"the VAE makes NaN or infinite values of {name}; SDXL's own VAE does so in half precision: "
-            "start ComfyUI with --fp32-vae, or take a VAE made for half precision."
-        )

@@ -16,10 +16,11 @@ from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation.data import folder_data, preview_prompts
 from comfyui_fewstep.nodes.distillation.fast import choosing, make_it_fast
 from comfyui_fewstep.trainers.data.cache import read_data
+from comfyui_fewstep.trainers.data.listing import captioned
 from comfyui_fewstep.trainers.data.pictures import pixels
 from comfyui_fewstep.trainers.storage.files import read_tensors
 from encoders import Counting, MeanVAE, RandomCLIP
-from making_data import FOLDER, distil, images, picture, run_folder, same_tensors, student_of
+from making_data import FOLDER, Cancelled, distil, images, picture, run_folder, same_tensors, student_of
 from test_clips_from_prompts import make, quick  # noqa: F401 (a fixture)
 from test_make_it_fast import timed_once  # noqa: F401 (a fixture)
 from todays_inputs import CHANNELS, WIDTH, Model, stand_in
@@ -163,6 +164,22 @@ def test_what_has_no_picture_before_it_is_broken_by_name(output, edits):
     picture(edits / "before" / "b.webp", 64, 64)
     distil(of(Flux), name="run", data=edited(MeanVAE(), broken="skip"))
     assert len(data_of(output).x0) == 1
+
+
+def test_references_are_read_one_by_one_and_a_cancel_is_heard(output, edits, monkeypatch):
+    """Thousands of them: to time how long one takes reads one, and not all in one go."""
+    source = edited(MeanVAE())
+    first, second = captioned(source.listing().files, caption="")
+    source.look_at(first)
+    assert list(source._hashed) == ["a"]
+
+    def cancel(done, total):
+        raise Cancelled
+
+    monkeypatch.setattr(host.signals, "progressed", cancel)
+    with pytest.raises(Cancelled):
+        source._source([first, second])
+    assert list(source._hashed) == ["a"]
 
 
 def test_another_picture_before_it_makes_other_data(output, edits):
