@@ -4,7 +4,6 @@ data/source.json        what the data were made from, JSON
 data/00000.safetensors  shards, see shards.py, written one after another as they are made
 data/index.json         the shards and their checksums; written last, its presence says that the data are whole. Once they
                         were read, also the hash of them all
-
 data/files.json         of a folder's data, the hashes of its files, see looked.py
 
 Parts of one shape are one bucket, in the order of their first samples.
