@@ -21,7 +21,7 @@ from ....trainers.data.pictures import Size, bucket_for, bucket_sizes, picture_s
 from ... import host
 from .data_sources import Progress
 from .folder_sources import PictureFolder
-from .pieces import Piece, glance_at, of_picture, seed_of, upright
+from .pieces import Piece, of_picture, seed_of, upright
 
 _NUMBER = re.compile(r"(.+)_(\d+)", re.DOTALL)
 
@@ -140,7 +140,7 @@ class EditFolder(PictureFolder):
     def _glance_at(self, file: Found) -> None:
         for reference in self._referenced[self._stem_of(file.name)]:
             with _of_reference(reference.name):
-                glance_at(reference.path)
+                self._glance_at_picture(reference.path)
         super()._glance_at(file)
 
     def _stem_of(self, name: str) -> str:

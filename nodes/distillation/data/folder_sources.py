@@ -27,7 +27,7 @@ from ....trainers.data.pictures import (
 from ....trainers.storage.run_folder import RunFolder
 from ... import host
 from .data_sources import SHARD_SAMPLES, MadeOnce, Progress, Sample, Texts, of_guidance, of_teacher, require_connected
-from .pieces import Piece, glance_at, of_picture, require_finite, seed_of, upright
+from .pieces import Piece, of_picture, require_finite, seed_of, upright
 
 LITERAL, PROMPT_SYNTAX = "literal", "prompt syntax"
 CAPTION_SYNTAX = (LITERAL, PROMPT_SYNTAX)
@@ -359,12 +359,27 @@ class PictureFolder(SeenSource):
         found = []
         for file in self.found.files:
             host.signals.check_cancelled()
-            size = stated_size(file.path)
+            size = self._stated_size(file.path)
             found += [] if size is None else [self._look(size).enlarged]
         return [times for times in found if times > 1.0]
 
     def _glance_at(self, file: Found) -> None:
-        glance_at(file.path)
+        self._glance_at_picture(file.path)
+
+    def _glance_at_picture(self, picture: Path) -> None:
+        """BrokenFile where its beginning is that of no picture."""
+        if self._stated_size(picture) is None:
+            picture_size(picture)  # which says why
+
+    def _stated_size(self, picture: Path) -> Size | None:
+        """Of each that was found the beginning is read once, by whoever asks first."""
+        if picture not in self._stated:
+            self._stated[picture] = stated_size(picture)
+        return self._stated[picture]
+
+    @functools.cached_property
+    def _stated(self) -> dict[Path, Size | None]:
+        return {}
 
     def _size(self, file: Path) -> Size:
         return picture_size(file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ....trainers.data.files import hashed_content
 from ....trainers.data.listing import Captioned
-from ....trainers.data.pictures import PIXELS, Size, picture_size, pixels, stated_size
+from ....trainers.data.pictures import PIXELS, Size, pixels
 
 
 class Piece(NamedTuple):
@@ -25,12 +24,6 @@ class Piece(NamedTuple):
     of: Mapping[str, Any]
     seed: int
     sound: Tensor | None = None
-
-
-def glance_at(picture: Path) -> None:
-    """BrokenFile where its beginning is that of no picture."""
-    if stated_size(picture) is None:
-        picture_size(picture)  # which says why
 
 
 def of_picture(file: Captioned, size: Size, *, mirrored: bool) -> dict[str, Any]:

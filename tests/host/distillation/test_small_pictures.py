@@ -9,6 +9,7 @@ from comfyui_fewstep.commands.embedded import import_host
 import_host()
 
 from architectures import tiny
+from comfyui_fewstep.nodes.distillation.data import folder_sources
 from comfyui_fewstep.nodes.distillation.fast.choosing import CHEAPEST, Wishes
 from encoders import MeanVAE
 from making_data import distil, images, picture
@@ -48,6 +49,17 @@ def test_the_plan_counts_them_too(output, folder, vae, clip):
     wishes = Wishes(model=tiny("sd15"), steps=4, goal=CHEAPEST, vae=vae, clip=clip, folder="pictures", side=64)
     (line,) = [line for line in wishes.told() if line.startswith("data: ")]
     assert "; 1 smaller than that and enlarged, 2 times at most" in line
+
+
+def test_a_plan_opens_each_picture_once(output, folder, vae, clip, monkeypatch):
+    """To say which are no pictures and which are small; there may be ten thousand, on a disk elsewhere."""
+    opened, stated = [], folder_sources.stated_size
+    monkeypatch.setattr(folder_sources, "stated_size", lambda path: opened.append(path.name) or stated(path))
+    source = images(vae, clip)
+    source.glance()
+    source.small()
+    source.glance()
+    assert sorted(opened) == [f"{i}.png" for i in range(5)]
 
 
 class Coarse(MeanVAE):
