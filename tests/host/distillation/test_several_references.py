@@ -230,7 +230,7 @@ def test_a_method_that_a_model_does_not_know_is_named_before_anything_is_encoded
 
 
 def test_a_method_without_references_is_refused(output, edits):
-    said = "reference_method is 'index', but references is empty; give the folder, or set the method to usual"
+    said = "reference_method is 'index', but references is empty; give the folder, or set reference_method to usual"
     with pytest.raises(ValueError, match=said):
         edited(MeanVAE(), references=" ", reference_method="index")
     given = {**GIVEN, "references": ""}
