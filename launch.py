@@ -14,6 +14,7 @@ Python that it runs on (COMFYUI_PYTHON names that where it cannot be found besid
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import runpy
 import shutil
@@ -158,12 +159,14 @@ MODULE = "module"
 def module(name: str) -> list[str]:
     """What Python is given to run a module of the package: not -m, for which the Python of ComfyUI's portable build for Windows
     looks in the folders of its own ._pth file alone, and in no PYTHONPATH."""
-    return [str(ROOT / "launch.py"), MODULE, str(HOME / "packages"), f"{PACKAGE}.{name}"]
+    return [str(ROOT / "launch.py"), MODULE, f"{PACKAGE}.{name}"]
 
 
-def run_module(packages: str, name: str, *arguments: str) -> None:
-    """As python -m does with packages in its path."""
-    sys.path.insert(0, packages)
+def run_module(name: str, *arguments: str) -> None:
+    """As python -m does, with this folder as the package: no link to it is needed, which some disks know none of."""
+    spec = importlib.util.spec_from_file_location(PACKAGE, ROOT / "__init__.py")
+    package = sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(package)  # type: ignore[union-attr]
     sys.argv = [name, *arguments]
     if sys.flags.ignore_environment:  # also of what run_in_environment says of the terminal
         for stream in (sys.stdout, sys.stderr):
@@ -182,15 +185,17 @@ def _require_link() -> None:
         ) from error
 
 
-def run_in_environment(python: Path, *arguments: str) -> int:
-    """Runs Python with this repository importable as the package, whatever its folder is called; what ends this ends it."""
-    _require_link()
+def run_in_environment(python: Path, *arguments: str, alone: bool = False) -> int:
+    """Runs Python with this repository importable as the package, whatever its folder is called; what ends this ends it.
+
+    alone: a `module` that starts no other process which imports it; the pack's folder may then be one that is only read."""
+    if not alone:
+        _require_link()
     paths = [str(HOME / "packages"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "MYPYPATH": paths[0]}
     encoding, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")
     environment["PYTHONIOENCODING"] = f"{encoding}:{errors or 'replace'}"  # a name that it cannot print ends nothing
-    comfyui = comfyui_path()
-    if comfyui:
+    if comfyui := comfyui_path():
         environment["COMFYUI_PATH"] = str(comfyui)
     process = subprocess.Popen([str(python), *arguments], cwd=ROOT, env=environment)
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # which, unlike Ctrl-C, comes to this process alone
@@ -269,7 +274,7 @@ def command_train(rest: list[str]) -> int:
         os.environ["COMFYUI_PATH"] = str(arguments.comfyui)
     many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(arguments.processes)]
     start = [*(many if arguments.processes > 1 else []), *module("trainers")]
-    return run_in_environment(environment_python(), *start, *_of_run(arguments))
+    return run_in_environment(environment_python(), *start, *_of_run(arguments), alone=True)
 
 
 def command_plan(rest: list[str]) -> int:
@@ -281,7 +286,7 @@ def command_plan(rest: list[str]) -> int:
     arguments = parsed_with_host_options(parser, rest)
     if arguments.comfyui:
         os.environ["COMFYUI_PATH"] = str(arguments.comfyui)
-    return run_in_environment(environment_python(), *module("commands.plan"), *_of_run(arguments))
+    return run_in_environment(environment_python(), *module("commands.plan"), *_of_run(arguments), alone=True)
 
 
 def _of_a_run(parser: argparse.ArgumentParser) -> None:

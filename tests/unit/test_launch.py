@@ -37,15 +37,32 @@ def test_sigterm_ends_the_command_which_may_save_first():
     assert (launcher.returncode, said) == (130, "state saved\n")
 
 
-def test_a_pack_that_cannot_be_written_to_is_said_so(tmp_path, monkeypatch, capsys):
-    """As in a container's image, where Write Run's command is the first to write there."""
+@pytest.fixture
+def shut(tmp_path, monkeypatch):
+    """A pack's folder in which nothing can be made: of a container's image, or on a disk without links."""
     home = tmp_path / "file" / ".fewstep"
     home.parent.touch()
     monkeypatch.setattr(launch, "HOME", home)
     monkeypatch.setattr(launch, "environment_python", lambda **_: Path(sys.executable))
-    monkeypatch.setattr(sys, "argv", ["launch.py", "train", str(tmp_path / "run")])
+    return home
+
+
+def test_a_pack_that_cannot_be_written_to_is_said_so(shut, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["launch.py", "ui"])
     assert launch.main() == 2
-    assert f"nothing can be written to {home} (" in capsys.readouterr().err
+    assert f"nothing can be written to {shut} (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_a_run_is_trained_by_a_pack_that_cannot_be_written_to(command, shut, tmp_path, monkeypatch, capfd):
+    """Write Run's command is the first to write there, where it made a link that it does not need."""
+    monkeypatch.setattr(sys, "argv", ["launch.py", command, str(tmp_path / "runs" / "mine")])
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert launch.main() == 1
+    assert (
+        f"launch.py {command}: {tmp_path / 'runs' / 'mine'} is not within a ComfyUI's output" in capfd.readouterr().err
+    )
 
 
 SERVING = """
