@@ -96,6 +96,29 @@ def listed(folder: Path, endings: Collection[str], *, what: str = "pictures", su
     return Listing(folder, what, found, +passed)
 
 
+def require_any(folder: Path, endings: Collection[str], *, what: str, subfolders: str) -> None:
+    """ValueError as of listed, which is asked where a first look meets no file: to list thousands takes a while, and hosts answer
+    nobody while they check what is queued."""
+    if subfolders not in (NOT_READ, READ) or not _holds_one(folder, endings, below=subfolders == READ):
+        listed(folder, endings, what=what, subfolders=subfolders)
+
+
+def _holds_one(folder: Path, endings: Collection[str], *, below: bool) -> bool:
+    """No also for what cannot be looked into."""
+    inner = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if _ends(entry.name, endings):
+                    return True
+                inner += [Path(entry.path)] if below and entry.is_dir(follow_symlinks=False) else []
+    except (OSError, ValueError):  # a path that no system takes
+        return False
+    return any(_holds_one(path, endings, below=True) for path in inner if not is_link(path))
+
+
 def is_folder(path: Path) -> bool:
     """No also for what no system takes as a path, which Path.is_dir raises for."""
     return os.path.isdir(path)  # noqa: PTH112

@@ -13,7 +13,7 @@ from torch import Tensor
 from ....trainers.data.batches import Data, TensorData
 from ....trainers.data.cache import Shard, is_whole
 from ....trainers.data.files import BrokenFile
-from ....trainers.data.listing import NOT_READ, Captioned, Found, Listing, captioned, listed, some_of
+from ....trainers.data.listing import NOT_READ, Captioned, Found, Listing, captioned, listed, require_any, some_of
 from ....trainers.data.looked import Looked
 from ....trainers.data.pictures import (
     ENDINGS,
@@ -76,11 +76,11 @@ class FolderSource(MadeOnce):
     caption_syntax: str = LITERAL
 
     def __post_init__(self) -> None:
-        _ = self.found
+        require_any(self.folder, self.endings, what=self.what, subfolders=self.subfolders)
 
     @functools.cached_property
     def found(self) -> Listing:
-        """The files that were there when this was described."""
+        """The files that were there when this was first asked."""
         return self.listing()
 
     def listing(self) -> Listing:

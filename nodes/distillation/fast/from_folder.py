@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ....trainers.data.clips import CLIP_ENDINGS
-from ....trainers.data.listing import listed
+from ....trainers.data.listing import NOT_READ, require_any
 from ....trainers.data.pictures import ENDINGS
 from ... import host
 from ...host import folders
@@ -40,7 +40,8 @@ def require_places(folder: str, references: str) -> None:
     if references.strip():
         pictures_of(folder=folders.training_folder(folder), references=references)
     else:
-        listed(folders.training_folder(folder), ENDINGS + CLIP_ENDINGS, what="pictures or clips")
+        endings = ENDINGS + CLIP_ENDINGS
+        require_any(folders.training_folder(folder), endings, what="pictures or clips", subfolders=NOT_READ)
 
 
 def source_of(

@@ -12,7 +12,8 @@ import_host()
 
 from architectures import tiny
 from comfyui_fewstep.nodes import host
-from comfyui_fewstep.nodes.distillation.data import folder_sources
+from comfyui_fewstep.nodes.distillation.data import folder_data, folder_sources
+from comfyui_fewstep.nodes.distillation.fast import make_it_fast
 from comfyui_fewstep.nodes.host import folders
 from comfyui_fewstep.trainers.data import looked
 from comfyui_fewstep.trainers.data.files import Hashed
@@ -47,6 +48,12 @@ def test_a_folder_is_listed_once_to_be_described(output, folder, vae, clip, monk
     monkeypatch.setattr(folder_sources, "listed", lambda *args, **kw: seen.append(args) or listed(*args, **kw))
     images(vae, clip)
     assert len(seen) == 1
+
+
+def test_a_folder_is_not_listed_to_be_checked(output, folder, monkeypatch):
+    monkeypatch.setattr(folder_sources, "listed", lambda *args, **kw: pytest.fail("while the server answers nobody"))
+    assert folder_data.ImageFolder.VALIDATE_INPUTS(folder="pictures") is True
+    assert make_it_fast.MakeItFast.VALIDATE_INPUTS(run_name="run", folder="pictures") is True
 
 
 @pytest.mark.parametrize("broken", ["stop", "skip"])

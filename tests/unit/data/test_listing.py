@@ -9,6 +9,7 @@ from comfyui_fewstep.trainers.data.listing import (
     NOT_READ,
     READ,
     REPEATED,
+    SUBFOLDERS,
     captioned,
     content_of,
     listed,
@@ -127,6 +128,51 @@ def test_no_file_is_looked_at_to_be_listed(tmp_path, monkeypatch):
     monkeypatch.setattr(listing, "is_folder", lambda path: asked.append(path) or path.is_dir())
     assert len(files_in(tmp_path, subfolders=READ)) == 20
     assert asked == [tmp_path]
+
+
+FILES = [
+    [],
+    ["a.txt", "notes.md"],
+    ["a.PNG"],
+    [".hidden.png"],
+    ["x/a.png"],
+    ["x/y/a.png", "b.txt"],
+    [".trash/a.png"],
+    ["0_x/a.png"],
+    ["2_x/a.png"],
+]
+
+
+@pytest.mark.parametrize("subfolders", [*SUBFOLDERS, "another"])
+@pytest.mark.parametrize("names", FILES)
+def test_a_first_look_at_a_folder_refuses_what_the_list_does(names, subfolders, tmp_path):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    refused = []
+    for look in (listed, listing.require_any):
+        try:
+            look(tmp_path, ENDINGS, what="pictures", subfolders=subfolders)
+            refused.append(None)
+        except ValueError as error:
+            refused.append(str(error))
+    assert refused[0] == refused[1]
+
+
+def test_a_first_look_ends_at_the_first_file(tmp_path, monkeypatch):
+    """Hosts answer nobody while they check what is queued; links are followed no more than by the list."""
+    draw(tmp_path / "x" / "a.png")
+    (tmp_path / "y").mkdir()
+    (tmp_path / "y" / "round").symlink_to(tmp_path / "y")
+    asked, listing_it = [], listing.listed
+    monkeypatch.setattr(
+        listing, "listed", lambda *args, **kw: asked.append(kw["subfolders"]) or listing_it(*args, **kw)
+    )
+    listing.require_any(tmp_path, ENDINGS, what="pictures", subfolders=READ)
+    assert asked == []
+    with pytest.raises(ValueError, match="holds no pictures"):
+        listing.require_any(tmp_path / "y", ENDINGS, what="pictures", subfolders=READ)
+    assert asked == [READ]
 
 
 # --- captions --------------------------------------------------------------------------------------------------------
