@@ -140,6 +140,7 @@ class Sample(NamedTuple):
     """x0, noise: (1, ...) each. repeats: as how many samples it is drawn. told: with its prompts, by the host's names.
 
     streams: what x0 is packed from, see host.inputs.stream_shapes. pictures: (1, H, W, 3) each, at which the text encoder looks.
+    prompts: see Texts.prompts, where they were encoded before.
     """
 
     x0: Tensor
@@ -149,6 +150,7 @@ class Sample(NamedTuple):
     told: Mapping[str, Any] = {}
     streams: Shapes | None = None
     pictures: Sequence[Tensor] = ()
+    prompts: tuple[Conditioning, Conditioning] | None = None
 
 
 class Texts:
@@ -200,6 +202,8 @@ class Texts:
 
     def prompts(self, sample: Sample) -> tuple[Conditioning, Conditioning]:
         """Its own and the negative one, with what is told beside them, as the host samples with them."""
+        if sample.prompts is not None:
+            return sample.prompts
         own, negative = (
             [[embedding, {**options, **sample.told}] for embedding, options in prompt]
             for prompt in self._prompts(sample)

@@ -19,7 +19,7 @@ from ....trainers.data.listing import Captioned, Listing
 from ....trainers.objective.choices import require_at_least_one
 from ....trainers.storage.run_folder import RunFolder
 from ... import host
-from .data_sources import Sample, Texts
+from .data_sources import Progress, Sample, Texts
 from .edit_sources import EditFolder
 from .folder_sources import PictureFolder
 from .teacher_pictures import forget_anothers, keep_answers, patches_of
@@ -36,7 +36,7 @@ class DrawnEdits(EditFolder):
     """
 
     kind = "drawn edits"
-    together = 4
+    together = 8
 
     draw_steps: int
     draw_cfg: float = 4.0
@@ -81,26 +81,49 @@ class DrawnEdits(EditFolder):
     def _sigmas(self, model: Any) -> Tensor:
         return trailing_sigmas(self.draw_steps, table=host.models.noise_levels(host.models.model_sampling_of(model)))
 
+    def _shard(
+        self,
+        model: Any,
+        encoder: host.encoding.LatentEncoder,
+        texts: Texts,
+        progress: Progress,
+        shape: Any,
+        files: Sequence[Captioned],
+    ) -> list[TensorData]:
+        """Encoded together, then drawn: a card that holds one of the models alone would change them for each picture else."""
+        asked = self._samples(model, encoder, texts, shape, files, before=host.signals.check_cancelled)
+        drawn, each = [], len(asked) // len(files)
+        for number, sample in enumerate(asked):
+            if number % each == 0:
+                progress.next()
+            drawn.append(self._drawn(model, texts, sample))
+        return texts.parts(drawn)
+
     def _encoded(
         self, model: Any, encoder: host.encoding.LatentEncoder, texts: Texts, file: Captioned, shape: Any
     ) -> Iterator[Sample]:
+        """As it is drawn from: noise."""
         width, height = shape
         empty = host.data.empty(model, width=width, height=height)
         for piece in self._pieces(file, shape):
-            beside = self._beside(model, encoder, file, piece)
-            sample = Sample(empty.x0, file.caption, repeats=file.repeats, streams=empty.streams, **beside)
             noise = torch.randn(empty.x0.shape, generator=torch.Generator().manual_seed(piece.seed))
-            positive, negative = texts.prompts(sample)
-            latents = host.data.draw(
-                model,
-                _SAMPLER,
-                self._sigmas(model),
-                noise=empty.for_host(noise),
-                positive=positive,
-                negative=negative,
-                cfg=self.draw_cfg,
-            )
-            yield sample._replace(x0=host.inputs.latents_for_training(model, {"samples": latents}).cpu())
+            beside = self._beside(model, encoder, file, piece)
+            sample = Sample(empty.x0, file.caption, noise, file.repeats, streams=empty.streams, **beside)
+            yield sample._replace(prompts=texts.prompts(sample))
+
+    def _drawn(self, model: Any, texts: Texts, sample: Sample) -> Sample:
+        host.signals.check_cancelled()
+        positive, negative = texts.prompts(sample)
+        latents = host.data.draw(
+            model,
+            _SAMPLER,
+            self._sigmas(model),
+            noise=sample.noise,
+            positive=positive,
+            negative=negative,
+            cfg=self.draw_cfg,
+        )
+        return sample._replace(x0=host.inputs.latents_for_training(model, {"samples": latents}).cpu(), noise=None)
 
 
 def _looked_at(model: Any, plan: Callable[[], Sequence[Shard]], folder: Path) -> list[Shard]:

@@ -15,15 +15,7 @@ from ....trainers.data.cache import Shard, is_whole
 from ....trainers.data.files import BrokenFile
 from ....trainers.data.listing import NOT_READ, Captioned, Found, Listing, captioned, listed, require_any, some_of
 from ....trainers.data.looked import Looked
-from ....trainers.data.pictures import (
-    ENDINGS,
-    Size,
-    bucket_for,
-    bucket_sizes,
-    enlarged,
-    picture_size,
-    stated_size,
-)
+from ....trainers.data.pictures import ENDINGS, Size, bucket_for, bucket_sizes, enlarged, picture_size, stated_size
 from ....trainers.storage.run_folder import RunFolder
 from ... import host
 from .data_sources import SHARD_SAMPLES, MadeOnce, Progress, Sample, Texts, of_guidance, of_teacher, require_connected
@@ -236,9 +228,22 @@ class FolderSource(MadeOnce):
         shape: Hashable,
         files: Sequence[Captioned],
     ) -> list[TensorData]:
+        return texts.parts(self._samples(model, encoder, texts, shape, files, before=progress.next))
+
+    def _samples(
+        self,
+        model: Any,
+        encoder: host.encoding.LatentEncoder,
+        texts: Texts,
+        shape: Hashable,
+        files: Sequence[Captioned],
+        *,
+        before: Callable[[], None],
+    ) -> list[Sample]:
+        """before: is called before each file."""
         samples: list[Sample] = []
         for file in files:
-            progress.next()
+            before()
             try:
                 samples += self._encoded(model, encoder, texts, file, shape)
             except BrokenFile as error:
@@ -246,7 +251,7 @@ class FolderSource(MadeOnce):
                     f"{file.name} became another file while the {self.what} were encoded: {error}. Start once more, which looks "
                     "at all of them again."
                 ) from error
-        return texts.parts(samples)
+        return samples
 
     def _encoded(
         self, model: Any, encoder: host.encoding.LatentEncoder, texts: Texts, file: Captioned, shape: Any

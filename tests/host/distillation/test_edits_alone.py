@@ -2,6 +2,8 @@
 
 import hashlib
 import itertools
+import sys
+import types
 
 import pytest
 import torch
@@ -20,10 +22,10 @@ from current_architectures import kinds
 from encoders import MeanVAE, RandomCLIP
 from making_data import FOLDER, Cancelled, distil, picture, same_tensors, student_of
 from test_clips_from_prompts import make, quick  # noqa: F401 (a fixture)
-from test_edits import CLIP, GIVEN, Channels, Draws, Flux, Words, before, data_of, edited, of
+from test_edits import CLIP, GIVEN, Channels, Draws, Flux, QwenImage, Words, before, data_of, edited, of
 from test_edits import edits as pairs  # noqa: F401 (a fixture)
 from test_make_it_fast import timed_once  # noqa: F401 (a fixture)
-from test_several_references import NODES
+from test_several_references import NODES, Looking
 from test_teacher_pictures import scaled
 
 ALONE = {**GIVEN, "folder": "", "goal": choosing.SHARPEST}
@@ -186,6 +188,17 @@ def test_each_has_noise_of_its_own_and_a_cancel_costs_no_more_than_a_few(output,
     assert len(noises) == 5, "two of the first shape once, one of the second once more"
     assert len({float(noise.sum()) for noise in noises}) == 4
     assert same_tensors(data_of(output, "whole").tensors(), data_of(output, "part").tensors())
+
+
+def test_texts_are_encoded_once_and_before_anything_is_drawn_of_a_shard(output, edits, monkeypatch):
+    """The text encoder and the model, each of gigabytes, would take each other's place on the card for every picture."""
+    node, seen, draw = Looking(), [], host.data.draw
+    monkeypatch.setitem(sys.modules, "comfy_extras.nodes_qwen", types.SimpleNamespace(TextEncodeQwenImageEditPlus=node))
+    monkeypatch.setattr(node, "execute", lambda *a, see=node.execute, **k: seen.append("text") or see(*a, **k))
+    monkeypatch.setattr(host.data, "draw", lambda *a, **k: seen.append("drawn") or draw(*a, **k))
+    distil(of(QwenImage), name="run", data=drawn(MeanVAE(), flip=True))
+    of_one_shape = ["text"] * 4 + ["drawn"] * 2
+    assert seen == of_one_shape * 2, "of a picture and its mirror image, each with its prompt and the negative one"
 
 
 def test_other_steps_and_other_guidance_make_other_data(output, edits):
