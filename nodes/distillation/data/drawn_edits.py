@@ -152,10 +152,15 @@ def pictures_of(
         folder = host.folders.training_folder(references)
         given = {"references": folder, "reference_method": reference_method, **options}
         return DrawnEdits(draw_steps=draw_steps, draw_cfg=draw_cfg, **given) if draw_steps else EditFolder(**given)
+    require_references(reference_method=reference_method, draw_steps=draw_steps)
+    return PictureFolder(**options)
+
+
+def require_references(*, reference_method: str = host.editing.USUAL, draw_steps: int = 0) -> None:
+    """ValueError, naming the input, for one that says something of references where none are given."""
     usual = {"reference_method": (reference_method, host.editing.USUAL), "draw_steps": (draw_steps, 0)}
     for name, (value, nothing) in usual.items():
         if value != nothing:
             raise ValueError(
                 f"{name} is {value!r}, but references is empty; give the folder, or set {name} to {nothing}."
             )
-    return PictureFolder(**options)

@@ -140,6 +140,7 @@ class Wishes:
     """Of a run that has begun."""
 
     def __post_init__(self) -> None:
+        from_folder.require_method(self.references, self.reference_method)
         if 0.0 < self.guidance < 1.0:
             raise ValueError(
                 f"guidance is {self.guidance:g}; allowed are 1 (none) to 100, and 0 for what is usual for the model's family."
@@ -172,9 +173,7 @@ class Wishes:
         else:
             host.data.require_no_picture(self.model)
         if self.frames and self._place and not self.family.video:
-            raise ValueError(
-                f"frames is {self.frames}, but this model draws still pictures, of which folder is then; set frames to 0."
-            )
+            raise ValueError(f"frames is {self.frames}, but this model draws still pictures; set frames to 0.")
         if self.family.video and not self.frames:
             raise ValueError(
                 "this is a model of video, whose training data are clips. Set frames, of each clip in folder, or of those that "

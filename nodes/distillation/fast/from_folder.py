@@ -12,7 +12,7 @@ from ....trainers.data.pictures import ENDINGS
 from ... import host
 from ...host import folders
 from ..data.clip_sources import ClipFolder
-from ..data.drawn_edits import DrawnEdits, pictures_of
+from ..data.drawn_edits import DrawnEdits, pictures_of, require_references
 from ..data.edit_sources import EditFolder
 from ..data.folder_sources import PictureFolder, SeenSource
 from ..learning.families import Family
@@ -42,6 +42,12 @@ def require_places(folder: str, references: str) -> None:
     else:
         endings = ENDINGS + CLIP_ENDINGS
         require_any(folders.training_folder(folder), endings, what="pictures or clips", subfolders=NOT_READ)
+
+
+def require_method(references: str, reference_method: str) -> None:
+    """ValueError, naming the input, for one that says how references are told where there are none."""
+    if not references.strip():
+        require_references(reference_method=reference_method)
 
 
 def source_of(

@@ -137,7 +137,7 @@ def test_usual_clips_are_smaller_than_pictures():
         (
             Stills,
             {"frames": 5, "folder": "pictures", "vae": object()},
-            "frames is 5, but this model draws still pictures, of",
+            "frames is 5, but this model draws still pictures; set frames to 0",
         ),
         (Video, {"frames": 5, "latents": {}}, "latents or positive is connected, and frames is given too"),
     ],

@@ -108,7 +108,7 @@ def test_clips_without_any_caption_are_refused_before_anything_is_tried(clip_fol
     ("latent_format", "given", "said"),
     [
         (Video, {"frames": 0}, "Set frames, of each clip in folder, or of those that the model draws"),
-        (Stills, {}, "frames is 5, but this model draws still pictures, of which folder is then; set frames to 0"),
+        (Stills, {}, "frames is 5, but this model draws still pictures; set frames to 0"),
         (Video, {"side": 32}, "side is 32; what is in a folder wants 64 or more"),
     ],
     ids=["no frames", "of stills", "small"],

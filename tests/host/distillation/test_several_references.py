@@ -233,9 +233,9 @@ def test_a_method_without_references_is_refused(output, edits):
     said = "reference_method is 'index', but references is empty; give the folder, or set reference_method to usual"
     with pytest.raises(ValueError, match=said):
         edited(MeanVAE(), references=" ", reference_method="index")
-    given = {**GIVEN, "references": ""}
-    with pytest.raises(ValueError, match=said):
-        choosing.Wishes(model=of(Flux), steps=2, goal=choosing.CLOSEST, **given, reference_method="index")
+    for given in ({**GIVEN, "references": ""}, {**GIVEN, "references": "", "folder": "", "prompts": "a fox"}):
+        with pytest.raises(ValueError, match=said):
+            choosing.Wishes(model=of(Flux), steps=2, goal=choosing.CLOSEST, **given, reference_method="index")
 
 
 def test_make_it_fast_trains_on_the_same_as_the_node(output, edits, quick):  # noqa: F811
