@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ....samplers.schedules import trailing_sigmas
 from ....trainers.data.batches import Data, TensorData
-from ....trainers.data.cache import Shard, made_so_far
+from ....trainers.data.cache import Shard
 from ....trainers.data.joining import in_buckets
 from ....trainers.data.listing import Captioned, Listing
 from ....trainers.objective.choices import require_at_least_one
@@ -22,7 +20,7 @@ from ... import host
 from .data_sources import Progress, Sample, Texts
 from .edit_sources import EditFolder
 from .folder_sources import PictureFolder
-from .teacher_pictures import forget_anothers, keep_answers, patches_of
+from .teacher_pictures import forget_anothers, keep_answers, patches_of, require_cfg, sigmas_of
 
 _SAMPLER = "euler"
 
@@ -44,8 +42,7 @@ class DrawnEdits(EditFolder):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least_one(self, "draw_steps")
-        if not 1.0 <= self.draw_cfg <= 100.0:
-            raise ValueError(f"draw_cfg is {self.draw_cfg}; allowed is 1 (no guidance) to 100.")
+        require_cfg(draw_cfg=self.draw_cfg)
         if not self.alone:
             raise ValueError(
                 f"draw_steps is {self.draw_steps}, but folder has the pictures after the edit, which are not drawn then; set it "
@@ -71,15 +68,10 @@ class DrawnEdits(EditFolder):
         plan: Callable[[], Sequence[Shard]],
         newer: Collection[str] = (),
     ) -> Data:
-        of = self.described() | {"teacher_sha256": source["teacher_sha256"]}
-        if not run.begun and made_so_far(run.data_folder, of=of):
-            forget_anothers(model, run.data_folder)
-        decided = {"sigmas": self._sigmas(model).tolist(), **patches_of(model, run)}
+        forget_anothers(model, run, of=self.described() | {"teacher_sha256": source["teacher_sha256"]})
+        decided = {"sigmas": sigmas_of(model, steps=self.draw_steps).tolist(), **patches_of(model, run)}
         drawing = functools.partial(_looked_at, model, plan, run.data_folder)
         return super().kept(model, run, source={**source, **decided}, plan=drawing, newer=newer)
-
-    def _sigmas(self, model: Any) -> Tensor:
-        return trailing_sigmas(self.draw_steps, table=host.models.noise_levels(host.models.model_sampling_of(model)))
 
     def _shard(
         self,
@@ -117,7 +109,7 @@ class DrawnEdits(EditFolder):
         latents = host.data.draw(
             model,
             _SAMPLER,
-            self._sigmas(model),
+            sigmas_of(model, steps=self.draw_steps),
             noise=sample.noise,
             positive=positive,
             negative=negative,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,7 @@ class PromptSource(MadeOnce):
     def __post_init__(self) -> None:
         require_prompts(self.prompts, width=self.width, height=self.height)
         require_at_least_one(self, "pictures_per_prompt", "steps", "batch_size", "frames")
-        if not 1.0 <= self.cfg <= 100.0:
-            raise ValueError(f"cfg is {self.cfg}; allowed is 1 (no guidance) to 100.")
+        require_cfg(cfg=self.cfg)
         if self.sampler not in host.data.SAMPLERS:
             raise ValueError(f"sampler is {self.sampler!r}; allowed are {', '.join(host.data.SAMPLERS)}.")
 
@@ -74,10 +73,9 @@ class PromptSource(MadeOnce):
         return {"guidance": self.guidance}
 
     def build(self, model: Any, run: RunFolder, *, teacher_sha256: str) -> Data:
-        sigmas = trailing_sigmas(self.steps, table=host.models.noise_levels(host.models.model_sampling_of(model)))
+        sigmas = sigmas_of(model, steps=self.steps)
         empty = empty_sample(model, width=self.width, height=self.height, frames=self.frames)
-        if not run.begun and made_so_far(run.data_folder, of=self.described() | of_teacher(model, teacher_sha256)):
-            forget_anothers(model, run.data_folder)  # of another source they give way unasked
+        forget_anothers(model, run, of=self.described() | of_teacher(model, teacher_sha256))
         return self.kept(
             model,
             run,
@@ -163,6 +161,18 @@ class PromptSource(MadeOnce):
         return torch.randn(shape, generator=torch.Generator().manual_seed(stream(self.seed, picture)))
 
 
+def require_cfg(**cfg: float) -> None:
+    """ValueError, naming the input, for guidance that no teacher draws with."""
+    for name, value in cfg.items():
+        if not 1.0 <= value <= 100.0:
+            raise ValueError(f"{name} is {value}; allowed is 1 (no guidance) to 100.")
+
+
+def sigmas_of(model: Any, *, steps: int) -> Tensor:
+    """The noise levels (steps + 1,) on which a teacher draws training data: the trailing schedule (Lin et al. 2023)."""
+    return trailing_sigmas(steps, table=host.models.noise_levels(host.models.model_sampling_of(model)))
+
+
 def patches_of(model: Any, run: RunFolder) -> dict[str, Any]:
     """What changes the pictures that the MODEL draws and is in no weight; of a run that has begun its own identity tells."""
     return {"changes": None if run.begun else {kind: len(made) for kind, made in host.identity.changes(model).items()}}
@@ -184,8 +194,14 @@ def keep_answers(model: Any, parts: Sequence[TensorData], folder: Path) -> None:
     write_atomically(folder / _ANSWERS, json.dumps(without_nan(host.identity.answers_of(model, asked))).encode())
 
 
-def forget_anothers(model: Any, folder: Path) -> None:
-    """Pictures of a start that came to nothing, where this MODEL would draw others: it is asked the same once more."""
+def forget_anothers(model: Any, run: RunFolder, *, of: Mapping[str, Any]) -> None:
+    """Pictures of a start that came to nothing, where this MODEL would draw others: it is asked the same once more.
+
+    of: what their source says of them; those of another source give way unasked.
+    """
+    folder = run.data_folder
+    if run.begun or not made_so_far(folder, of=of):
+        return
     asked = first_made(folder, device=model.load_device) if (folder / _ANSWERS).exists() else None
     if asked is None:
         return

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....samplers.schedules import trailing_sigmas
 from ....trainers.data.cache import made_so_far
 from ....trainers.data.files import BrokenFile
 from ....trainers.data.listing import captioned
@@ -25,7 +24,7 @@ from .. import teacher
 from ..data.data_sources import Texts
 from ..data.drawn_edits import DrawnEdits
 from ..data.folder_sources import SeenSource
-from ..data.teacher_pictures import PromptSource
+from ..data.teacher_pictures import PromptSource, sigmas_of
 
 _TRIED_STEPS, _TRIED_FILES = 2, 3
 
@@ -71,7 +70,7 @@ def _drawing(model: Any, source: PromptSource, run: RunFolder) -> list[tuple[str
 
 def _seconds_of_a_step(model: Any, source: PromptSource) -> float:
     """Of the sampler, on as many pictures as are drawn at once; after one that is not counted."""
-    sigmas = trailing_sigmas(source.steps, table=host.models.noise_levels(host.models.model_sampling_of(model)))
+    sigmas = sigmas_of(model, steps=source.steps)
     texts = Texts(model, source.clip, source.negative)
     positive = host.data.batched([texts.conditioning(source.prompts[0])] * source.batch_size)
     empty = host.data.empty(model, width=source.width, height=source.height, frames=source.frames)

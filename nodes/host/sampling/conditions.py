@@ -24,7 +24,7 @@ from .videos import FRAMES
 _ONE_SAMPLES = ("ref_pixel_values", "minimax_payload")
 """What a network takes for all of a batch, though it belongs to a sample: HiDream O1 the references, MiniMax H3 all it knows."""
 _LISTED = re.compile(r"(.+)\[(\d+)\]")
-_NAME = re.compile(r"[^\[=.]+")
+_NAME_ENDS = re.compile(r"[\[=.]")
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
 _MADE_ANEW = ("minimax_payload.layout",)
 """By the network itself, where it is not told: what the host counts once for a whole sampling."""
@@ -32,7 +32,7 @@ _MADE_ANEW = ("minimax_payload.layout",)
 
 def is_picture(key: str) -> bool:
     """Whether a network's input of that name is what it is to edit, to go on from, to follow or to keep, and no text."""
-    return _named(key) in _PICTURES or key.startswith(_PICTURES_OF_CONSTANTS)
+    return key.partition("[")[0] in _PICTURES or key.startswith(_PICTURES_OF_CONSTANTS)
 
 
 def with_pictures(own: Condition, other: Condition) -> Condition:
@@ -112,7 +112,7 @@ def as_tensors(encoded: dict[str, Any], *, name: str) -> Condition:
 
 def one_for_all(condition: Condition) -> bool:
     """Whether a network takes what belongs to one sample for all of a batch."""
-    return any(_STEP.split(key.partition("=")[0])[0] in _ONE_SAMPLES for key in condition)
+    return any(_named(key) in _ONE_SAMPLES for key in condition)
 
 
 def host_inputs(condition: Condition) -> dict[str, Any]:
@@ -173,8 +173,7 @@ def _laid_out(key: str, constant: Any) -> Condition | None:
 
 def _named(key: str) -> str:
     """The network's input of a key of a Condition."""
-    found = _NAME.match(key)
-    return found[0] if found else key
+    return _NAME_ENDS.split(key, maxsplit=1)[0]
 
 
 def _put(inputs: dict[str, Any], key: str, value: Tensor) -> None:
