@@ -19,7 +19,7 @@ from ....trainers.storage.run_folder import RunFolder
 from ... import host
 from .data_sources import Progress, Sample, Texts
 from .edit_sources import EditFolder
-from .folder_sources import PictureFolder
+from .folder_sources import Encoders, PictureFolder
 from .teacher_pictures import forget_anothers, keep_answers, patches_of, require_cfg, sigmas_of
 
 _SAMPLER = "euler"
@@ -74,34 +74,26 @@ class DrawnEdits(EditFolder):
         return super().kept(model, run, source={**source, **decided}, plan=drawing, newer=newer)
 
     def _shard(
-        self,
-        model: Any,
-        encoder: host.encoding.LatentEncoder,
-        texts: Texts,
-        progress: Progress,
-        shape: Any,
-        files: Sequence[Captioned],
+        self, model: Any, by: Encoders, progress: Progress, shape: Any, files: Sequence[Captioned]
     ) -> list[TensorData]:
         """Encoded together, then drawn: a card that holds one of the models alone would change them for each picture else."""
-        asked = self._samples(model, encoder, texts, shape, files, before=host.signals.check_cancelled)
+        asked = self._samples(model, by, shape, files, before=host.signals.check_cancelled)
         drawn, each = [], len(asked) // len(files)
         for number, sample in enumerate(asked):
             if number % each == 0:
                 progress.next()
-            drawn.append(self._drawn(model, texts, sample))
-        return texts.parts(drawn)
+            drawn.append(self._drawn(model, by.texts, sample))
+        return by.texts.parts(drawn)
 
-    def _encoded(
-        self, model: Any, encoder: host.encoding.LatentEncoder, texts: Texts, file: Captioned, shape: Any
-    ) -> Iterator[Sample]:
+    def _encoded(self, model: Any, by: Encoders, file: Captioned, shape: Any) -> Iterator[Sample]:
         """As it is drawn from: noise."""
         width, height = shape
         empty = host.data.empty(model, width=width, height=height)
         for piece in self._pieces(file, shape):
             noise = torch.randn(empty.x0.shape, generator=torch.Generator().manual_seed(piece.seed))
-            beside = self._beside(model, encoder, file, piece)
+            beside = self._beside(model, by.latents, file, piece)
             sample = Sample(empty.x0, file.caption, noise, file.repeats, streams=empty.streams, **beside)
-            yield sample._replace(prompts=texts.prompts(sample))
+            yield sample._replace(prompts=by.texts.prompts(sample))
 
     def _drawn(self, model: Any, texts: Texts, sample: Sample) -> Sample:
         host.signals.check_cancelled()

@@ -39,6 +39,13 @@ class Look(NamedTuple):
     enlarged: float = 1.0
 
 
+class Encoders(NamedTuple):
+    """What files and their captions are encoded by."""
+
+    latents: host.encoding.LatentEncoder
+    texts: Texts
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FolderSource(MadeOnce):
     """Files with captions. ValueError, naming the input, for what cannot be trained on.
@@ -153,7 +160,7 @@ class FolderSource(MadeOnce):
         literal = self.caption_syntax == LITERAL
         texts = Texts(model, self.clip, self.negative, literal=literal, told=self.told())
         encoder = host.encoding.LatentEncoder(self.vae, host.folders.encodings())
-        return functools.partial(self._shard, model, encoder, texts, Progress(told_of))
+        return functools.partial(self._shard, model, Encoders(encoder, texts), Progress(told_of))
 
     def _require_encoders(self, model: Any) -> None:
         encoders = self.encoders(model).items()
@@ -220,32 +227,19 @@ class FolderSource(MadeOnce):
         )
 
     def _shard(
-        self,
-        model: Any,
-        encoder: host.encoding.LatentEncoder,
-        texts: Texts,
-        progress: Progress,
-        shape: Hashable,
-        files: Sequence[Captioned],
+        self, model: Any, by: Encoders, progress: Progress, shape: Hashable, files: Sequence[Captioned]
     ) -> list[TensorData]:
-        return texts.parts(self._samples(model, encoder, texts, shape, files, before=progress.next))
+        return by.texts.parts(self._samples(model, by, shape, files, before=progress.next))
 
     def _samples(
-        self,
-        model: Any,
-        encoder: host.encoding.LatentEncoder,
-        texts: Texts,
-        shape: Hashable,
-        files: Sequence[Captioned],
-        *,
-        before: Callable[[], None],
+        self, model: Any, by: Encoders, shape: Hashable, files: Sequence[Captioned], *, before: Callable[[], None]
     ) -> list[Sample]:
         """before: is called before each file."""
         samples: list[Sample] = []
         for file in files:
             before()
             try:
-                samples += self._encoded(model, encoder, texts, file, shape)
+                samples += self._encoded(model, by, file, shape)
             except BrokenFile as error:
                 raise ValueError(
                     f"{file.name} became another file while the {self.what} were encoded: {error}. Start once more, which looks "
@@ -253,16 +247,14 @@ class FolderSource(MadeOnce):
                 ) from error
         return samples
 
-    def _encoded(
-        self, model: Any, encoder: host.encoding.LatentEncoder, texts: Texts, file: Captioned, shape: Any
-    ) -> Iterator[Sample]:
+    def _encoded(self, model: Any, by: Encoders, file: Captioned, shape: Any) -> Iterator[Sample]:
         for piece in self._pieces(file, shape):
             host.signals.check_cancelled()
-            latents = encoder.latents(piece.samples, seed=piece.seed, of=piece.of)
+            latents = by.latents.latents(piece.samples, seed=piece.seed, of=piece.of)
             require_finite(latents, name=file.name)
             latent = {"samples": self._with_its_sound(model, piece, latents)}
             x0, streams = host.inputs.latents_for_training(model, latent).cpu(), host.inputs.stream_shapes(latent)
-            beside = self._beside(model, encoder, file, piece)
+            beside = self._beside(model, by.latents, file, piece)
             yield Sample(x0, file.caption, repeats=file.repeats, streams=streams, **beside)
 
     # --- what a kind of file has of its own
