@@ -15,13 +15,13 @@ import comfy.supported_models
 import folder_paths
 from comfyui_fewstep.nodes import host, previews
 from comfyui_fewstep.nodes.demo import digits_model
-from comfyui_fewstep.nodes.sampling import recipes
+from comfyui_fewstep.nodes.sampling import recipes, samplers
 from comfyui_fewstep.samplers.noise import NoiseFamily
 from comfyui_fewstep.samplers.presets import OURS, PRESETS
 from comfyui_fewstep.samplers.recipe import Recipe
 from published import SIGMAS, TIMESTEPS
 from test_guidance_distilled import advanced, guided_model
-from test_sampling import draw, model_of, schedule
+from test_sampling import draw, model_of, noise_of, schedule
 from test_schedules_of_kinds import sampling
 
 PROMPT = digits_model.prompt("1234")
@@ -206,6 +206,37 @@ def test_one_step_lightning_is_the_networks_output():
         y = torch.nn.functional.one_hot(torch.tensor([1, 2, 3, 4]), 10).float()
         output = network(scaled, torch.full((4,), 999.0), context=torch.zeros(4, 1, 1), y=y)
     torch.testing.assert_close(drawn, output, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", TIMESTEPS)
+def test_recipes_of_lcm_and_no_others_put_its_boundary_on_the_model(name):
+    """Where noise ends it gives back the picture that it is given, whatever the network says; others hear the network."""
+    model, *_ = recipes.ApplyRecipe().apply(model_of("EPS"), name)
+    made, x_vp, output = host.models.model_sampling_of(model), noise_of(seed=1), noise_of(seed=2)
+    sigma = host.models.noise_levels(made)[0]
+    x0 = made.calculate_denoised(sigma.expand(4), output, x_vp * (1.0 + sigma**2) ** 0.5)
+    assert torch.allclose(x0, x_vp, atol=1e-5) == ("LCM" in name)
+
+
+@pytest.mark.parametrize(
+    ("name", "node", "settings"),
+    [
+        ("PCM small-CFG LoRA, 4 steps", "TCDSampler", {"eta": 0.0}),
+        ("TCD-LoRA, 4 steps", "TCDSampler", {"eta": 0.3}),
+        ("SD- or SDXL-Turbo, 4 steps", "AncestralSampler", {"eta": 1.0, "s_noise": 1.0}),
+        ("LCM or LCM-LoRA, 4 steps", "LCMSampler", {}),
+        ("SDXL-Lightning, 4 steps", "LightningSampler", {}),
+        ("Hyper-SD UNet, 1 step", "ConsistencySampler", {"gamma": 1.0, "s_noise": 1.0, "unit_variance_start": True}),
+        ("HiDream-O1 dev, 28 steps", "ConsistencySampler", {"gamma": 1.0, "s_noise": 1.0, "noise_clip": 2.5}),
+    ],
+)
+def test_a_recipes_sampler_is_the_node_at_what_its_source_sets(name, node, settings):
+    given = model_for(name)
+    if lacking := wants(PRESETS[name], given):
+        pytest.skip(lacking)
+    model, sampler, sigmas, *_ = recipes.ApplyRecipe().apply(given, name)
+    (by_hand,) = getattr(samplers, node)().make(**settings)
+    assert torch.equal(draw(model, sampler, sigmas), draw(model, by_hand, sigmas))
 
 
 def test_an_unknown_recipe_lists_the_known():

@@ -192,7 +192,7 @@ def test_flow_schedules_bend_with_shift():
         ("EPS", "timesteps", 4, {}, "give at least one"),
         ("EPS", "timesteps", 4, {"values": "999, fast"}, "values is '999, fast'"),
         ("EPS", "timesteps", 4, {"values": "1001, 500"}, "timestep 1001"),
-        ("EPS", "timesteps", 4, {"values": "500.5"}, "whole numbers"),
+        ("EPS", "timesteps", 4, {"values": "999, 500.5"}, "whole numbers"),
         ("EPS", "timesteps", 4, {"values": "1, 999"}, "must fall"),
         ("EPS", "sigmas", 4, {"values": "14, -1"}, "none of them negative"),
         ("EPS", "sigmas", 4, {"values": "0"}, "leaves no step"),
@@ -306,7 +306,7 @@ def test_noise_that_changes_over_the_steps_is_the_hosts(kind):
     torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-5, atol=1e-5)
 
 
-def test_the_consistency_node_passes_its_noise_on(monkeypatch):
+def test_nodes_pass_on_what_is_set(monkeypatch):
     seen = {}
     monkeypatch.setattr(host.models, "sampler", lambda function, **options: seen.update(options))
     node = samplers.ConsistencySampler()
@@ -314,6 +314,10 @@ def test_the_consistency_node_passes_its_noise_on(monkeypatch):
     assert seen["s_noise_end"] is None
     node.make(gamma=1.0, s_noise=0.9, s_noise_end=0.0, noise_clip=2.5)
     assert (seen["s_noise_end"], seen["noise_clip"]) == (0.0, 2.5)
+    samplers.TCDSampler().make(eta=0.7)
+    assert seen["eta"] == 0.7
+    samplers.AncestralSampler().make(eta=0.6, s_noise=0.8)
+    assert (seen["eta"], seen["s_noise"]) == (0.6, 0.8)
 
 
 @pytest.mark.parametrize(("kind", "after"), [("EPS", 0), ("FLOW", 0), ("FLOW", 1)])

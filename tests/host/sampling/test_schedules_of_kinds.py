@@ -31,6 +31,9 @@ def flux(mu=1.15):
     return sampling("ModelSamplingFlux", "CONST", shift=mu)
 
 
+EPS, FLOW = (lambda: sampling("ModelSamplingDiscrete", "EPS")), (lambda: flow(3.0))
+
+
 def near(made, expected, atol=1e-6):
     torch.testing.assert_close(made.double(), torch.tensor([*expected, 0.0], dtype=torch.float64), atol=atol, rtol=0)
 
@@ -52,7 +55,7 @@ def test_typed_timesteps_on_a_table_of_ten_thousand(values):
 @pytest.mark.parametrize("name", ["lcm", "tcd", "turbo", "dmd2", "timesteps"])
 def test_lists_of_timesteps_begin_at_the_top_of_stable_cascade(name):
     """Its ten thousand levels: the same shares of them as of a thousand."""
-    cascade, plain = sampling("StableCascadeSampling", "EPS"), sampling("ModelSamplingDiscrete", "EPS")
+    cascade, plain = sampling("StableCascadeSampling", "EPS"), EPS()
     made = levels(cascade, name, 4, values="999, 749, 499, 249")
     table = host.models.noise_levels(plain)
     indices = [
@@ -152,13 +155,13 @@ def test_relative_and_absolute_shift():
         (lambda: flow(3.0), "log_snr", {"absolute_shift": 0.009}, "absolute_shift is 0.009; allowed are 0"),
         (lambda: flow(1.0), "dmd2", {}, "this is a flow model"),
         (
-            lambda: sampling("ModelSamplingDiscrete", "EPS"),
+            EPS,
             "trailing",
             {"absolute_shift": 3.0},
             "absolute_shift is 3.0",
         ),
-        (lambda: sampling("ModelSamplingDiscrete", "EPS"), "flux2", {}, "the flux2 schedule is for flow models"),
-        (lambda: sampling("ModelSamplingDiscrete", "EPS"), "log_snr", {}, "the log_snr schedule is for flow models"),
+        (EPS, "flux2", {}, "the flux2 schedule is for flow models"),
+        (EPS, "log_snr", {}, "the log_snr schedule is for flow models"),
         (
             lambda: flow(1.0),
             "timesteps",
@@ -166,7 +169,7 @@ def test_relative_and_absolute_shift():
             r"strength is 0.4.*none of the 2 levels; 0.5 leaves one",
         ),
         (
-            lambda: sampling("ModelSamplingDiscrete", "EPS"),
+            EPS,
             "turbo",
             {"strength": 0.05},
             r"strength is 0.05.*0.1 and above",
@@ -180,15 +183,22 @@ def test_what_does_not_go_together_is_named(make, name, options, said):
 
 def test_a_published_list_may_be_rounded_up_at_its_top():
     """14.6146 is the largest level of Stable Diffusion; a list that says 14.62 means it, one that says 15 another model."""
-    near(levels(sampling("ModelSamplingDiscrete", "EPS"), "sigmas", 2, values="14.62, 1.5"), [14.62, 1.5])
+    near(levels(EPS(), "sigmas", 2, values="14.62, 1.5"), [14.62, 1.5])
     with pytest.raises(ValueError, match=r"this model's noise levels end at 14\.6146"):
-        levels(sampling("ModelSamplingDiscrete", "EPS"), "sigmas", 2, values="15, 1.5")
+        levels(EPS(), "sigmas", 2, values="15, 1.5")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 18, 60])
+def test_consistency_spans_the_models_own_levels(steps):
+    """Song et al.'s list ends at 80; Stable Diffusion's levels at 14.6, and a patched model's wherever its patch says."""
+    made, own = levels(EPS(), "consistency", steps), EPS().sigmas
+    torch.testing.assert_close(made[0], own[-1])
+    assert (made[-2] >= own[0]) & (made.diff() < 0).all()
 
 
 # --- strength and denoise ----------------------------------------------------------------------------------------------
 
 STRENGTHS = [k / 10 for k in range(1, 10)]
-EPS, FLOW = (lambda: sampling("ModelSamplingDiscrete", "EPS")), (lambda: flow(3.0))
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
@@ -203,7 +213,6 @@ def test_strength_is_the_hosts_denoise(make, name, steps, strength):
     assert torch.equal(levels(make(), name, steps, strength=strength), whole[-(steps + 1) :])
 
 
-@CURRENT_HOST
 @pytest.mark.parametrize("strength", [*STRENGTHS, 1.0])
 @pytest.mark.parametrize("steps", range(1, 9))
 def test_turbos_strength_is_the_hosts_sd_turbo_scheduler(steps, strength):
