@@ -134,6 +134,9 @@ def test_a_unets_file_by_the_hosts_loader_with_our_node(method, small_sd15, outp
             same(draw(ours, "sd15"), draw(at(student, scale), "sd15"))
         applied, *_ = recipes.ApplyRecipe().apply(bare, recipes.FROM_FILE, file=f"{name} (run)")
         same(draw(applied, "sd15"), draw(student, "sd15"))
+        # what has a scale by another node keeps that
+        chosen, *_ = recipes.ApplyRecipe().apply(at(student, 5.0), recipes.FROM_FILE, file=f"{name} (run)")
+        same(draw(chosen, "sd15"), draw(at(student, 5.0), "sd15"))
         loaded, *_ = students.LoadStudent().load(model, f"{name} (run)")
         same(draw(loaded, "sd15"), draw(student, "sd15"))
         (guider,) = guidance.GuidanceDistilledGuider().make(loaded, conditioning("sd15", seed=2), 5.0)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from comfyui_fewstep.commands.embedded import import_host
+from diffusers import CMStochasticIterativeScheduler
 
 import_host()
 
@@ -188,12 +189,13 @@ def test_a_published_list_may_be_rounded_up_at_its_top():
         levels(EPS(), "sigmas", 2, values="15, 1.5")
 
 
-@pytest.mark.parametrize("steps", [1, 2, 18, 60])
-def test_consistency_spans_the_models_own_levels(steps):
-    """Song et al.'s list ends at 80; Stable Diffusion's levels at 14.6, and a patched model's wherever its patch says."""
-    made, own = levels(EPS(), "consistency", steps), EPS().sigmas
-    torch.testing.assert_close(made[0], own[-1])
-    assert (made[-2] >= own[0]) & (made.diff() < 0).all()
+@pytest.mark.parametrize("steps", [1, 2, 18, 40])
+def test_consistency_is_diffusers_list_of_forty_on_the_models_own_levels(steps):
+    """Song et al.'s list goes from 80 to 0.002; Stable Diffusion's levels from 14.6 to 0.029."""
+    own = EPS().sigmas
+    theirs = CMStochasticIterativeScheduler(40, sigma_min=float(own[0]), sigma_max=float(own[-1]))
+    theirs.set_timesteps(steps)
+    torch.testing.assert_close(levels(EPS(), "consistency", steps)[:-1], theirs.sigmas[:steps])
 
 
 # --- strength and denoise ----------------------------------------------------------------------------------------------
