@@ -40,11 +40,11 @@ def guider(high, low, boundary, **options):
 
 
 @torch.inference_mode()
-def drawn(guider, sampler, sigmas, *, latent=None, mask=None, callback=None):
+def drawn(guider, sampler, sigmas, *, latent=None, mask=None, callback=None, seed=3):
     noise = noise_of()
     latent = torch.zeros_like(noise) if latent is None else latent
     return guider.sample(
-        noise, latent, sampler, sigmas, denoise_mask=mask, callback=callback, disable_pbar=True, seed=3
+        noise, latent, sampler, sigmas, denoise_mask=mask, callback=callback, disable_pbar=True, seed=seed
     )
 
 
@@ -116,6 +116,21 @@ def test_it_draws_what_the_templates_two_samplers_draw(sampler):
     assert not torch.allclose(ours, drawn(alone(high), made, sigmas), atol=1e-3)
 
 
+@pytest.mark.parametrize(("boundary", "taken"), [(0.3, 0), (0.95, 1)], ids=["high", "low"])
+@pytest.mark.parametrize("sampler", ["lcm", "ancestral", "ddim"])
+def test_steps_of_one_expert_are_its_own_sampling(sampler, boundary, taken):
+    """Part of a schedule, as Split Sigmas cuts it: the one draws it as if there were no other, and the host hears of it."""
+    pair, made, sigmas = (model_of("FLOW"), other_expert()), SAMPLERS[sampler](), torch.tensor([0.9, 0.75, 0.5])
+    mask = torch.zeros(4, 1, 4, 4)
+    mask[..., 2:] = 1.0
+    heard = {"ours": [], "theirs": []}
+    start = {name: {"callback": lambda step, *_, to=to: to.append(step)} for name, to in heard.items()}
+    for picture in ({}, {"latent": noise_of(seed=5), "mask": mask}):
+        ours = drawn(guider(*pair, boundary), made, sigmas, **start["ours"], **picture)
+        assert torch.equal(ours, drawn(alone(pair[taken]), made, sigmas, **start["theirs"], **picture))
+    assert heard["ours"] == heard["theirs"] == [0, 1, 0, 1]
+
+
 def test_a_share_of_an_eps_models_time_is_its_timestep():
     """0.5 of a thousand timesteps: the level of timestep 499, the second of two."""
     model = model_of("EPS")
@@ -136,8 +151,9 @@ def test_the_host_hears_of_the_steps_of_the_whole():
     assert heard == [(i, 5) for i in range(5)]
 
 
-def test_the_hosts_samplers_draw_no_noise_twice():
-    """By seed they would begin their draws anew in the second part."""
+@pytest.mark.parametrize(("seed", "second"), [(3, 4), (2**64 - 1, 0)])
+def test_the_hosts_samplers_draw_no_noise_twice(seed, second):
+    """By seed they would begin their draws anew in the second part; after the largest seed of the host comes its least."""
     seeds = []
 
     def function(model, x, sigmas, extra_args=None, **_):
@@ -145,8 +161,8 @@ def test_the_hosts_samplers_draw_no_noise_twice():
         return x
 
     model = model_of("FLOW")
-    drawn(guider(model, model, 0.7), comfy.samplers.KSAMPLER(function), schedule(model))
-    assert seeds == [3, 4]
+    drawn(guider(model, model, 0.7), comfy.samplers.KSAMPLER(function), schedule(model), seed=seed)
+    assert seeds == [seed, second]
 
 
 def test_unit_variance_belongs_to_the_start_alone():

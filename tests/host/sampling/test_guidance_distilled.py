@@ -117,11 +117,27 @@ def test_a_model_without_guidance_input_is_refused(kind):
         guidance.GuidanceDistilledGuider().make(model_of(kind), PROMPT, 3.0)
 
 
-def test_a_guider_without_cfg_is_refused():
+class _TwoScales(comfy.samplers.CFGGuider):
+    """As DualCFGGuider: more than one scale, none of which is the cfg."""
+
+    def predict_noise(self, *given, **named):
+        return super().predict_noise(*given, **named)
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompts"),
+    [
+        (host.guidance.OnePromptGuider, {"positive": PROMPT}),
+        (comfy.samplers.CFGGuider, {"positive": PROMPT}),
+        (_TwoScales, {"positive": PROMPT, "negative": NO_PROMPT}),
+    ],
+)
+def test_a_guider_without_cfg_is_refused(kind, prompts):
     (sampler,) = guidance.GuidanceDistilledSampler().make(0.0)
     model = guided_model()
-    guider = host.models.guider(model, {"positive": PROMPT}, cfg=1.0)
-    with pytest.raises(ValueError, match="takes its scale from the cfg, but OnePromptGuider has none"):
+    guider = kind(model)
+    guider.inner_set_conds(prompts)
+    with pytest.raises(ValueError, match=f"takes its scale from the cfg, but {kind.__name__} has none"):
         advanced(guider, sampler, schedule(model))
 
 
