@@ -109,6 +109,7 @@ def test_a_model_without_training_timesteps_has_no_boundary_of_lcm(levels, predi
         model_sampling.LCMModel().patch(model)
 
 
-def test_bad_levels_are_named():
-    with pytest.raises(ValueError, match=r"sigma_min is 1\.0 and sigma_max is 0\.5"):
-        model_sampling.ConsistencyModel().patch(model_of("EDM"), sigma_data=0.5, sigma_min=1.0, sigma_max=0.5)
+@pytest.mark.parametrize("least", [1.0, 0.5])
+def test_bad_levels_are_named(least):
+    with pytest.raises(ValueError, match=rf"sigma_min is {least} and sigma_max is 0\.5"):
+        model_sampling.ConsistencyModel().patch(model_of("EDM"), sigma_data=0.5, sigma_min=least, sigma_max=0.5)
