@@ -8,6 +8,8 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
+import comfy.sample
+import comfy.samplers
 from architectures import conditioning, tiny
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation.data import data_sources, training_data
@@ -21,7 +23,7 @@ from making_data import LONG, Cancelled, cancel_at, distil, prompts, run_folder,
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
 def test_a_pair_drawn_again_from_its_noise_is_the_stored_picture(kind, output, clip):
-    """With the teacher, the schedule and the guidance of the node; prompts in order, each three times."""
+    """By the host's own sampling: the teacher, the schedule and guidance of the node; prompts in order, each three times."""
     if kind == "sdxl":
         clip = RandomCLIP(2048, 1280)
     model = tiny(kind)
@@ -33,14 +35,16 @@ def test_a_pair_drawn_again_from_its_noise_is_the_stored_picture(kind, output, c
     sigmas = trailing_sigmas(4, table=host.models.noise_levels(host.models.model_sampling_of(model)))
     for i in range(0, 6, 2):
         with torch.inference_mode():
-            latents = host.models.sample(
+            latents = comfy.sample.sample_custom(
                 model,
-                host.data.comfy.samplers.sampler_object("euler"),
+                data.noise[i : i + 2],
+                2.0,
+                comfy.samplers.sampler_object("euler"),
                 sigmas,
-                noise=data.noise[i : i + 2],
-                positive=host.data.batched([texts[i // 3], texts[(i + 1) // 3]]),
-                negative=texts[2],
-                cfg=2.0,
+                host.data.batched([texts[i // 3], texts[(i + 1) // 3]]),
+                texts[2],
+                torch.zeros(2, 4, 4, 6),
+                disable_pbar=True,
                 seed=0,
             )
             x0 = model.model.process_latent_in(latents)
