@@ -52,6 +52,13 @@ def alone(model):
     return host.models.guider(model, {"positive": PROMPT}, cfg=1.0)
 
 
+def starts():
+    """What a sampling begins with: noise alone, and a picture behind a mask."""
+    mask = torch.zeros(4, 1, 4, 4)
+    mask[..., 2:] = 1.0
+    return {}, {"latent": noise_of(seed=5), "mask": mask}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("boundary", [0.9, 0.7, 0.3])
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -59,9 +66,7 @@ def test_two_of_the_same_draw_the_whole_runs_picture(sampler, boundary, kind):
     """At every cut, from noise and from a picture behind a mask, to the bit."""
     model, made = model_of(kind), SAMPLERS[sampler]()
     sigmas = schedule(model)
-    mask = torch.zeros(4, 1, 4, 4)
-    mask[..., 2:] = 1.0
-    for start in ({}, {"latent": noise_of(seed=5), "mask": mask}):
+    for start in starts():
         whole = drawn(alone(model), made, sigmas, **start)
         assert torch.equal(drawn(guider(model, model, boundary), made, sigmas, **start), whole)
 
@@ -121,14 +126,12 @@ def test_it_draws_what_the_templates_two_samplers_draw(sampler):
 def test_steps_of_one_expert_are_its_own_sampling(sampler, boundary, taken):
     """Part of a schedule, as Split Sigmas cuts it: the one draws it as if there were no other, and the host hears of it."""
     pair, made, sigmas = (model_of("FLOW"), other_expert()), SAMPLERS[sampler](), torch.tensor([0.9, 0.75, 0.5])
-    mask = torch.zeros(4, 1, 4, 4)
-    mask[..., 2:] = 1.0
-    heard = {"ours": [], "theirs": []}
-    start = {name: {"callback": lambda step, *_, to=to: to.append(step)} for name, to in heard.items()}
-    for picture in ({}, {"latent": noise_of(seed=5), "mask": mask}):
-        ours = drawn(guider(*pair, boundary), made, sigmas, **start["ours"], **picture)
-        assert torch.equal(ours, drawn(alone(pair[taken]), made, sigmas, **start["theirs"], **picture))
-    assert heard["ours"] == heard["theirs"] == [0, 1, 0, 1]
+    heard = []
+    for start in starts():
+        whole = drawn(alone(pair[taken]), made, sigmas, **start)
+        start["callback"] = lambda step, x0, x, total: heard.append((step, total))
+        assert torch.equal(drawn(guider(*pair, boundary), made, sigmas, **start), whole)
+    assert heard == [(0, 2), (1, 2)] * 2
 
 
 def test_a_share_of_an_eps_models_time_is_its_timestep():

@@ -155,12 +155,7 @@ def test_relative_and_absolute_shift():
         (lambda: flow(1.0), "trailing", {"absolute_shift": 1e-320}, "absolute_shift is 1e-320; allowed are 0.*0.01 to"),
         (lambda: flow(3.0), "log_snr", {"absolute_shift": 0.009}, "absolute_shift is 0.009; allowed are 0"),
         (lambda: flow(1.0), "dmd2", {}, "this is a flow model"),
-        (
-            EPS,
-            "trailing",
-            {"absolute_shift": 3.0},
-            "absolute_shift is 3.0",
-        ),
+        (EPS, "trailing", {"absolute_shift": 3.0}, "absolute_shift is 3.0"),
         (EPS, "flux2", {}, "the flux2 schedule is for flow models"),
         (EPS, "log_snr", {}, "the log_snr schedule is for flow models"),
         (
@@ -169,12 +164,7 @@ def test_relative_and_absolute_shift():
             {"values": "999, 499", "strength": 0.4},
             r"strength is 0.4.*none of the 2 levels; 0.5 leaves one",
         ),
-        (
-            EPS,
-            "turbo",
-            {"strength": 0.05},
-            r"strength is 0.05.*0.1 and above",
-        ),
+        (EPS, "turbo", {"strength": 0.05}, r"strength is 0.05.*0.1 and above"),
     ],
 )
 def test_what_does_not_go_together_is_named(make, name, options, said):
