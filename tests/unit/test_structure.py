@@ -145,6 +145,17 @@ def test_python_is_ascii_and_files_are_short(path):
     assert text.count("\n") <= 400
 
 
+def test_no_file_of_the_tests_is_imported_under_two_names():
+    """Its operators and patches would be registered twice, and what the first ones hold of torch is freed memory then."""
+    tests, names = ROOT / "tests", {}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and Path(file).is_relative_to(tests):
+            names.setdefault(file, []).append(name)
+    assert names
+    assert not {file: twice for file, twice in names.items() if len(twice) > 1}
+
+
 def test_launch_needs_the_standard_library_only():
     absolute, ours = imports(ROOT / "launch.py")
     assert absolute - {"_winapi"} <= set(sys.stdlib_module_names)
