@@ -31,6 +31,8 @@ from ..sampling.models import log
 
 _LAUNCHER = Path(__file__).resolve().parents[3] / "launch.py"
 _DEMO = "FewStepDemoTeacher"
+_REMEMBERED = ("filename_list_cache", "_filename_list_cache")
+"""What hosts listed, by kind; the second in the host of mid-2024."""
 _MODEL_FOLDERS = ("checkpoints", "unet", "diffusion_models")
 _PRECISION = (
     *("--force-fp32", "--force-fp16", "--force-bf16", "--supports-fp8-compute"),
@@ -46,15 +48,29 @@ def _folders() -> list[str]:
     return [name for name in _MODEL_FOLDERS if name in folder_paths.folder_names_and_paths]
 
 
+def listed(folder: str) -> list[str]:
+    """The host's list of a kind's files.
+
+    The host remembers the folders and fails, until it is restarted, where one is gone: output/loras and its like, as soon as
+    somebody empties the output folder. What is forgotten here every loader lists anew.
+    """
+    try:
+        return list(folder_paths.get_filename_list(folder))
+    except FileNotFoundError:
+        remembered = next(getattr(folder_paths, name) for name in _REMEMBERED if hasattr(folder_paths, name))
+        remembered.pop(folder, None)
+        return list(folder_paths.get_filename_list(folder))
+
+
 def model_files() -> list[str]:
     """The safetensors files in the host's model folders, for a combo."""
-    names = {name for folder in _folders() for name in folder_paths.get_filename_list(folder)}
+    names = {name for folder in _folders() for name in listed(folder)}
     return sorted(name for name in names if name.endswith(".safetensors"))
 
 
 def lora_files() -> list[str]:
     """The host's LoRAs, for a combo."""
-    return list(folder_paths.get_filename_list("loras"))
+    return listed("loras")
 
 
 def lora_file(name: str) -> Path:
@@ -213,7 +229,7 @@ def _stage_of(student: Path, run: RunFolder) -> str:
 
 def recipe_files() -> list[str]:
     """Names of everything whose metadata may hold a recipe: LoRAs, models and students, for a combo; no file is looked at."""
-    names = [f"{folder}/{name}" for folder in _recipe_folders() for name in folder_paths.get_filename_list(folder)]
+    names = [f"{folder}/{name}" for folder in _recipe_folders() for name in listed(folder)]
     return [name for name in names if name.endswith(".safetensors")] + list(student_files())
 
 

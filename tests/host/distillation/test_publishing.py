@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from comfyui_fewstep.commands.embedded import import_host
 
 import_host()
 
+import folder_paths
 from comfyui_fewstep.nodes.distillation import runs, telling
 from comfyui_fewstep.nodes.distillation.learning import saving, students
 from comfyui_fewstep.nodes.host import folders
@@ -47,6 +49,24 @@ def student(output, name):
 def same(file, tensors):
     found, _ = read_tensors(file)
     return found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in found)
+
+
+def test_an_output_folder_that_was_emptied_takes_no_list_with_it(output):
+    """The host remembers output/loras, asks when it was changed, and failed in every list of LoRAs until it was restarted."""
+    (output / "loras" / "fewstep").mkdir(parents=True)
+    (output / "diffusion_models").mkdir()
+    folders.list_own_models()
+    own = output / "loras" / "fewstep" / "mine.safetensors", output / "diffusion_models" / "whole.safetensors"
+    for file in own:
+        save_file({"it": torch.ones(1)}, file)
+    assert str(Path("fewstep", "mine.safetensors")) in folders.lora_files()
+    assert "whole.safetensors" in folders.model_files()
+    shutil.rmtree(output / "loras")
+    shutil.rmtree(output / "diffusion_models")
+    with pytest.raises(FileNotFoundError):
+        folder_paths.get_filename_list("loras")
+    assert not {"mine.safetensors", "whole.safetensors"} & {Path(name).name for name in folders.recipe_files()}
+    assert folders.lora_files() == folder_paths.get_filename_list("loras"), "the host's own loaders list again, too"
 
 
 def test_a_users_file_of_that_name_stays_and_the_student_lies_beside_it(model, output, told, caplog):

@@ -87,10 +87,11 @@ class TrainOptions:
             raise ValueError(f"warmup is {self.warmup}; it must not be negative, and 0 is none.")
         _require_share("ema_decay", self.ema_decay, example=0.999)
         _require_share("caption_dropout", self.caption_dropout, example=0.1)
-        if self.weight_decay < 0.0 or self.gradient_clip <= 0.0:
+        if self.weight_decay < 0.0:
+            raise ValueError(f"weight_decay is {self.weight_decay}; it must not be negative, and 0 is none.")
+        if self.gradient_clip <= 0.0:
             raise ValueError(
-                f"weight_decay is {self.weight_decay} and gradient_clip is {self.gradient_clip}; weight_decay must not "
-                "be negative and gradient_clip must be above 0."
+                f"gradient_clip is {self.gradient_clip}; it must be above 0: 1 is usual, 1000 clips nothing."
             )
 
 
