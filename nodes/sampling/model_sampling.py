@@ -36,6 +36,10 @@ class ConsistencyBoundary:
         """A thousand times what the host's EDM gives."""
         return 1000.0 * 0.25 * torch.log(sigma + 1e-44)
 
+    def sigma(self, timestep: Tensor) -> Tensor:
+        """Back, by which the host's normal and sgm_uniform schedules make their lists."""
+        return (timestep / 250.0).exp()
+
 
 class LCMModel:
     RETURN_TYPES = ("MODEL",)

@@ -7,6 +7,7 @@ from diffusers import CMStochasticIterativeScheduler, LCMScheduler
 
 import_host()
 
+import comfy.samplers
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.sampling import model_sampling, samplers
 from comfyui_fewstep.samplers.boundary import consistency_scalings, lcm_scalings
@@ -76,6 +77,25 @@ def test_consistency_models_are_read_as_diffusers_reads_them():
     sigmas = schedule(model, "consistency", 4)
     assert float(sigmas[0]) == pytest.approx(80.0, rel=1e-4)
     assert samplers.ConsistencySampler().make(gamma=1.0, s_noise=1.0, sigma_min=0.002, unit_variance_start=False)
+
+
+@pytest.mark.parametrize("read_as", ["lcm", "v_prediction", "x0", "consistency"])
+def test_the_hosts_own_schedules_fall_from_the_models_levels(read_as):
+    """Those of evenly spaced timesteps ask a level its time and a time its level."""
+    (model,) = {
+        "lcm": lambda: model_sampling.LCMModel().patch(model_of("EPS")),
+        "consistency": lambda: model_sampling.ConsistencyModel().patch(
+            model_of("EDM"), sigma_data=0.5, sigma_min=0.002, sigma_max=80.0
+        ),
+    }.get(read_as, lambda: model_sampling.PredictionType().patch(model_of("EPS"), read_as))()
+    own = reading(model)
+    levels = torch.linspace(float(own.sigma_min), float(own.sigma_max), 7)[1:]
+    torch.testing.assert_close(own.sigma(own.timestep(levels)), levels, rtol=2e-2, atol=0.0)
+    for name in comfy.samplers.KSampler.SCHEDULERS:
+        if not name.startswith("fewstep_"):
+            sigmas = comfy.samplers.calculate_sigmas(own, name, 5)
+            assert 0.0 < sigmas[0] < 1.001 * own.sigma_max, name
+            assert (sigmas.diff() < 0.0).all(), name
 
 
 def test_boundaries_are_the_identity_where_noise_ends():
