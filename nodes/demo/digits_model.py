@@ -162,10 +162,27 @@ class DigitVAE:
 
 
 class DigitCLIP:
-    """What the host's CLIP nodes call: a text of digits to the class vectors that the teacher takes."""
+    """What the host's CLIP nodes call: a text of digits to the class vectors that the teacher takes.
+
+    There is no network behind it: Load LoRA finds no weights of a text encoder here, and changes the MODEL alone.
+    """
+
+    def __init__(self) -> None:
+        self.cond_stage_model = nn.Module()
+        device = torch.device("cpu")
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            self.cond_stage_model, load_device=device, offload_device=device
+        )
 
     usual_prompts = tuple(map(str, range(DIGITS)))
     """Where none are given: see training_data.usual_prompts."""
+
+    def clone(self) -> DigitCLIP:
+        return DigitCLIP()
+
+    def add_patches(self, patches: Any, strength_patch: float = 1.0, strength_model: float = 1.0) -> list[str]:
+        """The keys that are known here: none."""
+        return []
 
     def tokenize(self, text: str, **_options: Any) -> str:
         return text

@@ -105,8 +105,8 @@ def require_empty_prompt(scale: float, *, given: bool) -> None:
     """ValueError for guidance without the data's empty prompt."""
     if scale != 1.0 and not given:
         raise ValueError(
-            f"guidance_scale is {scale}, which needs the empty prompt: connect the negative conditioning, or set "
-            "guidance_scale to 1."
+            f"guidance_scale is {scale}, which needs the empty prompt: connect the negative conditioning. Only 1, which is no "
+            "guidance, needs none."
         )
 
 

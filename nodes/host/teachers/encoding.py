@@ -133,7 +133,7 @@ class TextEncoder:
         self._clip, self._kept = clip, kept
         hooked = getattr(getattr(clip, "patcher", None), "forced_hooks", None) is not None
         layer = getattr(clip, "layer_idx", None)
-        self._known = None if hooked else _known(clip, getattr(clip, "cond_stage_model", None), layer)
+        self._known = None if hooked else _known(clip, _of_texts(clip), layer)
 
     def conditioning(self, text: str, *, literal: bool = False) -> Conditioning:
         """What the host's CLIP Text Encode gives, on the CPU. literal: parentheses are letters, not emphasis."""
@@ -148,9 +148,10 @@ class TextEncoder:
 
 def weights_sha256(holder: Any) -> str:
     """Identifies a VAE, CLIP or CLIP vision model by its weights, or by its class where it has none that the host would know."""
-    if getattr(holder, "cond_stage_model", None) is not None:
+    of_texts = _of_texts(holder)
+    if of_texts is not None:
         holder.load_model()  # with its patches, as it encodes
-        said = f"{_of_network(holder, holder.cond_stage_model)} {getattr(holder, 'layer_idx', None)}"
+        said = f"{_of_network(holder, of_texts)} {getattr(holder, 'layer_idx', None)}"
         patches = getattr(holder.patcher, "patches", {})
         beside = set(patches) - set(holder.patcher.backup)  # where the host does not hold all of it
         return f"{said} {identity.patches_sha256(holder.patcher)}" if beside else said
@@ -163,12 +164,18 @@ def weights_sha256(holder: Any) -> str:
 def dtype_of(holder: Any) -> str:
     """What a VAE computes in, or most of a CLIP's values are of: "bfloat16". Empty for one without weights."""
     chosen = getattr(holder, "vae_dtype", None)
-    network = getattr(holder, "cond_stage_model", None)
+    network = _of_texts(holder)
     counts: collections.Counter[torch.dtype | None] = collections.Counter([chosen])
     for value in () if network is None else network.state_dict().values():
         counts[value.dtype] += value.numel()
     ((dtype, _),) = counts.most_common(1)
     return "" if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def _of_texts(holder: Any) -> Any:
+    """A CLIP's network; None for one without weights, as the demo's, and for what is no CLIP."""
+    network = getattr(holder, "cond_stage_model", None)
+    return network if network is not None and network.state_dict() else None
 
 
 def _of_network(holder: Any, network: Any) -> str:

@@ -1,6 +1,7 @@
 """host.models against the host's own classes, in this process: the embedded ComfyUI or the one at COMFYUI_PATH."""
 
 import copy
+import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -12,12 +13,14 @@ import_host()
 
 import comfy.model_base as model_base
 import comfy.samplers
+import comfy.sd
 import folder_paths
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.demo import digits_model
 from comfyui_fewstep.nodes.distillation import distillation
 from comfyui_fewstep.nodes.distillation.learning import students
 from comfyui_fewstep.nodes.host import folders
+from comfyui_fewstep.nodes.host.teachers import encoding
 from comfyui_fewstep.nodes.sampling.samplers import LightningSampler
 from comfyui_fewstep.nodes.sampling.schedules import Schedule
 from comfyui_fewstep.samplers.noise import NoiseFamily
@@ -26,6 +29,7 @@ from comfyui_fewstep.trainers.methods.progressive import ProgressiveOptions
 from comfyui_fewstep.trainers.objective.weighting import Weighting
 from comfyui_fewstep.trainers.students.student import FullWeightsStudent, probe_writes_in_place
 
+LOAD_LORA = comfy.sd.load_lora_for_models
 VE, FLOW = NoiseFamily.VARIANCE_EXPLODING, NoiseFamily.FLOW
 
 
@@ -135,6 +139,23 @@ def test_patches_on_the_wire_are_distilled_too():
     network = host.training.trainable_copy(patched)
     torch.testing.assert_close(network.state_dict()[key], before + 0.5)
     torch.testing.assert_close(host.training.trainable_copy(model).state_dict()[key], before)
+
+
+def test_load_lora_takes_the_demos_clip_and_changes_its_model_alone():
+    """The node that people know asks for both; it found neither a clone nor a text encoder, and said so in Python's words."""
+    model, clip, path, key = teacher(), digits_model.DigitCLIP(), "lora_unet_out_2", "diffusion_model.out.2.weight"
+    before = weights_of(model)[key]
+    file = {f"{path}.lora_up.weight": torch.ones(len(before), 1, 1, 1), f"{path}.alpha": torch.tensor(1.0)}
+    file[f"{path}.lora_down.weight"] = torch.ones(1, *before.shape[1:])
+    told = {"lora_metadata": {"it": "1"}} if "lora_metadata" in inspect.signature(LOAD_LORA).parameters else {}
+    with torch.inference_mode():
+        changed, same = LOAD_LORA(model, clip, file, 1.0, 1.0, **told)
+        alone, _ = LOAD_LORA(model, None, file, 1.0, 0.0)
+    copies = [host.training.trainable_copy(each).state_dict()[key] for each in (changed, alone)]
+    assert torch.equal(*copies)
+    assert not torch.equal(copies[0], before)
+    assert torch.equal(same.encode_from_tokens(same.tokenize("3")), clip.encode_from_tokens("3"))
+    assert encoding.weights_sha256(same) == "digits_model.DigitCLIP", "as runs of the demo have it"
 
 
 def test_a_copy_can_be_trained_though_the_host_made_inference_tensors():
