@@ -64,7 +64,7 @@ class Wired:
         connected = [name for name, given in by_hand.items() if given is not None]
         if self.data is not None and connected:
             raise ValueError(
-                f"data is connected, and so is {' and '.join(connected)}; connect data alone (its node has the negative prompt), "
+                f"data is connected beside {' and '.join(connected)}; connect data alone (its node has the negative prompt), "
                 "or latents and positive."
             )
         if self.data is None and not {"latents", "positive"} <= {*connected}:

@@ -79,7 +79,7 @@ class Asked:
         missing = [name for name, value in trio.items() if value is None]
         if 0 < len(missing) < len(trio):
             raise ValueError(
-                f"of the connected student {' and '.join(missing)} is missing; connect student, sampler and sigmas."
+                f"the connected student lacks {' and '.join(missing)}; connect student, sampler and sigmas."
             )
         if missing and not self.runs:
             raise ValueError(
