@@ -41,7 +41,7 @@ class GuidanceEmbedding:
         }
 
     def patch(self, model: Any, file: str, guidance_scale: float) -> tuple[Any]:
-        cond_proj = folders.read_tensor(file, ending=host.guidance.COND_PROJ, what="guidance embedding (cond_proj)")
+        cond_proj = folders.guidance_embedding_of(file)
         return (host.guidance.with_guidance_embedding(model, cond_proj, guidance_scale=guidance_scale),)
 
 

@@ -302,7 +302,8 @@ def with_student(
     if lora:
         made = host.training.with_lora(model, tensors, merged=merged)
     else:
-        network, cond_proj = _copy(model, None), host.guidance.learnt_cond_proj(tensors)
+        network = _copy(model, None)
+        cond_proj = host.guidance.learnt_cond_proj(tensors, network=network.diffusion_model)
         own = {name: value for name, value in tensors.items() if name != cond_proj}
         copy_weights(own, into=network.diffusion_model)
         made = host.training.model_from(network, like=model)

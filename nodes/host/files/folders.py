@@ -26,7 +26,7 @@ from ....trainers.storage.files import copy_atomically, file_sha256, require_who
 from ....trainers.storage.kept_hashes import kept
 from ....trainers.storage.run_folder import RunFolder
 from ..editor import signals
-from ..sampling.guidance import COND_PROJ
+from ..sampling.guidance import is_cond_proj
 from ..sampling.models import log
 
 _LAUNCHER = Path(__file__).resolve().parents[3] / "launch.py"
@@ -81,29 +81,31 @@ def lora_file(name: str) -> Path:
     return Path(path)
 
 
-def read_tensor(file: str, *, ending: str, what: str) -> Tensor:
-    """The only tensor of a model file whose name ends so. ValueError, naming the file, when it holds none."""
+def guidance_embedding_of(file: str) -> Tensor:
+    """cond_proj of a model file. ValueError, naming the file, when it holds none."""
     paths = [folder_paths.get_full_path(folder, file) for folder in _folders()]
     path = next((path for path in paths if path), None)
     if path is None:
         raise ValueError(f"there is no file {file!r} in the folders {', '.join(_folders())}.")
-    with safe_open(path, framework="pt") as content:
-        names = [name for name in content.keys() if name.endswith(ending)]  # noqa: SIM118 (not a dict)
-        if len(names) != 1:
-            raise ValueError(
-                f"{file} holds no {what}: it is no full LCM checkpoint. An LCM-LoRA needs none; sample it at cfg 1 to 2."
-            )
-        return content.get_tensor(names[0])
+    found = _cond_proj_in(path)
+    if found is None:
+        raise ValueError(
+            f"{file} holds no guidance embedding (cond_proj): it is no full LCM checkpoint. An LCM-LoRA needs none; sample it "
+            "at cfg 1 to 2."
+        )
+    return found
 
 
 def guidance_embedding(name: str) -> Tensor | None:
     """cond_proj of one of `recipe_files` whose network takes its guidance scale as an input."""
     path = recipe_file(name)
-    if path is None:
-        return None
+    return None if path is None else _cond_proj_in(path)
+
+
+def _cond_proj_in(path: str | Path) -> Tensor | None:
     with safe_open(path, framework="pt") as content:
-        names = [key for key in content.keys() if key.endswith(COND_PROJ)]  # noqa: SIM118 (not a dict)
-        return content.get_tensor(names[0]) if names else None
+        name = next(filter(is_cond_proj, content.keys()), None)
+        return None if name is None else content.get_tensor(name)
 
 
 _QUOTES = ('"', "'")

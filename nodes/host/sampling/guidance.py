@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -19,7 +19,7 @@ Conditioning = list[list[Any]]
 _NONE: Mapping[str, Any] = {}
 
 COND_PROJ = "cond_proj.weight"
-"""How the names of a guidance embedding's weights end, in files of every layout."""
+"""A guidance embedding's weights, in files of every layout: in the whole name or behind a dot, see is_cond_proj."""
 _TIME_EMBEDDINGS = ("time_embed", "t_embedder.mlp")
 """Where a network's time goes through a Sequential that begins with a Linear: UNets; SD3 and its kind."""
 _NO_GUIDANCE_INPUT = (
@@ -76,9 +76,14 @@ def _put(diffusion_model: torch.nn.Module, place: str, layers: torch.nn.Sequenti
     setattr(diffusion_model.get_submodule(parent), name, layers)
 
 
-def learnt_cond_proj(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of cond_proj among a student's tensors; None where it does not take its scale as an input."""
-    return next((name for name in tensors if name.endswith(COND_PROJ)), None)
+def is_cond_proj(name: str) -> bool:
+    """Whether a tensor of that name is a guidance embedding. Ideogram 4 has an llm_cond_proj, which is a layer like any other."""
+    return f".{name}".endswith(f".{COND_PROJ}")
+
+
+def learnt_cond_proj(student: Iterable[str], *, network: torch.nn.Module) -> str | None:
+    """The name of cond_proj among a student's tensors, which the network lacks; None for one that takes no scale."""
+    return next(filter(is_cond_proj, set(student) - network.state_dict().keys()), None)
 
 
 @contextmanager

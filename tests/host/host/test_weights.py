@@ -4,6 +4,7 @@ import json
 import os
 import weakref
 
+import architectures
 import current_architectures
 import gradients
 import pytest
@@ -22,6 +23,7 @@ from comfyui_fewstep.benchmarks.architectures import paging
 from comfyui_fewstep.nodes import host
 from comfyui_fewstep.nodes.distillation import teacher
 from comfyui_fewstep.nodes.distillation.learning import students
+from comfyui_fewstep.samplers.recipe import Recipe
 from comfyui_fewstep.trainers.storage.files import tensors_sha256
 from test_lending import PAGING, size_of, training
 from test_lora import distil, lora_like, output, read_student_of  # noqa: F401 (a fixture)
@@ -263,6 +265,28 @@ def test_weights_are_hashed_once(monkeypatch, tmp_path):
     (tmp_path / "known.json").write_bytes(b"{")
     assert teacher.hashed(twins[2]).sha256 == first
     assert sum(size > whole for size in hashed) == 5
+
+
+@pytest.mark.parametrize("kind", [*kinds("sd15", "sd2_v", "sdxl", "sd3"), *current_architectures.kinds()])
+def test_a_student_of_full_weights_is_read_into_every_network(kind):
+    """Ideogram 4 has an llm_cond_proj, which was taken for a guidance embedding: its students fitted no model."""
+    model = architectures.ALL[kind].model()
+    before = tensors_of(model.model.diffusion_model)
+    learnt = {name: value + 0.5 if value.is_floating_point() else value for name, value in before.items()}
+    sampling = host.models.model_sampling_of(model)
+    recipe = Recipe(
+        method="progressive_distillation",
+        steps=1,
+        sigmas=(1.0, 0.0),
+        schedule="trailing",
+        gamma=0.0,
+        prediction_type=host.models.prediction_type(sampling),
+        noise_family=host.models.noise_family(sampling),
+        guidance_scale=1.0,
+    )
+    made = students.with_student(model, learnt, lora=False, recipe=recipe)
+    assert_equal(tensors_of(made.model.diffusion_model), learnt)
+    assert_equal(tensors_of(model.model.diffusion_model), before)
 
 
 def test_a_patch_of_an_unknown_kind_is_refused_by_name():
