@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import Any
@@ -35,7 +36,8 @@ def named(model: Any, adapters: AdapterSet, *, naming: Naming, precision: Precis
 
     kohya: as the student, but SDXL after the blocks of its own files (input_blocks), as kohya's scripts have it. diffusers: for
     UNets as the student; for others lora_A and lora_B under the names of diffusers' transformers, layers that are one here and
-    several there divided; under diffusion_model where the host knows no others, which diffusers converts for many.
+    several there divided; under diffusion_model where the host knows no others, or none of all rows (FLUX.2, Lumina 2), which
+    diffusers converts for many.
     """
     tensors = dict(_after_diffusers(model, adapters)) if _is_divided(model, naming) else None
     if tensors is None:
@@ -84,6 +86,8 @@ def _after_files(paths: Iterable[str]) -> dict[str, str]:
 
 def _after_diffusers(model: Any, adapters: AdapterSet) -> Iterator[tuple[str, Tensor]]:
     places = _places(model)
+    if not all(_is_whole(places[path], rows=len(adapter.up)) for path, adapter in adapters.items() if path in places):
+        places = {}  # a file with names of both kinds is one that diffusers does not read
     for path, adapter in adapters.items():
         for name, rows, turn in places.get(path) or [(f"diffusion_model.{path}", None, None)]:
             part = _rows(adapter, rows, path=path)
@@ -106,6 +110,13 @@ def _places(model: Any) -> dict[str, list[Place]]:
             path = str(weight).removeprefix("diffusion_model.").removesuffix(".weight")
             found.setdefault(path, {}).setdefault(rows, (name, rows, turn))
     return {path: [p for rows, p in places.items() if rows or len(places) == 1] for path, places in found.items()}
+
+
+def _is_whole(parts: list[Place], *, rows: int) -> bool:
+    """Whether parts by rows make up all of them. The host divides FLUX.2 and Lumina 2 as their neighbours, FLUX and Z-Image."""
+    by_rows = sorted(part[1:] for _, part, _ in parts if part is not None and part[0] == 0)
+    ends = list(itertools.accumulate(count for _, count in by_rows))
+    return not by_rows or ([first for first, _ in by_rows] == [0, *ends[:-1]] and ends[-1] == rows)
 
 
 def _rows(adapter: LowRank, rows: Any, *, path: str) -> LowRank:
