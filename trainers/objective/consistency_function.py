@@ -74,11 +74,14 @@ def spaced_levels(levels: Tensor, steps: int) -> Tensor:
 
 
 def timestep(sigma: Tensor, *, table: Tensor) -> Tensor:
-    """(B,) where noise levels (B,) stand in the table (T,), counted to 1000, between entries by their logarithm."""
+    """(B,) where noise levels (B,) stand in the table (T,), counted to 1000, between entries by their logarithm.
+
+    Where entries are alike, as the first of Stable Cascade's clamped ones, at the first of them.
+    """
     table = table.to(sigma)
     above = torch.searchsorted(table, sigma).clamp(1, len(table) - 1)
     low, high = table[above - 1].log(), table[above].log()
-    part = ((sigma.log() - low) / (high - low)).clamp(0.0, 1.0)
+    part = torch.where(high > low, (sigma.log() - low) / (high - low), 0.0).clamp(0.0, 1.0)
     return (above - 1 + part) * (1000.0 / len(table))
 
 

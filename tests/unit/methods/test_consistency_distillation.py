@@ -81,6 +81,8 @@ def test_levels_find_their_timesteps(family):
     assert torch.equal(timestep(levels[-1:] * 2, table=levels), torch.full((1,), 999.0))
     long = torch.linspace(0.0001, 1.0, 10000)
     torch.testing.assert_close(timestep(long[[1000, 9000]], table=long), torch.tensor([100.0, 900.0]))
+    alike = torch.cat([levels[:1].expand(2), levels])  # as Stable Cascade's, whose levels are clamped
+    torch.testing.assert_close(1.002 * timestep(alike, table=alike)[2:4], torch.tensor([0.0, 3.0]))
 
 
 def lcm_step(output, x_vp, kind, t):
