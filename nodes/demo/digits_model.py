@@ -167,15 +167,15 @@ class DigitCLIP:
     There is no network behind it: Load LoRA finds no weights of a text encoder here, and changes the MODEL alone.
     """
 
+    usual_prompts = tuple(map(str, range(DIGITS)))
+    """Where none are given: see training_data.usual_prompts."""
+
     def __init__(self) -> None:
         self.cond_stage_model = nn.Module()
         device = torch.device("cpu")
         self.patcher = comfy.model_patcher.ModelPatcher(
             self.cond_stage_model, load_device=device, offload_device=device
         )
-
-    usual_prompts = tuple(map(str, range(DIGITS)))
-    """Where none are given: see training_data.usual_prompts."""
 
     def clone(self) -> DigitCLIP:
         return DigitCLIP()
