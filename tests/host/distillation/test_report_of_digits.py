@@ -232,7 +232,7 @@ def test_what_cannot_be_reported_is_refused_before_anything_is_drawn(demo, outpu
         ({}, "runs is empty and no student is connected"),
         (wired, "name is empty, and runs begins with no run"),
         ({"name": "mine"}, "runs is empty and no student is connected"),
-        ({"name": "mine", "student": demo["teacher"]}, "sampler and sigmas is missing"),
+        ({"name": "mine", "student": demo["teacher"]}, "lacks sampler and sigmas"),
         ({"name": "mine", **wired, "side": 36}, "side is 36; this model wants multiples of 8"),
     ):
         with pytest.raises(ValueError, match=message):
