@@ -188,8 +188,8 @@ LATENTS = {"samples": torch.randn(4, 4, 4, 6, generator=torch.Generator().manual
         ((), "nothing is connected; connect latents and positive, or data"),
         (("latents",), "latents is connected; connect latents and positive, or data"),
         (("positive",), "positive is connected"),
-        (("data", "latents", "positive"), "so is latents and positive; connect data alone"),
-        (("data", "negative"), "so is negative; connect data alone"),
+        (("data", "latents", "positive"), "beside latents and positive; connect data alone"),
+        (("data", "negative"), "beside negative; connect data alone"),
     ],
 )
 def test_exactly_one_kind_of_data_is_connected(connected, said, output, clip):
