@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from architectures import conditioning, has, noise_for, tiny
+from architectures import ARCHITECTURES, conditioning, has, noise_for, tiny
 from cancelling import cancel_at
 from comfyui_fewstep.commands.embedded import import_host
 
@@ -18,7 +18,7 @@ from comfyui_fewstep.nodes.host import folders
 from hosting import inputs_of
 from test_lora import assert_whole, draw, output, read_student_of, snapshot  # noqa: F401 (a fixture)
 
-KINDS = [kind for kind in ("sd15", "sd2_v", "sdxl", "sd3", "flux") if has(kind)]
+KINDS = list(filter(has, ARCHITECTURES))
 METHODS = [
     "FewStepProgressiveDistillation",
     "FewStepGuidanceDistillation",
@@ -85,11 +85,9 @@ def student_at_random(rng):
     kind = rng.choice(["LoRA", "full weights", "none is connected"])
     if kind == "full weights":
         return {"student": students.FullWeights()}
-    return (
-        {"student": run("FewStepLoRAStudent", **at_random("FewStepLoRAStudent", rng, rare=1.0))[0]}
-        if kind == "LoRA"
-        else {}
-    )
+    if kind == "LoRA":
+        return {"student": run("FewStepLoRAStudent", **at_random("FewStepLoRAStudent", rng, rare=1.0))[0]}
+    return {}
 
 
 @torch.inference_mode()

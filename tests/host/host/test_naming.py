@@ -75,7 +75,7 @@ def changes(model, tensors):
     return {key: host.training._change(clone, key) for key in clone.patches}
 
 
-@pytest.mark.parametrize("kind", [*current_architectures.kinds(*ALL)])
+@pytest.mark.parametrize("kind", current_architectures.kinds(*ALL))
 @pytest.mark.parametrize("naming", list(Naming))
 def test_the_host_reads_every_key_of_every_naming(kind, naming):
     """And every row of it: the names that it knows for FLUX.2 and Lumina 2 are of networks with other numbers of them."""
