@@ -95,6 +95,15 @@ class Editor:
     def queue(self):
         self.page.evaluate("() => app.queuePrompt(0, 1)")
 
+    def hear(self, event, detail=None, *, then="null"):
+        """As when the server says it. then: what is asked of the page at once, before anything else can change it."""
+        return self.page.evaluate(
+            "async ([event, detail]) => {"
+            " (await import('/scripts/api.js')).api.dispatchEvent(new CustomEvent(event, { detail }));"
+            f" return {then} }}",
+            [event, detail],
+        )
+
     def clear(self):
         """Numbers go on: editors of today keep what widgets hold by the node's number, also of nodes that are gone."""
         self.page.evaluate(

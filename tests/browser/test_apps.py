@@ -101,7 +101,4 @@ def named(name):
 
 def tell(editor, node, name, plan):
     """As the server does."""
-    editor.page.evaluate(
-        "async detail => (await import('/scripts/api.js')).api.dispatchEvent(new CustomEvent('fewstep.plan', { detail }))",
-        {"run": name, "node": f"{node}", "plan": [plan]},
-    )
+    editor.hear("fewstep.plan", {"run": name, "node": f"{node}", "plan": [plan]})

@@ -319,10 +319,7 @@ def test_a_plan_is_on_its_node_before_the_node_ends(editor):
             "node": of,
             "plan": [f"plan of {of}" if run != "of another tab" else "wrong", "in all: 2 h"],
         }
-        editor.page.evaluate(
-            "async detail => (await import('/scripts/api.js')).api.dispatchEvent(new CustomEvent('fewstep.plan', { detail }))",
-            told,
-        )
+        editor.hear("fewstep.plan", told)
     said = "(id) => app.graph.getNodeById(id).fewstepText?.text"
     assert [editor.page.evaluate(said, of) for of in (node, other)] == [
         f"plan of {of}\nin all: 2 h" for of in (f"3:{node}", other)
@@ -334,14 +331,13 @@ def test_a_plan_of_other_settings_says_so(editor):
     """Also after undo, which makes the node anew; the name of the run, and what a graph is queued for, are no such settings."""
     node = editor.add("FewStepMakeItFast", run_name="mine", steps="4")
     editor.show(node)
-    tell = "async detail => (await import('/scripts/api.js')).api.dispatchEvent(new CustomEvent('fewstep.plan', { detail }))"
     said = "([id, text]) => app.graph.getNodeById(id).fewstepText?.area.value === text"
     old = "Of other settings than are set now:\n\n"
 
     def wait_for(text):
         editor.page.wait_for_function(said, arg=[node, text], timeout=10000)
 
-    editor.page.evaluate(tell, {"run": "mine", "node": f"{node}", "plan": ["four steps", "2 h"]})
+    editor.hear("fewstep.plan", {"run": "mine", "node": f"{node}", "plan": ["four steps", "2 h"]})
     editor.set(node, do="plan only")
     editor.page.wait_for_timeout(700)
     wait_for("four steps\n2 h")
@@ -356,7 +352,7 @@ def test_a_plan_of_other_settings_says_so(editor):
     wait_for("four steps\n2 h")
     editor.set(node, steps="8")
     wait_for(f"{old}four steps\n2 h")
-    editor.page.evaluate(tell, {"run": "mine", "node": f"{node}", "plan": ["eight steps"]})
+    editor.hear("fewstep.plan", {"run": "mine", "node": f"{node}", "plan": ["eight steps"]})
     wait_for("eight steps")
 
 

@@ -5,14 +5,10 @@ from test_elements import focused
 from test_runs_browser import card, open_runs
 from test_training_panel import panel, sentence, stopped_run
 
-TELL = (
-    "async detail => (await import('/scripts/api.js')).api.dispatchEvent(new CustomEvent('fewstep.state', { detail }))"
-)
-
 
 def begun(editor, name):
     """While another process, this one, trains the run."""
-    editor.page.evaluate(TELL, {"run": name, "node": "1", "state": "begun"})
+    editor.hear("fewstep.state", {"run": name, "node": "1", "state": "begun"})
 
 
 def test_on_a_node_it_is_on_what_is_said(editor, runs, name):

@@ -7,9 +7,6 @@ from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from test_runs_browser import another, card, close_runs, finished, open_runs, write  # noqa: F401 (fixtures)
 from test_training_panel import begin, sentence, wait_for_points
 
-TELL = (
-    "async ([kind, detail]) => (await import('/scripts/api.js')).api.dispatchEvent(new CustomEvent(kind, { detail }))"
-)
 FOCUSED = "list => list.shadowRoot.activeElement?.textContent"
 REFRESH = "list => [...list.shadowRoot.querySelectorAll('button')].find(one => one.textContent === 'Refresh').click()"
 
@@ -101,20 +98,20 @@ def test_a_phase_whose_end_nobody_told_is_not_said_for_ever(then, editor, name):
     editor.page.wait_for_function("name => document.querySelector('fewstep-panel').run === name", arg=name)
     sentence(editor, "Not begun")
     phase = {"run": name, "node": None, "phase": "encoding", "share": 0.4, "seconds_left": 180}
-    editor.page.evaluate(TELL, ["fewstep.phase", phase])
+    editor.hear("fewstep.phase", phase)
     sentence(editor, "Making the training data: 40 %")
     if then == "reconnected":
-        editor.page.evaluate(TELL, ["reconnecting", None])
-        editor.page.evaluate(TELL, ["reconnected", None])
+        editor.hear("reconnecting")
+        editor.hear("reconnected")
     else:
-        editor.page.evaluate(TELL, ["fewstep.state", {"run": name, "node": None, "state": "changed"}])
+        editor.hear("fewstep.state", {"run": name, "node": None, "state": "changed"})
     sentence(editor, "Not begun")
 
 
 def test_a_node_without_a_name_shows_no_run_of_another(editor, name):
     begin(editor, "")
     metrics = {"run": name, "iteration": 10, "iterations": 20, "stage": 0, "stages": 1, "stage_name": "one"}
-    editor.page.evaluate(TELL, ["fewstep.metrics", metrics])
+    editor.hear("fewstep.metrics", metrics)
     editor.page.wait_for_timeout(700)
     assert "Training" not in editor.page.locator("fewstep-panel").inner_text()
 
@@ -126,7 +123,7 @@ def test_a_node_whose_name_is_hidden_from_it_is_told_again_after_a_reload(editor
     number = editor.page.evaluate(f"id => ({hidden})(app.graph.getNodeById(id))", node)
     editor.page.wait_for_timeout(700)
     metrics = {"run": finished, "iteration": 10, "iterations": 20, "stage": 0, "stages": 1, "stage_name": "one"}
-    editor.page.evaluate(TELL, ["fewstep.metrics", {**metrics, "node": str(number)}])
+    editor.hear("fewstep.metrics", {**metrics, "node": str(number)})
     editor.page.wait_for_function("name => document.querySelector('fewstep-panel').run === name", arg=finished)
 
 
@@ -200,7 +197,7 @@ def test_an_answer_that_a_broken_connection_owes_is_not_waited_for(editor, runs,
     shown = open_runs(editor)
     editor.page.wait_for_timeout(700)
     assert (len(held), card(shown, another).count()) == (1, 0)
-    editor.page.evaluate(TELL, ["reconnected", None])
+    editor.hear("reconnected")
     card(shown, another).wait_for(timeout=10_000)
 
 
@@ -224,7 +221,7 @@ def test_the_curves_of_a_run_that_is_begun_anew_are_its_own(editor, runs, anothe
     begin(editor, another)
     wait_for_points(editor, 2)
     file.write_text(json.dumps(first) + "\n")
-    editor.page.evaluate(TELL, ["fewstep.state", {"run": another, "node": None, "state": "begun"}])
+    editor.hear("fewstep.state", {"run": another, "node": None, "state": "begun"})
     loss = "document.querySelector('fewstep-panel').shadowRoot.querySelector('fewstep-chart').data[1]"
     editor.page.wait_for_function(f"() => String({loss}) === '0.125'")
 

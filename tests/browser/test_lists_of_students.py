@@ -9,8 +9,7 @@ LISTED = "id => app.graph.getNodeById(id).widgets.find(widget => widget.name ===
 
 def tell(editor, run, state):
     """As the server does."""
-    send = "async detail => (await import('/scripts/api.js')).api.dispatchEvent(new CustomEvent('fewstep.state', { detail }))"
-    editor.page.evaluate(send, {"run": run, "node": None, "state": state})
+    editor.hear("fewstep.state", {"run": run, "node": None, "state": state})
 
 
 def wait_until_listed(editor, node, student, *, listed=True):
@@ -47,11 +46,10 @@ def test_the_hosts_own_loaders_list_it_too(editor, runs, name):
         ("fewstep.state", {"run": name, "state": "finished"}),
         ("executed", {"node": f"7:{saving}", "output": {}}),
     )
-    send = "async ([kind, detail]) => (await import('/scripts/api.js')).api.dispatchEvent(new CustomEvent(kind, { detail }))"
     for number, event in enumerate(events):
         file = folder / f"{name} {number}.safetensors"
         file.write_bytes(b"")
-        editor.page.evaluate(send, list(event))
+        editor.hear(*event)
         for node in (loader, editor.add("LoraLoaderModelOnly")):
             editor.page.wait_for_function(
                 "([id, file]) => app.graph.getNodeById(id).widgets[0].options.values.some(one => one.endsWith(file))",

@@ -4,10 +4,7 @@ import json
 
 from test_training_panel import LINE, points, stopped_run, wait_for_points
 
-TELL = """async (detail) => {
-  (await import("/scripts/api.js")).api.dispatchEvent(new CustomEvent("fewstep.metrics", { detail }));
-  return document.querySelector("fewstep-panel").shadowRoot.querySelector(".sentence").textContent;
-}"""
+SENTENCE = "document.querySelector('fewstep-panel').shadowRoot.querySelector('.sentence').textContent"
 COUNT = """() => {
   const chart = document.querySelector('fewstep-panel').shadowRoot.querySelector('fewstep-chart');
   const { draw } = chart;
@@ -24,7 +21,7 @@ def log(runs, name, begin, end):
 
 def tell(editor, node, name, iteration):
     said = LINE | {"run": name, "node": f"{node}", "iteration": iteration, "iterations": 99999, "stages": 1}
-    return editor.page.evaluate(TELL, {**said, "seconds_left": 9.0})
+    return editor.hear("fewstep.metrics", {**said, "seconds_left": 9.0}, then=SENTENCE)
 
 
 def opened(editor, runs, name):

@@ -7,10 +7,6 @@ import pytest
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 from test_training_panel import panel, press, sentence, stopped_run
 
-TELL = (
-    "async detail => (await import('/scripts/api.js')).api.dispatchEvent(new CustomEvent('fewstep.phase', { detail }))"
-)
-
 
 def test_a_stop_is_acknowledged_while_data_are_still_made(editor, runs, name):
     """For hours, it may be. The run is trained by another process, this one."""
@@ -21,7 +17,7 @@ def test_a_stop_is_acknowledged_while_data_are_still_made(editor, runs, name):
     with RunFolder(runs, name).locked():
         phase = {"run": name, "node": f"{node}", "phase": "encoding", "share": 0.32, "seconds_left": None}
         sentence(editor, "Preparing the training", seconds=10)
-        editor.page.evaluate(TELL, phase)
+        editor.hear("fewstep.phase", phase)
         sentence(editor, "Making the training data: 32 % ...", seconds=10)
         charts = panel(editor).locator("fewstep-chart")
         assert not charts.is_visible(), "nor an empty chart is shown for hours"
@@ -38,7 +34,7 @@ def test_a_stop_is_acknowledged_while_data_are_still_made(editor, runs, name):
             "x0_error": 0.25,
         }
         first = {**figures, "run": name, "node": f"{node}", "learning_rate": 0.1, "seconds_left": 8.0}
-        editor.page.evaluate(TELL.replace("phase", "metrics"), first)
+        editor.hear("fewstep.metrics", first)
         charts.wait_for(timeout=5000)
     shutil.rmtree(runs / name)
     assert heard == "Making the training data ... Stopping after the first checkpoint."
@@ -74,8 +70,8 @@ def test_a_stop_is_acknowledged_while_the_student_is_compared_or_written(phase, 
     editor.show(node)
     with RunFolder(runs, name).locked():
         sentence(editor, f"Training, at iteration {iteration}.", seconds=10)
-        editor.page.evaluate(
-            TELL, {"run": name, "node": f"{node}", "phase": phase, "share": None, "seconds_left": None}
+        editor.hear(
+            "fewstep.phase", {"run": name, "node": f"{node}", "phase": phase, "share": None, "seconds_left": None}
         )
         press(editor, "Stop after this checkpoint")
         sentence(editor, said, seconds=10)
@@ -90,15 +86,15 @@ def test_the_error_of_a_start_is_not_said_of_the_plan_that_is_made_after_it(edit
     editor.show(node)
     sentence(editor, "Not begun. Set do to train", seconds=10)
     failed = {"run": name, "node": f"{node}", "state": "failed", "error": "clip is not connected"}
-    editor.page.evaluate(TELL.replace("phase", "state"), failed)
+    editor.hear("fewstep.state", failed)
     sentence(editor, "Stopped by an error: clip is not connected", seconds=10)
     red = "panel => panel.sentence.classList.contains('failed')"
     assert panel(editor).evaluate(red)
     phase = {"run": name, "node": f"{node}", "phase": "probing", "share": None, "seconds_left": None}
-    editor.page.evaluate(TELL, phase)
+    editor.hear("fewstep.phase", phase)
     sentence(editor, "Trying a few iterations ...", seconds=10)
     assert not panel(editor).evaluate(red)
-    editor.page.evaluate(TELL, {**phase, "phase": None})
+    editor.hear("fewstep.phase", {**phase, "phase": None})
     sentence(editor, "Not begun. Set do to train", seconds=10)
 
 
@@ -116,7 +112,7 @@ def test_a_page_that_is_opened_while_a_plan_is_tried_says_so(editor, name):
         sentence(editor, "Trying a few iterations: 25 % ...", seconds=10)
     finally:
         editor.page.unroute(f"**/fewstep/runs/{name}?*")
-    editor.page.evaluate(TELL, {**phase, "phase": None, "share": None})
+    editor.hear("fewstep.phase", {**phase, "phase": None, "share": None})
     sentence(editor, "Not begun", seconds=10)
 
 

@@ -102,8 +102,7 @@ def test_a_node_without_a_name_shows_no_run(editor, runs, name):
     node = editor.add("FewStepDistill", run_name=name)
     editor.show(node)
     sentence(editor, "Stopped at iteration 3 of 9", seconds=10)
-    tell = "async detail => (await import('/scripts/api.js')).api.dispatchEvent(new CustomEvent('fewstep.state', { detail }))"
-    editor.page.evaluate(tell, {"run": name, "node": f"{node}", "state": "stopped"})
+    editor.hear("fewstep.state", {"run": name, "node": f"{node}", "state": "stopped"})
     editor.set(node, run_name="")
     sentence(editor, "Give run_name a name", seconds=10)
 
