@@ -56,12 +56,25 @@ export function addElement(node, name, element, { label = name, height }) {
     getMinHeight: () => textScale() * height() };
   // of a type of its own: where undo makes a node anew, Nodes 2.0 would leave the old one's element in the place of one of its type
   const widget = node.addDOMWidget(name, `fewstep_${name}_${++added}`, element, options);
+  if (node.subgraph) keepOn(node, widget);
   widget.serialize = false;
   widget.label = label;
-  if (!node.graph) grow(node); // while it is made: its size was chosen before
+  if (!node.graph || node.subgraph) grow(node); // while it is made: its size was chosen before
   keepGiven(node);
   atRemoval(node, () => widget.onRemove?.()); // the editor of 2024 leaves a listener on the document otherwise
   return widget;
+}
+
+/** Older editors list on a subgraph's node what stands for a setting inside alone: as it is asked, or anew when it is configured. */
+function keepOn(node, widget) {
+  const { onConfigure } = node;
+  const listed = Object.getOwnPropertyDescriptor(node, "widgets");
+  const withOurs = (widgets) => (widgets.includes(widget) ? widgets : [...widgets, widget]);
+  if (listed?.get) Object.defineProperty(node, "widgets", { ...listed, get: () => withOurs(listed.get.call(node)) });
+  else node.onConfigure = function () {
+    onConfigure?.apply(this, arguments);
+    node.widgets = withOurs(node.widgets);
+  };
 }
 
 /** Keys that are pressed in an element do nothing to the graph, and what is undone, copied or pasted in a text of it is that

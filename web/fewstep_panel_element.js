@@ -123,17 +123,25 @@ class Panel extends HTMLElement {
     return curves.iteration.length > 0 || previews.length > 0 || (state === "training" && live !== null);
   }
 
+  /** Whether it is on another node than its own. */
+  away = false;
+
   /** What its node says beside it, a plan: it is seen here where the node is not. */
   set said({ text = "", outdated = false }) {
-    if (!text || !this.hasAttribute("in-app")) return this.#said.remove();
+    if (!text || !(this.away || this.hasAttribute("in-app"))) return this.#said.remove();
     if (!this.#said.isConnected) this.shadowRoot.append(this.#said);
     if (text !== this.#said.text) this.#said.text = text;
     this.#said.outdated = outdated;
   }
 
-  /** The height in which all is seen while there is no more than a sentence, and buttons. */
+  /** The height in which all is seen while there is no more than a sentence, and buttons, and what its node says. */
   get small() {
-    return this.sentence.offsetHeight + (this.buttons.hidden ? 0 : this.buttons.offsetHeight + GAP);
+    return this.sentence.offsetHeight + (this.buttons.hidden ? 0 : this.buttons.offsetHeight + GAP) + this.saying;
+  }
+
+  /** The height of what its node says. */
+  get saying() {
+    return this.#said.isConnected ? this.#said.offsetHeight + GAP : 0;
   }
 
   #forget() {

@@ -48,20 +48,27 @@ export function subscribe(run, listener) {
   };
 }
 
-/** The run that a node names, through Write Run where that comes before; null when it comes over another link. */
-export function runNamed(node) {
+/** The run that a node names, through Write Run where that comes before; null when it comes over another link. within: as setting()
+ *  has it. */
+export function runNamed(node, within = null) {
   if (isLinked(node, "written")) {
     const before = nodeBehind(node, "written");
-    return before && before.type === "FewStepWriteRun" ? runNamed(before) : null;
+    return before && before.type === "FewStepWriteRun" ? runNamed(before, within) : null;
   }
-  return setting(node, "run_name")?.value ?? null;
+  return setting(node, "run_name", within)?.value ?? null;
 }
 
 /** Whether what is told is of this node, which may be inside a subgraph, and of the run that it names: another tab's graph has
  *  the same nodes when both come from one template. */
-export function isOf(data, node) {
-  const named = runNamed(node);
-  return String(data.node).split(":").at(-1) === String(node.id) && (named === null || named === data.run);
+export function isOf(data, node, within = null) {
+  const named = runNamed(node, within);
+  return isAt(data.node, node, within) && (named === null || named === data.run);
+}
+
+/** Whether a place in what is queued ("3", or "7:3" for a node inside 7) is a node's. */
+export function isAt(place, node, within = null) {
+  const ids = String(place).split(":");
+  return ids.at(-1) === String(node.id) && (!within || ids.includes(String(within.id)));
 }
 
 /** The iteration that a run is at: a stopped one goes on where it was saved, before or after the newest of its metrics. */

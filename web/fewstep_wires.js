@@ -26,14 +26,14 @@ export function nodesBehind(node) {
 }
 
 /** The widget whose value would be queued for an input of a name: the node's own, or the one of the subgraph around it that stands for
- *  it; null where the value comes over a link. */
-export function setting(node, name, left = MOST) {
+ *  it; null where the value comes over a link. within: the node that it is looked at in, of a subgraph that several nodes stand for. */
+export function setting(node, name, within = null, left = MOST) {
   const slot = node.inputs?.findIndex((input) => (input.widget?.name ?? input.name) === name) ?? -1;
   const link = slot < 0 ? null : linkTo(node, slot);
   if (!link) return node.widgets?.find((widget) => widget.name === name) ?? null;
-  const outside = left && Number(link.origin_id) === FROM_OUTSIDE && around(node.graph);
+  const outside = left && Number(link.origin_id) === FROM_OUTSIDE && around(node.graph, within);
   const input = outside && outside.inputs[link.origin_slot];
-  return input ? setting(outside, input.widget?.name ?? input.name, left - 1) : null;
+  return input ? setting(outside, input.widget?.name ?? input.name, within, left - 1) : null;
 }
 
 /** What is set for a widget: where it is queued from, or where that comes over a link what is typed on the node. */
@@ -71,9 +71,14 @@ function along(graph, { origin_id: id, origin_slot: slot }, type, left) {
   return node ? output(node, slot, type, left) : null;
 }
 
-/** The node that a graph is the inside of. */
-function around(graph) {
-  return allNodes().find(({ subgraph }) => subgraph === graph);
+/** The node that a graph is the inside of: the first, unless it is looked at within another. */
+function around(graph, within = null) {
+  return within?.subgraph === graph ? within : places(graph)[0];
+}
+
+/** The nodes that a graph is the inside of. */
+export function places(graph) {
+  return allNodes().filter(({ subgraph }) => subgraph === graph);
 }
 
 function output(node, slot, type, left) {

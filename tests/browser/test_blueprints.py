@@ -4,7 +4,7 @@ import pytest
 from comfyui_fewstep.commands.server import ServerError
 from hosting import ROOT, api_twin
 from test_lists_of_students import tell
-from test_training_panel import sentence, stopped_run
+from test_training_panel import panel, sentence, stopped_run
 
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 SDXL = "Make my SDXL checkpoint fast"
@@ -13,6 +13,8 @@ OUTSIDE = """([name, value]) => {
   if (value !== undefined) { widget.value = value; widget.callback?.(value) }
   return widget.value }"""
 """Of the only node in the graph."""
+AGAIN = """() => { const made = LiteGraph.createNode(app.graph._nodes[0].type); app.graph.add(made); made.pos = [60, 60] }"""
+"""Another node of the same subgraph."""
 INSIDE = """() => {
   const [node] = app.graph._nodes; app.canvas.openSubgraph(node.subgraph, node);
   const inside = node.subgraph._nodes.find(one => one.comfyClass === 'FewStepMakeItFast'), view = app.canvas.ds;
@@ -83,12 +85,50 @@ def wait_for_name(editor, run):
 
 
 def test_the_training_inside_is_of_the_run_that_is_named_on_it(place, editor, runs, name):
+    """It is seen on the blueprint, and inside."""
     stopped_run(runs, name)
     place(SDXL)
     editor.page.evaluate(OUTSIDE, ["run_name", name])
     editor.page.evaluate(OUTSIDE, ["do", "plan only"])
-    editor.page.evaluate(INSIDE)
     sentence(editor, "Stopped at iteration 3 of 9", seconds=20)
+    lowest = "app.graph._nodes[0].pos[1] + app.graph._nodes[0].size[1]"
+    box = panel(editor).bounding_box()
+    below = editor.page.evaluate(f"() => ({lowest} + app.canvas.ds.offset[1]) * app.canvas.ds.scale")
+    top = editor.page.locator("#graph-canvas").bounding_box()["y"]
+    assert box["y"] + box["height"] <= top + below, "it stands on the node"
+    editor.page.evaluate(INSIDE)
+    inside = editor.page.locator("fewstep-panel:visible .sentence", has_text="Stopped at iteration 3 of 9")
+    editor.page.wait_for_function("() => app.canvas.graph === app.graph._nodes[0].subgraph")
+    inside.wait_for(timeout=20_000)
+
+
+def test_of_a_subgraph_that_stands_twice_each_shows_its_own_run(place, editor, runs, name):
+    stopped_run(runs, name)
+    place(SDXL)
+    editor.page.evaluate(AGAIN)
+    first, second = numbers = editor.page.evaluate("() => app.graph._nodes.map(node => node.id)")
+    editor.set(first, run_name=name)
+    editor.set(second, run_name=f"{name} too")
+    at = "number => app.graph.getNodeById(number).widgets.find(one => one.name === 'training').element.sentence.textContent"
+    said = [f"number => ({at})(number).startsWith('{begin}')" for begin in ("Stopped at iteration 3", "Not begun")]
+    for number, begins in zip(numbers, said, strict=True):
+        editor.page.wait_for_function(begins, arg=number, timeout=20_000)
+    told = {"run": f"{name} too", "node": f"{second}:3", "phase": "hashing", "share": 0.5, "seconds_left": 7}
+    editor.hear("fewstep.phase", told)
+    editor.page.wait_for_function(f"number => !({said[1]})(number)", arg=second, timeout=10_000)
+    assert editor.page.evaluate(said[0], first)
+
+
+def test_a_plan_is_read_on_it(place, editor, name):
+    place(SDXL)
+    editor.page.evaluate(OUTSIDE, ["run_name", name])
+    (number,) = editor.page.evaluate("() => app.graph._nodes.map(node => node.id)")
+    plan = {"run": name, "node": f"{number}:3", "plan": ["in all: 7 min", "memory: 3 GB"]}
+    editor.hear("fewstep.plan", plan)
+    read = "() => document.querySelector('fewstep-panel').shadowRoot.querySelector('fewstep-text')?.text"
+    editor.page.wait_for_function(f"text => ({read})() === text", arg="in all: 7 min\nmemory: 3 GB", timeout=10_000)
+    editor.page.evaluate(AGAIN)  # of which of the two it is, nobody knows later
+    editor.page.wait_for_function(f"() => ({read})() === undefined", timeout=10_000)
 
 
 def test_a_menu_that_stands_on_it_lists_a_new_student_at_once(place, editor, runs, name):
