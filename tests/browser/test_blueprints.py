@@ -106,6 +106,8 @@ def test_of_a_subgraph_that_stands_twice_each_shows_its_own_run(place, editor, r
     stopped_run(runs, name)
     place(SDXL)
     editor.page.evaluate(AGAIN)
+    holds = "() => app.graph._nodes.every(node => node.size[1] >= node.computeSize()[1])"
+    assert editor.page.evaluate(holds), "each is as large as what is on it"
     first, second = numbers = editor.page.evaluate("() => app.graph._nodes.map(node => node.id)")
     editor.set(first, run_name=name)
     editor.set(second, run_name=f"{name} too")

@@ -150,3 +150,11 @@ def test_a_circle_has_an_end(editor, wired):
         "FewStepSchedule",
     )
     wait_for_kind(editor, "sd")
+
+
+def test_a_place_in_what_is_queued_is_of_the_node_in_one_subgraph_alone(editor):
+    is_at = """async module => {
+      const { isAt } = await import(module), inside = { id: 3 };
+      return [isAt('3', inside), isAt('7:3', inside), isAt('7:3', inside, { id: 7 }), isAt('9:7:3', inside, { id: 9 }),
+        isAt('3:7', inside), isAt('8:3', inside, { id: 7 }), isAt(null, inside)] }"""
+    assert editor.page.evaluate(is_at, "/extensions/comfyui_fewstep/fewstep_service.js") == [True] * 4 + [False] * 3
