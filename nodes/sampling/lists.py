@@ -83,19 +83,27 @@ def levels(
     return made.strength(made.make, found, steps, asked)
 
 
-def _list_for(model_sampling: Any, schedule: str) -> _List:
-    """ValueError where the list means nothing to the model, whose picture would come out wrong."""
+def _list_for(model_sampling: Any, schedule: str, *, in_menu: bool = False) -> _List:
+    """ValueError where the list means nothing to the model, whose picture would come out wrong. in_menu: of the stock nodes."""
     if schedule not in _SCHEDULES:
         raise ValueError(f"schedule is {schedule!r}; allowed are {', '.join(_SCHEDULES)}.")
     made, family = _SCHEDULES[schedule], host.models.noise_family(model_sampling)
+    called = f"scheduler is '{_PREFIX}{schedule}', which" if in_menu else f"the {schedule} schedule"
     if made.only not in (None, family):
-        raise ValueError(f"the {schedule} schedule is for {_NOT_MEANT[family]} or sigmas.")
-    if made.timesteps and not host.models.levels_of(model_sampling).has_timesteps:
+        others = f"{_PREFIX}trailing" if in_menu else _OTHERS[family]
+        raise ValueError(f"{called} is for {_NOT_MEANT[family]}. Use {others}.")
+    if names_timesteps(schedule) and not host.models.levels_of(model_sampling).has_timesteps:
+        others = f"{_PREFIX}trailing or {_PREFIX}consistency" if in_menu else "trailing, consistency or sigmas"
         raise ValueError(
-            f"the {schedule} schedule names training timesteps, and this model has none: its noise levels are continuous "
-            f"({host.models.prediction_type(model_sampling)}). Use trailing, consistency or sigmas."
+            f"{called} names training timesteps, and this model has none: its noise levels are continuous "
+            f"({host.models.prediction_type(model_sampling)}). Use {others}."
         )
     return made
+
+
+def names_timesteps(schedule: str) -> bool:
+    """Whether a list is of training timesteps, and so for no model of continuous noise levels."""
+    return _SCHEDULES[schedule].timesteps
 
 
 def _with_shift(model_sampling: Any, schedule: str, *, shift: float, absolute_shift: float) -> Levels:
@@ -258,11 +266,12 @@ def _log_snr(found: Levels, steps: int, asked: _Asked) -> Tensor:
     return found.at(log_snr_shares(steps) * asked.strength)
 
 
-_NOT_MEANT = {
-    NoiseFamily.FLOW: "eps-, v- and x0-models; this is a flow model. Use trailing",
-    NoiseFamily.VARIANCE_EXPLODING: "flow models; this is none. Use trailing, timesteps",
-}
 _VE, _FLOW = NoiseFamily.VARIANCE_EXPLODING, NoiseFamily.FLOW
+_NOT_MEANT = {
+    _FLOW: "eps-, v- and x0-models; this is a flow model",
+    _VE: "flow models; this is none",
+}
+_OTHERS = {_FLOW: "trailing or sigmas", _VE: "trailing, timesteps or sigmas"}
 _SCHEDULES: dict[str, _List] = {
     "trailing": _List(_trailing, strength=_tail),
     "lcm": _List(_lcm, only=_VE, timesteps=True, menu=_lcm_in_menu),
@@ -279,18 +288,20 @@ _SCHEDULES: dict[str, _List] = {
 }
 NAMES = tuple(_SCHEDULES)
 _IN_MENU = ("trailing", "lcm", "tcd", "turbo", "consistency", "twice_shifted", "log_snr")
+_PREFIX = "fewstep_"
+"""Of the names in the stock menus."""
 
 
 def add_to_menu() -> None:
     """For the stock KSampler and BasicScheduler, where the host allows it."""
-    host.models.add_to_scheduler_menu({f"fewstep_{name}": _from_menu(name) for name in _IN_MENU})
+    host.models.add_to_scheduler_menu({f"{_PREFIX}{name}": _from_menu(name) for name in _IN_MENU})
 
 
 def _from_menu(name: str) -> Callable[[Any, int], Tensor]:
     """Asked for more steps than are taken when denoise is below 1: of these the host takes the last."""
 
     def made(model_sampling: Any, steps: int) -> Tensor:
-        found = _list_for(model_sampling, name)
+        found = _list_for(model_sampling, name, in_menu=True)
         levels = _with_shift(model_sampling, name, shift=1.0, absolute_shift=0.0)
         return (found.menu or found.make)(levels, steps, _Asked())
 

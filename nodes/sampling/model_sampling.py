@@ -11,7 +11,7 @@ from ...samplers.boundary import consistency_scalings, lcm_scalings
 from ...samplers.noise import expand_like
 from .. import host
 
-_PREDICTIONS = ["eps", "v_prediction", "x0"]
+PREDICTIONS = ["eps", "v_prediction", "x0"]
 
 
 class LCMBoundary:
@@ -22,6 +22,11 @@ class LCMBoundary:
         c_skip, c_out = lcm_scalings(self.timestep(sigma))  # type: ignore[attr-defined]
         x_vp = model_input / expand_like((1.0 + sigma**2).sqrt(), model_input)
         return expand_like(c_out, x0) * x0 + expand_like(c_skip, x0) * x_vp
+
+
+def takes_lcm_boundary(sampling: Any) -> bool:
+    """Whether a model's time is the training timestep, of which the boundary is made: not a level, nor a share of 1."""
+    return host.models.levels_of(sampling).has_timesteps and float(sampling.timestep(sampling.sigma_max)) > 1.0
 
 
 class ConsistencyBoundary:
@@ -60,7 +65,7 @@ class LCMModel:
         """ValueError for a model without training timesteps, of which the boundary is made."""
         sampling = host.models.model_sampling_of(model)
         made = host.models.with_model_sampling(model, change=LCMBoundary)
-        if not (host.models.levels_of(sampling).has_timesteps and float(sampling.timestep(sampling.sigma_max)) > 1.0):
+        if not takes_lcm_boundary(sampling):
             raise ValueError(
                 "LCM's boundary is made of training timesteps, 0 to 999, and this model has none: its noise levels are "
                 f"continuous ({type(sampling).__mro__[1].__name__}). Leave this node out."
@@ -84,7 +89,7 @@ class PredictionType:
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "An eps-, v- or x0-model."}),
-                "prediction": (_PREDICTIONS, {"default": "x0", "tooltip": "What the network's output is."}),
+                "prediction": (PREDICTIONS, {"default": "x0", "tooltip": "What the network's output is."}),
             }
         }
 

@@ -12,6 +12,8 @@ from ...samplers.recipe import METADATA_KEY
 from ...trainers.storage.files import read_metadata
 from .. import host
 from ..host import folders
+from .lists import names_timesteps
+from .model_sampling import PREDICTIONS, takes_lcm_boundary
 
 _TITLES = ("modelspec.title", "ss_output_name")
 """Metadata in which a trainer keeps a file's own name, whatever it is called now."""
@@ -94,9 +96,20 @@ def misfit(model: Any) -> Callable[[Preset], str | None]:
             return f"is no recipe for this kind of model ({kind})"
         if preset.models and own is not None and own not in preset.models:
             return f"is for models of ComfyUI's class {' or '.join(preset.models)}, but the connected model is a {own}"
-        return None
+        return _misread(sampling, preset, kind=kind)
 
     return said
+
+
+def _misread(sampling: Any, preset: Preset, *, kind: str) -> str | None:
+    """Why a recipe's levels or its reading mean nothing to a model of its family; kind: what the network predicts."""
+    if names_timesteps(preset.schedule) and not host.models.levels_of(sampling).has_timesteps:
+        return f"names training timesteps, and the connected model has none: its noise levels are continuous ({kind})"
+    if preset.prediction and kind not in PREDICTIONS:
+        return f"reads the network's output as {preset.prediction}, but the connected model's is {kind}"
+    if preset.lcm_boundary and not takes_lcm_boundary(sampling):
+        return "counts training timesteps from 0 to 999, and the connected model has none: its time goes from 0 to 1"
+    return None
 
 
 def strength_told(recipe: Preset, strength: float | None) -> list[str]:

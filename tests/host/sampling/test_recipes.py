@@ -251,6 +251,10 @@ def test_an_unknown_recipe_lists_the_known():
         ("FLOW", "SDXL-Lightning, 4 steps", r"no recipe for this kind of model \(flow\)"),
         ("EPS", "FLUX.1 schnell, 4 steps", r"no recipe for this kind of model \(eps\)"),
         ("FLOW", "Hyper-FLUX LoRA, 8 steps", "no guidance input"),
+        ("EDM", "Hyper-SD unified LoRA, 1 step", r"'Hyper-SD .*' names training timesteps, .* continuous \(edm\)"),
+        ("V_PREDICTION_EDM", "LCM or LCM-LoRA, 4 steps", r"'LCM .*' names training timesteps, .* \(v_prediction\)"),
+        ("EDM", "SDXL-Lightning, 1 step", "'SDXL-Lightning, 1 step' reads the network's output as x0, .* is edm"),
+        ("STABLE_CASCADE", "LCM or LCM-LoRA, 4 steps", "'LCM .*' counts training timesteps .* from 0 to 1"),
     ],
 )
 def test_a_recipe_for_another_kind_of_model_is_refused(kind, name, said):

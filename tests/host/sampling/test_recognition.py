@@ -159,6 +159,16 @@ def test_the_models_class_chooses_among_what_a_name_proposes():
         applied(graph_of(("z_image_turbo.safetensors", None)), model_of("EPS"))
 
 
+def test_a_recipe_of_timesteps_is_proposed_for_no_model_of_continuous_levels():
+    """Playground v2.5 with a speed LoRA of SDXL: the next file that says something fitting decides."""
+    refused = r"'DMD2, 4 steps', by the name of dmd2_sdxl_4step_lora.safetensors, names training timesteps"
+    with pytest.raises(ValueError, match=refused):
+        applied(graph_of(("dmd2_sdxl_4step_lora.safetensors", None)), model_of("EDM"))
+    files = ("dmd2_sdxl_4step_lora.safetensors", None), ("sdxl_lightning_4step_lora.safetensors", None)
+    _, text = applied(graph_of(*files), model_of("EDM"))
+    assert text.startswith("SDXL-Lightning, 4 steps")
+
+
 def test_a_family_that_has_no_recipe_takes_none_of_anothers():
     """As AuraFlow, of which current hosts have a class and FewStep no recipe. A class of a pack's own is taken at its word."""
     model = model_of("FLOW")

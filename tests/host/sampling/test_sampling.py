@@ -243,7 +243,8 @@ def test_the_stock_menus_refuse_a_schedule_of_another_family(name):
     if f"fewstep_{name}" not in comfy.samplers.KSampler.SCHEDULERS:
         pytest.skip("this host lets no pack add schedulers")
     sampling_of_flow = host.models.model_sampling_of(model_of("FLOW"))
-    with pytest.raises(ValueError, match=f"the {name} schedule is for eps-, v- and x0-models; this is a flow model"):
+    said = f"scheduler is 'fewstep_{name}', which is for eps-, v- and x0-models; this is a flow model. Use fewstep_trailing"
+    with pytest.raises(ValueError, match=rf"{said}\."):
         comfy.samplers.calculate_sigmas(sampling_of_flow, f"fewstep_{name}", 4)
 
 
