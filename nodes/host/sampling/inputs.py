@@ -259,16 +259,17 @@ def encoded_together(
     Networks that take one sample at a time it samples so, too, and those whose batch is a video.
     """
 
-    def inputs(prompt: Conditioning) -> Condition:
-        encoded = _encoded(model, prompt[0], latents=latents, name="positive", shapes=shapes)
+    def inputs(prompt: Conditioning, samples: int = 1) -> Condition:
+        encoded = _encoded(model, prompt[0], latents=latents, name="positive", shapes=shapes, samples=samples)
         return conditions.as_tensors(encoded, name="positive")
 
-    def constants(prompt: Conditioning) -> set[str]:
-        return {key for key in inputs(prompt) if "=" in key}
+    def constants(prompt: Conditioning, samples: int = 1) -> set[str]:
+        return {key for key in inputs(prompt, samples) if "=" in key}
 
     if len(prompts) > 1 and (batch_is_frames(model.model) or conditions.one_for_all(inputs(prompts[0]))):
         return False
-    return all(constants(prompt) == constants(together) for prompt in prompts)
+    of_all = constants(together, len(prompts))
+    return all(constants(prompt) == of_all for prompt in prompts)
 
 
 def _encode(model: Any, entry: list[Any], *, latents: Tensor, name: str, shapes: Shapes | None) -> Iterator[Condition]:
@@ -307,9 +308,12 @@ def _rows(entry: list[Any], count: int) -> list[list[Any]]:
 
 
 def _encoded(
-    model: Any, entry: list[Any], *, latents: Tensor, name: str, shapes: Shapes | None = None
+    model: Any, entry: list[Any], *, latents: Tensor, name: str, shapes: Shapes | None = None, samples: int = 1
 ) -> dict[str, Any]:
-    """What the host's samplers make of an entry: its own conditioning objects by the name of the model's input."""
+    """What the host's samplers make of an entry: its own conditioning objects by the name of the model's input.
+
+    samples: of noise beside it, which HiDream-O1 joins with the prompts, row by row.
+    """
     embedding, options = entry
     refused = [key for key in _UNSUPPORTED_CONDITIONING if options.get(key) is not None]
     refused += [key for key in _BEGINS if options.get(key, 0.0) > 0.0]
@@ -324,7 +328,7 @@ def _encoded(
         inputs = {key: _plain(value) for key, value in options.items()}
         inputs["cross_attn"] = _plain(embedding)
         # a sampler that begins with noise goes on from an empty latent; of the samples' own nothing may be seen
-        noise = in_batch(model.model, latents[:1])
+        noise = in_batch(model.model, latents[:1].expand(samples, *latents.shape[1:]))
         sampled = {"noise": noise, "latent_image": torch.zeros_like(noise)}
         with _as_sampled(model, shapes):
             encoded = model.model.extra_conds(**{**size, **streams, **inputs}, device=model.load_device, **sampled)

@@ -93,3 +93,20 @@ def test_prompts_with_counts_of_their_own_are_drawn_as_each_alone(output):
         encoded = clip.encode_from_tokens_scheduled(prompt)
         for x0, eps in by_count[count]:
             torch.testing.assert_close(x0[None], hosts_x0(model, eps[None], 1.0, encoded), atol=1e-5, rtol=1e-4)
+
+
+def test_prompts_are_encoded_together_beside_as_many_samples(output, monkeypatch):
+    """As HiDream-O1's, whose words the host joins with the places of the picture, row by row."""
+    model, rows = stand_in(), []
+    own = type(model.model).extra_conds
+
+    def extra_conds(network, **kwargs):
+        words, x = kwargs["cross_attn"], kwargs["noise"]
+        words = words.expand(len(x), -1, -1) if len(words) == 1 else words
+        rows.append(len(torch.cat([words.flatten(1), x.flatten(1)], dim=1)))
+        return own(network, **kwargs)
+
+    monkeypatch.setattr(type(model.model), "extra_conds", extra_conds)
+    distil(model, name="run", data=prompts(Counts(), text="one two three", pictures_per_prompt=3, batch_size=2))
+    assert len(read_data(run_folder(output, "run") / "data").x0) == 3
+    assert 2 in rows, "two of one prompt are drawn at once"
