@@ -86,7 +86,8 @@ def _level(high: Any, boundary: float) -> float:
         return boundary
     if not levels.has_timesteps:
         raise ValueError(
-            "this model's noise levels are continuous and have no timesteps, of which boundary is a share."
+            f"boundary is {boundary:g}, a share of the model's time, but the noise levels of high are continuous and have no "
+            "timesteps; connect two experts of a flow model, such as Wan 2.2's."
         )
     return float(levels.at(torch.tensor([boundary]))[0])
 

@@ -266,8 +266,8 @@ def latent_shape(model: Any, *, width: int, height: int) -> tuple[int, ...]:
     latent_format = model.get_model_object("latent_format")
     if not makes_pictures(model):
         raise ValueError(
-            f"this model's latents ({type(latent_format).__name__}) are no pictures; the teacher's pictures are for models of "
-            "pictures, and of video with one frame."
+            f"this model's latents ({type(latent_format).__name__}) are no pictures; data from prompts are for models of "
+            "pictures and of video. Give Distill Model data from Training Sounds (Folder), or connect latents and positive."
         )
     factor = require_sides(model, width=width, height=height)
     frames = (1,) if has_frames(model) else ()

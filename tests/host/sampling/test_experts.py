@@ -198,7 +198,7 @@ def test_guidance_may_differ_between_the_two():
     [
         ({"boundary": 0.0}, "boundary is 0, so low would never be sampled"),
         ({"low": "EPS"}, "high is a model of flow noise .* low of variance_exploding noise"),
-        ({"high": "EDM", "low": "EDM"}, "continuous and have no timesteps"),
+        ({"high": "EDM", "low": "EDM"}, "boundary is 0.875, .* of high are continuous and have no timesteps; connect"),
         ({"cfg": 3.0}, "cfg is 3 and low_cfg 3: guidance needs a negative prompt"),
         ({"low_cfg": 2.0}, "cfg is 1 and low_cfg 2: guidance needs a negative prompt"),
         ({"low_cfg": 0.5}, "cfg is 1 and low_cfg 0.5: guidance needs a negative prompt"),
