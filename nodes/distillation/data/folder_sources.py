@@ -315,6 +315,10 @@ class SeenSource(FolderSource):
         bucket_sizes(self.resolution, self.bucket_step)
         super().__post_init__()
 
+    def _require_encoders(self, model: Any) -> None:
+        super()._require_encoders(model)
+        host.data.require_patches(model, bucket_step=self.bucket_step)
+
     def _own(self) -> dict[str, Any]:
         decided = {"resolution": self.resolution, "bucket_step": self.bucket_step, "flip": self.flip}
         return decided | of_guidance(self.guidance)

@@ -254,7 +254,16 @@ def require_sides(model: Any, **sides: int) -> int:
     for name, side in sides.items():
         if side < factor or side % factor:
             raise ValueError(f"{name} is {side}; this model wants multiples of {factor}: {64 * factor}, for example.")
+    require_patches(model, **sides)
     return factor
+
+
+def require_patches(model: Any, **sides: int) -> None:
+    """ValueError, naming the input, for sides in pixels that the network cuts into patches and does not pad: HiDream-O1's."""
+    patch: int = getattr(model.model, "PATCH_SIZE", 1)
+    for name, side in sides.items():
+        if side % patch:
+            raise ValueError(f"{name} is {side}; this model wants multiples of {patch}: {32 * patch}, for example.")
 
 
 def latent_shape(model: Any, *, width: int, height: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from architectures import tiny
 from comfyui_fewstep.nodes.distillation.data import folder_sources
 from comfyui_fewstep.nodes.distillation.fast.choosing import CHEAPEST, Wishes
 from encoders import MeanVAE
-from making_data import distil, images, picture
+from making_data import distil, images, picture, prompts, run_folder
 
 
 def said_of(caplog):
@@ -79,6 +79,20 @@ def test_a_step_that_the_vae_does_not_take_is_refused(ratio, output, folder, cli
     with pytest.raises(ValueError, match="bucket_step is 8; this VAE wants multiples of 16"):
         distil(tiny("sd15"), name="run", data=images(Coarse(), clip, bucket_step=8))
     distil(tiny("sd15"), name="run", data=images(Coarse(), clip, bucket_step=32))
+
+
+def test_sides_that_a_network_does_not_pad_are_refused_before_work(output, folder, vae, clip):
+    """HiDream-O1 cuts pictures into patches of 32 pixels, and ended after all were encoded."""
+    model = tiny("sd15")
+    model.model.PATCH_SIZE = 32
+    for given, said in (
+        (images(vae, clip, bucket_step=48), "bucket_step is 48"),
+        (prompts(clip, width=48, height=32), "width is 48"),
+    ):
+        with pytest.raises(ValueError, match=f"{said}; this model wants multiples of 32: 1024, for example"):
+            distil(model, name="run", data=given)
+        assert not list((run_folder(output, "run") / "data").glob("*.safetensors"))
+    distil(model, name="run", data=images(vae, clip, bucket_step=32))
 
 
 def test_a_vae_of_sound_is_refused_for_pictures(output, folder, clip):
