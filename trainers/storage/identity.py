@@ -44,8 +44,8 @@ def gone_on_with(
 
     before, now: run.json as it is, and as a new run's would be. ValueError, naming what differs, for another run.
     """
-    wanted, found = now["run"], {k: v for k, v in {**absent, **before["run"]}.items() if k not in free}
-    differing = [key for key in sorted(wanted.keys() | found.keys()) if wanted.get(key) != found.get(key)]
+    wanted, found = now["run"], _as_now(before["run"], absent=absent, free=free)
+    differing = _differing(found, wanted)
     teacher = another_teacher(before.get("teacher_is"), now.get("teacher_is"))
     extending = bool(differing) and not teacher and extends(found, differing)
     if teacher or (differing and not extending):
@@ -54,6 +54,28 @@ def gone_on_with(
     kept = now if extending else {**before, "free": before.get("free") if finished else now.get("free")}
     said = {"teacher_is": known, "started_from": before.get("started_from")}
     return {**kept, **{name: value for name, value in said.items() if value}}, extending
+
+
+def others(
+    wanted: Mapping[str, Any],
+    before: Mapping[str, Any],
+    *,
+    absent: Mapping[str, Any],
+    free: Collection[str],
+    extends: Callable[[Mapping[str, Any], Sequence[str]], bool],
+) -> list[str]:
+    """Which entries of "run", as a checkpoint has them, are another run's. See gone_on_with."""
+    found = _as_now(before, absent=absent, free=free)
+    differing = _differing(found, wanted)
+    return [] if differing and extends(found, differing) else differing
+
+
+def _as_now(before: Mapping[str, Any], *, absent: Mapping[str, Any], free: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in {**absent, **before}.items() if key not in free}
+
+
+def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    return [key for key in sorted(wanted.keys() | found.keys()) if wanted.get(key) != found.get(key)]
 
 
 def _another_run(
@@ -156,6 +178,6 @@ def _apart_at(there: Sequence[Any], here: Sequence[Any], *, allowed: float, dtyp
 
 def _apart(one: Sequence[float | None], other: Sequence[float | None]) -> float:
     """Relative to the first. None is a number that is NaN or infinite, and equal to none but another such."""
-    if None in one or None in other:
+    if len(one) != len(other) or None in one or None in other:
         return 0.0 if one == other else math.inf
     return math.dist(one, other) / max(math.hypot(*one), 1e-30)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ student.safetensors    the result, the last of them; its presence says that the 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -27,17 +28,9 @@ from typing import Any
 from torch import Tensor
 
 from ...samplers.recipe import Recipe
-from . import metrics, places, reading
-from .files import (
-    copy_atomically,
-    naming,
-    read_metadata,
-    read_tensors,
-    remove_unfinished,
-    write_atomically,
-    write_tensors,
-)
-from .identity import gone_on_with
+from . import checkpoints, metrics, places, reading
+from .files import copy_atomically, naming, read_metadata, remove_unfinished, write_atomically
+from .identity import gone_on_with, others
 from .locking import Lock, writable
 from .places import is_link, is_regular, place, remove, remove_all, remove_unless_read, require_name, require_no_links
 
@@ -55,6 +48,7 @@ class RunFolder:
         self.name = require_name(name, what="run name")
         self._root, self.path = root, root / name
         self._held: Lock | None = None
+        self._claimed: Mapping[str, Any] | None = None
 
     def place(self, *names: str) -> Path:
         """Of a file or folder in it. ValueError when that, or what it lies in, is a link, or the run is gone that is held."""
@@ -158,15 +152,19 @@ class RunFolder:
         absent: what entries mean that a run.json older than them does not hold. free: entries of older ones that may differ;
         "free" becomes what is given, for a process elsewhere to go on with. extends: whether this run is the found one
         and more, given its entries and the names of those that differ; it then goes on as this one. ValueError, naming
-        what of "run" and of the teacher differs, when the folder holds another run.
+        what of "run" and of the teacher differs, when the folder holds another run, or its newest checkpoint is another's.
         """
+        now = json.loads(json.dumps(reading.without_nan(description)))
+        self._claimed = now["run"]
         if not self.begun:
             self._write("run.json", description)
             return False
-        before, now = self.description(), json.loads(json.dumps(reading.without_nan(description)))
-        told, extending = gone_on_with(
-            self.name, before, now, finished=self.finished, absent=absent or {}, free=free, extends=extends
-        )
+        before = self.description()
+        compared: dict[str, Any] = {"absent": absent or {}, "free": free, "extends": extends}
+        told, extending = gone_on_with(self.name, before, now, finished=self.finished, **compared)
+        if (extending or not self.finished) and (newest := self.checkpoints()[-1:]):
+            with self.going_on():
+                checkpoints.require_of(newest[0], functools.partial(others, now["run"], **compared))
         if extending:
             self._reopen()
         if told != before:
@@ -298,26 +296,32 @@ class RunFolder:
     def save_checkpoint(self, iteration: int, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
         """iteration: counted over all stages, it names the file. position: JSON values, where to go on."""
         path = self.place("checkpoints", f"{iteration:08d}.safetensors")
-        write_tensors(path, tensors, metadata={"fewstep.position": json.dumps(position)})
+        of = {checkpoints.OF_RUN: self._claimed} if self._claimed else {}
+        checkpoints.write(path, tensors, {**position, **of})
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
             remove_unless_read(old)
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint, or None. ValueError when it is damaged: going on from an older one is the user's choice."""
-        existing = self.checkpoints()
-        if not existing:
+        if not (existing := self.checkpoints()):
             return None
-        newest = existing[-1]
-        try:
-            tensors, metadata = read_tensors(newest)
-            position = json.loads(metadata["fewstep.position"])
-            return tensors, reading.require(position, reading.POSITION, what=f"the position in {newest.name}")
-        except (ValueError, KeyError) as error:
-            older = f"to go on from {existing[-2].name}" if len(existing) > 1 else self._without_checkpoints()
-            raise ValueError(f"the run {self.name!r} cannot be resumed: {error} Delete {newest} {older}.") from error
+        with self.going_on():
+            loaded = checkpoints.read(existing[-1])
+        return loaded.tensors, loaded.position
 
-    def _without_checkpoints(self) -> str:
-        return "to go on from the student of the last finished stage" if self._has_stages else "to begin the run anew"
+    @contextlib.contextmanager
+    def going_on(self) -> Iterator[None]:
+        """While the newest checkpoint is taken: ValueError, naming it and what is left without it, where it is of no use."""
+        try:
+            yield
+        except (ValueError, KeyError) as error:
+            why = f"it holds no {error}." if isinstance(error, KeyError) else str(error)
+            *older, newest = self.checkpoints()
+            last = (
+                "to go on from the student of the last finished stage" if self._has_stages else "to begin the run anew"
+            )
+            left = f"to go on from {older[-1].name}" if older else last
+            raise ValueError(f"the run {self.name!r} cannot be resumed: {why} Delete {newest.name} {left}.") from error
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""

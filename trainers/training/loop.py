@@ -368,7 +368,8 @@ class _Training:
         self._processes.require_same(newest, what="the checkpoints, in a folder that all machines share,")
         loaded = self._run.load_checkpoint()
         if loaded is not None:
-            self._go_on_from(*loaded)
+            with self._run.going_on():
+                self._go_on_from(*loaded)
         elif self._kept:
             self._stage = self._kept.load_newest()
             self._begin_stage()

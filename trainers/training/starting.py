@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..objective.method import Method, student_prediction
-from ..storage.files import CHECKSUM_KEY, read_tensors
+from ..storage import checkpoints
 from ..storage.identity import another_teacher
 from ..storage.run_folder import RunFolder
 from ..students.student import EVERY_LAYER
@@ -42,7 +42,7 @@ class Start:
 def start_from(source: RunFolder, new: Distillation, *, method: Method) -> Start:
     """The last good checkpoint of source for a new run. method: of source. ValueError, naming what does not fit."""
     _require_alike(source, new)
-    file, tensors, position = _last_good(source)
+    file, (tensors, position, sha256) = _last_good(source)
     start = {name: position[name] for name in ("stage", "stage_iteration")}
     _require_place(source, start, there=method, here=new.method)
     _require_meaning(source, there=method, here=new.method, prediction_type=new.prediction_type)
@@ -54,7 +54,7 @@ def start_from(source: RunFolder, new: Distillation, *, method: Method) -> Start
     kept = {name: value for name, value in tensors.items() if not name.startswith(left)}
     if begun_at := _average_begins_at(tensors, position, new=new):
         start[AVERAGE_BEGUN_AT] = begun_at
-    said = {"run": source.name, "checkpoint": file.stem, "sha256": position[CHECKSUM_KEY], **start}
+    said = {"run": source.name, "checkpoint": file.stem, "sha256": sha256, **start}
     moments, values = result_in_state(tensors, position)
     return Start(tensors=kept | moments, position=start | values, said=said)
 
@@ -97,18 +97,17 @@ def _require_alike(source: RunFolder, new: Distillation) -> None:
         )
 
 
-def _last_good(source: RunFolder) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
-    """The newest checkpoint that is whole and finite, and its position with its checksum."""
+def _last_good(source: RunFolder) -> tuple[Path, checkpoints.Checkpoint]:
+    """The newest checkpoint that is whole and finite."""
     reasons = []
     for file in reversed(source.checkpoints()):
         try:
-            tensors, metadata = read_tensors(file)
-            position = json.loads(metadata["fewstep.position"]) | {CHECKSUM_KEY: metadata[CHECKSUM_KEY]}
-        except (ValueError, KeyError) as error:
-            reasons.append(str(error))
+            found = checkpoints.read(file)
+        except ValueError as error:
+            reasons.append(str(error).rstrip("."))
             continue
-        if all(bool(value.isfinite().all()) for value in tensors.values()):
-            return file, tensors, position
+        if all(bool(value.isfinite().all()) for value in found.tensors.values()):
+            return file, found
         reasons.append(f"{file.name} holds values that are NaN or infinite")
     raise _unfit(source, f"it has no good checkpoint{''.join(f'; {reason}' for reason in reasons)}.")
 
