@@ -14,7 +14,6 @@ from ...samplers.few_step import sample_few_step
 from ...trainers.measures.charts import picture_grid, quality_chart
 from ...trainers.measures.digits import DIGITS, DigitClassifier, load_pictures, to_latents, to_pictures
 from ...trainers.measures.evaluate import DigitJudge, FeatureStatistics, Score, table
-from ...trainers.methods import read_method
 from ...trainers.storage.files import read_tensors, write_atomically
 from ...trainers.storage.reading import without_nan
 from ...trainers.training.distillation import Recorded
@@ -157,8 +156,7 @@ class EvaluateDigits:
         run_name: str,
     ) -> dict[str, Any]:
         run = folders.run_named(run_name)
-        recorded = Recorded.of(run)
-        method = read_method(recorded.method, recorded.method_options)
+        method = Recorded.of(run).chosen
         levels = host.models.noise_levels(host.models.model_sampling_of(teacher))
         judged = _Judged(count=count, seed=seed)
         for steps in _step_counts(teacher_steps, name="teacher_steps"):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...samplers.noise import GuidanceRule
-from ...trainers.methods import METHODS, UNCHOSEN, read_method
+from ...trainers.methods import UNCHOSEN
 from ...trainers.methods.progressive import ProgressiveOptions
 from ...trainers.objective.method import Method, MethodOptions, TeacherKind, student_prediction
 from ...trainers.processes.group import Processes
@@ -56,10 +56,9 @@ def method_as_begun(method: MethodOptions, run: RunFolder) -> MethodOptions:
     if not run.begun:
         return method
     there = Recorded.of(run)
-    if METHODS.get(there.method) is not type(method):
+    if type(there.chosen) is not type(method):
         return method
-    begun = read_method(there.method, there.method_options)
-    kept = {name: getattr(begun, name) for name in UNCHOSEN if hasattr(begun, name)}
+    kept = {name: getattr(there.chosen, name) for name in UNCHOSEN if hasattr(there.chosen, name)}
     return dataclasses.replace(method, **kept)  # type: ignore[type-var]
 
 

@@ -113,13 +113,13 @@ class WatchRun:
         self, model: Any, run_name: str, patience: int, written: str | None = None, unique_id: str | None = None
     ) -> tuple[Any, dict[str, list[float]], str, dict[str, Tensor]]:
         run = folders.run_named(written or run_name)
-        recorded = Recorded.of(run)
+        recorded, student = students.recorded_of(run)
         first = read_first(run.data_folder, device=model.load_device)
         teacher.require(recorded, model, run=run, first=first)
         with MESSAGES.of_run(run, node=unique_id) as told:
             _wait(run, patience=patience)
             _require_same(run, recorded)
-            return running.finished(run, students.read(recorded.student), model=model, told=told)
+            return running.finished(run, student, model=model, told=told)
 
 
 def _require_same(run: RunFolder, watched: Recorded) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ...trainers.methods import read_method
 from ...trainers.storage.places import require_name
 from ...trainers.storage.run_folder import RunFolder
 from ...trainers.training.distillation import Distillation, Recorded
@@ -39,7 +38,6 @@ def started(new: Distillation, name: str, *, model: Any) -> tuple[Distillation, 
     if not name:
         return new, None
     source, recorded = _recorded(name)
-    there = read_method(recorded.method, recorded.method_options)
-    method = running.method_on(model, there, empty_prompt=new.data.unconditional is not None)
+    method = running.method_on(model, recorded.chosen, empty_prompt=new.data.unconditional is not None)
     start = start_from(source, new, method=method)
     return dataclasses.replace(new, started_from=start.said), start

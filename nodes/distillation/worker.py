@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from ...trainers.data.cache import read_data
-from ...trainers.methods import read_method
 from ...trainers.processes.group import Processes
 from ...trainers.storage.export import LORA
 from ...trainers.storage.reading import identity_in
@@ -31,18 +30,12 @@ def train_folder(run: RunFolder, *, classes: Mapping[str, Any], processes: Proce
     classes: the host's node classes by name. say: is told every iteration's metrics; raising in it saves and stops.
     ValueError, before any work, when the folder is no such run, or what it names is not here or not the same.
     """
-    _read(run)  # before a lock is made in a folder that is no run
+    students.recorded_of(run)  # before a lock is made in a folder that is no run
     with processes.held_by_first(run.locked()), torch.inference_mode(False):
-        recorded, student = _read(run)  # who held the lock until now may have written it anew
+        recorded, student = students.recorded_of(run)  # who held the lock until now may have written it anew
         if not run.finished:  # else neither its teacher nor its data need be here any more
             _train(run, recorded, student, made=_teacher(recorded, classes), processes=processes, say=say)
         return _published(run, student) if processes.is_first else None
-
-
-def _read(run: RunFolder) -> tuple[Recorded, students.StudentOptions]:
-    recorded = Recorded.of(run)
-    read_method(recorded.method, recorded.method_options)
-    return recorded, students.read(recorded.student)
 
 
 def _train(
@@ -71,8 +64,7 @@ def _train(
 
 def plan_folder(run: RunFolder, *, classes: Mapping[str, Any]) -> Plan:
     """What training the run here will take; see train_folder. Nothing is written."""
-    recorded = Recorded.of(run)
-    student = students.read(recorded.student)
+    recorded, student = students.recorded_of(run)
     with torch.inference_mode(False):
         made = _teacher(recorded, classes)
         model = made["model"]
@@ -96,10 +88,9 @@ def _distillation(run: RunFolder, recorded: Recorded, *, model: Any, processes: 
     if run.description().get("started_from") and not run.begun:
         raise ValueError(f"the run {run.name!r} lacks the checkpoint that it was to start from; write it again.")
     teacher_is = teacher.require(recorded, model, run=run, first=data.first(1))
-    options = read_method(recorded.method, recorded.method_options)
     distillation = Distillation(
         run=run,
-        method=running.method_on(model, options, empty_prompt=data.unconditional is not None),
+        method=running.method_on(model, recorded.chosen, empty_prompt=data.unconditional is not None),
         data=data,
         options=recorded.options,
         teacher_sha256=recorded.teacher_sha256,

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..data.batches import Data
+from ..methods import read_method
 from ..objective.choices import read_options
-from ..objective.method import Method, student_prediction
+from ..objective.method import Method, MethodOptions, student_prediction
 from ..objective.perceptual import Perceptual
 from ..processes.group import Processes
 from ..storage.export import FULL_WEIGHTS, GUIDED_KEY, LORA, SCALE_INPUT_KEY, TEACHER_PREDICTION_KEY, write_student
 from ..storage.files import copy_atomically
 from ..storage.identity import gone_on_with
 from ..storage.prefixes import below
-from ..storage.reading import identity_in
+from ..storage.reading import Check, identity_in, is_object, require
 from ..storage.run_folder import RunFolder
 from ..students.student import Student, probe_writes_in_place
 from .loop import Observer, train
@@ -255,10 +257,14 @@ def as_begun(options: TrainOptions, run: RunFolder) -> TrainOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """What run.json says of a run: enough, with the teacher and the cached data, to execute it anywhere."""
+    """What run.json says of a run: enough, with the teacher and the cached data, to execute it anywhere.
+
+    method_options: as they stand there. chosen: as they are meant.
+    """
 
     method: str
     method_options: dict[str, Any]
+    chosen: MethodOptions
     options: TrainOptions
     student: dict[str, Any]
     teacher_sha256: str
@@ -269,7 +275,8 @@ class Recorded:
     def of(cls, run: RunFolder) -> Recorded:
         """ValueError, naming the file, when run.json is missing, damaged or of a newer version."""
         found = run.description()
-        try:
+        with said_in_run_json(run):
+            require(found, _EXECUTED, what="it")
             said = identity_in(found)
             if said.get("format", FORMAT) != FORMAT:
                 raise ValueError(f"its format is {said['format']!r}; known here is {FORMAT}")
@@ -277,13 +284,26 @@ class Recorded:
             return cls(
                 method=said["method"],
                 method_options=method,
+                chosen=read_method(said["method"], method),
                 options=read_options(TrainOptions, {**training, **found["free"]}),
                 student=student,
                 teacher_sha256=said["teacher_sha256"],
                 origin=found["teacher"],
                 teacher_is=found.get("teacher_is"),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"run.json of the run {run.name!r} is damaged or of another version of ComfyUI-FewStep ({error})."
-            ) from error
+
+
+_EXECUTED: Mapping[str, Check] = {"free": is_object, "teacher": lambda value: value is None or is_object(value)}
+"""Of run.json, beside what identifies the run."""
+
+
+@contextlib.contextmanager
+def said_in_run_json(run: RunFolder) -> Iterator[None]:
+    """While what it says is read: ValueError, naming the file, in place of one that names an entry alone."""
+    try:
+        yield
+    except ValueError as error:
+        why = str(error).rstrip(".")
+        raise ValueError(
+            f"run.json of the run {run.name!r} is damaged or of another version of ComfyUI-FewStep ({why})."
+        ) from error

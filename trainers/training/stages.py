@@ -66,10 +66,20 @@ class KeptStages:
         finished = max(kept, default=0)
         self.processes.require_same({"the newest": finished}, what="the stages' students, in a folder that all share,")
         if finished:
-            tensors, *_ = read_student(self._file(finished - 1))
-            self.student.load_exported(tensors)
+            self._load(self._file(finished - 1))
             self.student.promote()
         return finished
+
+    def _load(self, file: Path) -> None:
+        """ValueError, naming it, for what is no student of this run."""
+        tensors, *_ = read_student(file)
+        try:
+            self.student.load_exported(tensors)
+        except ValueError as error:
+            raise ValueError(
+                f"the run {self.run.name!r} cannot go on from {file.name}, the student of its last finished stage: {error} "
+                "Delete it to go on without it."
+            ) from error
 
     def _file(self, stage: int) -> Path:
         return self.run.stage_file(self.method.stages()[stage].steps)

@@ -21,9 +21,11 @@ from ....trainers.storage.export import (
     read_student,
     require_finite_weights,
 )
+from ....trainers.storage.run_folder import RunFolder
 from ....trainers.students.adapters import Adapters, LoRALayers, LoRAOptions
 from ....trainers.students.gradient_checkpointing import checkpointed
 from ....trainers.students.student import FullWeightsStudent, LoRAStudent, Student, copy_weights
+from ....trainers.training.distillation import Recorded, said_in_run_json
 from ....trainers.training.optimisation.options import AS_LOADED
 from ... import host
 from ...host import folders
@@ -200,6 +202,13 @@ def read(values: Mapping[str, Any]) -> StudentOptions:
     if values["kind"] == FULL_WEIGHTS:
         return FullWeights()
     return (starting_lora.StartingLoRA if "start_lora" in values else LoRAOptions).read(values)
+
+
+def recorded_of(run: RunFolder) -> tuple[Recorded, StudentOptions]:
+    """What run.json says of a run, and of its student. ValueError, naming the file, for what cannot be executed."""
+    recorded = Recorded.of(run)
+    with said_in_run_json(run):
+        return recorded, read(recorded.student)
 
 
 @contextmanager

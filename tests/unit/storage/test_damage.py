@@ -5,6 +5,7 @@ import json
 import pytest
 from comfyui_fewstep.trainers.runs.watching import all_runs, curves, summary
 from comfyui_fewstep.trainers.storage.files import write_tensors
+from comfyui_fewstep.trainers.storage.identity import other_answers
 from comfyui_fewstep.trainers.storage.run_folder import RunFolder
 
 
@@ -275,3 +276,10 @@ def test_to_repair_what_was_deleted_in_another_tab_makes_nothing(tmp_path):
     with pytest.raises(ValueError, match="there is no run 'gone'"):
         RunFolder(tmp_path, "gone").repair()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_answers_of_another_length_are_another_teachers():
+    """Of a run.json that was damaged; in no words of Python's."""
+    there, here = ({"float32 on cpu": [{"sigma": 1.0, "numbers": numbers}]} for numbers in ([0.5], [0.5, 0.25]))
+    (said,) = other_answers(there, here)
+    assert "the teacher's answers at noise level 1, by inf percent" in said

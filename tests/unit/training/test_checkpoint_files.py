@@ -154,3 +154,14 @@ def test_a_position_that_is_none_starts_no_other_run(tmp_path):
 
     rewritten(made.run.checkpoints()[-1], change)
     assert _last_good(made.run)[0].stem == "00000007"
+
+
+def test_a_stages_student_that_does_not_fit_is_named(tmp_path):
+    """It is gone on from where there are no checkpoints."""
+    made = stopped(tmp_path, 16)
+    for checkpoint in made.run.checkpoints():
+        checkpoint.unlink()
+    (kept,) = made.run.students()
+    rewritten(kept, lambda tensors, _: tensors.pop(min(tensors)))
+    with pytest.raises(ValueError, match=rf"cannot go on from {kept.name}, the student .* do not fit.* Delete it"):
+        execute(distillation(tmp_path))

@@ -82,7 +82,10 @@ def test_an_option_of_another_kind_is_refused_by_name(method, tmp_path):
     options = [name for name in description["run"] if name.partition(".")[0] in ("method", "training", "student")]
     for name in set(options) - {"method", "student.kind"}:  # the latter is the host's
         for value in WRONG:
-            with pytest.raises(ValueError, match=f"{name.partition('.')[2]} is "):
+            said = (
+                "" if name.startswith("student") else r"run\.json of the run 'run' is damaged.*"
+            )  # the host's names that
+            with pytest.raises(ValueError, match=f"{said}{name.partition('.')[2]} is "):
                 read(tmp_path, changed(description, ("run", name), value))
 
 
@@ -94,6 +97,19 @@ def test_nothing_that_it_may_hold_is_an_error_of_ours(tmp_path):
                 read(tmp_path, changed(description, path, value))
             except ValueError as refused:
                 assert str(refused)
+
+
+@pytest.mark.parametrize("entry", ["free", "teacher"])
+@pytest.mark.parametrize("value", [7, [], "x"])
+def test_what_is_no_object_is_named(entry, value, tmp_path):
+    """In no words of Python's."""
+    description = described(tmp_path, "progressive_distillation")
+    for found, said in ((changed(description, (entry,), value), "is "), (dict(description), "is missing")):
+        if said == "is missing":
+            found.pop(entry)
+        with pytest.raises(ValueError, match=rf"run\.json of the run 'run' is damaged.*{entry}.* (is|not)") as refused:
+            read(tmp_path, found)
+        assert "mapping" not in str(refused.value)
 
 
 @pytest.mark.parametrize("method", METHODS)
