@@ -27,6 +27,8 @@ from .previews import of_method, of_recipe, of_schedule
 
 PACK = Path(__file__).parents[1]
 
+_MOST_DIGITS = 15
+"""Of an iteration: Python itself makes no number of thousands of them."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -60,10 +62,7 @@ async def _given(request: web.Request) -> dict[str, Any]:
     """What a POST brings. ValueError for what is no JSON object."""
     if request.method != "POST" or not request.can_read_body:
         return {}
-    given = reading.parsed(await request.read(), what="the request")
-    if not isinstance(given, dict):
-        raise ValueError(f"the request is {type(given).__name__}; give a JSON object.")
-    return given
+    return reading.require(reading.parsed(await request.read(), what="the request"), {}, what="the request")
 
 
 def _json(values: Any, *, status: int = 200) -> web.Response:
@@ -77,8 +76,8 @@ def _run_of(request: web.Request) -> RunFolder:
 
 def _number(request: web.Request, name: str, *, default: int) -> int:
     text = request.query.get(name, str(default))
-    if not text.removeprefix("-").isdecimal():
-        raise ValueError(f"{name} is {text!r}; give a whole number.")
+    if not text.removeprefix("-").isdecimal() or len(text) > _MOST_DIGITS:
+        raise ValueError(f"{name} is {text[:40]!r}; give a whole number of at most {_MOST_DIGITS} digits.")
     return int(text)
 
 

@@ -77,12 +77,27 @@ def test_no_name_leads_out_of_the_runs(path, what, server, base, runs):
         assert "run name" in json.loads(body)["error"]
 
 
-@pytest.mark.parametrize("number", ["", "x", "1.5", "../1", "1e3"])
+@pytest.mark.parametrize("number", ["", "x", "1.5", "../1", "1e3", "1" * 5000])
 def test_what_is_no_number_is_refused_by_name(number, server, name):
     for what in ("preview", "preview/about"):
         status, body = ask(server, f"/fewstep/runs/{name}/{what}?iteration={urllib.parse.quote(number)}")
         assert status == 400
-        assert "iteration" in json.loads(body)["error"]
+        assert json.loads(body)["error"].startswith("iteration is ")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (b"null", "the request is None, not an object"),
+        (b"\xff", "the request is no JSON text (its byte 1 is no UTF-8)"),
+        (b'{"note": "\\ud83d"}', "the note holds half of a character ('\\ud83d')"),
+    ],
+)
+def test_what_a_request_is_not_is_said_in_words(given, said, server, runs, name):
+    write_run(runs, name)
+    status, answer = post(server, f"/fewstep/runs/{name}/note", given)
+    assert (status, answer["error"].startswith(said)) == (400, True), answer
+    assert not (runs / name / "note.txt").exists()
 
 
 class Request(dict):

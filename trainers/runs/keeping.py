@@ -35,8 +35,14 @@ def keep_note(run: RunFolder, text: Any) -> None:
     """An empty one is none. ValueError for what is no text, or longer than LONGEST_NOTE, and where there is no run."""
     if not isinstance(text, str) or len(text) > LONGEST_NOTE:
         raise ValueError(f"the note is no text of at most {LONGEST_NOTE} characters.")
+    try:
+        content = text.strip().encode()
+    except UnicodeEncodeError as error:  # where something cut it within an emoji
+        raise ValueError(
+            f"the note holds half of a character ({error.object[error.start]!a}), which no file can; write it anew."
+        ) from error
     _require_run(run)
-    write_atomically(run.place("note.txt"), text.strip().encode())
+    write_atomically(run.place("note.txt"), content)
 
 
 def renamed(run: RunFolder, name: Any) -> RunFolder:

@@ -196,9 +196,11 @@ def _require_file(file: Path) -> None:
 def parsed(content: bytes, *, what: str) -> Any:
     """JSON values of a text, None for numbers that are none: no browser reads NaN. ValueError, naming what, for no JSON."""
     try:
-        value = _DECODER.decode(content.decode())
+        value = _DECODER.decode(content.decode("utf-8-sig"))  # with the mark that Windows' Notepad puts before a text
     except RecursionError as error:
         raise ValueError(f"{what} is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what} is no JSON text (its byte {error.start + 1} is no UTF-8)") from error
     except ValueError as error:
         raise ValueError(f"{what} is no JSON text ({error})") from error
     if content.count(b"[") + content.count(b"{") > _DEEPEST and _is_deep(value):

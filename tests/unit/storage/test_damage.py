@@ -184,6 +184,16 @@ def test_a_folder_where_a_file_should_be_or_the_reverse(name, tmp_path):
     assert not run.path.exists()
 
 
+def test_what_notepad_saved_is_read(tmp_path):
+    """With a mark before its text, which is none of JSON's."""
+    run = made(tmp_path)
+    for name in ("run.json", "metrics.jsonl"):
+        file = run.path / name
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert "error" not in summary(run)
+    assert run.description()["run"]["method"] == "progressive"
+
+
 def test_a_run_that_lost_its_description_is_listed(tmp_path):
     run = made(tmp_path)
     write_tensors(run.path / "checkpoints" / "00000003.safetensors", {}, metadata={})
