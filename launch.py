@@ -262,8 +262,11 @@ def command_train(rest: list[str]) -> int:
     _of_a_run(parser)
     parser.add_argument("--processes", type=int, default=1, help="one for each GPU of this machine (default: 1)")
     arguments = parsed_with_host_options(parser, rest)
-    if arguments.processes < 1:
-        raise Stop(f"--processes is {arguments.processes}; give at least 1.")
+    most = max(
+        os.cpu_count() or 1, 8
+    )  # no machine has more GPUs than cores, and torch's launcher would start any number
+    if not 1 <= arguments.processes <= most:
+        raise Stop(f"--processes is {arguments.processes}; give 1 to {most}, one for each GPU of this machine.")
     if arguments.processes > 1 and sys.platform == "win32":
         # as of torch 2.14, https://github.com/pytorch/pytorch/pull/196855
         raise Stop(
@@ -279,9 +282,7 @@ def command_train(rest: list[str]) -> int:
 
 def command_plan(rest: list[str]) -> int:
     """Tries a run folder; the module says what it does."""
-    parser = argparse.ArgumentParser(
-        prog="launch.py plan", description="Says what a run that Write Run made will take."
-    )
+    parser = argparse.ArgumentParser(prog="launch.py plan", description="Says what a run of Write Run takes.")
     _of_a_run(parser)
     arguments = parsed_with_host_options(parser, rest)
     if arguments.comfyui:

@@ -28,6 +28,8 @@ def base_of(run: Path) -> Path:
     """The folder with models and output that a run folder <base>/output/fewstep/runs/<name> belongs to."""
     output = output_of(run)
     if output is None or output.name != "output":
+        if not run.is_dir():  # then --base is not what is missing
+            raise ValueError(f"{run} is no folder; give the run's own: ComfyUI/output/fewstep/runs/<run name>.")
         raise ValueError(
             f"{run} is not within a ComfyUI's output/fewstep/runs; say with --base where its models folder is."
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from comfyui_fewstep import launch
-from comfyui_fewstep.commands import server
+from comfyui_fewstep.commands import server, train
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = """
@@ -60,9 +60,7 @@ def test_a_run_is_trained_by_a_pack_that_cannot_be_written_to(command, shut, tmp
     monkeypatch.setenv("PYTHONPATH", "")
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert launch.main() == 1
-    assert (
-        f"launch.py {command}: {tmp_path / 'runs' / 'mine'} is not within a ComfyUI's output" in capfd.readouterr().err
-    )
+    assert f"launch.py {command}: {tmp_path / 'runs' / 'mine'} is no folder; give" in capfd.readouterr().err
 
 
 SERVING = """
@@ -324,7 +322,26 @@ def test_the_python_of_a_portable_comfyui_finds_the_package(command, tmp_path):
     python.chmod(0o755)
     start = [python, ROOT / "launch.py", command, tmp_path / "runs" / "mine", "--comfyui", comfyui]
     done = subprocess.run(start, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.stderr.startswith(f"launch.py {command}: {tmp_path / 'runs' / 'mine'} is not within a ComfyUI's output")
+    assert done.stderr.startswith(f"launch.py {command}: {tmp_path / 'runs' / 'mine'} is no folder; give")
+
+
+@pytest.mark.parametrize("given", ["mine", "mine/run.json"])
+def test_what_is_no_run_is_said_before_where_its_models_are(given, tmp_path):
+    """Somebody typed a run's name for its folder, and was told to say --base, which does not help."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").touch()
+    with pytest.raises(ValueError, match="is not within a ComfyUI's output" if given == "mine" else "is no folder"):
+        train.base_of(tmp_path / given)
+    with pytest.raises(ValueError, match=r"is no folder; give the run's own: ComfyUI/output/fewstep/runs/<run name>"):
+        train.base_of(tmp_path / "output" / given)
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "999999", "9" * 20])
+def test_more_processes_than_any_machine_takes_are_refused(count, monkeypatch, tmp_path):
+    """A digit too many took the machine with it: torch's launcher starts as many as it is told."""
+    monkeypatch.setattr(launch, "run_in_environment", lambda *arguments, **_: pytest.fail(f"started {arguments}"))
+    with pytest.raises(launch.Stop, match=rf"--processes is {count}; give 1 to \d+, one for each GPU"):
+        launch.command_train([str(tmp_path), "--processes", count])
 
 
 @pytest.mark.parametrize(
