@@ -262,9 +262,7 @@ def command_train(rest: list[str]) -> int:
     _of_a_run(parser)
     parser.add_argument("--processes", type=int, default=1, help="one for each GPU of this machine (default: 1)")
     arguments = parsed_with_host_options(parser, rest)
-    most = max(
-        os.cpu_count() or 1, 8
-    )  # no machine has more GPUs than cores, and torch's launcher would start any number
+    most = max(os.cpu_count() or 1, 8)  # no machine has more GPUs than cores; torch's launcher starts any number
     if not 1 <= arguments.processes <= most:
         raise Stop(f"--processes is {arguments.processes}; give 1 to {most}, one for each GPU of this machine.")
     if arguments.processes > 1 and sys.platform == "win32":
