@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...samplers.boundary import consistency_scalings, lcm_scalings
-from ...samplers.noise import expand_like
+from ...samplers.noise import NoiseFamily, expand_like
 from .. import host
 
 PREDICTIONS = ["eps", "v_prediction", "x0"]
@@ -124,8 +124,14 @@ class ConsistencyModel:
         }
 
     def patch(self, model: Any, **levels: float) -> tuple[Any]:
+        """ValueError for levels in the wrong order, and for a flow model."""
         if levels["sigma_min"] >= levels["sigma_max"]:
             raise ValueError(
                 f"sigma_min is {levels['sigma_min']} and sigma_max is {levels['sigma_max']}; sigma_min must be below it."
+            )
+        if host.models.noise_family(host.models.model_sampling_of(model)) is NoiseFamily.FLOW:
+            raise ValueError(
+                "the connected model is a flow model, whose network is asked at another time and answers otherwise than a "
+                "consistency model of Song et al. Leave this node out."
             )
         return (host.models.with_consistency_sampling(model, change=ConsistencyBoundary, **levels),)

@@ -133,3 +133,9 @@ def test_a_model_without_training_timesteps_has_no_boundary_of_lcm(levels, predi
 def test_bad_levels_are_named(least):
     with pytest.raises(ValueError, match=rf"sigma_min is {least} and sigma_max is 0\.5"):
         model_sampling.ConsistencyModel().patch(model_of("EDM"), sigma_data=0.5, sigma_min=least, sigma_max=0.5)
+
+
+def test_a_flow_model_is_no_consistency_model_of_theirs():
+    """Its pictures were of values up to 3e8."""
+    with pytest.raises(ValueError, match="is a flow model, .* Leave this node out"):
+        model_sampling.ConsistencyModel().patch(model_of("FLOW"), sigma_data=0.5, sigma_min=0.002, sigma_max=80.0)
