@@ -25,6 +25,8 @@ from comfyui_fewstep.nodes.distillation import teacher
 from comfyui_fewstep.nodes.distillation.learning import students
 from comfyui_fewstep.samplers.recipe import Recipe
 from comfyui_fewstep.trainers.storage.files import tensors_sha256
+from comfyui_fewstep.trainers.storage.run_folder import RunFolder
+from test_checkpoint_files import make_older
 from test_lending import PAGING, size_of, training
 from test_lora import distil, lora_like, output, read_student_of  # noqa: F401 (a fixture)
 
@@ -215,6 +217,7 @@ def test_a_run_of_the_first_version_goes_on(output):  # noqa: F811
     file.write_text(json.dumps(said))
     for done in file.parent.glob("*.safetensors"):
         done.unlink()
+    make_older(RunFolder(file.parents[1], "run"))
     again = read_student_of(output, distil(model, "sd15", name="run", iterations=2)[2])
     assert_equal(again, first)
     said["run"]["teacher_sha256"] = "0" * 64

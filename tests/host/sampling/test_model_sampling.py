@@ -137,5 +137,5 @@ def test_bad_levels_are_named(least):
 
 def test_a_flow_model_is_no_consistency_model_of_theirs():
     """Its pictures were of values up to 3e8."""
-    with pytest.raises(ValueError, match="is a flow model, .* Leave this node out"):
+    with pytest.raises(ValueError, match=r"is a flow model, .* Leave this node out"):
         model_sampling.ConsistencyModel().patch(model_of("FLOW"), sigma_data=0.5, sigma_min=0.002, sigma_max=80.0)

@@ -66,7 +66,7 @@ def test_a_run_of_old_goes_on_along_the_levels_that_it_was_begun_on(name, chosen
         older = {key: value for key, value in said.items() if key != "method.level_count"}
         run.path.mkdir()
         (run.path / "run.json").write_text(json.dumps({"run": older, "free": {}}))
-        run.save_checkpoint(1, {"weight": torch.zeros(1)}, {})
+        run.save_checkpoint(1, {"weight": torch.zeros(1)}, {"stage": 0, "stage_iteration": 1})
         absent = {f"method.{key}": value for key, value in now.options_of_old().items()}
         if grid is Grid.EDM:
             with pytest.raises(ValueError, match=r"method\.level_count: there points, here intervals"):

@@ -299,7 +299,7 @@ def test_a_run_that_is_older_than_the_options_goes_on(tmp_path):
     for name in ProgressiveOptions.read(OLD).written().keys() - OLD.keys():
         del written["run"][f"method.{name}"]
     made.run.claim(written)
-    made.run.save_checkpoint(1, {"a": torch.ones(1)}, {})
+    made.run.save_checkpoint(1, {"a": torch.ones(1)}, {"stage": 0, "stage_iteration": 1})
     assert not made.finished()
     with pytest.raises(ValueError, match=r"holds another run.*method\.grid: there trailing, here cosine"):
         distillation(tmp_path, grid="cosine").finished()
