@@ -128,8 +128,13 @@ class Panel extends HTMLElement {
 
   /** What its node says beside it, a plan: it is seen here where the node is not. */
   set said({ text = "", outdated = false }) {
-    if (!text || !(this.away || this.hasAttribute("in-app"))) return this.#said.remove();
-    if (!this.#said.isConnected) this.shadowRoot.append(this.#said);
+    const seen = text !== "" && (this.away || this.hasAttribute("in-app"));
+    if (seen !== (this.#said.parentNode !== null)) {
+      if (seen) this.shadowRoot.append(this.#said);
+      else this.#said.remove();
+      this.onsize?.();
+    }
+    if (!seen) return;
     if (text !== this.#said.text) this.#said.text = text;
     this.#said.outdated = outdated;
   }
@@ -139,9 +144,9 @@ class Panel extends HTMLElement {
     return this.sentence.offsetHeight + (this.buttons.hidden ? 0 : this.buttons.offsetHeight + GAP) + this.saying;
   }
 
-  /** The height of what its node says. */
+  /** The height of what its node says; in an app it is laid out by itself. */
   get saying() {
-    return this.#said.isConnected ? this.#said.offsetHeight + GAP : 0;
+    return this.away && this.#said.parentNode ? this.#said.offsetHeight + GAP : 0;
   }
 
   #forget() {

@@ -129,6 +129,9 @@ def test_a_plan_is_read_on_it(place, editor, name):
     editor.hear("fewstep.plan", plan)
     read = "() => document.querySelector('fewstep-panel').shadowRoot.querySelector('fewstep-text')?.text"
     editor.page.wait_for_function(f"text => ({read})() === text", arg="in all: 7 min\nmemory: 3 GB", timeout=10_000)
+    seen = "() => { const all = document.querySelector('fewstep-panel'), read = all.shadowRoot.querySelector('fewstep-text');"
+    seen += " return read.getBoundingClientRect().bottom <= all.getBoundingClientRect().bottom + 1 }"
+    editor.page.wait_for_function(seen, timeout=10_000)
     editor.page.evaluate(AGAIN)  # of which of the two it is, nobody knows later
     editor.page.wait_for_function(f"() => ({read})() === undefined", timeout=10_000)
 
