@@ -92,7 +92,7 @@ def _list_for(model_sampling: Any, schedule: str, *, in_menu: bool = False) -> _
     if made.only not in (None, family):
         others = f"{_PREFIX}trailing" if in_menu else _OTHERS[family]
         raise ValueError(f"{called} is for {_NOT_MEANT[family]}. Use {others}.")
-    if names_timesteps(schedule) and not host.models.levels_of(model_sampling).has_timesteps:
+    if lacks_timesteps(model_sampling, schedule):
         others = f"{_PREFIX}trailing or {_PREFIX}consistency" if in_menu else "trailing, consistency or sigmas"
         raise ValueError(
             f"{called} names training timesteps, and this model has none: its noise levels are continuous "
@@ -101,9 +101,9 @@ def _list_for(model_sampling: Any, schedule: str, *, in_menu: bool = False) -> _
     return made
 
 
-def names_timesteps(schedule: str) -> bool:
-    """Whether a list is of training timesteps, and so for no model of continuous noise levels."""
-    return _SCHEDULES[schedule].timesteps
+def lacks_timesteps(model_sampling: Any, schedule: str) -> bool:
+    """Whether a list is of training timesteps, of which a model of continuous noise levels has none."""
+    return _SCHEDULES[schedule].timesteps and not host.models.levels_of(model_sampling).has_timesteps
 
 
 def _with_shift(model_sampling: Any, schedule: str, *, shift: float, absolute_shift: float) -> Levels:

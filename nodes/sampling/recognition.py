@@ -12,7 +12,7 @@ from ...samplers.recipe import METADATA_KEY
 from ...trainers.storage.files import read_metadata
 from .. import host
 from ..host import folders
-from .lists import names_timesteps
+from .lists import lacks_timesteps
 from .model_sampling import PREDICTIONS, takes_lcm_boundary
 
 _TITLES = ("modelspec.title", "ss_output_name")
@@ -103,7 +103,7 @@ def misfit(model: Any) -> Callable[[Preset], str | None]:
 
 def _misread(sampling: Any, preset: Preset, *, kind: str) -> str | None:
     """Why a recipe's levels or its reading mean nothing to a model of its family; kind: what the network predicts."""
-    if names_timesteps(preset.schedule) and not host.models.levels_of(sampling).has_timesteps:
+    if lacks_timesteps(sampling, preset.schedule):
         return f"names training timesteps, and the connected model has none: its noise levels are continuous ({kind})"
     if preset.prediction and kind not in PREDICTIONS:
         return f"reads the network's output as {preset.prediction}, but the connected model's is {kind}"

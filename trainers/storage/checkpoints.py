@@ -54,12 +54,11 @@ def _position(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         raise ValueError(f"{path.name} is no checkpoint: its metadata lack {_POSITION}.")
     if metadata.get(_POSITION_CHECKSUM, _sha256(text)) != _sha256(text):  # files of before have none
         raise ValueError(f"{path.name} is damaged: its position does not match its checksum.")
+    what = f"the position in {path.name}"
     try:
-        position = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"the position in {path.name} is no JSON text ({error}).") from error
-    try:
-        return reading.require(position, reading.POSITION, what=f"the position in {path.name}")
+        return reading.require(json.loads(text), reading.POSITION, what=what)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{what} is no JSON text ({error}).") from error
     except ValueError as error:
         raise ValueError(f"{error}.") from error
 

@@ -251,9 +251,7 @@ def picture_unseen(positive: Conditioning, inputs: Mapping[str, Any]) -> bool:
 def require_sides(model: Any, **sides: int) -> int:
     """How many pixels in a row the model's latents hold in one. ValueError, naming the input, for a side that they cannot."""
     factor: int = getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8)
-    for name, side in sides.items():
-        if side < factor or side % factor:
-            raise ValueError(f"{name} is {side}; this model wants multiples of {factor}: {64 * factor}, for example.")
+    _require_multiples(factor, sides, example=64 * factor)
     require_patches(model, **sides)
     return factor
 
@@ -261,9 +259,13 @@ def require_sides(model: Any, **sides: int) -> int:
 def require_patches(model: Any, **sides: int) -> None:
     """ValueError, naming the input, for sides in pixels that the network cuts into patches and does not pad: HiDream-O1's."""
     patch: int = getattr(model.model, "PATCH_SIZE", 1)
+    _require_multiples(patch, sides, example=32 * patch)
+
+
+def _require_multiples(of: int, sides: Mapping[str, int], *, example: int) -> None:
     for name, side in sides.items():
-        if side % patch:
-            raise ValueError(f"{name} is {side}; this model wants multiples of {patch}: {32 * patch}, for example.")
+        if side < of or side % of:
+            raise ValueError(f"{name} is {side}; this model wants multiples of {of}: {example}, for example.")
 
 
 def latent_shape(model: Any, *, width: int, height: int) -> tuple[int, ...]:
