@@ -158,7 +158,7 @@ def _last_of_list(make: _Make, found: Levels, steps: int, asked: _Asked) -> Tens
     kept = int((len(whole) - 1) * asked.strength)
     if kept < 1:
         raise ValueError(
-            f"strength is {asked.strength}, which leaves none of the {len(whole) - 1} levels; "
+            f"strength is {asked.strength}, which leaves not one step of {len(whole) - 1}; "
             f"{math.ceil(100 / (len(whole) - 1)) / 100:g} leaves one."
         )
     return whole[-(kept + 1) :]

@@ -162,7 +162,7 @@ def test_relative_and_absolute_shift():
             lambda: flow(1.0),
             "timesteps",
             {"values": "999, 499", "strength": 0.4},
-            r"strength is 0.4.*none of the 2 levels; 0.5 leaves one",
+            r"strength is 0.4.*not one step of 2; 0.5 leaves one",
         ),
         (EPS, "turbo", {"strength": 0.05}, r"strength is 0.05.*0.1 and above"),
     ],
