@@ -23,6 +23,7 @@ from ....trainers.storage.identity import other_answers
 from ....trainers.storage.reading import read_json, without_nan
 from ....trainers.storage.run_folder import RunFolder
 from ... import host
+from ...host.sampling.models import Conditioning
 from ...host.teachers.data import Empty
 from .data_sources import (
     MadeOnce,
@@ -129,9 +130,7 @@ class PromptSource(MadeOnce):
     def _together(self, model: Any, texts: Texts, empty: Empty, pictures: Sequence[int]) -> Sequence[Sequence[int]]:
         """Pictures of prompts of one kind, in one batch where the host can sample them so, else each alone."""
         prompts = [texts.conditioning(self._prompt(i)) for i in pictures]
-        together = host.data.batched(prompts)
-        alike = host.inputs.encoded_together(model, prompts, together, latents=empty.x0, shapes=empty.streams)
-        return [pictures] if alike else [[i] for i in pictures]
+        return [pictures] if drawn_together(model, prompts, empty) else [[i] for i in pictures]
 
     def _drawn(
         self, model: Any, texts: Texts, sigmas: Tensor, empty: Empty, pictures: Sequence[int]
@@ -159,6 +158,12 @@ class PromptSource(MadeOnce):
 
     def _noise(self, picture: int, shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=torch.Generator().manual_seed(stream(self.seed, picture)))
+
+
+def drawn_together(model: Any, prompts: Sequence[Conditioning], empty: Empty) -> bool:
+    """Whether the host draws pictures of prompts of one kind in a batch as it draws each alone."""
+    together = host.data.batched(prompts)
+    return host.inputs.encoded_together(model, prompts, together, latents=empty.x0, shapes=empty.streams)
 
 
 def require_cfg(**cfg: float) -> None:

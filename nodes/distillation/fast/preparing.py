@@ -24,7 +24,7 @@ from .. import teacher
 from ..data.data_sources import Texts
 from ..data.drawn_edits import DrawnEdits
 from ..data.folder_sources import SeenSource
-from ..data.teacher_pictures import PromptSource, sigmas_of
+from ..data.teacher_pictures import PromptSource, drawn_together, sigmas_of
 
 _TRIED_STEPS, _TRIED_FILES = 2, 3
 
@@ -69,12 +69,15 @@ def _drawing(model: Any, source: PromptSource, run: RunFolder) -> list[tuple[str
 
 
 def _seconds_of_a_step(model: Any, source: PromptSource) -> float:
-    """Of the sampler, on as many pictures as are drawn at once; after one that is not counted."""
+    """Of the sampler, for a batch of pictures, drawn as they will be; after one that is not counted."""
     sigmas = sigmas_of(model, steps=source.steps)
     texts = Texts(model, source.clip, source.negative)
-    positive = host.data.batched([texts.conditioning(source.prompts[0])] * source.batch_size)
     empty = host.data.empty(model, width=source.width, height=source.height, frames=source.frames)
-    shape = source.batch_size, *empty.x0.shape[1:]
+    prompts = [texts.conditioning(source.prompts[0])] * source.batch_size
+    if not drawn_together(model, prompts, empty):
+        prompts = prompts[:1]
+    positive = host.data.batched(prompts)
+    shape = len(prompts), *empty.x0.shape[1:]
     noise = empty.for_host(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
 
     def drawn(count: int) -> float:
@@ -92,7 +95,7 @@ def _seconds_of_a_step(model: Any, source: PromptSource) -> float:
         return seconds_of(draw, model.load_device)
 
     drawn(1)
-    return drawn(1 + _TRIED_STEPS) / (1 + _TRIED_STEPS)
+    return drawn(1 + _TRIED_STEPS) / (1 + _TRIED_STEPS) * source.batch_size / len(prompts)
 
 
 # --- files of a folder ----------------------------------------------------------------------------------------------

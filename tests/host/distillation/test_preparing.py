@@ -17,6 +17,8 @@ from comfyui_fewstep.nodes.distillation.fast import preparing
 from comfyui_fewstep.trainers.training import trial
 from encoders import Counting, tiny_vae
 from making_data import FOLDER, Cancelled, cancel_at, distil, images, picture, prompts
+from test_frames import Counts
+from todays_inputs import stand_in
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +51,21 @@ def test_drawing_counts_the_batches_that_are_left(output, clip, monkeypatch):
         assert planned(model, prompts(clip, **other))[0][0] == "drawing 6 pictures", "those are drawn anew"
     distil(model, name="run", data=prompts(clip))
     assert planned(model, prompts(clip)) == []
+
+
+def test_a_drawing_is_tried_as_it_will_be_done(output, monkeypatch, worked):
+    """Each picture alone, where the host would count the tokens of all prompts of a batch: six times four steps of a second."""
+    model, counted = stand_in(), []
+    own = type(model.model.diffusion_model).forward
+
+    def forward(network, x, t, context=None, **given):
+        counted.append((len(x), given["num_tokens"]))
+        return own(network, x, t, context, **given)
+
+    monkeypatch.setattr(type(model.model.diffusion_model), "forward", forward)
+    ((_, seconds),) = planned(model, prompts(Counts(), text="one two", pictures_per_prompt=6, cfg=1.0))
+    assert set(counted) == {(1, 2)}
+    assert seconds == 6 * 4 * 1.0
 
 
 def test_encoding_counts_the_files_that_are_left(output, folder, vae, clip, monkeypatch, worked):
