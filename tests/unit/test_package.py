@@ -1,5 +1,6 @@
-"""What a user gets: the shipped weights, and the wheel."""
+"""What a user gets: the shipped weights, and the wheel; and whether what the launcher pins can be installed."""
 
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from comfyui_fewstep.trainers.storage.files import read_metadata
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,3 +83,28 @@ def test_pictures_of_the_readme_are_there():
     shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)|<img src=\"([^\"]+)\"", readme)
     assert len(shown) >= 3
     assert all((ROOT / (one or other)).is_file() for one, other in shown)
+
+
+def pinned_for(python):
+    """Of requirements/, the names that are pinned to the release which is installed here, where that Python is to have it."""
+    for file in (ROOT / "requirements").glob("*.txt"):
+        if file.name == "comfyui.txt":
+            continue  # whatever it says of itself it is installed
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if "==" not in line or line.startswith("#"):
+                continue
+            wanted = Requirement(line.partition(" --")[0])
+            installed = importlib.metadata.version(wanted.name)
+            if installed in wanted.specifier and (
+                wanted.marker is None or wanted.marker.evaluate({"python_version": python})
+            ):
+                yield wanted.name
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_what_is_pinned_is_there_for_every_python_that_the_launcher_takes(python):
+    """By what each release says of itself: pip ends the whole environment at one that wants a later Python."""
+    names = set(pinned_for(python))
+    assert {"torch", "ruff", "pytest"} <= names
+    takes = {name: importlib.metadata.metadata(name).get("Requires-Python", "") for name in names}
+    assert {name: said for name, said in takes.items() if python not in SpecifierSet(said)} == {}
