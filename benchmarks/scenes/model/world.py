@@ -14,8 +14,11 @@ from enum import Enum
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+Numbers = NDArray[np.uint64]
+"""Of scenes."""
 SHAPES = ("disc", "square", "triangle", "cross", "ring")
 COLOURS = ("red", "yellow", "green", "cyan", "blue", "magenta")
 KINDS = len(SHAPES) * len(COLOURS)
@@ -48,7 +51,7 @@ class Split(Enum):
     JUDGE = 3
     JUDGE_TEST = 4
 
-    def numbers(self, count: int, *, first: int = 0) -> np.ndarray:
+    def numbers(self, count: int, *, first: int = 0) -> Numbers:
         """(count,) numbers of scenes, from the split's first-th on. ValueError beyond its end."""
         if first < 0 or first + count > _EACH:
             raise ValueError(f"first is {first} and count is {count}; a split has the scenes 0 to {_EACH - 1}.")
@@ -80,7 +83,7 @@ class Scenes:
     slope: Tensor
 
     @classmethod
-    def of(cls, numbers: np.ndarray) -> Scenes:
+    def of(cls, numbers: Numbers) -> Scenes:
         """The scenes of numbers (N,)."""
         u = _uniform(numbers, range(_DRAWS))
         pairs = u[:, : 2 * 8].reshape(len(u), 2, 8).unbind(dim=2)
@@ -146,21 +149,21 @@ def to_pictures(latents: Tensor) -> Tensor:
 # --- from numbers to scenes ------------------------------------------------------------------------------------------
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
+def _mixed(values: Numbers) -> Numbers:
     """splitmix64's output function (Steele, Lea and Flood 2014) of (...,) 64-bit words."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
-def _uniform(numbers: np.ndarray, columns: range) -> Tensor:
+def _uniform(numbers: Numbers, columns: range) -> Tensor:
     """(N, columns) in [0, 1): column k of a scene is a function of its number and k alone."""
     steps = np.array(columns, dtype=np.uint64) + np.uint64(1)
     state = _mixed(_mixed(numbers)[:, None] + steps[None] * np.uint64(0x9E3779B97F4A7C15))
     return torch.from_numpy((state >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
-def _places(numbers: np.ndarray, radius: Tensor, *, things: Tensor) -> Tensor:
+def _places(numbers: Numbers, radius: Tensor, *, things: Tensor) -> Tensor:
     """Centres (N, 2, 2): even over the picture that the shapes fit into, drawn again until the two are apart."""
     centres = torch.zeros(len(radius), 2, 2, dtype=torch.float64)
     open_ = np.arange(len(numbers))
