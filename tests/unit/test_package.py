@@ -1,6 +1,7 @@
 """What a user gets: the shipped weights, and the wheel; and whether what the launcher pins can be installed."""
 
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -93,7 +94,7 @@ def pinned_for(python):
         for line in file.read_text(encoding="utf-8").splitlines():
             if "==" not in line or line.startswith("#"):
                 continue
-            wanted = Requirement(line.partition(" --")[0])
+            wanted = Requirement(line)
             installed = importlib.metadata.version(wanted.name)
             if installed in wanted.specifier and (
                 wanted.marker is None or wanted.marker.evaluate({"python_version": python})
@@ -101,6 +102,7 @@ def pinned_for(python):
                 yield wanted.name
 
 
+@pytest.mark.skipif(bool(os.environ.get("COMFYUI_PATH")), reason="a ComfyUI of the user's own has other releases")
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
 def test_what_is_pinned_is_there_for_every_python_that_the_launcher_takes(python):
     """By what each release says of itself: pip ends the whole environment at one that wants a later Python."""

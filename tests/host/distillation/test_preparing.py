@@ -53,7 +53,7 @@ def test_drawing_counts_the_batches_that_are_left(output, clip, monkeypatch):
     assert planned(model, prompts(clip)) == []
 
 
-def test_a_drawing_is_tried_as_it_will_be_done(output, monkeypatch, worked):
+def test_a_drawing_is_tried_as_it_will_be_done(output, monkeypatch):
     """Each picture alone, where the host would count the tokens of all prompts of a batch: six times four steps of a second."""
     model, counted = stand_in(), []
     own = type(model.model.diffusion_model).forward
